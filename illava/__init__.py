@@ -1,0 +1,34 @@
+"""Token reduction and fast generation for pretrained vision-language models.
+
+Public names load on first use, so that configuration and preprocessing never import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "VLM": "illava.vlm",
+    "Request": "illava.requests",
+    "SamplingParams": "illava.requests",
+    "Generation": "illava.requests",
+    "TokenUsage": "illava.requests",
+    "Timing": "illava.requests",
+    "TokenTrace": "illava.requests",
+    "ReductionPlan": "illava.plan",
+    "ReductionStep": "illava.plan",
+    "preset": "illava.plan",
+    "VisualInput": "illava.preprocess",
+    "Preprocessor": "illava.preprocess",
+    "load_preprocessor": "illava.preprocess",
+}
+
+__all__ = list(_HOME)  # noqa: PLE0604 - the names above are strings
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'illava' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

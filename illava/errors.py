@@ -1,0 +1,38 @@
+"""Errors of the model side. Each message says what, where, why and what to do next.
+
+Knows nothing of storage, rows or Ray: the pipeline maps these onto its closed list of row error types.
+"""
+
+from __future__ import annotations
+
+
+class ILLaVAError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class PlanError(ILLaVAError, ValueError):
+    """A reduction plan that cannot be carried out: unknown stage, layer out of range, reducer at the wrong place."""
+
+
+class ReductionDidNotFireError(ILLaVAError, RuntimeError):
+    """A configured reduction step removed nothing at run time. Never a slow success."""
+
+
+class RequestError(ILLaVAError, ValueError):
+    """A request that this model cannot answer: no media where one is needed, prompt too long, placeholder in the text."""
+
+
+class PreprocessError(ILLaVAError, ValueError):
+    """Frames that cannot be brought to model size: wrong dtype, shape or an empty list."""
+
+
+class ModelLoadError(ILLaVAError, RuntimeError):
+    """Weights or configuration that cannot be loaded: not safetensors, unknown family, missing file."""
+
+
+class RequestTooLargeError(RequestError):
+    """One request needs more key/value pages than the whole pool has."""
+
+
+class NumericalError(ILLaVAError, ArithmeticError):
+    """Logits that are not finite. Carries the request so that its neighbours can go on."""

@@ -1,0 +1,130 @@
+"""What a model family is to the engine: media to visual tokens, prompt to ids and positions, borrowed decoder layers.
+
+A family knows no reducer: it calls the reduction between attention and MLP of its own block loop and gets shorter
+tokens back. One file a family; subclasses are one level deep.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+from illava.plan import ReductionPlan
+from illava.requests import TraceStep
+
+if TYPE_CHECKING:
+    from illava.decoder import Decoder
+    from illava.preprocess import VisualInput
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Consecutive prompt tokens of one kind; host integers only.
+
+    Attributes:
+        length: tokens.
+        medium: index of the request's medium, -1 for text.
+        span: index of the contiguous stretch of visual tokens, -1 for text.
+        frame: the frame these tokens belong to where the run is exactly one frame's tokens, else -1.
+    """
+
+    length: int
+    medium: int = -1
+    span: int = -1
+    frame: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedMedium:
+    """One medium after tower, projector and layout: what the LLM will read. K tokens at LLM width D.
+
+    Attributes:
+        feature_KD: visual tokens, separators (newlines) included.
+        slot_K: int64 ascending: which of the medium's ``num_slots`` prompt places each token takes. In the geometric
+            layout slots are those of the unreduced model, so survivors keep their position ids and leave gaps; in the
+            released layout they are 0 .. K - 1.
+        num_slots: prompt places of this medium.
+        frame_counts: host integers: tokens of each frame or tile in order, where the layout keeps frames apart, as
+            (frame, count); separators between or behind frames carry frame -1. Counts sum to K.
+        place_K3: int64 (frame or tile, row, col) after the layout; separators carry row = col = -1.
+        score_K: float32, attention received in the tower's last block carried through the same layout; present where
+            the plan reduces at ``decoder_input``.
+        num_patches: tokens this medium brought into the tower.
+        trace: this medium's steps, empty unless asked for. Places carry medium 0; the engine renumbers them.
+        patch_place_P4: int64, where traced.
+    """
+
+    feature_KD: Tensor
+    slot_K: Tensor
+    num_slots: int
+    frame_counts: tuple[tuple[int, int], ...]
+    place_K3: Tensor
+    score_K: Tensor | None
+    num_patches: int
+    trace: tuple[TraceStep, ...] = ()
+    patch_place_P4: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedPrompt:
+    """Token ids of a chat turn with every medium's placeholders in place.
+
+    Attributes:
+        token_ids: host integers, placeholders repeated ``num_slots`` times.
+        spans: (start, length) of each medium's placeholders, in the order of the media.
+    """
+
+    token_ids: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+
+
+class Family(ABC):
+    """One model family, holding one loaded Hugging Face model whose sub-modules it borrows."""
+
+    model_type: ClassVar[str]
+    decoder: Decoder
+    stop_token_ids: frozenset[int]
+    num_vision_blocks: int
+
+    @abstractmethod
+    def check(self, plan: ReductionPlan) -> None:
+        """Refuse, in words, a plan that makes no sense here.
+
+        Raises:
+            PlanError: what is wrong, where, and what would be right.
+        """
+
+    @abstractmethod
+    def num_patches(self, medium: VisualInput) -> int:
+        """Tokens the medium brings into the tower; from geometry, for admission."""
+
+    @abstractmethod
+    def num_vision_tokens(self, medium: VisualInput) -> int:
+        """Visual tokens the unreduced model gives its LLM for this medium; from geometry."""
+
+    @abstractmethod
+    def encode(self, media: Sequence[VisualInput], plan: ReductionPlan, *, trace: bool) -> list[EncodedMedium]:
+        """Tower, projector and layout over all media in packed calls."""
+
+    @abstractmethod
+    def render(self, content: Sequence[str | VisualInput], num_slots: Sequence[int]) -> RenderedPrompt:
+        """Chat template and tokenizer. ``num_slots`` gives each medium's placeholders, in order."""
+
+    @abstractmethod
+    def position_ids(self, prompt: RenderedPrompt, media: Sequence[VisualInput]) -> Tensor:
+        """Rotary positions of every prompt slot: int64 [P, slots], P = 1, or 3 for M-RoPE.
+
+        A generated token's position follows from the last column: one more on every axis per token.
+        """
+
+    @abstractmethod
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Word embeddings: [T] -> [T, D]."""
+
+    @abstractmethod
+    def decode_text(self, token_ids: Sequence[int]) -> str:
+        """Token ids to text without special tokens."""

@@ -1,0 +1,165 @@
+"""What is reduced where: steps, plans, and the shipped presets. Torch-free, so that a config is checked at once.
+
+A plan names no model. Whether it makes sense for one is the family's `check`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import lru_cache
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from illava.errors import PlanError
+from illava.reducers import AnyReducer, Stage
+
+Layout = Literal["geometric", "released"]
+
+_LAYERED: frozenset[Stage] = frozenset({"vision_block", "decoder_layer"})
+
+
+class ReductionStep(BaseModel):
+    """One reducer at one stage.
+
+    Attributes:
+        stage: ``media`` (before the tower), ``vision_block`` (inside a block, between attention and MLP),
+            ``vision_output`` (after the tower), ``decoder_input``, ``decoder_layer`` (before that layer).
+        layers: 0-based blocks or layers for ``vision_block`` and ``decoder_layer``; empty for the other stages.
+        reducer: the method and its hyper-parameters.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stage: Stage
+    layers: tuple[int, ...] = ()
+    reducer: AnyReducer
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ReductionStep:
+        if self.stage not in self.reducer.stages:
+            places = ", ".join(sorted(self.reducer.stages))
+            raise ValueError(f"reducer {self.reducer.kind!r} cannot act at stage {self.stage!r}; it can at: {places}")
+        if self.stage in _LAYERED and not self.layers:
+            raise ValueError(f"stage {self.stage!r} needs `layers`, 0-based, such as [5, 6, 7, 8]")
+        if self.stage not in _LAYERED and self.layers:
+            raise ValueError(f"stage {self.stage!r} takes no `layers`; got {list(self.layers)}")
+        if any(n < 0 for n in self.layers) or list(self.layers) != sorted(set(self.layers)):
+            raise ValueError(f"`layers` must be distinct, ascending and not negative; got {list(self.layers)}")
+        if self.stage == "decoder_layer" and 0 in self.layers:
+            raise ValueError("a decoder_layer step is scored by the layer before it: the first possible layer is 1")
+        return self
+
+
+class ReductionPlan(BaseModel):
+    """Every reduction a request goes through. The empty plan is the unreduced model.
+
+    Attributes:
+        layout: ``geometric`` keeps survivors at their true places; ``released`` re-reads them as a k x k
+            pseudo-image, as the released code does, and needs square counts.
+        steps: in the order of the data flow; within a stage and layer, one step.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layout: Layout = "geometric"
+    steps: tuple[ReductionStep, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_preset(cls, data: object) -> object:
+        """`{preset: NAME}` or `{preset: NAME, layout: ...}` stands for the preset's plan."""
+        if isinstance(data, dict) and data.get("preset") is not None:
+            if data.get("steps"):
+                raise ValueError("give either `preset` or `steps`, not both")
+            return preset(data["preset"], layout=data.get("layout")).model_dump()
+        if isinstance(data, dict):
+            return {key: value for key, value in data.items() if key != "preset"}
+        return data
+
+    @model_validator(mode="after")
+    def _one_step_a_place(self) -> ReductionPlan:
+        seen: set[tuple[Stage, int | None]] = set()
+        for step in self.steps:
+            for place in [(step.stage, layer) for layer in step.layers or (None,)]:
+                if place in seen:
+                    where = place[0] if place[1] is None else f"{place[0]} {place[1]}"
+                    raise ValueError(f"two reduction steps at {where}; one step a place")
+                seen.add(place)
+        return self
+
+    def at(self, stage: Stage, layer: int | None = None) -> AnyReducer | None:
+        """The reducer at a place, or None."""
+        for step in self.steps:
+            if step.stage == stage and (layer is None or layer in step.layers):
+                return step.reducer
+        return None
+
+    def layers(self, stage: Stage) -> tuple[int, ...]:
+        """All layers of a stage where something happens, ascending."""
+        return tuple(sorted(layer for step in self.steps if step.stage == stage for layer in step.layers))
+
+    def digest(self) -> str:
+        """Sixteen hex digits that change exactly when the plan does."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+EMPTY_PLAN = ReductionPlan()
+
+
+def _paper_plan(vision: list[int], num_merged: int, decoder: int, keep: float, *, score: str) -> dict[str, Any]:
+    return {
+        "steps": [
+            {
+                "stage": "vision_block",
+                "layers": vision,
+                "reducer": {"kind": "illava", "num_merged": num_merged},
+            },
+            {
+                "stage": "decoder_layer",
+                "layers": [decoder],
+                "reducer": {"kind": "illava", "keep_ratio": keep, "score": score, "per": "prompt"},
+            },
+        ]
+    }
+
+
+def _with_frame_budget(plan: dict[str, Any], layout: Layout) -> dict[str, Any]:
+    """Pooling restores the grid in the geometric layout: reduce to the count the released pooling leaves."""
+    if layout == "released":
+        return plan
+    vision, decoder = plan["steps"]
+    budget = {"stage": "decoder_input", "reducer": {"kind": "illava", "keep_per_frame": 100}}
+    return {"steps": [vision, budget, decoder]}
+
+
+@lru_cache(maxsize=64)
+def preset(name: str, *, layout: Layout | None = None) -> ReductionPlan:
+    """A shipped plan by name.
+
+    Args:
+        name: one of `PRESETS`.
+        layout: ``geometric`` unless given. ``released`` is the parity switch to the paper's code.
+
+    Raises:
+        PlanError: no such preset.
+
+    Source: arXiv 2412.06263v1 and the README of hulianyuyy/iLLaVA@4068149.
+    """
+    layout = layout or "geometric"
+    if name not in PRESETS:
+        raise PlanError(f"no preset named {name!r}; the presets are: {', '.join(sorted(PRESETS))}")
+    return ReductionPlan.model_validate({"layout": layout, **PRESETS[name](layout)})
+
+
+PRESETS: dict[str, Any] = {
+    "none": lambda layout: {"steps": []},
+    "illava-paper": lambda layout: _paper_plan([3, 4, 5, 6], 92, 2, 0.70, score="paper"),
+    "illava-image": lambda layout: _paper_plan([5, 6, 7, 8], 92, 8, 0.70, score="released"),
+    "illava-video": lambda layout: _with_frame_budget(
+        _paper_plan([3, 4, 5, 6], 92, 2, 0.70, score="released"), layout
+    ),
+    "illava-draw": lambda layout: _paper_plan([2, 3, 4, 5, 6, 7, 8], 80, 8, 0.50, score="released"),
+}

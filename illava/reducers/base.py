@@ -1,0 +1,77 @@
+"""What a reducer is: a frozen model of its hyper-parameters with one pure function, `assign`.
+
+A reducer sees packed tokens and the evidence it asked for; it knows no model family. Its fields are the YAML keys of
+a plan, so the object in the config is the object that runs. Importing a reducer must not import torch (a config is
+validated in well under a second, before any model is loaded): torch is imported inside `assign`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from illava.tokens import Assignment, Tokens
+
+Stage = Literal["media", "vision_block", "vision_output", "decoder_input", "decoder_layer"]
+Scope = Literal["frame", "span", "medium", "prompt"]
+EvidenceKind = Literal[
+    "attention_received",
+    "causal_normalised_attention",
+    "last_query_attention",
+    "keys",
+    "cls_attention",
+    "seed",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What was measured for a reducer, aligned with the tokens it is to reduce. Absent unless asked for.
+
+    Attributes:
+        attention_received_T: float32, mean attention a token receives (over heads and queries of its scope).
+        causal_normalised_attention_T: float32, the same freed of the causal mask's bias; decoder stages only.
+        last_query_attention_T: float32, attention of the prompt's last token to each token; decoder stages only.
+        keys_THd: keys of the scored attention, before head averaging.
+        cls_attention_T: float32, the CLS token's attention, families with one.
+        seeds: one integer a segment, from (seed, item, layer); for reducers that draw.
+    """
+
+    attention_received_T: Tensor | None = None
+    causal_normalised_attention_T: Tensor | None = None
+    last_query_attention_T: Tensor | None = None
+    keys_THd: Tensor | None = None
+    cls_attention_T: Tensor | None = None
+    seeds: tuple[int, ...] | None = None
+
+
+class Reducer(BaseModel, ABC):
+    """Base of all reducers.
+
+    Class attributes:
+        stages: where this method may act.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stages: ClassVar[frozenset[Stage]]
+    kind: str
+    per: Scope = "medium"
+
+    @abstractmethod
+    def evidence(self, stage: Stage) -> frozenset[EvidenceKind]:
+        """The evidence `assign` needs at this stage; nothing else is computed."""
+
+    @abstractmethod
+    def num_kept(self, num_tokens: int) -> int | None:
+        """Tokens left of a segment of ``num_tokens``; None where the data decide."""
+
+    @abstractmethod
+    def assign(self, tokens: Tokens, evidence: Evidence, stage: Stage) -> Assignment:
+        """Decide what every output token is made of. Segments are independent of one another."""

@@ -1,0 +1,127 @@
+"""iLLaVA: the least attended tokens become one weighted mean. Knows neither model nor tower.
+
+Source: arXiv 2412.06263v1, section 3; hulianyuyy/iLLaVA@4068149 (read for the settings, written from the formula).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from illava.reducers.base import Evidence, EvidenceKind, Reducer, Scope, Stage
+
+if TYPE_CHECKING:
+    from illava.tokens import Assignment, Tokens
+
+_DECODER_EVIDENCE: dict[str, EvidenceKind] = {
+    "paper": "attention_received",
+    "causal_normalised": "causal_normalised_attention",
+    "released": "last_query_attention",
+}
+
+
+class ILLaVA(Reducer):
+    """Merge the r + 1 least attended tokens of a scope into one; r fewer tokens remain.
+
+    With t_0 .. t_r the tokens of lowest score, ascending, the new token is sum_m w_m x[t_m] with
+    w_m = (r + 1 - m) / ((r + 1)(r + 2) / 2), and stands at the place of t_r; all others keep value and order.
+
+    Attributes:
+        score: what ranks tokens at decoder stages. ``paper``: attention received from the scope's own tokens.
+            ``causal_normalised``: the same divided by what flat causal attention would give. ``released``: the last
+            prompt token's attention. In the vision tower, and at decoder_input (which has seen no decoder layer, so
+            the tower's last attention is used), all three are the attention received.
+        per: the scope that is ranked at decoder stages; the tower always ranks within a tile or frame.
+        num_merged: r (``illava_vit_r`` in the released code).
+        keep_ratio: share of a scope's tokens kept, r = n - round(n * keep_ratio) (``illava_llm_r``).
+        keep_per_frame: tokens kept of each frame; sets the scope to the frame.
+
+    Deviation from the release: batches of any size and dtype; the new token is summed in float32.
+    """
+
+    stages: ClassVar[frozenset[Stage]] = frozenset({"vision_block", "vision_output", "decoder_input", "decoder_layer"})
+
+    kind: Literal["illava"] = "illava"
+    score: Literal["paper", "released", "causal_normalised"] = "paper"
+    per: Scope = "medium"
+    num_merged: int | None = Field(default=None, ge=1)
+    keep_ratio: float | None = Field(default=None, gt=0.0, lt=1.0)
+    keep_per_frame: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _frame_scope(cls, data: object) -> object:
+        if isinstance(data, dict) and data.get("keep_per_frame") is not None:
+            if data.get("per", "frame") != "frame":
+                raise ValueError("keep_per_frame ranks within each frame: leave `per` out or set it to frame")
+            return {**data, "per": "frame"}
+        return data
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> ILLaVA:
+        given = [n for n in ("num_merged", "keep_ratio", "keep_per_frame") if getattr(self, n) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of num_merged, keep_ratio, keep_per_frame; got {given or 'none'}")
+        return self
+
+    def evidence(self, stage: Stage) -> frozenset[EvidenceKind]:
+        if stage == "decoder_layer":
+            return frozenset({_DECODER_EVIDENCE[self.score]})
+        return frozenset({"attention_received"})
+
+    def num_kept(self, num_tokens: int) -> int:
+        """n - r; a segment always keeps at least one token, and never grows."""
+        if self.num_merged is not None:
+            return max(num_tokens - self.num_merged, min(num_tokens, 1))
+        if self.keep_per_frame is not None:
+            return min(num_tokens, self.keep_per_frame)
+        return max(round(num_tokens * self.keep_ratio), min(num_tokens, 1))
+
+    def assign(self, tokens: Tokens, evidence: Evidence, stage: Stage) -> Assignment:
+        (kind,) = self.evidence(stage)
+        score_T = getattr(evidence, f"{kind}_T")
+        return merge_least(score_T, tokens.lengths, tuple(self.num_kept(n) for n in tokens.lengths))
+
+
+def merge_least(score_T, lengths: tuple[int, ...], kept: tuple[int, ...]) -> Assignment:
+    """Merge each segment's lowest-scored tokens into one so that ``kept[s]`` remain.
+
+    Vectorised over segments of any lengths; counts are host integers, so nothing waits for the device. Ties go to
+    the earlier token (stable sort).
+
+    Args:
+        score_T: float, higher = keep.
+        lengths: tokens per segment.
+        kept: tokens to keep per segment, ``1 <= kept[s] <= lengths[s]`` (0 only for an empty segment).
+    """
+    import torch
+
+    from illava.tokens import Assignment, offsets, pad, ragged_index
+
+    device, num_segments, width = score_T.device, len(lengths), max(lengths, default=0)
+    removed = tuple(n - k for n, k in zip(lengths, kept, strict=True))
+    sizes = tuple(r + 1 if r else 0 for r in removed)  # a segment that loses nothing mixes nothing
+    start_S1 = offsets(lengths, device)[:, None]
+    removed_S1 = torch.tensor(removed, device=device)[:, None]
+
+    order_SN = torch.argsort(pad(score_T.float(), lengths, float("inf")), dim=1, stable=True)
+    rank_SN = torch.empty_like(order_SN).scatter_(1, order_SN, torch.arange(width, device=device).expand_as(order_SN))
+    kept_SN = torch.argsort((rank_SN < removed_S1).byte(), dim=1, stable=True)  # kept first, in order
+    kept_K = (kept_SN + start_S1).flatten()[ragged_index(kept, width, device)]
+    source_E = (order_SN + start_S1).flatten()[ragged_index(sizes, width, device)]
+
+    # w_m = (r + 1 - m) / ((r + 1)(r + 2) / 2): the least attended weighs most
+    weight_SN = (removed_S1 + 1 - torch.arange(width, device=device)).float()
+    weight_SN = weight_SN / ((removed_S1 + 1) * (removed_S1 + 2) / 2)
+    weight_E = weight_SN.flatten()[ragged_index(sizes, width, device)]
+
+    merging = [s for s in range(num_segments) if removed[s]]
+    merging_G = torch.tensor(merging, dtype=torch.long, device=device)
+    place_G = order_SN[merging_G].gather(1, removed_S1[merging_G]).squeeze(1)  # t_r
+    before_G = (rank_SN < removed_S1)[merging_G].long().cumsum(1).gather(1, place_G[:, None]).squeeze(1)
+    target_G = place_G - before_G + offsets(kept, device)[merging_G]
+    size_G = torch.tensor([sizes[s] for s in merging], dtype=torch.long, device=device)
+    uniform = len({sizes[s] for s in merging}) == 1
+    group_size = sizes[merging[0]] if uniform else None
+    return Assignment(sum(lengths), kept, kept_K, source_E, weight_E, target_G, size_G, group_size)

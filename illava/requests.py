@@ -1,0 +1,161 @@
+"""What goes into a model and what comes out: requests, generations, their counts, times and traces.
+
+Torch appears only in the trace. Knows nothing of storage, items or rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from illava.preprocess import VisualInput
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the answer is drawn. Temperature 0 is greedy.
+
+    Attributes:
+        max_new_tokens: generation stops after this many.
+        temperature: 0 for greedy, else the divisor of the logits.
+        top_p: nucleus share in (0, 1].
+        seed: every draw comes from hash(seed, request_id, step), never from a shared generator.
+        min_new_tokens: stop tokens are ignored before this many (for timing at forced lengths).
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    min_new_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One question about some media.
+
+    Attributes:
+        request_id: names the request; part of the random seed of its draws.
+        content: text and media of one user turn, in the order they are read.
+        sampling: how the answer is drawn.
+        trace: record which patches every kept token is made of (costs host copies).
+    """
+
+    request_id: str
+    content: tuple[str | VisualInput, ...]
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    trace: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenUsage:
+    """Counts read off tensor shapes while the request ran.
+
+    Attributes:
+        num_patches: tokens entering the vision tower.
+        num_vision_tokens: visual tokens the unreduced model would give its LLM; from geometry.
+        num_vision_tokens_kept: visual tokens entering the LLM's first layer.
+        num_decoder_tokens_kept: visual tokens in the LLM's last layer.
+        num_prompt_tokens: all tokens entering the LLM's first layer.
+        num_generated_tokens: tokens drawn, the stop token included.
+    """
+
+    num_patches: int
+    num_vision_tokens: int
+    num_vision_tokens_kept: int
+    num_decoder_tokens_kept: int
+    num_prompt_tokens: int
+    num_generated_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Wall seconds of one request, by state; they partition its life from submission to its own last token.
+
+    Attributes:
+        queue_s: waiting for the tower, for prefill or for pages.
+        vision_s: in the vision tower, projector and layout.
+        prefill_s: in the LLM's prefill.
+        decode_s: from the first token to the last, stalls by other requests' prefill included.
+        device_s: the request's share, by tokens, of the device time of each step it took part in.
+    """
+
+    queue_s: float
+    vision_s: float
+    prefill_s: float
+    decode_s: float
+    device_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class TraceStep:
+    """One stage's mixing matrix over all visual tokens of a request, on the host.
+
+    Attributes:
+        stage: ``vision_block``, ``vision_output``, ``layout`` (projector, pooling, newlines), ``decoder_input``,
+            ``decoder_layer``.
+        layer: block or layer, where the stage has one.
+        matrix: sparse float32 [tokens out, tokens in]; a separator's row is empty.
+        place: int64 [tokens out, 4]: (medium, frame or tile, row, col) each output token stands at.
+    """
+
+    stage: str
+    layer: int | None
+    matrix: Tensor
+    place: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTrace:
+    """From patches to kept tokens.
+
+    Attributes:
+        patch_place: int64 [patches, 4], (medium, frame or tile, row, col) of every patch entering the tower.
+        steps: in the order of the data flow.
+    """
+
+    patch_place: Tensor
+    steps: tuple[TraceStep, ...]
+
+    def matrix(self, upto: int | None = None) -> Tensor:
+        """Sparse [kept tokens, patches]: the weight of each patch in each token after the first ``upto`` steps."""
+        import torch
+
+        from illava.tokens import compose
+
+        num_patches = self.patch_place.shape[0]
+        index = torch.arange(num_patches).expand(2, num_patches)
+        total = torch.sparse_coo_tensor(index, torch.ones(num_patches), (num_patches, num_patches)).coalesce()
+        for step in self.steps[:upto]:
+            total = compose(total, step.matrix)
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """The answer to one request, or the error that ended it (its neighbours are unharmed).
+
+    Attributes:
+        request_id: of the request.
+        text: decoded, special tokens removed.
+        token_ids: as drawn.
+        finish_reason: ``stop`` (a stop token) or ``length``; None where ``error`` is set.
+        usage: counts; None where the error came before any were measured.
+        timing: seconds by state.
+        trace: where the request asked for it.
+        error: what went wrong with this request alone.
+    """
+
+    request_id: str
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None
+    usage: TokenUsage | None
+    timing: Timing
+    trace: TokenTrace | None = None
+    error: Exception | None = None

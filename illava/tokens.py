@@ -1,0 +1,162 @@
+"""The arithmetic of token reduction: packed tokens, sparse mixing matrices, and what they do to tensors.
+
+Pure torch functions on packed tensors. Knows nothing of attention, of models or of which tokens are worth keeping.
+
+Shape suffixes: T tokens packed end to end, S segments, K kept tokens, D channels, E edges, G mixed rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Tokens of several segments lying end to end; nothing is padded.
+
+    Attributes:
+        hidden_TD: residual stream.
+        lengths: tokens per segment, host integers, ``sum(lengths) == T``. Counts that a plan fixes never need a
+            device round trip, so they live on the host.
+        place_T3: int64 (frame, row, col) that each token stands for; separators carry row = col = -1.
+    """
+
+    hidden_TD: Tensor
+    lengths: tuple[int, ...]
+    place_T3: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """A sparse mixing matrix [K, T]: which input tokens each output token is made of.
+
+    Row k is a copy of input ``kept_K[k]`` unless k occurs in ``target_G``; then it is the weighted sum of its edges
+    (and only of these), while still standing at the place of ``kept_K[k]``. Pruning has no edges, merging has one
+    group per merged token, clustering one group per cluster, many-to-many several groups that share sources.
+
+    Attributes:
+        num_tokens: T, the length before.
+        lengths: kept tokens per segment, host integers, ``sum(lengths) == K``.
+        kept_K: int64, ascending: the input token whose place each output token takes.
+        source_E: int64 input tokens, grouped by row in the order of ``target_G``.
+        weight_E: float32.
+        target_G: int64 output rows that are mixtures, each once.
+        size_G: int64 edges per mixed row, ``sum(size_G) == E``.
+        group_size: E // G where all groups have the same size, else None; lets `merge` run as one product.
+    """
+
+    num_tokens: int
+    lengths: tuple[int, ...]
+    kept_K: Tensor
+    source_E: Tensor
+    weight_E: Tensor
+    target_G: Tensor
+    size_G: Tensor
+    group_size: int | None = None
+
+    @property
+    def num_kept(self) -> int:
+        return self.kept_K.shape[0]
+
+    def matrix(self) -> Tensor:
+        """The mixing matrix as a coalesced sparse COO tensor, [K, T] float32."""
+        copied_K = torch.ones(self.num_kept, dtype=torch.bool, device=self.kept_K.device)
+        copied_K[self.target_G] = False
+        copy_row = copied_K.nonzero().squeeze(1)
+        row = torch.cat([copy_row, self.target_G.repeat_interleave(self.size_G)])
+        col = torch.cat([self.kept_K[copy_row], self.source_E])
+        value = torch.cat([torch.ones_like(copy_row, dtype=torch.float32), self.weight_E])
+        size = (self.num_kept, self.num_tokens)
+        return torch.sparse_coo_tensor(torch.stack([row, col]), value, size).coalesce()
+
+
+def prune(kept_K: Tensor, lengths: tuple[int, ...], num_tokens: int) -> Assignment:
+    """An assignment that keeps ``kept_K`` (int64, ascending) unchanged and discards the rest."""
+    none = kept_K.new_empty(0)
+    return Assignment(num_tokens, lengths, kept_K, none, none.float(), none, none)
+
+
+def identity(lengths: tuple[int, ...], device: torch.device | str = "cpu") -> Assignment:
+    """The assignment that changes nothing."""
+    total = sum(lengths)
+    return prune(torch.arange(total, device=device), lengths, total)
+
+
+def merge(assignment: Assignment, hidden_TD: Tensor) -> Tensor:
+    """Apply the mixing matrix: [T, D] -> [K, D] in the input's dtype; mixtures are summed in float32."""
+    out_KD = hidden_TD.index_select(0, assignment.kept_K)
+    num_groups = assignment.target_G.shape[0]
+    if num_groups == 0:
+        return out_KD
+    source_ED = hidden_TD.index_select(0, assignment.source_E).float()
+    if assignment.group_size is not None:
+        weight_G1m = assignment.weight_E.view(num_groups, 1, assignment.group_size)
+        mixed_GD = torch.bmm(weight_G1m, source_ED.view(num_groups, assignment.group_size, -1)).squeeze(1)
+    else:
+        weighted_ED = source_ED * assignment.weight_E[:, None]
+        mixed_GD = torch.segment_reduce(weighted_ED, "sum", lengths=assignment.size_G, axis=0)
+    return out_KD.index_copy_(0, assignment.target_G, mixed_GD.to(out_KD.dtype))
+
+
+def carry(assignment: Assignment, value_T: Tensor) -> Tensor:
+    """Keep what belongs to a place (positions, ids): [T, ...] -> [K, ...]; a mixture takes its own place's value."""
+    return value_T.index_select(0, assignment.kept_K)
+
+
+def compose(first_KT: Tensor, then_MK: Tensor) -> Tensor:
+    """Chain two mixing matrices (sparse, float32): ``then @ first``, [M, T]. Used for patch-to-token traces."""
+    return torch.sparse.mm(then_MK, first_KT).coalesce()
+
+
+def lift(assignment: Assignment, index_N: Tensor, num_tokens: int, lengths: tuple[int, ...]) -> Assignment:
+    """Place an assignment over a subset of tokens into the whole packed sequence; all other tokens are kept.
+
+    Args:
+        assignment: over the N tokens at ``index_N``.
+        index_N: int64, ascending positions of that subset among ``num_tokens`` tokens.
+        num_tokens: length of the whole sequence.
+        lengths: kept tokens per segment of the whole sequence (host integers).
+    """
+    keep_T = torch.ones(num_tokens, dtype=torch.bool, device=index_N.device)
+    keep_T[index_N] = False
+    keep_T[index_N.index_select(0, assignment.kept_K)] = True
+    # A stable sort brings the kept tokens to the front in order: no nonzero(), so no host round trip.
+    kept_K = torch.argsort(~keep_T, stable=True)[: sum(lengths)]
+    row_T = torch.cumsum(keep_T, 0) - 1
+    target_G = row_T[index_N[assignment.kept_K[assignment.target_G]]]
+    source_E = index_N.index_select(0, assignment.source_E)
+    return Assignment(
+        num_tokens, lengths, kept_K, source_E, assignment.weight_E, target_G, assignment.size_G, assignment.group_size
+    )
+
+
+@lru_cache(maxsize=256)
+def _ragged_index(lengths: tuple[int, ...], width: int) -> Tensor:
+    """Flat positions of the first ``lengths[s]`` cells of each row of an [S, width] table."""
+    return torch.cat([torch.arange(n) + row * width for row, n in enumerate(lengths)]) if lengths else torch.empty(0)
+
+
+def pad(value_T: Tensor, lengths: tuple[int, ...], fill: float) -> Tensor:
+    """Ragged [T] -> [S, max(lengths)], the tail of short segments filled. A view where all lengths are equal."""
+    width = max(lengths, default=0)
+    if all(n == width for n in lengths):
+        return value_T.view(len(lengths), width)
+    padded = value_T.new_full((len(lengths) * width,), fill)
+    return padded.index_copy_(0, ragged_index(lengths, width, value_T.device), value_T).view(len(lengths), width)
+
+
+def ragged_index(lengths: tuple[int, ...], width: int, device: torch.device) -> Tensor:
+    """Flat int64 positions of the first ``lengths[s]`` cells of each row of an [S, width] table, on ``device``."""
+    return _ragged_index(lengths, width).long().to(device, non_blocking=True)
+
+
+def offsets(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """Start of each segment: int64 [S]."""
+    starts = [0]
+    for n in lengths[:-1]:
+        starts.append(starts[-1] + n)
+    return torch.tensor(starts[: len(lengths)], device=device)

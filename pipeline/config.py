@@ -1,0 +1,217 @@
+"""`JobConfig`: the one schema of configs/*.yaml. Units stand in names; unknown keys are refused.
+
+Every field says by `rows(...)` or `execution(...)` whether it can change a row's content. The first kind enters the
+recipe digest, the second does not; a test fails on a field that says neither. Loads neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from illava.plan import ReductionPlan
+
+
+def rows(default: Any = ..., **constraints: Any) -> Any:
+    """A field whose value can change what stands in a row."""
+    return Field(default, json_schema_extra={"affects": "rows"}, **constraints)
+
+
+def execution(default: Any = ..., **constraints: Any) -> Any:
+    """A field that only changes how fast, where or at what price rows are made."""
+    return Field(default, json_schema_extra={"affects": "execution"}, **constraints)
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, nothing unknown accepted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class InputConfig(Section):
+    """Where items come from: a prefix with a pattern, or a manifest of URIs. The manifest hash enters the run
+    fingerprint, so the fields themselves need not.
+
+    Attributes:
+        uri: prefix that is listed; also the base of a manifest's relative URIs.
+        pattern: glob below the prefix; ``**`` crosses folders.
+        manifest: Parquet, JSONL or CSV with a column ``uri`` or ``uris``.
+        limit: only the first so many items, in manifest order.
+        skip_done_in: a finished run's folder; items it holds under the same recipe are left out.
+    """
+
+    uri: str | None = execution(None)
+    pattern: str = execution("**/*")
+    manifest: str | None = execution(None)
+    limit: int | None = execution(None, ge=1)
+    skip_done_in: str | None = execution(None)
+
+
+class UniformSampling(Section):
+    """``num_frames`` frames, evenly spaced over the whole clip."""
+
+    kind: Literal["uniform"] = rows("uniform")
+
+
+class FpsSampling(Section):
+    """``fps`` frames a second, thinned evenly to at most ``num_frames``."""
+
+    kind: Literal["fps"] = rows("fps")
+    fps: float = rows(1.0, gt=0)
+
+
+class KeyframeSampling(Section):
+    """Key frames, thinned evenly to at most ``num_frames``."""
+
+    kind: Literal["keyframe"] = rows("keyframe")
+
+
+FrameSampling = Annotated[UniformSampling | FpsSampling | KeyframeSampling, Field(discriminator="kind")]
+
+
+class MediaConfig(Section):
+    """How bytes become frames, and the budgets that are checked before anything is decoded.
+
+    Attributes:
+        num_frames: frames given to the model, at most.
+        frame_sampling: which frames.
+        decoder: ``auto`` is decord, then PyAV for what decord cannot read; ``pyav`` for untrusted media.
+        load_timeout_s: deadline of one item's load; its child process is killed then.
+        max_bytes: largest object that is read.
+        max_pixels_per_frame: largest declared width x height.
+        max_duration_s: longest clip.
+        max_images: most images of one image set.
+    """
+
+    num_frames: int = rows(32, ge=1, le=4096)
+    frame_sampling: FrameSampling = rows(UniformSampling())
+    decoder: Literal["auto", "decord", "pyav"] = rows("auto")
+    load_timeout_s: float = execution(120.0, gt=0)
+    max_bytes: int = rows(8_000_000_000, ge=1)
+    max_pixels_per_frame: int = rows(64_000_000, ge=1)
+    max_duration_s: float = rows(6 * 3600.0, gt=0)
+    max_images: int = rows(64, ge=1)
+
+
+class ModelConfig(Section):
+    """Which model. A hub id needs a pinned revision; a local folder is identified by the hashes of its files.
+
+    Attributes:
+        model_id: hub id or local folder (safetensors only).
+        revision: 40 hex digits of the hub commit; null for a local folder.
+        dtype: ``auto`` is bfloat16 on CUDA and float32 on CPU.
+        device: ``auto`` is CUDA where ``runtime.gpus_per_actor`` > 0, else CPU.
+        kv_cache_bytes: size of the paged key/value pool; null takes what the device has left, 1 GB on CPU.
+        max_batch_requests: requests in one running decode batch, at most.
+    """
+
+    model_id: str = rows(min_length=1)
+    revision: str | None = rows(None, pattern=r"^[0-9a-f]{40}$")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = rows("auto")
+    device: Literal["auto", "cpu", "cuda"] = rows("auto")
+    kv_cache_bytes: int | None = execution(None, ge=1)
+    max_batch_requests: int = execution(32, ge=1)
+
+
+class CaptionConfig(Section):
+    """One text per item from one prompt. A manifest's ``prompt`` column overrides it item by item."""
+
+    kind: Literal["caption"] = rows("caption")
+    prompt: str = rows("Describe the video in two sentences.", min_length=1)
+
+
+class SamplingConfig(Section):
+    """How text is drawn from the model; temperature 0 is greedy."""
+
+    max_new_tokens: int = rows(128, ge=1)
+    temperature: float = rows(0.0, ge=0)
+    top_p: float = rows(1.0, gt=0, le=1)
+
+
+class ActorRange(Section):
+    """Between how many and how many actors; the job starts when the first one stands."""
+
+    min: int = execution(1, ge=1)
+    max: int = execution(1, ge=1)
+
+
+class RuntimeConfig(Section):
+    """How much machinery runs. Nothing here can change a row.
+
+    Attributes:
+        executor: ``ray``, or ``local``: one process, for tests and debugging.
+        num_vlm_actors: actors that hold a model.
+        gpus_per_actor: 0 runs the model on CPU.
+        cpus_per_actor: CPU cores reserved, and torch threads used, by each VLM actor.
+        num_reader_actors: processes that fetch and load media.
+        max_inflight_bytes: loaded frames waiting anywhere, at most.
+        max_attempts: tries an item has before it becomes a failed row.
+        max_open_shards: shards in work at once; bounds what a crash can cost.
+        cache_dir: local staging of fetched objects; null is a temporary folder.
+        cache_bytes: size of that staging area.
+    """
+
+    executor: Literal["ray", "local"] = execution("ray")
+    num_vlm_actors: ActorRange = execution(ActorRange())
+    gpus_per_actor: float = execution(1.0, ge=0)
+    cpus_per_actor: float = execution(1.0, ge=0)
+    num_reader_actors: int = execution(2, ge=1)
+    max_inflight_bytes: int = execution(4_000_000_000, ge=1)
+    max_attempts: int = execution(3, ge=1)
+    max_open_shards: int = execution(4, ge=1)
+    cache_dir: str | None = execution(None)
+    cache_bytes: int = execution(20_000_000_000, ge=1)
+
+
+class PricesConfig(Section):
+    """What an hour costs; only the cost columns depend on it."""
+
+    gpu_hour_usd: float = execution(0.0, ge=0)
+    cpu_hour_usd: float = execution(0.0, ge=0)
+    storage_request_usd: float = execution(0.0, ge=0)
+
+
+class OutputConfig(Section):
+    """Where the run folder stands.
+
+    Attributes:
+        uri: the run folder; the same configuration resumes there, any other is refused.
+        items_per_shard: items of one Parquet part; fixed for the life of a run, part of its fingerprint.
+        compression: of the Parquet parts.
+    """
+
+    uri: str = execution(min_length=1)
+    items_per_shard: int = execution(64, ge=1)
+    compression: Literal["zstd", "snappy", "gzip", "none"] = execution("zstd")
+
+
+class JobConfig(Section):
+    """A whole job. `name` is for people; `seed` drives every random draw."""
+
+    name: str = execution("job")
+    seed: int = rows(0)
+    input: InputConfig = execution()
+    media: MediaConfig = rows(MediaConfig())
+    model: ModelConfig = rows()
+    reduction: ReductionPlan = rows(ReductionPlan())
+    task: CaptionConfig = rows(CaptionConfig())
+    sampling: SamplingConfig = rows(SamplingConfig())
+    runtime: RuntimeConfig = execution(RuntimeConfig())
+    prices: PricesConfig = execution(PricesConfig())
+    output: OutputConfig = execution()
+
+
+def recipe_fields(config: JobConfig) -> dict[str, Any]:
+    """Dotted key -> value of every field that can change a row, as JSON types."""
+    return dict(_walk(config, ""))
+
+
+def _walk(section: Section, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, info in type(section).model_fields.items():
+        value, key = getattr(section, name), f"{prefix}{name}"
+        if isinstance(value, Section):
+            yield from _walk(value, f"{key}.")
+        elif (info.json_schema_extra or {}).get("affects") == "rows":
+            yield key, value.model_dump(mode="json") if isinstance(value, BaseModel) else value

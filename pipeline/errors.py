@@ -1,0 +1,83 @@
+"""Errors of the pipeline, their exit codes, and the closed list of error types a failed row may carry."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, get_args
+
+RowErrorType = Literal[
+    "unsafe_uri",  # scheme or path outside what is allowed
+    "not_found",  # the store has no such object
+    "access_denied",  # the store refused this object
+    "store_error",  # the store kept failing
+    "changed_object",  # size or ETag differ from the manifest's
+    "too_large",  # over a budget of bytes, pixels, duration or images
+    "empty_media",  # zero bytes, or no frames
+    "unsupported_media",  # container or picture format that is not allowed
+    "no_video_stream",  # audio only
+    "corrupt_media",  # cannot be decoded
+    "load_timeout",  # deadline passed; the child was killed
+    "load_crashed",  # the decoder's child process died
+    "load_out_of_memory",  # the child hit its memory limit
+    "bad_request",  # the model cannot take this prompt and media
+    "prompt_too_long",  # more tokens than the model or the cache holds
+    "out_of_memory",  # too large for the device even alone
+    "numerical_error",  # logits not finite
+    "reduction_did_not_fire",  # a configured reduction removed nothing
+    "worker_died",  # the item ended its worker repeatedly
+    "item_timeout",  # never returned
+    "internal_error",  # a defect; the message names it
+]
+ROW_ERROR_TYPES: tuple[str, ...] = get_args(RowErrorType)
+
+
+class PipelineError(Exception):
+    """Base. The message says what, where, why and the next command; `exit_code` is the process's."""
+
+    exit_code: ClassVar[int] = 5
+
+
+class ConfigError(PipelineError):
+    """The configuration or the command line is wrong."""
+
+    exit_code = 2
+
+
+class InputError(PipelineError):
+    """The manifest or listing cannot be used: no items, duplicate ids, missing column."""
+
+    exit_code = 2
+
+
+class RefusedError(PipelineError):
+    """The output belongs to another run, or verification failed."""
+
+    exit_code = 4
+
+
+class StorageError(PipelineError):
+    """The store failed for the run as a whole (not for one object)."""
+
+
+class CredentialsError(StorageError):
+    """Credentials are missing or expired: the run stops instead of failing every item."""
+
+
+class ItemError(PipelineError):
+    """One item cannot be processed; becomes a failed row.
+
+    Attributes:
+        error_type: from the closed list.
+        retryable: another attempt may succeed.
+    """
+
+    def __init__(self, error_type: RowErrorType, message: str, *, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.error_type = error_type
+        self.retryable = retryable
+
+    def __reduce__(self) -> tuple:
+        return _rebuild_item_error, (self.error_type, str(self), self.retryable)
+
+
+def _rebuild_item_error(error_type: RowErrorType, message: str, retryable: bool) -> ItemError:
+    return ItemError(error_type, message, retryable=retryable)

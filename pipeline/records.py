@@ -1,0 +1,150 @@
+"""The records that travel: an item, the item loaded, the row it becomes, the shard it belongs to.
+
+Plain frozen data; knows nothing of storage, Ray or models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from illava.preprocess import VisualInput
+
+MediaKind = Literal["video", "image", "images"]
+
+
+@dataclass(frozen=True, slots=True)
+class MediaItem:
+    """One line of the frozen manifest: one request's media and one question.
+
+    Attributes:
+        item_id: the user's id, or a hash of URIs, sizes and etags.
+        uris: one object, or the images of a set in order.
+        media_kind: what the objects are.
+        sizes: bytes of each object at manifest time, -1 where the listing did not say.
+        etags: entity tag (or ``mtime:<ns>``) of each object at manifest time, "" where unknown.
+        prompt: overrides the task's prompt.
+        question_id, options, reference, category: for question answering.
+        fields: every other column of the user's manifest, as text.
+    """
+
+    item_id: str
+    uris: tuple[str, ...]
+    media_kind: MediaKind
+    sizes: tuple[int, ...]
+    etags: tuple[str, ...]
+    prompt: str | None = None
+    question_id: str | None = None
+    options: tuple[str, ...] | None = None
+    reference: str | None = None
+    category: str | None = None
+    fields: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Consecutive items of the manifest that are committed as one Parquet object."""
+
+    index: int
+    items: tuple[MediaItem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadStats:
+    """What loading one item took; durations on the reader's own clock.
+
+    Attributes:
+        fetch_s: object storage to the local cache.
+        load_s: media bytes to frames, child process included.
+        preprocess_s: frames to uint8 at model size.
+        cpu_s: CPU seconds of reader and child for this item.
+        bytes_fetched: bytes that crossed from the store.
+        storage_requests: requests made to the store.
+        decoder: ``decord``, ``pyav`` or ``pillow``; "" where loading failed before one was chosen.
+    """
+
+    fetch_s: float = 0.0
+    load_s: float = 0.0
+    preprocess_s: float = 0.0
+    cpu_s: float = 0.0
+    bytes_fetched: int = 0
+    storage_requests: int = 0
+    decoder: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedItem:
+    """An item with its media at model size: what crosses from a reader to a VLM actor.
+
+    Attributes:
+        item: as in the manifest.
+        media: one entry a medium, uint8 at model size (`illava.preprocess.VisualInput`).
+        frame_timestamps_s: of every frame given to the model; empty for images.
+        stats: what loading took.
+        partial: why fewer frames than asked for were decoded (a truncated file); None when complete.
+    """
+
+    item: MediaItem
+    media: tuple[VisualInput, ...]
+    frame_timestamps_s: tuple[float, ...]
+    stats: LoadStats
+    partial: str | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(medium.nbytes for medium in self.media)
+
+
+@dataclass(frozen=True, slots=True)
+class ResultRow:
+    """One Parquet row; field names and order are the schema (see `pipeline.sink`)."""
+
+    item_id: str
+    uri: str
+    uris: tuple[str, ...]
+    media_kind: str
+    media_etag: str | None
+    question_id: str | None
+    prompt: str
+    options: tuple[str, ...] | None
+    category: str | None
+    text: str
+    answer: str | None
+    reference: str | None
+    score: float | None
+    pages: tuple[dict, ...] | None
+    fields: dict[str, str]
+    status: Literal["ok", "partial", "failed"]
+    error_type: str | None
+    error_message: str | None
+    attempts: int
+    finish_reason: str | None
+    decoder: str
+    num_frames: int
+    frame_timestamps_s: tuple[float, ...]
+    bytes_fetched: int
+    num_patches: int
+    num_vision_tokens: int
+    num_vision_tokens_kept: int
+    num_decoder_tokens_kept: int
+    kept_ratio: float
+    num_prompt_tokens: int
+    num_generated_tokens: int
+    fetch_s: float
+    load_s: float
+    preprocess_s: float
+    queue_s: float
+    vision_s: float
+    prefill_s: float
+    decode_s: float
+    latency_s: float
+    cpu_s: float
+    gpu_s: float
+    cost_usd: float
+    model_id: str
+    model_revision: str | None
+    plan_digest: str
+    recipe_digest: str
+    run_fingerprint: str
+    shard_index: int
