@@ -24,7 +24,7 @@ _HOME = {
     "load_preprocessor": "illava.preprocess",
 }
 
-__all__ = list(_HOME)  # noqa: PLE0604 - the names above are strings
+__all__ = list(_HOME)
 __version__ = "0.1.0"
 
 

@@ -19,7 +19,7 @@ class ReductionDidNotFireError(ILLaVAError, RuntimeError):
 
 
 class RequestError(ILLaVAError, ValueError):
-    """A request that this model cannot answer: no media where one is needed, prompt too long, placeholder in the text."""
+    """A request this model cannot answer: no media where one is needed, prompt too long, placeholder in the text."""
 
 
 class PreprocessError(ILLaVAError, ValueError):

@@ -10,7 +10,7 @@ import json
 from functools import lru_cache
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from illava.errors import PlanError
 from illava.reducers import AnyReducer, Stage
@@ -158,8 +158,6 @@ PRESETS: dict[str, Any] = {
     "none": lambda layout: {"steps": []},
     "illava-paper": lambda layout: _paper_plan([3, 4, 5, 6], 92, 2, 0.70, score="paper"),
     "illava-image": lambda layout: _paper_plan([5, 6, 7, 8], 92, 8, 0.70, score="released"),
-    "illava-video": lambda layout: _with_frame_budget(
-        _paper_plan([3, 4, 5, 6], 92, 2, 0.70, score="released"), layout
-    ),
+    "illava-video": lambda layout: _with_frame_budget(_paper_plan([3, 4, 5, 6], 92, 2, 0.70, score="released"), layout),
     "illava-draw": lambda layout: _paper_plan([2, 3, 4, 5, 6, 7, 8], 80, 8, 0.50, score="released"),
 }

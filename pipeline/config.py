@@ -213,5 +213,5 @@ def _walk(section: Section, prefix: str) -> Iterator[tuple[str, Any]]:
         value, key = getattr(section, name), f"{prefix}{name}"
         if isinstance(value, Section):
             yield from _walk(value, f"{key}.")
-        elif (info.json_schema_extra or {}).get("affects") == "rows":
+        elif info.json_schema_extra == {"affects": "rows"}:
             yield key, value.model_dump(mode="json") if isinstance(value, BaseModel) else value

@@ -12,6 +12,8 @@ from pydantic import Field, model_validator
 from illava.reducers.base import Evidence, EvidenceKind, Reducer, Scope, Stage
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from illava.tokens import Assignment, Tokens
 
 _DECODER_EVIDENCE: dict[str, EvidenceKind] = {
@@ -76,7 +78,8 @@ class ILLaVA(Reducer):
             return max(num_tokens - self.num_merged, min(num_tokens, 1))
         if self.keep_per_frame is not None:
             return min(num_tokens, self.keep_per_frame)
-        return max(round(num_tokens * self.keep_ratio), min(num_tokens, 1))
+        keep_ratio = self.keep_ratio or 0.0  # set, by _one_budget
+        return max(round(num_tokens * keep_ratio), min(num_tokens, 1))
 
     def assign(self, tokens: Tokens, evidence: Evidence, stage: Stage) -> Assignment:
         (kind,) = self.evidence(stage)
@@ -84,7 +87,7 @@ class ILLaVA(Reducer):
         return merge_least(score_T, tokens.lengths, tuple(self.num_kept(n) for n in tokens.lengths))
 
 
-def merge_least(score_T, lengths: tuple[int, ...], kept: tuple[int, ...]) -> Assignment:
+def merge_least(score_T: Tensor, lengths: tuple[int, ...], kept: tuple[int, ...]) -> Assignment:
     """Merge each segment's lowest-scored tokens into one so that ``kept[s]`` remain.
 
     Vectorised over segments of any lengths; counts are host integers, so nothing waits for the device. Ties go to

@@ -1,0 +1,38 @@
+# The project's verbs. Everything happens in $(VENV); a fresh machine needs python3.11 and make.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+RUN    := $(VENV)/bin/python
+export HF_HUB_DISABLE_TELEMETRY := 1
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: demo test test-long check bench help
+
+help:  ## what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+$(VENV)/.base: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -q -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/.base
+	$(VENV)/bin/pip install -q -e ".[dev]"
+	@touch $@
+
+demo: | $(VENV)/.base  ## caption the sample clips with the bundled model, on local Ray, CPU
+	$(RUN) jobs/caption_videos.py --config configs/demo.yaml
+
+test: $(VENV)/.dev  ## the CPU suite, at most 10 minutes
+	$(RUN) -m pytest -m "not long"
+
+test-long: $(VENV)/.dev  ## chaos, fuzz, matrices, training smoke, at most 20 minutes
+	$(RUN) -m pytest -m long
+
+check: $(VENV)/.dev  ## ruff and types
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+bench: $(VENV)/.dev  ## the CPU benchmarks; JSON into benchmarks/results/, tables into README.md
+	$(RUN) benchmarks/reduction_speed.py --json benchmarks/results/reduction_speed_cpu.json
+	$(RUN) benchmarks/readme_tables.py --write
