@@ -1,0 +1,160 @@
+"""Anyres arithmetic of the LLaVA families: which tiles an image becomes, and how their tokens lie afterwards.
+
+Integers only: no pixels, no tensors, no torch, so readers and `--plan` may use it. Knows nothing of reduction; a
+reduced pseudo-grid is laid out by the same functions with its own ``side``.
+
+Source: transformers 5.23, models/llava_onevision/{modeling,processing}_llava_onevision.py and
+image_processing_utils.py. Copied in behaviour, down to the rounding, and tested equal.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from illava.errors import PreprocessError
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLayout:
+    """How the tiles of one image (base tile apart) become rows of tokens, in cells.
+
+    Attributes:
+        rows, cols: of the joined grid of all tiles.
+        top, bottom, left, right: what is left of it without padding: rows ``top:bottom``, cols ``left:right``.
+        resized: (rows, cols) that the unpadded grid is interpolated to where it is over the budget, else None.
+    """
+
+    rows: int
+    cols: int
+    top: int
+    bottom: int
+    left: int
+    right: int
+    resized: tuple[int, int] | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, cols) of the grid the LLM reads, newlines apart."""
+        return self.resized or (self.bottom - self.top, self.right - self.left)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of that grid with one newline per row."""
+        rows, cols = self.shape
+        return rows * (cols + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class AnyresGeometry:
+    """Tiles and token grids of one model.
+
+    Attributes:
+        tile_px: side of a tile, which is the tower's input.
+        patch_px: side of a patch.
+        pinpoints: (height, width) px of every canvas an image may be fitted to.
+        max_tiles: budget of ``anyres_max_N``; a larger unpadded grid is interpolated down. None: no budget.
+    """
+
+    tile_px: int
+    patch_px: int
+    pinpoints: tuple[tuple[int, int], ...]
+    max_tiles: int | None
+
+    @property
+    def grid(self) -> int:
+        """Patches per side of a tile."""
+        return self.tile_px // self.patch_px
+
+    @property
+    def pooled(self) -> int:
+        """Tokens per side of a pooled video frame."""
+        return math.ceil(self.grid / 2)
+
+    @property
+    def most_tiles(self) -> int:
+        """Tiles an image can become at most, its base tile included."""
+        return 1 + max((rows // self.tile_px) * (cols // self.tile_px) for rows, cols in self.pinpoints)
+
+    def best_resolution(self, height: int, width: int) -> tuple[int, int]:
+        """The canvas (height, width) px that keeps most of the picture and, among equals, wastes least.
+
+        Args:
+            height: of the original image, px.
+            width: of the original image, px.
+
+        Raises:
+            PreprocessError: the image is so thin that no canvas keeps a single pixel row of it.
+
+        Source: transformers image_processing_utils.py:select_best_resolution.
+        """
+        best: tuple[int, int] | None = None
+        most_kept, least_wasted = 0, math.inf
+        for canvas_height, canvas_width in self.pinpoints:
+            scale = min(canvas_width / width, canvas_height / height)
+            kept = min(int(width * scale) * int(height * scale), width * height)
+            wasted = canvas_width * canvas_height - kept
+            if kept > most_kept or (kept == most_kept and wasted < least_wasted):
+                best, most_kept, least_wasted = (canvas_height, canvas_width), kept, wasted
+        if best is None:
+            raise PreprocessError(
+                f"an image of {width}x{height} px fits none of the model's {len(self.pinpoints)} tile canvases: it "
+                "would be less than one pixel thin there. Crop it, or give it with another image (it is not tiled then)"
+            )
+        return best
+
+    def tile_grid(self, height: int, width: int) -> tuple[int, int]:
+        """(rows, cols) of tiles an image is cut into, base tile apart.
+
+        Source: modeling_llava_onevision.py:get_anyres_image_grid_shape.
+        """
+        canvas_height, canvas_width = self.best_resolution(height, width)
+        return canvas_height // self.tile_px, canvas_width // self.tile_px
+
+    def image_layout(self, height: int, width: int, *, side: int | None = None) -> ImageLayout:
+        """Join, unpad and, over the budget, resize the tiles of an image of ``height`` x ``width`` px.
+
+        Args:
+            side: cells per side of a tile; the patch grid unless given (a released pseudo-grid has fewer).
+
+        Source: modeling_llava_onevision.py:unpad_image, :LlavaOnevisionModel.pack_image_features.
+        """
+        side = side or self.grid
+        tile_rows, tile_cols = self.tile_grid(height, width)
+        rows, cols = tile_rows * side, tile_cols * side
+        top = left = 0
+        if width / height > cols / rows:
+            top = (rows - int(round(height * (cols / width), 7))) // 2
+        else:
+            left = (cols - int(round(width * (rows / height), 7))) // 2
+        bottom, right = rows - top, cols - left
+        return ImageLayout(
+            rows, cols, top, bottom, left, right, resized=self._over_budget(bottom - top, right - left, side)
+        )
+
+    def _over_budget(self, rows: int, cols: int, side: int) -> tuple[int, int] | None:
+        if self.max_tiles is None:
+            return None
+        ratio = math.sqrt(rows * cols / (self.max_tiles * side**2))
+        return (int(rows // ratio), int(cols // ratio)) if ratio > 1.1 else None
+
+    def num_image_tokens(self, height: int, width: int, *, num_tiles: int, side: int | None = None) -> int:
+        """Visual tokens of an image, newlines included.
+
+        Args:
+            num_tiles: tiles it was cut into, base tile included. 1 is an image among several: base and one newline.
+            side: as in `image_layout`.
+
+        Source: processing_llava_onevision.py:_get_number_of_features, :replace_image_token.
+        """
+        base = (side or self.grid) ** 2
+        if num_tiles == 1:
+            return base + 1
+        return base + self.image_layout(height, width, side=side).num_tokens
+
+    def num_video_tokens(self, num_frames: int, *, side: int | None = None) -> int:
+        """Visual tokens of a video: every frame pooled by two, one newline at the end.
+
+        Source: processing_llava_onevision.py:replace_video_token.
+        """
+        return num_frames * math.ceil((side or self.grid) / 2) ** 2 + 1

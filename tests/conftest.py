@@ -1,0 +1,14 @@
+"""Fixtures shared by both packages' tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from models import make_onevision
+
+
+@pytest.fixture(scope="session")
+def onevision_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random LLaVA-OneVision (7 x 7 patches, 8 vision blocks, 4 decoder layers), built once a session."""
+    return make_onevision(tmp_path_factory.mktemp("onevision"))
