@@ -1,0 +1,174 @@
+"""Attention over packed sequences and over paged keys: one function each, backends behind them.
+
+Every caller, tower or decoder, calls these; none asks what machine it runs on. Which backend serves a device is
+decided once, by `backend_name`, from what the installed torch can do there; nothing is tried and silently dropped.
+Knows nothing of models, layers, caches' owners or reduction.
+
+Shape suffixes: T tokens packed end to end, B requests, H query heads, G key/value heads, d head width, P pages of
+the pool, S places of a page, M pages of the longest request.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import accumulate, groupby
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+Backend = Literal["sdpa", "varlen"]
+
+
+def packed_attention(
+    q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor, lengths: Sequence[int], *, causal: bool, scale: float
+) -> Tensor:
+    """Attention within each segment of a packed batch: [T, H, d].
+
+    Args:
+        q_THd: queries; H is a multiple of G.
+        k_TGd: keys of the same tokens.
+        v_TGd: values of the same tokens.
+        lengths: tokens per segment, host integers that sum to T.
+        causal: each token sees itself and what lies before it in its segment.
+        scale: factor on q.k.
+    """
+    lengths = tuple(lengths)
+    if sum(lengths) != q_THd.shape[0]:
+        raise ValueError(f"segments of {sum(lengths)} tokens in all, but {q_THd.shape[0]} queries were given")
+    if not lengths:
+        return torch.empty_like(q_THd)
+    if backend_name(q_THd.device, q_THd.dtype, q_THd.shape[-1]) == "varlen":
+        has = _varlen_arguments(q_THd.device, q_THd.dtype)
+        return _varlen(q_THd, k_TGd, v_TGd, lengths, causal=causal, scale=scale, has=has)
+    return _sdpa(q_THd, k_TGd, v_TGd, lengths, causal=causal, scale=scale)
+
+
+def paged_attention(
+    q_BHd: Tensor,
+    k_pool_PSGd: Tensor,
+    v_pool_PSGd: Tensor,
+    block_table_BM: Tensor,
+    length_B: Tensor,
+    *,
+    scale: float,
+    host_lengths: Sequence[int],
+) -> Tensor:
+    """One new query per request over that request's paged keys: [B, H, d].
+
+    This is the torch twin: it gathers each request's pages and runs unmasked attention over exactly its tokens, so a
+    row never depends on its neighbours (a masked batch over the longest is 2.4 times slower at 3,000 tokens on CPU).
+
+    Args:
+        q_BHd: queries.
+        k_pool_PSGd: the whole pool of key pages.
+        v_pool_PSGd: the whole pool of value pages.
+        block_table_BM: int32 pages of each request in order; what lies behind a request's last page is not read.
+        length_B: int32 keys per request, on the device: what a kernel reads.
+        scale: factor on q.k.
+        host_lengths: the same counts as host integers: what the twin reads.
+    """
+    num_heads, (page_size, num_kv_heads, head_dim) = q_BHd.shape[1], k_pool_PSGd.shape[1:]
+    rows = []
+    for row, length in enumerate(host_lengths):
+        pages = block_table_BM[row, : -(-length // page_size)]
+        k_1GNd, v_1GNd = (
+            pool.index_select(0, pages).view(-1, num_kv_heads, head_dim)[:length].transpose(0, 1)[None]
+            for pool in (k_pool_PSGd, v_pool_PSGd)
+        )
+        # The query heads that share a key head stand side by side as its queries: no head is repeated in memory.
+        q_1Ghd = q_BHd[row].view(1, num_kv_heads, num_heads // num_kv_heads, head_dim)
+        rows.append(scaled_dot_product_attention(q_1Ghd, k_1GNd, v_1GNd, scale=scale).view(1, num_heads, head_dim))
+    return torch.cat(rows)
+
+
+def backend_name(device: torch.device, dtype: torch.dtype, head_dim: int = 64) -> Backend:
+    """What serves `packed_attention` there: ``varlen`` (torch's packed FlashAttention) or ``sdpa`` (a call a segment).
+
+    ``varlen`` needs CUDA of compute capability 8.0 or more, float16 or bfloat16, and a head width that is a multiple
+    of 8 up to 256.
+    """
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        return "sdpa"
+    if head_dim % 8 or head_dim > 256 or torch.cuda.get_device_capability(device) < (8, 0):
+        return "sdpa"
+    return "varlen"
+
+
+def _sdpa(
+    q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor, lengths: tuple[int, ...], *, causal: bool, scale: float
+) -> Tensor:
+    """A call for each stretch of equally long segments, so that a batch of frames is one call, as in transformers."""
+    outputs, start = [], 0
+    for length, group in groupby(lengths):
+        num_segments = len(list(group))
+        stop = start + num_segments * length
+        q, k, v = (
+            x[start:stop].view(num_segments, length, x.shape[1], x.shape[2]).transpose(1, 2)
+            for x in (q_THd, k_TGd, v_TGd)
+        )
+        grouped = q.shape[1] != k.shape[1]
+        out = scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=grouped)
+        outputs.append(out.transpose(1, 2).reshape(stop - start, *q_THd.shape[1:]))
+        start = stop
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+@lru_cache(maxsize=64)
+def _bounds(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """Cumulative segment bounds, int32; cached because every layer of a prefill asks for the same ones."""
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+
+
+@lru_cache(maxsize=8)
+def _varlen_arguments(device: torch.device, dtype: torch.dtype) -> frozenset[str]:
+    """The arguments of `varlen_attn` that this torch has and this device honours; found by one tiny run.
+
+    Between torch 2.10 and 2.13 ``is_causal`` became ``window_size=(-1, 0)``, and ``scale``, ``enable_gqa`` and
+    ``num_splits`` came in. ``num_splits=1`` makes a row independent of its batch, but not every kernel takes it.
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    has = frozenset(inspect.signature(varlen_attn).parameters)
+    probe_THd = torch.zeros(8, 2, 64, device=device, dtype=dtype)
+    try:
+        _varlen(probe_THd, probe_THd, probe_THd, (8,), causal=True, scale=0.125, has=has)
+    except RuntimeError:
+        has -= {"num_splits"}
+        _varlen(probe_THd, probe_THd, probe_THd, (8,), causal=True, scale=0.125, has=has)
+    return has
+
+
+def _varlen(
+    q_THd: Tensor,
+    k_TGd: Tensor,
+    v_TGd: Tensor,
+    lengths: tuple[int, ...],
+    *,
+    causal: bool,
+    scale: float,
+    has: frozenset[str],
+) -> Tensor:
+    """One call of torch's packed FlashAttention, said in the words of the installed torch."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    given: dict[str, Any] = {"num_splits": 1} if "num_splits" in has else {}
+    if "window_size" in has:
+        given["window_size"] = (-1, 0) if causal else (-1, -1)
+    else:
+        given["is_causal"] = causal
+    if "scale" in has:
+        given["scale"] = scale
+    else:
+        q_THd = q_THd * (scale * q_THd.shape[-1] ** 0.5)
+    if q_THd.shape[1] != k_TGd.shape[1] and "enable_gqa" in has:
+        given["enable_gqa"] = True
+    elif q_THd.shape[1] != k_TGd.shape[1]:
+        share = q_THd.shape[1] // k_TGd.shape[1]
+        k_TGd, v_TGd = k_TGd.repeat_interleave(share, 1), v_TGd.repeat_interleave(share, 1)
+    bounds, longest = _bounds(lengths, q_THd.device), max(lengths)
+    out: Any = varlen_attn(q_THd, k_TGd, v_TGd, bounds, bounds, longest, longest, **given)
+    return out
