@@ -1,0 +1,122 @@
+"""Time of tower and prefill: a plan against the empty plan, and the empty plan against stock transformers.
+
+One loaded model with random weights at true shapes; all sides interleaved in one run; medians of the rounds. Random
+weights say nothing about quality. On CPU only the ratios mean something.
+
+    python benchmarks/reduction_speed.py --size so400m-0.5b --frames 8 --rounds 3 --json OUT.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.machine import write_json  # noqa: E402
+from benchmarks.random_onevision import SIZES, make_random_onevision  # noqa: E402
+from illava import VLM, Preprocessor, Request, SamplingParams, load_preprocessor, preset  # noqa: E402
+from illava.plan import EMPTY_PLAN, ReductionPlan  # noqa: E402
+
+PROMPT = "describe the video in two sentences"
+
+
+def time_ours(vlm: VLM, frames: np.ndarray, preprocessor: Preprocessor, plan: ReductionPlan) -> dict[str, float]:
+    """Seconds in tower (projector and layout included) and prefill of one request, and its counts."""
+    sampling = SamplingParams(max_new_tokens=1, min_new_tokens=1)
+    request = Request("bench", (preprocessor.video(frames), PROMPT), sampling)
+    (done,) = vlm.generate([request], plan=plan)
+    if done.error is not None:
+        raise done.error
+    return {
+        "tower_s": done.timing.vision_s,
+        "prefill_s": done.timing.prefill_s,
+        "vision_tokens_kept": done.usage.num_vision_tokens_kept,
+        "decoder_tokens_kept": done.usage.num_decoder_tokens_kept,
+    }
+
+
+@torch.inference_mode()
+def time_stock(vlm: VLM, frames: np.ndarray, preprocessor: Preprocessor) -> dict[str, float]:
+    """The same two stages through Hugging Face's own forward methods, on the same weights (SDPA attention)."""
+    model, family = vlm.family.model, vlm.family
+    video = preprocessor.video(frames)
+    prompt = family.render((video, PROMPT), [family.num_vision_tokens(video)])
+    started = time.perf_counter()
+    scale = torch.tensor(preprocessor.rescale, dtype=torch.float32)
+    pixels = torch.from_numpy(video.tiles).permute(0, 3, 1, 2).float() * scale
+    pixels = (pixels - torch.tensor(preprocessor.mean).view(3, 1, 1)) / torch.tensor(preprocessor.std).view(3, 1, 1)
+    found = model.model.get_video_features(pixels.to(vlm.dtype)[None])
+    features = found.pooler_output if hasattr(found, "pooler_output") else found
+    features = torch.cat([*features]) if isinstance(features, (list, tuple)) else features.flatten(0, 1)
+    tower_s = time.perf_counter() - started
+    newline = model.model.image_newline[None].to(features.dtype)
+    start, length = prompt.spans[0]
+    embedded = model.get_input_embeddings()(torch.tensor(prompt.token_ids))
+    embedded[start : start + length] = torch.cat([features, newline]) if len(features) < length else features
+    started = time.perf_counter()
+    out = model.model.language_model(inputs_embeds=embedded[None], use_cache=True)
+    model.lm_head(out.last_hidden_state[:, -1:])
+    return {"tower_s": tower_s, "prefill_s": time.perf_counter() - started}
+
+
+def measure(vlm: VLM, preprocessor: Preprocessor, args: argparse.Namespace) -> dict[str, Any]:
+    """Interleave stock, empty plan and plan for the rounds asked for; the first round warms up and is dropped."""
+    side = preprocessor.geometry.tile_px
+    frames = np.random.default_rng(0).integers(0, 256, (args.frames, side, side, 3), dtype=np.uint8)
+    plan = preset(args.preset, layout=args.layout)
+    sides: dict[str, list[dict[str, float]]] = {"stock": [], "empty": [], "plan": []}
+    for _ in range(args.rounds + 1):
+        sides["stock"].append(time_stock(vlm, frames, preprocessor))
+        sides["empty"].append(time_ours(vlm, frames, preprocessor, EMPTY_PLAN))
+        sides["plan"].append(time_ours(vlm, frames, preprocessor, plan))
+    kept = {name: rounds[1:] for name, rounds in sides.items()}
+    median = {
+        name: {key: statistics.median(r[key] for r in rounds) for key in rounds[0]} for name, rounds in kept.items()
+    }
+    spread = {
+        name: {key: max(r[key] for r in rounds) / min(r[key] for r in rounds) for key in ("tower_s", "prefill_s")}
+        for name, rounds in kept.items()
+    }
+    ratios = {
+        "tower_plan_speedup": median["empty"]["tower_s"] / median["plan"]["tower_s"],
+        "prefill_plan_speedup": median["empty"]["prefill_s"] / median["plan"]["prefill_s"],
+        "tower_empty_vs_stock": median["stock"]["tower_s"] / median["empty"]["tower_s"],
+        "prefill_empty_vs_stock": median["stock"]["prefill_s"] / median["empty"]["prefill_s"],
+    }
+    return {"ratios": ratios, "median": median, "max_over_min": spread}
+
+
+def main() -> None:
+    """Build the model, measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=sorted(SIZES), default="so400m-0.5b")
+    parser.add_argument("--preset", default="illava-video")
+    parser.add_argument("--layout", choices=["geometric", "released"], default="geometric")
+    parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--json", help="write the result here")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        make_random_onevision(folder, args.size)
+        vlm = VLM.from_pretrained(folder, dtype=args.dtype)
+        preprocessor = load_preprocessor(folder)
+        result = measure(vlm, preprocessor, args)
+    setting = {key: getattr(args, key) for key in ("size", "preset", "layout", "frames", "rounds", "dtype")}
+    for name, ratio in result["ratios"].items():
+        print(f"{name:24s} {ratio:.2f}x")
+    if args.json:
+        write_json(args.json, {"benchmark": "reduction_speed", "setting": setting, **result})
+
+
+if __name__ == "__main__":
+    main()
