@@ -10,9 +10,11 @@ image_processing_utils.py. Copied in behaviour, down to the rounding, and tested
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
-from illava.errors import PreprocessError
+from illava.errors import ModelLoadError
+from illava.model_files import ModelFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +85,9 @@ class AnyresGeometry:
             height: of the original image, px.
             width: of the original image, px.
 
-        Raises:
-            PreprocessError: the image is so thin that no canvas keeps a single pixel row of it.
-
         Source: transformers image_processing_utils.py:select_best_resolution.
         """
-        best: tuple[int, int] | None = None
+        best = self.pinpoints[0]
         most_kept, least_wasted = 0, math.inf
         for canvas_height, canvas_width in self.pinpoints:
             scale = min(canvas_width / width, canvas_height / height)
@@ -96,11 +95,6 @@ class AnyresGeometry:
             wasted = canvas_width * canvas_height - kept
             if kept > most_kept or (kept == most_kept and wasted < least_wasted):
                 best, most_kept, least_wasted = (canvas_height, canvas_width), kept, wasted
-        if best is None:
-            raise PreprocessError(
-                f"an image of {width}x{height} px fits none of the model's {len(self.pinpoints)} tile canvases: it "
-                "would be less than one pixel thin there. Crop it, or give it with another image (it is not tiled then)"
-            )
         return best
 
     def tile_grid(self, height: int, width: int) -> tuple[int, int]:
@@ -158,3 +152,28 @@ class AnyresGeometry:
         Source: processing_llava_onevision.py:replace_video_token.
         """
         return num_frames * math.ceil((side or self.grid) / 2) ** 2 + 1
+
+
+def load_geometry(files: ModelFiles) -> AnyresGeometry:
+    """The geometry a model's config.json describes.
+
+    Raises:
+        ModelLoadError: a key is missing, a canvas is no multiple of the tile, or the aspect ratio rule is unknown.
+    """
+    vision = files.config.section("vision_config")
+    tile_px, patch_px = vision["image_size"], vision["patch_size"]
+    if not files.config["image_grid_pinpoints"]:
+        raise ModelLoadError(f"{files.config.where}: image_grid_pinpoints is empty; images need one canvas at least")
+    pinpoints = tuple((height, width) for height, width in files.config["image_grid_pinpoints"])
+    for height, width in pinpoints:
+        if height % tile_px or width % tile_px:
+            raise ModelLoadError(
+                f"{files.config.where}: canvas {height}x{width} in image_grid_pinpoints is no multiple of the "
+                f"{tile_px} px tile"
+            )
+    rule = files.config["vision_aspect_ratio"]
+    budget = re.fullmatch(r"anyres(?:_max_(\d+))?", rule)
+    if budget is None:
+        raise ModelLoadError(f"{files.config.where}: vision_aspect_ratio is {rule!r}; expected anyres or anyres_max_N")
+    max_tiles = int(budget[1]) if budget[1] else None
+    return AnyresGeometry(tile_px=tile_px, patch_px=patch_px, pinpoints=pinpoints, max_tiles=max_tiles)

@@ -1,0 +1,120 @@
+"""Finds and reads the JSON files of a model folder or hub id: what a model is, without its weights.
+
+Imports neither torch nor transformers, so readers, `--plan` and config checks may use it. What the keys mean is the
+reader's business; this module knows where they stand and says which one is missing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from illava.errors import ModelLoadError
+
+_NAMES = ("config.json", "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
+
+
+@dataclass(frozen=True, slots=True)
+class JsonSection:
+    """A JSON object that knows where it stands, so that a missing key is named with its file."""
+
+    where: str
+    content: Mapping[str, Any]
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self.content:
+            raise ModelLoadError(f"{self.where} has no key {key!r}; is this a complete Hugging Face model folder?")
+        return self.content[key]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self.content.get(key, default)
+
+    def section(self, key: str) -> JsonSection:
+        """A nested object."""
+        return JsonSection(f"{self.where}: {key}", self[key])
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """The configuration files of one model.
+
+    Attributes:
+        model_id: as given; for messages.
+        config: config.json.
+        image_processor: preprocessor_config.json, or ``image_processor`` nested in processor_config.json.
+        video_processor: video_preprocessor_config.json, or nested likewise, or the image processor's.
+        processor: processor_config.json, empty where there is none.
+    """
+
+    model_id: str
+    config: JsonSection
+    image_processor: JsonSection
+    video_processor: JsonSection
+    processor: JsonSection
+
+    @property
+    def model_type(self) -> str:
+        return self.config["model_type"]
+
+
+def load_model_files(model_id: str, *, revision: str | None = None) -> ModelFiles:
+    """Read a model's JSON files from a local folder, or from the hub into its cache.
+
+    Args:
+        model_id: local folder, or hub id.
+        revision: hub commit.
+
+    Raises:
+        ModelLoadError: no such folder or hub id, the hub cannot be reached, a file is missing or not JSON.
+
+    Source of the precedence (nested over file of its own): transformers 5.23, image_processing_base.py and
+    video_processing_utils.py.
+    """
+    folder = _folder(model_id, revision)
+    config = _read(folder, "config.json")
+    if config is None:
+        raise ModelLoadError(f"{folder} has no config.json; give a Hugging Face model folder or a hub id")
+    processor = _read(folder, "processor_config.json") or JsonSection(f"{folder}/processor_config.json", {})
+    image = _nested(processor, "image_processor") or _read(folder, "preprocessor_config.json")
+    if image is None:
+        raise ModelLoadError(f"{folder} has no preprocessor_config.json; the model folder is not complete")
+    video = _nested(processor, "video_processor") or _read(folder, "video_preprocessor_config.json") or image
+    return ModelFiles(model_id, config, image, video, processor)
+
+
+def _folder(model_id: str, revision: str | None) -> Path:
+    if Path(model_id).is_dir():
+        return Path(model_id)
+    if model_id.startswith((".", "/", "~")) or model_id.count("/") > 1:
+        raise ModelLoadError(f"no model folder at {model_id!r} (working directory: {Path.cwd()})")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model_id, revision=revision, allow_patterns=list(_NAMES)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise ModelLoadError(
+            f"cannot read model {model_id!r} at revision {revision or 'main'}: it is no local folder, and the hub "
+            f"answered: {str(error).splitlines()[0]}. Check the id and revision, or download it first with: "
+            f"hf download {model_id}"
+        ) from error
+
+
+def _read(folder: Path, name: str) -> JsonSection | None:
+    path = folder / name
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelLoadError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelLoadError(f"{path} holds a {type(content).__name__}, not a JSON object")
+    return JsonSection(str(path), content)
+
+
+def _nested(processor: JsonSection, key: str) -> JsonSection | None:
+    return processor.section(key) if processor.get(key) is not None else None
