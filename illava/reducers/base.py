@@ -26,8 +26,21 @@ EvidenceKind = Literal[
     "last_query_attention",
     "keys",
     "cls_attention",
+    "sizes",
     "seed",
 ]
+AttentionScore = Literal["paper", "causal_normalised", "released"]
+
+_DECODER_EVIDENCE: dict[AttentionScore, EvidenceKind] = {
+    "paper": "attention_received",
+    "causal_normalised": "causal_normalised_attention",
+    "released": "last_query_attention",
+}
+
+
+def score_evidence(score: AttentionScore, stage: Stage) -> EvidenceKind:
+    """The evidence that ranks tokens: the variants differ before decoder layers only."""
+    return _DECODER_EVIDENCE[score] if stage == "decoder_layer" else "attention_received"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +53,7 @@ class Evidence:
         last_query_attention_T: float32, attention of the prompt's last token to each token; decoder stages only.
         keys_THd: keys of the scored attention, before head averaging.
         cls_attention_T: float32, the CLS token's attention, families with one.
+        size_T: float32, how many of the stage's first tokens each token stands for; absent means one each.
         seeds: one integer a segment, from (seed, item, layer); for reducers that draw.
     """
 
@@ -48,6 +62,7 @@ class Evidence:
     last_query_attention_T: Tensor | None = None
     keys_THd: Tensor | None = None
     cls_attention_T: Tensor | None = None
+    size_T: Tensor | None = None
     seeds: tuple[int, ...] | None = None
 
 

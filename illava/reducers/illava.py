@@ -7,23 +7,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field, model_validator
-
-from illava.reducers.base import Evidence, EvidenceKind, Reducer, Scope, Stage
+from illava.reducers.base import AttentionScore, Evidence, EvidenceKind, Reducer, Stage, score_evidence
+from illava.reducers.budget import Budget
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from illava.tokens import Assignment, Tokens
 
-_DECODER_EVIDENCE: dict[str, EvidenceKind] = {
-    "paper": "attention_received",
-    "causal_normalised": "causal_normalised_attention",
-    "released": "last_query_attention",
-}
 
-
-class ILLaVA(Reducer):
+class ILLaVA(Budget, Reducer):
     """Merge the r + 1 least attended tokens of a scope into one; r fewer tokens remain.
 
     With t_0 .. t_r the tokens of lowest score, ascending, the new token is sum_m w_m x[t_m] with
@@ -34,10 +27,7 @@ class ILLaVA(Reducer):
             ``causal_normalised``: the same divided by what flat causal attention would give. ``released``: the last
             prompt token's attention. In the vision tower, and at decoder_input (which has seen no decoder layer, so
             the tower's last attention is used), all three are the attention received.
-        per: the scope that is ranked at decoder stages; the tower always ranks within a tile or frame.
-        num_merged: r (``illava_vit_r`` in the released code).
-        keep_ratio: share of a scope's tokens kept, r = n - round(n * keep_ratio) (``illava_llm_r``).
-        keep_per_frame: tokens kept of each frame; sets the scope to the frame.
+        per, num_merged, keep_ratio, keep_per_frame: see `Budget`.
 
     Deviation from the release: batches of any size and dtype; the new token is summed in float32.
     """
@@ -45,41 +35,10 @@ class ILLaVA(Reducer):
     stages: ClassVar[frozenset[Stage]] = frozenset({"vision_block", "vision_output", "decoder_input", "decoder_layer"})
 
     kind: Literal["illava"] = "illava"
-    score: Literal["paper", "released", "causal_normalised"] = "paper"
-    per: Scope = "medium"
-    num_merged: int | None = Field(default=None, ge=1)
-    keep_ratio: float | None = Field(default=None, gt=0.0, lt=1.0)
-    keep_per_frame: int | None = Field(default=None, ge=1)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _frame_scope(cls, data: object) -> object:
-        if isinstance(data, dict) and data.get("keep_per_frame") is not None:
-            if data.get("per", "frame") != "frame":
-                raise ValueError("keep_per_frame ranks within each frame: leave `per` out or set it to frame")
-            return {**data, "per": "frame"}
-        return data
-
-    @model_validator(mode="after")
-    def _one_budget(self) -> ILLaVA:
-        given = [n for n in ("num_merged", "keep_ratio", "keep_per_frame") if getattr(self, n) is not None]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of num_merged, keep_ratio, keep_per_frame; got {given or 'none'}")
-        return self
+    score: AttentionScore = "paper"
 
     def evidence(self, stage: Stage) -> frozenset[EvidenceKind]:
-        if stage == "decoder_layer":
-            return frozenset({_DECODER_EVIDENCE[self.score]})
-        return frozenset({"attention_received"})
-
-    def num_kept(self, num_tokens: int) -> int:
-        """n - r; a segment always keeps at least one token, and never grows."""
-        if self.num_merged is not None:
-            return max(num_tokens - self.num_merged, min(num_tokens, 1))
-        if self.keep_per_frame is not None:
-            return min(num_tokens, self.keep_per_frame)
-        keep_ratio = self.keep_ratio or 0.0  # set, by _one_budget
-        return max(round(num_tokens * keep_ratio), min(num_tokens, 1))
+        return frozenset({score_evidence(self.score, stage)})
 
     def assign(self, tokens: Tokens, evidence: Evidence, stage: Stage) -> Assignment:
         (kind,) = self.evidence(stage)
