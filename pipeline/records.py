@@ -15,6 +15,21 @@ MediaKind = Literal["video", "image", "images"]
 
 
 @dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """One stored object.
+
+    Attributes:
+        uri: in normal form.
+        size: bytes.
+        etag: entity tag without quotes, ``mtime:<ns>`` for a local file, "" where the store gives none.
+    """
+
+    uri: str
+    size: int
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
 class MediaItem:
     """One line of the frozen manifest: one request's media and one question.
 

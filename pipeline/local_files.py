@@ -1,0 +1,155 @@
+"""Whole files on a local disk: written completely or not at all. Knows nothing of object stores, runs or rows.
+
+The same methods as `pipeline.object_store.ObjectStore`. Everything raises plain `OSError`; `pipeline.storage` puts it
+into words.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import socket
+from pathlib import Path
+
+from pipeline.records import ObjectInfo
+
+_TEMPORARY_SUFFIX = ".tmp"
+
+
+def info(path: str) -> ObjectInfo:
+    """Size and modification time of one file."""
+    return _info(path, os.stat(path))
+
+
+def find(root: str) -> list[ObjectInfo]:
+    """Every regular file below a folder, or the file itself; links to folders are not followed."""
+    if os.path.isfile(root):
+        return [info(root)]
+    found, pending = [], [root]
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+                elif entry.is_file() and not is_temporary(entry.name):
+                    found.append(_info(entry.path, entry.stat()))
+    return found
+
+
+def names(root: str) -> list[str]:
+    """Names directly below a folder; folders end in a slash."""
+    try:
+        with os.scandir(root) as entries:
+            return [entry.name + "/" * entry.is_dir() for entry in entries]
+    except FileNotFoundError:
+        return []
+
+
+def read(path: str, start: int = 0, end: int | None = None) -> bytes:
+    """Bytes ``start`` up to, not including, ``end``."""
+    with open(path, "rb") as file:
+        file.seek(start)
+        return file.read() if end is None else file.read(end - start)
+
+
+def copy(path: str, target: str) -> None:
+    """The whole content into another file."""
+    with open(path, "rb") as source, open(target, "wb") as file:
+        while chunk := source.read(1 << 20):
+            file.write(chunk)
+
+
+def write(path: str, data: bytes) -> None:
+    """Temporary file in the same folder, fsync, rename, fsync of the folder."""
+    temporary = _write_temporary(path, data)
+    try:
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _sync_folder(os.path.dirname(path))
+
+
+def create(path: str, data: bytes) -> bool | None:
+    """Link a complete temporary file to its name: True if this call created it, False if it was there before.
+
+    None where the file system has no hard links, so that nothing was decided.
+    """
+    temporary = _write_temporary(path, data)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno in {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}:
+            return None
+        raise
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    _sync_folder(os.path.dirname(path))
+    return True
+
+
+def delete(path: str) -> None:
+    """Remove one file."""
+    os.unlink(path)
+
+
+def temporaries(root: str) -> list[str]:
+    """Paths of temporary files below a folder, whoever wrote them."""
+    return sorted(str(path) for path in Path(root).rglob(f".*{_TEMPORARY_SUFFIX}") if is_temporary(path.name))
+
+
+def sweep(root: str) -> list[str]:
+    """Remove the temporary files that dead processes of this host left below a folder; returns their paths."""
+    removed = [path for path in temporaries(root) if _writer_is_dead(os.path.basename(path))]
+    for path in removed:
+        Path(path).unlink(missing_ok=True)
+    return removed
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is an unfinished write."""
+    return name.startswith(".") and name.endswith(_TEMPORARY_SUFFIX)
+
+
+def _info(path: str, found: os.stat_result) -> ObjectInfo:
+    return ObjectInfo(path, found.st_size, f"mtime:{found.st_mtime_ns}")
+
+
+def _write_temporary(path: str, data: bytes) -> str:
+    folder, name = os.path.split(path)
+    os.makedirs(folder, exist_ok=True)
+    writer = f"{socket.gethostname()}~{os.getpid()}~{secrets.token_hex(4)}"
+    temporary = os.path.join(folder, f".{name}~{writer}{_TEMPORARY_SUFFIX}")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def _writer_is_dead(name: str) -> bool:
+    parts = name.removesuffix(_TEMPORARY_SUFFIX).split("~")
+    if len(parts) < 4 or parts[-3] != socket.gethostname() or not parts[-2].isdigit():
+        return False
+    try:
+        os.kill(int(parts[-2]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def _sync_folder(folder: str) -> None:
+    handle = os.open(folder or ".", os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

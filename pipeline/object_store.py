@@ -1,0 +1,102 @@
+"""Objects in a bucket, through a file system object that `pipeline.storage` opened. Imports no storage library.
+
+The same methods as `pipeline.local_files`. Exceptions of the client library pass through; `pipeline.storage` puts them
+into words. Only calls that take names literally are used: never one that expands ``*`` or ``[``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.records import ObjectInfo
+from pipeline.storage_errors import http_code, is_created_by_another
+from pipeline.uris import scheme
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectStore:
+    """One store.
+
+    Attributes:
+        filesystem: an fsspec file system without listing caches.
+    """
+
+    filesystem: Any
+
+    def info(self, uri: str) -> ObjectInfo:
+        """One HEAD; a refused one is asked again as a GET, since only that answer tells why."""
+        try:
+            found = self.filesystem.info(uri, refresh=True)
+        except Exception as error:
+            if http_code(error) in {"400", "403"}:
+                self.read(uri, 0, 1)
+            raise
+        if found["type"] != "file":
+            raise FileNotFoundError("there is no such object, only a prefix of that name")
+        return _info(uri, found)
+
+    def find(self, uri: str) -> list[ObjectInfo]:
+        """Every object below a prefix, or the object itself; markers of empty folders left out."""
+        found = self.filesystem.find(uri, detail=True)
+        if not found:
+            self.filesystem.ls(uri.split("/")[2], refresh=True)  # an empty prefix is fine, a missing bucket is not
+        kind = scheme(uri)
+        return [_info(f"{kind}://{name}", info) for name, info in found.items() if not name.endswith("/")]
+
+    def names(self, uri: str) -> list[str]:
+        """Names directly below a prefix; deeper prefixes end in a slash."""
+        try:
+            found = self.filesystem.ls(uri, detail=True, refresh=True)
+        except FileNotFoundError as error:
+            if http_code(error) == "NoSuchBucket":
+                raise
+            return []
+        start = len(uri.partition("://")[2]) + 1
+        names = (entry["name"][start:].rstrip("/") + "/" * (entry["type"] == "directory") for entry in found)
+        return [name for name in names if name.strip("/")]
+
+    def read(self, uri: str, start: int = 0, end: int | None = None) -> bytes:
+        """Bytes ``start`` up to, not including, ``end``; none where the object ends before ``start``."""
+        try:  # a range even for the whole object: without one the client library sends a HEAD first
+            return self.filesystem.cat_file(uri, start=start, end=end)
+        except Exception as error:
+            if http_code(error) in {"InvalidRange", "416"}:
+                return b""
+            raise
+
+    def copy(self, uri: str, target: str) -> None:
+        """The whole object into a local file, in parallel ranges where it is large."""
+        self.filesystem.get_file(uri, target)
+
+    def write(self, uri: str, data: bytes) -> None:
+        """One PUT; above 100 MB a multipart upload that is completed once."""
+        self.filesystem.pipe_file(uri, data)
+
+    def create(self, uri: str, data: bytes) -> bool | None:
+        """A conditional PUT, asked twice: a store that refuses the second one honours the condition.
+
+        None where it does not, so that nothing was decided (the data is written all the same).
+        """
+        try:
+            self.info(uri)
+            return False
+        except FileNotFoundError:
+            pass
+        try:
+            self.filesystem.pipe_file(uri, data, mode="create")
+            self.filesystem.pipe_file(uri, data, mode="create")
+        except Exception as error:
+            if not is_created_by_another(error):
+                raise
+            # Also after a retried request whose first answer was lost: the object itself says whose it is.
+            return self.read(uri) == data
+        return None
+
+    def delete(self, uri: str) -> None:
+        """Remove one object."""
+        self.filesystem.rm_file(uri)
+
+
+def _info(uri: str, found: dict[str, Any]) -> ObjectInfo:
+    return ObjectInfo(uri, int(found["size"]), str(found.get("ETag") or found.get("etag") or "").strip('"'))

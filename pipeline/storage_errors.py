@@ -1,0 +1,130 @@
+"""What a store's exception means, in the pipeline's own errors. Imports no client library: names and codes decide.
+
+Messages carry the address and the store's reason, never a secret.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+
+from pipeline.errors import CredentialsError, ItemError, RowErrorType, StorageError
+from pipeline.uris import printable
+
+_CREDENTIAL_CODES = frozenset(
+    {
+        "AuthFailure",
+        "ExpiredToken",
+        "ExpiredTokenException",
+        "InvalidAccessKeyId",
+        "InvalidClientTokenId",
+        "InvalidToken",
+        "RequestExpired",
+        "RequestTimeTooSkewed",
+        "SignatureDoesNotMatch",
+        "TokenRefreshRequired",
+        "401",
+    }
+)
+_CREDENTIAL_CLASSES = frozenset(
+    {
+        "CredentialRetrievalError",
+        "DefaultCredentialsError",
+        "NoAuthTokenError",
+        "NoCredentialsError",
+        "PartialCredentialsError",
+        "ProfileNotFound",
+        "RefreshError",
+        "SSOTokenLoadError",
+        "TokenRetrievalError",
+        "UnauthorizedSSOTokenError",
+    }
+)
+_BODY_CLASSES = frozenset(
+    {"ClientPayloadError", "IncompleteRead", "IncompleteReadError", "ChecksumError", "ServerDisconnectedError"}
+)
+_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
+
+
+def item_error(verb: str, uri: str, error: Exception) -> ItemError | StorageError:
+    """The error of one object that could not be read; what already is the pipeline's own stays as it is."""
+    if isinstance(error, (StorageError, ItemError)):
+        return error
+    if _about_credentials(error):
+        return _credentials_error(verb, uri, error)
+    code, kind = http_code(error), _row_error_type(error)
+    retryable = kind == "store_error" and not code.startswith("4")
+    return ItemError(kind, f"{verb} {printable(uri)}: {_reason(error)}", retryable=retryable)
+
+
+def storage_error(verb: str, uri: str, error: Exception) -> Exception:
+    """The error of a listing or a write; what already is one of the pipeline's own stays as it is."""
+    if isinstance(error, (StorageError, ItemError)):
+        return error
+    if _about_credentials(error):
+        return _credentials_error(verb, uri, error)
+    message, hint = f"cannot {verb} {printable(uri)}: {_reason(error)}", ""
+    if any(isinstance(e, OSError) and e.errno == errno.ENOSPC for e in _chain(error)):
+        hint = "; free some space, then run the same command again: it resumes"
+    elif isinstance(error, FileNotFoundError):
+        hint = "; check the address and that the bucket or folder exists"
+    elif isinstance(error, PermissionError):
+        hint = "; the credentials in use may not do this here"
+    return StorageError(message + hint)
+
+
+def http_code(error: BaseException) -> str:
+    """The store's error code, such as ``NoSuchKey`` or ``503``; "" where there is none."""
+    for e in _chain(error):
+        response = getattr(e, "response", None)
+        if isinstance(response, dict) and "Error" in response:
+            return str(response["Error"].get("Code", ""))
+        code = getattr(e, "code", None)
+        if type(e).__name__ == "HttpError" and code is not None:
+            return str(code)
+    return ""
+
+
+def is_created_by_another(error: BaseException) -> bool:
+    """Whether a conditional PUT was refused because the object is there (or is just being written)."""
+    codes = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
+    return isinstance(error, FileExistsError) or http_code(error) in codes
+
+
+def body_ended_early(error: BaseException) -> bool:
+    """Whether the answer began well and broke off, so that reading again may succeed."""
+    return any(type(e).__name__ in _BODY_CLASSES or isinstance(e, ConnectionResetError) for e in _chain(error))
+
+
+def _row_error_type(error: Exception) -> RowErrorType:
+    if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
+        return "not_found"
+    return "access_denied" if isinstance(error, PermissionError) else "store_error"
+
+
+def _about_credentials(error: BaseException) -> bool:
+    return http_code(error) in _CREDENTIAL_CODES or any(type(e).__name__ in _CREDENTIAL_CLASSES for e in _chain(error))
+
+
+def _credentials_error(verb: str, uri: str, error: Exception) -> CredentialsError:
+    return CredentialsError(
+        f"cannot {verb} {printable(uri)}: {_reason(error)}; the credentials are missing, wrong or expired. "
+        "Renew them in the environment of the job, then run the same command again: it resumes"
+    )
+
+
+def _reason(error: BaseException) -> str:
+    text = f"{http_code(error) or type(error).__name__}: {error}"
+    for name in _SECRETS:
+        if secret := os.environ.get(name):
+            text = text.replace(secret, "***")
+    return printable(text)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]

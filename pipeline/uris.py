@@ -1,0 +1,115 @@
+"""Which addresses may be read or written, and how they are put together. A positive list; touches no storage.
+
+A local address is a plain path or ``file://`` and a path (taken literally, nothing is percent-decoded); its normal
+form is the absolute plain path. An object address is ``s3://bucket/key`` or ``gs://bucket/key``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+
+from pipeline.errors import ItemError
+
+OBJECT_SCHEMES = ("s3", "gs")
+
+# The same text is run over whole columns by RE2 (see `pipeline.inputs`): no look-around, no back-references.
+_BUCKET = r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"
+OBJECT_URI_PATTERN = rf"^(?:s3|gs)://{_BUCKET}(?:/.*)?$"
+FORBIDDEN_PATTERN = r"[\x00-\x1f\x7f-\x9f\x{2028}\x{2029}\\]|::|\?versionId=|(?:^|/)\.\.(?:/|$)"
+
+_OBJECT_URI = re.compile(OBJECT_URI_PATTERN)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):/")
+_PARENT = re.compile(r"(?:^|/)\.\.(?:/|$)")
+
+
+def scheme(uri: str) -> str:
+    """``s3``, ``gs``, ... or ``file`` for a plain path."""
+    match = _SCHEME.match(uri)
+    return match.group(1).lower() if match else "file"
+
+
+def is_local(uri: str) -> bool:
+    """Whether the address is a path of this machine."""
+    return scheme(uri) == "file"
+
+
+def local_path(uri: str) -> str:
+    """The absolute path of a local address; links are not resolved."""
+    return os.path.abspath(uri.removeprefix("file://"))
+
+
+def join(base: str, *parts: str) -> str:
+    """Path segments put behind a prefix, one slash between each."""
+    return "/".join([base.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def check_uri(uri: str, *, allowed_roots: Sequence[str] | None = None) -> str:
+    """The normal form of an address that may be used.
+
+    Args:
+        uri: as the user or a manifest gave it.
+        allowed_roots: local folders below which a local address must lie after its links are resolved; None where the
+            operator's own configuration names the address.
+
+    Raises:
+        ItemError: ``unsafe_uri``, with the reason.
+    """
+    problem = _problem(uri)
+    if problem:
+        raise ItemError("unsafe_uri", f"refused address {printable(uri)}: {problem}")
+    if not is_local(uri):
+        return uri
+    path = local_path(uri)
+    if allowed_roots is not None and not _is_below(path, allowed_roots):
+        roots = ", ".join(allowed_roots) or "none"
+        raise ItemError("unsafe_uri", f"refused address {printable(uri)}: outside the allowed folders ({roots})")
+    return path
+
+
+def printable(text: str, limit: int = 300) -> str:
+    """Text for a message: control characters and lone surrogates made visible, cut at ``limit``."""
+    visible = _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
+    visible = visible.encode("utf-8", "backslashreplace").decode()
+    return visible if len(visible) <= limit else visible[: limit - 3] + "..."
+
+
+def _problem(uri: str) -> str | None:
+    if not uri:
+        return "it is empty"
+    if _CONTROL.search(uri):
+        return "control characters"
+    if "\\" in uri:
+        return "backslashes"
+    if "::" in uri:
+        return "'::' chains"
+    if _PARENT.search(uri):
+        return "'..' segments"
+    try:
+        uri.encode()
+    except UnicodeEncodeError:
+        return "it is not valid Unicode"
+    return _scheme_problem(uri)
+
+
+def _scheme_problem(uri: str) -> str | None:
+    kind = scheme(uri)
+    if kind == "file":
+        return None if "://" not in uri or uri.startswith("file:///") else "write file:///path or a plain path"
+    if kind not in OBJECT_SCHEMES:
+        return f"scheme {kind!r} is not allowed; allowed are s3://, gs://, file:/// and plain paths"
+    if "@" in uri.partition("://")[2].partition("/")[0]:
+        return "user info"
+    if "?versionId=" in uri:
+        return "object versions cannot be addressed"
+    return None if _OBJECT_URI.match(uri) else "not of the form scheme://bucket/key"
+
+
+def _is_below(path: str, roots: Sequence[str]) -> bool:
+    real = os.path.realpath(path)
+    return any(
+        real == root or real.startswith(root.rstrip("/") + "/")
+        for root in (os.path.realpath(local_path(r)) for r in roots)
+    )

@@ -1,0 +1,81 @@
+"""Fixtures of the pipeline's tests: a real S3 server (moto over HTTP) and a folder or bucket to work in."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+
+import pytest
+
+_REGION = "eu-west-1"  # moto refuses a CreateBucket that names us-east-1
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(tmp_path_factory):
+    """URL of a moto_server process of our own, ended by its pid."""
+    port = _free_port()
+    log = tmp_path_factory.mktemp("moto") / "log"
+    command = [os.path.join(os.path.dirname(sys.executable), "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
+    with open(log, "wb") as output:
+        server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                urllib.request.urlopen(f"{url}/moto-api/", timeout=5).close()
+                break
+            except OSError:
+                if server.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"moto_server did not start: {log.read_text()}") from None
+                time.sleep(0.1)
+        yield url
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture
+def s3_environment(s3_endpoint, monkeypatch):
+    """The environment a job would have: endpoint, region and credentials for the moto server."""
+    values = {
+        "AWS_ENDPOINT_URL": s3_endpoint,
+        "AWS_ACCESS_KEY_ID": "testing-key-id",
+        "AWS_SECRET_ACCESS_KEY": "testing-secret-value",
+        "AWS_DEFAULT_REGION": _REGION,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_MAX_ATTEMPTS": "2",
+    }
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    return values
+
+
+@pytest.fixture
+def s3_bucket(s3_environment):
+    """``s3://bucket`` of a fresh bucket."""
+    import boto3
+
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    client = boto3.client("s3", endpoint_url=s3_environment["AWS_ENDPOINT_URL"], region_name=_REGION)
+    client.create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": _REGION})
+    return f"s3://{name}"
+
+
+@pytest.fixture(params=["local", "s3"])
+def root(request, tmp_path):
+    """A prefix to work in: once a local folder, once a bucket over HTTP."""
+    if request.param == "local":
+        folder = tmp_path / "root"
+        folder.mkdir()
+        return str(folder)
+    return request.getfixturevalue("s3_bucket") + "/root"
