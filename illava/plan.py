@@ -126,12 +126,12 @@ def _paper_plan(vision: list[int], num_merged: int, decoder: int, keep: float, *
     }
 
 
-def _with_frame_budget(plan: dict[str, Any], layout: Layout) -> dict[str, Any]:
+def _with_frame_budget(plan: dict[str, Any], layout: Layout, keep_per_frame: int) -> dict[str, Any]:
     """Pooling restores the grid in the geometric layout: reduce to the count the released pooling leaves."""
     if layout == "released":
         return plan
     vision, decoder = plan["steps"]
-    budget = {"stage": "decoder_input", "reducer": {"kind": "illava", "keep_per_frame": 100}}
+    budget = {"stage": "decoder_input", "reducer": {"kind": "illava", "keep_per_frame": keep_per_frame}}
     return {"steps": [vision, budget, decoder]}
 
 
@@ -154,10 +154,26 @@ def preset(name: str, *, layout: Layout | None = None) -> ReductionPlan:
     return ReductionPlan.model_validate({"layout": layout, **PRESETS[name](layout)})
 
 
+def _draw(decoder: int) -> dict[str, Any]:
+    return _paper_plan([2, 3, 4, 5, 6, 7, 8], 80, decoder, 0.50, score="released")
+
+
+def _video() -> dict[str, Any]:
+    return _paper_plan([3, 4, 5, 6], 92, 2, 0.70, score="released")
+
+
+def _small() -> dict[str, Any]:
+    return _paper_plan([2, 3, 4, 5], 24, 1, 0.70, score="released")
+
+
+# The frame budget is what the released pooling leaves of the pseudo-grid: 19 -> 10 x 10, 13 -> 7 x 7, 10 -> 5 x 5.
 PRESETS: dict[str, Any] = {
     "none": lambda layout: {"steps": []},
     "illava-paper": lambda layout: _paper_plan([3, 4, 5, 6], 92, 2, 0.70, score="paper"),
     "illava-image": lambda layout: _paper_plan([5, 6, 7, 8], 92, 8, 0.70, score="released"),
-    "illava-video": lambda layout: _with_frame_budget(_paper_plan([3, 4, 5, 6], 92, 2, 0.70, score="released"), layout),
-    "illava-draw": lambda layout: _paper_plan([2, 3, 4, 5, 6, 7, 8], 80, 8, 0.50, score="released"),
+    "illava-video": lambda layout: _with_frame_budget(_video(), layout, 100),
+    "illava-draw": lambda layout: _draw(8),
+    "illava-draw-video": lambda layout: _with_frame_budget(_draw(2), layout, 49),
+    "illava-small": lambda layout: _small(),
+    "illava-small-video": lambda layout: _with_frame_budget(_small(), layout, 25),
 }

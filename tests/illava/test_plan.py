@@ -1,0 +1,146 @@
+"""Plans: the shipped presets against method.md's table, the YAML forms, refusals in words, and the digest."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from illava.errors import PlanError
+from illava.plan import EMPTY_PLAN, PRESETS, ReductionPlan, preset
+
+STEP = {"stage": "vision_block", "layers": [3], "reducer": {"kind": "illava", "num_merged": 4}}
+
+
+def left_of(num_tokens: int, plan: ReductionPlan) -> int:
+    for layer in plan.layers("vision_block"):
+        num_tokens = plan.at("vision_block", layer).num_kept(num_tokens)
+    return num_tokens
+
+
+# name: (patches, left of them, vision blocks), (decoder layer, share kept, score), tokens a frame (geometric)
+TABLE = {
+    "illava-paper": ((729, 361, (3, 4, 5, 6)), (2, 0.70, "paper"), None),
+    "illava-image": ((729, 361, (5, 6, 7, 8)), (8, 0.70, "released"), None),
+    "illava-video": ((729, 361, (3, 4, 5, 6)), (2, 0.70, "released"), 100),
+    "illava-draw": ((729, 169, (2, 3, 4, 5, 6, 7, 8)), (8, 0.50, "released"), None),
+    "illava-draw-video": ((729, 169, (2, 3, 4, 5, 6, 7, 8)), (2, 0.50, "released"), 49),
+    "illava-small": ((196, 100, (2, 3, 4, 5)), (1, 0.70, "released"), None),
+    "illava-small-video": ((196, 100, (2, 3, 4, 5)), (1, 0.70, "released"), 25),
+}
+
+
+@pytest.mark.parametrize("layout", ["geometric", "released"])
+@pytest.mark.parametrize("name", TABLE)
+def test_presets_follow_the_table(name, layout):
+    (patches, left, blocks), (decoder, keep, score), per_frame = TABLE[name]
+    plan = preset(name, layout=layout)
+    assert plan.layout == layout
+    assert plan.layers("vision_block") == blocks
+    assert left_of(patches, plan) == left
+    assert plan.layers("decoder_layer") == (decoder,)
+    last = plan.at("decoder_layer", decoder)
+    assert (last.keep_ratio, last.score, last.per) == (keep, score, "prompt")
+    budget = plan.at("decoder_input")
+    if layout == "released" or per_frame is None:
+        assert budget is None
+    else:
+        assert (budget.keep_per_frame, budget.per) == (per_frame, "frame")
+
+
+def test_every_preset_is_in_the_table_and_geometric_unless_asked():
+    assert set(PRESETS) == {*TABLE, "none"}
+    assert {preset(name).layout for name in PRESETS} == {"geometric"}
+    assert preset("none") == EMPTY_PLAN
+
+
+def read(text: str) -> ReductionPlan:
+    return ReductionPlan.model_validate(yaml.safe_load(text))
+
+
+def test_yaml_forms():
+    assert read("{preset: illava-video}") == preset("illava-video")
+    assert read("{preset: illava-video, layout: released}") == preset("illava-video", layout="released")
+    assert read("{}") == read("{steps: []}") == read("{preset: null}") == EMPTY_PLAN
+    written = read(
+        """
+        layout: geometric
+        steps:
+          - {stage: vision_block,  layers: [5, 6, 7, 8], reducer: {kind: illava, num_merged: 92}}
+          - {stage: decoder_layer, layers: [8],
+             reducer: {kind: illava, keep_ratio: 0.70, score: released, per: prompt}}
+        """
+    )
+    assert written == preset("illava-image")
+    assert ReductionPlan.model_validate_json(written.model_dump_json()) == written
+
+
+def test_places():
+    plan = preset("illava-video")
+    assert plan.at("vision_block", 3).num_merged == 92
+    assert plan.at("vision_block", 7) is None
+    assert plan.at("vision_output") is None
+    assert EMPTY_PLAN.layers("vision_block") == ()
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        ({"steps": [STEP, STEP]}, "two reduction steps at vision_block 3"),
+        ({"steps": [{**STEP, "stage": "decoder_input", "layers": []}] * 2}, "two reduction steps at decoder_input"),
+        ({"steps": [{**STEP, "stage": "decoder_layer", "layers": [0, 2]}]}, "first possible layer is 1"),
+        ({"steps": [{**STEP, "stage": "decoder_input"}]}, r"'decoder_input' takes no `layers`; got \[3\]"),
+        ({"steps": [{**STEP, "layers": []}]}, "'vision_block' needs `layers`"),
+        ({"steps": [{**STEP, "layers": [5, 4]}]}, "ascending"),
+        ({"steps": [{**STEP, "layers": [4, 4]}]}, "distinct"),
+        ({"steps": [{**STEP, "layers": [-1]}]}, "not negative"),
+        ({"steps": [{**STEP, "stage": "media", "layers": []}]}, "cannot act at stage 'media'; it can at: decoder_"),
+        ({"preset": "illava-vidio"}, "no preset named 'illava-vidio'; the presets are: illava-draw"),
+        ({"preset": "illava-video", "steps": [STEP]}, "either `preset` or `steps`, not both"),
+        ({"steps": [{**STEP, "reducer": {"kind": "illava", "num_merged": 4, "keep_ratio": 0.5}}]}, "exactly one of"),
+        ({"steps": [{**STEP, "reducer": {"kind": "illava"}}]}, "exactly one of .* got none"),
+        ({"steps": [{**STEP, "reducer": {"kind": "illava", "num_merged": 0}}]}, "greater than or equal to 1"),
+        ({"steps": [{**STEP, "reducer": {"kind": "illava", "keep_ratio": 1.0}}]}, "less than 1"),
+        ({"layout": "square"}, "'geometric' or 'released'"),
+        ({"step": []}, "Extra inputs are not permitted"),
+    ],
+)
+def test_refused_in_words(plan, message):
+    with pytest.raises(ValidationError, match=message):
+        ReductionPlan.model_validate(plan)
+
+
+def test_preset_call_raises_plan_error():
+    with pytest.raises(PlanError, match="no preset named 'x'"):
+        preset("x")
+
+
+def test_frame_budget_refuses_another_scope():
+    step = {"stage": "decoder_input", "reducer": {"kind": "illava", "keep_per_frame": 9, "per": "prompt"}}
+    with pytest.raises(ValidationError, match="leave `per` out or set it to frame"):
+        ReductionPlan.model_validate({"steps": [step]})
+
+
+def test_digest_is_stable():
+    # Written into every row and into run fingerprints: a change here makes old runs unresumable. Say so in CHANGELOG.
+    assert preset("illava-video").digest() == "889fde3ae0855bbe"
+    assert read("{preset: illava-video, layout: geometric}").digest() == preset("illava-video").digest()
+
+
+def test_digest_changes_exactly_with_the_plan():
+    base = {"steps": [STEP]}
+    changed = [
+        {**base, "layout": "released"},
+        {"steps": [{**STEP, "layers": [4]}]},
+        {"steps": [{**STEP, "layers": [3, 4]}]},
+        {"steps": [{**STEP, "reducer": {"kind": "illava", "num_merged": 5}}]},
+        {"steps": [{**STEP, "reducer": {"kind": "illava", "num_merged": 4, "score": "released"}}]},
+        {"steps": [{**STEP, "reducer": {"kind": "illava", "num_merged": 4, "per": "prompt"}}]},
+        {"steps": [{**STEP, "stage": "decoder_layer"}]},
+        {},
+    ]
+    digests = [ReductionPlan.model_validate(plan).digest() for plan in [base, *changed]]
+    assert len(set(digests)) == len(digests)
+    assert ReductionPlan.model_validate(base).digest() == digests[0]
+    presets = {preset(name, layout=layout).digest() for name in PRESETS for layout in ("geometric", "released")}
+    assert len(presets) == 2 * len(PRESETS) - 1  # the small model's two plans are one in the released layout
