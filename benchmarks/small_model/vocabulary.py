@@ -1,0 +1,44 @@
+"""The words of the toy world: colours, shapes, places, glyphs, and the way questions are put.
+
+Knows nothing of pixels. Every list is ordered: its order is part of what a seed means.
+"""
+
+from __future__ import annotations
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (220, 40, 40),
+    "green": (40, 170, 60),
+    "blue": (40, 80, 220),
+    "yellow": (235, 215, 50),
+    "purple": (140, 60, 180),
+    "orange": (245, 140, 30),
+    "cyan": (60, 210, 215),
+    "pink": (245, 130, 190),
+}
+SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
+PLACES = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
+DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+LETTERS = "ACEFHKLNPTUX"
+DIGITS = "0123456789"
+GLYPHS = DIGITS + LETTERS
+OPTION_NAMES = ("A", "B", "C", "D")
+
+# Dense labels: index into these lists; 0 is background.
+COLOUR_LABELS = ("none", *COLOURS)
+KIND_LABELS = ("none", *SHAPES, "dot", "bar", *GLYPHS)
+IGNORE = -100
+
+IMAGE_CAPTION_PROMPTS = (
+    "Describe the image.",
+    "Describe the image in one sentence.",
+    "Describe the image in two sentences.",
+    "Describe this image in detail.",
+    "What is in the image?",
+)
+VIDEO_CAPTION_PROMPTS = (
+    "Describe the video.",
+    "Describe the video in one sentence.",
+    "Describe the video in two sentences.",
+    "Describe this video in detail.",
+    "What happens in the video?",
+)
