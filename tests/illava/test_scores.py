@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
-from illava.scores import attention_received, causal_attention_received, last_query_attention
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from illava.scores import attention_received, causal_attention_received, last_query_attention
 
 HEADS, WIDTH = 4, 6
 SCALE = WIDTH**-0.5

@@ -1,0 +1,178 @@
+"""The reduction call that a family's vision tower makes: in a block between attention and MLP, and after the last one.
+
+Computes the evidence a reducer asks for and nothing else, keeps the assignments that the layout after the tower needs,
+checks that every configured step fired, and turns assignments into trace steps. Knows no tower, no layout and no
+reducer by name.
+
+Shape suffixes: T tokens packed end to end, K kept tokens, D channels, H heads, d head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor
+
+from illava.errors import ReductionDidNotFireError
+from illava.plan import ReductionPlan
+from illava.reducers import AnyReducer, Evidence, EvidenceKind, Stage
+from illava.requests import TraceStep
+from illava.scores import attention_received
+from illava.tokens import Assignment, Tokens, carry, merge
+
+# What can be measured in and after a tower, by stage; a family's `check` refuses a reducer that needs more.
+VISION_EVIDENCE: dict[Stage, frozenset[EvidenceKind]] = {
+    "vision_block": frozenset({"attention_received", "keys"}),
+    "vision_output": frozenset({"attention_received"}),
+    "decoder_input": frozenset({"attention_received"}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class VisionStep:
+    """One reduction that took place.
+
+    Attributes:
+        stage: ``vision_block`` or ``vision_output``.
+        block: 0-based, None after the tower.
+        assignment: over all tokens of the packed call.
+        lengths_before: tokens per segment that went in.
+        place_K3: int64 (tile, row, col) of what came out.
+    """
+
+    stage: Stage
+    block: int | None
+    assignment: Assignment
+    lengths_before: tuple[int, ...]
+    place_K3: Tensor
+
+
+class VisionReduction:
+    """The reductions of one packed call of a tower.
+
+    Attributes:
+        lengths: tokens per segment as they are now.
+        place_T3: int64 (tile, row, col) of the tokens as they are now.
+        score_T: float32 attention received in the last block by the tokens as they are now; None before that block,
+            and where no later stage of the plan asks for it.
+        steps: what took place, in order.
+    """
+
+    def __init__(self, plan: ReductionPlan, lengths: tuple[int, ...], place_T3: Tensor, *, num_blocks: int) -> None:
+        self.lengths = lengths
+        self.place_T3 = place_T3
+        self.score_T: Tensor | None = None
+        self.steps: list[VisionStep] = []
+        self._plan = plan
+        later: tuple[Stage, ...] = ("vision_output", "decoder_input")
+        self._scored_block = num_blocks - 1 if any(_asks(plan.at(stage), stage) for stage in later) else None
+
+    def at(self, block: int, hidden_TD: Tensor, q_THd: Tensor, k_THd: Tensor, *, scale: float) -> Tensor:
+        """Reduce inside a block, after attention and its residual, before the MLP's norm: [T, D] -> [K, D].
+
+        Args:
+            block: 0-based.
+            hidden_TD: residual stream with this block's attention added.
+            q_THd: queries of this block's attention.
+            k_THd: keys of this block's attention.
+            scale: factor of its scores.
+
+        Raises:
+            ReductionDidNotFireError: a step is configured here and removed nothing.
+        """
+        reducer = self._plan.at("vision_block", block)
+        if reducer is None and block != self._scored_block:
+            return hidden_TD
+        score_T = None
+        if block == self._scored_block or _asks(reducer, "vision_block"):
+            score_T = attention_received(q_THd, k_THd, self.lengths, scale=scale)
+        if block == self._scored_block:
+            self.score_T = score_T
+        if reducer is None:
+            return hidden_TD
+        keys_THd = k_THd if "keys" in reducer.evidence("vision_block") else None
+        evidence = Evidence(attention_received_T=score_T, keys_THd=keys_THd)
+        return self._reduce(reducer, "vision_block", block, hidden_TD, evidence)
+
+    def after_tower(self, hidden_TD: Tensor) -> Tensor:
+        """Reduce at ``vision_output`` where configured, and check that every step of the tower fired.
+
+        Raises:
+            ReductionDidNotFireError: a configured block was never run, or a step removed nothing.
+        """
+        reducer = self._plan.at("vision_output")
+        if reducer is not None:
+            evidence = Evidence(attention_received_T=self.score_T)
+            hidden_TD = self._reduce(reducer, "vision_output", None, hidden_TD, evidence)
+        missing = set(self._plan.layers("vision_block")) - {step.block for step in self.steps}
+        if missing:
+            raise ReductionDidNotFireError(
+                f"vision_block steps at {sorted(missing)} did not run: the tower ended before them. Run "
+                "`family.check(plan)` first; it names the blocks there are"
+            )
+        return hidden_TD
+
+    def trace(self, num_segments: Sequence[int]) -> list[tuple[TraceStep, ...]]:
+        """The steps as sparse matrices on the host, apart for each medium.
+
+        Args:
+            num_segments: tiles or frames of each medium, in packed order.
+        """
+        media: list[list[TraceStep]] = [[] for _ in num_segments]
+        for step in self.steps:
+            parts = _split_matrix(step.assignment, step.lengths_before, num_segments)
+            places = step.place_K3.cpu().split([matrix.shape[0] for matrix in parts])
+            for steps, matrix, place_K3 in zip(media, parts, places, strict=True):
+                steps.append(TraceStep(step.stage, step.block, matrix, medium_place(place_K3)))
+        return [tuple(steps) for steps in media]
+
+    def _reduce(
+        self, reducer: AnyReducer, stage: Stage, block: int | None, hidden_TD: Tensor, evidence: Evidence
+    ) -> Tensor:
+        assignment = reducer.assign(Tokens(hidden_TD, self.lengths, self.place_T3), evidence, stage)
+        if assignment.num_kept >= assignment.num_tokens:
+            where = stage if block is None else f"{stage} {block}"
+            raise ReductionDidNotFireError(
+                f"reducer {reducer.kind!r} at {where} removed none of {assignment.num_tokens} tokens "
+                f"({self.lengths[0]} in the first tile); lower its budget or leave the step out"
+            )
+        lengths_before = self.lengths
+        self.lengths = assignment.lengths
+        self.place_T3 = carry(assignment, self.place_T3)
+        if self.score_T is not None:
+            self.score_T = carry(assignment, self.score_T)
+        self.steps.append(VisionStep(stage, block, assignment, lengths_before, self.place_T3))
+        return merge(assignment, hidden_TD)
+
+
+def medium_place(place_K3: Tensor) -> Tensor:
+    """(tile, row, col) -> (medium, tile, row, col) with medium 0, as an `EncodedMedium` carries it."""
+    return torch.cat([place_K3.new_zeros(place_K3.shape[0], 1), place_K3], dim=1)
+
+
+def _asks(reducer: AnyReducer | None, stage: Stage) -> bool:
+    return reducer is not None and "attention_received" in reducer.evidence(stage)
+
+
+def _split_matrix(assignment: Assignment, lengths_before: tuple[int, ...], num_segments: Sequence[int]) -> list[Tensor]:
+    """The block-diagonal mixing matrix, one sparse block for each medium."""
+    matrix = assignment.matrix().cpu()
+    (row, col), value = matrix.indices(), matrix.values()
+    row_bounds = _bounds(assignment.lengths, num_segments)
+    col_bounds = _bounds(lengths_before, num_segments)
+    edge_bounds = torch.searchsorted(row.contiguous(), torch.tensor(row_bounds)).tolist()
+    blocks = []
+    for rows, cols, edges in zip(pairwise(row_bounds), pairwise(col_bounds), pairwise(edge_bounds), strict=True):
+        index = torch.stack([row[slice(*edges)] - rows[0], col[slice(*edges)] - cols[0]])
+        size = (rows[1] - rows[0], cols[1] - cols[0])
+        blocks.append(torch.sparse_coo_tensor(index, value[slice(*edges)], size, is_coalesced=True))
+    return blocks
+
+
+def _bounds(lengths: tuple[int, ...], num_segments: Sequence[int]) -> list[int]:
+    """First token of each medium, and the end."""
+    ends = [0, *accumulate(lengths)]
+    return [ends[segment] for segment in accumulate(num_segments, initial=0)]
