@@ -1,0 +1,241 @@
+"""Where every item is: the pure state machine between readers, workers and committed shards.
+
+Decides what is loaded next, what goes to which worker, what a failure or a death means for an item, and when a shard
+is complete. Knows nothing of Ray, media, models or clocks: an executor tells it what happened.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pipeline.errors import ItemError, RowErrorType
+from pipeline.records import MediaItem, ResultRow, Shard
+
+Phase = Literal["waiting", "loading", "loaded", "running", "done"]
+
+# An item that was alone in a worker each time, and the worker died each time, is what killed it.
+MAX_DEATHS = 2
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """One item on its way to its row. The scheduler alone changes it, `payload` and `passage` excepted.
+
+    Attributes:
+        item: as in the manifest.
+        shard_index: the shard it is committed with.
+        phase: where it is.
+        attempts: times it was started, the present one included.
+        failures: attempts that ended in a retryable error.
+        deaths: workers or readers that died while this item was the only suspect.
+        suspect: it was in a worker that died; from now on it runs alone, so that its neighbours are safe from it.
+        held_bytes: what it counts in flight: the estimate until it is loaded, then the truth.
+        worker: who runs it.
+        payload: the executor's handle on the loaded media.
+        passage: the executor's stamps.
+    """
+
+    item: MediaItem
+    shard_index: int
+    phase: Phase = "waiting"
+    attempts: int = 0
+    failures: int = 0
+    deaths: int = 0
+    suspect: bool = False
+    held_bytes: int = 0
+    worker: Hashable = None
+    payload: Any = None
+    passage: Any = None
+
+
+@dataclass(slots=True)
+class _OpenShard:
+    leases: tuple[Lease, ...]
+    rows: dict[str, ResultRow] = field(default_factory=dict)
+
+
+class Scheduler:
+    """Leases items of a few open shards at a time and collects their rows; no barrier between shards.
+
+    Args:
+        pending: indices of the shards to do, in order.
+        open_shard: reads one shard's items.
+        estimate_bytes: size of an item once loaded, before it is.
+        failed_row: makes the row of an item that cannot be processed.
+        on_row: sees every row once, as it is made.
+        max_inflight_bytes: loaded media anywhere; one item is always let through.
+        max_open_shards: shards begun and not yet published.
+        max_attempts: tries after retryable errors.
+    """
+
+    def __init__(
+        self,
+        pending: Iterable[int],
+        open_shard: Callable[[int], Shard],
+        *,
+        estimate_bytes: Callable[[MediaItem], int],
+        failed_row: Callable[[Lease, RowErrorType, str], ResultRow],
+        on_row: Callable[[ResultRow], None],
+        max_inflight_bytes: int,
+        max_open_shards: int,
+        max_attempts: int,
+    ) -> None:
+        self._pending = deque(pending)
+        self._open_shard = open_shard
+        self._estimate_bytes = estimate_bytes
+        self._failed_row = failed_row
+        self._on_row = on_row
+        self._max_inflight_bytes = max_inflight_bytes
+        self._max_open_shards = max_open_shards
+        self._max_attempts = max_attempts
+        self._open: dict[int, _OpenShard] = {}
+        self._complete: deque[tuple[int, list[ResultRow]]] = deque()
+        self._waiting: deque[Lease] = deque()
+        self._loaded: deque[Lease] = deque()
+        self._suspects: deque[Lease] = deque()
+        self._running: dict[Hashable, dict[str, Lease]] = {}
+        self.inflight_bytes = 0
+
+    @property
+    def done(self) -> bool:
+        """Every pending shard has been published."""
+        return not self._pending and not self._open
+
+    @property
+    def num_open_shards(self) -> int:
+        return len(self._open)
+
+    def num_running(self, worker: Hashable) -> int:
+        """Items a worker holds."""
+        return len(self._running.get(worker, ()))
+
+    def running(self, worker: Hashable, item_id: str) -> Lease:
+        """An item a worker holds."""
+        return self._running[worker][item_id]
+
+    # --- to the readers
+
+    def lease(self) -> Lease | None:
+        """The next item to load; None while the bounds are reached or nothing is left."""
+        if not self._waiting and not self._open_next():
+            return None
+        head = self._waiting[0]
+        estimate = self._estimate_bytes(head.item)
+        if self.inflight_bytes and self.inflight_bytes + estimate > self._max_inflight_bytes:
+            return None
+        self._waiting.popleft()
+        head.phase, head.attempts = "loading", head.attempts + 1
+        self._hold(head, estimate)
+        return head
+
+    def loaded(self, lease: Lease, nbytes: int) -> None:
+        """A reader delivered the item."""
+        self._hold(lease, nbytes)
+        lease.phase = "loaded"
+        (self._suspects if lease.suspect else self._loaded).append(lease)
+
+    def not_loaded(self, lease: Lease, error: ItemError) -> None:
+        """A reader could not load the item: it waits for another try, or becomes a failed row."""
+        lease.failures += 1
+        if error.retryable and lease.failures < self._max_attempts:
+            self._wait_again(lease, first=False)
+        else:
+            self._fail(lease, error.error_type, str(error))
+
+    def reader_lost(self, leases: Iterable[Lease]) -> None:
+        """A reader died. It was loading the first of these; the others had not begun."""
+        for position, lease in enumerate(leases):
+            if position == 0 and self._died(lease):
+                self._fail(lease, "worker_died", f"loading it ended its reader {lease.deaths} times")
+            else:
+                self._wait_again(lease, first=True)
+
+    # --- to the workers
+
+    def assign(self, worker: Hashable, room: int) -> list[Lease]:
+        """Loaded items for a worker, at most ``room``. A suspect gets an empty worker to itself."""
+        held = self._running.setdefault(worker, {})
+        if any(lease.suspect for lease in held.values()):
+            return []
+        if self._suspects and not held:
+            return [self._run(self._suspects.popleft(), worker)]
+        return [self._run(self._loaded.popleft(), worker) for _ in range(min(room, len(self._loaded)))]
+
+    def finished(self, worker: Hashable, row: ResultRow) -> None:
+        """A worker made an item's row."""
+        self._close(self._running[worker].pop(row.item_id), row)
+
+    def payload_lost(self, lease: Lease) -> None:
+        """Loaded media are gone before their worker saw them (a node was lost): load again."""
+        self._running[lease.worker].pop(lease.item.item_id)
+        self._wait_again(lease, first=True)
+
+    def worker_lost(self, worker: Hashable) -> None:
+        """A worker died: only its items are started again, each of them alone."""
+        leases = list(self._running.pop(worker, {}).values())
+        alone = len(leases) == 1
+        for lease in leases:
+            lease.suspect, lease.worker = True, None
+            if alone and self._died(lease):
+                self._fail(lease, "worker_died", f"it ended its worker {lease.deaths} times, the last time alone")
+            else:
+                lease.phase, lease.attempts = "loaded", lease.attempts + 1
+                self._suspects.append(lease)
+
+    # --- to the sink
+
+    def take_complete(self) -> list[tuple[int, list[ResultRow]]]:
+        """Shards whose items all have rows, in the order of the items; each is given out once."""
+        taken = list(self._complete)
+        self._complete.clear()
+        return taken
+
+    def published(self, shard_index: int) -> None:
+        """The shard stands in the output."""
+        del self._open[shard_index]
+
+    # --- inside
+
+    def _open_next(self) -> bool:
+        if not self._pending or len(self._open) >= self._max_open_shards:
+            return False
+        index = self._pending.popleft()
+        leases = tuple(Lease(item, index) for item in self._open_shard(index).items)
+        self._open[index] = _OpenShard(leases)
+        self._waiting.extend(leases)
+        return True
+
+    def _hold(self, lease: Lease, nbytes: int) -> None:
+        self.inflight_bytes += nbytes - lease.held_bytes
+        lease.held_bytes = nbytes
+
+    def _wait_again(self, lease: Lease, *, first: bool) -> None:
+        self._hold(lease, 0)
+        lease.phase, lease.payload, lease.worker = "waiting", None, None
+        # What lost its reader goes to the front, so that its shard ends soon; what failed gets some time to pass.
+        (self._waiting.appendleft if first else self._waiting.append)(lease)
+
+    def _run(self, lease: Lease, worker: Hashable) -> Lease:
+        lease.phase, lease.worker = "running", worker
+        self._running[worker][lease.item.item_id] = lease
+        return lease
+
+    def _died(self, lease: Lease) -> bool:
+        lease.deaths += 1
+        return lease.deaths >= min(MAX_DEATHS, self._max_attempts)
+
+    def _fail(self, lease: Lease, error_type: RowErrorType, message: str) -> None:
+        self._close(lease, self._failed_row(lease, error_type, message))
+
+    def _close(self, lease: Lease, row: ResultRow) -> None:
+        self._hold(lease, 0)
+        lease.phase, lease.payload = "done", None
+        shard = self._open[lease.shard_index]
+        shard.rows[row.item_id] = row
+        self._on_row(row)
+        if len(shard.rows) == len(shard.leases):
+            ordered = [shard.rows[done.item.item_id] for done in shard.leases]
+            self._complete.append((lease.shard_index, ordered))
