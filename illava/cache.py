@@ -1,0 +1,169 @@
+"""The paged key/value cache: one flat pool, where a page holds `page_size` tokens of ONE layer.
+
+A reduction inside the decoder leaves later layers fewer tokens than earlier ones, so every request has a page table of
+its own for every layer, and requests of different plans share one pool and one batch. Pages for a request's whole
+life (prompt and every token it may draw) are taken at admission: nothing runs out in the middle of an answer.
+Knows nothing of models, prompts or plans.
+
+Shape suffixes: L layers, B requests of a batch, M pages of the longest table, T tokens, P pages of the pool, S places
+of a page, G key/value heads, d head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPages:
+    """Where the keys of a batch of requests lie. Belongs to one composition of the batch; grows a token a step.
+
+    Attributes:
+        table_LBM: int32 pages, on the device.
+        length_LB: int32 tokens held, on the device.
+        host_lengths: the same counts on the host, by layer.
+    """
+
+    table_LBM: Tensor
+    length_LB: Tensor
+    host_lengths: list[list[int]]
+
+    def grow(self) -> None:
+        """Count one more token in every layer of every request."""
+        self.length_LB.add_(1)
+        for lengths in self.host_lengths:
+            lengths[:] = [n + 1 for n in lengths]
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """One request's pages: int32 table [L, M] on the host, and how many of each row are its own."""
+
+    table_LM: Tensor
+    counts: tuple[int, ...]
+
+    def pages(self) -> Tensor:
+        return self.table_LM[_leading(self.counts, self.table_LM.shape[1])]
+
+
+class PagedCache:
+    """A pool of key and value pages, and who holds which.
+
+    Args:
+        num_layers: layers of the decoder.
+        num_kv_heads: key/value heads of each.
+        head_dim: width of a head.
+        num_pages: size of the pool.
+        page_size: tokens of a page.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        num_kv_heads: int,
+        head_dim: int,
+        num_pages: int,
+        page_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.num_layers, self.num_pages, self.page_size = num_layers, num_pages, page_size
+        shape = (num_pages, page_size, num_kv_heads, head_dim)
+        self.k_pool_PSGd = torch.empty(shape, dtype=dtype, device=device)
+        self.v_pool_PSGd = torch.empty(shape, dtype=dtype, device=device)
+        self.num_free_pages = num_pages
+        self._free_P = torch.arange(num_pages, dtype=torch.int32)  # the first num_free_pages entries are free
+        self._held: dict[Hashable, _Held] = {}
+
+    def num_pages_for(self, lengths: Sequence[int]) -> int:
+        """Pages that a request of these tokens per layer takes: the sum over layers of ceil(length / page_size)."""
+        return sum(-(-n // self.page_size) for n in lengths)
+
+    def admit(self, owner: Hashable, lengths: Sequence[int]) -> None:
+        """Take the pages for ``lengths[layer]`` tokens in each layer.
+
+        Raises:
+            MemoryError: fewer pages are free; ask `num_free_pages` first.
+        """
+        if owner in self._held:
+            raise ValueError(f"request {owner!r} already holds pages")
+        counts = tuple(-(-n // self.page_size) for n in lengths)
+        needed = sum(counts)
+        if needed > self.num_free_pages:
+            raise MemoryError(f"request {owner!r} needs {needed} pages, {self.num_free_pages} are free")
+        self.num_free_pages -= needed
+        table_LM = torch.zeros(self.num_layers, max(counts), dtype=torch.int32)
+        taken = self._free_P[self.num_free_pages : self.num_free_pages + needed]
+        table_LM[_leading(counts, table_LM.shape[1])] = taken
+        self._held[owner] = _Held(table_LM, counts)
+
+    def trim(self, owner: Hashable, lengths: Sequence[int]) -> None:
+        """Give back what lies beyond ``lengths[layer]`` tokens: a reducer's data may decide for fewer than planned."""
+        held = self._held[owner]
+        counts = tuple(-(-n // self.page_size) for n in lengths)
+        if counts == held.counts:
+            return
+        width = held.table_LM.shape[1]
+        surplus = held.table_LM[_leading(held.counts, width) & ~_leading(counts, width)]
+        self._held[owner] = _Held(held.table_LM, counts)
+        self._give_back(surplus)
+
+    def free(self, owner: Hashable) -> None:
+        """Give all pages of a request back; nothing happens where it holds none."""
+        held = self._held.pop(owner, None)
+        if held is not None:
+            self._give_back(held.pages())
+
+    def batch(self, owners: Sequence[Hashable], lengths: Sequence[Sequence[int]]) -> BatchPages:
+        """The tables of a batch in one tensor on the device; ``lengths[row][layer]`` tokens are held already."""
+        tables = [self._held[owner].table_LM for owner in owners]
+        table_LBM = torch.zeros(self.num_layers, len(owners), max(t.shape[1] for t in tables), dtype=torch.int32)
+        for row, table_LM in enumerate(tables):
+            table_LBM[:, row, : table_LM.shape[1]] = table_LM
+        by_layer = [list(counts) for counts in zip(*lengths, strict=True)]
+        device = self.k_pool_PSGd.device
+        return BatchPages(table_LBM.to(device), torch.tensor(by_layer, dtype=torch.int32, device=device), by_layer)
+
+    def prompt_slots(self, table_BM: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Flat places of the pool for packed prompts of ``lengths`` tokens in one layer: int64 [T]."""
+        device = table_BM.device
+        row_T = torch.cat([torch.full((n,), row) for row, n in enumerate(lengths)]).to(device)
+        index_T = torch.cat([torch.arange(n) for n in lengths]).to(device)
+        return table_BM[row_T, index_T // self.page_size].long() * self.page_size + index_T % self.page_size
+
+    def last_slots(self, pages: BatchPages) -> Tensor:
+        """Flat places of each request's newest token in every layer: int64 [L, B]."""
+        index_LB = pages.length_LB.long() - 1
+        page_LB = pages.table_LBM.gather(2, (index_LB // self.page_size)[..., None]).squeeze(2).long()
+        return page_LB * self.page_size + index_LB % self.page_size
+
+    def write(self, slot_T: Tensor, k_TGd: Tensor, v_TGd: Tensor) -> None:
+        """Put keys and values at flat places of the pool."""
+        self.k_pool_PSGd.view(-1, *k_TGd.shape[1:]).index_copy_(0, slot_T, k_TGd)
+        self.v_pool_PSGd.view(-1, *v_TGd.shape[1:]).index_copy_(0, slot_T, v_TGd)
+
+    def check(self) -> None:
+        """Every page is free or held by exactly one table.
+
+        Raises:
+            RuntimeError: which is not so.
+        """
+        free_P = self._free_P[: self.num_free_pages]
+        pages = torch.cat([free_P, *(held.pages() for held in self._held.values())]).sort().values
+        if not torch.equal(pages, torch.arange(self.num_pages, dtype=torch.int32)):
+            raise RuntimeError(f"{pages.unique().numel()} of {self.num_pages} pages accounted for in {pages.numel()}")
+
+    def _give_back(self, pages: Tensor) -> None:
+        count = pages.numel()
+        self._free_P[self.num_free_pages : self.num_free_pages + count] = pages
+        self.num_free_pages += count
+
+
+def _leading(counts: Sequence[int], width: int) -> Tensor:
+    """Mask [L, width] of the first ``counts[layer]`` cells of each row."""
+    return torch.arange(width) < torch.tensor(counts)[:, None]

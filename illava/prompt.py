@@ -1,0 +1,181 @@
+"""One request's prompt as the decoder reads it: text embeddings and visual tokens in order, each with its position.
+
+A medium's placeholders are slots; only slots that a visual token takes exist, the others leave gaps in the position
+ids. Knows the family's interface and nothing of layers, caches or scheduling.
+
+Shape suffixes: T tokens of a prompt or of packed prompts, K visual tokens of a medium, D model width, P rotary axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from illava.errors import RequestError
+from illava.families.base import EncodedMedium, Family, Run
+from illava.preprocess import VisualInput
+from illava.requests import Request, TokenTrace, TraceStep
+from illava.scopes import PackedPrompts, VisualCounts
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """An assembled prompt.
+
+    Attributes:
+        hidden_TD: text embeddings and visual tokens.
+        position_PT: int64 rotary positions.
+        place_T4: int64 (medium, frame or tile, row, col), -1 for text.
+        score_T: float32 attention received in the tower, 0 for text; None where the plan needs none.
+        runs: what the tokens are, run by run.
+        next_position_P: int64 position of the first generated token, as without reduction.
+    """
+
+    hidden_TD: Tensor
+    position_PT: Tensor
+    place_T4: Tensor
+    score_T: Tensor | None
+    runs: tuple[Run, ...]
+    next_position_P: Tensor
+
+    @property
+    def num_tokens(self) -> int:
+        return self.hidden_TD.shape[0]
+
+
+def media_of(request: Request) -> tuple[VisualInput, ...]:
+    """The request's images and videos in the order they are read."""
+    return tuple(part for part in request.content if not isinstance(part, str))
+
+
+def assemble(family: Family, request: Request, encoded: Sequence[EncodedMedium]) -> Prompt:
+    """Render the chat turn and put visual tokens into their slots.
+
+    Raises:
+        RequestError: prompt and answer are longer than the model's positions.
+    """
+    rendered = family.render(request.content, [medium.num_slots for medium in encoded])
+    num_slots, limit = len(rendered.token_ids), family.decoder.max_positions
+    if num_slots + request.sampling.max_new_tokens > limit:
+        raise RequestError(
+            f"request {request.request_id!r}: {num_slots} prompt places and {request.sampling.max_new_tokens} new "
+            f"tokens exceed the model's {limit} positions; send fewer frames or images, or lower max_new_tokens"
+        )
+    device = family.decoder.device
+    position_PS = family.position_ids(rendered, media_of(request)).to(device)
+    id_S = torch.tensor(rendered.token_ids, device=device)
+    parts = _Parts(family, id_S)
+    for index, (medium, (start, length)) in enumerate(zip(encoded, rendered.spans, strict=True)):
+        if length != medium.num_slots:
+            raise RuntimeError(f"medium {index} has {medium.num_slots} slots, the prompt gives it {length}")
+        parts.add_text(start)
+        parts.add_medium(index, medium, start, length)
+    parts.add_text(num_slots)
+    slot_T = torch.cat(parts.slots)
+    scored = all(medium.score_K is not None for medium in encoded)
+    return Prompt(
+        torch.cat(parts.hidden),
+        position_PS[:, slot_T],
+        torch.cat(parts.places),
+        torch.cat(parts.scores) if scored else None,
+        tuple(parts.runs),
+        position_PS[:, -1] + 1,
+    )
+
+
+class _Parts:
+    """The pieces of one prompt as they are laid end to end."""
+
+    def __init__(self, family: Family, id_S: Tensor) -> None:
+        self.family, self.id_S, self.cursor, self.span = family, id_S, 0, 0
+        self.hidden: list[Tensor] = []
+        self.slots: list[Tensor] = []
+        self.places: list[Tensor] = []
+        self.scores: list[Tensor] = []
+        self.runs: list[Run] = []
+
+    def add_text(self, stop: int) -> None:
+        """Text from the cursor up to slot ``stop``."""
+        if stop == self.cursor:
+            return
+        length, device = stop - self.cursor, self.id_S.device
+        self.hidden.append(self.family.embed(self.id_S[self.cursor : stop]))
+        self.slots.append(torch.arange(self.cursor, stop, device=device))
+        self.places.append(torch.full((length, 4), -1, device=device))
+        self.scores.append(torch.zeros(length, device=device))
+        self.runs.append(Run(length))
+        self.cursor, self.span = stop, self.span + 1
+
+    def add_medium(self, index: int, medium: EncodedMedium, start: int, length: int) -> None:
+        """A medium's visual tokens, in the ``length`` slots from ``start`` on."""
+        self.hidden.append(medium.feature_KD.to(self.family.decoder.dtype))
+        self.slots.append(medium.slot_K + start)
+        self.places.append(torch.cat([torch.full_like(medium.place_K3[:, :1], index), medium.place_K3], 1))
+        if medium.score_K is not None:
+            self.scores.append(medium.score_K)
+        self.runs += [Run(count, index, self.span, frame) for frame, count in medium.frame_counts if count]
+        self.cursor = start + length
+
+
+def pack(prompts: Sequence[Prompt]) -> PackedPrompts:
+    """Lay prompts end to end."""
+    counts = VisualCounts.of([prompt.runs for prompt in prompts])
+    hidden_TD = torch.cat([prompt.hidden_TD for prompt in prompts])
+    run_lengths = torch.tensor([run.length for _, run in counts.runs])
+    run_T = torch.arange(len(counts.runs)).repeat_interleave(run_lengths).to(hidden_TD.device)
+    scores = [prompt.score_T for prompt in prompts if prompt.score_T is not None]
+    return PackedPrompts(
+        hidden_TD,
+        torch.cat([prompt.position_PT for prompt in prompts], 1),
+        torch.cat([prompt.place_T4 for prompt in prompts]),
+        run_T,
+        torch.cat(scores) if len(scores) == len(prompts) else None,
+        counts,
+    )
+
+
+def join_trace(encoded: Sequence[EncodedMedium], decoder_steps: Sequence[TraceStep]) -> TokenTrace:
+    """The trace of a whole request from those of its media and of the decoder.
+
+    Media that lack a step another one has (an image beside a video) pass through it unchanged.
+    """
+    patches = [_in_medium(index, medium.patch_place_P4) for index, medium in enumerate(encoded)]
+    order: list[tuple[str, int | None]] = []
+    for medium in encoded:
+        order += [(step.stage, step.layer) for step in medium.trace if (step.stage, step.layer) not in order]
+    by_place = [{(step.stage, step.layer): step for step in medium.trace} for medium in encoded]
+    places, steps = list(patches), []
+    for key in order:
+        blocks = []
+        for index, own in enumerate(by_place):
+            if key in own:
+                places[index] = _in_medium(index, own[key].place)
+            blocks.append(own[key].matrix if key in own else _identity(places[index].shape[0]))
+        steps.append(TraceStep(key[0], key[1], _block_diagonal(blocks), torch.cat(places)))
+    empty = torch.empty(0, 4, dtype=torch.long)
+    return TokenTrace(torch.cat([empty, *patches]), (*steps, *decoder_steps))
+
+
+def _in_medium(index: int, place_X4: Tensor | None) -> Tensor:
+    if place_X4 is None:
+        raise RuntimeError(f"medium {index} was traced, but its family gave no patch places")
+    place_X4 = place_X4.clone()
+    place_X4[:, 0] = index
+    return place_X4
+
+
+def _identity(size: int) -> Tensor:
+    return torch.sparse_coo_tensor(torch.arange(size).expand(2, size), torch.ones(size), (size, size)).coalesce()
+
+
+def _block_diagonal(blocks: Sequence[Tensor]) -> Tensor:
+    """Sparse blocks along the diagonal of one sparse matrix."""
+    index, value, row, col = [], [], 0, 0
+    for block in (block.coalesce() for block in blocks):
+        index.append(block.indices() + torch.tensor([[row], [col]]))
+        value.append(block.values())
+        row, col = row + block.shape[0], col + block.shape[1]
+    return torch.sparse_coo_tensor(torch.cat(index, 1), torch.cat(value), (row, col)).coalesce()

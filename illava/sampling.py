@@ -1,0 +1,84 @@
+"""Drawing the next token of every row of a batch: greedy, temperature, top-p.
+
+A row's draw depends on its own logits and on hash(seed, request_id, step) alone, never on a shared generator or on
+its neighbours. Knows nothing of models, caches or scheduling.
+
+Shape suffixes: B rows, R rows that are drawn at random, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from illava.errors import RequestError
+from illava.requests import SamplingParams
+
+
+def check_sampling(params: SamplingParams) -> None:
+    """Refuse parameters that mean nothing.
+
+    Raises:
+        RequestError: which value, and its bounds.
+    """
+    if params.max_new_tokens < 1:
+        raise RequestError(f"max_new_tokens must be at least 1; got {params.max_new_tokens}")
+    if not 0 <= params.min_new_tokens <= params.max_new_tokens:
+        raise RequestError(
+            f"min_new_tokens must lie in 0 .. max_new_tokens ({params.max_new_tokens}); got {params.min_new_tokens}"
+        )
+    if not 0.0 <= params.temperature < float("inf"):
+        raise RequestError(f"temperature must be 0 (greedy) or a positive number; got {params.temperature}")
+    if not 0.0 < params.top_p <= 1.0:
+        raise RequestError(f"top_p must lie in (0, 1]; got {params.top_p}")
+
+
+def derive_seed(*parts: int | str) -> int:
+    """63 bits from the parts, the same on every machine and in every process."""
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def uniform_draw(seed: int, request_id: str, step: int) -> float:
+    """The number in [0, 1) that decides a request's token number ``step``."""
+    return (derive_seed(seed, request_id, step) >> 10) / 2**53
+
+
+def sample(logits_BV: Tensor, params: Sequence[SamplingParams], draws: Sequence[float]) -> tuple[list[int], list[bool]]:
+    """The next token of each row, and whether the row's logits were finite. One copy to the host.
+
+    Args:
+        logits_BV: any float dtype.
+        params: of each row.
+        draws: a number in [0, 1) for each row; greedy rows do not use theirs.
+    """
+    logits_BV = logits_BV.float()
+    finite_B = logits_BV.isfinite().all(-1)
+    token_B = logits_BV.argmax(-1)
+    random = [row for row, own in enumerate(params) if own.temperature > 0]
+    if random:
+        device = logits_BV.device
+        index_R = torch.tensor(random, device=device)
+        wanted_R3 = torch.tensor([[params[n].temperature, params[n].top_p, draws[n]] for n in random], device=device)
+        token_B[index_R] = _nucleus(logits_BV[index_R], *wanted_R3.unbind(1))
+    tokens, finite = torch.stack([token_B, finite_B.long()]).tolist()
+    return tokens, [bool(flag) for flag in finite]
+
+
+def _nucleus(logits_RV: Tensor, temperature_R: Tensor, top_p_R: Tensor, draw_R: Tensor) -> Tensor:
+    """The token whose stretch of the nucleus' cumulative probability the draw falls into: int64 [R].
+
+    The nucleus is the shortest prefix, by falling probability, that holds at least top_p.
+    """
+    logits_RV = (logits_RV - logits_RV.amax(-1, keepdim=True)) / temperature_R[:, None]
+    logits_RV = logits_RV.nan_to_num(0.0)  # a row that is not finite is reported, and must not break its neighbours
+    probability_RV, order_RV = logits_RV.softmax(-1).sort(dim=-1, descending=True, stable=True)
+    upto_RV = probability_RV.cumsum(-1)
+    inside_RV = upto_RV - probability_RV < top_p_R[:, None]
+    mass_R1 = (probability_RV * inside_RV).sum(-1, keepdim=True)
+    rank_R1 = (upto_RV <= draw_R[:, None] * mass_R1).sum(-1, keepdim=True)
+    rank_R1 = torch.minimum(rank_R1, inside_RV.sum(-1, keepdim=True) - 1)
+    return order_RV.gather(1, rank_R1).squeeze(1)

@@ -1,0 +1,191 @@
+"""Which visual tokens of packed prompts are ranked together, and what a reduction does to the packed batch.
+
+The host knows, run by run, how many visual tokens each frame, span and medium has left; the device carries for every
+token the run it came from. Together they find a scope's tokens without a round trip, text between them included.
+After a reduction over a coarse scope only its total is known: finer counts are then asked of the device.
+Knows nothing of layers, attention or reducers' rules.
+
+Shape suffixes: T packed tokens, K kept tokens, N tokens in some scope, D channels, P rotary axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from illava.families.base import Run
+from illava.plan import ReductionPlan
+from illava.reducers import Reducer, Scope
+from illava.tokens import Assignment, carry, merge
+
+ScopeKey = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The tokens a step may touch, scope by scope in packed order; host side.
+
+    Attributes:
+        scope_of_run: scope index of every run of the batch, -1 where out of scope.
+        lengths: tokens of each scope.
+        owners: the request of each scope.
+    """
+
+    scope_of_run: tuple[int, ...]
+    lengths: tuple[int, ...]
+    owners: tuple[int, ...]
+
+    def scope_T(self, run_T: Tensor) -> Tensor:
+        """Scope index of every token: int64 [T], -1 out of scope."""
+        return torch.tensor(self.scope_of_run, device=run_T.device)[run_T]
+
+    def index_N(self, scope_T: Tensor) -> Tensor:
+        """Positions of the selected tokens, ascending; a stable sort, so that nothing waits for the device."""
+        return torch.argsort((scope_T < 0).byte(), stable=True)[: sum(self.lengths)]
+
+
+@dataclass(frozen=True, slots=True)
+class VisualCounts:
+    """How many visual tokens are left, as far as the host knows.
+
+    Attributes:
+        runs: (request, run) of every run of the batch as it was assembled.
+        blocks: (runs, tokens): sets of visual runs whose common count is known; at first one run each.
+        num_text: text tokens of each request; never reduced.
+    """
+
+    runs: tuple[tuple[int, Run], ...]
+    blocks: tuple[tuple[tuple[int, ...], int], ...]
+    num_text: tuple[int, ...]
+
+    @classmethod
+    def of(cls, runs_of_request: Sequence[Sequence[Run]]) -> VisualCounts:
+        """Counts of freshly assembled prompts."""
+        runs = tuple((request, run) for request, own in enumerate(runs_of_request) for run in own)
+        blocks = tuple(((n,), run.length) for n, (_, run) in enumerate(runs) if run.medium >= 0)
+        text = tuple(sum(run.length for run in own if run.medium < 0) for own in runs_of_request)
+        return cls(runs, blocks, text)
+
+    @property
+    def num_visual(self) -> tuple[int, ...]:
+        """Visual tokens of each request."""
+        totals = [0] * len(self.num_text)
+        for members, count in self.blocks:
+            totals[self.runs[members[0]][0]] += count
+        return tuple(totals)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """All tokens of each request."""
+        return tuple(text + visual for text, visual in zip(self.num_text, self.num_visual, strict=True))
+
+    def knows(self, per: Scope) -> bool:
+        """Whether the count of every such scope is known on the host."""
+        return all(len({_scope_key(*self.runs[n], per) for n in members}) == 1 for members, _ in self.blocks)
+
+    def measured(self, run_T: Tensor) -> VisualCounts:
+        """The same with every run's count read from the device: one round trip."""
+        counts = torch.bincount(run_T, minlength=len(self.runs)).tolist()
+        blocks = tuple(((n,), counts[n]) for n, (_, run) in enumerate(self.runs) if run.medium >= 0)
+        return replace(self, blocks=blocks)
+
+    def select(self, per: Scope) -> Selection:
+        """All non-empty scopes of this kind in packed order. Needs `knows(per)`."""
+        totals: dict[ScopeKey, int] = {}
+        for members, count in self.blocks:
+            key = _scope_key(*self.runs[members[0]], per)
+            if key is not None and count:
+                totals[key] = totals.get(key, 0) + count
+        order = {key: n for n, key in enumerate(totals)}
+        keys = (_scope_key(request, run, per) for request, run in self.runs)
+        scope_of_run = tuple(-1 if key is None else order.get(key, -1) for key in keys)
+        return Selection(scope_of_run, tuple(totals.values()), tuple(key[0] for key in totals))
+
+    def reduced(self, selection: Selection, kept: Sequence[int]) -> VisualCounts:
+        """The counts after each selected scope kept ``kept[scope]`` tokens."""
+        outside = [block for block in self.blocks if selection.scope_of_run[block[0][0]] < 0]
+        members: list[list[int]] = [[] for _ in kept]
+        for n, scope in enumerate(selection.scope_of_run):
+            if scope >= 0:
+                members[scope].append(n)
+        inside = [(tuple(own), count) for own, count in zip(members, kept, strict=True)]
+        return replace(self, blocks=tuple(sorted(outside + inside)))
+
+
+@dataclass(frozen=True, slots=True)
+class PackedPrompts:
+    """Prompts of several requests lying end to end on their way through the layers.
+
+    Attributes:
+        hidden_TD: residual stream.
+        position_PT: int64 rotary positions; survivors keep theirs.
+        place_T4: int64 (medium, frame or tile, row, col), -1 for text.
+        run_T: int64 index of the run each token came from.
+        score_T: float32 attention received in the tower, for `decoder_input`; None elsewhere.
+        counts: what the host knows.
+    """
+
+    hidden_TD: Tensor
+    position_PT: Tensor
+    place_T4: Tensor
+    run_T: Tensor
+    score_T: Tensor | None
+    counts: VisualCounts
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        return self.counts.lengths
+
+    def visual_index(self, request: int) -> Tensor:
+        """Positions of one request's visual tokens; waits for the device."""
+        own = [owner == request and run.medium >= 0 for owner, run in self.counts.runs]
+        return torch.tensor(own, device=self.run_T.device)[self.run_T].nonzero().squeeze(1)
+
+    def measured(self) -> PackedPrompts:
+        """The same with every run's count known, read from the device."""
+        return replace(self, counts=self.counts.measured(self.run_T))
+
+    def reduced(self, assignment: Assignment, counts: VisualCounts) -> PackedPrompts:
+        """Apply a mixing matrix over the whole packed batch."""
+        return PackedPrompts(
+            merge(assignment, self.hidden_TD),
+            self.position_PT.index_select(1, assignment.kept_K),
+            carry(assignment, self.place_T4),
+            carry(assignment, self.run_T),
+            None,
+            counts,
+        )
+
+
+def planned_lengths(runs: Sequence[Run], plan: ReductionPlan, num_layers: int) -> list[int]:
+    """Tokens one prompt will have in each decoder layer, from the plan alone; an upper bound where data decide."""
+    counts = VisualCounts.of([runs])
+    counts = _planned(counts, plan.at("decoder_input"))
+    lengths = []
+    for layer in range(num_layers):
+        counts = _planned(counts, plan.at("decoder_layer", layer))
+        lengths.append(counts.lengths[0])
+    return lengths
+
+
+def _planned(counts: VisualCounts, reducer: Reducer | None) -> VisualCounts:
+    if reducer is None or not counts.knows(reducer.per):
+        return counts
+    selection = counts.select(reducer.per)
+    kept = [reducer.num_kept(n) for n in selection.lengths]
+    return counts.reduced(selection, [n if k is None else k for n, k in zip(selection.lengths, kept, strict=True)])
+
+
+def _scope_key(request: int, run: Run, per: Scope) -> ScopeKey | None:
+    """What a run belongs to at this grain; None where it belongs to none. The request comes first."""
+    if run.medium < 0 or (per == "frame" and run.frame < 0):
+        return None
+    return {
+        "frame": (request, run.medium, run.frame),
+        "span": (request, run.span),
+        "medium": (request, run.medium),
+        "prompt": (request,),
+    }[per]

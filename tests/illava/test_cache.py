@@ -1,0 +1,86 @@
+"""Page accounting of the key/value pool."""
+
+import random
+
+import pytest
+import torch
+
+from illava.cache import PagedCache
+
+
+def make_cache(num_pages=60, page_size=4, num_layers=3):
+    return PagedCache(
+        num_layers=num_layers, num_kv_heads=1, head_dim=2, num_pages=num_pages, page_size=page_size,
+        dtype=torch.float32, device=torch.device("cpu"),
+    )  # fmt: skip
+
+
+def test_admission_takes_the_sum_over_layers_of_pages():
+    cache = make_cache()
+    cache.admit("a", [9, 9, 4])
+    assert cache.num_free_pages == 60 - (3 + 3 + 1)
+    cache.admit("b", [1, 0, 0])
+    assert cache.num_free_pages == 60 - 7 - 1
+    cache.check()
+    cache.free("a")
+    cache.free("a")
+    assert cache.num_free_pages == 59
+    cache.check()
+
+
+def test_admission_beyond_the_pool_changes_nothing():
+    cache = make_cache(num_pages=5)
+    with pytest.raises(MemoryError, match="needs 6 pages, 5 are free"):
+        cache.admit("a", [8, 8, 8])
+    assert cache.num_free_pages == 5
+    cache.check()
+
+
+def test_no_page_is_lost_or_shared_whatever_the_order():
+    cache, held, rng = make_cache(num_pages=200), {}, random.Random(0)
+    for step in range(300):
+        if held and rng.random() < 0.45:
+            cache.free(held.pop(rng.choice(list(held)))[0])
+        else:
+            lengths = sorted((rng.randint(1, 40) for _ in range(3)), reverse=True)
+            if cache.num_pages_for(lengths) <= cache.num_free_pages:
+                cache.admit(step, lengths)
+                held[step] = step, lengths
+                if rng.random() < 0.3:
+                    held[step] = step, [max(1, n // 2) for n in lengths]
+                    cache.trim(step, held[step][1])
+        cache.check()
+        taken = sum(cache.num_pages_for(lengths) for _, lengths in held.values())
+        assert cache.num_free_pages == 200 - taken
+
+
+def test_the_check_sees_a_page_given_back_twice():
+    cache = make_cache()
+    cache.admit("a", [4, 4, 4])
+    cache._give_back(cache._held["a"].pages())
+    with pytest.raises(RuntimeError, match="60 pages"):
+        cache.check()
+
+
+def test_what_is_written_is_found_through_the_tables():
+    cache = make_cache()
+    cache.admit("gone", [7, 7, 7])
+    cache.admit("a", [6, 6, 3])
+    cache.free("gone")
+    cache.admit("b", [9, 9, 9])
+    pages = cache.batch(["a", "b"], [[5, 5, 2], [8, 8, 8]])
+    for layer, lengths in enumerate([(5, 8), (5, 8), (2, 8)]):
+        slots = cache.prompt_slots(pages.table_LBM[layer], lengths)
+        tag = torch.arange(sum(lengths)) + 100.0 * layer
+        cache.write(slots, tag[:, None, None].expand(-1, 1, 2), -tag[:, None, None].expand(-1, 1, 2))
+    pages.grow()
+    assert pages.host_lengths == [[6, 9], [6, 9], [3, 9]]
+    assert pages.length_LB.tolist() == pages.host_lengths
+    for layer, slots in enumerate(cache.last_slots(pages)):
+        tag = torch.tensor([1000.0 + layer, 2000.0 + layer])[:, None, None].expand(-1, 1, 2)
+        cache.write(slots, tag, -tag)
+    for layer, (first, second) in enumerate([(5, 8), (5, 8), (2, 8)]):
+        for row, (start, n) in enumerate([(0, first), (first, second)]):
+            keys = cache.k_pool_PSGd[pages.table_LBM[layer, row].long()].view(-1, 2)[: n + 1, 0]
+            expected = [100.0 * layer + start + i for i in range(n)] + [1000.0 * (row + 1) + layer]
+            assert keys.tolist() == expected

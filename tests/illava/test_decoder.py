@@ -1,0 +1,243 @@
+"""The decoder's loop against the Hugging Face model whose layers it borrows, with and without reduction."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from illava.cache import PagedCache
+from illava.decoder import Decoder
+from illava.errors import ModelLoadError, PlanError
+from illava.families.base import Run
+from illava.plan import EMPTY_PLAN, ReductionPlan, ReductionStep
+from illava.prompt import Prompt, pack
+from illava.reducers.base import Reducer
+from illava.tokens import prune
+
+TEXT = Run(3)
+
+
+def config(**changes):
+    base = dict(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256,
+    )  # fmt: skip
+    return Qwen2Config(**{**base, **changes})
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return Qwen2ForCausalLM(config()).eval()
+
+
+@pytest.fixture(scope="module")
+def decoder(model):
+    return Decoder(model.model, model.lm_head)
+
+
+def make_prompt(runs, *, seed=0, width=32):
+    generator = torch.Generator().manual_seed(seed)
+    place = []
+    for run in runs:
+        place += [[run.medium, run.frame, 0, n] if run.medium >= 0 else [-1] * 4 for n in range(run.length)]
+    length = sum(run.length for run in runs)
+    return Prompt(
+        torch.randn(length, width, generator=generator),
+        torch.arange(length)[None],
+        torch.tensor(place),
+        torch.rand(length, generator=generator),
+        tuple(runs),
+        torch.tensor([length]),
+    )
+
+
+def video_runs(num_frames=3, per_frame=4):
+    frames = [Run(per_frame, 0, 1, frame) for frame in range(num_frames)]
+    return (TEXT, *frames, Run(1, 0, 1, -1), Run(5))
+
+
+def run_prefill(decoder, prompts, plan=EMPTY_PLAN, *, page_size=4, **options):
+    cache = PagedCache(
+        num_layers=decoder.num_layers, num_kv_heads=decoder.num_kv_heads, head_dim=decoder.head_dim,
+        num_pages=400, page_size=page_size, dtype=torch.float32, device=torch.device("cpu"),
+    )  # fmt: skip
+    for row, prompt in enumerate(prompts):
+        cache.admit(row, [prompt.num_tokens + 8] * decoder.num_layers)
+    zeros = [[0] * decoder.num_layers] * len(prompts)
+    pages = cache.batch(range(len(prompts)), zeros)
+    done = decoder.prefill(pack(prompts), plan, cache, pages, seeds=[7] * len(prompts), **options)
+    return done, cache
+
+
+@torch.inference_mode()
+def stock_logits(model, hidden_TD, position_T):
+    return model(inputs_embeds=hidden_TD[None], position_ids=position_T[None]).logits[0]
+
+
+class KeepIndices(Reducer):
+    """A test double that keeps given places of every scope."""
+
+    kind: str = "keep_indices"
+    indices: tuple[int, ...]
+    stages = frozenset({"decoder_input", "decoder_layer"})
+
+    def evidence(self, stage):
+        return frozenset()
+
+    def num_kept(self, num_tokens):
+        return sum(n < num_tokens for n in self.indices)
+
+    def assign(self, tokens, evidence, stage):
+        kept, start, lengths = [], 0, []
+        for n in tokens.lengths:
+            own = [start + i for i in self.indices if i < n]
+            kept, start = kept + own, start + n
+            lengths.append(len(own))
+        return prune(torch.tensor(kept), tuple(lengths), start)
+
+
+def plan_of(*steps):
+    made = [ReductionStep.model_construct(stage=s, layers=layers, reducer=reducer) for s, layers, reducer in steps]
+    return ReductionPlan.model_construct(layout="geometric", steps=tuple(made))
+
+
+def illava_plan(layer=2, **fields):
+    fields = {"kind": "illava", "keep_ratio": 0.5, **fields}
+    return ReductionPlan.model_validate({"steps": [{"stage": "decoder_layer", "layers": [layer], "reducer": fields}]})
+
+
+def test_empty_plan_equals_stock_transformers(model, decoder):
+    prompts = [make_prompt(video_runs(), seed=1), make_prompt((Run(7),), seed=2), make_prompt(video_runs(5), seed=3)]
+    done, _ = run_prefill(decoder, prompts)
+    for row, prompt in enumerate(prompts):
+        stock = stock_logits(model, prompt.hidden_TD, prompt.position_PT[0])[-1]
+        torch.testing.assert_close(done.logits_BV[row], stock, atol=1e-5, rtol=0)
+    assert done.lengths_LB == [tuple(p.num_tokens for p in prompts)] * 4
+
+
+def test_positions_are_the_prompts_own(model, decoder):
+    prompt = make_prompt(video_runs())
+    prompt = replace(prompt, position_PT=prompt.position_PT * 3 + 2)
+    done, _ = run_prefill(decoder, [prompt])
+    stock = stock_logits(model, prompt.hidden_TD, prompt.position_PT[0])[-1]
+    torch.testing.assert_close(done.logits_BV[0], stock, atol=1e-5, rtol=0)
+
+
+def test_dropping_at_the_input_is_a_shorter_prompt_with_the_same_positions(model, decoder):
+    prompt = make_prompt(video_runs())
+    plan = plan_of(("decoder_input", (), KeepIndices(indices=(0, 2, 5, 6, 11), per="prompt")))
+    done, _ = run_prefill(decoder, [prompt], plan)
+    kept = torch.tensor([0, 1, 2, 3 + 0, 3 + 2, 3 + 5, 3 + 6, 3 + 11, 16, 17, 18, 19, 20])
+    stock = stock_logits(model, prompt.hidden_TD[kept], prompt.position_PT[0, kept])[-1]
+    torch.testing.assert_close(done.logits_BV[0], stock, atol=1e-5, rtol=0)
+    assert done.lengths_LB == [(13,)] * 4
+    assert done.num_visual_LB == [(5,)] * 4
+
+
+@torch.inference_mode()
+def split_forward(model, prompt, kept, layer):
+    """Stock layers below ``layer`` on all tokens, stock layers from it on over ``kept`` with their old positions."""
+    hidden, position = prompt.hidden_TD[None], prompt.position_PT
+    for n, block in enumerate(model.model.layers):
+        if n == layer:
+            hidden, position = hidden[:, kept], position[:, kept]
+        rotary = model.model.rotary_emb(hidden, position)
+        hidden = block(hidden, attention_mask=None, position_embeddings=rotary)
+    return model.lm_head(model.model.norm(hidden))[0, -1]
+
+
+def test_dropping_before_a_layer_equals_stock_layers_over_what_is_left(model, decoder):
+    prompt = make_prompt(video_runs())
+    plan = plan_of(("decoder_layer", (2,), KeepIndices(indices=(1, 3), per="frame")))
+    done, _ = run_prefill(decoder, [prompt], plan)
+    kept = torch.tensor([0, 1, 2, 4, 6, 8, 10, 12, 14, 15, 16, 17, 18, 19, 20])
+    torch.testing.assert_close(done.logits_BV[0], split_forward(model, prompt, kept, 2), atol=1e-5, rtol=0)
+    assert done.lengths_LB == [(21,), (21,), (15,), (15,)]
+    assert done.num_visual_LB == [(13,), (13,), (7,), (7,)]
+
+
+@pytest.mark.parametrize("per", ["frame", "span", "medium", "prompt"])
+@pytest.mark.parametrize("score", ["paper", "released", "causal_normalised"])
+def test_every_row_of_a_batch_equals_the_row_alone(decoder, per, score):
+    two_media = (TEXT, Run(6, 0, 1, 0), Run(2), Run(5, 1, 3, 0), Run(3, 1, 3, 1), Run(4))
+    prompts = [make_prompt(video_runs(4, 6), seed=1), make_prompt((Run(6),), seed=2), make_prompt(two_media, seed=3)]
+    plan = illava_plan(per=per, score=score)
+    together, _ = run_prefill(decoder, prompts, plan)
+    assert not together.errors
+    for row, prompt in enumerate(prompts):
+        alone, _ = run_prefill(decoder, [prompt], plan)
+        torch.testing.assert_close(together.logits_BV[row], alone.logits_BV[0], atol=1e-5, rtol=0)
+        assert [n[row] for n in together.lengths_LB] == [n[0] for n in alone.lengths_LB]
+
+
+def test_a_medium_is_ranked_as_one_whatever_text_stands_inside(decoder):
+    split = (TEXT, Run(6, 0, 1, 0), Run(2), Run(6, 0, 2, 1), Run(4))
+    done, _ = run_prefill(decoder, [make_prompt(split)], illava_plan(num_merged=8, keep_ratio=None))
+    assert done.num_visual_LB[-1] == (4,)
+    by_span, _ = run_prefill(decoder, [make_prompt(split)], illava_plan(num_merged=8, keep_ratio=None, per="span"))
+    assert by_span.num_visual_LB[-1] == (2,)
+
+
+def test_a_finer_scope_after_a_coarser_one_counts_what_is_left(decoder):
+    drop = KeepIndices(indices=(0, 1, 2, 3, 4, 8), per="prompt")
+    plan = plan_of(("decoder_layer", (1,), drop), ("decoder_layer", (2,), KeepIndices(indices=(0, 2), per="frame")))
+    done, _ = run_prefill(decoder, [make_prompt(video_runs())], plan, traced=(0,))
+    # frames keep 4, 1, 1 of their tokens, the newline goes; then places 0 and 2 of each frame
+    assert [n[0] for n in done.num_visual_LB] == [13, 6, 4, 4]
+    assert done.traces[0][-1].place[:, [1, 3]].tolist() == [[0, 0], [0, 2], [1, 0], [2, 0]]
+
+
+def test_a_cached_decode_equals_a_recompute_with_the_assignment_frozen(model, decoder):
+    prompts = [make_prompt(video_runs(), seed=1), make_prompt(video_runs(6), seed=2)]
+    first = plan_of(("decoder_layer", (2,), KeepIndices(indices=(0, 3, 4, 9), per="medium")))
+    done, cache = run_prefill(decoder, prompts, first)
+    lengths = [[layer[row] for layer in done.lengths_LB] for row in range(2)]
+    pages = cache.batch([0, 1], lengths)
+    position = torch.stack([p.next_position_P for p in prompts], 1)
+    generator = torch.Generator().manual_seed(5)
+    grown = list(prompts)
+    for step in range(3):
+        new = torch.randn(2, 32, generator=generator)
+        logits = decoder.decode(new, position + step, cache, pages)
+        for row, prompt in enumerate(grown):
+            grown[row] = longer = replace(
+                prompt,
+                hidden_TD=torch.cat([prompt.hidden_TD, new[row : row + 1]]),
+                position_PT=torch.cat([prompt.position_PT, position[:, row : row + 1] + step], 1),
+                place_T4=torch.cat([prompt.place_T4, torch.full((1, 4), -1)]),
+                score_T=torch.cat([prompt.score_T, torch.zeros(1)]),
+                runs=(*prompt.runs, Run(1)),
+            )
+            again, _ = run_prefill(decoder, [longer], first)
+            torch.testing.assert_close(logits[row], again.logits_BV[0], atol=1e-5, rtol=0)
+
+
+def test_a_step_that_removes_nothing_is_that_requests_error(decoder):
+    short, long = (TEXT, Run(2, 0, 1, 0), Run(2)), (TEXT, Run(9, 0, 1, 0), Run(2))
+    prompts = [make_prompt(short), make_prompt(long), make_prompt((Run(4),))]
+    done, _ = run_prefill(decoder, prompts, illava_plan(keep_ratio=None, keep_per_frame=4))
+    assert list(done.errors) == [0]
+    assert "removed none of 2 visual tokens" in str(done.errors[0])
+    assert done.num_visual_LB[-1] == (2, 4, 0)
+
+
+def test_a_trace_is_the_matrix_that_was_applied(decoder):
+    prompts = [make_prompt((Run(4),)), make_prompt(video_runs(), seed=4)]
+    done, _ = run_prefill(decoder, prompts, illava_plan(layer=1, num_merged=6, keep_ratio=None), traced=(1,))
+    (step,) = done.traces[1]
+    assert (step.stage, step.layer) == ("decoder_layer", 1)
+    assert tuple(step.matrix.shape) == (7, 13)
+    dense = step.matrix.to_dense()
+    torch.testing.assert_close(dense.sum(1), torch.ones(7))
+    assert ((dense > 0).sum(1) == 7).sum() == 1  # r + 1 sources in one mixture, copies elsewhere
+    assert list(done.traces) == [1]
+
+
+def test_plans_and_models_that_cannot_run_are_refused(decoder):
+    with pytest.raises(PlanError, match="the last is 3"):
+        decoder.check(illava_plan(layer=4))
+    sliding = Qwen2ForCausalLM(config(use_sliding_window=True, sliding_window=8, max_window_layers=1))
+    with pytest.raises(ModelLoadError, match="sliding"):
+        Decoder(sliding.model, sliding.lm_head)
