@@ -1,0 +1,141 @@
+"""The rules of who may import what, read from the sources; and what importing costs, seen from a fresh process."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("illava", "pipeline", "jobs")
+
+MEDIA = {"pipeline/media.py", "pipeline/decoder_process.py"}
+MANIFEST = ("inputs", "input_columns", "manifest", "manifest_file")
+# One dependency, one door. Folders end with a slash.
+DOORS: dict[str, set[str]] = {
+    "ray": {"pipeline/actors.py", "pipeline/runner.py"},
+    "fsspec": {"pipeline/storage.py"},
+    "s3fs": {"pipeline/storage.py"},
+    "decord": MEDIA,
+    "av": MEDIA,
+    "pypdfium2": MEDIA,
+    "PIL": {*MEDIA, "illava/preprocess.py"},
+    "pyarrow": {f"pipeline/{name}.py" for name in ("sink", "verify", "report", "compare", *MANIFEST)},
+    "torch": {"illava/", "pipeline/actors.py"},
+    "transformers": {"illava/"},
+}
+# Imports go one way: jobs -> pipeline -> illava; reducers and families do not know each other.
+FORBIDDEN: dict[str, set[str]] = {
+    "illava/": {"pipeline", "jobs"},
+    "pipeline/": {"jobs"},
+    "illava/reducers/": {"illava.families", "illava.vision", "illava.decoder", "illava.engine", "illava.vlm"},
+    "illava/families/": {"illava.reducers.illava", "illava.engine", "illava.vlm"},
+}
+
+
+def sources() -> list[Path]:
+    return sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+
+def imports(tree: ast.AST, module: str) -> Iterator[tuple[str, str]]:
+    """(module, imported name) of every import that can run, at any depth; type checking alone does not run."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(module.split(".")[: -node.level]) if node.level else ""
+            name = ".".join(part for part in (base, node.module) if part)
+            yield from ((name, alias.name) for alias in node.names)
+        yield from imports(node, module)
+
+
+def broken_rules(path: str, text: str) -> list[str]:
+    """Every rule that the source ``text`` would break if it stood at ``path``."""
+    broken = []
+    for name, member in imports(ast.parse(text), path.removesuffix(".py").replace("/", ".")):
+        full = f"{name}.{member}" if member else name
+        doors = DOORS.get(name.split(".")[0])
+        if doors is not None and not any(path == door or (door[-1] == "/" and path.startswith(door)) for door in doors):
+            broken.append(f"{path} imports {name}; only {', '.join(sorted(doors))} may")
+        for folder, forbidden in FORBIDDEN.items():
+            if path.startswith(folder) and any(f"{full}.".startswith(f"{other}.") for other in forbidden):
+                broken.append(f"{path} imports {full}; nothing in {folder} may")
+        foreign = name.split(".")[0] in PACKAGES and name.split(".")[0] != path.split("/", maxsplit=1)[0]
+        if foreign and any(part.startswith("_") for part in full.split(".")):
+            broken.append(f"{path} imports {full}, which is private to {name.split('.')[0]}")
+    return broken
+
+
+def test_sources_keep_the_rules():
+    broken = [
+        line for path in sources() for line in broken_rules(path.relative_to(ROOT).as_posix(), path.read_text("utf-8"))
+    ]
+    assert not broken, "\n".join(broken)
+    assert len(sources()) > 15
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("illava/x.py", "import pipeline.config"),
+        ("illava/x.py", "from ray import remote"),
+        ("pipeline/x.py", "def f():\n    import ray"),
+        ("pipeline/x.py", "import pyarrow.parquet as pq"),
+        ("pipeline/worker.py", "import torch"),
+        ("pipeline/storage.py", "from jobs import caption_videos"),
+        ("pipeline/x.py", "from illava.plan import _draw"),
+        ("illava/reducers/x.py", "from illava.families.anyres import AnyresGeometry"),
+        ("illava/reducers/x.py", "from ..families import anyres"),
+        ("illava/families/x.py", "from illava.reducers import illava"),
+        ("illava/x.py", "try:\n    from PIL import Image\nexcept ImportError:\n    Image = None"),
+    ],
+)
+def test_a_broken_rule_is_seen(path, text):
+    assert broken_rules(path, text)
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("pipeline/records.py", "if TYPE_CHECKING:\n    import torch"),
+        ("pipeline/runner.py", "import ray"),
+        ("pipeline/x.py", "from illava.plan import ReductionPlan"),
+        ("illava/families/x.py", "from illava.reducers import Evidence"),
+        ("illava/x.py", "from illava.reducers.illava import ILLaVA"),
+    ],
+)
+def test_what_is_allowed_is_allowed(path, text):
+    assert not broken_rules(path, text)
+
+
+CONFIG = """
+from pipeline.config import JobConfig
+JobConfig.model_validate({
+    "input": {"uri": "in/"}, "model": {"model_id": "m"}, "reduction": {"preset": "illava-video"},
+    "output": {"uri": "out/"},
+})
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import pipeline",
+        CONFIG,
+        "import illava.preprocess",
+        "import illava.counts",
+        "import illava; illava.load_preprocessor; illava.preset; illava.Request",
+    ],
+    ids=["pipeline", "config", "preprocess", "counts", "public names"],
+)
+def test_import_stays_light(code):
+    heavy = ["torch", "transformers", "ray", "decord", "av", "pyarrow", "fsspec"]
+    check = f"{code}\nimport sys\nprint([name for name in {heavy} if name in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (run.stdout.strip(), run.stderr) == ("[]", "")
