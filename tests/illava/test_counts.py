@@ -124,6 +124,29 @@ def test_vision_output_counts_with_the_tower():
     assert count(plan, SQUARE, SQUARE).num_vision_tokens_kept == 2 * 677
 
 
+class Half(Reducer):
+    """Keeps half of a scope, none of a single token."""
+
+    stages: ClassVar = frozenset({"decoder_input"})
+    kind: Literal["half"] = "half"
+    per: Literal["frame"] = "frame"
+
+    def evidence(self, stage):
+        return frozenset()
+
+    def num_kept(self, num_tokens):
+        return num_tokens // 2
+
+    def assign(self, tokens, evidence, stage):
+        raise AssertionError("not called")
+
+
+def test_separators_belong_to_no_frame():
+    step = ReductionStep.model_construct(stage="decoder_input", layers=(), reducer=Half())
+    plan = ReductionPlan.model_construct(layout="geometric", steps=(step,))
+    assert count(plan, CLIP).num_vision_tokens_kept == 32 * 98 + 1
+
+
 class Undecided(Reducer):
     """Keeps what the data say."""
 
