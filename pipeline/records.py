@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from illava.preprocess import VisualInput
 
 MediaKind = Literal["video", "image", "images"]
+SCHEMA_VERSION = 1  # of `ResultRow`; part of the recipe and of every part's metadata
 
 
 @dataclass(frozen=True, slots=True)

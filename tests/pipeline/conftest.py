@@ -79,3 +79,19 @@ def root(request, tmp_path):
         folder.mkdir()
         return str(folder)
     return request.getfixturevalue("s3_bucket") + "/root"
+
+
+@pytest.fixture
+def model_folder(tmp_path):
+    """A folder that stands for a local model: what counts here is that its files have hashes."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """Hashes of files are remembered in the test's own folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

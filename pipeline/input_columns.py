@@ -1,0 +1,74 @@
+"""Checks and rewrites over whole columns of addresses. Pure functions; read nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.errors import ItemError
+from pipeline.uris import FORBIDDEN_PATTERN, OBJECT_URI_PATTERN, check_uri, printable
+
+VIDEO_EXTENSIONS = ("mp4", "mov", "m4v", "mkv", "webm", "avi", "ts", "mts", "m2ts")
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp")  # gif is left out: still or moving, its name does not say
+Refuse = Callable[[list[int], str], NoReturn]
+_SCHEME = r"^[A-Za-z][A-Za-z0-9+.-]*:/"
+
+
+def kinds_of(uris: pa.ChunkedArray) -> pa.ChunkedArray:
+    """``video``, ``image`` or null by extension."""
+    extension = pc.utf8_lower(pc.struct_field(pc.extract_regex(uris, r"\.(?P<ext>[A-Za-z0-9]{1,5})$"), "ext"))
+    kinds = pa.array(["video"] * len(VIDEO_EXTENSIONS) + ["image"] * len(IMAGE_EXTENSIONS))
+    place = pc.index_in(extension, value_set=pa.array([*VIDEO_EXTENSIONS, *IMAGE_EXTENSIONS]))
+    return pa.chunked_array([kinds.take(place.combine_chunks())])
+
+
+def join_relative(uris: pa.ChunkedArray, base: str) -> pa.ChunkedArray:
+    """Addresses without a scheme and without a leading slash are put below ``base``; ``file://`` is taken off."""
+    absolute = pc.or_(pc.match_substring_regex(uris, _SCHEME), pc.starts_with(uris, "/"))
+    below = pc.binary_join_element_wise(base.rstrip("/"), uris, "/")
+    return pc.replace_substring_regex(pc.if_else(absolute, uris, below), r"^file:///", "/")
+
+
+def refuse_unsafe(uris: pa.ChunkedArray, counts: Sequence[int], roots: Sequence[str], refuse: Refuse) -> None:
+    """Refuse the rows whose address is not on the positive list or, if local, not below one of the roots.
+
+    Links are resolved when the file is opened; here names alone decide.
+    """
+    local = pc.starts_with(uris, "/")
+    good = pc.match_substring_regex(uris, OBJECT_URI_PATTERN)
+    for root in roots:
+        good = pc.or_(good, pc.starts_with(uris, root.rstrip("/") + "/"))
+    good = pc.and_(good, pc.invert(pc.match_substring_regex(uris, FORBIDDEN_PATTERN)))
+    bad = [n for n, ok in enumerate(good.to_pylist()) if not ok] if not pc.all(good).as_py() else []
+    if not bad:
+        return
+    rows = np.repeat(np.arange(len(counts)), counts)[bad].tolist()
+    first = uris[bad[0]].as_py() or ""
+    refuse(sorted(set(rows)), _why(first, local[bad[0]].as_py(), roots))
+
+
+def _why(uri: str, local: bool, roots: Sequence[str]) -> str:
+    try:
+        check_uri(uri)
+    except ItemError as error:
+        return str(error)
+    allowed = ", ".join(os.path.abspath(r) for r in roots) or "none, since input and manifest are in an object store"
+    where = "a local path outside the allowed folders" if local else "an address that is not allowed"
+    return f"{where}: {printable(uri)}; set input.uri to the folder that holds the media (now allowed: {allowed})"
+
+
+def refuse_duplicates(ids: pa.ChunkedArray, refuse: Refuse) -> None:
+    """Refuse ids that occur more than once, naming all their rows."""
+    counted = pc.value_counts(ids)
+    repeated = counted.filter(pc.greater(counted.field("counts"), 1)).field("values")
+    if not len(repeated):
+        return
+    first = repeated[0].as_py()
+    rows = np.flatnonzero(pc.equal(ids, first).combine_chunks().to_numpy(zero_copy_only=False)).tolist()
+    others = f" (and {len(repeated) - 1} more ids)" if len(repeated) > 1 else ""
+    refuse(rows, f"the same item id {printable(first)!r}{others}; ids, or media and question, must differ")

@@ -1,0 +1,94 @@
+"""The recipe: everything that can change a row's content, resolved and digested.
+
+Two runs with one recipe may be compared and continued; `pipeline.shards` adds manifest and shard size to it. Loads
+neither torch nor ray: versions are read from installed metadata.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import metadata
+from typing import Any, Literal
+
+from pipeline.config import JobConfig, recipe_fields
+from pipeline.errors import ConfigError
+from pipeline.file_hashes import folder_digest
+from pipeline.records import SCHEMA_VERSION
+
+_PACKAGES = ("illava", "torch", "transformers", "decord", "av", "pillow", "pypdfium2")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a row's content depends on.
+
+    Attributes:
+        digest: 32 hex digits over the fields.
+        fields: dotted config keys with every ``auto`` resolved, then ``versions.*``, ``model.files``,
+            ``attention_backend`` and ``schema_version``; JSON types.
+    """
+
+    digest: str
+    fields: dict[str, Any]
+
+
+def resolve_device(config: JobConfig) -> Literal["cpu", "cuda"]:
+    """``auto`` is CUDA where Ray gives each actor a share of a GPU, else CPU."""
+    if config.model.device != "auto":
+        return config.model.device
+    return "cuda" if config.runtime.executor == "ray" and config.runtime.gpus_per_actor > 0 else "cpu"
+
+
+def resolve_dtype(config: JobConfig) -> Literal["bfloat16", "float16", "float32"]:
+    """``auto`` is bfloat16 on CUDA and float32 on CPU."""
+    if config.model.dtype != "auto":
+        return config.model.dtype
+    return "bfloat16" if resolve_device(config) == "cuda" else "float32"
+
+
+def resolve_recipe(config: JobConfig) -> Recipe:
+    """The recipe of a job on this machine's installed versions.
+
+    Raises:
+        ConfigError: the model is neither a local folder nor a hub id with a pinned revision.
+    """
+    device = resolve_device(config)
+    fields = recipe_fields(config) | {
+        "model.device": device,
+        "model.dtype": resolve_dtype(config),
+        "model.files": _model_files(config),
+        "attention_backend": "varlen" if device == "cuda" else "sdpa",
+        "schema_version": SCHEMA_VERSION,
+    }
+    fields |= {f"versions.{name}": _version(name) for name in _PACKAGES}
+    return Recipe(digest_of(fields), dict(sorted(fields.items())))
+
+
+def digest_of(value: Any) -> str:
+    """32 hex digits of a JSON value, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _model_files(config: JobConfig) -> str | None:
+    model_id, revision = config.model.model_id, config.model.revision
+    if os.path.isdir(model_id):
+        return folder_digest(model_id)
+    if revision is None:
+        raise ConfigError(
+            f"model.model_id: {model_id!r} is no folder here, and a hub id needs model.revision (40 hex digits), "
+            "so that the same job always runs the same weights"
+        )
+    return None
+
+
+@lru_cache(maxsize=32)
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

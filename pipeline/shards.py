@@ -1,0 +1,264 @@
+"""A run: its folder, its fingerprint, its shards, and what is pending. Resume is listing the parts.
+
+`run.json` is created only if absent and never changed by a running job; parts are published by `pipeline.sink`. Knows
+nothing of actors, models or media.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pipeline import storage
+from pipeline.config import JobConfig
+from pipeline.errors import ItemError, RefusedError, StorageError
+from pipeline.inputs import Manifest, build_manifest, manifest_bytes, read_manifest
+from pipeline.recipe import Recipe, digest_of, resolve_recipe
+from pipeline.records import SCHEMA_VERSION, Shard
+from pipeline.sink import list_parts
+
+RUN_FILE, FINISHED_FILE = "run.json", "_RUN.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run folder, opened.
+
+    Attributes:
+        uri: the folder.
+        config: this session's; may differ from the frozen one in what only affects execution.
+        recipe: what rows depend on.
+        fingerprint: digest of recipe, manifest and shard size; the same one resumes.
+        manifest: frozen when the run was first opened.
+        items_per_shard: fixed for the run.
+        attempt: 1, raised by each ``retry``.
+        nonce: names the writer of ``run.json``.
+        resumed: the run was there before.
+    """
+
+    uri: str
+    config: JobConfig
+    recipe: Recipe
+    fingerprint: str
+    manifest: Manifest
+    items_per_shard: int
+    attempt: int = 1
+    nonce: str = ""
+    resumed: bool = False
+
+    @property
+    def num_shards(self) -> int:
+        return -(-len(self.manifest) // self.items_per_shard)
+
+    def shard(self, index: int) -> Shard:
+        """Items of one shard, in manifest order."""
+        if not 0 <= index < self.num_shards:
+            raise IndexError(f"shard {index} of {self.num_shards}")
+        return Shard(index, self.manifest.slice(index * self.items_per_shard, self.items_per_shard))
+
+    def part_metadata(self, shard_index: int) -> dict[str, str]:
+        """What every part says of where it belongs."""
+        return {
+            "illava.run_fingerprint": self.fingerprint,
+            "illava.recipe_digest": self.recipe.digest,
+            "illava.manifest_digest": self.manifest.digest,
+            "illava.attempt": str(self.attempt),
+            "illava.shard_index": str(shard_index),
+        }
+
+    def check_still_ours(self) -> None:
+        """Read ``run.json`` again before a publish.
+
+        Raises:
+            RefusedError: the folder belongs to another run or a later attempt by now.
+        """
+        found = read_run_file(self.uri)
+        now = (found["fingerprint"], found["attempt"], found["nonce"])
+        if now != (self.fingerprint, self.attempt, self.nonce):
+            raise RefusedError(
+                f"{self.uri}: run.json changed while this job ran (fingerprint {now[0]}, attempt {now[1]}); another "
+                "job took the folder over. Nothing more is published from here"
+            )
+
+
+def open_run(config: JobConfig) -> Run:
+    """Freeze the manifest and claim the folder, or resume the run that is there.
+
+    Raises:
+        RefusedError: the folder holds another run; names the keys that differ, with both values.
+        InputError, ConfigError, StorageError: as `build_manifest` and `resolve_recipe`.
+    """
+    run = plan_run(config)
+    if run.resumed:
+        storage.sweep_temporaries(run.uri)
+        return run
+    storage.write_atomic(_manifest_uri(run.uri, run.manifest.digest), manifest_bytes(run.manifest))
+    record = json.dumps(_run_record(run), indent=2, sort_keys=True).encode()
+    if storage.create_exclusive(storage.join(run.uri, RUN_FILE), record):
+        return run
+    return _adopt(run, read_run_file(run.uri))
+
+
+def plan_run(config: JobConfig) -> Run:
+    """What `open_run` would return, without writing anything."""
+    uri = storage.check_uri(config.output.uri).rstrip("/")
+    recipe = resolve_recipe(config)
+    manifest = build_manifest(config, recipe_digest=recipe.digest)
+    items_per_shard = config.output.items_per_shard
+    fingerprint = digest_of([recipe.digest, manifest.digest, items_per_shard])
+    run = Run(uri, config, recipe, fingerprint, manifest, items_per_shard, nonce=secrets.token_hex(8))
+    if not storage.exists(storage.join(uri, RUN_FILE)):
+        return run
+    return _adopt(run, read_run_file(uri))
+
+
+def pending_shards(run: Run) -> list[int]:
+    """Shards without a part, ascending."""
+    done = set(list_parts(run.uri))
+    return [index for index in range(run.num_shards) if index not in done]
+
+
+def is_finished(run_uri: str) -> bool:
+    """Whether the run has its ``_RUN.json``."""
+    return storage.exists(storage.join(run_uri, FINISHED_FILE))
+
+
+def read_run_file(run_uri: str) -> dict[str, Any]:
+    """The content of ``run.json``.
+
+    Raises:
+        RefusedError: there is none, or it is not one of ours.
+    """
+    return _read_json(run_uri, RUN_FILE, ("fingerprint", "manifest_digest", "items_per_shard", "attempt", "nonce"))
+
+
+def read_frozen_manifest(run_uri: str, digest: str) -> Manifest:
+    """The manifest that was frozen when the run was opened.
+
+    Raises:
+        RefusedError: its content does not have the digest in its name.
+    """
+    uri = _manifest_uri(run_uri, digest)
+    manifest = read_manifest(storage.read(uri))
+    if manifest.digest != digest:
+        raise RefusedError(f"{uri}: the content has digest {manifest.digest}; it was changed after it was frozen")
+    return manifest
+
+
+def finish(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
+    """Write ``_RUN.json``: totals over all parts, digests, versions, and the caller's summary under its own key.
+
+    Raises:
+        StorageError: a shard has no part yet.
+    """
+    from pipeline.totals import run_totals
+
+    if pending := pending_shards(run):
+        raise StorageError(
+            f"{run.uri}: {len(pending)} shards have no part yet, the first is {pending[0]}; not finished"
+        )
+    run.check_still_ours()
+    storage.sweep_temporaries(run.uri)
+    versions = {key: value for key, value in run.recipe.fields.items() if key.startswith("versions.")}
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "fingerprint": run.fingerprint,
+        "recipe_digest": run.recipe.digest,
+        "manifest_digest": run.manifest.digest,
+        "attempt": run.attempt,
+        "num_items": len(run.manifest),
+        "num_shards": run.num_shards,
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions,
+        "totals": run_totals(run.uri, range(run.num_shards)).as_dict(),
+        "summary": summary,
+    }
+    storage.write_atomic(storage.join(run.uri, FINISHED_FILE), json.dumps(record, indent=2, sort_keys=True).encode())
+    return record
+
+
+def _adopt(run: Run, found: dict[str, Any]) -> Run:
+    """The run that stands in the folder, if it is the same one."""
+    if found["fingerprint"] != run.fingerprint:
+        raise RefusedError(_refusal(run, found))
+    manifest = read_frozen_manifest(run.uri, found["manifest_digest"])
+    return Run(
+        run.uri,
+        run.config,
+        run.recipe,
+        run.fingerprint,
+        manifest,
+        run.items_per_shard,
+        attempt=found["attempt"],
+        nonce=found["nonce"],
+        resumed=True,
+    )
+
+
+def _run_record(run: Run) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "fingerprint": run.fingerprint,
+        "recipe_digest": run.recipe.digest,
+        "recipe": run.recipe.fields,
+        "manifest_digest": run.manifest.digest,
+        "num_items": len(run.manifest),
+        "num_shards": run.num_shards,
+        "items_per_shard": run.items_per_shard,
+        "attempt": run.attempt,
+        "nonce": run.nonce,
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "config": run.config.model_dump(mode="json"),
+    }
+
+
+def _refusal(run: Run, found: dict[str, Any]) -> str:
+    """Every key that differs, with the value the folder has and the value of this job."""
+    theirs = found.get("recipe", {})
+    ours = run.recipe.fields
+    lines = [
+        f"  {key}: {_short(theirs.get(key))} there, {_short(ours.get(key))} here"
+        for key in sorted(theirs.keys() | ours.keys())
+        if theirs.get(key) != ours.get(key)
+    ]
+    if found["items_per_shard"] != run.items_per_shard:
+        lines.append(f"  output.items_per_shard: {found['items_per_shard']} there, {run.items_per_shard} here")
+    if found["manifest_digest"] != run.manifest.digest:
+        lines.append(
+            f"  input: {found.get('num_items')} items there, {len(run.manifest)} here (digest "
+            f"{found['manifest_digest'][:12]} there, {run.manifest.digest[:12]} here): objects were added, removed or "
+            "changed since the run began"
+        )
+    return (
+        f"{run.uri} holds another run; these keys differ:\n" + "\n".join(lines) + "\n"
+        "Choose a new output.uri; to process only what is new, also set input.skip_done_in to the finished run's folder"
+    )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def _manifest_uri(run_uri: str, digest: str) -> str:
+    return storage.join(run_uri, f"manifest-{digest}.parquet")
+
+
+def _read_json(run_uri: str, name: str, keys: tuple[str, ...]) -> dict[str, Any]:
+    uri = storage.join(run_uri, name)
+    try:
+        found = json.loads(storage.read(uri))
+    except ItemError as error:
+        if error.error_type != "not_found":
+            raise
+        raise RefusedError(f"{uri} does not exist: this folder holds no run") from error
+    except ValueError as error:
+        raise RefusedError(
+            f"{uri} is not JSON ({error}): the folder was damaged or is not a run of this program"
+        ) from error
+    if not isinstance(found, dict) or any(key not in found for key in keys):
+        raise RefusedError(f"{uri} is not a run file of this program: it needs the keys {', '.join(keys)}")
+    return found
