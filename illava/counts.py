@@ -83,7 +83,8 @@ class _Block:
 
     Attributes:
         medium: index, None where the tokens are of several media.
-        frame: index, -1 for separators, None where the tokens are of several frames.
+        frame: index, -1 for what belongs to no frame (separators, a tiled image), None where the tokens are of
+            several frames.
         count: tokens; an upper bound where not ``exact``.
     """
 
@@ -131,12 +132,14 @@ def expected_counts(
         num_decoder_layers: layers of the LLM.
 
     Raises:
-        PlanError: a layer the model does not have, or a count the released layout cannot make a square of.
+        PlanError: a layer the model does not have, or counts the released layout cannot make squares of.
     """
     _check_layers(plan, "vision_block", num_vision_blocks)
     _check_layers(plan, "decoder_layer", num_decoder_layers)
     tiles = [_num_tiles(geometry, medium, media) for medium in media]
     per_tile, exact = _left_of_tile(geometry.grid**2, plan)
+    if plan.layout == "released" and not exact:
+        raise PlanError("the released layout needs square counts, but this plan's depend on the picture: use geometric")
     exact = exact and not any(step.stage == "media" for step in plan.steps)
     blocks = [
         block
@@ -208,12 +211,12 @@ def _layout(
         return [_Block(index, 0, per_tile), separator]
     if side**2 == per_tile:
         count = geometry.num_image_tokens(medium.height, medium.width, num_tiles=num_tiles, side=side)
-        return [_Block(index, None, count)]
+        return [_Block(index, -1, count)]
     layout = geometry.image_layout(medium.height, medium.width)
     rows, cols = layout.shape
     whole = layout.resized is None and (rows, cols) == (layout.rows, layout.cols)
     survivors = min((num_tiles - 1) * per_tile, rows * cols)
-    return [_Block(index, None, per_tile + survivors + rows, exact=whole)]
+    return [_Block(index, -1, per_tile + survivors + rows, exact=whole)]
 
 
 def _reduce(blocks: list[_Block], reducer: Reducer | None) -> list[_Block]:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 from typing import ClassVar, Literal
 
+import numpy as np
 import pytest
+import torch
+from models import make_onevision
 
 from illava.counts import MediumShape, TokenCounts, expected_counts, load_model_shape
 from illava.errors import ModelLoadError, PlanError
+from illava.families import load_family
 from illava.families.anyres import AnyresGeometry
 from illava.plan import EMPTY_PLAN, ReductionPlan, ReductionStep, preset
+from illava.preprocess import load_preprocessor
 from illava.reducers import Reducer
 
 CANVASES = tuple((384 * rows, 384 * cols) for rows in range(1, 7) for cols in range(1, 7))
@@ -171,6 +177,9 @@ def test_a_reducer_that_asks_the_data_makes_an_upper_bound(stage):
 
 
 def test_refusals():
+    step = ReductionStep.model_construct(stage="vision_block", layers=(2,), reducer=Undecided())
+    with pytest.raises(PlanError, match="depend on the picture"):
+        count(ReductionPlan.model_construct(layout="released", steps=(step,)), CLIP)
     with pytest.raises(PlanError, match=r"700 of 729 tokens are left of each tile; 676 or 729 would be one"):
         count(plan_of(("vision_block", [3], {"num_merged": 29}), layout="released"), CLIP)
     with pytest.raises(PlanError, match=r"vision_block \[26\], but this model has 0 to 25"):
@@ -198,3 +207,51 @@ def test_model_shape_is_read_from_config_alone(onevision_folder, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "llava_next"}))
     with pytest.raises(ModelLoadError, match="'llava_next' model"):
         load_model_shape(str(tmp_path))
+
+
+PLANS = {
+    "empty": EMPTY_PLAN,
+    "merged": plan_of(("vision_block", [2, 3, 4, 5], {"num_merged": 6})),
+    "released": plan_of(("vision_block", [2, 3, 4, 5], {"num_merged": 6}), layout="released"),
+    "after": plan_of(("vision_block", [1], {"num_merged": 4}), ("vision_output", [], {"keep_ratio": 0.5})),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_equal_to_what_the_model_measures(family, name):
+    preprocessor = family.preprocessor
+    clip = [preprocessor.video(np.zeros((3, 30, 40, 3), np.uint8))]
+    pair = list(preprocessor.images([noise(30, 40), noise(80, 20)]))
+    ones = [list(preprocessor.images([noise(*size)])) for size in ((56, 56), (112, 168), (60, 90), (500, 700))]
+    exact = 0
+    for media in (clip, pair, *ones):
+        shapes = [MediumShape(m.kind, *m.original_size, len(m.tiles) if m.kind == "video" else 1) for m in media]
+        shape = family.shape
+        expected = expected_counts(
+            shape.geometry,
+            PLANS[name],
+            shapes,
+            num_vision_blocks=shape.num_vision_blocks,
+            num_decoder_layers=shape.num_decoder_layers,
+        )
+        encoded = family.model.encode(media, PLANS[name], trace=False)
+        measured = sum(medium.feature_KD.shape[0] for medium in encoded)
+        assert expected.num_patches == sum(medium.num_patches for medium in encoded)
+        assert expected.num_vision_tokens == sum(family.model.num_vision_tokens(medium) for medium in media)
+        bound = expected.num_vision_tokens_kept
+        assert measured == bound if expected.exact else 0 < measured <= bound
+        exact += expected.exact
+    # geometric: one image over the budget of two tiles, one with padding, one with both
+    assert exact == (6 if name in {"empty", "released"} else 3)
+
+
+def noise(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory):
+    """A tiny model with a budget of two tiles, so that large images are resized."""
+    folder = str(make_onevision(tmp_path_factory.mktemp("counted"), max_tiles=2))
+    model = load_family(folder, dtype=torch.float32, device="cpu")
+    return SimpleNamespace(model=model, preprocessor=load_preprocessor(folder), shape=load_model_shape(folder))
