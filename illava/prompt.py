@@ -32,6 +32,7 @@ class Prompt:
         score_T: float32 attention received in the tower, 0 for text; None where the plan needs none.
         runs: what the tokens are, run by run.
         next_position_P: int64 position of the first generated token, as without reduction.
+        media_order: the request's media as the chat template placed them, which may differ from how they were given.
     """
 
     hidden_TD: Tensor
@@ -40,6 +41,7 @@ class Prompt:
     score_T: Tensor | None
     runs: tuple[Run, ...]
     next_position_P: Tensor
+    media_order: tuple[int, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -68,7 +70,9 @@ def assemble(family: Family, request: Request, encoded: Sequence[EncodedMedium])
     position_PS = family.position_ids(rendered, media_of(request)).to(device)
     id_S = torch.tensor(rendered.token_ids, device=device)
     parts = _Parts(family, id_S)
-    for index, (medium, (start, length)) in enumerate(zip(encoded, rendered.spans, strict=True)):
+    order = sorted(range(len(encoded)), key=rendered.spans.__getitem__)
+    for index in order:
+        medium, (start, length) = encoded[index], rendered.spans[index]
         if length != medium.num_slots:
             raise RuntimeError(f"medium {index} has {medium.num_slots} slots, the prompt gives it {length}")
         parts.add_text(start)
@@ -83,6 +87,7 @@ def assemble(family: Family, request: Request, encoded: Sequence[EncodedMedium])
         torch.cat(parts.scores) if scored else None,
         tuple(parts.runs),
         position_PS[:, -1] + 1,
+        tuple(order),
     )
 
 
@@ -137,24 +142,23 @@ def pack(prompts: Sequence[Prompt]) -> PackedPrompts:
     )
 
 
-def join_trace(encoded: Sequence[EncodedMedium], decoder_steps: Sequence[TraceStep]) -> TokenTrace:
-    """The trace of a whole request from those of its media and of the decoder.
+def join_trace(encoded: Sequence[EncodedMedium], prompt: Prompt, decoder_steps: Sequence[TraceStep]) -> TokenTrace:
+    """The trace of a whole request from those of its media, in prompt order, and of the decoder.
 
     Media that lack a step another one has (an image beside a video) pass through it unchanged.
     """
-    patches = [_in_medium(index, medium.patch_place_P4) for index, medium in enumerate(encoded)]
-    order: list[tuple[str, int | None]] = []
-    for medium in encoded:
-        order += [(step.stage, step.layer) for step in medium.trace if (step.stage, step.layer) not in order]
-    by_place = [{(step.stage, step.layer): step for step in medium.trace} for medium in encoded]
+    traces = [(index, encoded[index].trace, encoded[index].patch_place_P4) for index in prompt.media_order]
+    patches = [_in_medium(index, place_P4) for index, _, place_P4 in traces]
+    sites = dict.fromkeys((step.stage, step.layer) for _, trace, _ in traces for step in trace)
     places, steps = list(patches), []
-    for key in order:
+    for site in sites:
         blocks = []
-        for index, own in enumerate(by_place):
-            if key in own:
-                places[index] = _in_medium(index, own[key].place)
-            blocks.append(own[key].matrix if key in own else _identity(places[index].shape[0]))
-        steps.append(TraceStep(key[0], key[1], _block_diagonal(blocks), torch.cat(places)))
+        for n, (index, trace, _) in enumerate(traces):
+            step = next((step for step in trace if (step.stage, step.layer) == site), None)
+            if step is not None:
+                places[n] = _in_medium(index, step.place)
+            blocks.append(_identity(places[n].shape[0]) if step is None else step.matrix)
+        steps.append(TraceStep(site[0], site[1], _block_diagonal(blocks), torch.cat(places)))
     empty = torch.empty(0, 4, dtype=torch.long)
     return TokenTrace(torch.cat([empty, *patches]), (*steps, *decoder_steps))
 

@@ -1,0 +1,183 @@
+"""VLM: one loaded model with its cache and engine; the front door of this package.
+
+The reduction plan is given per call, so a baseline and a reduced run share one set of weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from illava.attention import backend_name
+from illava.cache import PagedCache
+from illava.engine import Engine
+from illava.errors import ModelLoadError, RequestError
+from illava.families import load_family
+from illava.families.base import Family
+from illava.plan import EMPTY_PLAN, ReductionPlan, preset
+from illava.requests import Generation, Request, Timing
+
+_CPU_CACHE_BYTES = 2 << 30
+_FREE_MEMORY_SHARE = 0.6  # of what the weights leave; the rest is for activations of tower and prefill
+
+
+class VLM:
+    """A vision-language model that answers requests under any plan.
+
+    Args:
+        family: the loaded model.
+        kv_cache_bytes: size of the key/value pool; None takes 2 GiB on CPU, 60 % of the free memory on a GPU.
+        max_batch_requests: requests encoded or running at a time.
+        page_size: tokens of a cache page.
+        max_vision_patches: patches of one tower call, unless a single request has more.
+        max_prefill_tokens: prompt tokens of one prefill, unless a single request has more.
+
+    Attributes:
+        family: the loaded model.
+        engine: the scheduler.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        *,
+        kv_cache_bytes: int | None = None,
+        max_batch_requests: int = 32,
+        page_size: int = 16,
+        max_vision_patches: int = 32_768,
+        max_prefill_tokens: int = 16_384,
+    ) -> None:
+        decoder = family.decoder
+        page_bytes = 2 * page_size * decoder.num_kv_heads * decoder.head_dim * decoder.dtype.itemsize
+        num_pages = (kv_cache_bytes or _default_cache_bytes(decoder.device)) // page_bytes
+        cache = PagedCache(
+            num_layers=decoder.num_layers,
+            num_kv_heads=decoder.num_kv_heads,
+            head_dim=decoder.head_dim,
+            num_pages=num_pages,
+            page_size=page_size,
+            dtype=decoder.dtype,
+            device=decoder.device,
+        )
+        self.family = family
+        self.engine = Engine(
+            family,
+            cache,
+            max_batch_requests=max_batch_requests,
+            max_vision_patches=max_vision_patches,
+            max_prefill_tokens=max_prefill_tokens,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_id: str,
+        *,
+        revision: str | None = None,
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device = "auto",
+        kv_cache_bytes: int | None = None,
+        max_batch_requests: int = 32,
+        page_size: int = 16,
+        max_vision_patches: int = 32_768,
+        max_prefill_tokens: int = 16_384,
+    ) -> VLM:
+        """Load a model from a folder or from the Hugging Face hub.
+
+        Args:
+            model_id: folder or hub name.
+            revision: commit, tag or branch of the hub.
+            dtype: name of a torch dtype; ``auto`` is float32 on CPU and bfloat16 on CUDA.
+            device: such as ``cuda:0``; ``auto`` is CUDA where there is one.
+            kv_cache_bytes: see the class.
+            max_batch_requests: see the class.
+            page_size: see the class.
+            max_vision_patches: see the class.
+            max_prefill_tokens: see the class.
+
+        Raises:
+            ModelLoadError: weights, configuration or dtype that cannot be loaded.
+        """
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = torch.device(device)
+        family = load_family(model_id, revision=revision, dtype=_resolve_dtype(dtype, device), device=device)
+        return cls(
+            family,
+            kv_cache_bytes=kv_cache_bytes,
+            max_batch_requests=max_batch_requests,
+            page_size=page_size,
+            max_vision_patches=max_vision_patches,
+            max_prefill_tokens=max_prefill_tokens,
+        )
+
+    def generate(self, requests: Sequence[Request], *, plan: ReductionPlan | str = EMPTY_PLAN) -> list[Generation]:
+        """Answer all requests, in their order; one that fails carries its error and harms no other.
+
+        Args:
+            requests: with distinct ids.
+            plan: a plan or the name of a preset.
+
+        Raises:
+            PlanError: the plan makes no sense for this model.
+            RuntimeError: requests given to `submit` are still running.
+        """
+        if self.has_work:
+            raise RuntimeError("submitted requests are still running: step() until has_work is false, then generate()")
+        ids = [request.request_id for request in requests]
+        if len(set(ids)) < len(ids):
+            raise RequestError("generate() was given two requests of the same id; ids must differ")
+        done: dict[str, Generation] = {}
+        for request in requests:
+            try:
+                self.submit(request, plan=plan)
+            except RequestError as error:
+                timing = Timing(0.0, 0.0, 0.0, 0.0, 0.0)
+                done[request.request_id] = Generation(request.request_id, "", (), None, None, timing, error=error)
+        while self.has_work:
+            done |= {generation.request_id: generation for generation in self.step()}
+        return [done[request_id] for request_id in ids]
+
+    def submit(self, request: Request, *, plan: ReductionPlan | str = EMPTY_PLAN) -> None:
+        """Queue a request for `step`. Raises PlanError or RequestError at once where it cannot be answered."""
+        self.engine.submit(request, preset(plan) if isinstance(plan, str) else plan)
+
+    def step(self) -> list[Generation]:
+        """One round of tower, prefill and decode; the generations that ended in it."""
+        return self.engine.step()
+
+    def cancel_all(self) -> list[str]:
+        """Drop every request, as after an error raised by `step`; the ids dropped."""
+        return self.engine.cancel_all()
+
+    @property
+    def has_work(self) -> bool:
+        return self.engine.has_work
+
+    @property
+    def device_busy_s(self) -> float:
+        """Seconds of all steps so far: the sum of `Timing.device_s` over all generations."""
+        return self.engine.device_busy_s
+
+    @property
+    def attention_backend(self) -> str:
+        """What serves the decoder's packed attention: ``varlen`` or ``sdpa``."""
+        decoder = self.family.decoder
+        return backend_name(decoder.device, decoder.dtype, decoder.head_dim)
+
+
+def _resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ModelLoadError(f"dtype {dtype!r} is not one of auto, float32, bfloat16, float16")
+    return found
+
+
+def _default_cache_bytes(device: torch.device) -> int:
+    if device.type != "cuda":
+        return _CPU_CACHE_BYTES
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    return int(free_bytes * _FREE_MEMORY_SHARE)
