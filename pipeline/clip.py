@@ -1,0 +1,131 @@
+"""A video file as its container's packets describe it: when each frame appears, what is missing, where to seek.
+
+Pure data made from a list of packets; knows no decoder and opens no file.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import NamedTuple
+
+from pipeline.container import Container
+from pipeline.errors import ItemError
+from pipeline.sampling import Timeline
+
+_LATE_BY_S = 0.5  # a container whose last packet ends this much before its declared end was cut short
+
+
+class Packet(NamedTuple):
+    """One coded frame, without its bytes; times in stream time base."""
+
+    pts: int | None
+    dts: int | None
+    is_keyframe: bool
+    is_corrupt: bool
+    is_discard: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One video stream.
+
+    Attributes:
+        container, codec: as FFmpeg names them.
+        timeline: every frame that is shown.
+        order: presentation time in stream time base -> frame index; None where the container has no such times.
+        seek_pts: index of a key frame -> where to seek for it; only where seeking is exact.
+        problem: what is missing from the file, None when all is there.
+    """
+
+    container: Container
+    codec: str
+    timeline: Timeline
+    order: dict[int, int] | None
+    seek_pts: dict[int, int]
+    problem: str | None
+
+
+def describe_clip(
+    packets: Sequence[Packet],
+    *,
+    container: Container,
+    codec: str,
+    time_base: Fraction,
+    frame_rate: Fraction | None,
+    num_declared: int,
+    problem_at_end: str | None,
+) -> Clip:
+    """Put packets into the order of showing and count what is missing.
+
+    Args:
+        packets: as they lie in the file.
+        container, codec: as FFmpeg names them.
+        time_base: seconds of one unit of pts.
+        frame_rate: average; used only where the container gives no presentation times.
+        num_declared: packets the container's index lists, 0 where it lists none.
+        problem_at_end: from `ends_early`.
+
+    Raises:
+        ItemError: ``empty_media`` or ``corrupt_media`` where no frame is left to show.
+    """
+    good = [packet for packet in packets if not packet.is_corrupt]
+    num_expected = max(num_declared, len(packets))
+    problem = problem_at_end
+    if len(good) < num_expected:
+        problem = f"truncated or damaged: {len(good)} of {num_expected} frames are there"
+    shown = [packet for packet in good if not packet.is_discard]
+    if not shown:
+        error_type = "corrupt_media" if problem else "empty_media"
+        raise ItemError(error_type, f"the video has no frame to show ({problem or 'no packets'})")
+
+    pts = [packet.pts for packet in shown if packet.pts is not None]
+    if len(set(pts)) < len(shown):
+        if not frame_rate:
+            raise ItemError("corrupt_media", "the container gives neither frame times nor a frame rate")
+        times_s = tuple(float(index / frame_rate) for index in range(len(shown)))
+        return Clip(container, codec, Timeline(times_s, _keyframes(shown)), None, {}, problem)
+
+    shown = [packet for _, packet in sorted(zip(pts, shown, strict=True))]
+    pts = sorted(pts)
+    keyframes = _keyframes(shown)
+    seek_pts = {}
+    if container in {"mov", "matroska"}:  # the others have no index to seek by
+        seek_pts = {
+            index: min(pts[index], dts if (dts := shown[index].dts) is not None else pts[index]) for index in keyframes
+        }
+    times_s = tuple(float((value - pts[0]) * time_base) for value in pts)
+    order = {value: index for index, value in enumerate(pts)}
+    return Clip(container, codec, Timeline(times_s, keyframes), order, seek_pts, problem)
+
+
+def ends_early(end_s: float, declared_s: float) -> str | None:
+    """What is wrong where the last packet of all streams ends well before the container's declared end."""
+    if declared_s - end_s <= _LATE_BY_S:
+        return None
+    return f"truncated: ends at {end_s:.2f} s of {declared_s:.2f} s"
+
+
+def stretches(wanted: Sequence[int], keyframes: Sequence[int]) -> list[tuple[int, int]]:
+    """(key frame, last wanted frame that hangs on it) of every group of pictures with a wanted frame, in order."""
+    last_of = {bisect_right(keyframes, index): index for index in wanted}
+    return [(keyframes[place - 1] if place else 0, last) for place, last in last_of.items()]
+
+
+def unfit_for_decord(clip: Clip) -> str | None:
+    """Why decord must not be asked, None where it may."""
+    if clip.codec == "av1":
+        return "its FFmpeg has no AV1 decoder"
+    if clip.container == "mpegts":
+        return "it silently seeks to wrong frames in mpegts"
+    if clip.order is None:
+        return "it makes up times where the container has none"
+    if clip.problem:
+        return f"it loses every frame of an incomplete file ({clip.problem})"
+    return None
+
+
+def _keyframes(shown: Sequence[Packet]) -> tuple[int, ...]:
+    return tuple(index for index, packet in enumerate(shown) if packet.is_keyframe)

@@ -1,0 +1,71 @@
+"""What kind of file this is, by its first bytes. A positive list: four containers, everything else is refused.
+
+Names and extensions are never believed. Knows nothing of decoders or frames.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pipeline.errors import ItemError
+
+Container = Literal["mov", "matroska", "avi", "mpegts"]
+
+HEAD_BYTES = 4096  # what `sniff` wants to see
+
+_MOV_ATOMS = frozenset({b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"})
+_PICTURE_BRANDS = frozenset({b"avif", b"avis", b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1", b"crx "})
+_REFUSED = (
+    (b"#EXTM3U", "a playlist"),
+    (b"ffconcat", "a concat script"),
+    (b"v=0", "an SDP file"),
+    (b"<?xml", "an XML file"),
+    (b"<MPD", "a DASH manifest"),
+    (b"[playlist]", "a playlist"),
+    (b"\x89PNG", "a PNG picture"),
+    (b"\xff\xd8\xff", "a JPEG picture"),
+    (b"GIF8", "a GIF picture"),
+    (b"%PDF", "a PDF document"),
+    (b"ID3", "an MP3 file"),
+)
+
+
+def sniff(head: bytes) -> Container:
+    """The container of a video file whose first `HEAD_BYTES` these are.
+
+    Raises:
+        ItemError: ``empty_media`` for zero bytes, ``unsupported_media`` for anything but the four containers.
+    """
+    if not head:
+        raise ItemError("empty_media", "the file has zero bytes")
+    if head[4:8] in _MOV_ATOMS:
+        if head[4:8] == b"ftyp" and head[8:12] in _PICTURE_BRANDS:
+            raise _refusal(f"a picture (brand {head[8:12].decode().strip()})")
+        return "mov"
+    if head.startswith(b"\x1a\x45\xdf\xa3"):
+        return "matroska"
+    if head.startswith(b"RIFF") and head[8:12] == b"AVI ":
+        return "avi"
+    if _is_mpegts(head):
+        return "mpegts"
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    for magic, what in _REFUSED:
+        if text.startswith(magic):
+            raise _refusal(what)
+    raise _refusal(f"of an unknown kind (first bytes {head[:12].hex(' ')})")
+
+
+def _is_mpegts(head: bytes) -> bool:
+    """Sync bytes every 188 bytes, or every 192 behind a time stamp of 4; at least three of them."""
+    return any(
+        len(head) > first + 2 * step and all(byte == 0x47 for byte in head[first::step]) for first, step in _TS_GRIDS
+    )
+
+
+_TS_GRIDS = ((0, 188), (4, 192))
+
+
+def _refusal(what: str) -> ItemError:
+    return ItemError(
+        "unsupported_media", f"the file is {what}; videos are read from mp4/mov, mkv/webm, avi and mpegts containers"
+    )
