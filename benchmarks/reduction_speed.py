@@ -51,7 +51,7 @@ def time_stock(vlm: VLM, frames: np.ndarray, preprocessor: Preprocessor) -> dict
     video = preprocessor.video(frames)
     prompt = family.render((video, PROMPT), [family.num_vision_tokens(video)])
     started = time.perf_counter()
-    scale = torch.tensor(preprocessor.rescale, dtype=torch.float32)
+    scale = torch.tensor(preprocessor.rescale_factor, dtype=torch.float32)
     pixels = torch.from_numpy(video.tiles).permute(0, 3, 1, 2).float() * scale
     pixels = (pixels - torch.tensor(preprocessor.mean).view(3, 1, 1)) / torch.tensor(preprocessor.std).view(3, 1, 1)
     found = model.model.get_video_features(pixels.to(vlm.dtype)[None])
