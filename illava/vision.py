@@ -18,7 +18,7 @@ from torch import Tensor
 
 from illava.errors import ReductionDidNotFireError
 from illava.plan import ReductionPlan
-from illava.reducers import AnyReducer, Evidence, EvidenceKind, Stage
+from illava.reducers import Evidence, EvidenceKind, Reducer, Stage
 from illava.requests import TraceStep
 from illava.scores import attention_received
 from illava.tokens import Assignment, Tokens, carry, merge
@@ -130,7 +130,7 @@ class VisionReduction:
         return [tuple(steps) for steps in media]
 
     def _reduce(
-        self, reducer: AnyReducer, stage: Stage, block: int | None, hidden_TD: Tensor, evidence: Evidence
+        self, reducer: Reducer, stage: Stage, block: int | None, hidden_TD: Tensor, evidence: Evidence
     ) -> Tensor:
         assignment = reducer.assign(Tokens(hidden_TD, self.lengths, self.place_T3), evidence, stage)
         if assignment.num_kept >= assignment.num_tokens:
@@ -153,7 +153,7 @@ def medium_place(place_K3: Tensor) -> Tensor:
     return torch.cat([place_K3.new_zeros(place_K3.shape[0], 1), place_K3], dim=1)
 
 
-def _asks(reducer: AnyReducer | None, stage: Stage) -> bool:
+def _asks(reducer: Reducer | None, stage: Stage) -> bool:
     return reducer is not None and "attention_received" in reducer.evidence(stage)
 
 

@@ -1,0 +1,84 @@
+"""A user turn as token ids: the tokenizer's chat template with every medium's placeholder repeated for its tokens.
+
+Knows placeholders and counts; nothing of pixels, features or positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from illava.errors import ModelLoadError, RequestError
+from illava.families.base import RenderedPrompt
+from illava.preprocess import VisualInput
+
+
+class ChatPrompt:
+    """Renders user turns for one tokenizer."""
+
+    def __init__(self, tokenizer: Any, placeholder_ids: Mapping[str, int]) -> None:
+        """Take a tokenizer with a chat template.
+
+        Args:
+            tokenizer: of Hugging Face.
+            placeholder_ids: token id that stands for a medium of each kind, ``image`` and ``video``.
+        """
+        self._tokenizer = tokenizer
+        self._kind_of_id = {token_id: kind for kind, token_id in placeholder_ids.items()}
+        self._placeholders = [tokenizer.convert_ids_to_tokens(token_id) for token_id in placeholder_ids.values()]
+
+    def render(self, content: Sequence[str | VisualInput], num_slots: Sequence[int]) -> RenderedPrompt:
+        """Ids of one user turn and the opening of the answer.
+
+        A template may put media before text, or images before videos: the n-th placeholder of a kind is the n-th
+        medium of that kind, and ``spans`` follows the media's own order.
+
+        Args:
+            content: text and media in the order they are given.
+            num_slots: placeholders of each medium, in order.
+
+        Raises:
+            RequestError: the text contains a placeholder, or there is nothing to answer.
+            ModelLoadError: the chat template does not place every medium.
+        """
+        media = [part for part in content if not isinstance(part, str)]
+        if len(media) != len(num_slots):
+            raise RequestError(f"{len(media)} media in the request, but slots for {len(num_slots)} were given")
+        waiting = {kind: [n for n, m in enumerate(media) if m.kind == kind] for kind in self._kind_of_id.values()}
+        token_ids: list[int] = []
+        spans: list[tuple[int, int]] = [(-1, 0)] * len(media)
+        for token_id in self._template_ids(content):
+            kind = self._kind_of_id.get(token_id)
+            if kind is None:
+                token_ids.append(token_id)
+            elif waiting[kind]:
+                medium = waiting[kind].pop(0)
+                spans[medium] = (len(token_ids), num_slots[medium])
+                token_ids += [token_id] * num_slots[medium]
+            else:
+                raise ModelLoadError(f"the model's chat template writes more {kind} placeholders than there are media")
+        if any(waiting.values()):
+            raise ModelLoadError("the model's chat template leaves out some of the media; it is made for text alone")
+        return RenderedPrompt(tuple(token_ids), tuple(spans))
+
+    def _template_ids(self, content: Sequence[str | VisualInput]) -> list[int]:
+        """The turn with one placeholder for each medium."""
+        if not content:
+            raise RequestError("the request is empty; give some text or media")
+        parts = []
+        for part in content:
+            if isinstance(part, str):
+                self._refuse_placeholders(part)
+            parts.append({"type": "text", "text": part} if isinstance(part, str) else {"type": part.kind})
+        text = self._tokenizer.apply_chat_template(
+            [{"role": "user", "content": parts}], add_generation_prompt=True, tokenize=False
+        )
+        return self._tokenizer(text)["input_ids"]
+
+    def _refuse_placeholders(self, text: str) -> None:
+        for placeholder in self._placeholders:
+            if placeholder in text:
+                raise RequestError(
+                    f"the text contains {placeholder!r}, which stands for a medium in this model's prompts; remove it. "
+                    "Media are given as items of the request's content"
+                )

@@ -1,0 +1,66 @@
+"""Whether the vision steps of a plan can do what they say in a tower of given depth and tile size.
+
+Shared by families; knows no model and no reducer by name.
+"""
+
+from __future__ import annotations
+
+from math import isqrt
+
+from illava.errors import PlanError
+from illava.plan import ReductionPlan
+from illava.reducers import Stage
+from illava.vision import VISION_EVIDENCE
+
+
+def tokens_left(plan: ReductionPlan, *, num_blocks: int, tokens_per_tile: int) -> int | None:
+    """Tokens of one tile after the tower's steps; None where the data decide.
+
+    Raises:
+        PlanError: a block the tower does not run, evidence it does not have, or a step that would remove nothing.
+    """
+    beyond = [block for block in plan.layers("vision_block") if block >= num_blocks]
+    if beyond:
+        raise PlanError(
+            f"the plan reduces in vision blocks {beyond}, but this tower runs blocks 0 to {num_blocks - 1}; "
+            "choose `layers` among these"
+        )
+    left: int | None = tokens_per_tile
+    places: list[tuple[Stage, int | None]] = [("vision_block", block) for block in plan.layers("vision_block")]
+    places.append(("vision_output", None))
+    for stage, block in places:
+        reducer = plan.at(stage, block)
+        if reducer is None:
+            continue
+        where = stage if block is None else f"{stage} {block}"
+        lacking = reducer.evidence(stage) - VISION_EVIDENCE[stage]
+        if lacking:
+            raise PlanError(f"{reducer.kind!r} at {where} needs {', '.join(sorted(lacking))}: not known in this tower")
+        kept = None if left is None else reducer.num_kept(left)
+        if left is not None and kept is not None and not 0 < kept < left:
+            raise PlanError(
+                f"{reducer.kind!r} at {where} would leave {kept} of {left} tokens per tile: its budget does not fit a "
+                f"tower of {tokens_per_tile} patches per tile"
+            )
+        left = kept
+    return left
+
+
+def square_side(num_tokens: int | None, *, tokens_per_tile: int) -> int:
+    """Side of the pseudo-image that the released layout makes of one tile's survivors.
+
+    Raises:
+        PlanError: the count is no square, or not known beforehand.
+    """
+    if num_tokens is None:
+        raise PlanError(
+            "layout 'released' re-reads a tile's survivors as a square, so their count must be fixed; this plan's "
+            "depends on the picture: use layout 'geometric'"
+        )
+    side = isqrt(num_tokens)
+    if side**2 != num_tokens:
+        raise PlanError(
+            f"layout 'released' re-reads a tile's survivors as a square, but {num_tokens} of {tokens_per_tile} are "
+            f"left; {side**2} or {(side + 1) ** 2} would be one: change the budgets, or use layout 'geometric'"
+        )
+    return side

@@ -1,0 +1,91 @@
+"""Weights, tokenizer and chat template from a Hugging Face folder or hub id, or an error in words.
+
+Safetensors only; code that comes with a model is never run. Knows no family.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoTokenizer
+from transformers.utils import cached_file
+
+from illava.errors import ModelLoadError
+
+_PROCESSOR_TEMPLATE = "chat_template.json"
+
+
+def load_weights(
+    model_class: Any, model_id: str, *, revision: str | None, dtype: torch.dtype, device: torch.device | str
+) -> Any:
+    """The loaded model in eval mode.
+
+    Raises:
+        ModelLoadError: weights are missing, incomplete, corrupt or not safetensors.
+    """
+    try:
+        model, report = model_class.from_pretrained(
+            model_id,
+            revision=revision,
+            dtype=dtype,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # refused below, in words
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelLoadError(
+            f"cannot load {model_id!r} (revision {revision or 'main'}) as {model_class.__name__} from safetensors: "
+            f"{reason}"
+        ) from error
+    mismatched = {entry[0] for entry in report["mismatched_keys"]}
+    for what, names in (("missing", set(report["missing_keys"]) - mismatched), ("of another shape", mismatched)):
+        if names:  # transformers would go on with random numbers there
+            raise ModelLoadError(
+                f"{len(names)} weights of {model_id!r} are {what}, e.g. {min(names)!r}: the folder is incomplete or "
+                "its config.json is another model's; download it again"
+            )
+    return model.to(device).eval()
+
+
+def load_tokenizer(model_id: str, *, revision: str | None) -> Any:
+    """The tokenizer, its chat template being the one the model's processor would use.
+
+    Raises:
+        ModelLoadError: no tokenizer, or no chat template.
+
+    Source of the precedence (chat_template.json of the processor over the tokenizer's own): transformers 5.23,
+    processing_utils.py:get_processor_dict.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_id, revision=revision, trust_remote_code=False)
+        path = cached_file(
+            model_id, _PROCESSOR_TEMPLATE, revision=revision, _raise_exceptions_for_missing_entries=False
+        )
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"{model_id!r} has no tokenizer that can be loaded: {error}") from error
+    if path is not None:
+        tokenizer.chat_template = json.loads(Path(path).read_text(encoding="utf-8"))["chat_template"]
+    if tokenizer.chat_template is None:
+        raise ModelLoadError(
+            f"{model_id!r} has no chat template: neither {_PROCESSOR_TEMPLATE}, chat_template.jinja nor one in "
+            "tokenizer_config.json; add one to the model folder"
+        )
+    return tokenizer
+
+
+def stop_token_ids(model: Any) -> frozenset[int]:
+    """Tokens that end an answer: of generation_config.json, else of the text model's configuration.
+
+    Raises:
+        ModelLoadError: neither names one.
+    """
+    for config in (model.generation_config, model.config.get_text_config()):
+        eos = getattr(config, "eos_token_id", None)
+        if eos is not None:
+            return frozenset(eos if isinstance(eos, list) else [eos])
+    raise ModelLoadError("neither generation_config.json nor config.json names an eos_token_id; answers would not end")
