@@ -273,10 +273,10 @@ def test_a_million_rows_are_planned_in_twenty_seconds(model_folder, tmp_path, na
         (tmp_path / name).write_text("uri,label\n" + "".join(f"{uri},{n}\n" for n, uri in enumerate(uris)))
     else:
         (tmp_path / name).write_text("".join(f'{{"uri":"{uri}","label":{n}}}\n' for n, uri in enumerate(uris)))
-    began = time.perf_counter()
+    began_s = time.process_time()  # of this process: others share the machine
     manifest = build_manifest(make_config(model_folder, input={"manifest": str(tmp_path / name)}))
     frozen = read_manifest(manifest_bytes(manifest))
-    took_s = time.perf_counter() - began
+    took_s = time.process_time() - began_s
     assert frozen.digest == manifest.digest
     assert len(frozen) == num_rows
     assert took_s < 20, f"{took_s:.1f} s"
