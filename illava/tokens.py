@@ -112,6 +112,40 @@ def compose(first_KT: Tensor, then_MK: Tensor) -> Tensor:
     return torch.sparse.mm(then_MK, first_KT).coalesce()
 
 
+def cluster(into_T: Tensor, weight_T: Tensor, lengths: tuple[int, ...], kept: tuple[int, ...]) -> Assignment:
+    """A partition into groups: each group becomes its weighted mean, at the place of its representative.
+
+    Every token is an edge and every row a mixture (a group of one has weight exactly 1), so that the counts stay host
+    integers whatever the grouping.
+
+    Args:
+        into_T: int64, the representative each token joins, in its own segment; a representative joins itself.
+        weight_T: float32, positive; normalised here within each group.
+        lengths: tokens per segment.
+        kept: representatives per segment, host integers.
+    """
+    own_T = into_T == torch.arange(into_T.shape[0], device=into_T.device)
+    kept_K = torch.argsort(~own_T, stable=True)[: sum(kept)]
+    row_T = (torch.cumsum(own_T, 0) - 1).index_select(0, into_T)
+    source_E = torch.argsort(row_T, stable=True)
+    row_E = row_T[source_E]
+    size_G = torch.zeros_like(kept_K).index_add_(0, row_T, torch.ones_like(row_T))
+    weight_E = weight_T.float()[source_E]
+    weight_E = weight_E / torch.segment_reduce(weight_E, "sum", lengths=size_G, axis=0)[row_E]
+    target_G = torch.arange(sum(kept), device=into_T.device)
+    return Assignment(sum(lengths), kept, kept_K, source_E, weight_E, target_G, size_G)
+
+
+def merged_sizes(assignment: Assignment, size_T: Tensor) -> Tensor:
+    """How many first tokens each output token stands for, float32 [K]: a mixture stands for all its sources."""
+    size_K = carry(assignment, size_T.float())
+    if assignment.target_G.shape[0] == 0:
+        return size_K
+    edge_E = size_T.float().index_select(0, assignment.source_E)
+    size_G = torch.segment_reduce(edge_E, "sum", lengths=assignment.size_G, axis=0)
+    return size_K.index_copy_(0, assignment.target_G, size_G)
+
+
 def lift(assignment: Assignment, index_N: Tensor, num_tokens: int, lengths: tuple[int, ...]) -> Assignment:
     """Place an assignment over a subset of tokens into the whole packed sequence; all other tokens are kept.
 
@@ -141,12 +175,18 @@ def _ragged_index(lengths: tuple[int, ...], width: int) -> Tensor:
 
 
 def pad(value_T: Tensor, lengths: tuple[int, ...], fill: float) -> Tensor:
-    """Ragged [T] -> [S, max(lengths)], the tail of short segments filled. A view where all lengths are equal."""
+    """Ragged [T, ...] -> [S, max(lengths), ...], short segments filled. A view where all lengths are equal."""
     width = max(lengths, default=0)
+    shape = (len(lengths), width, *value_T.shape[1:])
     if all(n == width for n in lengths):
-        return value_T.view(len(lengths), width)
-    padded = value_T.new_full((len(lengths) * width,), fill)
-    return padded.index_copy_(0, ragged_index(lengths, width, value_T.device), value_T).view(len(lengths), width)
+        return value_T.reshape(shape)
+    padded = value_T.new_full((len(lengths) * width, *value_T.shape[1:]), fill)
+    return padded.index_copy_(0, ragged_index(lengths, width, value_T.device), value_T).view(shape)
+
+
+def unpad(value_SN: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    """The first ``lengths[s]`` cells of each row, end to end: [S, N, ...] -> [sum(lengths), ...]."""
+    return value_SN.flatten(0, 1).index_select(0, ragged_index(lengths, value_SN.shape[1], value_SN.device))
 
 
 def ragged_index(lengths: tuple[int, ...], width: int, device: torch.device) -> Tensor:

@@ -37,6 +37,14 @@ _DECODER_EVIDENCE: dict[AttentionScore, EvidenceKind] = {
     "released": "last_query_attention",
 }
 
+_FIELDS: dict[EvidenceKind, str] = {
+    "attention_received": "attention_received_T",
+    "causal_normalised_attention": "causal_normalised_attention_T",
+    "last_query_attention": "last_query_attention_T",
+    "keys": "keys_THd",
+    "cls_attention": "cls_attention_T",
+}
+
 
 def score_evidence(score: AttentionScore, stage: Stage) -> EvidenceKind:
     """The evidence that ranks tokens: the variants differ before decoder layers only."""
@@ -64,6 +72,21 @@ class Evidence:
     cls_attention_T: Tensor | None = None
     size_T: Tensor | None = None
     seeds: tuple[int, ...] | None = None
+
+    def measured(self, kind: EvidenceKind) -> Tensor:
+        """The evidence of one kind.
+
+        Raises:
+            RuntimeError: the caller did not measure what the reducer's `evidence` asked for.
+        """
+        value = getattr(self, _FIELDS[kind])
+        if value is None:
+            raise RuntimeError(f"the reducer asked for {kind!r} but the caller measured none; see Reducer.evidence")
+        return value
+
+    def sizes(self, tokens: Tokens) -> Tensor:
+        """``size_T``, or one each."""
+        return tokens.hidden_TD.new_ones(tokens.hidden_TD.shape[0]).float() if self.size_T is None else self.size_T
 
 
 class Reducer(BaseModel, ABC):

@@ -41,8 +41,7 @@ class ILLaVA(Budget, Reducer):
         return frozenset({score_evidence(self.score, stage)})
 
     def assign(self, tokens: Tokens, evidence: Evidence, stage: Stage) -> Assignment:
-        (kind,) = self.evidence(stage)
-        score_T = getattr(evidence, f"{kind}_T")
+        score_T = evidence.measured(score_evidence(self.score, stage))
         return merge_least(score_T, tokens.lengths, tuple(self.num_kept(n) for n in tokens.lengths))
 
 
