@@ -1,0 +1,43 @@
+"""FastV: before decoder layer K, keep the visual tokens the prompt's last token looks at."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from illava.reducers.base import Evidence, EvidenceKind, Reducer, Scope, Stage
+from illava.reducers.budget import Budget
+
+if TYPE_CHECKING:
+    from illava.tokens import Assignment, Tokens
+
+
+class FastV(Budget, Reducer):
+    """Keep the tokens of highest phi_j = mean_h A_h[last, j], attention of layer K - 1; no merging.
+
+    The paper's setting is ``layers: [2], keep_ratio: 0.5``, ranked over all visual tokens of the prompt.
+
+    PyramidDrop (arXiv 2410.17247; Cooperx521/PyramidDrop@3f89f94:llava/model/modeling_llama_pdrop.py,
+    ``pdrop_rank_drop``) is this reducer at several layers: the last instruction token's attention, mean over heads,
+    the top share kept, repeated. Its setting for a decoder of 32 layers is ``layers: [8, 16, 24], keep_ratio: 0.5``.
+    It differs in that it computes layer K's own queries and keys ahead of time instead of taking layer K - 1's, and in
+    that it renumbers positions; here survivors keep theirs.
+
+    Attributes:
+        per, num_merged, keep_ratio, keep_per_frame: see `Budget`; ``num_merged`` counts the dropped tokens.
+
+    Source: arXiv 2403.06764; pkunlp-icler/FastV. Written from the formula. Deviation: survivors keep their positions.
+    """
+
+    stages: ClassVar[frozenset[Stage]] = frozenset({"decoder_layer"})
+
+    kind: Literal["fastv"] = "fastv"
+    per: Scope = "prompt"
+
+    def evidence(self, stage: Stage) -> frozenset[EvidenceKind]:
+        return frozenset({"last_query_attention"})
+
+    def assign(self, tokens: Tokens, evidence: Evidence, stage: Stage) -> Assignment:
+        from illava.reducers.pruning import prune_lowest
+
+        score_T = evidence.measured("last_query_attention")
+        return prune_lowest(score_T, tokens.lengths, tuple(self.num_kept(n) for n in tokens.lengths))
