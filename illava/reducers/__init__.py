@@ -1,13 +1,89 @@
-"""The registry: the union of reducers is what a plan's `reducer:` key may name.
+"""The registry: the union of reducers is what a plan's `reducer:` key may name, told apart by its `kind`.
 
 A new method is one file here and one word in the union.
 """
 
 from __future__ import annotations
 
+from difflib import get_close_matches
+from typing import Annotated, get_args
+
+from pydantic import BeforeValidator, Field
+
+from illava.reducers.attention_pruning import AttentionPruning
 from illava.reducers.base import Evidence, EvidenceKind, Reducer, Scope, Stage
+from illava.reducers.divprune import DivPrune
+from illava.reducers.evs import EVS
+from illava.reducers.fastv import FastV
+from illava.reducers.greedy import Greedy
 from illava.reducers.illava import ILLaVA
+from illava.reducers.illava_2026 import ILLaVA2026
+from illava.reducers.kmeans import KMeans
+from illava.reducers.pooling import Pooling
+from illava.reducers.prumerge import PruMerge
+from illava.reducers.random import Random
+from illava.reducers.scope import SCOPE
+from illava.reducers.tome import ToMe
+from illava.reducers.uniform_stride import UniformStride
+from illava.reducers.vidcom2 import VidCom2
+from illava.reducers.visionzip import VisionZip
 
-AnyReducer = ILLaVA
+_Union = (
+    ILLaVA
+    | ILLaVA2026
+    | AttentionPruning
+    | FastV
+    | Random
+    | UniformStride
+    | Pooling
+    | ToMe
+    | Greedy
+    | KMeans
+    | PruMerge
+    | VisionZip
+    | DivPrune
+    | SCOPE
+    | VidCom2
+    | EVS
+)
+REDUCERS: dict[str, type[Reducer]] = {cls.model_fields["kind"].default: cls for cls in get_args(_Union)}
 
-__all__ = ["AnyReducer", "Evidence", "EvidenceKind", "ILLaVA", "Reducer", "Scope", "Stage"]
+
+def _known_kind(data: object) -> object:
+    """Name the kinds before pydantic speaks of tags and discriminators."""
+    if isinstance(data, dict) and data.get("kind") not in REDUCERS:
+        given = data.get("kind")
+        near = get_close_matches(str(given), REDUCERS, n=1)
+        wrong = "a reducer needs a `kind`" if given is None else f"no reducer of kind {given!r}"
+        hint = f"; did you mean {near[0]!r}?" if near else ";"
+        raise ValueError(f"{wrong}{hint} the kinds are: {', '.join(REDUCERS)}")
+    return data
+
+
+AnyReducer = Annotated[_Union, Field(discriminator="kind"), BeforeValidator(_known_kind)]
+
+__all__ = [
+    "EVS",
+    "REDUCERS",
+    "SCOPE",
+    "AnyReducer",
+    "AttentionPruning",
+    "DivPrune",
+    "Evidence",
+    "EvidenceKind",
+    "FastV",
+    "Greedy",
+    "ILLaVA",
+    "ILLaVA2026",
+    "KMeans",
+    "Pooling",
+    "PruMerge",
+    "Random",
+    "Reducer",
+    "Scope",
+    "Stage",
+    "ToMe",
+    "UniformStride",
+    "VidCom2",
+    "VisionZip",
+]

@@ -1,0 +1,216 @@
+"""What every registered reducer must satisfy, whatever its formula."""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+from reducer_cases import assign_each, dense, ragged, segments
+
+import illava.reducers
+from illava.plan import ReductionPlan
+from illava.reducers import REDUCERS, AnyReducer, Evidence
+from illava.tokens import Tokens, merge
+
+ADAPTER = TypeAdapter(AnyReducer)
+CONFIGS = [
+    {"kind": "illava", "keep_ratio": 0.6},
+    {"kind": "illava", "num_merged": 4},
+    {"kind": "illava_2026", "keep_ratio": 0.6},
+    {"kind": "illava_2026", "num_merged": 2},
+    {"kind": "attention_pruning", "keep_ratio": 0.6},
+    {"kind": "fastv", "keep_ratio": 0.5},
+    {"kind": "random", "keep_ratio": 0.4},
+    {"kind": "uniform_stride", "keep_ratio": 0.6},
+    {"kind": "uniform_stride", "num_merged": 7},
+    {"kind": "pooling", "grid": [2, 3]},
+    {"kind": "tome", "keep_ratio": 0.6},
+    {"kind": "tome", "keep_ratio": 0.5},
+    {"kind": "greedy", "keep_ratio": 0.3},
+    {"kind": "greedy", "num_merged": 5},
+    {"kind": "kmeans", "keep_ratio": 0.4},
+    {"kind": "kmeans", "keep_per_frame": 6},
+    {"kind": "prumerge"},
+    {"kind": "prumerge", "plus": True, "num_neighbours": 4, "saliency": "cls_attention"},
+    {"kind": "visionzip", "keep_ratio": 0.5},
+    {"kind": "visionzip", "keep_ratio": 0.2, "contextual_share": 0.5, "saliency": "cls_attention"},
+    {"kind": "divprune", "keep_ratio": 0.5},
+    {"kind": "scope", "keep_ratio": 0.5, "alpha": 0.5},
+    {"kind": "vidcom2", "keep_ratio": 0.5},
+    {"kind": "evs", "keep_ratio": 0.6},
+    {"kind": "evs", "threshold": 0.1},
+]
+PRUNING = {"attention_pruning", "fastv", "random", "uniform_stride", "divprune", "scope", "vidcom2", "evs"}
+cases = pytest.mark.parametrize("config", CONFIGS, ids=lambda c: "-".join(str(v) for v in c.values()))
+
+
+def build(config):
+    reducer = ADAPTER.validate_python(config)
+    return reducer, sorted(reducer.stages)[0]
+
+
+def check_valid(reducer, tokens, assignment):
+    expected = [reducer.num_kept(n) for n in tokens.lengths]
+    if None not in expected:
+        assert assignment.lengths == tuple(expected)
+    assert assignment.num_tokens == sum(tokens.lengths)
+    assert assignment.num_kept == sum(assignment.lengths)
+    kept_K = assignment.kept_K
+    assert kept_K.dtype == torch.int64
+    assert (kept_K.diff() > 0).all()
+    segment_T = torch.arange(len(tokens.lengths)).repeat_interleave(torch.tensor(tokens.lengths))
+    segment_K = torch.arange(len(tokens.lengths)).repeat_interleave(torch.tensor(assignment.lengths))
+    assert torch.equal(segment_T[kept_K], segment_K)
+    assert len(set(assignment.target_G.tolist())) == len(assignment.target_G)
+    assert assignment.size_G.sum() == len(assignment.source_E) == len(assignment.weight_E)
+    assert (assignment.size_G > 0).all()
+    row_E = assignment.target_G.repeat_interleave(assignment.size_G)
+    assert torch.equal(segment_T[assignment.source_E], segment_K[row_E])
+    if assignment.group_size is not None:
+        assert (assignment.size_G == assignment.group_size).all()
+    matrix_KT = dense(assignment)
+    assert (matrix_KT[torch.arange(len(kept_K)), kept_K] > 0).all(), "a token must be part of what stands at its place"
+    if reducer.kind in PRUNING:
+        assert torch.equal(matrix_KT, torch.eye(assignment.num_tokens)[kept_K])
+    elif reducer.kind == "prumerge":
+        assert (matrix_KT.sum(1) >= 1 - 1e-6).all()
+    else:
+        torch.testing.assert_close(matrix_KT.sum(1), torch.ones(len(kept_K)))
+
+
+@cases
+def test_assignment_is_valid_and_ordered(config):
+    reducer, stage = build(config)
+    for seed, missing in ((0, 0.0), (1, 0.3)):
+        tokens, evidence = ragged(seed, missing=missing)
+        check_valid(reducer, tokens, reducer.assign(tokens, evidence, stage))
+
+
+@cases
+def test_something_is_reduced(config):
+    reducer, stage = build(config)
+    tokens, evidence = ragged(2)
+    assert reducer.assign(tokens, evidence, stage).num_kept < sum(tokens.lengths)
+
+
+@cases
+def test_a_batch_is_its_segments_alone(config):
+    reducer, stage = build(config)
+    tokens, evidence = ragged(3, missing=0.2)
+    together = assign_each(reducer, tokens, evidence, stage)
+    for block, (own_tokens, own_evidence) in zip(together, segments(tokens, evidence), strict=True):
+        torch.testing.assert_close(block, dense(reducer.assign(own_tokens, own_evidence, stage)))
+
+
+@cases
+def test_equal_lengths_are_no_special_case(config):
+    reducer, stage = build(config)
+    tokens, evidence = ragged(4, ((2, 3, 4),) * 3)
+    together = assign_each(reducer, tokens, evidence, stage)
+    for block, (own_tokens, own_evidence) in zip(together, segments(tokens, evidence), strict=True):
+        torch.testing.assert_close(block, dense(reducer.assign(own_tokens, own_evidence, stage)))
+
+
+@cases
+def test_the_same_call_gives_the_same_answer(config):
+    reducer, stage = build(config)
+    tokens, evidence = ragged(5)
+    first, second = (reducer.assign(tokens, evidence, stage) for _ in range(2))
+    assert torch.equal(first.kept_K, second.kept_K)
+    assert torch.equal(dense(first), dense(second))
+
+
+@cases
+def test_blank_media_are_reduced_too(config):
+    """Identical and all-zero tokens: nothing but ties, and cosines of nothing."""
+    reducer, stage = build(config)
+    tokens, evidence = ragged(6)
+    for value in (0.0, 1.0):
+        flat = Evidence(
+            *(torch.full_like(getattr(evidence, n), value) for n in evidence.__slots__ if n not in ("seeds", "size_T")),
+            seeds=evidence.seeds,
+        )
+        blank = Tokens(torch.full_like(tokens.hidden_TD, value), tokens.lengths, tokens.place_T3)
+        check_valid(reducer, blank, reducer.assign(blank, flat, stage))
+
+
+@cases
+def test_half_precision_tokens(config):
+    reducer, stage = build(config)
+    tokens, evidence = ragged(7)
+    half = Tokens(tokens.hidden_TD.bfloat16(), tokens.lengths, tokens.place_T3)
+    assignment = reducer.assign(half, replace(evidence, keys_THd=evidence.keys_THd.bfloat16()), stage)
+    check_valid(reducer, half, assignment)
+    assert merge(assignment, half.hidden_TD).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", [k for k, cls in REDUCERS.items() if "keep_per_frame" in cls.model_fields])
+def test_keeping_all_is_the_identity(kind):
+    reducer, stage = build({"kind": kind, "keep_per_frame": 10_000})
+    tokens, evidence = ragged(8)
+    assignment = reducer.assign(tokens, evidence, stage)
+    assert torch.equal(dense(assignment), torch.eye(sum(tokens.lengths)))
+    assert torch.equal(merge(assignment, tokens.hidden_TD), tokens.hidden_TD)
+
+
+def test_another_seed_draws_other_tokens():
+    reducer, stage = build({"kind": "random", "keep_ratio": 0.5})
+    tokens, evidence = ragged(9)
+    other = replace(evidence, seeds=tuple(s + 1 for s in evidence.seeds))
+    assert not torch.equal(reducer.assign(tokens, evidence, stage).kept_K, reducer.assign(tokens, other, stage).kept_K)
+
+
+def test_every_method_is_registered_tested_and_sourced():
+    modules = {m.name for m in pkgutil.iter_modules(illava.reducers.__path__)}
+    assert set(REDUCERS) == modules - {"base", "budget", "grouping", "pruning"}
+    assert {c["kind"] for c in CONFIGS} == set(REDUCERS)
+    for kind, cls in REDUCERS.items():
+        text = inspect.getdoc(inspect.getmodule(cls)) + inspect.getdoc(cls)
+        assert "Source: " in text, f"{kind} names no source"
+        assert cls.stages
+
+
+def test_reducers_ask_only_for_evidence_they_read():
+    """With every other kind of evidence missing, `assign` still works; with its own missing it says so."""
+    for config in CONFIGS:
+        reducer, stage = build(config)
+        tokens, evidence = ragged(10)
+        fields = {"keys": "keys_THd", "sizes": "size_T", "seed": "seeds"}
+        asked = {fields.get(kind, f"{kind}_T") for kind in reducer.evidence(stage)}
+        only = Evidence(**{name: getattr(evidence, name) for name in asked})
+        assert torch.equal(dense(reducer.assign(tokens, only, stage)), dense(reducer.assign(tokens, evidence, stage)))
+        if asked - {"size_T"}:
+            with pytest.raises(RuntimeError, match="asked for"):
+                reducer.assign(tokens, Evidence(), stage)
+
+
+def test_unknown_kind_lists_the_kinds():
+    def refuse(reducer):
+        with pytest.raises(ValidationError) as caught:
+            ReductionPlan.model_validate({"steps": [{"stage": "vision_block", "layers": [3], "reducer": reducer}]})
+        return str(caught.value)
+
+    message = refuse({"kind": "fastvv", "keep_ratio": 0.5})
+    assert "no reducer of kind 'fastvv'; did you mean 'fastv'?" in message
+    assert all(kind in message for kind in REDUCERS)
+    assert "needs a `kind`" in refuse({"keep_ratio": 0.5})
+    assert "num_mergd" in refuse({"kind": "tome", "num_mergd": 3})
+    assert "exactly one of num_merged" in refuse({"kind": "tome"})
+    assert "exactly one of keep_ratio, threshold" in refuse({"kind": "evs"})
+
+
+def test_a_plan_survives_yaml_and_back():
+    for config in CONFIGS:
+        reducer, _ = build(config)
+        assert ADAPTER.validate_python(reducer.model_dump(mode="json")) == reducer
+
+
+def test_importing_reducers_leaves_torch_alone():
+    code = "import sys, illava.reducers; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
