@@ -1,0 +1,117 @@
+"""The whole model with an empty plan against stock transformers: logits, greedy text, mixed batches."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlavaOnevisionForConditionalGeneration
+
+from illava import VLM, Request, SamplingParams, load_preprocessor
+from illava.plan import EMPTY_PLAN
+from illava.prompt import assemble, media_of, pack
+
+NUM_NEW = 12
+
+
+@pytest.fixture(scope="module")
+def vlm(onevision_folder):
+    return VLM.from_pretrained(str(onevision_folder), kv_cache_bytes=8 << 20)
+
+
+@pytest.fixture(scope="module")
+def stock(onevision_folder):
+    return LlavaOnevisionForConditionalGeneration.from_pretrained(onevision_folder, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def requests(onevision_folder):
+    pre = load_preprocessor(str(onevision_folder))
+    rng = np.random.default_rng(2)
+
+    def picture(height, width):
+        return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+    sampling = SamplingParams(max_new_tokens=NUM_NEW)
+    content = {
+        "image": (*pre.images([picture(70, 150)]), "What is this?"),
+        "tall image": ("Look:", *pre.images([picture(200, 60)]), "Colour?"),
+        "images": (*pre.images([picture(50, 60), picture(90, 40), picture(64, 64)]), "Compare them."),
+        "video": (pre.video([picture(48, 64) for _ in range(5)]), "What happens?"),
+        "short video": (pre.video([picture(30, 64) for _ in range(2)]), "And here, in a longer question?"),
+    }
+    return {name: Request(name, parts, sampling) for name, parts in content.items()}
+
+
+def stock_inputs(vlm, request):
+    """What `LlavaOnevisionForConditionalGeneration` takes for this request."""
+    media = media_of(request)
+    encoded = vlm.family.encode(media, EMPTY_PLAN, trace=False)
+    token_ids = vlm.family.render(request.content, [medium.num_slots for medium in encoded]).token_ids
+    inputs = {"input_ids": torch.tensor([token_ids]), "attention_mask": torch.ones(1, len(token_ids), dtype=torch.long)}
+    pixels = [vlm.family._pixels([medium]) for medium in media]
+    if media[0].kind == "video":
+        return inputs | {"pixel_values_videos": pixels[0][None]}
+    inputs["image_sizes"] = torch.tensor([medium.original_size for medium in media])
+    inputs["batch_num_images"] = torch.tensor([len(media)])
+    return inputs | {"pixel_values": torch.stack(pixels)}
+
+
+@torch.inference_mode()
+def prefill_logits(vlm, requests):
+    prompts = []
+    for request in requests:
+        encoded = vlm.family.encode(media_of(request), EMPTY_PLAN, trace=False)
+        prompts.append(assemble(vlm.family, request, encoded))
+    cache, num_layers = vlm.engine.cache, vlm.family.decoder.num_layers
+    for row, prompt in enumerate(prompts):
+        cache.admit(row, [prompt.num_tokens] * num_layers)
+    pages = cache.batch(range(len(prompts)), [[0] * num_layers] * len(prompts))
+    logits = vlm.family.decoder.prefill(pack(prompts), EMPTY_PLAN, cache, pages, seeds=[0] * len(prompts)).logits_BV
+    for row in range(len(prompts)):
+        cache.free(row)
+    return logits
+
+
+@torch.inference_mode()
+def stock_logits(vlm, stock, request):
+    return stock(**stock_inputs(vlm, request)).logits[0, -1]
+
+
+def test_first_logits_equal_stock_one_by_one_and_in_a_mixed_batch(vlm, stock, requests):
+    together = prefill_logits(vlm, list(requests.values()))
+    for row, request in enumerate(requests.values()):
+        expected = stock_logits(vlm, stock, request)
+        torch.testing.assert_close(prefill_logits(vlm, [request])[0], expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(together[row], expected, atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+def stock_tokens(vlm, stock, request):
+    """Greedy tokens of `generate`, and the smallest lead of a chosen token over the second best."""
+    inputs = stock_inputs(vlm, request)
+    out = stock.generate(
+        **inputs, max_new_tokens=NUM_NEW, do_sample=False, output_logits=True, return_dict_in_generate=True
+    )
+    best_two = torch.cat(out.logits).topk(2, -1).values
+    margin = (best_two[:, 0] - best_two[:, 1]).min().item()
+    return tuple(out.sequences[0, inputs["input_ids"].shape[1] :].tolist()), margin
+
+
+def test_greedy_text_equals_generate_alone_and_in_a_mixed_batch(vlm, stock, requests):
+    together = vlm.generate(list(requests.values()))
+    for generation, request in zip(together, requests.values(), strict=True):
+        tokens, margin = stock_tokens(vlm, stock, request)
+        assert margin > 1e-3, "this fixture has a near-tie: choose another"
+        assert generation.request_id == request.request_id
+        assert generation.token_ids == tokens
+        assert vlm.generate([request])[0].token_ids == tokens
+
+
+def test_counts_are_those_of_the_prompt(vlm, requests):
+    for generation, request in zip(vlm.generate(list(requests.values())), requests.values(), strict=True):
+        usage = generation.usage
+        inputs = stock_inputs(vlm, request)
+        token = f"<{media_of(request)[0].kind}>"
+        num_visual = (inputs["input_ids"] == vlm.family._tokenizer.convert_tokens_to_ids(token)).sum().item()
+        assert usage.num_vision_tokens == usage.num_vision_tokens_kept == usage.num_decoder_tokens_kept == num_visual
+        assert usage.num_prompt_tokens == inputs["input_ids"].shape[1]
+        assert usage.num_generated_tokens == len(generation.token_ids)
