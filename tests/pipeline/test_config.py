@@ -1,0 +1,144 @@
+"""Configuration files: what is valid loads, every problem is told in words and quickly."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from pipeline.config import JobConfig
+from pipeline.config_file import load_config
+from pipeline.errors import ConfigError
+
+BASE = """
+input: {uri: s3://bucket/videos/, pattern: "**/*.mp4"}
+media: {num_frames: 32, frame_sampling: {kind: uniform}, max_bytes: 8_000_000_000}
+model: {model_id: org/model, revision: 0123456789012345678901234567890123456789}
+reduction:
+  steps:
+    - {stage: vision_block, layers: [5, 6], reducer: {kind: illava, num_merged: 92}}
+runtime: {num_vlm_actors: {min: 1, max: 8}}
+output: {uri: s3://bucket/out/}
+"""
+
+
+@pytest.fixture
+def load(tmp_path):
+    def write(text=BASE, *overrides):
+        path = tmp_path / "job.yaml"
+        path.write_text(textwrap.dedent(text), encoding="utf-8")
+        return load_config(str(path), overrides)
+
+    return write
+
+
+def test_a_valid_file_loads(load):
+    config = load()
+    assert isinstance(config, JobConfig)
+    assert (config.media.max_bytes, config.runtime.num_vlm_actors.max) == (8_000_000_000, 8)
+
+
+@pytest.mark.parametrize(
+    ("override", "read", "expected"),
+    [
+        ("media.num_frames=8", lambda c: c.media.num_frames, 8),
+        ("sampling.temperature=0.5", lambda c: c.sampling.temperature, 0.5),
+        ("sampling.temperature=1e-1", lambda c: c.sampling.temperature, 0.1),
+        ("input.manifest=null", lambda c: c.input.manifest, None),
+        ("task.prompt=What? a=b", lambda c: c.task.prompt, "What? a=b"),
+        ("reduction.steps.0.reducer.num_merged=80", lambda c: c.reduction.steps[0].reducer.num_merged, 80),
+        ("reduction.steps.0.layers=[3, 4]", lambda c: c.reduction.steps[0].layers, (3, 4)),
+        ("runtime.num_vlm_actors={min: 2, max: 2}", lambda c: c.runtime.num_vlm_actors.min, 2),
+        ("media.frame_sampling.kind=keyframe", lambda c: c.media.frame_sampling.kind, "keyframe"),
+        ("prices.gpu_hour_usd=2.5", lambda c: c.prices.gpu_hour_usd, 2.5),
+    ],
+)
+def test_overrides_reach_every_key(load, override, read, expected):
+    assert read(load(BASE, override)) == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("media.num_frame=8", r"media\.num_frame: unknown key; did you mean media\.num_frames\?"),
+        ("num_frames=8", r"num_frames: unknown key; did you mean media\.num_frames\?"),
+        ("medai.num_frames=8", r"medai: unknown key; did you mean media\?"),
+        ("runtime.num_vlm_actors.mxa=8", r"num_vlm_actors\.mxa: unknown key; did you mean .*num_vlm_actors\.max\?"),
+        (
+            "reduction.steps.0.reducer.num_mergd=8",
+            r"reduction\.steps\.0\.reducer\.num_mergd: unknown key; did you mean .*\.num_merged\?",
+        ),
+        (
+            "media.frame_sampling.fsp=8",
+            r"media\.frame_sampling\.fsp: unknown key; (valid here: kind|did you mean .*fps)",
+        ),
+        ("media.zzzz=8", r"media\.zzzz: unknown key; valid here: decoder, "),
+        ("media.num_frames=0", r"media\.num_frames: .*greater than or equal to 1 \(got 0\)"),
+        ("media.num_frames=many", r"media\.num_frames: .*integer.*\(got 'many'\)"),
+        ("media.frame_sampling.kind=best", r"media\.frame_sampling\.kind: one of 'uniform', 'fps', 'keyframe'"),
+        ("model.model_id=null", r"model\.model_id: .*string \(got None\)"),
+        ("output={}", r"output\.uri: missing; this key is required"),
+        ("reduction={preset: ilava-video}", r"reduction: no preset named 'ilava-video'; the presets are"),
+        ("reduction.preset=illava-video", "give either `preset` or `steps`"),
+        ("media", "write it as section.key=value"),
+        ("a..b=1", "write it as section.key=value"),
+        ("media.num_frames.x=1", r"media\.num_frames is not a section; there is no 'x'"),
+        ("reduction.steps.7.layers=[1]", "reduction.steps is a list of 1; there is no '7'"),
+        ("media.num_frames=[", "the value is not YAML"),
+        ("name=\x1b[31m{", r"\\x1b"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named_with_its_path(load, override, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(BASE, override)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("input: [", "is not YAML"),
+        ("- a\n- b\n", "got list"),
+        ("", "got NoneType"),
+        ("seed: 1\nname: x\nseed: 2\n", "line 3: `seed` stands on line 1 already"),
+        ("media:\n  num_frames: 1\n  num_frames: 2\n", "line 3: `num_frames` stands on line 2"),
+        ("x: !!python/object/apply:os.system ['true']", "is not YAML"),
+    ],
+)
+def test_a_file_that_is_no_config_is_refused(load, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load(text)
+
+
+def test_every_problem_is_told_at_once(load):
+    with pytest.raises(ConfigError, match=r"4 problems") as caught:
+        load("input: {ur: x}\nmodel: {}\nsampling: {top_p: 2}\n")
+    assert len(str(caught.value).splitlines()) == 5
+
+
+def test_a_missing_file_is_named_with_its_neighbour(tmp_path):
+    (tmp_path / "caption_videos.yaml").write_text("x: 1")
+    with pytest.raises(ConfigError, match=r"does not exist; did you mean .*caption_videos\.yaml"):
+        load_config(str(tmp_path / "caption_video.yaml"))
+
+
+def test_a_wrong_key_is_refused_in_under_a_second_without_torch(tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text(BASE + "sede: 3\n")
+    script = f"""
+import resource, sys
+from pipeline.config_file import load_config
+from pipeline.errors import ConfigError
+try:
+    load_config({str(path)!r})
+except ConfigError as error:
+    print(error)
+print(sorted({{"torch", "ray", "decord", "pyarrow", "transformers"}} & set(sys.modules)))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_utime)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=os.environ)
+    *message, loaded, cpu_s = done.stdout.strip().splitlines()
+    assert "sede: unknown key; did you mean seed?" in " ".join(message)
+    assert loaded == "[]"
+    assert float(cpu_s) < 1.0
