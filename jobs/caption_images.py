@@ -1,0 +1,20 @@
+"""Caption images and image sets: one text per item, from object storage to Parquet.
+
+  python jobs/caption_images.py --config configs/caption_images_llava_onevision.yaml --plan
+  python jobs/caption_images.py --config configs/caption_images_llava_onevision.yaml --set input.uri=photos/ --limit 10
+  ray job submit --working-dir . -- python jobs/caption_images.py --config configs/caption_images_llava_onevision.yaml
+
+Each listed image is one item; several images make one item where a manifest gives them in a column `uris`.
+The same command again resumes; `python -m pipeline verify OUTPUT` checks what was written.
+"""
+
+import sys
+from pathlib import Path
+
+# `python jobs/x.py` puts jobs/ on the path, not the repository that holds the packages.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pipeline.cli import run_cli
+
+if __name__ == "__main__":
+    sys.exit(run_cli(__doc__))

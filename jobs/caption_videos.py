@@ -1,0 +1,19 @@
+"""Caption videos: one text per clip, from object storage to Parquet.
+
+  python jobs/caption_videos.py --config configs/demo.yaml
+  python jobs/caption_videos.py --config configs/caption_videos_llava_onevision.yaml --plan
+  ray job submit --working-dir . -- python jobs/caption_videos.py --config configs/demo.yaml
+
+The same command again resumes; `python -m pipeline verify OUTPUT` checks what was written.
+"""
+
+import sys
+from pathlib import Path
+
+# `python jobs/x.py` puts jobs/ on the path, not the repository that holds the packages.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pipeline.cli import run_cli
+
+if __name__ == "__main__":
+    sys.exit(run_cli(__doc__))

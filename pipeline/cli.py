@@ -1,0 +1,101 @@
+"""The command line that every job shares: flags, exit codes, errors in words. Heavy imports wait until they are needed.
+
+Knows nothing of how a job runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from illava.errors import ILLaVAError
+from pipeline.errors import PipelineError
+
+if TYPE_CHECKING:
+    from pipeline.config import JobConfig
+
+EXIT_CODES = """\
+exit codes: 0 all ok · 2 usage or configuration · 3 finished, with failed items · 4 refused (another run's output) ·
+5 infrastructure · 130/143 interrupted; the same command resumes"""
+
+
+def run_cli(description: str, argv: Sequence[str] | None = None) -> int:
+    """A job's whole command: parse, run or plan, print, and the exit code.
+
+    Args:
+        description: first thing ``--help`` says.
+        argv: arguments without the program's name; the process's own by default.
+    """
+    options = _parser(description).parse_args(argv)
+    return guarded(lambda: _run(options), debug=options.debug)
+
+
+def guarded(command: Callable[[], int], *, debug: bool) -> int:
+    """Run a command; its errors become words on stderr and an exit code, with a traceback only in debug mode."""
+    try:
+        return command()
+    except KeyboardInterrupt:
+        print("interrupted; the same command resumes", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {_words(error, debug=debug)}", file=sys.stderr)
+        return _exit_code(error)
+
+
+def _parser(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=description, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, metavar="YAML", help="the job; see configs/")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one key, such as runtime.executor=local; may be given several times",
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N items (input.limit)")
+    parser.add_argument("--plan", action="store_true", help="say what would be done; starts neither Ray nor a GPU")
+    parser.add_argument("--debug", action="store_true", help="tracebacks, and the actors' own output")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    config = _config(options)
+    if options.plan:
+        from pipeline.plan_report import render_plan
+
+        print(render_plan(config))
+        return 0
+    from pipeline.runner import run_job
+    from pipeline.summary import render_summary
+
+    summary = run_job(config, debug=options.debug)
+    print(render_summary(summary))
+    return summary.exit_code
+
+
+def _config(options: argparse.Namespace) -> JobConfig:
+    from pipeline.config_file import load_config
+
+    limit = [] if options.limit is None else [f"input.limit={options.limit}"]
+    return load_config(options.config, [*options.overrides, *limit])
+
+
+def _words(error: Exception, *, debug: bool) -> str:
+    if isinstance(error, (PipelineError, ILLaVAError)):
+        return str(error)
+    hint = "" if debug else "; this is a defect: --debug shows where"
+    return f"{type(error).__name__}: {error}{hint}"
+
+
+def _exit_code(error: Exception) -> int:
+    if isinstance(error, PipelineError):
+        return error.exit_code
+    return 2 if isinstance(error, ILLaVAError) else 5

@@ -1,0 +1,74 @@
+"""Runs a job in this one process, without Ray: for tests and debugging. Same scheduler, same rows.
+
+Knows nothing of the sink or of what a shard holds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from pipeline.config import JobConfig
+from pipeline.load_report import ItemLoader, load_reported
+from pipeline.passage import Passage
+from pipeline.scheduler import Scheduler
+from pipeline.worker import VLMWorker, WorkerUsage
+
+_WORKER = "local"
+
+
+class LocalExecutor:
+    """One loader and one worker, taking turns: fill the batch, then step it.
+
+    Args:
+        config: the job.
+        scheduler: what to do.
+        make_loader: builds the loader.
+        make_worker: builds the worker; takes as long as loading the model does.
+    """
+
+    def __init__(
+        self,
+        config: JobConfig,
+        scheduler: Scheduler,
+        *,
+        make_loader: Callable[[], ItemLoader],
+        make_worker: Callable[[], VLMWorker],
+    ) -> None:
+        self._scheduler = scheduler
+        self._most_running = config.model.max_batch_requests
+        self._worker = make_worker()
+        self._loader = make_loader()
+
+    def turn(self) -> None:
+        """Load one more item while the batch has room, else advance the batch by one step."""
+        if self._scheduler.num_running(_WORKER) < self._most_running and self._load_next():
+            return
+        for outcome in self._worker.step():
+            lease = self._scheduler.running(_WORKER, outcome.row.item_id)
+            row = lease.passage.settle(outcome.row, time.perf_counter() - outcome.taken_s)
+            self._scheduler.finished(_WORKER, row)
+
+    def usage(self) -> list[WorkerUsage]:
+        """Of the one worker."""
+        return [self._worker.usage()]
+
+    def close(self) -> None:
+        """Ends the decoder's child process and removes the cache."""
+        self._loader.close()
+
+    def _load_next(self) -> bool:
+        lease = self._scheduler.lease()
+        if lease is None:
+            return False
+        lease.passage = Passage()
+        report, lease.payload = load_reported(self._loader, lease.item)
+        lease.passage.loaded(report.call_s, report.stats)
+        if report.error is not None:
+            self._scheduler.not_loaded(lease, report.error)
+            return True
+        self._scheduler.loaded(lease, report.nbytes)
+        for ready in self._scheduler.assign(_WORKER, 1):
+            ready.passage.handed()
+            self._worker.add(ready.payload, attempts=ready.attempts, shard_index=ready.shard_index)
+        return True

@@ -1,0 +1,196 @@
+"""Items and generations to result rows, and the model side's errors to the closed list of row error types.
+
+Knows nothing of Ray, of clocks or of how media were read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from illava.errors import (
+    NumericalError,
+    PreprocessError,
+    ReductionDidNotFireError,
+    RequestError,
+    RequestTooLargeError,
+)
+from pipeline.config import JobConfig
+from pipeline.cost import item_cost_usd
+from pipeline.errors import RowErrorType
+from pipeline.records import LoadedItem, LoadStats, MediaItem, ResultRow
+from pipeline.tasks import build_task
+
+if TYPE_CHECKING:
+    from illava.requests import Generation
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """What every row says of its run."""
+
+    recipe_digest: str
+    run_fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class RowMaker:
+    """Makes the rows of one run, in the workers and in the driver alike."""
+
+    config: JobConfig
+    run: RunInfo
+
+    def answered(
+        self, loaded: LoadedItem, generation: Generation, *, attempts: int, shard_index: int, latency_s: float
+    ) -> ResultRow:
+        """The row of an item the model answered, or failed on.
+
+        Args:
+            loaded: what the model was given.
+            generation: what it made of it.
+            attempts: times the item was started.
+            shard_index: the shard it belongs to.
+            latency_s: measured by the worker from taking the item over to its end.
+        """
+        item, timing = loaded.item, generation.timing
+        if generation.error is not None:
+            # It ended inside a step whose return, for its neighbours' sake, came later.
+            latency_s = timing.queue_s + timing.vision_s + timing.prefill_s + timing.decode_s
+        measured: dict[str, Any] = {
+            "frame_timestamps_s": loaded.frame_timestamps_s,
+            "num_frames": len(loaded.frame_timestamps_s) or len(loaded.media),
+            "queue_s": timing.queue_s,
+            "vision_s": timing.vision_s,
+            "prefill_s": timing.prefill_s,
+            "decode_s": timing.decode_s,
+            "gpu_s": timing.device_s,
+            "latency_s": latency_s,
+            **_usage(generation),
+        }
+        if generation.error is not None:
+            error_type, message = classify(generation.error)
+            measured |= {"status": "failed", "error_type": error_type, "error_message": message}
+        else:
+            parsed = build_task(self.config.task).parse(item, generation.text)
+            measured |= {
+                "status": "partial" if loaded.partial else "ok",
+                "error_message": loaded.partial,
+                "text": generation.text,
+                "answer": parsed.answer,
+                "score": parsed.score,
+                "finish_reason": generation.finish_reason,
+            }
+        return self._row(item, loaded.stats, attempts=attempts, shard_index=shard_index, **measured)
+
+    def failed(
+        self,
+        item: MediaItem,
+        error_type: RowErrorType,
+        message: str,
+        *,
+        attempts: int,
+        shard_index: int,
+        stats: LoadStats | None = None,
+    ) -> ResultRow:
+        """The row of an item that never reached the model, or never came back from it."""
+        return self._row(
+            item,
+            stats or LoadStats(),
+            attempts=attempts,
+            shard_index=shard_index,
+            status="failed",
+            error_type=error_type,
+            error_message=message,
+        )
+
+    def _row(self, item: MediaItem, stats: LoadStats, **measured: Any) -> ResultRow:
+        config = self.config
+        values: dict[str, Any] = {
+            **_EMPTY,
+            "item_id": item.item_id,
+            "uri": item.uris[0],
+            "uris": item.uris,
+            "media_kind": item.media_kind,
+            "media_etag": item.etags[0] or None if item.etags else None,
+            "question_id": item.question_id,
+            "prompt": build_task(config.task).prompt(item),
+            "options": item.options,
+            "category": item.category,
+            "reference": item.reference,
+            "fields": item.fields,
+            "decoder": stats.decoder,
+            "bytes_fetched": stats.bytes_fetched,
+            "fetch_s": stats.fetch_s,
+            "load_s": stats.load_s,
+            "preprocess_s": stats.preprocess_s,
+            "cpu_s": stats.cpu_s,
+            "cost_usd": item_cost_usd(
+                config.prices,
+                gpu_s=measured.get("gpu_s", 0.0),
+                cpu_s=stats.cpu_s,
+                storage_requests=stats.storage_requests,
+                gpus_per_actor=config.runtime.gpus_per_actor,
+                cpus_per_actor=config.runtime.cpus_per_actor,
+            ),
+            "model_id": config.model.model_id,
+            "model_revision": config.model.revision,
+            "plan_digest": config.reduction.digest(),
+            "recipe_digest": self.run.recipe_digest,
+            "run_fingerprint": self.run.run_fingerprint,
+        }
+        return ResultRow(**{**values, **measured})
+
+
+# What stands in a row where nothing was measured.
+_NO_COUNTS = ("num_frames", "num_patches", "num_vision_tokens", "num_vision_tokens_kept", "num_decoder_tokens_kept")
+_NO_TOKENS = ("num_prompt_tokens", "num_generated_tokens")
+_NO_SECONDS = ("queue_s", "vision_s", "prefill_s", "decode_s", "latency_s", "gpu_s")
+_EMPTY: dict[str, Any] = {
+    "text": "",
+    "answer": None,
+    "score": None,
+    "pages": None,
+    "error_type": None,
+    "error_message": None,
+    "finish_reason": None,
+    "frame_timestamps_s": (),
+    "kept_ratio": 0.0,
+    **dict.fromkeys((*_NO_COUNTS, *_NO_TOKENS), 0),
+    **dict.fromkeys(_NO_SECONDS, 0.0),
+}
+
+
+def _usage(generation: Generation) -> dict[str, Any]:
+    usage = generation.usage
+    if usage is None:
+        return {}
+    total = usage.num_vision_tokens
+    return {
+        "num_patches": usage.num_patches,
+        "num_vision_tokens": total,
+        "num_vision_tokens_kept": usage.num_vision_tokens_kept,
+        "num_decoder_tokens_kept": usage.num_decoder_tokens_kept,
+        "kept_ratio": usage.num_vision_tokens_kept / total if total else 0.0,
+        "num_prompt_tokens": usage.num_prompt_tokens,
+        "num_generated_tokens": usage.num_generated_tokens,
+    }
+
+
+def classify(error: Exception) -> tuple[RowErrorType, str]:
+    """The row error type of an error that ended one request, and what the row says."""
+    for kind, error_type in _ERROR_TYPES:
+        if isinstance(error, kind):
+            return error_type, str(error)
+    # torch.OutOfMemoryError by name: this module also runs in the driver, which never loads torch.
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return "out_of_memory", str(error)
+    return "internal_error", f"{type(error).__name__}: {error}"
+
+
+_ERROR_TYPES: tuple[tuple[type[Exception], RowErrorType], ...] = (
+    (RequestTooLargeError, "prompt_too_long"),
+    (RequestError, "bad_request"),
+    (PreprocessError, "bad_request"),
+    (NumericalError, "numerical_error"),
+    (ReductionDidNotFireError, "reduction_did_not_fire"),
+)

@@ -1,0 +1,220 @@
+"""`run_job`: manifest -> shards -> executor -> sink, with progress, interruption and the exit code.
+
+Knows nothing of how items are executed (`executor_local`, `executor_ray`) or of what a part looks like.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any, Protocol
+
+from illava.preprocess import Preprocessor, load_preprocessor
+from pipeline.config import JobConfig
+from pipeline.cost import run_cost
+from pipeline.errors import RowErrorType
+from pipeline.executor_local import LocalExecutor
+from pipeline.inputs import media_roots
+from pipeline.interruption import Interruption
+from pipeline.load_report import ItemLoader
+from pipeline.loader import Loader
+from pipeline.passage import Passage
+from pipeline.progress import Progress
+from pipeline.publisher import Publisher
+from pipeline.records import MediaItem, ResultRow
+from pipeline.rows import RowMaker, RunInfo
+from pipeline.scheduler import Lease, Scheduler
+from pipeline.shards import Run, finish, is_finished, open_run, pending_shards
+from pipeline.sink import ParquetSink
+from pipeline.summary import RunSummary, Tally
+from pipeline.totals import run_totals
+from pipeline.worker import VLMWorker, WorkerUsage
+
+WorkerFactory = Callable[[JobConfig, RunInfo], VLMWorker]
+LoaderFactory = Callable[[JobConfig, Preprocessor], ItemLoader]
+
+
+class Executor(Protocol):
+    """What turns leases into rows."""
+
+    def turn(self) -> None:
+        """Move everything on by one small step."""
+
+    def usage(self) -> list[WorkerUsage]:
+        """Where the workers' wall time went."""
+
+    def close(self) -> None:
+        """End what was started."""
+
+
+def build_loader(config: JobConfig, preprocessor: Preprocessor) -> ItemLoader:
+    """One reader's loader; the readers share out the cache."""
+    runtime = config.runtime
+    return Loader(
+        config.media,
+        preprocessor,
+        cache_dir=runtime.cache_dir,
+        cache_bytes=runtime.cache_bytes // runtime.num_reader_actors,
+        allowed_roots=media_roots(config),
+    )
+
+
+def run_job(
+    config: JobConfig,
+    *,
+    worker_factory: WorkerFactory = VLMWorker,
+    loader_factory: LoaderFactory = build_loader,
+    debug: bool = False,
+) -> RunSummary:
+    """Do what a job has left to do; the same configuration resumes.
+
+    Args:
+        config: the whole job.
+        worker_factory: builds a worker inside each VLM actor; picklable.
+        loader_factory: builds a loader inside each reader; picklable.
+        debug: show the actors' own output.
+
+    Raises:
+        PipelineError: the run cannot be opened or cannot go on; its `exit_code` says of which kind. What was published
+            stays, and the same command goes on from there.
+    """
+    began_s = time.perf_counter()
+    run = open_run(config)
+    pending = pending_shards(run)
+    tally, workers = Tally(), []
+    with Interruption() as interruption:
+        if pending:
+            executor = partial(_executor, worker_factory=worker_factory, loader_factory=loader_factory, debug=debug)
+            workers = _work(run, pending, tally, interruption, executor)
+    summary = RunSummary(
+        exit_code=interruption.exit_code,
+        name=config.name,
+        output_uri=run.uri,
+        num_items=len(run.manifest),
+        num_done_before=len(run.manifest) - _num_items(run, pending),
+        tally=tally,
+        wall_s=time.perf_counter() - began_s,
+        cost=run_cost(
+            config,
+            items_usd=tally.cost_usd,
+            idle_s=sum(worker.idle_s for worker in workers),
+            load_s=sum(worker.start_s for worker in workers),
+        ),
+        workers=tuple(workers),
+        interrupted_by=interruption.signal.name if interruption.signal else None,
+    )
+    if interruption.signal and pending_shards(run):
+        return summary
+    return _finished(run, summary)
+
+
+def _work(
+    run: Run,
+    pending: list[int],
+    tally: Tally,
+    interruption: Interruption,
+    open_executor: Callable[[Run, Scheduler, Preprocessor], AbstractContextManager[Executor]],
+) -> list[WorkerUsage]:
+    """The event loop, until everything is published or a signal came."""
+    model = run.config.model
+    preprocessor = load_preprocessor(model.model_id, revision=model.revision)
+    progress = Progress(_num_items(run, pending), tally)
+    scheduler = _scheduler(run, pending, preprocessor, progress)
+    with closing(progress), open_executor(run, scheduler, preprocessor) as executor:
+        interruption.again()
+        with closing(Publisher(ParquetSink(run), scheduler)) as publisher:
+            while not scheduler.done and interruption.signal is None:
+                executor.turn()
+                publisher.turn()
+                progress.tick()
+        return executor.usage()
+
+
+def _scheduler(run: Run, pending: list[int], preprocessor: Preprocessor, progress: Progress) -> Scheduler:
+    config = run.config
+    rows = RowMaker(config, _run_info(run))
+
+    def failed_row(lease: Lease, error_type: RowErrorType, message: str) -> ResultRow:
+        passage: Passage = lease.passage
+        row = rows.failed(
+            lease.item,
+            error_type,
+            message,
+            attempts=lease.attempts,
+            shard_index=lease.shard_index,
+            stats=passage.stats,
+        )
+        return passage.settle_failed(row)
+
+    def estimate_bytes(item: MediaItem) -> int:
+        num_frames = config.media.num_frames if item.media_kind == "video" else len(item.uris)
+        return preprocessor.max_nbytes(num_frames)
+
+    return Scheduler(
+        pending,
+        run.shard,
+        estimate_bytes=estimate_bytes,
+        failed_row=failed_row,
+        on_row=progress.add,
+        max_inflight_bytes=config.runtime.max_inflight_bytes,
+        max_open_shards=config.runtime.max_open_shards,
+        max_attempts=config.runtime.max_attempts,
+    )
+
+
+@contextmanager
+def _executor(
+    run: Run,
+    scheduler: Scheduler,
+    preprocessor: Preprocessor,
+    *,
+    worker_factory: WorkerFactory,
+    loader_factory: LoaderFactory,
+    debug: bool,
+) -> Iterator[Executor]:
+    """The executor a job names; nothing of it is left when this ends."""
+    config = run.config
+    make_loader = partial(loader_factory, config, preprocessor)
+    make_worker = partial(worker_factory, config, _run_info(run))
+    if config.runtime.executor == "local":
+        with closing(LocalExecutor(config, scheduler, make_loader=make_loader, make_worker=make_worker)) as local:
+            yield local
+        return
+    from pipeline.actors import connect
+    from pipeline.executor_ray import RayExecutor
+
+    with connect(config.runtime, debug=debug) as cluster:
+        executor = RayExecutor(cluster, config, scheduler, make_loader=make_loader, make_worker=make_worker)
+        with closing(executor):
+            yield executor
+
+
+def _run_info(run: Run) -> RunInfo:
+    return RunInfo(run.recipe.digest, run.fingerprint)
+
+
+def _finished(run: Run, summary: RunSummary) -> RunSummary:
+    """Write ``_RUN.json`` unless it stands, and judge the whole run's rows, earlier sessions' included."""
+    if is_finished(run.uri):
+        totals = run_totals(run.uri, range(run.num_shards)).as_dict()
+    else:
+        totals = finish(run, _session(summary))["totals"]
+    return replace(summary, exit_code=3 if totals["by_status"].get("failed") else 0, interrupted_by=None)
+
+
+def _session(summary: RunSummary) -> dict[str, Any]:
+    """What ``_RUN.json`` keeps of the session that finished the run."""
+    return {
+        "wall_s": summary.wall_s,
+        "num_rows": summary.tally.num_rows,
+        "num_done_before": summary.num_done_before,
+        "workers": [asdict(worker) for worker in summary.workers],
+    }
+
+
+def _num_items(run: Run, shards: list[int]) -> int:
+    missing_in_last = run.num_shards * run.items_per_shard - len(run.manifest)
+    return len(shards) * run.items_per_shard - (missing_in_last if shards and shards[-1] == run.num_shards - 1 else 0)

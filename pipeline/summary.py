@@ -1,0 +1,146 @@
+"""What a run came to: a running tally of its rows, and the lines printed at the end.
+
+Knows nothing of Ray or storage.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pipeline.cost import RunCost
+from pipeline.records import ResultRow
+
+if TYPE_CHECKING:
+    from pipeline.worker import WorkerUsage
+
+
+@dataclass(slots=True)
+class Tally:
+    """Sums over rows, in the order they are made."""
+
+    num_rows: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    error_types: Counter[str] = field(default_factory=Counter)
+    num_vision_tokens: int = 0
+    num_vision_tokens_kept: int = 0
+    num_generated_tokens: int = 0
+    bytes_fetched: int = 0
+    gpu_s: float = 0.0
+    cpu_s: float = 0.0
+    cost_usd: float = 0.0
+
+    def add(self, row: ResultRow) -> None:
+        """Count one row."""
+        self.num_rows += 1
+        self.statuses[row.status] += 1
+        if row.status == "failed" and row.error_type:
+            self.error_types[row.error_type] += 1
+        self.num_vision_tokens += row.num_vision_tokens
+        self.num_vision_tokens_kept += row.num_vision_tokens_kept
+        self.num_generated_tokens += row.num_generated_tokens
+        self.bytes_fetched += row.bytes_fetched
+        self.gpu_s += row.gpu_s
+        self.cpu_s += row.cpu_s
+        self.cost_usd += row.cost_usd
+
+    @property
+    def kept_ratio(self) -> float:
+        """Vision tokens the LLM was given, of those the unreduced model would give it."""
+        return self.num_vision_tokens_kept / self.num_vision_tokens if self.num_vision_tokens else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """How a command ended.
+
+    Attributes:
+        exit_code: of the process.
+        name: of the job.
+        output_uri: the run folder.
+        num_items: of the whole run.
+        num_done_before: items whose parts stood already.
+        tally: rows made by this command.
+        wall_s: of this command, model loading included.
+        cost: of this command's rows, and of its actors' loading and waiting.
+        workers: where the workers' wall time went.
+        interrupted_by: name of the signal that ended it early.
+    """
+
+    exit_code: int
+    name: str
+    output_uri: str
+    num_items: int
+    num_done_before: int
+    tally: Tally
+    wall_s: float
+    cost: RunCost
+    workers: tuple[WorkerUsage, ...] = ()
+    interrupted_by: str | None = None
+
+
+def render_summary(summary: RunSummary) -> str:
+    """The block printed when a command ends."""
+    tally = summary.tally
+    lines = [f"{summary.name}: {_outcome(summary)}"]
+    if tally.num_rows:
+        lines += [
+            _line("rows", ", ".join(f"{tally.statuses[kind]} {kind}" for kind in ("ok", "partial", "failed"))),
+            _line("throughput", _throughput(summary)),
+        ]
+    if tally.num_vision_tokens:
+        lines.append(_line("vision tokens", _tokens(tally)))
+    if tally.error_types:
+        lines.append(_line("failures", ", ".join(f"{n} {kind}" for kind, n in tally.error_types.most_common())))
+    if tally.num_rows:
+        lines.append(_line("cost", _cost(summary)))
+    lines += [_line("output", summary.output_uri), _line("next", _next_command(summary))]
+    return "\n".join(lines)
+
+
+def _line(label: str, value: str) -> str:
+    return f"  {label:<14} {value}"
+
+
+def _outcome(summary: RunSummary) -> str:
+    left = summary.num_items - summary.num_done_before - summary.tally.num_rows
+    if summary.interrupted_by:
+        return f"interrupted by {summary.interrupted_by}; complete shards are published, {left} items have no row"
+    if not summary.tally.num_rows:
+        return f"nothing to do, all {summary.num_items} items have their rows"
+    before = f", {summary.num_done_before} stood already" if summary.num_done_before else ""
+    return f"{summary.tally.num_rows} of {summary.num_items} items in {summary.wall_s:.1f} s{before}"
+
+
+def _throughput(summary: RunSummary) -> str:
+    tally, wall_s = summary.tally, max(summary.wall_s, 1e-9)
+    text = f"{tally.num_rows / wall_s:.2f} items/s, {tally.num_generated_tokens / wall_s:.1f} tokens/s"
+    busy = _share(summary.workers)
+    return f"{text}, model loading included" + (f"; devices busy {busy:.0%}" if busy else "")
+
+
+def _share(workers: Sequence[WorkerUsage]) -> float:
+    wall_s = sum(worker.wall_s for worker in workers)
+    return sum(worker.busy_s for worker in workers) / wall_s if wall_s else 0.0
+
+
+def _tokens(tally: Tally) -> str:
+    saved = tally.num_vision_tokens - tally.num_vision_tokens_kept
+    return (
+        f"{tally.num_vision_tokens_kept:,} of {tally.num_vision_tokens:,} reached the LLM "
+        f"({tally.kept_ratio:.1%} kept, {saved:,} saved)"
+    )
+
+
+def _cost(summary: RunSummary) -> str:
+    cost, rows = summary.cost, summary.tally.num_rows
+    parts = f"{cost.items_usd:.4f} items, {cost.load_usd:.4f} loading the model, {cost.idle_usd:.4f} idle"
+    return f"${cost.total_usd:.4f} (${cost.per_item_usd(rows):.6f} an item; {parts})"
+
+
+def _next_command(summary: RunSummary) -> str:
+    if summary.interrupted_by:
+        return "the same command resumes"
+    return f"python -m pipeline verify {summary.output_uri}"

@@ -1,0 +1,153 @@
+"""`VLMWorker`: loaded items in, rows out, through one model's running batch. A plain class, testable alone.
+
+Knows nothing of Ray, shards or storage. An error of one item is its row; any other error ends the worker, and whoever
+runs it decides what that means.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from illava.errors import RequestError
+from illava.requests import Generation, Request, SamplingParams, Timing
+from pipeline.config import JobConfig
+from pipeline.recipe import resolve_device, resolve_dtype
+from pipeline.records import LoadedItem, ResultRow
+from pipeline.rows import RowMaker, RunInfo
+from pipeline.tasks import build_task
+
+if TYPE_CHECKING:
+    from illava import VLM
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A row and how long the worker had the item.
+
+    Attributes:
+        row: its ``latency_s`` is the worker's part only.
+        taken_s: stamp of taking the item over, on the worker's clock.
+    """
+
+    row: ResultRow
+    taken_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    loaded: LoadedItem
+    attempts: int
+    shard_index: int
+    taken_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerUsage:
+    """Where a worker's wall time went since it was made; idle is measured as gaps, not as the rest.
+
+    Attributes:
+        wall_s: since construction began.
+        start_s: loading the model.
+        busy_s: device time of all steps.
+        idle_s: between steps.
+    """
+
+    wall_s: float = 0.0
+    start_s: float = 0.0
+    busy_s: float = 0.0
+    idle_s: float = 0.0
+
+
+class VLMWorker:
+    """Holds one model and its running batch.
+
+    Args:
+        config: the job.
+        run_info: what its rows say of the run.
+        vlm: a loaded model; by default the one the config names is loaded.
+    """
+
+    def __init__(self, config: JobConfig, run_info: RunInfo, *, vlm: VLM | None = None) -> None:
+        self._born_s = time.perf_counter()
+        self._config = config
+        self._task = build_task(config.task)
+        self._rows = RowMaker(config, run_info)
+        self._vlm = vlm if vlm is not None else load_vlm(config)
+        self._taken: dict[str, _Taken] = {}
+        self._refused: list[Generation] = []
+        self._start_s = time.perf_counter() - self._born_s
+        self._idle_s = 0.0
+        self._idle_since_s = time.perf_counter()
+
+    @property
+    def pending(self) -> int:
+        """Items taken over whose rows have not been returned."""
+        return len(self._taken)
+
+    def add(self, loaded: LoadedItem, *, attempts: int, shard_index: int) -> None:
+        """Take an item over; its row comes from a later `step`, also where the model refuses it.
+
+        Raises:
+            PlanError: the reduction makes no sense for this model, so no item can be processed.
+        """
+        item, sampling = loaded.item, self._config.sampling
+        taken = _Taken(loaded, attempts, shard_index, time.perf_counter())
+        request = Request(
+            request_id=item.item_id,
+            content=self._task.content(item, loaded.media),
+            sampling=SamplingParams(
+                max_new_tokens=sampling.max_new_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                seed=self._config.seed,
+            ),
+        )
+        self._taken[item.item_id] = taken
+        try:
+            self._vlm.submit(request, plan=self._config.reduction)
+        except RequestError as error:
+            nothing = Timing(queue_s=0.0, vision_s=0.0, prefill_s=0.0, decode_s=0.0, device_s=0.0)
+            self._refused.append(Generation(item.item_id, "", (), None, None, nothing, error=error))
+
+    def step(self) -> list[Outcome]:
+        """Advance the batch by one step; the rows of the items that ended in it."""
+        begin_s = time.perf_counter()
+        self._idle_s += begin_s - self._idle_since_s
+        generations = self._vlm.step() if self._vlm.has_work else []
+        generations, self._refused = self._refused + generations, []
+        self._idle_since_s = time.perf_counter()
+        return [self._outcome(generation) for generation in generations]
+
+    def usage(self) -> WorkerUsage:
+        """Where the wall time went so far."""
+        now_s = time.perf_counter()
+        idle_s = self._idle_s + now_s - self._idle_since_s
+        return WorkerUsage(now_s - self._born_s, self._start_s, self._vlm.device_busy_s, idle_s)
+
+    def _outcome(self, generation: Generation) -> Outcome:
+        taken = self._taken.pop(generation.request_id)
+        row = self._rows.answered(
+            taken.loaded,
+            generation,
+            attempts=taken.attempts,
+            shard_index=taken.shard_index,
+            latency_s=self._idle_since_s - taken.taken_s,
+        )
+        return Outcome(row, taken.taken_s)
+
+
+def load_vlm(config: JobConfig) -> VLM:
+    """The model a job names, on the device it names."""
+    from illava import VLM
+
+    model = config.model
+    return VLM.from_pretrained(
+        model.model_id,
+        revision=model.revision,
+        dtype=resolve_dtype(config),
+        device=resolve_device(config),
+        kv_cache_bytes=model.kv_cache_bytes,
+        max_batch_requests=model.max_batch_requests,
+    )

@@ -1,0 +1,131 @@
+"""Stand-ins for a model and a loader, importable in Ray's workers: they read barcodes, sleep, or die on request.
+
+`FakeVLM` has the surface of `illava.VLM` that a worker uses; a request is in one state at a time and every sleep is
+stamped to the state it happens in.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+from clips import read_barcode
+
+from illava.preprocess import VisualInput
+from illava.requests import Generation, Timing, TokenUsage
+from pipeline.errors import ItemError
+from pipeline.records import LoadedItem, LoadStats, MediaItem
+from pipeline.worker import VLMWorker
+
+
+class FakeVLM:
+    """Answers one request a step with the barcode its frames carry.
+
+    Args:
+        sleeps: seconds slept in a state, by its Timing field.
+        poison: an answer that ends the process by SIGKILL, as often as it is tried.
+        broken: an answer that ends as an error of that request alone.
+    """
+
+    def __init__(self, *, sleeps: dict[str, float] | None = None, poison: str = "", broken: str = "") -> None:
+        self._sleeps, self._poison, self._broken = sleeps or {}, poison, broken
+        self._queue: deque = deque()
+        self.device_busy_s = 0.0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._queue)
+
+    def submit(self, request, *, plan=None) -> None:
+        self._queue.append((request, time.perf_counter()))
+
+    def step(self) -> list[Generation]:
+        request, submitted_s = self._queue.popleft()
+        stamps = {"queue_s": time.perf_counter() - submitted_s}
+        frames = np.concatenate([part.tiles for part in request.content if not isinstance(part, str)])
+        for state in ("vision_s", "prefill_s", "decode_s"):
+            begin_s = time.perf_counter()
+            time.sleep(self._sleeps.get(state, 0.0))
+            if state == "vision_s":
+                answers = {read_barcode(frame) for frame in frames}
+            stamps[state] = time.perf_counter() - begin_s
+        text = ",".join(str(answer) for answer in sorted(answers))
+        if text == self._poison:
+            os.kill(os.getpid(), signal.SIGKILL)
+        busy_s = stamps["vision_s"] + stamps["prefill_s"] + stamps["decode_s"]
+        self.device_busy_s += busy_s
+        timing = Timing(**stamps, device_s=busy_s)
+        usage = TokenUsage(len(frames) * 196, len(frames) * 49, len(frames) * 25, len(frames) * 17, 200, 5)
+        if text == self._broken:
+            error = ValueError("a defect of this request alone")
+            return [Generation(request.request_id, "", (), None, None, timing, error=error)]
+        return [Generation(request.request_id, text, (1, 2, 3), "stop", usage, timing)]
+
+
+def barcode_worker(config, run_info, *, pid_folder: str | None = None, **options) -> VLMWorker:
+    """A worker around a `FakeVLM`; leaves its process id as a file name where asked to."""
+    _leave_pid(pid_folder, "vlm")
+    return VLMWorker(config, run_info, vlm=FakeVLM(**options))
+
+
+def refusing_worker(config, run_info, *, message: str):
+    """A worker whose model cannot be loaded."""
+    from illava.errors import ModelLoadError
+
+    raise ModelLoadError(message)
+
+
+def dying_worker(config, run_info):
+    """A worker whose process ends while it loads."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class FakeLoader:
+    """Makes frames from the item's id (``NAME-<value>``): no file is read.
+
+    Args:
+        side: of the frames in px.
+        sleeps: seconds slept in a stage, by its LoadStats field.
+        poison: an item id whose load ends the process by SIGKILL.
+        failing: item id -> error type.
+        retryable: the same, for errors that may pass.
+    """
+
+    def __init__(self, *, side=56, sleeps=None, poison="", failing=None, retryable=False) -> None:
+        self._side, self._sleeps, self._poison = side, sleeps or {}, poison
+        self._failing, self._retryable = failing or {}, retryable
+
+    def load(self, item: MediaItem) -> LoadedItem:
+        from clips import barcode_frame
+
+        if item.item_id == self._poison:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if item.item_id in self._failing:
+            raise ItemError(self._failing[item.item_id], "made to fail", retryable=self._retryable)
+        stamps = {}
+        for stage in ("fetch_s", "load_s", "preprocess_s"):
+            begin_s = time.perf_counter()
+            time.sleep(self._sleeps.get(stage, 0.0))
+            if stage == "load_s":
+                frame = barcode_frame(int(item.item_id.rpartition("-")[2]), 0, width=self._side, height=self._side)
+            stamps[stage] = time.perf_counter() - begin_s
+        medium = VisualInput("video", np.stack([frame, frame]), frame.shape[:2])
+        return LoadedItem(item, (medium,), (0.0, 0.1), LoadStats(**stamps, cpu_s=0.001, decoder="fake"))
+
+    def close(self) -> None:
+        pass
+
+
+def fake_loader(config, preprocessor, *, pid_folder: str | None = None, **options) -> FakeLoader:
+    """A `FakeLoader`; leaves its process id as a file name where asked to."""
+    _leave_pid(pid_folder, "reader")
+    return FakeLoader(**options)
+
+
+def _leave_pid(folder: str | None, kind: str) -> None:
+    if folder is not None:
+        Path(folder, f"{kind}-{os.getpid()}").touch()
