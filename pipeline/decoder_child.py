@@ -75,6 +75,10 @@ def _answer(
         error_type, message = error.error_type, str(error)
     except MemoryError:
         error_type, message = "load_out_of_memory", "decoding needs more memory than its process may have"
+    except FileNotFoundError:
+        error_type, message = "not_found", "the file is gone"
+    except PermissionError:
+        error_type, message = "access_denied", "the file may not be read"
     except PreprocessError as error:
         error_type, message = "unsupported_media", str(error)
     except Exception as error:

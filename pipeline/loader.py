@@ -1,0 +1,135 @@
+"""`Loader`: a manifest's item to its media at model size, within a deadline. What a reader owns.
+
+Stages the objects, has them decoded and preprocessed in the disposable child, and says what it took. Knows nothing of
+Ray, of models or of what becomes of the frames.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from pipeline.decoder_process import ITEMS_PER_CHILD, MEMORY_BYTES, DecodedMedia, DecoderProcess, DecordFailedError
+from pipeline.errors import ItemError
+from pipeline.records import LoadedItem, LoadStats, MediaItem
+from pipeline.staging import StagedObject, Staging, check_unchanged
+from pipeline.uris import is_local
+
+if TYPE_CHECKING:
+    from illava.preprocess import Preprocessor
+    from pipeline.config import MediaConfig
+
+
+class Loader:
+    """Loads one item at a time; for one thread. Use it as a context manager, or `close` it.
+
+    Args:
+        media: sampling, decoder and budgets.
+        preprocessor: brings frames to model size; runs in the child.
+        cache_dir: where fetched objects are staged; None is the system's temporary folder.
+        cache_bytes: size of this loader's staging area.
+        allowed_roots: local folders that items may name; None where the operator's own configuration named them.
+        memory_bytes: address space of the child.
+        items_per_child: a child is replaced after so many items.
+    """
+
+    def __init__(
+        self,
+        media: MediaConfig,
+        preprocessor: Preprocessor,
+        *,
+        cache_dir: str | None = None,
+        cache_bytes: int = 20_000_000_000,
+        allowed_roots: Sequence[str] | None = None,
+        memory_bytes: int = MEMORY_BYTES,
+        items_per_child: int = ITEMS_PER_CHILD,
+    ) -> None:
+        self._media = media
+        self._staging = Staging(
+            cache_dir=cache_dir,
+            cache_bytes=cache_bytes,
+            max_object_bytes=media.max_bytes,
+            allowed_roots=allowed_roots,
+        )
+        self._decoder = DecoderProcess(media, preprocessor, memory_bytes=memory_bytes, items_per_child=items_per_child)
+
+    @property
+    def child_pid(self) -> int | None:
+        """Of the running decoder process, for tests that harm it."""
+        return self._decoder.pid
+
+    def load(self, item: MediaItem) -> LoadedItem:
+        """Fetch, decode and preprocess one item.
+
+        Raises:
+            ItemError: whatever is wrong with this item; the next one is not affected.
+            StorageError: the store or the local disk failed for all items.
+            PipelineError: the decoder process cannot be started at all.
+        """
+        if len(item.uris) > self._media.max_images:
+            raise ItemError("too_large", f"{len(item.uris)} images; max_images is {self._media.max_images}")
+        if item.media_kind != "images" and len(item.uris) != 1:
+            raise ItemError(
+                "internal_error", f"an item of kind {item.media_kind} has {len(item.uris)} objects, not one"
+            )
+        started_s, started_cpu_s = time.perf_counter(), time.thread_time()
+        staged = self._stage(item)
+        fetched_s = time.perf_counter()
+        try:
+            decoded = self._decode(item, [one.path for one in staged])
+        except ItemError as error:
+            _check_unchanged(item)
+            raise ItemError(error.error_type, f"{_name(item)}: {error}", retryable=error.retryable) from error
+        _check_unchanged(item)
+        stats = LoadStats(
+            fetch_s=fetched_s - started_s,
+            load_s=max(0.0, time.perf_counter() - fetched_s - decoded.preprocess_s),
+            preprocess_s=decoded.preprocess_s,
+            cpu_s=time.thread_time() - started_cpu_s + decoded.cpu_s,
+            bytes_fetched=sum(one.bytes_fetched for one in staged),
+            storage_requests=sum(one.num_requests for one in staged),
+            decoder=decoded.decoder,
+        )
+        return LoadedItem(item, decoded.media, decoded.timestamps_s, stats, decoded.partial)
+
+    def close(self) -> None:
+        """End the child and remove what was staged. Another `load` starts afresh."""
+        self._decoder.close()
+        self._staging.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _stage(self, item: MediaItem) -> list[StagedObject]:
+        staged: list[StagedObject] = []
+        for uri, size, etag in zip(item.uris, item.sizes, item.etags, strict=True):
+            paths = [one.path for one in staged]
+            staged.append(self._staging.get(uri, size=size, etag=etag, keep=paths))
+        return staged
+
+    def _decode(self, item: MediaItem, paths: list[str]) -> DecodedMedia:
+        """Both tries share one deadline: the first with the configured decoder, then PyAV in a fresh child."""
+        deadline_s = time.monotonic() + self._media.load_timeout_s
+        decoder = self._media.decoder
+        try:
+            return self._decoder.load(item.media_kind, paths, decoder=decoder, deadline_s=deadline_s)
+        except DecordFailedError as failure:
+            if decoder == "decord":
+                raise failure.error from failure
+            return self._decoder.load(item.media_kind, paths, decoder="pyav", deadline_s=deadline_s)
+
+
+def _check_unchanged(item: MediaItem) -> None:
+    """Local objects are read in place: what changed meanwhile must not pass for what the manifest names."""
+    for uri, size, etag in zip(item.uris, item.sizes, item.etags, strict=True):
+        if is_local(uri):
+            check_unchanged(uri, size=size, etag=etag)
+
+
+def _name(item: MediaItem) -> str:
+    return item.uris[0] if len(item.uris) == 1 else f"{item.uris[0]} and {len(item.uris) - 1} more"

@@ -1,0 +1,180 @@
+"""Objects of a store on the local disk: fetched once, checked against the manifest, bounded in bytes.
+
+One `Staging` belongs to one reader. Its folder goes when it is closed; what a killed reader left behind is removed by
+the next one on the same disk. Knows nothing of what is in the files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import storage
+from pipeline.errors import ItemError, StorageError
+
+_PREFIX = "illava-staging-"
+_LOCK = "owner.lock"
+
+
+@dataclass(frozen=True, slots=True)
+class StagedObject:
+    """One object as a local file.
+
+    Attributes:
+        path: the object itself where it is local, else its copy.
+        bytes_fetched: that crossed from the store for this call.
+        num_requests: made to the store for this call.
+    """
+
+    path: str
+    bytes_fetched: int = 0
+    num_requests: int = 0
+
+
+class Staging:
+    """A bounded folder of fetched objects, the least recently used removed first. For one thread at a time.
+
+    Args:
+        cache_dir: where the folder is made; None is the system's temporary folder.
+        cache_bytes: size of all copies together, at most.
+        max_object_bytes: larger objects are refused before they are fetched.
+        allowed_roots: local folders that may be read; None where the operator's own configuration named the files.
+    """
+
+    def __init__(
+        self,
+        *,
+        cache_dir: str | None,
+        cache_bytes: int,
+        max_object_bytes: int,
+        allowed_roots: Sequence[str] | None = None,
+    ) -> None:
+        self._cache_bytes = cache_bytes
+        self._max_object_bytes = max_object_bytes
+        self._allowed_roots = allowed_roots
+        self._base = Path(cache_dir or tempfile.gettempdir())
+        self._folder: Path | None = None
+        self._lock: int | None = None
+        self._num_files = 0
+        self._copies: OrderedDict[tuple[str, int, str], Path] = OrderedDict()
+
+    def get(self, uri: str, *, size: int = -1, etag: str = "", keep: Sequence[str] = ()) -> StagedObject:
+        """The object as a local file; a local object is used in place.
+
+        Args:
+            uri: what to get.
+            size: bytes in the manifest, -1 for unknown.
+            etag: entity tag in the manifest, "" for unknown.
+            keep: paths that must not make room for this one (the other images of a set).
+
+        Raises:
+            ItemError: ``unsafe_uri``, ``too_large``, ``changed_object``, or what the store said.
+            StorageError: the local disk cannot take the copy.
+        """
+        uri = storage.check_uri(uri, allowed_roots=self._allowed_roots)
+        if storage.is_local(uri):
+            self._check_size(uri, check_unchanged(uri, size=size, etag=etag))
+            return StagedObject(uri)
+        if (uri, size, etag) in self._copies:
+            self._copies.move_to_end((uri, size, etag))
+            return StagedObject(str(self._copies[uri, size, etag]))
+        num_requests = 0
+        if size < 0:
+            found = storage.stat(uri)
+            size, etag, num_requests = found.size, etag or found.etag, 1
+        self._check_size(uri, size)
+        key = uri, size, etag
+        self._make_room(size, keep)
+        path = self._new_path()
+        try:
+            num_bytes = storage.fetch(uri, str(path), etag=etag)
+            if num_bytes != size:
+                raise ItemError("changed_object", f"{uri}: the manifest has {size} bytes, the store {num_bytes}")
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        self._copies[key] = path
+        return StagedObject(str(path), num_bytes, num_requests + (2 if etag else 1))
+
+    def close(self) -> None:
+        """Remove the folder. Another `get` makes a new one."""
+        self._copies.clear()
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
+        self._folder = self._lock = None
+
+    def _check_size(self, uri: str, size: int) -> None:
+        if size > self._max_object_bytes:
+            raise ItemError("too_large", f"{uri} has {size:,} bytes; max_bytes is {self._max_object_bytes:,}")
+
+    def _make_room(self, num_bytes: int, keep: Sequence[str]) -> None:
+        kept_bytes = sum(size for (_, size, _), path in self._copies.items() if str(path) in keep)
+        if kept_bytes + num_bytes > self._cache_bytes:
+            raise ItemError(
+                "too_large",
+                f"{kept_bytes + num_bytes:,} bytes must be staged at once; cache_bytes is {self._cache_bytes:,}",
+            )
+        for key, path in list(self._copies.items()):
+            if sum(size for _, size, _ in self._copies) + num_bytes <= self._cache_bytes:
+                return
+            if str(path) not in keep:
+                path.unlink(missing_ok=True)
+                del self._copies[key]
+
+    def _new_path(self) -> Path:
+        if self._folder is None:
+            try:
+                self._base.mkdir(parents=True, exist_ok=True)
+                _sweep(self._base)
+                self._folder, self._lock = _locked_folder(self._base)
+            except OSError as error:
+                raise StorageError(f"cannot stage below {self._base}: {error}; set runtime.cache_dir") from error
+        self._num_files += 1
+        return self._folder / f"{self._num_files:06d}"
+
+
+def _locked_folder(base: Path) -> tuple[Path, int]:
+    """A new folder whose lock this process holds; made again where another reader swept it before it was locked."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (folder / _LOCK).exists():
+            return folder, lock
+        os.close(lock)
+
+
+def check_unchanged(uri: str, *, size: int, etag: str) -> int:
+    """Compare an object with the manifest (size -1, etag "": unknown there); returns its bytes.
+
+    Raises:
+        ItemError: ``changed_object``, or what the store says.
+    """
+    found = storage.stat(uri)
+    if size not in {-1, found.size} or etag not in {"", found.etag}:
+        raise ItemError(
+            "changed_object",
+            f"{uri}: the manifest has {size} bytes ({etag or 'no etag'}), now it has {found.size} ({found.etag})",
+        )
+    return found.size
+
+
+def _sweep(base: Path) -> None:
+    """Remove the folders of readers that are gone: nobody holds their lock."""
+    for folder in base.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):  # another sweeps it too, or it is another user's
+            lock = os.open(folder / _LOCK, os.O_RDWR)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
