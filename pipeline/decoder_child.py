@@ -119,7 +119,7 @@ def _limit_cpu(item_s: float) -> None:
     """Let the kernel end an item that computes for longer than its deadline, should the parent not be able to."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    most_s = int(used.ru_utime + used.ru_stime + item_s) + 2
+    most_s = int(used.ru_utime + used.ru_stime + item_s) + 1
     resource.setrlimit(resource.RLIMIT_CPU, (most_s if hard == resource.RLIM_INFINITY else min(most_s, hard), hard))
 
 

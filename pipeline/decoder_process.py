@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 MEMORY_BYTES = 4 << 30
 ITEMS_PER_CHILD = 200
-_START_S = 60.0
+_START_S = 120.0
 _MAX_HEADER_BYTES = 1 << 24
 _OUT_OF_MEMORY = ("bad_alloc", "MemoryError", "Cannot allocate memory", "out of memory")
 
@@ -137,7 +137,7 @@ class _Child:
     def __init__(self, setup: bytes, memory_bytes: int) -> None:
         self.num_items = 0
         self._memory_bytes = memory_bytes
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `kill`; it has no name that could be left)
+        self._stderr = tempfile.TemporaryFile("a+b")  # noqa: SIM115 (closed by `kill`; it has no name that could be left)
         # The child is killed by the kernel when the last copy of `alive_write` is closed: when this process ends.
         alive_read, self._alive_write = os.pipe()
         command = [sys.executable, "-P", "-m", "pipeline.decoder_child", str(alive_read), str(memory_bytes)]
