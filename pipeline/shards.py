@@ -21,6 +21,17 @@ from pipeline.records import SCHEMA_VERSION, Shard
 from pipeline.sink import list_parts
 
 RUN_FILE, FINISHED_FILE = "run.json", "_RUN.json"
+_RUN_KEYS = {
+    "fingerprint": str,
+    "recipe_digest": str,
+    "recipe": dict,
+    "manifest_digest": str,
+    "num_items": int,
+    "num_shards": int,
+    "items_per_shard": int,
+    "attempt": int,
+    "nonce": str,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +143,7 @@ def read_run_file(run_uri: str) -> dict[str, Any]:
     Raises:
         RefusedError: there is none, or it is not one of ours.
     """
-    return _read_json(run_uri, RUN_FILE, ("fingerprint", "manifest_digest", "items_per_shard", "attempt", "nonce"))
+    return _read_json(storage.join(run_uri, RUN_FILE), _RUN_KEYS)
 
 
 def read_frozen_manifest(run_uri: str, digest: str) -> Manifest:
@@ -217,7 +228,7 @@ def _run_record(run: Run) -> dict[str, Any]:
 
 def _refusal(run: Run, found: dict[str, Any]) -> str:
     """Every key that differs, with the value the folder has and the value of this job."""
-    theirs = found.get("recipe", {})
+    theirs = found["recipe"]
     ours = run.recipe.fields
     lines = [
         f"  {key}: {_short(theirs.get(key))} there, {_short(ours.get(key))} here"
@@ -228,7 +239,7 @@ def _refusal(run: Run, found: dict[str, Any]) -> str:
         lines.append(f"  output.items_per_shard: {found['items_per_shard']} there, {run.items_per_shard} here")
     if found["manifest_digest"] != run.manifest.digest:
         lines.append(
-            f"  input: {found.get('num_items')} items there, {len(run.manifest)} here (digest "
+            f"  input: {found['num_items']} items there, {len(run.manifest)} here (digest "
             f"{found['manifest_digest'][:12]} there, {run.manifest.digest[:12]} here): objects were added, removed or "
             "changed since the run began"
         )
@@ -247,8 +258,7 @@ def _manifest_uri(run_uri: str, digest: str) -> str:
     return storage.join(run_uri, f"manifest-{digest}.parquet")
 
 
-def _read_json(run_uri: str, name: str, keys: tuple[str, ...]) -> dict[str, Any]:
-    uri = storage.join(run_uri, name)
+def _read_json(uri: str, keys: dict[str, type]) -> dict[str, Any]:
     try:
         found = json.loads(storage.read(uri))
     except ItemError as error:
@@ -256,9 +266,8 @@ def _read_json(run_uri: str, name: str, keys: tuple[str, ...]) -> dict[str, Any]
             raise
         raise RefusedError(f"{uri} does not exist: this folder holds no run") from error
     except ValueError as error:
-        raise RefusedError(
-            f"{uri} is not JSON ({error}): the folder was damaged or is not a run of this program"
-        ) from error
-    if not isinstance(found, dict) or any(key not in found for key in keys):
-        raise RefusedError(f"{uri} is not a run file of this program: it needs the keys {', '.join(keys)}")
+        raise RefusedError(f"{uri} is not JSON ({error}): it was damaged, or is not of this program") from error
+    bad = [k for k, kind in keys.items() if not isinstance(found, dict) or not isinstance(found.get(k), kind)]
+    if bad:
+        raise RefusedError(f"{uri} is not a run file of this program: {', '.join(bad)} missing or of another type")
     return found

@@ -145,9 +145,12 @@ def read_rows(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
     """
     data = storage.read(uri)
     try:
-        return pq.read_table(io.BytesIO(data), columns=None if columns is None else list(columns))
-    except (pa.ArrowException, OSError) as error:
+        names = None if columns is None else list(columns)
+        table = pq.read_table(io.BytesIO(data), columns=names, page_checksum_verification=True)
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise StorageError(f"part {uri} cannot be read: {error}") from error
+    return table
 
 
 def list_parts(run_uri: str) -> list[int]:
@@ -190,7 +193,9 @@ def _part_bytes(rows: Sequence[ResultRow], metadata: dict[str, str], compression
             values = [None if value is None else printable(value, 2000) for value in values]
         columns.append(_column(field, values))
     sink = io.BytesIO()
-    pq.write_table(pa.Table.from_arrays(columns, schema=schema), sink, compression=compression)
+    pq.write_table(
+        pa.Table.from_arrays(columns, schema=schema), sink, compression=compression, write_page_checksum=True
+    )
     return sink.getvalue()
 
 

@@ -1,0 +1,153 @@
+"""What must hold of a row and of a part's rows, beside the items they stand for. Pure functions on plain dicts."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from pipeline.errors import ROW_ERROR_TYPES
+from pipeline.records import MediaItem
+
+STAGES = ("fetch_s", "load_s", "preprocess_s", "queue_s", "vision_s", "prefill_s", "decode_s")
+_SECONDS = (*STAGES, "latency_s", "cpu_s", "gpu_s")
+_COUNTS = (
+    "num_frames",
+    "bytes_fetched",
+    "num_patches",
+    "num_vision_tokens",
+    "num_vision_tokens_kept",
+    "num_decoder_tokens_kept",
+    "num_prompt_tokens",
+    "num_generated_tokens",
+)
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One invariant that does not hold.
+
+    Attributes:
+        kind: a word for the invariant.
+        where: object, shard or row.
+        message: what was found and what was expected.
+    """
+
+    kind: str
+    where: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.where}: {self.message}"
+
+
+def check_ids(where: str, expected: Sequence[str], found: Sequence[str]) -> Iterator[Violation]:
+    """Each item of the shard is one row, in manifest order."""
+    counts = Counter(found)
+    missing = [item_id for item_id in expected if item_id not in counts]
+    foreign = sorted(counts.keys() - set(expected))
+    doubled = [item_id for item_id, count in counts.items() if count > 1]
+    for kind, ids in (("missing_row", missing), ("foreign_row", foreign), ("duplicate_row", doubled)):
+        if ids:
+            yield Violation(kind, where, f"{len(ids)} items, such as {ids[:3]}")
+    if not (missing or foreign or doubled) and list(found) != list(expected):
+        yield Violation("wrong_order", where, "the rows are not in manifest order")
+
+
+def check_row(where: str, row: Row, item: MediaItem, constants: Row) -> Iterator[Violation]:
+    """Everything that must hold of one row.
+
+    Args:
+        where: for messages.
+        row: a row as plain values.
+        item: what the manifest says of it.
+        constants: columns that have one value in every row of this shard.
+    """
+    for name, value in constants.items():
+        if row[name] != value:
+            yield Violation("foreign_value", where, f"{name} is {row[name]!r}, this run's is {value!r}")
+    for name, value in _carried(item).items():
+        if _plain(row[name]) != value:
+            yield Violation("differs_from_manifest", where, f"{name} is {row[name]!r}, the manifest has {value!r}")
+    for kind, problem in _ROW_CHECKS:
+        if text := problem(row):
+            yield Violation(kind, where, text)
+
+
+def stages_fit_latency(row: Row) -> bool:
+    """Whether the stage seconds sum to the latency within 2 % (or a millisecond)."""
+    total = math.fsum(row[name] for name in STAGES)
+    return abs(total - row["latency_s"]) <= max(0.02 * row["latency_s"], 0.001)
+
+
+def _carried(item: MediaItem) -> Row:
+    values: Row = {
+        "uri": item.uris[0],
+        "uris": list(item.uris),
+        "media_kind": item.media_kind,
+        "question_id": item.question_id,
+        "options": None if item.options is None else list(item.options),
+        "reference": item.reference,
+        "category": item.category,
+        "fields": sorted(item.fields.items()),
+    }
+    return values if item.prompt is None else values | {"prompt": item.prompt}
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if value and isinstance(value, list) and isinstance(value[0], tuple) else value
+
+
+def _status_problem(row: Row) -> str | None:
+    status, error_type = row["status"], row["error_type"]
+    if status not in {"ok", "partial", "failed"}:
+        return f"status {status!r}"
+    if status == "failed" and error_type not in ROW_ERROR_TYPES:
+        return f"failed with error type {error_type!r}, which is not on the closed list"
+    if status == "failed" and not row["error_message"]:
+        return "failed without a message"
+    if status != "failed" and error_type is not None:
+        return f"status {status} with error type {error_type!r}"
+    if status == "partial" and not row["error_message"]:
+        return "partial without saying why"
+    if status != "failed" and row["finish_reason"] not in {"stop", "length"}:
+        return f"answered with finish reason {row['finish_reason']!r}"
+    return f"attempts is {row['attempts']}" if row["attempts"] < 1 else None
+
+
+def _counts_problem(row: Row) -> str | None:
+    negative = [name for name in _COUNTS if row[name] < 0]
+    if negative:
+        return f"{negative[0]} is {row[negative[0]]}"
+    total, kept = row["num_vision_tokens"], row["num_vision_tokens_kept"]
+    if not row["num_decoder_tokens_kept"] <= kept <= total:
+        return f"kept {row['num_decoder_tokens_kept']} in the decoder of {kept} of {total} vision tokens"
+    if kept > row["num_prompt_tokens"]:
+        return f"{kept} kept vision tokens in a prompt of {row['num_prompt_tokens']}"
+    if not math.isclose(row["kept_ratio"], kept / total if total else 0.0, abs_tol=1e-9):
+        return f"kept_ratio is {row['kept_ratio']}, the counts say {kept} of {total}"
+    if row["status"] != "failed":
+        nothing = [name for name in ("num_frames", "num_patches", "num_generated_tokens") if row[name] == 0]
+        return f"answered with {nothing[0]} = 0" if nothing else None
+    return None
+
+
+def _times_problem(row: Row) -> str | None:
+    bad = [name for name in (*_SECONDS, "cost_usd") if not math.isfinite(row[name]) or row[name] < 0]
+    if bad:
+        return f"{bad[0]} is {row[bad[0]]}"
+    stamps = row["frame_timestamps_s"]
+    if stamps and (len(stamps) != row["num_frames"] or any(b < a for a, b in pairwise(stamps))):
+        return f"{len(stamps)} frame timestamps for {row['num_frames']} frames, or not in order"
+    return None
+
+
+_ROW_CHECKS: tuple[tuple[str, Callable[[Row], str | None]], ...] = (
+    ("bad_status", _status_problem),
+    ("bad_counts", _counts_problem),
+    ("bad_seconds", _times_problem),
+)
