@@ -18,12 +18,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import write_json  # noqa: E402
 from benchmarks.random_onevision import SIZES, make_random_onevision  # noqa: E402
 from illava import VLM, Preprocessor, Request, SamplingParams, load_preprocessor, preset  # noqa: E402
+from illava.families.llava_onevision import LlavaOnevision  # noqa: E402
 from illava.plan import EMPTY_PLAN, ReductionPlan  # noqa: E402
 
 PROMPT = "describe the video in two sentences"
@@ -45,16 +47,16 @@ def time_ours(vlm: VLM, frames: np.ndarray, preprocessor: Preprocessor, plan: Re
 
 
 @torch.inference_mode()
-def time_stock(vlm: VLM, frames: np.ndarray, preprocessor: Preprocessor) -> dict[str, float]:
+def time_stock(vlm: VLM, model: Any, frames: np.ndarray, preprocessor: Preprocessor) -> dict[str, float]:
     """The same two stages through Hugging Face's own forward methods, on the same weights (SDPA attention)."""
-    model, family = vlm.family.model, vlm.family
+    family, dtype = vlm.family, vlm.family.decoder.dtype
     video = preprocessor.video(frames)
     prompt = family.render((video, PROMPT), [family.num_vision_tokens(video)])
     started = time.perf_counter()
     scale = torch.tensor(preprocessor.rescale_factor, dtype=torch.float32)
     pixels = torch.from_numpy(video.tiles).permute(0, 3, 1, 2).float() * scale
     pixels = (pixels - torch.tensor(preprocessor.mean).view(3, 1, 1)) / torch.tensor(preprocessor.std).view(3, 1, 1)
-    found = model.model.get_video_features(pixels.to(vlm.dtype)[None])
+    found = model.model.get_video_features(pixels.to(dtype)[None])
     features = found.pooler_output if hasattr(found, "pooler_output") else found
     features = torch.cat([*features]) if isinstance(features, (list, tuple)) else features.flatten(0, 1)
     tower_s = time.perf_counter() - started
@@ -68,14 +70,14 @@ def time_stock(vlm: VLM, frames: np.ndarray, preprocessor: Preprocessor) -> dict
     return {"tower_s": tower_s, "prefill_s": time.perf_counter() - started}
 
 
-def measure(vlm: VLM, preprocessor: Preprocessor, args: argparse.Namespace) -> dict[str, Any]:
+def measure(vlm: VLM, model: Any, preprocessor: Preprocessor, args: argparse.Namespace) -> dict[str, Any]:
     """Interleave stock, empty plan and plan for the rounds asked for; the first round warms up and is dropped."""
     side = preprocessor.geometry.tile_px
     frames = np.random.default_rng(0).integers(0, 256, (args.frames, side, side, 3), dtype=np.uint8)
     plan = preset(args.preset, layout=args.layout)
     sides: dict[str, list[dict[str, float]]] = {"stock": [], "empty": [], "plan": []}
     for _ in range(args.rounds + 1):
-        sides["stock"].append(time_stock(vlm, frames, preprocessor))
+        sides["stock"].append(time_stock(vlm, model, frames, preprocessor))
         sides["empty"].append(time_ours(vlm, frames, preprocessor, EMPTY_PLAN))
         sides["plan"].append(time_ours(vlm, frames, preprocessor, plan))
     kept = {name: rounds[1:] for name, rounds in sides.items()}
@@ -108,9 +110,10 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         make_random_onevision(folder, args.size)
-        vlm = VLM.from_pretrained(folder, dtype=args.dtype)
+        model = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype=args.dtype).eval()
         preprocessor = load_preprocessor(folder)
-        result = measure(vlm, preprocessor, args)
+        vlm = VLM(LlavaOnevision(model, AutoTokenizer.from_pretrained(folder), preprocessor))
+        result = measure(vlm, model, preprocessor, args)
     setting = {key: getattr(args, key) for key in ("size", "preset", "layout", "frames", "rounds", "dtype")}
     for name, ratio in result["ratios"].items():
         print(f"{name:24s} {ratio:.2f}x")
