@@ -95,14 +95,11 @@ class ReaderActor:
 class VLMActor:
     """Holds one worker. The model is loaded by `start`, so that its errors arrive as errors and not as deaths."""
 
-    def __init__(self, make_worker: Callable[[], VLMWorker], num_threads: int) -> None:
-        self._make_worker, self._num_threads = make_worker, num_threads
+    def __init__(self, make_worker: Callable[[], VLMWorker]) -> None:
+        self._make_worker = make_worker
 
     def start(self) -> int:
         """Load the model; process id."""
-        import torch
-
-        torch.set_num_threads(self._num_threads)
         self._worker = self._make_worker()
         return os.getpid()
 
@@ -132,9 +129,9 @@ class RayCluster:
 
     def spawn_vlm(self, make_worker: Callable[[], VLMWorker]) -> Any:
         """A VLM actor on the cores and GPUs the job gives each."""
-        cpus, gpus = self._runtime.cpus_per_actor, self._runtime.gpus_per_actor
-        actor_class = ray.remote(VLMActor).options(num_cpus=cpus, num_gpus=gpus, max_restarts=0)
-        return actor_class.remote(make_worker, max(1, int(cpus)))
+        runtime = self._runtime
+        needs = {"num_cpus": runtime.cpus_per_actor, "num_gpus": runtime.gpus_per_actor}
+        return ray.remote(VLMActor).options(**needs, max_restarts=0).remote(make_worker)
 
     def load(self, reader: Any, item: MediaItem) -> tuple[Any, Any]:
         """References to the report and to the media."""

@@ -180,10 +180,10 @@ def classify(error: Exception) -> tuple[RowErrorType, str]:
     """The row error type of an error that ended one request, and what the row says."""
     for kind, error_type in _ERROR_TYPES:
         if isinstance(error, kind):
-            return error_type, str(error)
+            return error_type, str(error) or type(error).__name__
     # torch.OutOfMemoryError by name: this module also runs in the driver, which never loads torch.
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
-        return "out_of_memory", str(error)
+        return "out_of_memory", str(error) or type(error).__name__
     return "internal_error", f"{type(error).__name__}: {error}"
 
 

@@ -93,7 +93,6 @@ class VLMWorker:
             PlanError: the reduction makes no sense for this model, so no item can be processed.
         """
         item, sampling = loaded.item, self._config.sampling
-        taken = _Taken(loaded, attempts, shard_index, time.perf_counter())
         request = Request(
             request_id=item.item_id,
             content=self._task.content(item, loaded.media),
@@ -104,12 +103,13 @@ class VLMWorker:
                 seed=self._config.seed,
             ),
         )
-        self._taken[item.item_id] = taken
         try:
             self._vlm.submit(request, plan=self._config.reduction)
         except RequestError as error:
             nothing = Timing(queue_s=0.0, vision_s=0.0, prefill_s=0.0, decode_s=0.0, device_s=0.0)
             self._refused.append(Generation(item.item_id, "", (), None, None, nothing, error=error))
+        # After submit, where the request's own clock starts; what comes before counts as waiting.
+        self._taken[item.item_id] = _Taken(loaded, attempts, shard_index, time.perf_counter())
 
     def step(self) -> list[Outcome]:
         """Advance the batch by one step; the rows of the items that ended in it."""
@@ -139,9 +139,13 @@ class VLMWorker:
 
 
 def load_vlm(config: JobConfig) -> VLM:
-    """The model a job names, on the device it names."""
+    """The model a job names, on the device it names, with the threads that its share of the machine allows."""
+    import torch
+
     from illava import VLM
 
+    # More threads than cores stall each other; and the number of threads moves last digits, so it is the job's to say.
+    torch.set_num_threads(max(1, int(config.runtime.cpus_per_actor)))
     model = config.model
     return VLM.from_pretrained(
         model.model_id,
