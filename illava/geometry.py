@@ -41,11 +41,13 @@ def owners(assignments: Sequence[Assignment], num_cells: int, device: torch.devi
 
 
 def fill_gaps(owner_FRC: Tensor) -> Tensor:
-    """Give each ownerless cell (-1, left by pruning) the owner of a cell next to it, growing inwards from survivors.
+    """Give each ownerless cell (-1, left by pruning) the owner of a cell next to it, growing outwards from survivors.
 
-    Of several neighbours the one above, left, below, right comes first. Every tile needs at least one survivor.
+    Of several neighbours the one above, left, below, right comes first. A tile without any survivor stays ownerless.
     """
-    while bool((owner_FRC < 0).any()):
+    for _ in range(sum(owner_FRC.shape[1:])):  # no cell is farther from a survivor
+        if not bool((owner_FRC < 0).any()):
+            break
         padded = torch.nn.functional.pad(owner_FRC, (1, 1, 1, 1), value=-1)
         grown = owner_FRC
         for near in (padded[:, :-2, 1:-1], padded[:, 1:-1, :-2], padded[:, 2:, 1:-1], padded[:, 1:-1, 2:]):
