@@ -92,13 +92,15 @@ def merge(assignment: Assignment, hidden_TD: Tensor) -> Tensor:
     num_groups = assignment.target_G.shape[0]
     if num_groups == 0:
         return out_KD
-    source_ED = hidden_TD.index_select(0, assignment.source_E).float()
     if assignment.group_size is not None:
+        source_ED = hidden_TD.index_select(0, assignment.source_E).float()
         weight_G1m = assignment.weight_E.view(num_groups, 1, assignment.group_size)
         mixed_GD = torch.bmm(weight_G1m, source_ED.view(num_groups, assignment.group_size, -1)).squeeze(1)
     else:
-        weighted_ED = source_ED * assignment.weight_E[:, None]
-        mixed_GD = torch.segment_reduce(weighted_ED, "sum", lengths=assignment.size_G, axis=0)
+        start_G = assignment.size_G.cumsum(0) - assignment.size_G
+        mixed_GD = torch.nn.functional.embedding_bag(  # gathers, weighs and sums in one pass, with no host round trip
+            assignment.source_E, hidden_TD.float(), start_G, mode="sum", per_sample_weights=assignment.weight_E
+        )
     return out_KD.index_copy_(0, assignment.target_G, mixed_GD.to(out_KD.dtype))
 
 

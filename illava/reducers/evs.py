@@ -32,7 +32,7 @@ class EVS(Reducer):
     from the formula. Deviation: the count is the budget even where it is less than the first frame's tokens.
     """
 
-    stages: ClassVar[frozenset[Stage]] = frozenset({"vision_output", "decoder_input"})
+    stages: ClassVar[frozenset[Stage]] = frozenset({"decoder_input"})
 
     kind: Literal["evs"] = "evs"
     per: Literal["medium"] = "medium"
@@ -82,8 +82,8 @@ def _novelty(tokens: Tokens) -> Tensor:
     place_T = torch.where(row_T < 0, -1 - torch.arange(total, device=device), place_T)
     order_T = torch.argsort(frame_T, stable=True)
     order_T = order_T[torch.argsort(place_T[order_T], stable=True)]  # by place, then by frame
-    unit_TD = unit(tokens.hidden_TD)
+    unit_TD = unit(tokens.hidden_TD[order_T])
     novelty_T = torch.full((total,), float("inf"), device=device)
     same_T = place_T[order_T[1:]] == place_T[order_T[:-1]]
-    cosine_T = (unit_TD[order_T[1:]] * unit_TD[order_T[:-1]]).sum(1)
+    cosine_T = (unit_TD[1:] * unit_TD[:-1]).sum(1)
     return novelty_T.index_copy_(0, order_T[1:], torch.where(same_T, 1 - cosine_T, float("inf")))

@@ -18,9 +18,9 @@ class Greedy(Budget, Reducer):
 
     The key of a merged token is the size-weighted mean of the two (head-averaged) keys; it may merge again.
 
-    The formula needs all pairs: an n x n map of similarities. Row maxima are kept, so a merge costs one new row, one
-    comparison per row, and a fresh maximum only for the rows whose best partner was one of the two: O(n^2 + r n) as
-    long as those are few. Which they are depends on the data: one host synchronisation a merge, for all segments.
+    The formula needs all pairs: an n x n map of similarities. Row maxima are kept, so a merge costs one new row and a
+    fresh maximum only for the rows whose best partner was one of the two: O(n^2 + r n) as long as those are few. Which
+    they are depends on the data: one host synchronisation a merge, for all segments.
 
     Attributes:
         per, num_merged, keep_ratio, keep_per_frame: see `Budget`.
@@ -83,7 +83,8 @@ def _merge_pairs(key_SND: Tensor, size_SN: Tensor, lengths: tuple[int, ...], kep
         similarity_SNN[seg, low] = similarity_SNN[seg, :, low] = row
         best_SN[seg, high] = float("-inf")
 
-        orphan = (partner_SN[seg] == low[:, None]) | (partner_SN[seg] == high[:, None]) | (best_SN[seg] < row)
+        # The new pairs are found through the new token's row; others change only where they lost their partner.
+        orphan = (partner_SN[seg] == low[:, None]) | (partner_SN[seg] == high[:, None])
         orphan.scatter_(1, low[:, None], True)
         which, token = orphan.nonzero(as_tuple=True)
         best_SN[seg[which], token], partner_SN[seg[which], token] = similarity_SNN[seg[which], token].max(-1)

@@ -60,9 +60,11 @@ def group_mean(value_TD: Tensor, weight_T: Tensor, label_T: Tensor, num_groups: 
     order_T = torch.argsort(label_T, stable=True)
     count_G = torch.zeros(num_groups, dtype=torch.long, device=label_T.device)
     count_G.index_add_(0, label_T, torch.ones_like(label_T))
-    weight_T1 = weight_T.float()[order_T, None]
-    sum_GD = torch.segment_reduce(value_TD.float()[order_T] * weight_T1, "sum", lengths=count_G, axis=0)
-    total_G1 = torch.segment_reduce(weight_T1, "sum", lengths=count_G, axis=0)
+    weight_T = weight_T.float()[order_T]
+    total_G1 = torch.segment_reduce(weight_T[:, None], "sum", lengths=count_G, axis=0)
+    sum_GD = torch.nn.functional.embedding_bag(  # gathers, weighs and sums in one pass
+        order_T, value_TD.float(), count_G.cumsum(0) - count_G, mode="sum", per_sample_weights=weight_T
+    )
     return sum_GD / total_G1.clamp(min=torch.finfo(torch.float32).tiny)
 
 

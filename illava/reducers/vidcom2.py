@@ -36,7 +36,7 @@ class VidCom2(Reducer):
     (r + 1/2) / quota) so that exactly k tokens remain; there each frame rounds for itself.
     """
 
-    stages: ClassVar[frozenset[Stage]] = frozenset({"vision_output", "decoder_input"})
+    stages: ClassVar[frozenset[Stage]] = frozenset({"decoder_input"})
 
     kind: Literal["vidcom2"] = "vidcom2"
     per: Literal["medium"] = "medium"
