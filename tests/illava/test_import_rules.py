@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("illava", "pipeline", "jobs")
 
 MEDIA = {"pipeline/media.py", "pipeline/decoder_process.py"}
-MANIFEST = ("inputs", "input_columns", "manifest", "manifest_file")
+MANIFEST = ("inputs", "input_columns", "manifest", "manifest_file", "benchmark_files")
 # One dependency, one door. Folders end with a slash.
 DOORS: dict[str, set[str]] = {
     "ray": {"pipeline/actors.py", "pipeline/runner.py"},
