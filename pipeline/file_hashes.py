@@ -20,23 +20,24 @@ _IGNORED_ENDINGS = (".md", ".gitattributes", ".lock")
 
 def folder_digest(folder: str) -> str:
     """32 hex digits over the names and contents of every file below a folder; hidden files and ``.md`` left out."""
-    known, digest, changed = _load(), hashlib.sha256(), False
+    known, fresh, digest = _load(), {}, hashlib.sha256()
     for path in sorted(Path(folder).rglob("*")):
         name = path.relative_to(folder).as_posix()
         if not path.is_file() or name.endswith(_IGNORED_ENDINGS) or any(p.startswith(".") for p in name.split("/")):
             continue
         key, settled = _key(path)
-        if key not in known:
-            with open(path, "rb") as file:
-                known[key] = hashlib.file_digest(file, "sha256").hexdigest()
-            changed = changed or settled
-            if not settled:
-                digest.update(f"{name}\0{known.pop(key)}\n".encode())
-                continue
-        digest.update(f"{name}\0{known[key]}\n".encode())
-    if changed:
-        _save(known)
+        content = known.get(key) or _content_hash(path)
+        if settled and key not in known:
+            fresh[key] = content
+        digest.update(f"{name}\0{content}\n".encode())
+    if fresh:
+        _save(known | fresh)
     return digest.hexdigest()[:32]
+
+
+def _content_hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _key(path: Path) -> tuple[str, bool]:

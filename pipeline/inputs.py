@@ -21,7 +21,9 @@ from pipeline.errors import ConfigError, InputError
 from pipeline.input_columns import join_relative, kinds_of, refuse_duplicates, refuse_unsafe
 from pipeline.manifest import FIELD_PREFIX, Manifest, freeze, manifest_bytes, read_manifest
 from pipeline.manifest_file import UserTable, parse_manifest_file, text_or_null, texts_column
+from pipeline.recipe import resolve_recipe
 from pipeline.records import MediaItem
+from pipeline.sink import done_item_ids
 from pipeline.uris import printable
 
 __all__ = ["Manifest", "MediaItem", "build_manifest", "manifest_bytes", "media_roots", "read_manifest"]
@@ -55,7 +57,10 @@ def build_manifest(config: JobConfig, *, recipe_digest: str | None = None) -> Ma
         )
     table, num_done = pa.table(columns), 0
     if config.input.skip_done_in:
-        table, num_done = _without_done(table, config, recipe_digest)
+        digest = recipe_digest or resolve_recipe(config).digest
+        done = done_item_ids(config.input.skip_done_in, digest)
+        left = table.filter(pc.invert(pc.is_in(table["item_id"], value_set=pa.array(done, pa.string()))))
+        table, num_done = left, table.num_rows - left.num_rows
     if config.input.limit is not None:
         table = table.slice(0, config.input.limit)
     return freeze({n: table[n] for n in table.column_names}, num_unknown=num_unknown, num_done=num_done)
@@ -150,14 +155,14 @@ class _InputColumns:
     def uris(self) -> tuple[pa.ChunkedArray, list[int]]:
         """All URIs end to end, and how many each row has."""
         single, several = self._left.pop("uri", None), self.take_texts("uris")
-        if (single is None) == (several is None):
+        if single is not None and several is None:
+            empty = pc.fill_null(pc.equal(single, ""), True)
+            counts, flat = [1] * len(single), single
+        elif single is not None or several is None:
             have = ", ".join(self._user.columns)
             raise InputError(
                 f"manifest {self._uri}: give one column, `uri` or `uris` (a list); the columns are: {have}"
             )
-        if single is not None:
-            empty = pc.fill_null(pc.equal(single, ""), True)
-            counts, flat = [1] * len(single), single
         else:
             counts = pc.fill_null(pc.list_value_length(several), 0).to_pylist()
             flat = pa.chunked_array([chunk.flatten() for chunk in several.chunks], pa.string())
@@ -258,12 +263,3 @@ def _offsets(counts: list[int]) -> pa.Array:
 def _texts_as_json(column: pa.ChunkedArray) -> pa.ChunkedArray:
     texts = [None if value is None else json.dumps(value, ensure_ascii=False) for value in column.to_pylist()]
     return pa.chunked_array([pa.array(texts, pa.string())])
-
-
-def _without_done(table: pa.Table, config: JobConfig, recipe_digest: str | None) -> tuple[pa.Table, int]:
-    from pipeline.recipe import resolve_recipe
-    from pipeline.sink import done_item_ids
-
-    done = done_item_ids(config.input.skip_done_in, recipe_digest or resolve_recipe(config).digest)
-    left = table.filter(pc.invert(pc.is_in(table["item_id"], value_set=pa.array(done, pa.string()))))
-    return left, table.num_rows - left.num_rows

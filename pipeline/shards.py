@@ -19,6 +19,7 @@ from pipeline.inputs import Manifest, build_manifest, manifest_bytes, read_manif
 from pipeline.recipe import Recipe, digest_of, resolve_recipe
 from pipeline.records import SCHEMA_VERSION, Shard
 from pipeline.sink import list_parts
+from pipeline.totals import run_totals
 
 RUN_FILE, FINISHED_FILE = "run.json", "_RUN.json"
 _RUN_KEYS = {
@@ -165,8 +166,6 @@ def finish(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
     Raises:
         StorageError: a shard has no part yet.
     """
-    from pipeline.totals import run_totals
-
     if pending := pending_shards(run):
         raise StorageError(
             f"{run.uri}: {len(pending)} shards have no part yet, the first is {pending[0]}; not finished"

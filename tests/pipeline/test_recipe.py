@@ -7,13 +7,13 @@ import time
 
 import pytest
 from pydantic import BaseModel
-from runs import make_config
 
 from pipeline import config as config_module
 from pipeline.config import JobConfig, Section, recipe_fields
 from pipeline.errors import ConfigError
 from pipeline.file_hashes import folder_digest
 from pipeline.recipe import resolve_device, resolve_dtype, resolve_recipe
+from runs import make_config
 
 # One other valid value for each field that can change a row; a new field must be added here.
 OTHER_VALUES = {
@@ -199,7 +199,8 @@ def test_a_settled_file_is_hashed_once_and_a_changed_one_again(model_folder, mon
 
 
 def test_a_just_written_file_is_never_remembered(model_folder):
-    weights = model_folder / "model.safetensors"
+    weights, long_ago = model_folder / "model.safetensors", time.time() - 3600
+    os.utime(model_folder / "config.json", (long_ago, long_ago))
     found = weights.stat()
     base = folder_digest(str(model_folder))
     weights.write_bytes(b"WEIGHTS")  # same size

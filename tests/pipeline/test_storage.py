@@ -99,6 +99,20 @@ def test_create_exclusive_has_one_winner_among_many(root):
     assert storage.temporaries(root) == []
 
 
+def test_a_driver_that_looked_too_early_never_overwrites(s3_bucket, monkeypatch):
+    from pipeline.object_store import ObjectStore
+
+    uri = f"{s3_bucket}/run.json"
+    storage.write_atomic(uri, b"first")
+
+    def still_absent(*_):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(ObjectStore, "info", still_absent)
+    assert storage.create_exclusive(uri, b"second") is False
+    assert storage.read(uri) == b"first"
+
+
 def test_a_store_that_ignores_conditions_is_noticed_and_settles(s3_bucket, monkeypatch):
     from pipeline.object_store import ObjectStore
 
