@@ -173,7 +173,9 @@ def lift(assignment: Assignment, index_N: Tensor, num_tokens: int, lengths: tupl
 @lru_cache(maxsize=256)
 def _ragged_index(lengths: tuple[int, ...], width: int) -> Tensor:
     """Flat positions of the first ``lengths[s]`` cells of each row of an [S, width] table."""
-    return torch.cat([torch.arange(n) + row * width for row, n in enumerate(lengths)]) if lengths else torch.empty(0)
+    with torch.inference_mode(False):  # cached, and training may use what inference made
+        parts = [torch.arange(n) + row * width for row, n in enumerate(lengths)]
+        return torch.cat(parts) if parts else torch.empty(0)
 
 
 def pad(value_T: Tensor, lengths: tuple[int, ...], fill: float) -> Tensor:

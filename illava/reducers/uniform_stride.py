@@ -43,8 +43,9 @@ def _spaced(lengths: tuple[int, ...], kept: tuple[int, ...]) -> Tensor:
     """Packed positions on the host; counts are host integers, and plans repeat them."""
     import torch
 
-    start, parts = 0, [torch.empty(0, dtype=torch.long)]
-    for n, k in zip(lengths, kept, strict=True):
-        parts.append(start + (2 * torch.arange(k) + 1) * n // (2 * max(k, 1)))
-        start += n
-    return torch.cat(parts)
+    with torch.inference_mode(False):  # cached, and training may use what inference made
+        start, parts = 0, [torch.empty(0, dtype=torch.long)]
+        for n, k in zip(lengths, kept, strict=True):
+            parts.append(start + (2 * torch.arange(k) + 1) * n // (2 * max(k, 1)))
+            start += n
+        return torch.cat(parts)

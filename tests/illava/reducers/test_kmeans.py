@@ -9,11 +9,11 @@ from reducer_cases import assign_each, groups_matrix, ragged, segments
 from illava.reducers import KMeans
 
 
-def slow_kmeans(hidden, sizes: list[float], k: int) -> torch.Tensor:
+def slow_kmeans(hidden, sizes: list[float], k: int, num_iterations: int = 5) -> torch.Tensor:
     n = len(hidden)
     points = [(x / x.norm()).double() for x in hidden]
     centres = [points[int((i + 0.5) * n / k)] for i in range(k)]
-    for _ in range(5):
+    for _ in range(num_iterations):
         label = [min(range(k), key=lambda c: (points[i] - centres[c]).norm().item()) for i in range(n)]
         for c in range(k):
             members = [i for i in range(n) if label[i] == c]
@@ -43,6 +43,13 @@ def test_five_lloyd_iterations(reducer, seed):
     for block, (own_tokens, own) in zip(blocks, segments(tokens, evidence), strict=True):
         (n,) = own_tokens.lengths
         torch.testing.assert_close(block, slow_kmeans(own_tokens.hidden_TD, own.size_T.tolist(), reducer.num_kept(n)))
+
+
+def test_the_iterations_are_five():
+    tokens, evidence = ragged(63, ((1, 12, 12),), dim=4)
+    (block,) = assign_each(KMeans(keep_per_frame=12), tokens, evidence, "vision_block")
+    torch.testing.assert_close(block, slow_kmeans(tokens.hidden_TD, evidence.size_T.tolist(), 12))
+    assert not torch.allclose(block, slow_kmeans(tokens.hidden_TD, evidence.size_T.tolist(), 12, num_iterations=6))
 
 
 def test_an_empty_cluster_takes_the_farthest_token():

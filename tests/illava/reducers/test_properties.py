@@ -12,11 +12,14 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 from reducer_cases import assign_each, dense, ragged, segments
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import illava.reducers
 from illava.plan import ReductionPlan
 from illava.reducers import REDUCERS, AnyReducer, Evidence
-from illava.tokens import Tokens, merge
+from illava.tokens import Tokens, merge, pad, unpad
 
 ADAPTER = TypeAdapter(AnyReducer)
 CONFIGS = [
@@ -148,6 +151,59 @@ def test_half_precision_tokens(config):
     assignment = reducer.assign(half, replace(evidence, keys_THd=evidence.keys_THd.bfloat16()), stage)
     check_valid(reducer, half, assignment)
     assert merge(assignment, half.hidden_TD).dtype == torch.bfloat16
+
+
+@cases
+def test_training_works_after_inference(config):
+    """Gradients reach every token that counts, with indices that an inference-mode call may have cached."""
+    reducer, stage = build(config)
+    tokens, evidence = ragged(13, ((1, 3, 7), (2, 2, 5)))
+    with torch.inference_mode():
+        reducer.assign(tokens, evidence, stage)
+    hidden_TD = tokens.hidden_TD.requires_grad_()
+    assignment = reducer.assign(Tokens(hidden_TD.detach(), tokens.lengths, tokens.place_T3), evidence, stage)
+    merge(assignment, hidden_TD).sum().backward()
+    torch.testing.assert_close(hidden_TD.grad[:, 0], dense(assignment).sum(0))
+    unpad(pad(hidden_TD, tokens.lengths, 0.0), tokens.lengths).sum().backward()
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the number of elements of the largest tensor made."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        self.numel = max([self.numel, *(t.numel() for t in tree_leaves(made) if isinstance(t, torch.Tensor))])
+        return made
+
+
+@cases
+def test_no_map_of_all_pairs(config):
+    """Greedy and SCOPE compare all pairs by their formula; for all others that would be waste."""
+    reducer, stage = build(config)
+    tokens, evidence = ragged(11, ((1, 30, 30),))
+    with LargestTensor() as largest:
+        reducer.assign(tokens, evidence, stage)
+    assert (largest.numel >= 900 * 900) == (reducer.kind in {"greedy", "scope"})
+
+
+@cases
+def test_fixed_counts_wait_for_no_device(config):
+    """Fake tensors have no values: whatever would copy one to the host fails."""
+    reducer, stage = build(config)
+    tokens, evidence = ragged(12, missing=0.2)
+    assignment = reducer.assign(tokens, evidence, stage)  # fills the caches of host-made indices
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = {n: mode.from_tensor(getattr(evidence, n)) for n in evidence.__slots__ if n != "seeds"}
+        fake_tokens = Tokens(mode.from_tensor(tokens.hidden_TD), tokens.lengths, mode.from_tensor(tokens.place_T3))
+        arguments = fake_tokens, Evidence(**fake, seeds=evidence.seeds), stage
+        if reducer.kind in {"greedy", "pooling", "prumerge", "vidcom2"} or config.get("threshold"):
+            with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
+                reducer.assign(*arguments)
+        else:
+            shape = merge(reducer.assign(*arguments), fake_tokens.hidden_TD).shape
+            assert shape == (assignment.num_kept, tokens.hidden_TD.shape[1])
 
 
 @pytest.mark.parametrize("kind", [k for k, cls in REDUCERS.items() if "keep_per_frame" in cls.model_fields])

@@ -34,13 +34,20 @@ def slow_prumerge(score, keys, num_neighbours: int, *, plus: bool) -> torch.Tens
 def test_outliers_take_up_their_neighbours(plus, num_neighbours, saliency):
     tokens, evidence = ragged(70, ((2, 4, 5), (1, 3, 3), (1, 1, 1), (1, 7, 7), (1, 1, 2)))
     score_T = getattr(evidence, f"{saliency}_T")
-    score_T[[3, 17, 52, 60]] += 9  # outliers
+    score_T.copy_(-score_T.log())  # a long tail: some beyond the fence, some close to it
     reducer = PruMerge(plus=plus, num_neighbours=num_neighbours, saliency=saliency)
     blocks = assign_each(reducer, tokens, evidence, "vision_output")
     for block, (_, own) in zip(blocks, segments(tokens, evidence), strict=True):
         own_score = getattr(own, f"{saliency}_T")
         torch.testing.assert_close(block, slow_prumerge(own_score, own.keys_THd, num_neighbours, plus=plus))
-    assert len(blocks[0]) >= 2
+    assert max(len(block) for block in blocks) >= 2
+
+
+def test_the_fence_is_one_and_a_half_ranges_above():
+    tokens, evidence = ragged(72, ((1, 1, 9),))
+    for last, num_centres in ((11.9, 1), (12.1, 2)):  # quartiles 2 and 6: the fence is at 12
+        evidence.attention_received_T[:] = torch.tensor([0, 1, 2, 3, 4, 5, 6, 20, last])
+        assert PruMerge().assign(tokens, evidence, "vision_output").lengths == (num_centres,)
 
 
 def test_plus_keeps_more():

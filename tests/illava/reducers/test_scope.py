@@ -25,7 +25,8 @@ def slow_scope(hidden, saliency, alpha: float, num_kept: int) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    "reducer", [SCOPE(keep_ratio=0.4), SCOPE(num_merged=3, alpha=2.0), SCOPE(keep_ratio=0.5, saliency="cls_attention")]
+    "reducer",
+    [SCOPE(keep_ratio=0.4), SCOPE(keep_ratio=0.3, alpha=3.0), SCOPE(keep_ratio=0.5, saliency="cls_attention")],
 )
 @pytest.mark.parametrize("seed", [100, 101])
 def test_saliency_times_coverage(reducer, seed):
