@@ -73,6 +73,10 @@ def check_row(where: str, row: Row, item: MediaItem, constants: Row) -> Iterator
     for name, value in _carried(item).items():
         if _plain(row[name]) != value:
             yield Violation("differs_from_manifest", where, f"{name} is {row[name]!r}, the manifest has {value!r}")
+    if item.prompt is not None and item.prompt not in row["prompt"]:  # a task may put words around it
+        yield Violation(
+            "differs_from_manifest", where, f"prompt is {row['prompt']!r}, the manifest has {item.prompt!r}"
+        )
     for kind, problem in _ROW_CHECKS:
         if text := problem(row):
             yield Violation(kind, where, text)
@@ -85,7 +89,7 @@ def stages_fit_latency(row: Row) -> bool:
 
 
 def _carried(item: MediaItem) -> Row:
-    values: Row = {
+    return {
         "uri": item.uris[0],
         "uris": list(item.uris),
         "media_kind": item.media_kind,
@@ -95,7 +99,6 @@ def _carried(item: MediaItem) -> Row:
         "category": item.category,
         "fields": sorted(item.fields.items()),
     }
-    return values if item.prompt is None else values | {"prompt": item.prompt}
 
 
 def _plain(value: Any) -> Any:

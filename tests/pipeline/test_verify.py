@@ -338,6 +338,17 @@ def test_status_of_an_unfinished_and_a_finished_run(model_folder, root):
     assert "51.0%" in text
 
 
+def test_a_prompt_may_be_worded_by_its_task_but_not_be_another(model_folder, tmp_path):
+    (tmp_path / "m.csv").write_text("uri,question\na.mp4,Who sings?\nb.mp4,Who cooks?\n")
+    sections = {"input": {"manifest": str(tmp_path / "m.csv")}, "output": {"uri": str(tmp_path / "out")}}
+    run = open_run(make_config(model_folder, **sections))
+    complete(run)
+    set_value(prompt="Who sings?\nAnswer briefly.")(run)
+    assert verify_run(run.uri) == []
+    set_value(prompt="Who cooks?\nAnswer briefly.")(run)
+    assert [violation.kind for violation in verify_run(run.uri)] == ["differs_from_manifest"]
+
+
 def test_status_of_no_run_is_refused(tmp_path):
     with pytest.raises(RefusedError, match="holds no run"):
         run_status(str(tmp_path))
