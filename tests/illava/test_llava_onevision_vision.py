@@ -167,7 +167,9 @@ def test_a_video_without_a_plan_equals_stock(family, preprocessor, stock):
     with torch.no_grad():
         theirs = stock.get_video_features(((pixels - 0.5) / 0.5)[None]).pooler_output[0]
     encoded = encode_one(family, medium, EMPTY_PLAN)
-    torch.testing.assert_close(encoded.feature_KD, theirs, atol=1e-5, rtol=1e-5)
+    # the newline is part of this return value in newer transformers only (5.23: yes, 5.17: no)
+    torch.testing.assert_close(encoded.feature_KD[:-1], theirs[: 3 * 16], atol=1e-5, rtol=1e-5)
+    assert torch.equal(encoded.feature_KD[-1], stock.model.image_newline)
     assert encoded.frame_counts == ((0, 16), (1, 16), (2, 16), (-1, 1))
     assert encoded.feature_KD.shape[0] == family.num_vision_tokens(medium) == 3 * 16 + 1
 
