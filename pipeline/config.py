@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from illava.plan import ReductionPlan
 
@@ -122,6 +122,48 @@ class CaptionConfig(Section):
     prompt: str = rows("Describe the video in two sentences.", min_length=1)
 
 
+class QuestionConfig(Section):
+    """One question a row of a manifest: columns ``question``, ``options``, ``reference``, ``category``, ``metric``.
+
+    Attributes:
+        metric: how an answer is scored against ``reference``; ``auto`` takes the row's column ``metric``, else
+            ``multiple_choice`` where it has options and ``exact_match`` where not; ``caption`` and ``judge`` are not
+            scored row by row.
+        choice_template: how a question with options is worded, from ``{question}`` and ``{options}``; null asks the
+            question as it stands in the manifest.
+        open_template: how a question without options is worded, from ``{question}``; null as above.
+    """
+
+    kind: Literal["question"] = rows("question")
+    metric: Literal[
+        "auto",
+        "multiple_choice",
+        "yes_no",
+        "exact_match",
+        "vqa_accuracy",
+        "anls",
+        "relaxed_accuracy",
+        "mmmu_open",
+        "caption",
+        "judge",
+    ] = rows("auto")
+    choice_template: str | None = rows(
+        "{question}\n{options}\nAnswer with the option's letter from the given choices directly."
+    )
+    open_template: str | None = rows("{question}\nAnswer the question using a single word or phrase.")
+
+    @field_validator("choice_template", "open_template")
+    @classmethod
+    def _has_its_places(cls, template: str | None, info: ValidationInfo) -> str | None:
+        needed = ("{question}", "{options}") if info.field_name == "choice_template" else ("{question}",)
+        if template is not None and (missing := [place for place in needed if place not in template]):
+            raise ValueError(f"the template lacks {' and '.join(missing)}")
+        return template
+
+
+TaskConfig = Annotated[CaptionConfig | QuestionConfig, Field(discriminator="kind")]
+
+
 class SamplingConfig(Section):
     """How text is drawn from the model; temperature 0 is greedy."""
 
@@ -196,11 +238,16 @@ class JobConfig(Section):
     media: MediaConfig = rows(MediaConfig())
     model: ModelConfig = rows()
     reduction: ReductionPlan = rows(ReductionPlan())
-    task: CaptionConfig = rows(CaptionConfig())
+    task: TaskConfig = rows(CaptionConfig())
     sampling: SamplingConfig = rows(SamplingConfig())
     runtime: RuntimeConfig = execution(RuntimeConfig())
     prices: PricesConfig = execution(PricesConfig())
     output: OutputConfig = execution()
+
+    @field_validator("task", mode="before")
+    @classmethod
+    def _is_a_caption_unless_it_says_otherwise(cls, task: Any) -> Any:
+        return {"kind": "caption", **task} if isinstance(task, dict) else task
 
 
 def recipe_fields(config: JobConfig) -> dict[str, Any]:

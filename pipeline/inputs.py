@@ -16,11 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import storage
-from pipeline.config import JobConfig
+from pipeline.config import JobConfig, QuestionConfig
 from pipeline.errors import ConfigError, InputError
 from pipeline.input_columns import join_relative, kinds_of, refuse_duplicates, refuse_unsafe
 from pipeline.manifest import FIELD_PREFIX, Manifest, freeze, manifest_bytes, read_manifest
 from pipeline.manifest_file import UserTable, parse_manifest_file, text_or_null, texts_column
+from pipeline.questions import question_problem
 from pipeline.recipe import resolve_recipe
 from pipeline.records import MediaItem
 from pipeline.sink import done_item_ids
@@ -49,6 +50,8 @@ def build_manifest(config: JobConfig, *, recipe_digest: str | None = None) -> Ma
     num_unknown = 0
     if config.input.manifest:
         columns = _from_file(config, config.input.manifest)
+    elif isinstance(config.task, QuestionConfig):
+        raise ConfigError("input.manifest: task.kind question needs a manifest with the columns `uri` and `question`")
     elif config.input.uri:
         columns, num_unknown = _from_listing(config.input.uri, config.input.pattern)
     else:
@@ -118,6 +121,8 @@ def _from_file(config: JobConfig, uri: str) -> dict[str, Any]:
         if (column := source.take(name)) is not None:
             columns[name] = text_or_null(column)
     columns["options"] = source.take_texts("options")
+    if isinstance(config.task, QuestionConfig):
+        source.check_questions(config.task.metric, columns)
     columns["item_id"] = source.item_ids(columns)
     refuse_duplicates(columns["item_id"], source.refuse)
     columns |= {f"{FIELD_PREFIX}{name}": column for name, column in source.rest().items()}
@@ -208,6 +213,19 @@ class _InputColumns:
             name: pa.chunked_array([pa.ListArray.from_arrays(offsets, column.combine_chunks())])
             for name, column in (("sizes", sizes), ("etags", etags))
         }
+
+    def check_questions(self, metric: str, columns: dict[str, Any]) -> None:
+        """Refuse rows that cannot be asked or scored."""
+        given = (*(columns.get(name) for name in ("prompt", "options", "reference")), self._left.get("metric"))
+        none = [None] * len(self._user.lines)
+        lists = [none if column is None else column.to_pylist() for column in given]
+        problems = [
+            question_problem(metric, prompt=prompt, options=options, reference=reference, metric=of_row)
+            for prompt, options, reference, of_row in zip(*lists, strict=True)
+        ]
+        bad = [row for row, problem in enumerate(problems) if problem]
+        if bad:
+            self.refuse(bad, problems[bad[0]] or "")
 
     def item_ids(self, columns: dict[str, Any]) -> pa.ChunkedArray:
         """The user's ids, or hashes of URIs, sizes, etags and question."""

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.config import CaptionConfig
+from pipeline.config import CaptionConfig, TaskConfig
 from pipeline.records import MediaItem
 
 if TYPE_CHECKING:
@@ -53,6 +53,10 @@ class Caption(Task):
         return ParsedAnswer()
 
 
-def build_task(config: CaptionConfig) -> Task:
+def build_task(config: TaskConfig) -> Task:
     """The task a job's ``task`` section stands for."""
-    return Caption(config.prompt)
+    if isinstance(config, CaptionConfig):
+        return Caption(config.prompt)
+    from pipeline.questions import Question  # it is made of this module's `Task`
+
+    return Question(config)

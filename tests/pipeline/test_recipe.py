@@ -35,7 +35,7 @@ OTHER_VALUES = {
     "sampling.temperature": 0.5,
     "sampling.top_p": 0.5,
 }
-CONSTANT = {"task.kind"}  # one possible value today
+CONSTANT = {"task.kind"}  # never changes alone: `test_answer_questions.py` changes the whole task
 EXECUTION_ONLY = {
     "name": "other",
     "input.pattern": "**/*.mp4",

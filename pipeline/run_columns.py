@@ -1,0 +1,54 @@
+"""Columns of a finished run, in manifest order, for what is computed over whole runs. Reads, never writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import storage
+from pipeline.errors import RefusedError
+from pipeline.shards import is_finished, read_run_file
+from pipeline.sink import read_parts
+
+
+@dataclass(frozen=True, slots=True)
+class RunColumns:
+    """A finished run's rows by column.
+
+    Attributes:
+        uri: of the run.
+        record: its ``run.json``.
+        columns: name -> one value a row.
+    """
+
+    uri: str
+    record: dict[str, Any]
+    columns: dict[str, list[Any]]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()), []))
+
+    @property
+    def media(self) -> list[str]:
+        """What each row's questions are clustered by: its media's addresses."""
+        return ["\n".join(uris) for uris in self.columns["uris"]]
+
+
+def read_run_columns(uri: str, names: Sequence[str]) -> RunColumns:
+    """Read these columns of all rows.
+
+    Raises:
+        RefusedError: no run, or one that is not finished.
+    """
+    uri = storage.check_uri(uri).rstrip("/")
+    record = read_run_file(uri)
+    if not is_finished(uri):
+        raise RefusedError(f"{uri} is not finished (no _RUN.json); run its command again to finish it")
+    columns: dict[str, list[Any]] = {name: [] for name in names}
+    num_shards = -(-record["num_items"] // record["items_per_shard"])
+    for table in read_parts(uri, range(num_shards), list(names)):
+        for name in names:
+            values = table[name].to_pylist()
+            columns[name] += [dict(value) for value in values] if name == "fields" else values
+    return RunColumns(uri, record, columns)
