@@ -79,7 +79,7 @@ class LlavaOnevision(Family):
             ModelLoadError: see `illava.families.load_family`.
         """
         preprocessor = load_preprocessor(model_id, revision=revision)
-        _check_config(LlavaOnevisionConfig.from_pretrained(model_id, revision=revision))
+        _check_config(LlavaOnevisionConfig.from_pretrained(model_id, revision=revision or "main"))
         tokenizer = load_tokenizer(model_id, revision=revision)
         model_class = LlavaOnevisionForConditionalGeneration
         model = load_weights(model_class, model_id, revision=revision, dtype=dtype, device=device)
