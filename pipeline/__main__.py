@@ -1,25 +1,58 @@
-"""`python -m pipeline verify|status RUN_URI`: what can be done with a run folder. Heavy imports wait for a command."""
+"""`python -m pipeline COMMAND`: what can be done with run folders and benchmarks. Heavy imports wait for a command."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from pipeline.cli import guarded
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and run one command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline", description="Look after a run folder.")
+    parser = argparse.ArgumentParser(prog="python -m pipeline", description="Look after run folders.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (_, help_text) in _COMMANDS.items():
+    for name, (run, help_text) in _COMMANDS.items():
         command = commands.add_parser(name, help=help_text, description=help_text)
         command.add_argument("uri", metavar="RUN_URI", help="the job's output.uri")
+        command.set_defaults(run=lambda options, run=run: run(options.uri))
+    _add_compare(commands)
+    _add_adapt(commands)
+    _add_judge(commands)
+    for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", help="tracebacks")
     options = parser.parse_args(argv)
-    run, _ = _COMMANDS[options.command]
-    return guarded(lambda: run(options.uri), debug=options.debug)
+    return guarded(lambda: options.run(options), debug=options.debug)
+
+
+def _add_compare(commands: Any) -> None:
+    text = "what differs between two runs over the same input, item by item, with intervals"
+    command = commands.add_parser("compare", help=text, description=text)
+    command.add_argument("first", metavar="RUN_A", help="the reference, such as the unreduced run")
+    command.add_argument("second", metavar="RUN_B")
+    command.set_defaults(run=_compare)
+
+
+def _add_adapt(commands: Any) -> None:
+    text = "a benchmark's published files to a manifest for jobs/answer_questions.py"
+    command = commands.add_parser("adapt", help=text, description=text)
+    command.add_argument("benchmark", metavar="BENCHMARK", help="such as mmbench or videomme; a wrong name lists all")
+    command.add_argument("source", metavar="SOURCE", help="a published file, or a prefix with several")
+    command.add_argument("--media", required=True, metavar="PREFIX", help="of its videos, or where its images go")
+    command.add_argument("--manifest", required=True, metavar="URI", help="to write; ends in .jsonl")
+    command.add_argument("--subtitles", metavar="PREFIX", help="with NAME.srt, for videomme_subtitles")
+    command.set_defaults(run=_adapt)
+
+
+def _add_judge(commands: Any) -> None:
+    text = "a run's answers in the file that the benchmark's own judge reads"
+    command = commands.add_parser("export-for-judge", help=text, description=text)
+    command.add_argument("uri", metavar="RUN_URI", help="of a run over an adapted manifest")
+    command.add_argument("benchmark", metavar="BENCHMARK", help="such as mmvet; a wrong name lists all")
+    command.add_argument("--output", required=True, metavar="URI", help="JSON file to write")
+    command.set_defaults(run=_export_for_judge)
 
 
 def _verify(uri: str) -> int:
@@ -36,6 +69,43 @@ def _status(uri: str) -> int:
     from pipeline.status import render_status, run_status
 
     print(render_status(run_status(uri)))
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from pipeline.compare import compare_runs, render_comparison
+
+    print(render_comparison(compare_runs(options.first, options.second)))
+    return 0
+
+
+def _adapt(options: argparse.Namespace) -> int:
+    from pipeline.adapters import benchmark
+    from pipeline.benchmark_files import write_manifest
+
+    written = write_manifest(
+        options.benchmark,
+        options.source,
+        media_uri=options.media,
+        manifest_uri=options.manifest,
+        subtitles_uri=options.subtitles,
+    )
+    table = benchmark(options.benchmark)
+    print(f"{written.uri}: {written.num_items:,} questions on {written.num_media:,} media")
+    if table.note:
+        print(f"note: {table.note}")
+    print(
+        f"next: jobs/answer_questions.py with input.uri={options.media} input.manifest={written.uri} "
+        f"task.choice_template=null task.open_template=null sampling.max_new_tokens={table.max_new_tokens}"
+    )
+    return 0
+
+
+def _export_for_judge(options: argparse.Namespace) -> int:
+    from pipeline.judges import export_for_judge
+
+    count = export_for_judge(options.uri, options.benchmark, options.output)
+    print(f"{options.output}: {count:,} answers")
     return 0
 
 

@@ -22,15 +22,18 @@ exit codes: 0 all ok · 2 usage or configuration · 3 finished, with failed item
 5 infrastructure · 130/143 interrupted; the same command resumes"""
 
 
-def run_cli(description: str, argv: Sequence[str] | None = None) -> int:
+def run_cli(
+    description: str, argv: Sequence[str] | None = None, *, when_finished: Callable[[str], str] | None = None
+) -> int:
     """A job's whole command: parse, run or plan, print, and the exit code.
 
     Args:
         description: first thing ``--help`` says.
         argv: arguments without the program's name; the process's own by default.
+        when_finished: from the run folder to what is printed below the summary of a finished run.
     """
     options = _parser(description).parse_args(argv)
-    return guarded(lambda: _run(options), debug=options.debug)
+    return guarded(lambda: _run(options, when_finished), debug=options.debug)
 
 
 def guarded(command: Callable[[], int], *, debug: bool) -> int:
@@ -66,7 +69,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace, when_finished: Callable[[str], str] | None) -> int:
     config = _config(options)
     if options.plan:
         from pipeline.plan_report import render_plan
@@ -78,6 +81,8 @@ def _run(options: argparse.Namespace) -> int:
 
     summary = run_job(config, debug=options.debug)
     print(render_summary(summary))
+    if when_finished is not None and not summary.interrupted_by:
+        print(when_finished(summary.output_uri))
     return summary.exit_code
 
 

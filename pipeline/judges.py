@@ -5,10 +5,13 @@ Every row of a run is in the file; one that failed has an empty answer, which th
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from pipeline import storage
 from pipeline.errors import InputError
+from pipeline.run_columns import read_run_columns
 
 Row = Mapping[str, Any]  # question_id, prompt, text, reference, fields of a result row
 
@@ -31,6 +34,21 @@ def judge_file(benchmark: str, rows: Sequence[Row]) -> Any:
             f"the run has no row of benchmark {benchmark!r}; its manifest must come from `pipeline.benchmark_files`"
         )
     return JUDGES[benchmark](own)
+
+
+def export_for_judge(run_uri: str, benchmark: str, output_uri: str) -> int:
+    """Write the file a judge reads; returns how many entries it has.
+
+    Raises:
+        InputError: as `judge_file`.
+        RefusedError: no run, or one that is not finished.
+    """
+    names = ("question_id", "prompt", "text", "reference", "fields")
+    columns = read_run_columns(run_uri, names).columns
+    rows = [dict(zip(names, values, strict=True)) for values in zip(*(columns[name] for name in names), strict=True)]
+    content = judge_file(benchmark, rows)
+    storage.write_atomic(output_uri, json.dumps(content, ensure_ascii=False, indent=1).encode())
+    return len(content)
 
 
 def _mmvet(rows: Sequence[Row]) -> dict[str, str]:

@@ -22,7 +22,8 @@ def exact_match(answer: str, references: Sequence[str]) -> float:
     """1 where answer and a reference are the same but for case, punctuation and white space.
 
     Source: ``exact_match`` of lmms-eval ``lmms_eval/api/metrics.py`` (0.7.3) with ``ignore_case`` and
-        ``ignore_punctuation``; white space is also collapsed here.
+        ``ignore_punctuation``; here white space is also collapsed, and a number keeps its sign and its decimal point
+        (there ``-1`` equals ``1`` and ``3.5`` equals ``35``).
     """
     return float(any(_plain(answer) == _plain(reference) for reference in references))
 
@@ -112,8 +113,12 @@ def levenshtein(first: str, second: str) -> int:
     return row[-1]
 
 
+_NUMBER_MARK = r"(?<!\w)-(?=\.?\d)|\.(?=\d)"
+_PUNCTUATION = re.compile(rf"(?!{_NUMBER_MARK})[{re.escape(string.punctuation)}]")
+
+
 def _plain(text: str) -> str:
-    return " ".join(text.lower().translate(_NO_PUNCTUATION).split())
+    return " ".join(_PUNCTUATION.sub("", text.lower()).split())
 
 
 def _relaxed(answer: str, reference: str) -> bool:
@@ -165,6 +170,3 @@ def _number_or_text(text: str) -> list[float | str]:
     except ValueError:
         text = text.lower()
         return [f" {text}", f"{text} "] if len(text) == 1 else [text]
-
-
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)

@@ -118,7 +118,7 @@ def render_scores(scores: RunScores) -> str:
 def _published(
     run: RunColumns, benchmarks: Sequence[str], failed: np.ndarray
 ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
-    """Published numbers, and the reasons where there is none; benchmarks whose number is the plain mean have neither."""
+    """Published numbers, and why there is none; benchmarks whose number is the plain mean have neither."""
     numbers, reasons = {}, {}
     for name in sorted(set(benchmarks) & _AGGREGATES.keys()):
         needed = run.columns["reference" if BENCHMARKS[name].aggregate == "caption" else "score"]

@@ -79,13 +79,11 @@ def mean_interval(
         raise ValueError(f"value {int(np.flatnonzero(~np.isfinite(array))[0])} is not finite")
     _, which = np.unique(np.asarray(clusters), return_inverse=True)
     counts = np.bincount(which).astype(np.float64)
-    # Sums are taken of differences from one of the values: where all are equal, every drawn mean is exactly that value.
-    base = array[0]
-    sums = np.bincount(which, weights=array - base)
-    means = base + _drawn_means(sums, counts, num_resamples, seed)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    mean = base + float(sums.sum() / counts.sum())
-    return Interval(float(mean), float(low), float(high), len(array), len(counts))
+    if (array == array[0]).all():  # exactly this value, without a rounding error
+        return Interval(*[float(array[0])] * 3, len(array), len(counts))
+    sums = np.bincount(which, weights=array)
+    low, high = np.quantile(_drawn_means(sums, counts, num_resamples, seed), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(sums.sum() / counts.sum()), float(low), float(high), len(array), len(counts))
 
 
 def paired_difference(

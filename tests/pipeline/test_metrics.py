@@ -24,6 +24,13 @@ def test_exact_match_ignores_case_punctuation_and_space():
     assert exact_match("The  cat.", ["the cat"]) == 1.0
     assert exact_match("the cats", ["the cat"]) == 0.0
     assert exact_match("cat", ["dog", "Cat!"]) == 1.0
+    assert exact_match("T-shirt", ["tshirt"]) == 1.0
+
+
+@pytest.mark.parametrize(("answer", "reference"), [("-1", "1"), ("3.5", "35"), ("-.5", ".5")])
+def test_exact_match_keeps_a_numbers_sign_and_point(answer, reference):
+    assert exact_match(answer, [reference]) == 0.0
+    assert exact_match(f"{answer}.", [answer]) == 1.0
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,27 @@
+"""Answer questions about videos and images: a manifest of media and questions in, answers with scores out.
+
+  python jobs/answer_questions.py --config configs/answer_questions.yaml --plan
+  ray job submit --working-dir . -- python jobs/answer_questions.py --config configs/answer_questions.yaml
+
+A benchmark's files become a manifest by `python -m pipeline adapt`; two runs are compared by
+`python -m pipeline compare RUN_A RUN_B`. The same command again resumes.
+"""
+
+import sys
+from pathlib import Path
+
+# `python jobs/x.py` puts jobs/ on the path, not the repository that holds the packages.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pipeline.cli import run_cli
+
+
+def render_run_scores(run_uri: str) -> str:
+    """What is printed below the summary."""
+    from pipeline.run_scores import render_scores, score_run
+
+    return render_scores(score_run(run_uri))
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(__doc__, when_finished=render_run_scores))
