@@ -74,13 +74,14 @@ class Advance:
 
 
 class ReaderActor:
-    """Holds one loader."""
+    """Holds one loader, made by `start`, so that its errors arrive as errors and not as deaths."""
 
     def __init__(self, make_loader: Callable[[], ItemLoader]) -> None:
-        self._loader = make_loader()
+        self._make_loader = make_loader
 
     def start(self) -> int:
-        """Process id, once the actor stands."""
+        """Make the loader; process id."""
+        self._loader = self._make_loader()
         return os.getpid()
 
     def load(self, item: MediaItem) -> tuple[LoadReport, LoadedItem | None]:
@@ -93,7 +94,7 @@ class ReaderActor:
 
 
 class VLMActor:
-    """Holds one worker. The model is loaded by `start`, so that its errors arrive as errors and not as deaths."""
+    """Holds one worker, made by `start`, which loads the model."""
 
     def __init__(self, make_worker: Callable[[], VLMWorker]) -> None:
         self._make_worker = make_worker

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,8 +32,13 @@ TURN_S = 0.2
 class _Reader:
     actor: Any
     started: bool = False
-    queue: deque[Lease] = field(default_factory=deque)
+    queue: list[Lease] = field(default_factory=list)
     calls: set[Any] = field(default_factory=set)
+
+    @property
+    def has_room(self) -> bool:
+        suspect = any(lease.load_suspect for lease in self.queue)
+        return self.started and not suspect and len(self.queue) < CALLS_PER_ACTOR
 
 
 @dataclass(slots=True, eq=False)
@@ -132,11 +136,11 @@ class RayExecutor:
         self._expect(reader, reader.actor.start.remote(), partial(self._reader_started, reader))
 
     def _feed_readers(self) -> None:
-        while ready := [one for one in self._readers if one.started and len(one.queue) < CALLS_PER_ACTOR]:
-            lease = self._scheduler.lease()
+        while ready := [reader for reader in self._readers if reader.has_room]:
+            reader = min(ready, key=lambda one: len(one.queue))
+            lease = self._scheduler.lease(idle=not reader.queue)
             if lease is None:
                 return
-            reader = min(ready, key=lambda one: len(one.queue))
             lease.passage = Passage()
             report, lease.payload = self._cluster.load(reader.actor, lease.item)
             reader.queue.append(lease)
@@ -166,9 +170,10 @@ class RayExecutor:
             self._scheduler.loaded(lease, report.nbytes)
 
     def _reader_lost(self, reader: _Reader, reason: Exception) -> None:
+        print(f"a reader was lost ({reason}); its {len(reader.queue)} items are started again", file=sys.stderr)
         self._forget(reader)
         self._readers.remove(reader)
-        self._scheduler.reader_lost(list(reader.queue))
+        self._scheduler.reader_lost(reader.queue)
         self._reader_deaths.one_more(reason)
         self._spawn_reader()
 
@@ -234,6 +239,8 @@ class RayExecutor:
                 self._vlm_deaths.success()
 
     def _vlm_lost(self, vlm: _VLM, reason: Exception) -> None:
+        num_items = self._scheduler.num_running(vlm.name)
+        print(f"a VLM actor was lost ({reason}); its {num_items} items are started again", file=sys.stderr)
         self._forget(vlm)
         self._vlms.remove(vlm)
         self._past_usage.append(vlm.usage)

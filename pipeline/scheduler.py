@@ -32,6 +32,7 @@ class Lease:
         failures: attempts that ended in a retryable error.
         deaths: workers or readers that died while this item was the only suspect.
         suspect: it was in a worker that died; from now on it runs alone, so that its neighbours are safe from it.
+        load_suspect: likewise, in a reader that died.
         held_bytes: what it counts in flight: the estimate until it is loaded, then the truth.
         worker: who runs it.
         payload: the executor's handle on the loaded media.
@@ -45,6 +46,7 @@ class Lease:
     failures: int = 0
     deaths: int = 0
     suspect: bool = False
+    load_suspect: bool = False
     held_bytes: int = 0
     worker: Hashable = None
     payload: Any = None
@@ -118,11 +120,17 @@ class Scheduler:
 
     # --- to the readers
 
-    def lease(self) -> Lease | None:
-        """The next item to load; None while the bounds are reached or nothing is left."""
+    def lease(self, *, idle: bool = True) -> Lease | None:
+        """The next item to load; None while the bounds are reached or nothing is left.
+
+        Args:
+            idle: the reader holds nothing. A suspect gets an idle reader to itself.
+        """
         if not self._waiting and not self._open_next():
             return None
         head = self._waiting[0]
+        if head.load_suspect and not idle:
+            return None
         estimate = self._estimate_bytes(head.item)
         if self.inflight_bytes and self.inflight_bytes + estimate > self._max_inflight_bytes:
             return None
@@ -146,9 +154,11 @@ class Scheduler:
             self._fail(lease, error.error_type, str(error))
 
     def reader_lost(self, leases: Iterable[Lease]) -> None:
-        """A reader died. It was loading the first of these; the others had not begun."""
-        for position, lease in enumerate(leases):
-            if position == 0 and self._died(lease):
+        """A reader died. In which of its calls is not known: the answer to an earlier one may be lost with it."""
+        held = list(leases)
+        for lease in reversed(held):
+            lease.load_suspect = True
+            if len(held) == 1 and self._died(lease):
                 self._fail(lease, "worker_died", f"loading it ended its reader {lease.deaths} times")
             else:
                 self._wait_again(lease, first=True)

@@ -31,9 +31,7 @@ DEMO_MODEL = Path(__file__).resolve().parents[1] / "configs" / "demo" / "model"
 FREE_COLUMNS = {"attempts", "bytes_fetched", "cost_usd"}
 
 
-def job_config(
-    output: Path | str, source: dict, *, executor: str = "local", num_vlms: int = 1, **sections
-) -> JobConfig:
+def job_config(out: Path | str, source: dict, *, executor: str = "local", num_vlms: int = 1, **sections) -> JobConfig:
     """A small job over `source` (the ``input`` section); further sections override key by key."""
     data = {
         "name": "test",
@@ -46,7 +44,7 @@ def job_config(
             "num_vlm_actors": {"min": 1, "max": num_vlms},
             "num_reader_actors": 2,
         },
-        "output": {"uri": str(output), "items_per_shard": 8},
+        "output": {"uri": str(out), "items_per_shard": 8},
     }
     for name, section in sections.items():
         data[name] = {**data.get(name, {}), **section}
@@ -127,11 +125,9 @@ def barcode_worker(config, run_info, *, pid_folder: str | None = None, **options
     return VLMWorker(config, run_info, vlm=FakeVLM(**options))
 
 
-def refusing_worker(config, run_info, *, message: str):
-    """A worker whose model cannot be loaded."""
-    from illava.errors import ModelLoadError
-
-    raise ModelLoadError(message)
+def raising_factory(config, _, *, error: type[Exception], message: str):
+    """Stands for a worker or a loader that cannot be made."""
+    raise error(message)
 
 
 def dying_worker(config, run_info):

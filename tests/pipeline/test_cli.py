@@ -1,0 +1,182 @@
+"""The command line: quick answers, exit codes, errors in words, `--plan` without Ray or a model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fakes
+import pytest
+import yaml
+from fakes import job_config, numbered_items
+
+from illava.errors import PlanError
+from pipeline.__main__ import main as pipeline_main
+from pipeline.cli import guarded, run_cli
+from pipeline.errors import CredentialsError, RefusedError
+from pipeline.runner import run_job
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO = str(ROOT / "configs" / "demo.yaml")
+
+
+@pytest.fixture
+def in_root(monkeypatch) -> None:
+    """Relative paths of the shipped configs are relative to the repository."""
+    monkeypatch.chdir(ROOT)
+
+
+def _timed(code: str) -> tuple[float, subprocess.CompletedProcess]:
+    """Best of three, so that a busy machine is not taken for a slow program."""
+    best = (float("inf"), None)
+    for _ in range(3):
+        begin_s = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+        best = min(best, (time.perf_counter() - begin_s, done), key=lambda pair: pair[0])
+    return best
+
+
+@pytest.mark.parametrize("module", ["pipeline.cli import run_cli as main", "pipeline.__main__ import main"])
+def test_help_answers_in_under_a_second_and_loads_nothing_heavy(module) -> None:
+    code = (
+        f"import sys; from {module}\n"
+        "try: main(*(['job'] if main.__name__ == 'run_cli' else []), argv=['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'ray', 'decord', 'av', 'pyarrow', 'transformers', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)\n"
+    )
+    seconds, done = _timed(code)
+    assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout
+    assert seconds < 1.0
+
+
+def test_an_unknown_key_is_refused_in_under_a_second_with_its_path_and_the_nearest_key() -> None:
+    code = (
+        "import sys; from pipeline.cli import run_cli\n"
+        f"code = run_cli('job', ['--config', {DEMO!r}, '--set', 'media.num_frame=4'])\n"
+        "sys.exit(code if not {'torch', 'ray', 'decord'} & set(sys.modules) else 99)\n"
+    )
+    seconds, done = _timed(code)
+    assert done.returncode == 2
+    assert "media.num_frame" in done.stderr
+    assert "media.num_frames" in done.stderr.replace("media.num_frame ", "")
+    assert "Traceback" not in done.stderr
+    assert seconds < 1.0
+
+
+def test_plan_prints_tokens_and_shards_without_ray_or_torch_and_writes_nothing(tmp_path) -> None:
+    output = tmp_path / "out"
+    code = (
+        "import sys; from pipeline.cli import run_cli\n"
+        f"code = run_cli('job', ['--config', {DEMO!r}, '--plan', '--set', 'output.uri={output}'])\n"
+        "heavy = {'torch', 'ray', 'decord', 'av'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else code)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for said in ("8 (8 videos)", "2 of 2 to do", "3,144", "1,608 reach the LLM (51.1% kept)", "(new)"):
+        assert said in done.stdout
+    assert not output.exists()
+
+
+def test_what_the_plan_expects_is_what_the_rows_measure(tmp_path, onevision_folder, capsys) -> None:
+    """Videos and image sets through a real model; every count that the plan calls exact."""
+    import clips
+    from PIL import Image
+
+    from pipeline.plan_report import render_plan
+
+    video = clips.write_barcode_video(tmp_path / "v.mp4", 5)
+    for n in range(2):
+        Image.fromarray(clips.barcode_frame(n)).save(tmp_path / f"{n}.png")
+    lines = [{"id": "v", "uri": str(video)}]
+    (tmp_path / "videos.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "sets.jsonl").write_text(json.dumps({"id": "s", "uris": [f"{tmp_path}/{n}.png" for n in range(2)]}))
+    plan = {
+        "steps": [
+            {"stage": "vision_block", "layers": [2, 3], "reducer": {"kind": "illava", "num_merged": 12}},
+            {"stage": "decoder_layer", "layers": [1], "reducer": {"kind": "illava", "keep_ratio": 0.5}},
+        ]
+    }
+    for name in ("videos", "sets"):
+        config = job_config(
+            tmp_path / name,
+            {"manifest": str(tmp_path / f"{name}.jsonl"), "uri": str(tmp_path)},
+            model={"model_id": str(onevision_folder)},
+            sampling={"max_new_tokens": 2},
+            reduction=plan,
+        )
+        planned = render_plan(config)
+        assert "at most" not in planned
+        run_job(config)
+        [row] = fakes.read_rows(tmp_path / name)
+        assert row["status"] == "ok", row["error_message"]
+        for count in ("num_patches", "num_vision_tokens", "num_vision_tokens_kept", "num_decoder_tokens_kept"):
+            assert f" {row[count]:,}" in planned, (count, row[count], planned)
+
+
+def test_plan_of_a_run_begun_says_what_is_left(tmp_path, capsys) -> None:
+    config = job_config(tmp_path / "out", numbered_items(tmp_path, 20))
+    run_job(config, worker_factory=fakes.barcode_worker, loader_factory=fakes.fake_loader)
+    Path(tmp_path, "out", "data", "part-00001.parquet").unlink()
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert run_cli("job", ["--config", str(path), "--plan"]) == 0
+    assert "1 of 3 to do" in capsys.readouterr().out
+
+
+def test_a_whole_job_from_the_command_line_with_set_and_limit(tmp_path, in_root, capsys) -> None:
+    """The demo's real model and clips, in one process."""
+    arguments = ["--config", DEMO, "--limit", "2", "--set", "runtime.executor=local"]
+    arguments += ["--set", f"output.uri={tmp_path / 'out'}", "--set", "sampling.max_new_tokens=2"]
+    assert run_cli("job", arguments) == 0
+    said = capsys.readouterr().out
+    assert "2 ok, 0 partial, 0 failed" in said
+    assert f"python -m pipeline verify {tmp_path / 'out'}" in said
+    for row in fakes.read_rows(tmp_path / "out"):
+        assert row["num_decoder_tokens_kept"] < row["num_vision_tokens_kept"] < row["num_vision_tokens"]
+    assert pipeline_main(["verify", str(tmp_path / "out")]) == 0
+    assert pipeline_main(["status", str(tmp_path / "out")]) == 0
+    assert "2 of 2" in capsys.readouterr().out
+
+
+def test_verify_says_what_is_wrong_with_exit_code_4(tmp_path, capsys) -> None:
+    config = job_config(tmp_path / "out", numbered_items(tmp_path, 9))
+    run_job(config, worker_factory=fakes.barcode_worker, loader_factory=fakes.fake_loader)
+    Path(tmp_path, "out", "data", "part-00000.parquet").unlink()
+    assert pipeline_main(["verify", str(tmp_path / "out")]) == 4
+    assert "part-00000" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code"),
+    [
+        (RefusedError("another run"), 4),
+        (CredentialsError("expired"), 5),
+        (PlanError("no layer 99"), 2),
+        (KeyboardInterrupt(), 130),
+        (ZeroDivisionError("a defect"), 5),
+    ],
+)
+@pytest.mark.parametrize("debug", [False, True])
+def test_errors_become_words_and_an_exit_code(error, exit_code, debug, capsys) -> None:
+    def command() -> int:
+        raise error
+
+    assert guarded(command, debug=debug) == exit_code
+    said = capsys.readouterr().err
+    assert str(error) in said
+    assert ("Traceback" in said) == (debug and not isinstance(error, KeyboardInterrupt))
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_configs_are_valid_and_pin_their_weights(config, in_root) -> None:
+    from pipeline.config_file import load_config
+
+    job = load_config(str(config))
+    assert job.model.revision is not None or Path(job.model.model_id).is_dir()
+    assert job.reduction.steps
