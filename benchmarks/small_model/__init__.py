@@ -1,0 +1,1 @@
+"""The small trained model: generator, architecture, training."""

@@ -22,7 +22,8 @@ from benchmarks.small_model.vocabulary import DIGITS, GLYPHS, IMAGE_CAPTION_PROM
 _LATTICE_PX = 4
 
 
-def _write(canvas: Canvas, text: str, x: int, y: int, ink: np.ndarray, font: str) -> None:
+def _write(canvas: Canvas, text: str, start: tuple[int, int], ink: np.ndarray, font: str) -> None:
+    x, y = start
     for index, glyph in enumerate(text):
         if glyph != " ":
             corner = (x + index * GLYPH_WIDTH_PX, y)
@@ -59,7 +60,7 @@ def make_table(rng: np.random.Generator) -> Sample:
     pitch = GLYPH_HEIGHT_PX if count == 5 else GLYPH_HEIGHT_PX + 4 * int(rng.integers(2))
     x, y = _start(rng, (3 + gap) * GLYPH_WIDTH_PX), _start(rng, count * pitch)
     for row, (key, value) in enumerate(zip(keys, values, strict=True)):
-        _write(canvas, key + " " * gap + value, x, y + row * pitch, ink, font)
+        _write(canvas, key + " " * gap + value, (x, y + row * pitch), ink, font)
     asked = [Question("document_value", f"What is the value of {k}?", v) for k, v in zip(keys, values, strict=True)]
     asked += [Question("document_key", f"Which key has the value {v}?", k) for k, v in zip(keys, values, strict=True)]
     absent = str(rng.choice([k for k in LETTERS if k not in keys]))
@@ -81,7 +82,7 @@ def make_lines(rng: np.random.Generator) -> Sample:
     pitch = GLYPH_HEIGHT_PX + 4 * int(rng.integers(1, 4))
     x, y = _start(rng, max(map(len, lines)) * GLYPH_WIDTH_PX), _start(rng, count * pitch)
     for row, line in enumerate(lines):
-        _write(canvas, line, x, y + row * pitch, ink, font)
+        _write(canvas, line, (x, y + row * pitch), ink, font)
     names = ("first", "second", "third")
     asked = [Question("document_line", f"What does the {names[row]} line say?", line) for row, line in enumerate(lines)]
     return Sample("image", canvas.finish(rng, 4.0)[None], canvas.labels[None].copy(), tuple(asked))

@@ -95,7 +95,7 @@ def caption(things: list[Thing]) -> str:
 def make_scene(rng: np.random.Generator) -> Sample:
     """One to five shapes, often with one dot; every question type the scene allows."""
     dots = int(rng.random() < 0.6)
-    things = place_things(rng, int(rng.integers(1, 6)), dots=dots)
+    things = place_things(rng, int(rng.choice([1, 2, 3, 4, 5], p=[0.15, 0.3, 0.25, 0.15, 0.15])), dots=dots)
     pixels, labels = draw_scene(rng, things)
     asked = [question for thing in things for question in _thing_questions(rng, thing, things)]
     asked += _absent_questions(rng, things)

@@ -1,0 +1,88 @@
+"""What the model is fed at a step: kinds, counts and layouts of a batch, all of it drawn from (seed, step, process).
+
+Knows the proportions of the recipe; knows nothing of the model.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from benchmarks.small_model.batches import NUM_PATCHES, Batch, QuestionEncoder, assemble
+from benchmarks.small_model.mixture import CLIPS, make
+from benchmarks.small_model.samples import Sample
+from benchmarks.small_model.third_party import easy_vqa_sample
+
+_SEEDS_A_STEP, _SEEDS_A_PROCESS = 256, 32
+# A batch is of one kind, so that a cut to few patches is not undone by the fullest picture of another kind.
+_DENSE_SHARES = {"scene": 0.5, "chart": 0.15, "table": 0.2, "lines": 0.15}
+_SHARES = {
+    "scene": 0.31,
+    "chart": 0.1,
+    "table": 0.08,
+    "lines": 0.03,
+    "pair": 0.04,
+    "easy_vqa": 0.04,
+    "motion": 0.28,
+    "order": 0.09,
+    "flashes": 0.03,
+}
+_KEEPS, _KEEP_SHARES = [NUM_PATCHES, 112, 72], [0.2, 0.35, 0.45]
+_CLIP_KEEPS, _CLIP_KEEP_SHARES = [NUM_PATCHES, 100, 64, 40], [0.1, 0.2, 0.3, 0.4]
+_CLIP_FRAMES, _CLIP_FRAME_SHARES = [4, 6, 8, 12, 16, 32], [0.2, 0.2, 0.4, 0.1, 0.07, 0.03]
+_CLIP_PATCHES_A_PICTURE = 160
+_BASE_SHARES = [0.0, 0.25, 0.5, 0.75, 1.0]
+_WHOLE_SHARE = 0.12
+
+
+class Diet:
+    """Batches by step number; the same step always gives the same batch.
+
+    Args:
+        encoder: the tokenizer's door.
+        seed: of the whole training.
+        easy_vqa: whether the third-party pictures are in the mixture.
+        size: pictures a batch.
+        rank: of this training process.
+    """
+
+    def __init__(self, encoder: QuestionEncoder, *, seed: int, easy_vqa: bool, size: int = 16, rank: int = 0) -> None:
+        self.encoder, self.seed, self.size, self.rank = encoder, seed, size, rank
+        self.shares = {kind: share for kind, share in _SHARES.items() if easy_vqa or kind != "easy_vqa"}
+
+    def dense(self, step: int) -> Batch:
+        """Single pictures, whole or in part, for patch classification."""
+        rng = np.random.default_rng([self.seed, 1, step, self.rank])
+        kind = _draw(rng, _DENSE_SHARES)
+        keep = int(rng.choice(_KEEPS, p=_KEEP_SHARES))
+        return assemble(rng, self._samples(kind, step, self.size), self.encoder, keep=keep, split=1.0, budget=1)
+
+    def questions(self, step: int) -> Batch:
+        """Pictures, pairs, clips or easy-VQA with packed questions."""
+        rng = np.random.default_rng([self.seed, 2, step, self.rank])
+        kind = _draw(rng, self.shares)
+        if kind in CLIPS:
+            return self._clips(rng, kind, step)
+        keep = int(rng.choice(_KEEPS, p=_KEEP_SHARES))
+        if kind == "pair":
+            return assemble(rng, self._samples(kind, step, self.size // 2), self.encoder, keep=keep)
+        if kind == "easy_vqa":
+            samples = [easy_vqa_sample(int(rng.integers(1 << 30)), "train") for _ in range(self.size)]
+        else:
+            samples = self._samples(kind, step, self.size)
+        share = None if rng.random() < _WHOLE_SHARE else float(rng.choice(_BASE_SHARES))
+        return assemble(rng, samples, self.encoder, keep=keep, split=share)
+
+    def _clips(self, rng: np.random.Generator, kind: str, step: int) -> Batch:
+        num_frames = int(rng.choice(_CLIP_FRAMES, p=_CLIP_FRAME_SHARES))
+        keep = int(rng.choice(_CLIP_KEEPS, p=_CLIP_KEEP_SHARES))
+        count = int(np.clip(_CLIP_PATCHES_A_PICTURE * self.size // (num_frames * keep), 1, self.size))
+        return assemble(rng, self._samples(kind, step, count, num_frames=num_frames), self.encoder, keep=keep)
+
+    def _samples(self, kind: str, step: int, count: int, *, num_frames: int = 8) -> list[Sample]:
+        first = (self.seed << 40) + step * _SEEDS_A_STEP + self.rank * _SEEDS_A_PROCESS
+        return [make(kind, first + place, num_frames=num_frames) for place in range(count)]
+
+
+def _draw(rng: np.random.Generator, shares: dict[str, float]) -> str:
+    weight = np.array(list(shares.values()))
+    return str(rng.choice(list(shares), p=weight / weight.sum()))

@@ -1,0 +1,112 @@
+# ruff: noqa: E402
+"""The training forward is the shipped model's own forward, and training goes on where it stopped."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.small_model.batches import NUM_PATCHES, QuestionEncoder, assemble, num_needed
+from benchmarks.small_model.forward import TrainingForward, dense_token_ids
+from benchmarks.small_model.mixture import make
+from benchmarks.small_model.muon import orthogonalise
+from benchmarks.small_model.paired import compare
+from benchmarks.small_model.samples import Sample
+
+MODEL = ROOT / "configs" / "demo" / "model"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(MODEL)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return LlavaOnevisionForConditionalGeneration.from_pretrained(MODEL, dtype=torch.float32).eval()
+
+
+def _stock_inputs(sample: Sample, text: str, tokenizer) -> dict:
+    kind = "video" if sample.medium == "video" else "image"
+    content = [{"type": kind}] * (1 if kind == "video" else len(sample.frames)) + [{"type": "text", "text": text}]
+    turn = [{"role": "user", "content": content}]
+    prompt = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+    if kind == "video":
+        pixels = torch.from_numpy(sample.frames).permute(0, 3, 1, 2)[None].float() / 127.5 - 1
+        prompt = prompt.replace("<video>", "<video>" * (len(sample.frames) * 49 + 1))
+        media = {"pixel_values_videos": pixels}
+    else:
+        processor = LlavaOnevisionImageProcessorPil.from_pretrained(MODEL)
+        media = dict(processor([list(sample.frames)], return_tensors="pt"))
+        prompt = prompt.replace("<image>", "<image>" * (406 if len(sample.frames) == 1 else 197))
+    return {"input_ids": tokenizer(prompt, return_tensors="pt").input_ids, **media}
+
+
+@pytest.mark.parametrize("kind", ["scene", "pair", "motion"])
+def test_packed_questions_give_the_stock_logits(kind: str, model, tokenizer):
+    """Each packed question's logits equal transformers' forward of that question alone, in its real layout."""
+    encoder, rng = QuestionEncoder(tokenizer), np.random.default_rng(0)
+    forward = TrainingForward(model, dense_token_ids(tokenizer), dtype=torch.float32)
+    batch = assemble(rng, [make(kind, seed, num_frames=4) for seed in (0, 1)], encoder, budget=60)
+    with torch.no_grad():
+        logits, _ = forward.answer_logits(batch, forward.encode(batch), torch.tensor(encoder.prefix))
+    start = 0
+    for seed, questions in enumerate(batch.tasks):
+        for question in questions:
+            answer = encoder.block(question)[1]
+            inputs = _stock_inputs(make(kind, seed, num_frames=4), question.text, tokenizer)
+            inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([answer[:-1]], dtype=torch.long)], 1)
+            with torch.no_grad():
+                stock = model(**inputs).logits[0, -len(answer) :]
+            torch.testing.assert_close(logits[start : start + len(answer)], stock, atol=2e-4, rtol=1e-4)
+            start += len(answer)
+    assert start == len(logits)
+
+
+def test_cutting_patches_keeps_all_foreground(tokenizer):
+    encoder = QuestionEncoder(tokenizer)
+    for kind in ("scene", "motion"):
+        samples = [make(kind, seed, num_frames=4) for seed in range(3)]
+        batch = assemble(np.random.default_rng(0), samples, encoder, keep=40, split=0.5)
+        assert batch.patch.shape[-1] < NUM_PATCHES
+        for row, sample in enumerate(samples):
+            shown = int((batch.label[row] != 0).any(1).sum(-1).max())
+            assert shown == int((sample.labels != 0).any(1).sum((1, 2)).max())
+            assert num_needed(sample, grouped=kind == "motion") <= batch.patch.shape[-1]
+
+
+def test_every_patch_is_shown_in_at_least_one_copy(tokenizer):
+    encoder, samples = QuestionEncoder(tokenizer), [make("scene", 0)]
+    for share in (0.0, 0.25, 0.5, 1.0):
+        batch = assemble(np.random.default_rng(1), samples, encoder, split=share)
+        assert set(batch.source[0].tolist()) == set(range(NUM_PATCHES + 1))
+        assert (batch.slot[0].diff() > 0).all()
+
+
+def test_orthogonalise_flattens_the_spectrum():
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(3, 64, 32)))
+    assert values.min() > 0.5
+    assert values.max() < 1.3
+
+
+def test_paired_comparison_counts_flips_and_covers_the_difference():
+    rng = np.random.default_rng(0)
+    ids = [str(i // 2) for i in range(800)]
+    before = rng.random(800) < 0.9
+    after = before & (rng.random(800) < 0.8)
+    found = compare(ids, before.tolist(), after.tolist())
+    assert found.lost == int((before & ~after).sum())
+    assert found.won == 0
+    assert found.difference_low < found.difference < found.difference_high < 0
+    same = compare(ids, before.tolist(), before.tolist())
+    assert same.difference_low == same.difference_high == 0
