@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -119,15 +118,19 @@ class Decoder:
                 raise RuntimeError(
                     f"layer {n}: {prompts.hidden_TD.shape[0]} tokens, but {sum(lengths)} are accounted for"
                 )
-            q_THd, k_TGd, v_TGd = self._project(layer, prompts.hidden_TD, rotary)
+            q_THd, k_TGd, v_TGd = qkv = self._project(layer, prompts.hidden_TD, rotary)
             cache.write(cache.prompt_slots(pages.table_LBM[n], lengths), k_TGd, v_TGd)
-            mixed_THd = packed_attention(q_THd, k_TGd, v_TGd, lengths, causal=True, scale=self.scale)
-            entering = replace(prompts, hidden_TD=self._finish(layer, prompts.hidden_TD, mixed_THd))
-            qk = q_THd, k_TGd
             lengths_LB.append(lengths)
             num_visual_LB.append(prompts.counts.num_visual)
-        last_B = torch.tensor(list(accumulate(lengths)), device=self.device) - 1
-        logits_BV = self.lm_head(self.norm(entering.hidden_TD[last_B]))
+            if n < self.num_layers - 1:
+                mixed_THd = packed_attention(*qkv, lengths, causal=True, scale=self.scale)
+                entering = replace(prompts, hidden_TD=self._finish(layer, prompts.hidden_TD, mixed_THd))
+                qk = q_THd, k_TGd
+        # Of the last layer only the last tokens' outputs are read: ask for them as a decode step does.
+        length_B = torch.tensor(lengths, dtype=torch.int32, device=self.device)
+        last_B = length_B.cumsum(0) - 1
+        mixed_BHd = self._paged(q_THd[last_B], cache, pages.table_LBM[-1], length_B, lengths)
+        logits_BV = self.lm_head(self.norm(self._finish(layer, prompts.hidden_TD[last_B], mixed_BHd)))
         return Prefill(logits_BV, lengths_LB, num_visual_LB, reduction.errors, reduction.traces)
 
     @torch.inference_mode()
@@ -139,17 +142,15 @@ class Decoder:
         for n, layer in enumerate(self.layers):
             q_BHd, k_BGd, v_BGd = self._project(layer, hidden_BD, rotary)
             cache.write(slot_LB[n], k_BGd, v_BGd)
-            mixed_BHd = paged_attention(
-                q_BHd,
-                cache.k_pool_PSGd,
-                cache.v_pool_PSGd,
-                pages.table_LBM[n],
-                pages.length_LB[n],
-                scale=self.scale,
-                host_lengths=pages.host_lengths[n],
-            )
+            mixed_BHd = self._paged(q_BHd, cache, pages.table_LBM[n], pages.length_LB[n], pages.host_lengths[n])
             hidden_BD = self._finish(layer, hidden_BD, mixed_BHd)
         return self.lm_head(self.norm(hidden_BD))
+
+    def _paged(
+        self, q_BHd: Tensor, cache: PagedCache, table_BM: Tensor, length_B: Tensor, host_lengths: Sequence[int]
+    ) -> Tensor:
+        pools = cache.k_pool_PSGd, cache.v_pool_PSGd
+        return paged_attention(q_BHd, *pools, table_BM, length_B, scale=self.scale, host_lengths=host_lengths)
 
     def _rotary(self, hidden_TD: Tensor, position_PT: Tensor) -> _Rotary:
         """Cosines and sines at each token's own position: [T, 1, d] each."""

@@ -112,7 +112,7 @@ class DecoderReduction:
         kinds, lengths, index_N = site.reducer.evidence(site.stage), prompts.lengths, site.index_N
         found: dict[str, Any] = {}
         if "seed" in kinds:
-            found["seeds"] = tuple(derive_seed(self._seeds[n], site.stage, site.layer or 0) for n in site.chosen.owners)
+            found["seeds"] = self._scope_seeds(site)
         if qk is None:
             if "attention_received" in kinds:
                 if prompts.score_T is None:
@@ -131,6 +131,14 @@ class DecoderReduction:
         if "keys" in kinds:
             found["keys_THd"] = k_TGd[index_N]
         return Evidence(**found)
+
+    def _scope_seeds(self, site: _Site) -> tuple[int, ...]:
+        """A seed for every scope, from its request's root and its place among that request's scopes."""
+        owners = site.chosen.owners
+        return tuple(
+            derive_seed(self._seeds[owner], site.stage, site.layer or 0, n - owners.index(owner))
+            for n, owner in enumerate(owners)
+        )
 
     def _note_idle(self, before: PackedPrompts, after: PackedPrompts, what: str) -> None:
         pairs = zip(before.counts.num_visual, after.counts.num_visual, strict=True)

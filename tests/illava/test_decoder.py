@@ -29,7 +29,12 @@ def config(**changes):
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return Qwen2ForCausalLM(config()).eval()
+    model = Qwen2ForCausalLM(config()).eval()
+    with torch.no_grad():  # attention far from flat, so that positions and scales matter
+        for value in model.parameters():
+            if value.dim() == 2:
+                value.normal_(0.0, 1.6 / value.shape[1] ** 0.5)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +163,49 @@ def test_dropping_before_a_layer_equals_stock_layers_over_what_is_left(model, de
     assert done.num_visual_LB == [(13,), (13,), (7,), (7,)]
 
 
+def formula_scores(attention_HTT, scope, score):
+    """The printed formulas, token by token, from a whole attention map."""
+    mean_TT, values = attention_HTT.mean(0), []
+    for j in scope:
+        if score == "released":
+            values.append(mean_TT[-1, j])
+            continue
+        total = sum(mean_TT[i, j] for i in scope)
+        bias = sum(1 / (i + 1) for i in scope if i >= j)
+        values.append(total / len(scope) if score == "paper" else total / bias)
+    return torch.stack(values)
+
+
+@torch.inference_mode()
+def merged_by_formula(model, prompt, *, layer, scope, num_merged, score):
+    """Stock layers; before ``layer`` the least attended tokens of ``scope`` become one weighted mean."""
+    hidden, position, attention = prompt.hidden_TD[None], prompt.position_PT, None
+    for n, block in enumerate(model.model.layers):
+        rotary = model.model.rotary_emb(hidden, position)
+        if n == layer:
+            order = [scope[i] for i in formula_scores(attention[0], scope, score).argsort().tolist()]
+            least = order[: num_merged + 1]
+            weights = torch.arange(num_merged + 1, 0, -1.0)
+            hidden[0, least[-1]] = (weights[:, None] * hidden[0, least]).sum(0) / weights.sum()
+            kept = [t for t in range(hidden.shape[1]) if t not in least[:-1]]
+            hidden, position = hidden[:, kept], position[:, kept]
+            rotary = model.model.rotary_emb(hidden, position)
+        size = hidden.shape[1]
+        mask = torch.full((size, size), float("-inf")).triu(1)[None, None]
+        _, attention = block.self_attn(block.input_layernorm(hidden), rotary, mask)
+        hidden = block(hidden, attention_mask=mask, position_embeddings=rotary)
+    return model.lm_head(model.model.norm(hidden))[0, -1]
+
+
+@pytest.mark.parametrize("score", ["paper", "released", "causal_normalised"])
+def test_merging_before_a_layer_equals_the_formula_over_stock_attention(model, decoder, score, monkeypatch):
+    prompt = make_prompt(video_runs(), seed=8)
+    done, _ = run_prefill(decoder, [prompt], illava_plan(num_merged=5, keep_ratio=None, score=score, per="medium"))
+    monkeypatch.setattr(model.config, "_attn_implementation", "eager")
+    expected = merged_by_formula(model, prompt, layer=2, scope=list(range(3, 16)), num_merged=5, score=score)
+    torch.testing.assert_close(done.logits_BV[0], expected, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("per", ["frame", "span", "medium", "prompt"])
 @pytest.mark.parametrize("score", ["paper", "released", "causal_normalised"])
 def test_every_row_of_a_batch_equals_the_row_alone(decoder, per, score):
@@ -187,6 +235,48 @@ def test_a_finer_scope_after_a_coarser_one_counts_what_is_left(decoder):
     # frames keep 4, 1, 1 of their tokens, the newline goes; then places 0 and 2 of each frame
     assert [n[0] for n in done.num_visual_LB] == [13, 6, 4, 4]
     assert done.traces[0][-1].place[:, [1, 3]].tolist() == [[0, 0], [0, 2], [1, 0], [2, 0]]
+
+
+def test_the_input_stage_ranks_by_the_towers_score(decoder):
+    prompt = make_prompt(video_runs(), seed=6)
+    step = {"stage": "decoder_input", "reducer": {"kind": "illava", "keep_per_frame": 2}}
+    done, _ = run_prefill(decoder, [prompt], ReductionPlan.model_validate({"steps": [step]}), traced=(0,))
+    score = prompt.score_T[3:16]
+    ranked = [[4 * f + i for i in score[4 * f : 4 * f + 4].argsort().tolist()] for f in range(3)]
+    # of four: the three least become one at the place of the third, the best stays
+    expected = [*sorted(i for order in ranked for i in order[2:]), 12]
+    assert done.traces[0][0].place.tolist() == prompt.place_T4[3:16][expected].tolist()
+    assert done.num_visual_LB == [(7,)] * 4
+
+
+class Witness(KeepIndices):
+    """Keeps what it was shown."""
+
+    kind: str = "witness"
+
+    def evidence(self, stage):
+        return frozenset({"seed", "keys"} if stage == "decoder_layer" else {"seed"})
+
+    def assign(self, tokens, evidence, stage):
+        self.indices_seen.append((tokens, evidence))
+        return super().assign(tokens, evidence, stage)
+
+    indices_seen: list = []
+
+
+def test_a_reducer_sees_its_scopes_tokens_with_place_keys_and_seed(decoder):
+    prompts = [make_prompt(video_runs(2), seed=1), make_prompt(video_runs(1), seed=2)]
+    witness = Witness(indices=(0,), per="frame", indices_seen=[])
+    run_prefill(decoder, prompts, plan_of(("decoder_layer", (1, 3), witness)))
+    (tokens, evidence), (later, later_evidence) = witness.indices_seen
+    assert tokens.lengths == (4, 4, 4)
+    assert later.lengths == (1, 1, 1)
+    place = torch.cat([prompts[0].place_T4[3:11], prompts[1].place_T4[3:7]])
+    assert tokens.place_T3.tolist() == place[:, 1:].tolist()
+    assert tuple(evidence.keys_THd.shape) == (12, 2, 8)
+    assert evidence.attention_received_T is None
+    assert len({*evidence.seeds, *later_evidence.seeds}) == 4
+    assert evidence.seeds[2] == evidence.seeds[0]  # both requests were given the same root
 
 
 def test_a_cached_decode_equals_a_recompute_with_the_assignment_frozen(model, decoder):

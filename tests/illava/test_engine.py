@@ -342,7 +342,7 @@ def test_counts_are_what_hooks_measured(vlm, requests):
         return hook
 
     layers = vlm.family.decoder.layers
-    handles = [layers[n].mlp.register_forward_pre_hook(count(n)) for n in (0, 3)]
+    handles = [layers[n].self_attn.k_proj.register_forward_pre_hook(count(n)) for n in (0, 3)]
     generation = only(vlm, requests[0], FULL_PLAN)
     for handle in handles:
         handle.remove()
