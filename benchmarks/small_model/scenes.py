@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.small_model.drawing import Canvas, ground, shade, shape_alpha
 from benchmarks.small_model.samples import SIZE_PX, Question, Sample, multiple_choice
-from benchmarks.small_model.vocabulary import COLOURS, IMAGE_CAPTION_PROMPTS, PLACES, SHAPES
+from benchmarks.small_model.vocabulary import COLOURS, IMAGE_CAPTION_PROMPTS, PLACES, SHAPES, article
 
 _CELL_PX = SIZE_PX / 3
 
@@ -89,7 +89,7 @@ def _absent_questions(rng: np.random.Generator, things: list[Thing]) -> list[Que
 def caption(things: list[Thing]) -> str:
     """What the picture shows, in reading order."""
     ordered = sorted(things, key=lambda thing: thing.cell)
-    return " ".join(f"A {thing.name} at the {PLACES[thing.cell]}." for thing in ordered)
+    return " ".join(f"{article(thing.name)} at the {PLACES[thing.cell]}." for thing in ordered)
 
 
 def make_scene(rng: np.random.Generator) -> Sample:

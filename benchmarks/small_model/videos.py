@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.small_model.drawing import Canvas, ground, shade, shape_alpha
 from benchmarks.small_model.samples import SIZE_PX, Question, Sample, multiple_choice
-from benchmarks.small_model.vocabulary import COLOURS, DIRECTIONS, SHAPES, VIDEO_CAPTION_PROMPTS
+from benchmarks.small_model.vocabulary import COLOURS, DIRECTIONS, SHAPES, VIDEO_CAPTION_PROMPTS, article
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,9 @@ class Actor:
         return f"{self.colour} {self.kind}"
 
 
-def draw_clip(rng: np.random.Generator, actors: list[Actor], num_frames: int) -> tuple[np.ndarray, np.ndarray]:
+def draw_clip(
+    rng: np.random.Generator, actors: list[Actor], num_frames: int, *, noise: float = 3.0
+) -> tuple[np.ndarray, np.ndarray]:
     """Pixels [F, 112, 112, 3] and labels [F, 2, 14, 14] of a clip over one unmoving ground."""
     still = ground(rng)
     tones = [shade(rng, actor.colour) for actor in actors]
@@ -48,7 +50,7 @@ def draw_clip(rng: np.random.Generator, actors: list[Actor], num_frames: int) ->
             if place is not None:
                 alpha, corner = shape_alpha(actor.kind, actor.radius_px, *place)
                 canvas.paint(alpha, corner, tone, actor.colour, actor.kind)
-        frames.append(canvas.finish(rng, 3.0))
+        frames.append(canvas.finish(rng, noise))
         labels.append(canvas.labels)
     return np.stack(frames), np.stack(labels)
 
@@ -69,7 +71,7 @@ def _moving(rng: np.random.Generator, colour: str, box: tuple[float, float, floa
     return actor, direction
 
 
-def make_motion(rng: np.random.Generator, num_frames: int) -> Sample:
+def make_motion(rng: np.random.Generator, num_frames: int, *, noise: float = 3.0) -> Sample:
     """One or two shapes, each moving left, right, up or down."""
     size, middle = float(SIZE_PX), SIZE_PX / 2
     boxes = [(0.0, 0.0, size, size)]
@@ -78,7 +80,7 @@ def make_motion(rng: np.random.Generator, num_frames: int) -> Sample:
         boxes = halves if rng.random() < 0.5 else [(y0, x0, y1, x1) for x0, y0, x1, y1 in halves]
     colours = [str(c) for c in rng.permutation(list(COLOURS))[: len(boxes)]]
     moving = [_moving(rng, colour, box) for colour, box in zip(colours, boxes, strict=True)]
-    frames, labels = draw_clip(rng, [actor for actor, _ in moving], num_frames)
+    frames, labels = draw_clip(rng, [actor for actor, _ in moving], num_frames, noise=noise)
     asked = []
     for actor, direction in moving:
         which = Question("video_direction", f"Which way does the {actor.colour} object move?", direction)
@@ -93,7 +95,7 @@ def make_motion(rng: np.random.Generator, num_frames: int) -> Sample:
         ]
     if len(moving) == 1:
         asked.append(Question("video_what", "What color is the moving object?", moving[0][0].colour))
-    text = " ".join(f"A {actor.name} moves {direction}." for actor, direction in moving)
+    text = " ".join(f"{article(actor.name)} moves {direction}." for actor, direction in moving)
     asked.append(Question("caption_video", str(rng.choice(VIDEO_CAPTION_PROMPTS)), text))
     return Sample("video", frames, labels, tuple(asked))
 
@@ -129,7 +131,7 @@ def make_order(rng: np.random.Generator, num_frames: int) -> Sample:
     asked.append(Question("video_what", f"Does a {shown} object appear?", "yes"))
     asked.append(Question("video_what", f"Does a {absent} object appear?", "no"))
     text = " ".join(
-        f"A {actor.name} appears." if index == 0 else f"Then a {actor.name} appears."
+        f"{article(actor.name)} appears." if index == 0 else f"Then {article(actor.name).lower()} appears."
         for index, actor in enumerate(actors)
     )
     asked.append(Question("caption_video", str(rng.choice(VIDEO_CAPTION_PROMPTS)), text))

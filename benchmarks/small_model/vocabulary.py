@@ -42,3 +42,8 @@ VIDEO_CAPTION_PROMPTS = (
     "Describe this video in detail.",
     "What happens in the video?",
 )
+
+
+def article(name: str) -> str:
+    """The name behind its indefinite article, capitalised."""
+    return f"{'An' if name[0] in 'aeiou' else 'A'} {name}"
