@@ -80,7 +80,8 @@ def mean_interval(
     _, which = np.unique(np.asarray(clusters), return_inverse=True)
     counts = np.bincount(which).astype(np.float64)
     if (array == array[0]).all():  # exactly this value, without a rounding error
-        return Interval(*[float(array[0])] * 3, len(array), len(counts))
+        mean = float(array[0])
+        return Interval(mean, mean, mean, len(array), len(counts))
     sums = np.bincount(which, weights=array)
     low, high = np.quantile(_drawn_means(sums, counts, num_resamples, seed), [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(sums.sum() / counts.sum()), float(low), float(high), len(array), len(counts))
