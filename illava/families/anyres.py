@@ -3,7 +3,7 @@
 Integers only: no pixels, no tensors, no torch, so readers and `--plan` may use it. Knows nothing of reduction; a
 reduced pseudo-grid is laid out by the same functions with its own ``side``.
 
-Source: transformers 5.23, models/llava_onevision/{modeling,processing}_llava_onevision.py and
+Source: transformers 5.23, models/llava_onevision/{modeling,processing}_llava_onevision.py, the same of llava_next, and
 image_processing_utils.py. Copied in behaviour, down to the rounding, and tested equal.
 """
 
@@ -56,12 +56,16 @@ class AnyresGeometry:
         patch_px: side of a patch.
         pinpoints: (height, width) px of every canvas an image may be fitted to.
         max_tiles: budget of ``anyres_max_N``; a larger unpadded grid is interpolated down. None: no budget.
+        tiles_every_image: each of several images is tiled like one alone; else it is its base tile.
+        reads_videos: frames of videos are read, each pooled by two.
     """
 
     tile_px: int
     patch_px: int
     pinpoints: tuple[tuple[int, int], ...]
     max_tiles: int | None
+    tiles_every_image: bool = False
+    reads_videos: bool = True
 
     @property
     def grid(self) -> int:
@@ -157,6 +161,8 @@ class AnyresGeometry:
 def load_geometry(files: ModelFiles) -> AnyresGeometry:
     """The geometry a model's config.json describes.
 
+    LLaVA-NeXT has one rule, which config.json does not name: every image is tiled, without a budget, and no video.
+
     Raises:
         ModelLoadError: a key is missing, a canvas is no multiple of the tile, or the aspect ratio rule is unknown.
     """
@@ -171,6 +177,8 @@ def load_geometry(files: ModelFiles) -> AnyresGeometry:
                 f"{files.config.where}: canvas {height}x{width} in image_grid_pinpoints is no multiple of the "
                 f"{tile_px} px tile"
             )
+    if files.model_type == "llava_next":
+        return AnyresGeometry(tile_px, patch_px, pinpoints, None, tiles_every_image=True, reads_videos=False)
     rule = files.config["vision_aspect_ratio"]
     budget = re.fullmatch(r"anyres(?:_max_(\d+))?", rule)
     if budget is None:

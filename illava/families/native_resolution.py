@@ -1,0 +1,169 @@
+"""Native-resolution arithmetic of the Qwen towers: the size a picture is brought to, and its grid of patches.
+
+Integers only: no pixels, no tensors, no torch, so readers and `--plan` may use it. Knows nothing of reduction.
+
+Source: transformers 5.23, models/qwen2_vl/{image_processing_pil,video_processing}_qwen2_vl.py and
+models/qwen3_vl/video_processing_qwen3_vl.py. Copied in behaviour, down to the rounding, and tested equal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from illava.errors import PreprocessError
+
+MAX_ASPECT_RATIO = 200
+
+
+@dataclass(frozen=True, slots=True)
+class PixelRange:
+    """How many pixels a resized picture may have; of a video, each frame or the whole clip."""
+
+    least: int
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
+class PatchGrid:
+    """Patches of one medium.
+
+    Attributes:
+        times: temporal patches; 1 for an image. Each is one segment of the tower's attention.
+        rows, cols: patches of each.
+        side: patches per side of a group, which the merger joins into one vision token.
+    """
+
+    times: int
+    rows: int
+    cols: int
+    side: int
+
+    @property
+    def num_patches(self) -> int:
+        return self.times * self.rows * self.cols
+
+    @property
+    def groups(self) -> tuple[int, int]:
+        """(rows, cols) of groups of one temporal patch."""
+        return self.rows // self.side, self.cols // self.side
+
+    @property
+    def num_groups(self) -> int:
+        return self.num_patches // self.side**2
+
+
+@dataclass(frozen=True, slots=True)
+class NativeGeometry:
+    """Sizes and grids of one model.
+
+    Attributes:
+        patch_px: side of a patch.
+        group_side: patches per side of a group.
+        frames_per_patch: frames that one temporal patch spans.
+        image_pixels: of one image.
+        video_pixels: of one frame, or of all frames together, as ``video_budget`` says.
+        video_budget: ``frame`` (Qwen2-VL, Qwen2.5-VL) or ``clip`` (Qwen3-VL).
+    """
+
+    patch_px: int
+    group_side: int
+    frames_per_patch: int
+    image_pixels: PixelRange
+    video_pixels: PixelRange
+    video_budget: Literal["frame", "clip"] = "frame"
+
+    @property
+    def factor_px(self) -> int:
+        """Both sides of a resized picture are multiples of this: the side of a group."""
+        return self.patch_px * self.group_side
+
+    def image_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) px an image is resized to.
+
+        Raises:
+            PreprocessError: one side is more than `MAX_ASPECT_RATIO` times the other.
+        """
+        return smart_resize(height, width, factor_px=self.factor_px, pixels=self.image_pixels)
+
+    def video_size(self, num_frames: int, height: int, width: int) -> tuple[int, int]:
+        """(height, width) px every frame of a video is resized to.
+
+        Raises:
+            PreprocessError: as `image_size`.
+        """
+        if self.video_budget == "frame":
+            return smart_resize(height, width, factor_px=self.factor_px, pixels=self.video_pixels)
+        # One frame alone stands twice in its temporal patch; transformers refuses it, here it counts as these two.
+        num_frames = max(num_frames, self.frames_per_patch)
+        smallest = min(height, width)
+        if smallest < self.factor_px:
+            scale = self.factor_px / smallest
+            height, width = int(height * scale), int(width * scale)
+        return smart_resize(
+            height,
+            width,
+            factor_px=self.factor_px,
+            pixels=self.video_pixels,
+            num_frames=num_frames,
+            counted_frames=round(num_frames / self.frames_per_patch) * self.frames_per_patch,
+        )
+
+    def grid(self, kind: Literal["image", "video"], num_frames: int, height: int, width: int) -> PatchGrid:
+        """Patches of a medium of ``num_frames`` frames that has its model size already."""
+        times = 1 if kind == "image" else -(-num_frames // self.frames_per_patch)
+        return PatchGrid(times, height // self.patch_px, width // self.patch_px, self.group_side)
+
+    def grid_of(self, kind: Literal["image", "video"], num_frames: int, height: int, width: int) -> PatchGrid:
+        """Patches of a medium of ``num_frames`` frames before any resize."""
+        size = self.image_size(height, width) if kind == "image" else self.video_size(num_frames, height, width)
+        return self.grid(kind, num_frames, *size)
+
+    def max_pixels(self, num_frames: int) -> int:
+        """Upper bound of the pixels of ``num_frames`` images, or of a video of as many frames, after the resize."""
+        images, video = num_frames * self._bound(self.image_pixels), self._bound(self.video_pixels)
+        if self.video_budget == "clip":  # five frames are counted as four
+            return max(images, video + video // 4, num_frames * MAX_ASPECT_RATIO * self.factor_px**2)
+        return max(images, num_frames * video)
+
+    def _bound(self, pixels: PixelRange) -> int:
+        """Rounding up to whole groups, on a picture as long as is taken, may pass the range."""
+        rounded_up = pixels.least + 15 * self.factor_px * math.isqrt(pixels.least) + self.factor_px**2
+        return max(pixels.most, rounded_up, MAX_ASPECT_RATIO * self.factor_px**2)
+
+
+def smart_resize(
+    height: int, width: int, *, factor_px: int, pixels: PixelRange, num_frames: int = 1, counted_frames: int = 1
+) -> tuple[int, int]:
+    """The (height, width) px nearest to a picture's own that are whole groups and within a range of pixels.
+
+    Args:
+        height, width: of the picture, px.
+        factor_px: both sides become multiples of it.
+        pixels: the range; of a clip, over all its frames.
+        num_frames: frames that share the range.
+        counted_frames: the same rounded to whole temporal patches; decides whether the range is kept.
+
+    Raises:
+        PreprocessError: one side is more than `MAX_ASPECT_RATIO` times the other.
+    """
+    if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
+        raise PreprocessError(
+            f"a picture of {width}x{height} px is more than {MAX_ASPECT_RATIO} times as long as it is wide; this model "
+            "takes none of these: crop it first"
+        )
+    rounded = round(height / factor_px) * factor_px, round(width / factor_px) * factor_px
+    if counted_frames * rounded[0] * rounded[1] > pixels.most:
+        shrink = math.sqrt((num_frames * height * width) / pixels.most)
+        return _whole_groups(math.floor, height / shrink, width / shrink, factor_px)
+    if counted_frames * rounded[0] * rounded[1] < pixels.least:
+        grow = math.sqrt(pixels.least / (num_frames * height * width))
+        return _whole_groups(math.ceil, height * grow, width * grow, factor_px)
+    return rounded
+
+
+def _whole_groups(rounding: Callable[[float], int], height: float, width: float, factor_px: int) -> tuple[int, int]:
+    rows, cols = rounding(height / factor_px), rounding(width / factor_px)
+    return max(1, rows) * factor_px, max(1, cols) * factor_px
