@@ -7,6 +7,7 @@ Knows nothing of leases or shards.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import time
@@ -223,13 +224,20 @@ def _start_local(runtime: RuntimeConfig, *, debug: bool) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     ray.init(
         address="local",
-        num_cpus=max(1, round(runtime.num_vlm_actors.max * runtime.cpus_per_actor + runtime.num_reader_actors)),
+        num_cpus=math.ceil(runtime.num_vlm_actors.max * runtime.cpus_per_actor) + runtime.num_reader_actors,
         object_store_memory=_object_store_bytes(runtime),
         include_dashboard=False,
         logging_level=logging.ERROR,
         log_to_driver=debug,
         _node_ip_address="127.0.0.1",
     )
+    num_gpus = ray.cluster_resources().get("GPU", 0)
+    if runtime.gpus_per_actor > num_gpus:
+        ray.shutdown()
+        raise ClusterError(
+            f"runtime.gpus_per_actor is {runtime.gpus_per_actor:g} and this machine has {num_gpus:g} GPUs; on CPU "
+            "it needs runtime.gpus_per_actor=0 and model.device=cpu"
+        )
 
 
 def _object_store_bytes(runtime: RuntimeConfig) -> int | None:

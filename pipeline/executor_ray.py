@@ -101,7 +101,7 @@ class RayExecutor:
         self._readers: list[_Reader] = []
         self._past_usage: list[WorkerUsage] = []
         self._num_spawned = 0
-        self._began_s = self._said_waiting_s = time.monotonic()
+        self._short_since_s = self._said_waiting_s = time.monotonic()
         for _ in range(runtime.num_vlm_actors.max):
             self._spawn_vlm()
         for _ in range(runtime.num_reader_actors):
@@ -111,7 +111,7 @@ class RayExecutor:
         """Hand out what can be, then take every answer that is there; waits a moment for the first."""
         self._feed_readers()
         self._feed_vlms()
-        self._check_start()
+        self._check_standing()
         for reference in self._cluster.wait(list(self._calls), TURN_S):
             # An actor's loss takes its other calls with it, some of which may be in this same list.
             take = self._calls.pop(reference, None)
@@ -260,15 +260,17 @@ class RayExecutor:
             self._calls.pop(reference, None)
         self._cluster.kill(slot.actor)
 
-    def _check_start(self) -> None:
-        num_started = sum(vlm.started for vlm in self._vlms)
+    def _check_standing(self) -> None:
+        """Say that too few actors stand, now and then; give up when it lasts."""
+        num_vlms, num_readers = (sum(one.started for one in slots) for slots in (self._vlms, self._readers))
         now_s = time.monotonic()
-        if num_started >= self._fewest_vlms or (num_started and now_s - self._began_s < START_TIMEOUT_S):
+        if num_vlms >= self._fewest_vlms and num_readers:
+            self._short_since_s = self._said_waiting_s = now_s
             return
-        waited_s = now_s - self._began_s
+        waited_s = now_s - self._short_since_s
         message = (
-            f"waiting for VLM actors for {waited_s:.0f} s: {num_started} of at least {self._fewest_vlms} stand; "
-            f"the cluster has {self._cluster.resources()}"
+            f"waiting for actors for {waited_s:.0f} s: {num_vlms} VLM actors of at least {self._fewest_vlms} and "
+            f"{num_readers} readers stand; the cluster has {self._cluster.resources()}"
         )
         if waited_s >= START_TIMEOUT_S:
             raise ClusterError(f"{message}; lower runtime.gpus_per_actor, cpus_per_actor or num_vlm_actors.min")

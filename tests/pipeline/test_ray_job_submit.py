@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def cluster(ray_folder):
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(ray_folder / "token"),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # off, it listens on loopback only
     }
     gcs, dashboard, agent, grpc, client = _free_ports(5)
     options = {
@@ -90,7 +92,7 @@ def cluster(ray_folder):
 
 
 def _wait_until_up(address: str, head: subprocess.Popen, log: Path) -> None:
-    deadline_s = time.monotonic() + 120
+    deadline_s = time.monotonic() + 240
     while True:
         try:
             urllib.request.urlopen(f"{address}/api/version", timeout=5).close()

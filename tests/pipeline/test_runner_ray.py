@@ -166,7 +166,7 @@ def test_a_driver_killed_in_the_middle_takes_its_cluster_along_and_the_run_resum
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")])}
     with open(tmp_path / "log", "wb") as log:
         driver = subprocess.Popen([sys.executable, "-c", code], cwd=root, env=environment, stdout=log, stderr=log)
-    deadline_s = time.monotonic() + 120
+    deadline_s = time.monotonic() + 240
     while not list(output.glob("data/*.parquet")):
         assert driver.poll() is None, (tmp_path / "log").read_text()
         assert time.monotonic() < deadline_s
