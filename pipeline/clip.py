@@ -15,15 +15,20 @@ from pipeline.container import Container
 from pipeline.errors import ItemError
 from pipeline.sampling import Timeline
 
+_CODECS_FOR_DECORD = frozenset({"h264", "hevc", "vp8", "vp9"})
 _LATE_BY_S = 0.5  # a container whose last packet ends this much before its declared end was cut short
 
 
 class Packet(NamedTuple):
-    """One coded frame, without its bytes; times in stream time base."""
+    """One coded frame, without its bytes; times in stream time base.
+
+    ``is_fresh_start``: a key frame behind which nothing refers to anything before it (`pipeline.nal`).
+    """
 
     pts: int | None
     dts: int | None
     is_keyframe: bool
+    is_fresh_start: bool
     is_corrupt: bool
     is_discard: bool
 
@@ -37,6 +42,7 @@ class Clip:
         timeline: every frame that is shown.
         order: presentation time in stream time base -> frame index; None where the container has no such times.
         seek_pts: index of a key frame -> where to seek for it; only where seeking is exact.
+        is_closed: every key frame starts afresh.
         problem: what is missing from the file, None when all is there.
     """
 
@@ -45,7 +51,31 @@ class Clip:
     timeline: Timeline
     order: dict[int, int] | None
     seek_pts: dict[int, int]
+    is_closed: bool
     problem: str | None
+
+    @property
+    def unfit_for_decord(self) -> str | None:
+        """Why decord must not be asked, None where it may."""
+        if self.codec == "av1":
+            return "its FFmpeg has no AV1 decoder"
+        if self.container == "mpegts":
+            return "it silently seeks to wrong frames in mpegts"
+        if self.codec in {"h264", "hevc"} and not self.is_closed:
+            return "it silently seeks to wrong frames where key frames do not start afresh"
+        if self.codec not in _CODECS_FOR_DECORD:
+            return f"its seeking has not been tested with {self.codec}"
+        if self.order is None:
+            return "it makes up times where the container has none"
+        if self.problem:
+            return f"it loses every frame of an incomplete file ({self.problem})"
+        return None
+
+    def stretches(self, wanted: Sequence[int]) -> list[tuple[int, int]]:
+        """(key frame, last wanted frame that hangs on it) of every group of pictures with a wanted frame, in order."""
+        keyframes = self.timeline.keyframes
+        last_of = {bisect_right(keyframes, index): index for index in wanted}
+        return [(keyframes[place - 1] if place else 0, last) for place, last in last_of.items()]
 
 
 def describe_clip(
@@ -78,15 +108,15 @@ def describe_clip(
         problem = f"truncated or damaged: {len(good)} of {num_expected} frames are there"
     shown = [packet for packet in good if not packet.is_discard]
     if not shown:
-        error_type = "corrupt_media" if problem else "empty_media"
-        raise ItemError(error_type, f"the video has no frame to show ({problem or 'no packets'})")
+        raise ItemError("corrupt_media" if problem else "empty_media", f"no frame to show ({problem or 'no packets'})")
 
+    is_closed = all(packet.is_fresh_start for packet in good if packet.is_keyframe)
     pts = [packet.pts for packet in shown if packet.pts is not None]
     if len(set(pts)) < len(shown):
         if not frame_rate:
             raise ItemError("corrupt_media", "the container gives neither frame times nor a frame rate")
         times_s = tuple(float(index / frame_rate) for index in range(len(shown)))
-        return Clip(container, codec, Timeline(times_s, _keyframes(shown)), None, {}, problem)
+        return Clip(container, codec, Timeline(times_s, _keyframes(shown)), None, {}, is_closed, problem)
 
     shown = [packet for _, packet in sorted(zip(pts, shown, strict=True))]
     pts = sorted(pts)
@@ -98,7 +128,7 @@ def describe_clip(
         }
     times_s = tuple(float((value - pts[0]) * time_base) for value in pts)
     order = {value: index for index, value in enumerate(pts)}
-    return Clip(container, codec, Timeline(times_s, keyframes), order, seek_pts, problem)
+    return Clip(container, codec, Timeline(times_s, keyframes), order, seek_pts, is_closed, problem)
 
 
 def ends_early(end_s: float, declared_s: float) -> str | None:
@@ -108,23 +138,16 @@ def ends_early(end_s: float, declared_s: float) -> str | None:
     return f"truncated: ends at {end_s:.2f} s of {declared_s:.2f} s"
 
 
-def stretches(wanted: Sequence[int], keyframes: Sequence[int]) -> list[tuple[int, int]]:
-    """(key frame, last wanted frame that hangs on it) of every group of pictures with a wanted frame, in order."""
-    last_of = {bisect_right(keyframes, index): index for index in wanted}
-    return [(keyframes[place - 1] if place else 0, last) for place, last in last_of.items()]
+def check_pixels(width: int, height: int, *, most: int) -> None:
+    """Refuse, as ``too_large``, frames above the budget."""
+    if width * height > most:
+        raise ItemError("too_large", f"frames of {width}x{height} px exceed max_pixels_per_frame = {most}")
 
 
-def unfit_for_decord(clip: Clip) -> str | None:
-    """Why decord must not be asked, None where it may."""
-    if clip.codec == "av1":
-        return "its FFmpeg has no AV1 decoder"
-    if clip.container == "mpegts":
-        return "it silently seeks to wrong frames in mpegts"
-    if clip.order is None:
-        return "it makes up times where the container has none"
-    if clip.problem:
-        return f"it loses every frame of an incomplete file ({clip.problem})"
-    return None
+def check_duration(duration_s: float, *, most_s: float) -> None:
+    """Refuse, as ``too_large``, a clip above the budget."""
+    if duration_s > most_s:
+        raise ItemError("too_large", f"a clip of {duration_s:.1f} s exceeds max_duration_s = {most_s}")
 
 
 def _keyframes(shown: Sequence[Packet]) -> tuple[int, ...]:

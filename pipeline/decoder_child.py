@@ -53,7 +53,7 @@ def main(alive_read: int, memory_bytes: int) -> None:
         answer, tiles = _answer(json.loads(message), media, preprocessor)
         _write_message(answers, answer)
         for array in tiles:
-            rest = memoryview(array.reshape(-1))
+            rest = memoryview(array.reshape(-1).data)
             while rest:
                 rest = rest[answers.write(rest) :]
         with contextlib.suppress(OSError):

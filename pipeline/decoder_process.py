@@ -176,7 +176,7 @@ class _Child:
                 raise _EndedError from error
 
     def receive_header(self, deadline_s: float) -> dict[str, Any]:
-        (num_bytes,) = LENGTH.unpack(self.receive(LENGTH.size, deadline_s))
+        (num_bytes,) = LENGTH.unpack(self.receive(LENGTH.size, deadline_s).tobytes())
         if num_bytes > _MAX_HEADER_BYTES:
             raise ValueError(f"a header of {num_bytes} bytes")
         return json.loads(self.receive(num_bytes, deadline_s).tobytes())
@@ -186,7 +186,7 @@ class _Child:
         if num_bytes > self._memory_bytes:
             raise ValueError(f"{num_bytes} bytes announced, more than the process may have")
         data = np.empty(num_bytes, np.uint8)
-        rest = memoryview(data)
+        rest = memoryview(data.data)
         while rest:
             _wait(self._stdout, select.POLLIN, deadline_s)
             received = os.readv(self._stdout, [rest])

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pipeline.clip import Clip, Packet, describe_clip, ends_early, stretches, unfit_for_decord
+from pipeline.clip import Clip, Packet, check_duration, check_pixels, describe_clip, ends_early
 from pipeline.container import HEAD_BYTES, Container, sniff
 from pipeline.errors import ItemError
+from pipeline.nal import starts_afresh
 from pipeline.sampling import choose_frames
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ DecoderChoice = Literal["auto", "decord", "pyav"]
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _READ_BYTES = 1 << 18
+_FIRST_PTS = -(1 << 63)
 _NO_FAULTS = 1e-9  # decord: raise instead of handing out a neighbour for a frame it lost; 0 would allow any number
 
 
@@ -70,18 +72,21 @@ def load_video(path: str, media: MediaConfig, *, decoder: DecoderChoice) -> Fram
     wanted = choose_frames(clip.timeline, media.frame_sampling, num_frames=media.num_frames)
     if not wanted:
         raise ItemError("corrupt_media", "the container marks no key frames; use frame_sampling: {kind: uniform}")
-    unfit = unfit_for_decord(clip) or (None if find_spec("decord") else "it is not installed on this machine")
+    unfit = clip.unfit_for_decord or (None if find_spec("decord") else "it is not installed on this machine")
     if decoder == "decord" and unfit:
-        raise ItemError("unsupported_media", f"decord cannot read this file: {unfit}; use decoder: auto")
+        raise ItemError(
+            "corrupt_media" if clip.problem else "unsupported_media",
+            f"decord cannot read this file: {unfit}; use decoder: auto",
+        )
     if decoder == "pyav" or unfit:
         found, name = _read_pyav(path, clip, wanted, media), "pyav"
     else:
         found, name = _read_decord(path, clip, wanted), "decord"
-    if not found:
-        raise ItemError("corrupt_media", f"none of the {len(wanted)} chosen frames can be decoded ({name})")
     problems = [clip.problem] if clip.problem else []
-    if len(found) < len(wanted):
-        problems.append(f"{len(wanted) - len(found)} of {len(wanted)} chosen frames cannot be decoded")
+    if missing := len(wanted) - len(found):
+        problems.append(f"{missing} of {len(wanted)} chosen frames cannot be decoded whole")
+    if not found:
+        raise ItemError("corrupt_media", f"no frame left ({name}): {'; '.join(problems)}")
     times_s = tuple(clip.timeline.timestamps_s[index] for index in sorted(found))
     return Frames([found[index] for index in sorted(found)], times_s, name, "; ".join(problems) or None)
 
@@ -97,9 +102,8 @@ def load_images(paths: Sequence[str], media: MediaConfig) -> Frames:
         try:
             frames.append(_load_image(path, media.max_pixels_per_frame))
         except ItemError as error:
-            if len(paths) == 1:
-                raise
-            raise ItemError(error.error_type, f"picture {place + 1} of {len(paths)}: {error}") from error
+            where = f"picture {place + 1} of {len(paths)}: " if len(paths) > 1 else ""
+            raise ItemError(error.error_type, f"{where}{error}") from error
     return Frames(frames, (), "pillow")
 
 
@@ -107,9 +111,8 @@ def _load_image(path: str, max_pixels: int) -> np.ndarray:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     with open(path, "rb") as file:
-        head = file.read(16)
-    if not head:
-        raise ItemError("empty_media", "the file has zero bytes")
+        if not (head := file.read(12)):
+            raise ItemError("empty_media", "the file has zero bytes")
     Image.MAX_IMAGE_PIXELS = max_pixels
     try:
         with warnings.catch_warnings():
@@ -119,7 +122,7 @@ def _load_image(path: str, max_pixels: int) -> np.ndarray:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ItemError("too_large", f"the picture has more than max_pixels_per_frame = {max_pixels} pixels") from error
     except UnidentifiedImageError as error:
-        message = f"not a picture of {', '.join(IMAGE_FORMATS)} (first bytes {head[:12].hex(' ')})"
+        message = f"not a picture of {', '.join(IMAGE_FORMATS)} (first bytes {head.hex(' ')})"
         raise ItemError("unsupported_media", message) from error
     except (ItemError, MemoryError):
         raise
@@ -146,13 +149,13 @@ def _opened(path: str, container: Container) -> Iterator[tuple[Any, Any]]:
     import av
 
     av.logging.set_level(None)
-    options = {"protocol_whitelist": "", "format_whitelist": container}
+    only = {"protocol_whitelist": "", "format_whitelist": container}
     with open(path, "rb") as bytes_in:
         try:
-            file = av.open(bytes_in, "r", format=container, options=options, buffer_size=_READ_BYTES)
-        except MemoryError:
-            raise
+            file = av.open(bytes_in, "r", format=container, options=only, buffer_size=_READ_BYTES)
         except av.error.FFmpegError as error:
+            if isinstance(error, MemoryError):
+                raise
             raise ItemError("corrupt_media", f"the {container} container cannot be read: {error.strerror}") from error
         with file:
             stream = file.streams.best("video")
@@ -167,96 +170,111 @@ def _opened(path: str, container: Container) -> Iterator[tuple[Any, Any]]:
 def _scan(path: str, container: Container, media: MediaConfig) -> Clip:
     """Check the budgets, then list every frame without decoding one."""
     with _opened(path, container) as (file, stream):
-        _check_pixels(stream.codec_context.width, stream.codec_context.height, media)
+        check_pixels(stream.codec_context.width, stream.codec_context.height, most=media.max_pixels_per_frame)
         declared_s = (file.duration or 0) / 1e6
-        _check_duration(declared_s, media)
+        check_duration(declared_s, most_s=media.max_duration_s)
         packets, end_s = _read_packets(file, stream)
+        num_listed = {"mov": sum(entry.size > 0 for entry in stream.index_entries), "avi": stream.frames}
         clip = describe_clip(
             packets,
             container=container,
             codec=stream.codec_context.codec.canonical_name,
             time_base=stream.time_base,
             frame_rate=stream.average_rate,
-            num_declared={"mov": len(stream.index_entries), "avi": stream.frames}.get(container, 0),
+            num_declared=num_listed.get(container, 0),
             problem_at_end=ends_early(end_s, declared_s),
         )
-    _check_duration(clip.timeline.timestamps_s[-1], media)
+    check_duration(clip.timeline.timestamps_s[-1], most_s=media.max_duration_s)
     return clip
 
 
 def _read_packets(file: Any, stream: Any) -> tuple[list[Packet], float]:
     """Every packet of the stream, and the time at which the last packet of any stream ends."""
-    import av
-
     packets, end_s, start_s = [], 0.0, (file.start_time or 0) / 1e6
-    try:
-        for packet in file.demux():
-            if not packet.size:
-                continue
-            if packet.dts is not None and not packet.is_corrupt:
-                last = max(packet.dts, packet.pts if packet.pts is not None else packet.dts) + (packet.duration or 0)
-                end_s = max(end_s, float(last * packet.time_base) - start_s)
-            if packet.stream_index == stream.index:
-                flags = packet.is_keyframe, packet.is_corrupt, packet.is_discard
-                packets.append(Packet(packet.pts, packet.dts, *flags))
-    except MemoryError:
-        raise
-    except av.error.FFmpegError:
-        pass  # a file that ends early: what is missing shows in the counts
+    codec, extradata = stream.codec_context.codec.canonical_name, stream.codec_context.extradata
+    for packet in _demux(file):
+        if not packet.size:
+            continue
+        if packet.dts is not None and not packet.is_corrupt:
+            last = max(packet.dts, packet.pts if packet.pts is not None else packet.dts) + (packet.duration or 0)
+            end_s = max(end_s, float(last * packet.time_base) - start_s)
+        if packet.stream_index == stream.index:
+            is_fresh = packet.is_keyframe and starts_afresh(bytes(packet), codec=codec, extradata=extradata)
+            flags = packet.is_keyframe, is_fresh, packet.is_corrupt, packet.is_discard
+            packets.append(Packet(packet.pts, packet.dts, *flags))
     return packets, end_s
 
 
 def _read_pyav(path: str, clip: Clip, wanted: Sequence[int], media: MediaConfig) -> dict[int, np.ndarray]:
-    """The wanted frames that can be decoded, by index: group of pictures by group, sought where that is exact."""
+    """The wanted frames that can be decoded, by index; sought where seeking is exact, else decoded from the start."""
     found: dict[int, np.ndarray] = {}
-    with _opened(path, clip.container) as (file, stream):
-        decoded, position = _decode(file, stream, clip, start=0), -1
-        for key, last in stretches(wanted, clip.timeline.keyframes):
-            if key > position + 1 and key in clip.seek_pts:
-                file.seek(clip.seek_pts[key], stream=stream)
-                decoded = _decode(file, stream, clip, start=key)
-            for position, frame in decoded:
-                if position in wanted and not frame.is_corrupt:
-                    found[position] = _upright_rgb(frame, media)
-                if position >= last:
-                    break
+    for seek_pts in (clip.seek_pts, {}):
+        with _opened(path, clip.container) as (file, stream):
+            decoded, position = _decode(file, stream, clip), -1
+            for key, last in clip.stretches(wanted):
+                if key > position + 1 and key in seek_pts:
+                    file.seek(seek_pts[key], stream=stream)
+                    decoded = _decode(file, stream, clip)
+                for position, frame in decoded:
+                    if position in wanted:
+                        found[position] = _upright_rgb(frame, media)
+                    if position >= last:
+                        break
+        if len(found) == len(wanted) or not seek_pts:  # else something that was skipped may have been needed
+            break
     if len({frame.shape for frame in found.values()}) > 1:
         raise ItemError("unsupported_media", "the video changes its frame size midway")
     return found
 
 
-def _decode(file: Any, stream: Any, clip: Clip, *, start: int) -> Iterator[tuple[int, Any]]:
-    """Frames with their index, from the container's present position; what cannot be decoded is left out."""
+def _decode(file: Any, stream: Any, clip: Clip) -> Iterator[tuple[int, Any]]:
+    """Frames with their index, from the container's present position.
+
+    Left out are frames that cannot be decoded and those behind them up to the next key frame, predicted from them.
+    """
     import av
 
-    count = start
-    packets = file.demux(stream)
-    while True:
+    count, damaged_pts = 0, None
+    for packet in _demux(file, stream):
         try:
-            packet = next(packets)
-            frames = packet.decode()
-        except StopIteration:
-            return
-        except MemoryError:
-            raise
+            frames = None if packet.is_corrupt else packet.decode()
         except av.error.EOFError:
             return
         except av.error.InvalidDataError:
+            frames = None
+        if frames is None:
+            if clip.order is None:
+                return  # frames are counted here: behind a lost one, every number would be wrong
+            damaged_pts = _FIRST_PTS if packet.pts is None else packet.pts
             continue
         for frame in frames:
             index = count if clip.order is None else clip.order.get(frame.pts)
             count += 1
-            if index is not None:
+            pts = _FIRST_PTS if frame.pts is None else frame.pts
+            if frame.is_corrupt:
+                damaged_pts = pts
+            elif frame.key_frame and damaged_pts is not None and pts > damaged_pts:
+                damaged_pts = None
+            if index is not None and (damaged_pts is None or pts < damaged_pts):
                 yield index, frame
 
 
+def _demux(file: Any, *streams: Any) -> Iterator[Any]:
+    """Packets until the file ends, early or not: what is missing then shows in the counts."""
+    import av
+
+    try:
+        yield from file.demux(*streams)
+    except av.error.FFmpegError as error:
+        if isinstance(error, MemoryError):
+            raise
+
+
 def _upright_rgb(frame: Any, media: MediaConfig) -> np.ndarray:
-    _check_pixels(frame.width, frame.height, media)
+    check_pixels(frame.width, frame.height, most=media.max_pixels_per_frame)
     turns, rest = divmod(frame.rotation, 90)
     if rest:
-        raise ItemError(
-            "unsupported_media", f"the video is turned by {frame.rotation} degrees; multiples of 90 are read"
-        )
+        raise ItemError("unsupported_media", f"turned by {frame.rotation} degrees; only multiples of 90 are read")
     return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
 
 
@@ -270,24 +288,12 @@ def _read_decord(path: str, clip: Clip, wanted: Sequence[int]) -> dict[int, np.n
         if len(reader) != len(clip.timeline.timestamps_s):
             raise DecordRefusedError(f"sees {len(reader)} frames of {len(clip.timeline.timestamps_s)}")
         shown_s = reader.get_frame_timestamp([0, *wanted])[:, 0]
-        if not np.allclose(shown_s[1:] - shown_s[0], [clip.timeline.timestamps_s[i] for i in wanted], atol=2e-3):
+        if not np.allclose(
+            shown_s[1:] - shown_s[0], [clip.timeline.timestamps_s[i] for i in wanted], rtol=1e-6, atol=2e-3
+        ):
             raise DecordRefusedError("gives other times than the container")
         return {index: reader[index].asnumpy() for index in wanted}
     except (DecordRefusedError, MemoryError):
         raise
     except Exception as error:  # decord raises its own error, RuntimeError and AssertionError alike
-        raise DecordRefusedError(
-            str(error).strip().splitlines()[0][:300] if str(error).strip() else repr(error)
-        ) from error
-
-
-def _check_pixels(width: int, height: int, media: MediaConfig) -> None:
-    if width * height > media.max_pixels_per_frame:
-        raise ItemError(
-            "too_large", f"frames of {width}x{height} px exceed max_pixels_per_frame = {media.max_pixels_per_frame}"
-        )
-
-
-def _check_duration(duration_s: float, media: MediaConfig) -> None:
-    if duration_s > media.max_duration_s:
-        raise ItemError("too_large", f"a clip of {duration_s:.1f} s exceeds max_duration_s = {media.max_duration_s}")
+        raise DecordRefusedError(f"{type(error).__name__}: {str(error).strip()[:300].partition(chr(10))[0]}") from error

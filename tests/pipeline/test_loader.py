@@ -117,6 +117,7 @@ def bad_files(folder):
         write_truncated(folder / "no_index.mp4", good): "corrupt_media",
         write_audio_only(folder / "audio.mp4"): "no_video_stream",
         DATA / "segfault_a.mp4": "corrupt_media",
+        DATA / "segfault_b.mp4": "corrupt_media",
     }
 
 
@@ -134,9 +135,16 @@ def test_av1_and_incomplete_files_are_rows(open_loader, preprocessor, tmp_path):
     loader = open_loader(preprocessor)
     av1 = loader.load(item_of(write_barcode_video(tmp_path / "av1.mp4", 9, codec="libsvtav1")))
     assert (barcodes(av1), av1.stats.decoder) == ({9}, "pyav")
-    partial = loader.load(item_of(DATA / "segfault_b.mp4"))
-    assert "37 of 100" in partial.partial
-    assert len(partial.media[0].tiles) == len(partial.frame_timestamps_s) > 0
+    lossless = {"crf": "0", "preset": "ultrafast", "threads": "1"}  # large enough to lose more than its header
+    front = {"movflags": "+faststart"}
+    whole = write_barcode_video(
+        tmp_path / "w.mp4", 9, width=512, height=512, num_frames=40, options=lossless, container_options=front
+    )
+    partial = loader.load(item_of(write_truncated(tmp_path / "cut.mp4", whole, keep_ratio=0.7)))
+    assert "of 40 frames are there" in partial.partial
+    assert barcodes(partial) == {9}
+    assert len(partial.media[0].tiles) == len(partial.frame_timestamps_s) == 4
+    assert partial.frame_timestamps_s[-1] < 3.5
 
 
 def test_what_decord_refuses_is_read_by_pyav(open_loader, tmp_path):
