@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -131,9 +132,7 @@ class PagedCache:
 
     def prompt_slots(self, table_BM: Tensor, lengths: Sequence[int]) -> Tensor:
         """Flat places of the pool for packed prompts of ``lengths`` tokens in one layer: int64 [T]."""
-        device = table_BM.device
-        row_T = torch.cat([torch.full((n,), row) for row, n in enumerate(lengths)]).to(device)
-        index_T = torch.cat([torch.arange(n) for n in lengths]).to(device)
+        row_T, index_T = _rows_and_indices(tuple(lengths), table_BM.device)
         return table_BM[row_T, index_T // self.page_size].long() * self.page_size + index_T % self.page_size
 
     def last_slots(self, pages: BatchPages) -> Tensor:
@@ -162,6 +161,14 @@ class PagedCache:
         count = pages.numel()
         self._free_P[self.num_free_pages : self.num_free_pages + count] = pages
         self.num_free_pages += count
+
+
+@lru_cache(maxsize=8)
+def _rows_and_indices(lengths: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Request and index within it of every packed token; cached because all layers of one length ask for the same."""
+    row_T = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    index_T = torch.cat([torch.arange(n) for n in lengths])
+    return row_T.to(device), index_T.to(device)
 
 
 def _leading(counts: Sequence[int], width: int) -> Tensor:

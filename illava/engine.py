@@ -80,7 +80,7 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._waiting or self._encoded or self._running)
+        return bool(self._waiting or self._encoded or self._running or self._finished)
 
     def submit(self, request: Request, plan: ReductionPlan = EMPTY_PLAN) -> None:
         """Queue a request.
@@ -116,14 +116,15 @@ class Engine:
         return finished
 
     def cancel_all(self) -> list[str]:
-        """Drop every request and free its pages; the ids dropped."""
+        """Drop every request that `step` has not returned, and free its pages; the ids dropped."""
         dropped = [live.request_id for live in (*self._waiting, *self._encoded, *self._running)]
+        dropped += [generation.request_id for generation in self._finished]
         for request_id in dropped:
             self.cache.free(request_id)
         self._waiting.clear()
         self._encoded.clear()
         self._ids.clear()
-        self._running, self._batch = [], None
+        self._running, self._finished, self._batch = [], [], None
         return dropped
 
     def _encode(self) -> None:

@@ -129,14 +129,18 @@ class VLM:
         if len(set(ids)) < len(ids):
             raise RequestError("generate() was given two requests of the same id; ids must differ")
         done: dict[str, Generation] = {}
-        for request in requests:
-            try:
-                self.submit(request, plan=plan)
-            except RequestError as error:
-                timing = Timing(0.0, 0.0, 0.0, 0.0, 0.0)
-                done[request.request_id] = Generation(request.request_id, "", (), None, None, timing, error=error)
-        while self.has_work:
-            done |= {generation.request_id: generation for generation in self.step()}
+        try:
+            for request in requests:
+                try:
+                    self.submit(request, plan=plan)
+                except RequestError as error:
+                    timing = Timing(0.0, 0.0, 0.0, 0.0, 0.0)
+                    done[request.request_id] = Generation(request.request_id, "", (), None, None, timing, error=error)
+            while self.has_work:
+                done |= {generation.request_id: generation for generation in self.step()}
+        except BaseException:
+            self.cancel_all()  # out of memory, an interrupt: nothing of this call may linger in the next
+            raise
         return [done[request_id] for request_id in ids]
 
     def submit(self, request: Request, *, plan: ReductionPlan | str = EMPTY_PLAN) -> None:

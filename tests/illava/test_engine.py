@@ -250,11 +250,16 @@ def test_everything_can_be_dropped_after_an_error(vlm, requests, monkeypatch):
     monkeypatch.setattr(vlm.family, "encode", lambda *_, **__: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
     with pytest.raises(torch.OutOfMemoryError):
         vlm.step()
-    monkeypatch.undo()
+    with pytest.raises(RuntimeError, match="still running"):
+        vlm.generate([requests[4]])
     assert sorted(vlm.cancel_all()) == ["a", "b", "c", "d"]
     assert not vlm.has_work
     vlm.engine.cache.check()
     assert vlm.engine.cache.num_free_pages == vlm.engine.cache.num_pages
+    with pytest.raises(torch.OutOfMemoryError):
+        vlm.generate(requests)
+    assert not vlm.has_work
+    monkeypatch.undo()
     assert only(vlm, requests[0], EMPTY_PLAN).error is None
 
 
