@@ -1,7 +1,7 @@
 """What a plan will leave of an item's tokens, from geometry alone: for `--plan`, before any weight is loaded.
 
 Torch-free. The columns of a result row are measured, never taken from here; tests hold the two equal.
-LLaVA-OneVision only, for now. Knows nothing of prompts, items or storage.
+The LLaVA families. Knows nothing of prompts, items or storage.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from typing import Literal
 
 from illava.errors import ModelLoadError, PlanError
 from illava.families.anyres import AnyresGeometry, load_geometry
-from illava.model_files import load_model_files
+from illava.model_files import JsonSection, load_model_files
 from illava.plan import ReductionPlan, Stage
 from illava.reducers import Reducer
+
+# Source: transformers 5.23, LlamaConfig and MistralConfig.
+_DEFAULT_NUM_LAYERS = {"llama": 32, "mistral": 32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +101,13 @@ def load_model_shape(model_id: str, *, revision: str | None = None) -> ModelShap
     """Depth and geometry from config.json alone.
 
     Raises:
-        ModelLoadError: a file or key is missing, or the model is no LLaVA-OneVision.
+        ModelLoadError: a file or key is missing, or the model is no LLaVA.
     """
     files = load_model_files(model_id, revision=revision)
-    if files.model_type != "llava_onevision":
-        raise ModelLoadError(f"{model_id!r} is a {files.model_type!r} model; tokens are counted for llava_onevision")
+    if files.model_type not in ("llava_next", "llava_onevision"):
+        raise ModelLoadError(
+            f"{model_id!r} is a {files.model_type!r} model; tokens are counted for llava_next and llava_onevision"
+        )
     feature = files.config["vision_feature_layer"]
     num_blocks = files.config.section("vision_config")["num_hidden_layers"]
     if not isinstance(feature, int):
@@ -110,8 +115,14 @@ def load_model_shape(model_id: str, *, revision: str | None = None) -> ModelShap
     return ModelShape(
         geometry=load_geometry(files),
         num_vision_blocks=num_blocks + 1 + feature if feature < 0 else feature,
-        num_decoder_layers=files.config.section("text_config")["num_hidden_layers"],
+        num_decoder_layers=_num_decoder_layers(files.config.section("text_config")),
     )
+
+
+def _num_decoder_layers(text: JsonSection) -> int:
+    """Layers of the LLM; published LLaVA-NeXT 7B configurations leave out what is their class's default."""
+    default = _DEFAULT_NUM_LAYERS.get(text.get("model_type"))
+    return text["num_hidden_layers"] if default is None else text.get("num_hidden_layers", default)
 
 
 def expected_counts(
@@ -127,13 +138,16 @@ def expected_counts(
     Args:
         geometry: of the model.
         plan: what is reduced.
-        media: of the request. One image alone is tiled; of several each is one tile.
+        media: of the request. One image alone is tiled; of several each is one tile, unless the geometry tiles all.
         num_vision_blocks: blocks of the tower.
         num_decoder_layers: layers of the LLM.
 
     Raises:
-        PlanError: a layer the model does not have, or counts the released layout cannot make squares of.
+        PlanError: a layer the model does not have, counts the released layout cannot make squares of, or a video for
+            a model that reads images only.
     """
+    if not geometry.reads_videos and any(medium.kind == "video" for medium in media):
+        raise PlanError("this model reads images only, but the request holds a video; take a model that reads videos")
     _check_layers(plan, "vision_block", num_vision_blocks)
     _check_layers(plan, "decoder_layer", num_decoder_layers)
     tiles = [_num_tiles(geometry, medium, media) for medium in media]
@@ -173,7 +187,7 @@ def _check_layers(plan: ReductionPlan, stage: Stage, depth: int) -> None:
 def _num_tiles(geometry: AnyresGeometry, medium: MediumShape, media: Sequence[MediumShape]) -> int:
     if medium.kind == "video":
         return medium.num_frames
-    if sum(other.kind == "image" for other in media) > 1:
+    if sum(other.kind == "image" for other in media) > 1 and not geometry.tiles_every_image:
         return 1
     rows, cols = geometry.tile_grid(medium.height, medium.width)
     return 1 + rows * cols

@@ -174,6 +174,8 @@ PRESETS: dict[str, Any] = {
     "illava-video": lambda layout: _with_frame_budget(_video(), layout, 100),
     "illava-draw": lambda layout: _draw(8),
     "illava-draw-video": lambda layout: _with_frame_budget(_draw(2), layout, 49),
+    # No release for LLaVA-NeXT: illava-image's places, and the equal cut that comes nearest to half: 576 -> 288.
+    "illava-next-image": lambda layout: _paper_plan([5, 6, 7, 8], 72, 8, 0.70, score="released"),
     "illava-small": lambda layout: _small(),
     "illava-small-video": lambda layout: _with_frame_budget(_small(), layout, 25),
 }

@@ -81,18 +81,27 @@ def causal_attention_received(
 def last_query_attention(q_THd: Tensor, k_TJd: Tensor, lengths: tuple[int, ...], *, scale: float) -> Tensor:
     """Attention of each segment's last token to each of its tokens, mean over heads: float32 [T].
 
-    Args:
-        q_THd: queries of packed requests, [T, H, d].
-        k_TJd: keys, [T, J, d], J dividing H.
-        lengths: tokens per request, host integers.
-        scale: factor of the scores.
+    Args: see `one_query_attention`.
 
     Source: FastV, arXiv 2403.06764; the score of hulianyuyy/iLLaVA@4068149 for LLaVA-OneVision.
+    """
+    return one_query_attention(q_THd, k_TJd, lengths, query=-1, scale=scale)
+
+
+def one_query_attention(q_THd: Tensor, k_TJd: Tensor, lengths: tuple[int, ...], *, query: int, scale: float) -> Tensor:
+    """Attention of one token of each segment to each of its tokens, mean over heads: float32 [T].
+
+    Args:
+        q_THd: queries of packed segments, [T, H, d].
+        k_TJd: keys, [T, J, d], J dividing H.
+        lengths: tokens per segment, host integers.
+        query: which token asks: -1 the last; 0 the first, which is CLS in a tower that has one.
+        scale: factor of the scores.
     """
     num_key_heads = k_TJd.shape[1]
     scores = []
     for q_NHd, k_NJd in zip(q_THd.split(lengths), k_TJd.split(lengths), strict=True):
-        q_JGd = q_NHd[-1].float().view(num_key_heads, -1, q_NHd.shape[-1]) * scale
+        q_JGd = q_NHd[query].float().view(num_key_heads, -1, q_NHd.shape[-1]) * scale
         logit_JGN = torch.bmm(q_JGd, k_NJd.float().permute(1, 2, 0))
         scores.append(logit_JGN.softmax(-1).mean((0, 1)))
     return torch.cat(scores)

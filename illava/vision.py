@@ -4,7 +4,12 @@ Computes the evidence a reducer asks for and nothing else, keeps the assignments
 checks that every configured step fired, and turns assignments into trace steps. Knows no tower, no layout and no
 reducer by name.
 
-Shape suffixes: T tokens packed end to end, K kept tokens, D channels, H heads, d head width.
+Where a tower has a CLS token, it leads every segment: it is a query and a key of the scored attention like any other
+token (attention received is the mean over all queries of the segment, CLS included), but no reducer sees it, so it is
+never merged, dropped or counted. It leaves behind the last block, before ``vision_output``.
+
+Shape suffixes: T tokens packed end to end, P patches among them (all of them without CLS), K kept tokens, D channels,
+H heads, d head width.
 """
 
 from __future__ import annotations
@@ -20,14 +25,20 @@ from illava.errors import ReductionDidNotFireError
 from illava.plan import ReductionPlan
 from illava.reducers import Evidence, EvidenceKind, Reducer, Stage
 from illava.requests import TraceStep
-from illava.scores import attention_received
-from illava.tokens import Assignment, Tokens, carry, merge
+from illava.scores import attention_received, one_query_attention
+from illava.tokens import Assignment, Tokens, carry, lift, merge, offsets
 
 # What can be measured in and after a tower, by stage; a family's `check` refuses a reducer that needs more.
 VISION_EVIDENCE: dict[Stage, frozenset[EvidenceKind]] = {
     "vision_block": frozenset({"attention_received", "keys"}),
     "vision_output": frozenset({"attention_received"}),
     "decoder_input": frozenset({"attention_received"}),
+}
+# The same in a tower with a CLS token.
+CLS_EVIDENCE: dict[Stage, frozenset[EvidenceKind]] = {
+    **VISION_EVIDENCE,
+    "vision_block": VISION_EVIDENCE["vision_block"] | {"cls_attention"},
+    "vision_output": VISION_EVIDENCE["vision_output"] | {"cls_attention"},
 }
 
 
@@ -38,8 +49,8 @@ class VisionStep:
     Attributes:
         stage: ``vision_block`` or ``vision_output``.
         block: 0-based, None after the tower.
-        assignment: over all tokens of the packed call.
-        lengths_before: tokens per segment that went in.
+        assignment: over all patches of the packed call; a CLS token is not among them.
+        lengths_before: patches per segment that went in.
         place_K3: int64 (tile, row, col) of what came out.
     """
 
@@ -54,21 +65,40 @@ class VisionReduction:
     """The reductions of one packed call of a tower.
 
     Attributes:
-        lengths: tokens per segment as they are now.
-        place_T3: int64 (tile, row, col) of the tokens as they are now.
-        score_T: float32 attention received in the last block by the tokens as they are now; None before that block,
+        lengths: tokens per segment as they are now, CLS included while it is there: what attention runs over.
+        place_T3: int64 (tile, row, col) of the patches as they are now.
+        score_T: float32 attention received in the last block by the patches as they are now; None before that block,
             and where no later stage of the plan asks for it.
         steps: what took place, in order.
     """
 
-    def __init__(self, plan: ReductionPlan, lengths: tuple[int, ...], place_T3: Tensor, *, num_blocks: int) -> None:
-        self.lengths = lengths
+    def __init__(
+        self,
+        plan: ReductionPlan,
+        lengths: tuple[int, ...],
+        place_T3: Tensor,
+        *,
+        num_blocks: int,
+        has_cls: bool = False,
+    ) -> None:
+        """Begin a packed call.
+
+        Args:
+            plan: its ``vision_block`` and ``vision_output`` steps act here.
+            lengths: patches per segment.
+            place_T3: int64 (tile, row, col) of every patch.
+            num_blocks: blocks of the tower.
+            has_cls: one more token leads every segment, in no count and no place.
+        """
+        self.lengths = tuple(n + has_cls for n in lengths)
         self.place_T3 = place_T3
         self.score_T: Tensor | None = None
         self.steps: list[VisionStep] = []
-        self._plan = plan
+        self._plan, self._has_cls = plan, has_cls
+        self._cls_score_T: Tensor | None = None
+        self._last_block = num_blocks - 1
         later: tuple[Stage, ...] = ("vision_output", "decoder_input")
-        self._scored_block = num_blocks - 1 if any(_asks(plan.at(stage), stage) for stage in later) else None
+        self._later = frozenset(kind for stage in later for kind in _asked(plan.at(stage), stage))
 
     def at(self, block: int, hidden_TD: Tensor, q_THd: Tensor, k_THd: Tensor, *, scale: float) -> Tensor:
         """Reduce inside a block, after attention and its residual, before the MLP's norm: [T, D] -> [K, D].
@@ -84,28 +114,34 @@ class VisionReduction:
             ReductionDidNotFireError: a step is configured here and removed nothing.
         """
         reducer = self._plan.at("vision_block", block)
-        if reducer is None and block != self._scored_block:
+        here, later = _asked(reducer, "vision_block"), self._later if block == self._last_block else frozenset()
+        if reducer is None and not later:
             return hidden_TD
-        score_T = None
-        if block == self._scored_block or _asks(reducer, "vision_block"):
-            score_T = attention_received(q_THd, k_THd, self.lengths, scale=scale)
-        if block == self._scored_block:
-            self.score_T = score_T
+        patch_P = self._patch_index(hidden_TD.device)
+        score_T = cls_score_T = None
+        if "attention_received" in here | later:
+            score_T = _only(patch_P, attention_received(q_THd, k_THd, self.lengths, scale=scale))
+        if "cls_attention" in here | later:
+            cls_score_T = _only(patch_P, one_query_attention(q_THd, k_THd, self.lengths, query=0, scale=scale))
+        if later:
+            self.score_T, self._cls_score_T = score_T, cls_score_T
         if reducer is None:
             return hidden_TD
-        keys_THd = k_THd if "keys" in reducer.evidence("vision_block") else None
-        evidence = Evidence(attention_received_T=score_T, keys_THd=keys_THd)
+        keys_THd = _only(patch_P, k_THd) if "keys" in here else None
+        evidence = Evidence(attention_received_T=score_T, keys_THd=keys_THd, cls_attention_T=cls_score_T)
         return self._reduce(reducer, "vision_block", block, hidden_TD, evidence)
 
     def after_tower(self, hidden_TD: Tensor) -> Tensor:
-        """Reduce at ``vision_output`` where configured, and check that every step of the tower fired.
+        """Drop CLS, reduce at ``vision_output`` where configured, and check that every step of the tower fired.
 
         Raises:
             ReductionDidNotFireError: a configured block was never run, or a step removed nothing.
         """
+        hidden_TD = _only(self._patch_index(hidden_TD.device), hidden_TD)
+        self.lengths, self._has_cls = self._num_patches, False
         reducer = self._plan.at("vision_output")
         if reducer is not None:
-            evidence = Evidence(attention_received_T=self.score_T)
+            evidence = Evidence(attention_received_T=self.score_T, cls_attention_T=self._cls_score_T)
             hidden_TD = self._reduce(reducer, "vision_output", None, hidden_TD, evidence)
         missing = set(self._plan.layers("vision_block")) - {step.block for step in self.steps}
         if missing:
@@ -132,20 +168,43 @@ class VisionReduction:
     def _reduce(
         self, reducer: Reducer, stage: Stage, block: int | None, hidden_TD: Tensor, evidence: Evidence
     ) -> Tensor:
-        assignment = reducer.assign(Tokens(hidden_TD, self.lengths, self.place_T3), evidence, stage)
+        num_patches, patch_P = self._num_patches, self._patch_index(hidden_TD.device)
+        patches = Tokens(_only(patch_P, hidden_TD), num_patches, self.place_T3)
+        assignment = reducer.assign(patches, evidence, stage)
         if assignment.num_kept >= assignment.num_tokens:
             where = stage if block is None else f"{stage} {block}"
             raise ReductionDidNotFireError(
                 f"reducer {reducer.kind!r} at {where} removed none of {assignment.num_tokens} tokens "
-                f"({self.lengths[0]} in the first tile); lower its budget or leave the step out"
+                f"({num_patches[0]} in the first tile); lower its budget or leave the step out"
             )
-        lengths_before = self.lengths
-        self.lengths = assignment.lengths
+        self.lengths = tuple(n + self._has_cls for n in assignment.lengths)
         self.place_T3 = carry(assignment, self.place_T3)
         if self.score_T is not None:
             self.score_T = carry(assignment, self.score_T)
-        self.steps.append(VisionStep(stage, block, assignment, lengths_before, self.place_T3))
-        return merge(assignment, hidden_TD)
+        if self._cls_score_T is not None:
+            self._cls_score_T = carry(assignment, self._cls_score_T)
+        self.steps.append(VisionStep(stage, block, assignment, num_patches, self.place_T3))
+        if patch_P is None:
+            return merge(assignment, hidden_TD)
+        return merge(lift(assignment, patch_P, hidden_TD.shape[0], self.lengths), hidden_TD)
+
+    @property
+    def _num_patches(self) -> tuple[int, ...]:
+        """Patches per segment as they are now."""
+        return tuple(n - self._has_cls for n in self.lengths)
+
+    def _patch_index(self, device: torch.device) -> Tensor | None:
+        """Where the patches lie among the packed tokens: int64 [P]; None where they are all there is."""
+        if not self._has_cls:
+            return None
+        is_patch_T = torch.ones(sum(self.lengths), dtype=torch.bool)
+        is_patch_T[offsets(self.lengths, is_patch_T.device)] = False
+        return is_patch_T.nonzero().squeeze(1).to(device, non_blocking=True)
+
+
+def _only(patch_P: Tensor | None, value_T: Tensor) -> Tensor:
+    """The patches' share: [T, ...] -> [P, ...]."""
+    return value_T if patch_P is None else value_T.index_select(0, patch_P)
 
 
 def medium_place(place_K3: Tensor) -> Tensor:
@@ -153,8 +212,8 @@ def medium_place(place_K3: Tensor) -> Tensor:
     return torch.cat([place_K3.new_zeros(place_K3.shape[0], 1), place_K3], dim=1)
 
 
-def _asks(reducer: Reducer | None, stage: Stage) -> bool:
-    return reducer is not None and "attention_received" in reducer.evidence(stage)
+def _asked(reducer: Reducer | None, stage: Stage) -> frozenset[EvidenceKind]:
+    return frozenset() if reducer is None else reducer.evidence(stage)
 
 
 def _split_matrix(assignment: Assignment, lengths_before: tuple[int, ...], num_segments: Sequence[int]) -> list[Tensor]:

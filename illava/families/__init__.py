@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
     from illava.families.base import Family
 
-FAMILIES = {"llava_onevision": "illava.families.llava_onevision:LlavaOnevision"}
+FAMILIES = {
+    "llava_next": "illava.families.llava_next:LlavaNext",
+    "llava_onevision": "illava.families.llava_onevision:LlavaOnevision",
+}
 
 
 def load_family(

@@ -73,7 +73,9 @@ class ChatPrompt:
         text = self._tokenizer.apply_chat_template(
             [{"role": "user", "content": parts}], add_generation_prompt=True, tokenize=False
         )
-        return self._tokenizer(text)["input_ids"]
+        # A template may write the first token itself; processors do the same (processing_utils.py:apply_chat_template)
+        begun = self._tokenizer.bos_token is not None and text.startswith(self._tokenizer.bos_token)
+        return self._tokenizer(text, add_special_tokens=not begun)["input_ids"]
 
     def _refuse_placeholders(self, text: str) -> None:
         for placeholder in self._placeholders:

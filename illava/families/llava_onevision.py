@@ -4,33 +4,27 @@ Borrows the modules of one loaded Hugging Face model; with an empty plan its fea
 reducer: the tower's block loop calls the reduction, the layout behind it restores or re-reads what is left.
 
 Source: transformers 5.23, models/llava_onevision.
-
-Shape suffixes: F tiles, R rows, C columns, K kept tokens, D channels, P patches, H height and W width in px.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
 from illava.decoder import Decoder
-from illava.errors import ModelLoadError, PlanError, RequestError
+from illava.errors import ModelLoadError, PlanError
 from illava.families.base import EncodedMedium, Family, RenderedPrompt
 from illava.families.chat_prompt import ChatPrompt
-from illava.families.onevision_medium import Survivors, lay_out, patch_places
 from illava.families.plan_check import square_side, tokens_left
 from illava.families.pretrained import load_tokenizer, load_weights, stop_token_ids
 from illava.families.siglip import SiglipTower
-from illava.geometry import fill_gaps, owners
+from illava.families.tile_encoder import TileEncoder
 from illava.plan import ReductionPlan
 from illava.preprocess import Preprocessor, VisualInput, load_preprocessor
-from illava.vision import VisionReduction
 
 
 class LlavaOnevision(Family):
@@ -38,6 +32,7 @@ class LlavaOnevision(Family):
 
     Attributes:
         tower: the vision tower's block loop.
+        encoder: tiles to visual tokens.
         geometry: tiles and grids.
     """
 
@@ -62,9 +57,8 @@ class LlavaOnevision(Family):
         self.stop_token_ids = stop_token_ids(model)
         self.geometry = preprocessor.geometry
         self._projector = inner.multi_modal_projector
-        self._newline_D = inner.image_newline
+        self.encoder = TileEncoder(self.tower, self._projector, inner.image_newline, preprocessor)
         self._embedding = inner.get_input_embeddings()
-        self._preprocessor = preprocessor
         self._tokenizer = tokenizer
         placeholders = {"image": model.config.image_token_id, "video": model.config.video_token_id}
         self._chat = ChatPrompt(tokenizer, placeholders)
@@ -115,22 +109,7 @@ class LlavaOnevision(Family):
     @torch.no_grad()
     def encode(self, media: Sequence[VisualInput], plan: ReductionPlan, *, trace: bool) -> list[EncodedMedium]:
         """See `Family.encode`; the tower runs once over all tiles of all media."""
-        if not media:
-            return []
-        grid, device = self.geometry.grid, self._newline_D.device
-        num_tiles = [len(medium.tiles) for medium in media]
-        place_P3 = torch.cat([patch_places(count, grid) for count in num_tiles]).to(device)
-        lengths = (grid**2,) * sum(num_tiles)
-        reduction = VisionReduction(plan, lengths, place_P3, num_blocks=self.num_vision_blocks)
-        feature_KD = self._projector(self.tower.run(self.tower.embed(self._pixels(media)), reduction))
-        owner_FRC = None
-        if plan.layout == "geometric" and reduction.steps:
-            owner_P = owners([step.assignment for step in reduction.steps], place_P3.shape[0], device)
-            owner_FRC = fill_gaps(owner_P.view(-1, grid, grid))
-        parts = _apart(feature_KD, reduction, owner_FRC, num_tiles, trace=trace)
-        return [
-            lay_out(part, medium, self.geometry, self._newline_D) for part, medium in zip(parts, media, strict=True)
-        ]
+        return self.encoder.encode(media, plan, trace=trace)
 
     def render(self, content: Sequence[str | VisualInput], num_slots: Sequence[int]) -> RenderedPrompt:
         """See `Family.render`."""
@@ -138,7 +117,7 @@ class LlavaOnevision(Family):
 
     def position_ids(self, prompt: RenderedPrompt, media: Sequence[VisualInput]) -> Tensor:
         """See `Family.position_ids`; Qwen2 counts slots."""
-        return torch.arange(len(prompt.token_ids), device=self._newline_D.device)[None]
+        return torch.arange(len(prompt.token_ids), device=self.decoder.device)[None]
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """See `Family.embed`."""
@@ -147,43 +126,6 @@ class LlavaOnevision(Family):
     def decode_text(self, token_ids: Sequence[int]) -> str:
         """See `Family.decode_text`."""
         return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
-
-    def _pixels(self, media: Sequence[VisualInput]) -> Tensor:
-        """All tiles, rescaled and normalised on the device: float32 [F, 3, H, W]."""
-        side, prep = self.geometry.tile_px, self._preprocessor
-        for medium in media:
-            if medium.tiles.dtype != np.uint8 or medium.tiles.shape[1:] != (side, side, 3):
-                raise RequestError(
-                    f"a medium has tiles {medium.tiles.dtype} {list(medium.tiles.shape)}, this model takes uint8 "
-                    f"[n, {side}, {side}, 3]; was it prepared by another model's preprocessor?"
-                )
-        tiles_FHW3 = torch.from_numpy(np.concatenate([medium.tiles for medium in media])).to(self._newline_D.device)
-        mean_3HW, std_3HW = (tiles_FHW3.new_tensor(x, dtype=torch.float32).view(3, 1, 1) for x in (prep.mean, prep.std))
-        # transformers rescales in float64 and normalises in float32: so do we, for equal bits
-        pixels_F3HW = tiles_FHW3.permute(0, 3, 1, 2).double().mul_(prep.rescale_factor).float()
-        return pixels_F3HW.sub_(mean_3HW).div_(std_3HW).contiguous()
-
-
-def _apart(
-    feature_KD: Tensor, reduction: VisionReduction, owner_FRC: Tensor | None, num_tiles: Sequence[int], *, trace: bool
-) -> list[Survivors]:
-    """Each medium's share of the packed result; owners are renumbered to count from its own first token."""
-    tile_bounds = list(accumulate(num_tiles, initial=0))
-    token_ends = list(accumulate(reduction.lengths, initial=0))
-    steps = reduction.trace(num_tiles) if trace else [None] * len(num_tiles)
-    parts = []
-    for (first, last), own_steps in zip(pairwise(tile_bounds), steps, strict=True):
-        own = slice(token_ends[first], token_ends[last])
-        parts.append(
-            Survivors(
-                feature_KD[own],
-                None if reduction.score_T is None else reduction.score_T[own],
-                reduction.place_T3[own],
-                None if owner_FRC is None else owner_FRC[first:last] - own.start,
-                own_steps,
-            )
-        )
-    return parts
 
 
 def _check_config(config: Any) -> None:

@@ -10,11 +10,17 @@ from math import isqrt
 from illava.errors import PlanError
 from illava.plan import ReductionPlan
 from illava.reducers import Stage
-from illava.vision import VISION_EVIDENCE
+from illava.vision import CLS_EVIDENCE, VISION_EVIDENCE
 
 
-def tokens_left(plan: ReductionPlan, *, num_blocks: int, tokens_per_tile: int) -> int | None:
+def tokens_left(plan: ReductionPlan, *, num_blocks: int, tokens_per_tile: int, has_cls: bool = False) -> int | None:
     """Tokens of one tile after the tower's steps; None where the data decide.
+
+    Args:
+        plan: the plan in question.
+        num_blocks: blocks the tower runs.
+        tokens_per_tile: patches, CLS apart.
+        has_cls: the tower has a CLS token, so its attention is known.
 
     Raises:
         PlanError: a block the tower does not run, evidence it does not have, or a step that would remove nothing.
@@ -33,7 +39,7 @@ def tokens_left(plan: ReductionPlan, *, num_blocks: int, tokens_per_tile: int) -
         if reducer is None:
             continue
         where = stage if block is None else f"{stage} {block}"
-        lacking = reducer.evidence(stage) - VISION_EVIDENCE[stage]
+        lacking = reducer.evidence(stage) - (CLS_EVIDENCE if has_cls else VISION_EVIDENCE)[stage]
         if lacking:
             raise PlanError(f"{reducer.kind!r} at {where} needs {', '.join(sorted(lacking))}: not known in this tower")
         kept = None if left is None else reducer.num_kept(left)

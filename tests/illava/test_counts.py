@@ -204,8 +204,8 @@ def test_model_shape_is_read_from_config_alone(onevision_folder, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config | {"vision_feature_layer": [1, 2]}))
     with pytest.raises(ModelLoadError, match=r"vision_feature_layer is \[1, 2\]"):
         load_model_shape(str(tmp_path))
-    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "llava_next"}))
-    with pytest.raises(ModelLoadError, match="'llava_next' model"):
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "llava"}))
+    with pytest.raises(ModelLoadError, match="'llava' model"):
         load_model_shape(str(tmp_path))
 
 

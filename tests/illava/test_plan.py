@@ -25,6 +25,7 @@ TABLE = {
     "illava-video": ((729, 361, (3, 4, 5, 6)), (2, 0.70, "released"), 100),
     "illava-draw": ((729, 169, (2, 3, 4, 5, 6, 7, 8)), (8, 0.50, "released"), None),
     "illava-draw-video": ((729, 169, (2, 3, 4, 5, 6, 7, 8)), (2, 0.50, "released"), 49),
+    "illava-next-image": ((576, 288, (5, 6, 7, 8)), (8, 0.70, "released"), None),
     "illava-small": ((196, 100, (2, 3, 4, 5)), (1, 0.70, "released"), None),
     "illava-small-video": ((196, 100, (2, 3, 4, 5)), (1, 0.70, "released"), 25),
 }

@@ -1,4 +1,4 @@
-"""One medium's surviving tokens, laid out for LLaVA-OneVision's LLM: features, slots, frames, places, scores, trace.
+"""One medium's surviving tokens, laid out for a LLaVA's LLM: features, slots, frames, places, scores, trace.
 
 Chooses between reading the survivors in order as full (pseudo-)grids and restoring the true grid first. Knows no
 tower, no plan and no reducer.
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from illava.families.anyres import AnyresGeometry
 from illava.families.base import EncodedMedium
-from illava.families.onevision_layout import TileLayout
+from illava.families.tile_layout import TileLayout
 from illava.preprocess import VisualInput
 from illava.requests import TraceStep
 from illava.tokens import compose

@@ -1,10 +1,11 @@
-"""How tile tokens become what the LLM reads in LLaVA-OneVision: pooling, joining, unpadding, newlines, and the slots.
+"""How tile tokens become what the LLM reads in the LLaVA families: pooling, joining, unpadding, newlines, the slots.
 
 One `TileLayout` is the unreduced model's own arithmetic over full grids of any side and any channels. The released
 layout applies it to the pseudo-grid; the geometric layout to the restored grid, of which it then selects the slots
 where a survivor stands. Knows no tower, no plan and no reducer.
 
-Source: transformers 5.23, models/llava_onevision/modeling_llava_onevision.py: apply_pooling, pack_image_features.
+Source: transformers 5.23, models/llava_onevision/modeling_llava_onevision.py: apply_pooling, pack_image_features;
+models/llava_next/modeling_llava_next.py: pack_image_features, the same without pooling and without a budget.
 
 Shape suffixes: F tiles, R rows, C columns, D channels, O prompt slots, P cells of all tiles.
 """
