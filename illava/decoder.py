@@ -115,9 +115,7 @@ class Decoder:
                 rotary = self._rotary(prompts.hidden_TD, prompts.position_PT)
             lengths = prompts.lengths
             if sum(lengths) != prompts.hidden_TD.shape[0]:
-                raise RuntimeError(
-                    f"layer {n}: {prompts.hidden_TD.shape[0]} tokens, but {sum(lengths)} are accounted for"
-                )
+                raise RuntimeError(f"layer {n} has {prompts.hidden_TD.shape[0]} tokens; counted were {sum(lengths)}")
             q_THd, k_TGd, v_TGd = qkv = self._project(layer, prompts.hidden_TD, rotary)
             cache.write(cache.prompt_slots(pages.table_LBM[n], lengths), k_TGd, v_TGd)
             lengths_LB.append(lengths)
@@ -154,7 +152,8 @@ class Decoder:
 
     def _rotary(self, hidden_TD: Tensor, position_PT: Tensor) -> _Rotary:
         """Cosines and sines at each token's own position: [T, 1, d] each."""
-        cos_1Td, sin_1Td = self.rotary(hidden_TD[None], position_PT)
+        position_1T = position_PT if position_PT.shape[0] == 1 else position_PT[:, None]  # M-RoPE: [axes, batch, T]
+        cos_1Td, sin_1Td = self.rotary(hidden_TD[None], position_1T)
         return cos_1Td[0, :, None], sin_1Td[0, :, None]
 
     def _project(self, layer: Any, hidden_TD: Tensor, rotary: _Rotary) -> tuple[Tensor, Tensor, Tensor]:
