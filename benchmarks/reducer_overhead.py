@@ -2,7 +2,8 @@
 
 Random tokens, keys and scores: what a method picks means nothing here, only what picking costs. Evidence (attention
 scores, keys) is given, not computed: its cost belongs to the layer that measures it. All methods take turns in every
-round; medians of the rounds. On CPU only the ratios mean something.
+round; medians of the rounds. On CPU the seconds are CPU seconds of all threads, which a busy machine disturbs less than
+wall time, and only the ratios mean something.
 
     python benchmarks/reducer_overhead.py --segments 8 --rounds 5 --json benchmarks/results/reducer_overhead_cpu.json
 """
@@ -70,14 +71,15 @@ def as_one_medium(tokens: Tokens) -> Tokens:
 
 
 def seconds(call: Callable[[], Any], device: str) -> tuple[float, Any]:
-    """Wall time of one call, the device's work included."""
+    """One call's CPU seconds, or on CUDA its wall time with the device's work included."""
+    clock = time.process_time if device == "cpu" else time.perf_counter
     if device == "cuda":
         torch.cuda.synchronize()
-    started = time.perf_counter()
+    started = clock()
     result = call()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - started, result
+    return clock() - started, result
 
 
 @torch.inference_mode()
