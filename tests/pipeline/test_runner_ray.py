@@ -153,14 +153,17 @@ def test_a_known_sleep_appears_in_its_stage_only_and_stages_sum_to_the_latency(c
         assert row[stage] + row["queue_s"] + sum(seconds.values()) == pytest.approx(row["latency_s"], rel=0.02)
 
 
-def test_a_driver_killed_in_the_middle_takes_its_cluster_along_and_the_run_resumes(cluster, tmp_path) -> None:
-    """The same command again: every item exactly once; none of the dead driver's processes is left."""
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)])
+def test_a_driver_ended_in_the_middle_takes_its_cluster_along_and_the_run_resumes(
+    cluster, tmp_path, number, exit_code
+) -> None:
+    """The same command again: every item exactly once; none of the ended driver's processes is left."""
     output, source = tmp_path / "out", numbered_items(tmp_path, 64)
     code = (
         "from functools import partial; import fakes; from pipeline.runner import run_job\n"
         f"config = fakes.job_config({str(output)!r}, {source!r}, executor='ray')\n"
         "work = partial(fakes.barcode_worker, sleeps={'decode_s': 0.1})\n"
-        "run_job(config, worker_factory=work, loader_factory=fakes.fake_loader)\n"
+        "raise SystemExit(run_job(config, worker_factory=work, loader_factory=fakes.fake_loader).exit_code)\n"
     )
     root = Path(fakes.__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")])}
@@ -175,8 +178,8 @@ def test_a_driver_killed_in_the_middle_takes_its_cluster_along_and_the_run_resum
     # Ray's two agents follow only when their farewell to the dead cluster has timed out, after a minute.
     started = [process for process in started if not process.name().endswith("Agent")]
     assert len(started) > 4, "its own cluster"
-    driver.kill()
-    driver.wait()
+    driver.send_signal(number)
+    assert driver.wait(timeout=60) == exit_code, (tmp_path / "log").read_text()
     _, alive = psutil.wait_procs(started, timeout=30)
     assert alive == []
     done = {part: part.stat().st_mtime_ns for part in output.glob("data/*.parquet")}

@@ -154,6 +154,7 @@ def test_suspects_run_alone_and_the_killer_is_found_while_its_neighbours_get_the
         held = dict(scheduler._running[worker])
         if any(lease.suspect for lease in held.values()):
             assert len(held) == 1, "a suspect has the worker to itself"
+            assert scheduler.assign(worker, 8) == [], "also against those that are loaded and waiting"
         if poison in held:
             scheduler.worker_lost(worker)
             restarts += 1
