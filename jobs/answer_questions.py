@@ -18,7 +18,7 @@ from pipeline.cli import run_cli
 
 def render_run_scores(run_uri: str) -> str:
     """What is printed below the summary."""
-    from pipeline.run_scores import render_scores, score_run
+    from pipeline.evaluation.run_scores import render_scores, score_run
 
     return render_scores(score_run(run_uri))
 

@@ -73,15 +73,15 @@ def _status(uri: str) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from pipeline.compare import compare_runs, render_comparison
+    from pipeline.evaluation.compare import compare_runs, render_comparison
 
     print(render_comparison(compare_runs(options.first, options.second)))
     return 0
 
 
 def _adapt(options: argparse.Namespace) -> int:
-    from pipeline.adapters import benchmark
-    from pipeline.benchmark_files import write_manifest
+    from pipeline.evaluation.adapters import benchmark
+    from pipeline.evaluation.benchmark_files import write_manifest
 
     written = write_manifest(
         options.benchmark,
@@ -102,7 +102,7 @@ def _adapt(options: argparse.Namespace) -> int:
 
 
 def _export_for_judge(options: argparse.Namespace) -> int:
-    from pipeline.judges import export_for_judge
+    from pipeline.evaluation.judges import export_for_judge
 
     count = export_for_judge(options.uri, options.benchmark, options.output)
     print(f"{options.output}: {count:,} answers")

@@ -18,10 +18,10 @@ import pyarrow.compute as pc
 from pipeline import storage
 from pipeline.config import JobConfig, QuestionConfig
 from pipeline.errors import ConfigError, InputError
+from pipeline.evaluation.questions import question_problem
 from pipeline.input_columns import join_relative, kinds_of, refuse_duplicates, refuse_unsafe
 from pipeline.manifest import FIELD_PREFIX, Manifest, freeze, manifest_bytes, read_manifest
 from pipeline.manifest_file import UserTable, parse_manifest_file, text_or_null, texts_column
-from pipeline.questions import question_problem
 from pipeline.recipe import resolve_recipe
 from pipeline.records import MediaItem
 from pipeline.sink import done_item_ids

@@ -57,6 +57,6 @@ def build_task(config: TaskConfig) -> Task:
     """The task a job's ``task`` section stands for."""
     if isinstance(config, CaptionConfig):
         return Caption(config.prompt)
-    from pipeline.questions import Question  # it is made of this module's `Task`
+    from pipeline.evaluation.questions import Question  # it is made of this module's `Task`
 
     return Question(config)

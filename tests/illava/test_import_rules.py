@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("illava", "pipeline", "jobs")
 
 MEDIA = {"pipeline/media.py", "pipeline/decoder_process.py"}
-MANIFEST = ("inputs", "input_columns", "manifest", "manifest_file", "benchmark_files")
+MANIFEST = ("inputs", "input_columns", "manifest", "manifest_file", "evaluation/benchmark_files")
 # One dependency, one door. Folders end with a slash.
 DOORS: dict[str, set[str]] = {
     "ray": {"pipeline/actors.py", "pipeline/runner.py"},
@@ -24,7 +24,7 @@ DOORS: dict[str, set[str]] = {
     "av": MEDIA,
     "pypdfium2": MEDIA,
     "PIL": {*MEDIA, "illava/preprocess.py"},
-    "pyarrow": {f"pipeline/{name}.py" for name in ("sink", "verify", "report", "compare", "totals", *MANIFEST)},
+    "pyarrow": {f"pipeline/{name}.py" for name in ("sink", "verify", "totals", "evaluation/compare", *MANIFEST)},
     "torch": {"illava/", "pipeline/actors.py", "pipeline/worker.py"},
     "transformers": {"illava/"},
 }

@@ -8,14 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 from published_rows import JPG, PHRASE, PNG, PUBLISHED
 
-from pipeline.adapters import BENCHMARKS, adapt, group_by_medium
-from pipeline.benchmark_files import read_rows, write_manifest
-from pipeline.benchmark_scores import category_mean, circular_accuracy, mme_scores
 from pipeline.errors import InputError
+from pipeline.evaluation.adapters import BENCHMARKS, adapt, group_by_medium
+from pipeline.evaluation.benchmark_files import read_rows, write_manifest
+from pipeline.evaluation.benchmark_scores import category_mean, circular_accuracy, mme_scores
+from pipeline.evaluation.judges import JUDGES, judge_file
+from pipeline.evaluation.metrics import METRICS
+from pipeline.evaluation.subtitles import subtitle_text
 from pipeline.inputs import build_manifest
-from pipeline.judges import JUDGES, judge_file
-from pipeline.metrics import METRICS
-from pipeline.subtitles import subtitle_text
 from runs import make_config
 
 

@@ -11,17 +11,17 @@ import pytest
 from fakes import job_config, read_rows, violations
 
 from pipeline.__main__ import main
-from pipeline.compare import compare_runs
 from pipeline.config import QuestionConfig
 from pipeline.config_file import load_config
 from pipeline.errors import ConfigError, InputError
+from pipeline.evaluation.compare import compare_runs
+from pipeline.evaluation.metrics import METRICS
+from pipeline.evaluation.questions import UNSCORED
+from pipeline.evaluation.run_columns import RunColumns
+from pipeline.evaluation.run_scores import render_scores, score_columns, score_run
 from pipeline.inputs import build_manifest
-from pipeline.metrics import METRICS
-from pipeline.questions import UNSCORED
 from pipeline.recipe import resolve_recipe
 from pipeline.records import MediaItem
-from pipeline.run_columns import RunColumns
-from pipeline.run_scores import render_scores, score_columns, score_run
 from pipeline.runner import run_job
 from pipeline.tasks import ParsedAnswer, build_task
 from runs import make_config

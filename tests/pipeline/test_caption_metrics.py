@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.caption_metrics import bleu, cider, words_of
+from pipeline.evaluation.caption_metrics import bleu, cider, words_of
 
 CAPTIONS = ["a man rides a horse on the beach", "two dogs play with a red ball", "a plate of food on a table"]
 REFERENCES = [

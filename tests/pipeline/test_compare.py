@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from pipeline.__main__ import main
-from pipeline.compare import MEASURED, compare_columns, compare_runs, render_comparison
 from pipeline.errors import RefusedError
-from pipeline.run_columns import RunColumns
+from pipeline.evaluation.compare import MEASURED, compare_columns, compare_runs, render_comparison
+from pipeline.evaluation.run_columns import RunColumns
 from pipeline.shards import finish, open_run, pending_shards
 from pipeline.sink import ParquetSink
 from runs import failed_row, make_config, make_row, put_media

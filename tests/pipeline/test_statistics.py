@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.statistics import mcnemar, mean_interval, paired_difference
+from pipeline.evaluation.statistics import mcnemar, mean_interval, paired_difference
 
 
 def test_the_mean_and_its_counts():
@@ -21,7 +21,7 @@ def test_the_same_seed_gives_the_same_interval():
 def test_draws_in_several_pieces_keep_the_interval(monkeypatch):
     values, clusters = np.random.default_rng(3).normal(size=50), np.arange(50)
     whole = mean_interval(values, clusters)
-    monkeypatch.setattr("pipeline.statistics._DRAWS_AT_ONCE", 1000)
+    monkeypatch.setattr("pipeline.evaluation.statistics._DRAWS_AT_ONCE", 1000)
     assert mean_interval(values, clusters) == whole
 
 

@@ -1,7 +1,7 @@
 """Scores of one answer against its references, 0 to 1, each with its source. Pure functions of text.
 
-Knows nothing of rows, models or how an answer was read out of a text (`pipeline.answers`). What is computed over a
-whole run stands in `pipeline.benchmark_scores`; CIDEr and BLEU in `pipeline.caption_metrics`.
+Knows nothing of rows, models or how an answer was read out of a text (`answers`). What is computed over a whole run
+stands in `benchmark_scores`; CIDEr and BLEU in `caption_metrics`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 import string
 from collections.abc import Callable, Mapping, Sequence
 
-from pipeline.vqa_words import normalise_vqa
+from pipeline.evaluation.vqa_words import normalise_vqa
 
 
 def multiple_choice(answer: str, references: Sequence[str]) -> float:

@@ -1,7 +1,7 @@
 """The `Question` task: what is asked of a medium, how the answer is read out of the text, and its score.
 
-Knows nothing of models, storage or rows. How answers are read stands in `pipeline.answers`, scores in
-`pipeline.metrics`.
+Knows nothing of models, storage or rows. How answers are read stands in `pipeline.evaluation.answers`, scores in
+`pipeline.evaluation.metrics`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 
-from pipeline.answers import lettered, option_letter, references_of, short_answer, yes_no
 from pipeline.config import QuestionConfig
-from pipeline.metrics import METRICS
+from pipeline.evaluation.answers import lettered, option_letter, references_of, short_answer, yes_no
+from pipeline.evaluation.metrics import METRICS
 from pipeline.records import MediaItem
 from pipeline.tasks import ParsedAnswer, Task
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any, Literal
 
-from pipeline.answers import lettered
-from pipeline.subtitles import subtitle_text
+from pipeline.evaluation.answers import lettered
+from pipeline.evaluation.subtitles import subtitle_text
 
 Row = Mapping[str, Any]
 Aggregate = Literal["mean", "category_mean", "circular", "mme", "caption", "judge"]
@@ -33,8 +33,8 @@ class Benchmark:
         media: cells of a row that hold its media: names without extension for videos.
         prompt: the whole text that is asked.
         reference: accepted answer, several, or None where the set keeps them secret.
-        metric: how one answer is scored (`pipeline.metrics.METRICS`), or ``caption`` / ``judge``: not one by one.
-        aggregate: how scores become the published number (`pipeline.benchmark_scores`).
+        metric: how one answer is scored (`metrics.METRICS`), or ``caption`` / ``judge``: not one by one.
+        aggregate: how scores become the published number (`pipeline.evaluation.benchmark_scores`).
         max_new_tokens: what lmms-eval allows.
         options: for reading the letter, where the row has them apart.
         category: for the breakdown.

@@ -1,7 +1,7 @@
 """Rows of a benchmark in its published columns to rows of a manifest. Knows nothing of files or models.
 
-What is particular to a benchmark stands in one row of a table (`pipeline.image_benchmarks`,
-`pipeline.video_benchmarks`); what is common to all stands here.
+What is particular to a benchmark stands in one row of a table (`pipeline.evaluation.image_benchmarks`,
+`pipeline.evaluation.video_benchmarks`); what is common to all stands here.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.benchmark_columns import Benchmark, Row
 from pipeline.errors import InputError
-from pipeline.image_benchmarks import IMAGE_BENCHMARKS
-from pipeline.video_benchmarks import VIDEO_BENCHMARKS
+from pipeline.evaluation.benchmark_columns import Benchmark, Row
+from pipeline.evaluation.image_benchmarks import IMAGE_BENCHMARKS
+from pipeline.evaluation.video_benchmarks import VIDEO_BENCHMARKS
 
 BENCHMARKS: dict[str, Benchmark] = {table.name: table for table in (*IMAGE_BENCHMARKS, *VIDEO_BENCHMARKS)}
 
@@ -135,7 +135,7 @@ def _extension(data: bytes) -> str:
 
 
 def _reference_text(reference: str | list[str] | None) -> str | None:
-    """One accepted answer as it is, several as a JSON array (see `pipeline.answers.references_of`)."""
+    """One accepted answer as it is, several as a JSON array (see `pipeline.evaluation.answers.references_of`)."""
     return json.dumps(reference, ensure_ascii=False) if isinstance(reference, list) else reference
 
 

@@ -1,6 +1,6 @@
 """From scored rows to a benchmark's published number. Pure functions of scores, categories and ids.
 
-The intervals of `pipeline.statistics` belong to the plain mean; what stands here is what papers print.
+The intervals of `pipeline.evaluation.statistics` belong to the plain mean; what stands here is what papers print.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import RefusedError
-from pipeline.run_columns import RunColumns, read_run_columns
-from pipeline.statistics import Interval, McNemar, mcnemar, paired_difference
+from pipeline.evaluation.run_columns import RunColumns, read_run_columns
+from pipeline.evaluation.statistics import Interval, McNemar, mcnemar, paired_difference
 from pipeline.uris import printable
 
 MEASURED = (

@@ -1,6 +1,6 @@
 """A benchmark's published files to a manifest on disk: reads rows, writes embedded images, finds the videos.
 
-Knows no benchmark: what rows mean stands in `pipeline.adapters`.
+Knows no benchmark: what rows mean stands in `pipeline.evaluation.adapters`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.adapters import AdaptedItem, adapt, benchmark, group_by_medium
 from pipeline.errors import InputError
+from pipeline.evaluation.adapters import AdaptedItem, adapt, benchmark, group_by_medium
 
 _ENDINGS = (".parquet", ".jsonl", ".json", ".tsv", ".csv")
 
@@ -50,7 +50,7 @@ def write_manifest(
     name are looked up there, by their names without extension.
 
     Args:
-        name: of the benchmark, see `pipeline.adapters.BENCHMARKS`.
+        name: of the benchmark, see `pipeline.evaluation.adapters.BENCHMARKS`.
         source_uri: a published file, or a prefix with several (Parquet, JSONL, JSON, TSV, CSV).
         media_uri: prefix of the media; give it as ``input.uri``.
         manifest_uri: where the manifest goes; its name ends in ``.jsonl``.

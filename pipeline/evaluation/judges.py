@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.errors import InputError
-from pipeline.run_columns import read_run_columns
+from pipeline.evaluation.run_columns import read_run_columns
 
 Row = Mapping[str, Any]  # question_id, prompt, text, reference, fields of a result row
 
@@ -20,7 +20,7 @@ def judge_file(benchmark: str, rows: Sequence[Row]) -> Any:
     """What the judge of a benchmark reads, as JSON types.
 
     Args:
-        benchmark: its name in `pipeline.adapters.BENCHMARKS`.
+        benchmark: its name in `pipeline.evaluation.adapters.BENCHMARKS`.
         rows: of a run over that benchmark's manifest, in manifest order.
 
     Raises:
@@ -31,7 +31,7 @@ def judge_file(benchmark: str, rows: Sequence[Row]) -> Any:
     own = [row for row in rows if row["fields"].get("benchmark") == benchmark]
     if not own:
         raise InputError(
-            f"the run has no row of benchmark {benchmark!r}; its manifest must come from `pipeline.benchmark_files`"
+            f"the run has no row of benchmark {benchmark!r}; its manifest must come from `python -m pipeline adapt`"
         )
     return JUDGES[benchmark](own)
 

@@ -7,7 +7,7 @@ differs from there or could not be verified. A row is data; nothing here reads f
 
 from __future__ import annotations
 
-from pipeline.benchmark_columns import (
+from pipeline.evaluation.benchmark_columns import (
     LETTER,
     PHRASE,
     Benchmark,

@@ -7,8 +7,8 @@ differs from there or could not be verified. A row is data; nothing here reads f
 
 from __future__ import annotations
 
-from pipeline.answers import lettered
-from pipeline.benchmark_columns import (
+from pipeline.evaluation.answers import lettered
+from pipeline.evaluation.benchmark_columns import (
     LETTER,
     Benchmark,
     always,
