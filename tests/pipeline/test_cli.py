@@ -179,4 +179,3 @@ def test_shipped_configs_are_valid_and_pin_their_weights(config, in_root) -> Non
 
     job = load_config(str(config))
     assert job.model.revision is not None or Path(job.model.model_id).is_dir()
-    assert job.reduction.steps
