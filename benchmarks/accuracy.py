@@ -33,23 +33,24 @@ _DEFAULT_PLANS = ("none", "illava-small", "illava-small:released")
 def answer(
     vlm: VLM, preprocessor: Preprocessor, items: Sequence[FrozenItem], name: str
 ) -> tuple[list[str], dict[str, float]]:
-    """Texts in order, and the mean share of visual tokens kept, entering the LLM and in its last layer."""
+    """Texts in order, and the share of visual tokens that entered the LLM, of pictures and of clips."""
     texts = [""] * len(items)
-    entered = kept = whole = 0
+    shares: dict[str, float] = {}
     for is_clip in (False, True):
         places = [index for index, item in enumerate(items) if (item.sample.medium == "video") == is_clip]
-        plan = plan_named(name, clip=is_clip)
+        entered = whole = 0
         for start in range(0, len(places), _CHUNK):
             chunk = places[start : start + _CHUNK]
             requests = [_request(preprocessor, index, items[index]) for index in chunk]
-            for index, done in zip(chunk, vlm.generate(requests, plan=plan), strict=True):
+            for index, done in zip(chunk, vlm.generate(requests, plan=plan_named(name, clip=is_clip)), strict=True):
                 if done.error is not None:
                     raise done.error
                 texts[index] = done.text
                 whole += done.usage.num_vision_tokens
                 entered += done.usage.num_vision_tokens_kept
-                kept += done.usage.num_decoder_tokens_kept
-    return texts, {"kept_ratio": round(entered / whole, 4), "decoder_kept_ratio": round(kept / whole, 4)}
+        if places:
+            shares["clip_kept_ratio" if is_clip else "kept_ratio"] = round(entered / whole, 4)
+    return texts, shares
 
 
 def _request(preprocessor: Preprocessor, number: int, item: FrozenItem) -> Request:

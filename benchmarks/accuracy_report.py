@@ -11,10 +11,12 @@ _INKS = ("#1f6fb4", "#d1495b", "#2e8b57", "#8e6bbf", "#e08e2b", "#444444", "#b07
 def text_table(plans: dict[str, Any]) -> str:
     """One Markdown row a plan, one column a task: exact match, then the difference and its 95 % interval."""
     tasks = list(next(iter(plans.values()))["tasks"])
-    lines = ["| plan | tokens kept | " + " | ".join(tasks) + " |", "|---" * (len(tasks) + 2) + "|"]
+    lines = ["| plan | kept, pictures / clips | " + " | ".join(tasks) + " |", "|---" * (len(tasks) + 2) + "|"]
     for name, plan in plans.items():
         cells = [_cell(plan["tasks"][task], is_reference=name == "none") for task in tasks]
-        lines.append(f"| {name} | {plan['kept_ratio']:.0%} | " + " | ".join(cells) + " |")
+        lines.append(
+            f"| {name} | {plan['kept_ratio']:.0%} / {plan['clip_kept_ratio']:.0%} | " + " | ".join(cells) + " |"
+        )
     return "\n".join(lines)
 
 
@@ -41,7 +43,10 @@ def svg_plot(plans: dict[str, Any]) -> str:
         ink = _INKS[number % len(_INKS)]
         marks.append(_text(_WIDTH + 4, 24 + 16 * number, task, ink=ink))
         for name, plan in plans.items():
-            x, row = _x(plan["kept_ratio"]) + (number - len(tasks) / 2) * 1.5, plan["tasks"][task]
+            x, row = (
+                _x(plan["clip_kept_ratio" if task == "video" else "kept_ratio"]) + (number - len(tasks) / 2) * 1.5,
+                plan["tasks"][task],
+            )
             marks.append(_line(x, _y(row["low"]), x, _y(row["high"]), ink))
             marks.append(
                 f'<circle cx="{x:.1f}" cy="{_y(row["accuracy"]):.1f}" r="3" fill="{ink}">'

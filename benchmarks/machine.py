@@ -41,9 +41,9 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str | None:
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
-    )
+    here = Path(__file__).parent
+    command = ["git", "describe", "--always", "--dirty"]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=here, check=False)
     return found.stdout.strip() or None
 
 

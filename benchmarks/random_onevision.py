@@ -1,6 +1,6 @@
 """Random-weight LLaVA-OneVision folders at named sizes: true shapes for speed, nothing for quality.
 
-    python benchmarks/random_onevision.py OUT so400m-0.5b
+python benchmarks/random_onevision.py OUT so400m-0.5b
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.models import make_onevision  # noqa: E402
+from tests.models import make_onevision
 
 SIZES: dict[str, dict[str, Any]] = {
     # 14 x 14 = 196 patches; four cuts of 24 leave the square 100

@@ -1,7 +1,7 @@
 """Generates README's tables from benchmarks/results/*.json, between the markers that name them.
 
-    python benchmarks/readme_tables.py --write     # put them into README.md
-    python benchmarks/readme_tables.py --check     # exit 1 where README.md is behind the results
+python benchmarks/readme_tables.py --write     # put them into README.md
+python benchmarks/readme_tables.py --check     # exit 1 where README.md is behind the results
 """
 
 from __future__ import annotations
@@ -29,14 +29,52 @@ def speed_table() -> str:
         setting, ratio, machine = result["setting"], result["ratios"], result["machine"]
         where = machine["gpu"] or f"{machine['cpu']}, {machine['torch_threads']} threads"
         lines.append(
-            f"| {setting['size']} | {setting['preset']}, {setting['layout']} | {setting['frames']} | {setting['dtype']} "
+            f"| {setting['size']} | {setting['preset']}, {setting['layout']} | {setting['frames']} "
+            f"| {setting['dtype']} "
             f"| **{ratio['tower_plan_speedup']:.2f}x** | **{ratio['prefill_plan_speedup']:.2f}x** "
             f"| {ratio['tower_empty_vs_stock']:.2f}x | {ratio['prefill_empty_vs_stock']:.2f}x | {where} |"
         )
     return "\n".join(lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {"speed": speed_table}
+def methods_table() -> str:
+    """One row a registered reducer: its first docstring line, where it runs, its source."""
+    sys.path.insert(0, str(ROOT))
+    from illava.reducers import REDUCERS
+
+    lines = ["| `kind` | what it does | runs at | source |", "|---|---|---|---|"]
+    for kind, reducer in REDUCERS.items():
+        said = reducer.__doc__ or ""
+        source = _source(said) or _source(sys.modules[reducer.__module__].__doc__ or "")
+        lines.append(f"| `{kind}` | {said.strip().splitlines()[0]} | {_runs_at(kind, reducer)} | {source} |")
+    return "\n".join(lines)
+
+
+def _source(docstring: str) -> str:
+    """The papers and repositories a docstring names, without the remarks behind them."""
+    found = re.search(r"Source: (.*?)(?:\n\s*\n|\Z)", docstring, re.DOTALL)
+    text = " ".join(found[1].split()) if found else ""
+    return re.split(r"\.? (?:Written|Deviation)|, written|, which gives| \(read|\. ", text)[0].rstrip(". ")
+
+
+def _runs_at(kind: str, reducer: Any) -> str:
+    """Stages whose evidence the LLaVA towers or the decoder measure today."""
+    from illava.decoder_reduction import DECODER_EVIDENCE
+    from illava.vision import CLS_EVIDENCE
+
+    settings: tuple[dict[str, Any], ...] = ({"keep_ratio": 0.5}, {"grid": (2, 2)}, {})
+    for setting in settings:
+        try:
+            method = reducer(kind=kind, **setting)
+            break
+        except ValueError:
+            continue
+    measured = {**CLS_EVIDENCE, **DECODER_EVIDENCE}
+    places = [stage for stage in measured if stage in reducer.stages and method.evidence(stage) <= measured[stage]]
+    return ", ".join(places) or "not wired yet: refused in words"
+
+
+TABLES: dict[str, Callable[[], str]] = {"speed": speed_table, "methods": methods_table}
 
 
 def _results(benchmark: str) -> list[dict[str, Any]]:
@@ -48,7 +86,8 @@ def rendered(readme: str) -> str:
     """The README with every marked table made anew."""
     for name, table in TABLES.items():
         marked = re.compile(rf"(<!-- table:{name} -->\n).*?(\n<!-- end:{name} -->)", re.DOTALL)
-        readme, count = marked.subn(lambda found, text=table(): found[1] + text + found[2], readme)
+        made = table()
+        readme, count = marked.subn(lambda found, text=made: found[1] + text + found[2], readme)
         if count != 1:
             raise SystemExit(f"README.md: expected one table marked {name!r}, found {count}")
     return readme

@@ -22,11 +22,11 @@ from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.machine import write_json  # noqa: E402
-from benchmarks.random_onevision import SIZES, make_random_onevision  # noqa: E402
-from illava import VLM, Preprocessor, Request, SamplingParams, load_preprocessor, preset  # noqa: E402
-from illava.families.llava_onevision import LlavaOnevision  # noqa: E402
-from illava.plan import EMPTY_PLAN, ReductionPlan  # noqa: E402
+from benchmarks.machine import write_json
+from benchmarks.random_onevision import SIZES, make_random_onevision
+from illava import VLM, Preprocessor, Request, SamplingParams, load_preprocessor, preset
+from illava.families.llava_onevision import LlavaOnevision
+from illava.plan import EMPTY_PLAN, ReductionPlan
 
 PROMPT = "describe the video in two sentences"
 

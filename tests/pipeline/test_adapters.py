@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from published_rows import JPG, PHRASE, PNG, PUBLISHED
+from runs import make_config
 
 from pipeline.errors import InputError
 from pipeline.evaluation.adapters import BENCHMARKS, adapt, group_by_medium
@@ -16,7 +17,6 @@ from pipeline.evaluation.judges import JUDGES, judge_file
 from pipeline.evaluation.metrics import METRICS
 from pipeline.evaluation.subtitles import subtitle_text
 from pipeline.inputs import build_manifest
-from runs import make_config
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

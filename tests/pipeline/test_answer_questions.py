@@ -9,6 +9,7 @@ from pathlib import Path
 import fakes
 import pytest
 from fakes import job_config, read_rows, violations
+from runs import make_config
 
 from pipeline.__main__ import main
 from pipeline.config import QuestionConfig
@@ -24,7 +25,6 @@ from pipeline.recipe import resolve_recipe
 from pipeline.records import MediaItem
 from pipeline.runner import run_job
 from pipeline.tasks import ParsedAnswer, build_task
-from runs import make_config
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from runs import failed_row, make_config, make_row, put_media
 
 from pipeline.__main__ import main
 from pipeline.errors import RefusedError
@@ -9,7 +10,6 @@ from pipeline.evaluation.compare import MEASURED, compare_columns, compare_runs,
 from pipeline.evaluation.run_columns import RunColumns
 from pipeline.shards import finish, open_run, pending_shards
 from pipeline.sink import ParquetSink
-from runs import failed_row, make_config, make_row, put_media
 
 
 def write_run(folder, model_folder, media, *, change=None, finished=True, **sections):

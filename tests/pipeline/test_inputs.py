@@ -6,12 +6,12 @@ import time
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from runs import complete, make_config, put_media
 
 from pipeline import storage
 from pipeline.errors import ConfigError, InputError
 from pipeline.inputs import build_manifest, manifest_bytes, media_roots, read_manifest
 from pipeline.shards import open_run
-from runs import complete, make_config, put_media
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ import time
 
 import pytest
 from pydantic import BaseModel
+from runs import make_config
 
 from pipeline import config as config_module
 from pipeline.config import JobConfig, Section, recipe_fields
 from pipeline.errors import ConfigError
 from pipeline.file_hashes import folder_digest
 from pipeline.recipe import resolve_device, resolve_dtype, resolve_recipe
-from runs import make_config
 
 # One other valid value for each field that can change a row; a new field must be added here.
 OTHER_VALUES = {

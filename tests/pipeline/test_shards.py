@@ -5,13 +5,13 @@ import multiprocessing
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from runs import complete, make_config, put_media, shard_rows
 from test_recipe import EXECUTION_ONLY, OTHER_VALUES, nested
 
 from pipeline import storage
 from pipeline.errors import RefusedError, StorageError
 from pipeline.shards import finish, is_finished, open_run, pending_shards, plan_run, read_run_file
 from pipeline.sink import ParquetSink
-from runs import complete, make_config, put_media, shard_rows
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import shutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from runs import complete, failed_row, make_config, put_media, shard_rows
 
 from pipeline import storage
 from pipeline.errors import RefusedError
@@ -20,7 +21,6 @@ from pipeline.shards import open_run, read_run_file
 from pipeline.sink import SCHEMA, ParquetSink, part_name, read_rows
 from pipeline.status import render_status, run_status
 from pipeline.verify import verify_run
-from runs import complete, failed_row, make_config, put_media, shard_rows
 
 
 @pytest.fixture(scope="module")
