@@ -1,7 +1,7 @@
 """What a plan will leave of an item's tokens, from geometry alone: for `--plan`, before any weight is loaded.
 
 Torch-free. The columns of a result row are measured, never taken from here; tests hold the two equal.
-The LLaVA families. Knows nothing of prompts, items or storage.
+The LLaVA and Qwen families. Knows nothing of prompts, items or storage.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import Literal
 
 from illava.errors import ModelLoadError, PlanError
 from illava.families.anyres import AnyresGeometry, load_geometry
+from illava.families.native_resolution import NativeGeometry
 from illava.model_files import JsonSection, load_model_files
+from illava.native_preprocess import NATIVE_MODEL_TYPES, load_native_geometry
 from illava.plan import ReductionPlan, Stage
 from illava.reducers import Reducer
 
@@ -27,7 +29,7 @@ class MediumShape:
 
     Attributes:
         kind: ``image`` or ``video``.
-        height, width: px before any resize; of a video they do not matter.
+        height, width: px before any resize; of a video they matter at native resolution only.
         num_frames: frames given to the model; 1 for an image.
     """
 
@@ -47,7 +49,7 @@ class ModelShape:
         num_decoder_layers: of the LLM.
     """
 
-    geometry: AnyresGeometry
+    geometry: AnyresGeometry | NativeGeometry
     num_vision_blocks: int
     num_decoder_layers: int
 
@@ -101,12 +103,17 @@ def load_model_shape(model_id: str, *, revision: str | None = None) -> ModelShap
     """Depth and geometry from config.json alone.
 
     Raises:
-        ModelLoadError: a file or key is missing, or the model is no LLaVA.
+        ModelLoadError: a file or key is missing, or the model is of no family that is counted.
     """
     files = load_model_files(model_id, revision=revision)
+    if files.model_type in NATIVE_MODEL_TYPES:
+        text = files.config.section("text_config") if files.config.get("text_config") else files.config
+        depth = files.config.section("vision_config")["depth"]
+        return ModelShape(load_native_geometry(files), depth, text["num_hidden_layers"])
     if files.model_type not in ("llava_next", "llava_onevision"):
         raise ModelLoadError(
-            f"{model_id!r} is a {files.model_type!r} model; tokens are counted for llava_next and llava_onevision"
+            f"{model_id!r} is a {files.model_type!r} model; tokens are counted for llava_next, llava_onevision, "
+            f"{', '.join(sorted(NATIVE_MODEL_TYPES))}"
         )
     feature = files.config["vision_feature_layer"]
     num_blocks = files.config.section("vision_config")["num_hidden_layers"]
@@ -126,7 +133,7 @@ def _num_decoder_layers(text: JsonSection) -> int:
 
 
 def expected_counts(
-    geometry: AnyresGeometry,
+    geometry: AnyresGeometry | NativeGeometry,
     plan: ReductionPlan,
     media: Sequence[MediumShape],
     *,
@@ -146,36 +153,64 @@ def expected_counts(
         PlanError: a layer the model does not have, counts the released layout cannot make squares of, or a video for
             a model that reads images only.
     """
-    if not geometry.reads_videos and any(medium.kind == "video" for medium in media):
-        raise PlanError("this model reads images only, but the request holds a video; take a model that reads videos")
     _check_layers(plan, "vision_block", num_vision_blocks)
     _check_layers(plan, "decoder_layer", num_decoder_layers)
-    tiles = [_num_tiles(geometry, medium, media) for medium in media]
-    per_tile, exact = _left_of_tile(geometry.grid**2, plan)
-    if plan.layout == "released" and not exact:
-        raise PlanError("the released layout needs square counts, but this plan's depend on the picture: use geometric")
+    if isinstance(geometry, NativeGeometry):
+        num_patches, num_vision_tokens, blocks, exact = _native(geometry, plan, media)
+    else:
+        num_patches, num_vision_tokens, blocks, exact = _tiled(geometry, plan, media)
     exact = exact and not any(step.stage == "media" for step in plan.steps)
-    blocks = [
-        block
-        for index, (medium, num_tiles) in enumerate(zip(media, tiles, strict=True))
-        for block in _layout(geometry, plan, medium, index=index, num_tiles=num_tiles, per_tile=per_tile)
-    ]
     blocks = _reduce(blocks, plan.at("decoder_input"))
     entering = sum(block.count for block in blocks)
     for layer in plan.layers("decoder_layer"):
         blocks = _reduce(blocks, plan.at("decoder_layer", layer))
     return TokenCounts(
-        num_patches=sum(tiles) * geometry.grid**2,
-        num_vision_tokens=sum(
-            geometry.num_video_tokens(medium.num_frames)
-            if medium.kind == "video"
-            else geometry.num_image_tokens(medium.height, medium.width, num_tiles=num_tiles)
-            for medium, num_tiles in zip(media, tiles, strict=True)
-        ),
+        num_patches=num_patches,
+        num_vision_tokens=num_vision_tokens,
         num_vision_tokens_kept=entering,
         num_decoder_tokens_kept=sum(block.count for block in blocks),
         exact=exact and all(block.exact for block in blocks),
     )
+
+
+def _native(
+    geometry: NativeGeometry, plan: ReductionPlan, media: Sequence[MediumShape]
+) -> tuple[int, int, list[_Block], bool]:
+    """Patches, unreduced vision tokens and what is left of them behind the tower, where groups are reduced."""
+    if plan.layout == "released":
+        raise PlanError("the released layout needs square pictures, but this model reads any shape: use geometric")
+    grids = [geometry.grid_of(medium.kind, medium.num_frames, medium.height, medium.width) for medium in media]
+    left = [_left_of_tile(grid.num_groups // grid.times, plan) for grid in grids]
+    blocks = [
+        _Block(index, time, count, exact)
+        for index, (grid, (count, exact)) in enumerate(zip(grids, left, strict=True))
+        for time in range(grid.times)
+    ]
+    return sum(grid.num_patches for grid in grids), sum(grid.num_groups for grid in grids), blocks, True
+
+
+def _tiled(
+    geometry: AnyresGeometry, plan: ReductionPlan, media: Sequence[MediumShape]
+) -> tuple[int, int, list[_Block], bool]:
+    """Patches, unreduced vision tokens and what is left of them behind the tower, where tiles are reduced."""
+    if not geometry.reads_videos and any(medium.kind == "video" for medium in media):
+        raise PlanError("this model reads images only, but the request holds a video; take a model that reads videos")
+    tiles = [_num_tiles(geometry, medium, media) for medium in media]
+    per_tile, exact = _left_of_tile(geometry.grid**2, plan)
+    if plan.layout == "released" and not exact:
+        raise PlanError("the released layout needs square counts, but this plan's depend on the picture: use geometric")
+    blocks = [
+        block
+        for index, (medium, num_tiles) in enumerate(zip(media, tiles, strict=True))
+        for block in _layout(geometry, plan, medium, index=index, num_tiles=num_tiles, per_tile=per_tile)
+    ]
+    num_vision_tokens = sum(
+        geometry.num_video_tokens(medium.num_frames)
+        if medium.kind == "video"
+        else geometry.num_image_tokens(medium.height, medium.width, num_tiles=num_tiles)
+        for medium, num_tiles in zip(media, tiles, strict=True)
+    )
+    return sum(tiles) * geometry.grid**2, num_vision_tokens, blocks, exact
 
 
 def _check_layers(plan: ReductionPlan, stage: Stage, depth: int) -> None:

@@ -50,6 +50,7 @@ _QWEN2 = _Defaults(
 # Its images are read by Qwen2-VL's processor, its videos by one of its own.
 _QWEN3 = replace(_QWEN2, patch_px=16, video=PixelRange(128 * 32**2, 768 * 32**2), video_mean=_HALF, video_budget="clip")
 _DEFAULTS = {"qwen2_vl": _QWEN2, "qwen2_5_vl": _QWEN2, "qwen3_vl": _QWEN3}
+NATIVE_MODEL_TYPES = frozenset(_DEFAULTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +84,8 @@ class NativePreprocessor(Preprocessor):
         check_images(frames)
         media = []
         for frame in frames:
-            size = self.geometry.image_size(*frame.shape[:2])
-            media.append(VisualInput("image", resize(frame, *size, self.image_resample)[None], frame.shape[:2]))
+            tile = resize(frame, *self.geometry.image_size(*frame.shape[:2]), self.image_resample)
+            media.append(VisualInput("image", np.stack([tile]), frame.shape[:2]))
         return tuple(media)
 
     def video(self, frames: np.ndarray | Sequence[np.ndarray], *, timestamps_s: Sequence[float] = ()) -> VisualInput:

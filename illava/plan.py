@@ -166,6 +166,19 @@ def _small() -> dict[str, Any]:
     return _paper_plan([2, 3, 4, 5], 24, 1, 0.70, score="released")
 
 
+def _shares(
+    vision: list[int], keep: float, decoder: list[int], decoder_keep: float, *, kind: str = "illava"
+) -> dict[str, Any]:
+    """Shares instead of counts, for towers whose number of patches depends on the picture."""
+    last = {"kind": kind, "keep_ratio": decoder_keep, "score": "released", "per": "prompt"}
+    return {
+        "steps": [
+            {"stage": "vision_block", "layers": vision, "reducer": {"kind": kind, "keep_ratio": keep}},
+            {"stage": "decoder_layer", "layers": decoder, "reducer": last},
+        ]
+    }
+
+
 # The frame budget is what the released pooling leaves of the pseudo-grid: 19 -> 10 x 10, 13 -> 7 x 7, 10 -> 5 x 5.
 PRESETS: dict[str, Any] = {
     "none": lambda layout: {"steps": []},
@@ -176,6 +189,10 @@ PRESETS: dict[str, Any] = {
     "illava-draw-video": lambda layout: _with_frame_budget(_draw(2), layout, 49),
     # No release for LLaVA-NeXT: illava-image's places, and the equal cut that comes nearest to half: 576 -> 288.
     "illava-next-image": lambda layout: _paper_plan([5, 6, 7, 8], 72, 8, 0.70, score="released"),
+    # Shares of whole 2x2 groups, in the README; the block numbers of Qwen2.5-VL are its full-attention blocks.
+    "illava-qwen2-vl": lambda layout: _shares([12, 13, 14, 15], 0.84, [6, 7, 8], 0.90),
+    "illava-qwen2.5-vl": lambda layout: _shares([7, 15, 23], 0.80, [6, 7, 8], 0.90),
+    "illava-2026": lambda layout: _shares([5, 6, 7, 8], 0.90, [15, 17, 19, 21], 0.85, kind="illava_2026"),
     "illava-small": lambda layout: _small(),
     "illava-small-video": lambda layout: _with_frame_budget(_small(), layout, 25),
 }

@@ -8,6 +8,8 @@ Where a tower has a CLS token, it leads every segment: it is a query and a key o
 token (attention received is the mean over all queries of the segment, CLS included), but no reducer sees it, so it is
 never merged, dropped or counted. It leaves behind the last block, before ``vision_output``.
 
+Where a tower's merger joins square groups of patches, reducers see whole groups as their tokens (`illava.groups`).
+
 Shape suffixes: T tokens packed end to end, P patches among them (all of them without CLS), K kept tokens, D channels,
 H heads, d head width.
 """
@@ -22,6 +24,7 @@ import torch
 from torch import Tensor
 
 from illava.errors import ReductionDidNotFireError
+from illava.groups import group_evidence, group_tokens, spread
 from illava.plan import ReductionPlan
 from illava.reducers import Evidence, EvidenceKind, Reducer, Stage
 from illava.requests import TraceStep
@@ -50,6 +53,7 @@ class VisionStep:
         stage: ``vision_block`` or ``vision_output``.
         block: 0-based, None after the tower.
         assignment: over all patches of the packed call; a CLS token is not among them.
+        of_groups: the same over whole groups, as the reducer gave it.
         lengths_before: patches per segment that went in.
         place_K3: int64 (tile, row, col) of what came out.
     """
@@ -57,6 +61,7 @@ class VisionStep:
     stage: Stage
     block: int | None
     assignment: Assignment
+    of_groups: Assignment
     lengths_before: tuple[int, ...]
     place_K3: Tensor
 
@@ -80,6 +85,7 @@ class VisionReduction:
         *,
         num_blocks: int,
         has_cls: bool = False,
+        group_side: int = 1,
     ) -> None:
         """Begin a packed call.
 
@@ -89,12 +95,13 @@ class VisionReduction:
             place_T3: int64 (tile, row, col) of every patch.
             num_blocks: blocks of the tower.
             has_cls: one more token leads every segment, in no count and no place.
+            group_side: patches per side of a group that is kept or merged as a whole; its patches lie side by side.
         """
         self.lengths = tuple(n + has_cls for n in lengths)
         self.place_T3 = place_T3
         self.score_T: Tensor | None = None
         self.steps: list[VisionStep] = []
-        self._plan, self._has_cls = plan, has_cls
+        self._plan, self._has_cls, self._group_side = plan, has_cls, group_side
         self._cls_score_T: Tensor | None = None
         self._last_block = num_blocks - 1
         later: tuple[Stage, ...] = ("vision_output", "decoder_input")
@@ -170,12 +177,14 @@ class VisionReduction:
     ) -> Tensor:
         num_patches, patch_P = self._num_patches, self._patch_index(hidden_TD.device)
         patches = Tokens(_only(patch_P, hidden_TD), num_patches, self.place_T3)
-        assignment = reducer.assign(patches, evidence, stage)
+        groups = group_tokens(patches, self._group_side)
+        of_groups = reducer.assign(groups, group_evidence(evidence, self._group_side), stage)
+        assignment = spread(of_groups, self._group_side)
         if assignment.num_kept >= assignment.num_tokens:
             where = stage if block is None else f"{stage} {block}"
             raise ReductionDidNotFireError(
-                f"reducer {reducer.kind!r} at {where} removed none of {assignment.num_tokens} tokens "
-                f"({num_patches[0]} in the first tile); lower its budget or leave the step out"
+                f"reducer {reducer.kind!r} at {where} removed none of {of_groups.num_tokens} tokens "
+                f"({groups.lengths[0]} in the first tile); lower its budget or leave the step out"
             )
         self.lengths = tuple(n + self._has_cls for n in assignment.lengths)
         self.place_T3 = carry(assignment, self.place_T3)
@@ -183,7 +192,7 @@ class VisionReduction:
             self.score_T = carry(assignment, self.score_T)
         if self._cls_score_T is not None:
             self._cls_score_T = carry(assignment, self._cls_score_T)
-        self.steps.append(VisionStep(stage, block, assignment, num_patches, self.place_T3))
+        self.steps.append(VisionStep(stage, block, assignment, of_groups, num_patches, self.place_T3))
         if patch_P is None:
             return merge(assignment, hidden_TD)
         return merge(lift(assignment, patch_P, hidden_TD.shape[0], self.lengths), hidden_TD)

@@ -13,13 +13,15 @@ from illava.reducers import Stage
 from illava.vision import CLS_EVIDENCE, VISION_EVIDENCE
 
 
-def tokens_left(plan: ReductionPlan, *, num_blocks: int, tokens_per_tile: int, has_cls: bool = False) -> int | None:
+def tokens_left(
+    plan: ReductionPlan, *, num_blocks: int, tokens_per_tile: int | None, has_cls: bool = False
+) -> int | None:
     """Tokens of one tile after the tower's steps; None where the data decide.
 
     Args:
         plan: the plan in question.
         num_blocks: blocks the tower runs.
-        tokens_per_tile: patches, CLS apart.
+        tokens_per_tile: patches, CLS apart; None where they depend on the picture.
         has_cls: the tower has a CLS token, so its attention is known.
 
     Raises:
@@ -50,6 +52,22 @@ def tokens_left(plan: ReductionPlan, *, num_blocks: int, tokens_per_tile: int, h
             )
         left = kept
     return left
+
+
+def check_native_resolution(plan: ReductionPlan, model_type: str, *, num_blocks: int) -> None:
+    """Refuse vision steps that a tower of native resolution cannot do.
+
+    Raises:
+        PlanError: as `tokens_left`; or the released layout, or a stage before the tower.
+    """
+    if plan.at("media") is not None:
+        raise PlanError(f"stage 'media' does not exist for {model_type}; the first is 'vision_block'")
+    if plan.layout == "released":
+        raise PlanError(
+            f"layout 'released' re-reads survivors as a square pseudo-image; {model_type} reads pictures of any shape, "
+            "whose survivors make no square: use layout 'geometric'"
+        )
+    tokens_left(plan, num_blocks=num_blocks, tokens_per_tile=None)
 
 
 def square_side(num_tokens: int | None, *, tokens_per_tile: int) -> int:

@@ -66,7 +66,9 @@ def _recycle(tokens: Tokens, score_T: Tensor, kept: tuple[int, ...]) -> Assignme
     first_S1 = kept_S1 - torch.tensor(recycling, device=device)[:, None]
     index_SC = order_SN.gather(1, _counting(first_S1, max(recycling)).clamp(max=rank_SN.shape[1] - 1))
     index_SR = order_SN.gather(1, _counting(kept_S1, max(removed)).clamp(max=rank_SN.shape[1] - 1))
-    source_SCe, weight_SCe = _take_up(tokens.hidden_TD, index_SC + start_S1, index_SR + start_S1, removed)
+    last = sum(lengths) - 1  # what lies beyond a short last segment is masked or left out, but read
+    packed_SC, packed_SR = ((index + start_S1).clamp(max=last) for index in (index_SC, index_SR))
+    source_SCe, weight_SCe = _take_up(tokens.hidden_TD, packed_SC, packed_SR, removed)
 
     # One row of edges a recycling token; host counts, so that nothing waits for the device.
     sizes = [min(_NUM_SOURCES, r) + 1 for r in removed]

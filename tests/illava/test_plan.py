@@ -49,8 +49,28 @@ def test_presets_follow_the_table(name, layout):
         assert (budget.keep_per_frame, budget.per) == (per_frame, "frame")
 
 
+# name: vision blocks, share of groups kept by each; decoder layers, share kept by each; method
+SHARES = {
+    "illava-qwen2-vl": ((12, 13, 14, 15), 0.84, (6, 7, 8), 0.90, "illava"),
+    "illava-qwen2.5-vl": ((7, 15, 23), 0.80, (6, 7, 8), 0.90, "illava"),
+    "illava-2026": ((5, 6, 7, 8), 0.90, (15, 17, 19, 21), 0.85, "illava_2026"),
+}
+
+
+@pytest.mark.parametrize("name", SHARES)
+def test_presets_of_native_resolution_follow_the_table(name):
+    blocks, vision_keep, layers, decoder_keep, kind = SHARES[name]
+    plan = preset(name)
+    assert (plan.layers("vision_block"), plan.layers("decoder_layer")) == (blocks, layers)
+    for stage, where, keep in (("vision_block", blocks, vision_keep), ("decoder_layer", layers, decoder_keep)):
+        for layer in where:
+            reducer = plan.at(stage, layer)
+            assert (reducer.kind, reducer.keep_ratio) == (kind, keep)
+    assert (plan.at("decoder_layer", layers[0]).per, plan.at("decoder_input")) == ("prompt", None)
+
+
 def test_every_preset_is_in_the_table_and_geometric_unless_asked():
-    assert set(PRESETS) == {*TABLE, "none"}
+    assert set(PRESETS) == {*TABLE, *SHARES, "none"}
     assert {preset(name).layout for name in PRESETS} == {"geometric"}
     assert preset("none") == EMPTY_PLAN
 
@@ -96,7 +116,7 @@ def test_places():
         ({"steps": [{**STEP, "layers": [4, 4]}]}, "distinct"),
         ({"steps": [{**STEP, "layers": [-1]}]}, "not negative"),
         ({"steps": [{**STEP, "stage": "media", "layers": []}]}, "cannot act at stage 'media'; it can at: decoder_"),
-        ({"preset": "illava-vidio"}, "no preset named 'illava-vidio'; the presets are: illava-draw"),
+        ({"preset": "illava-vidio"}, "no preset named 'illava-vidio'; the presets are: illava-2026, illava-draw"),
         ({"preset": "illava-video", "steps": [STEP]}, "either `preset` or `steps`, not both"),
         ({"steps": [{**STEP, "reducer": {"kind": "illava", "num_merged": 4, "keep_ratio": 0.5}}]}, "exactly one of"),
         ({"steps": [{**STEP, "reducer": {"kind": "illava"}}]}, "exactly one of .* got none"),

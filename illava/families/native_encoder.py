@@ -1,0 +1,145 @@
+"""From pictures of native resolution to vision tokens: the tower once over all media, then each medium apart.
+
+Shared by the Qwen families, which differ in tower. Every temporal patch of every medium is one segment; groups of
+patches that survive keep their true (time, row, col) and leave gaps in the medium's slots. Knows no reducer: the
+tower's block loop calls the reduction.
+
+Shape suffixes: F frames, C colours, H height and W width in px, P patches, X values of a patch, K kept groups, D
+channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from illava.errors import RequestError
+from illava.families.base import EncodedMedium
+from illava.families.native_resolution import NativeGeometry, PatchGrid
+from illava.groups import group_scores
+from illava.plan import ReductionPlan
+from illava.preprocess import Preprocessor, VisualInput
+from illava.requests import TraceStep
+from illava.vision import VisionReduction, medium_place
+
+
+class NativeTower(Protocol):
+    """A vision tower over packed patches: see `families.qwen2_vl`."""
+
+    num_blocks: int
+
+    def embed(self, patch_PX: Tensor) -> Tensor: ...
+
+    def run(self, hidden_TD: Tensor, reduction: VisionReduction) -> Tensor: ...
+
+
+class NativeEncoder:
+    """Encodes the media of one loaded model."""
+
+    def __init__(self, tower: NativeTower, preprocessor: Preprocessor, device: torch.device) -> None:
+        """Take a tower, and the preprocessor of the same model for its geometry and normalisation."""
+        self._tower, self._preprocessor, self._device = tower, preprocessor, device
+        self._geometry: NativeGeometry = preprocessor.geometry
+
+    def grid(self, medium: VisualInput) -> PatchGrid:
+        """The medium's patches.
+
+        Raises:
+            RequestError: tiles of another size or dtype than this model's.
+        """
+        tiles, factor = medium.tiles, self._geometry.factor_px
+        if tiles.dtype != np.uint8 or tiles.ndim != 4 or tiles.shape[1] % factor or tiles.shape[2] % factor:
+            raise RequestError(
+                f"a medium has tiles {tiles.dtype} {list(tiles.shape)}, this model takes uint8 [n, height, width, 3] "
+                f"with sides that are multiples of {factor} px; was it prepared by another model's preprocessor?"
+            )
+        return self._geometry.grid(medium.kind, *tiles.shape[:3])
+
+    def encode(self, media: Sequence[VisualInput], plan: ReductionPlan, *, trace: bool) -> list[EncodedMedium]:
+        """See `Family.encode`."""
+        if not media:
+            return []
+        grids = [self.grid(medium) for medium in media]
+        place_P3 = torch.cat([patch_places(grid) for grid in grids]).to(self._device)
+        lengths = tuple(grid.rows * grid.cols for grid in grids for _ in range(grid.times))
+        reduction = VisionReduction(
+            plan, lengths, place_P3, num_blocks=self._tower.num_blocks, group_side=self._geometry.group_side
+        )
+        hidden_PD = self._tower.embed(torch.cat([self.patches(medium) for medium in media]))
+        feature_KD = self._tower.run(hidden_PD, reduction)
+        return self._apart(feature_KD, reduction, grids, trace=trace)
+
+    def patches(self, medium: VisualInput) -> Tensor:
+        """The medium's pixels, rescaled and normalised, in the order the tower reads them: float32 [P, X].
+
+        The last frame is repeated until it fills its temporal patch; so is an image.
+
+        Source: transformers 5.23, models/qwen2_vl/video_processing_qwen2_vl.py:patchify.
+        """
+        grid, prep, geometry = self.grid(medium), self._preprocessor, self._geometry
+        tiles_FHWC = torch.from_numpy(medium.tiles).to(self._device)
+        mean_C11, std_C11 = (tiles_FHWC.new_tensor(x, dtype=torch.float32).view(3, 1, 1) for x in (prep.mean, prep.std))
+        # transformers rescales in float64 and normalises in float32: so do we, for equal bits
+        pixels_FCHW = tiles_FHWC.permute(0, 3, 1, 2).double().mul_(prep.rescale_factor).float()
+        pixels_FCHW = pixels_FCHW.sub_(mean_C11).div_(std_C11)
+        depth, side, px = geometry.frames_per_patch, geometry.group_side, geometry.patch_px
+        missing = grid.times * depth - len(pixels_FCHW)
+        if missing:
+            pixels_FCHW = torch.cat([pixels_FCHW, pixels_FCHW[-1:].expand(missing, -1, -1, -1)])
+        rows, cols = grid.groups
+        blocks = pixels_FCHW.reshape(grid.times, depth, 3, rows, side, px, cols, side, px)
+        return blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(grid.num_patches, -1)
+
+    def _apart(
+        self, feature_KD: Tensor, reduction: VisionReduction, grids: Sequence[PatchGrid], *, trace: bool
+    ) -> list[EncodedMedium]:
+        side = self._geometry.group_side
+        place_K3 = reduction.place_T3[:: side**2].clone()
+        place_K3[:, 1:] //= side
+        score_K = group_scores(reduction.score_T, side)
+        counts = [length // side**2 for length in reduction.lengths]
+        num_segments = [grid.times for grid in grids]
+        steps = reduction.trace(num_segments) if trace else [None] * len(grids)
+        media, begin = [], 0
+        for grid, own_steps, segments in zip(grids, steps, pairwise(accumulate(num_segments, initial=0)), strict=True):
+            own_counts = counts[slice(*segments)]
+            own = slice(begin, begin + sum(own_counts))
+            begin = own.stop
+            rows, cols = grid.groups
+            media.append(
+                EncodedMedium(
+                    feature_KD=feature_KD[own],
+                    slot_K=(place_K3[own] * place_K3.new_tensor([rows * cols, cols, 1])).sum(1),
+                    num_slots=grid.num_groups,
+                    frame_counts=tuple(enumerate(own_counts)),
+                    place_K3=place_K3[own],
+                    score_K=None if score_K is None else score_K[own],
+                    num_patches=grid.num_patches,
+                    trace=() if own_steps is None else (*own_steps, _merger_step(place_K3[own].cpu(), side**2)),
+                    patch_place_P4=None if own_steps is None else medium_place(patch_places(grid)),
+                )
+            )
+        return media
+
+
+def patch_places(grid: PatchGrid) -> Tensor:
+    """(time, row, col) of every patch of one medium as it enters the tower: group by group, int64 [P, 3], host."""
+    rows, cols = grid.groups
+    axes = (torch.arange(n) for n in (grid.times, rows, cols, grid.side, grid.side))
+    time, row, col, inner_row, inner_col = torch.cartesian_prod(*axes).unbind(1)
+    return torch.stack([time, row * grid.side + inner_row, col * grid.side + inner_col], 1)
+
+
+def _merger_step(place_K3: Tensor, group_size: int) -> TraceStep:
+    """The merger as a trace step: every vision token is made of the patches of its group, in equal parts."""
+    num_tokens = place_K3.shape[0]
+    index = torch.stack([torch.arange(num_tokens).repeat_interleave(group_size), torch.arange(num_tokens * group_size)])
+    matrix = torch.sparse_coo_tensor(
+        index, torch.full((index.shape[1],), 1 / group_size), (num_tokens, num_tokens * group_size)
+    )
+    return TraceStep("layout", None, matrix.coalesce(), medium_place(place_K3))

@@ -1,0 +1,72 @@
+"""Whole groups of patches as a reducer sees them, and its decision spread over the patches again.
+
+Towers whose merger joins square groups of patches into one vision token are reduced by whole groups: a group's hidden
+state and keys are those of its patches side by side, its score is their mean, its place is its own row and column. So
+a merged group is, corner by corner, the weighted mean of the groups it is made of. Knows no tower and no reducer.
+
+Shape suffixes: T patches, those of a group side by side; G groups, m patches of a group, D channels, H heads, d head
+width, E edges, K kept.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from illava.reducers.base import Evidence
+from illava.tokens import Assignment, Tokens
+
+
+def group_tokens(tokens: Tokens, side: int) -> Tokens:
+    """Groups of ``side`` x ``side`` patches as tokens."""
+    if side == 1:
+        return tokens
+    size = side**2
+    place_G3 = tokens.place_T3[::size].clone()
+    place_G3[:, 1:] //= side
+    hidden_GX = tokens.hidden_TD.reshape(-1, size * tokens.hidden_TD.shape[1])
+    return Tokens(hidden_GX, tuple(n // size for n in tokens.lengths), place_G3)
+
+
+def group_evidence(evidence: Evidence, side: int) -> Evidence:
+    """What was measured of patches, of their groups: the mean of scores, keys side by side."""
+    if side == 1:
+        return evidence
+    keys_THd = evidence.keys_THd
+    if keys_THd is not None:
+        keys_THd = keys_THd.unflatten(0, (-1, side**2)).transpose(1, 2).flatten(2)
+    return Evidence(
+        attention_received_T=group_scores(evidence.attention_received_T, side),
+        keys_THd=keys_THd,
+        cls_attention_T=group_scores(evidence.cls_attention_T, side),
+    )
+
+
+def group_scores(score_T: Tensor | None, side: int) -> Tensor | None:
+    """Mean score of each group: [T] -> [G]."""
+    return None if score_T is None else score_T.view(-1, side**2).mean(1)
+
+
+def spread(assignment: Assignment, side: int) -> Assignment:
+    """An assignment of groups as one of their patches: every corner is kept and mixed as its group is."""
+    if side == 1:
+        return assignment
+    size, device = side**2, assignment.kept_K.device
+    corner_m = torch.arange(size, device=device)
+
+    def corners(index_G: Tensor) -> Tensor:
+        return (index_G[:, None] * size + corner_m).flatten()
+
+    num_edges, num_rows = assignment.source_E.shape[0], assignment.target_G.shape[0]
+    row_E = torch.arange(num_rows, device=device).repeat_interleave(assignment.size_G, output_size=num_edges)
+    order = torch.argsort(corners(row_E), stable=True)  # the edges of a group's first corner, of its second, ...
+    return Assignment(
+        num_tokens=assignment.num_tokens * size,
+        lengths=tuple(n * size for n in assignment.lengths),
+        kept_K=corners(assignment.kept_K),
+        source_E=corners(assignment.source_E)[order],
+        weight_E=assignment.weight_E.repeat_interleave(size)[order],
+        target_G=corners(assignment.target_G),
+        size_G=assignment.size_G.repeat_interleave(size),
+        group_size=assignment.group_size,
+    )

@@ -1,0 +1,126 @@
+"""Published Qwen-VL sizes: their configurations build on the meta device, and their weight names map.
+
+What the tiny models of the parity tests load and run must be what the published ones hold: the same names, deeper.
+"""
+
+import re
+from collections import Counter
+
+import pytest
+import torch
+import transformers
+from models_qwen import FAMILIES
+from safetensors import safe_open
+from transformers import AutoConfig
+
+from illava.families import FAMILIES as REGISTRY
+from illava.families import load_family
+from illava.preprocess import load_preprocessor
+
+_QWEN2_VISION = {
+    "depth": 32,
+    "embed_dim": 1280,
+    "mlp_ratio": 4,
+    "num_heads": 16,
+    "in_chans": 3,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "spatial_patch_size": 14,
+    "temporal_patch_size": 2,
+}
+_QWEN2_TEXT = {
+    "image_token_id": 151655,
+    "video_token_id": 151656,
+    "vision_start_token_id": 151652,
+    "vision_end_token_id": 151653,
+    "eos_token_id": 151645,
+    "max_position_embeddings": 32768,
+    "rope_theta": 1000000.0,
+    "sliding_window": 32768,
+    "use_sliding_window": False,
+    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+}
+
+
+def _qwen2(hidden, intermediate, layers, heads, kv_heads, *, vocab, tied, **vision):
+    sizes = {"hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": layers}
+    sizes |= {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "vocab_size": vocab}
+    return {**_QWEN2_TEXT, **sizes, "tie_word_embeddings": tied, "max_window_layers": layers, "vision_config": vision}
+
+
+# As published: flat, with the text model's keys beside `vision_config`.
+PUBLISHED = {
+    "Qwen2-VL-2B-Instruct": (
+        "qwen2_vl",
+        _qwen2(1536, 8960, 28, 12, 2, vocab=151936, tied=True, hidden_size=1536, **_QWEN2_VISION),
+    ),
+    "Qwen2-VL-7B-Instruct": (
+        "qwen2_vl",
+        _qwen2(3584, 18944, 28, 28, 4, vocab=152064, tied=False, hidden_size=3584, **_QWEN2_VISION),
+    ),
+}
+# Names in the published files.
+NAMES = {
+    "qwen2_vl": {
+        "visual.patch_embed.proj.weight",
+        "visual.blocks.N.attn.qkv.weight",
+        "visual.blocks.N.mlp.fc1.bias",
+        "visual.merger.ln_q.weight",
+        "visual.merger.mlp.N.weight",
+        "model.embed_tokens.weight",
+        "model.layers.N.self_attn.q_proj.bias",
+        "model.layers.N.post_attention_layernorm.weight",
+        "model.norm.weight",
+        "lm_head.weight",
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folders = {}
+
+    def folder(model_type):
+        if model_type not in folders:
+            folders[model_type] = FAMILIES[model_type][0](tmp_path_factory.mktemp(model_type), num_layers=3)
+        return folders[model_type]
+
+    return folder
+
+
+def names(keys):
+    """Names with their numbers left out, and how often each occurs."""
+    return Counter(re.sub(r"\.\d+(?=\.)", ".N", key) for key in keys)
+
+
+@pytest.mark.parametrize("model_id", PUBLISHED)
+def test_published_configurations_build_with_the_names_that_load(model_id, tiny):
+    model_type, published = PUBLISHED[model_id]
+    stock_class = getattr(transformers, FAMILIES[model_type][1])
+    config = AutoConfig.for_model(model_type, **published)
+    with torch.device("meta"):
+        model = stock_class(config).eval()
+    module, name = REGISTRY[model_type].split(":")
+    family_class = getattr(__import__(module, fromlist=[name]), name)
+    small = load_family(str(tiny(model_type)), dtype=torch.float32, device="cpu")
+    family = family_class(model, small._tokenizer, load_preprocessor(str(tiny(model_type))))
+    text = config.get_text_config()
+    assert family.num_vision_blocks == published["vision_config"]["depth"]
+    assert family.decoder.num_layers == text.num_hidden_layers
+    assert family.decoder.num_kv_heads == text.num_key_value_heads
+
+    loaded = names(stock_class.from_pretrained(tiny(model_type)).state_dict())
+    theirs = names(model.state_dict())
+    assert set(theirs) == set(loaded)
+    for key, count in theirs.items():
+        if ".language_model.layers." in key:
+            assert count == text.num_hidden_layers * (loaded[key] // 3)
+        elif ".visual.blocks." in key:
+            assert count == family.num_vision_blocks * (loaded[key] // small.num_vision_blocks)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_folder_holds_the_published_names(model_type, tiny):
+    """`save_pretrained` writes the published layout, and the parity tests load it: so does `load_family`."""
+    with safe_open(tiny(model_type) / "model.safetensors", "pt") as file:
+        assert NAMES[model_type] <= set(names(file.keys()))

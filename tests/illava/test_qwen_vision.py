@@ -1,0 +1,321 @@
+"""Reduction in the Qwen towers against a slow tower written apart, and what survivors keep: places, positions, text."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from models_qwen import FAMILIES
+
+from illava import VLM, Request, SamplingParams, load_preprocessor
+from illava.errors import PlanError
+from illava.families.base import Run
+from illava.plan import ReductionPlan, preset
+from illava.prompt import assemble, media_of, pack
+from illava.reducers import REDUCERS
+from illava.vision import VISION_EVIDENCE
+
+BLOCKS = {"qwen2_vl": (2, 3)}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def loaded(request, tmp_path_factory):
+    make, stock_class = FAMILIES[request.param]
+    folder = make(tmp_path_factory.mktemp(request.param))
+    stock = getattr(transformers, stock_class).from_pretrained(folder, dtype=torch.float32).eval()
+    return VLM.from_pretrained(str(folder), kv_cache_bytes=8 << 20), stock, load_preprocessor(str(folder))
+
+
+@pytest.fixture(scope="module")
+def vlm(loaded):
+    return loaded[0]
+
+
+@pytest.fixture(scope="module")
+def pre(loaded):
+    return loaded[2]
+
+
+def picture(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def video(pre, count, height, width):
+    return pre.video([picture(height, width, seed) for seed in range(count)])
+
+
+def plan(vlm, *, decoder: bool = False, **budget) -> ReductionPlan:
+    reducer = {"kind": "illava", **(budget or {"keep_ratio": 0.7})}
+    steps = [{"stage": "vision_block", "layers": BLOCKS[vlm.family.model_type], "reducer": reducer}]
+    if decoder:
+        steps.append({"stage": "decoder_layer", "layers": [1, 2], "reducer": {"kind": "illava", "keep_ratio": 0.8}})
+    return ReductionPlan(steps=steps)
+
+
+def encode(vlm, media, which, *, trace=False):
+    return vlm.family.encode(media, which, trace=trace)
+
+
+# The oracle: one temporal patch at a time, patches as a dict of places, attention maps written out.
+
+
+def rotated(x_NHd, places, base=10000.0):
+    """Halves rotate: the first half of the angles belongs to the row, the second to the column."""
+    width = x_NHd.shape[-1]
+    freq = base ** -(torch.arange(0, width // 2, 2).float() / (width // 2))
+    angle = torch.stack([torch.cat([row * freq, col * freq]) for row, col in places])[:, None]
+    left, right = x_NHd.chunk(2, -1)
+    return torch.cat([left * angle.cos() - right * angle.sin(), right * angle.cos() + left * angle.sin()], -1)
+
+
+def attention_map(block, hidden_ND, places, allowed_NN=None):
+    heads = block.attn.num_heads
+    qkv = block.attn.qkv(block.norm1(hidden_ND)).view(len(places), 3, heads, -1)
+    q, k = rotated(qkv[:, 0], places), rotated(qkv[:, 1], places)
+    logits = torch.einsum("ihd,jhd->hij", q, k) / math.sqrt(q.shape[-1])
+    if allowed_NN is not None:
+        logits = logits.masked_fill(~allowed_NN, float("-inf"))
+    attention = logits.softmax(-1)
+    mixed = torch.einsum("hij,jhd->ihd", attention, qkv[:, 2]).flatten(1)
+    return attention, hidden_ND + block.attn.proj(mixed)
+
+
+def merge_groups(hidden_ND, places, attention, keep_ratio):
+    """Section 1 of the method on whole groups; patches of a group stand side by side."""
+    received = attention.mean((0, 1))
+    groups = [list(range(n, n + 4)) for n in range(0, len(places), 4)]
+    scores = [received[own].mean().item() for own in groups]
+    removed = len(groups) - max(1, round(len(groups) * keep_ratio))
+    if not removed:
+        return hidden_ND, places
+    order = sorted(range(len(groups)), key=lambda n: scores[n])
+    taken, total = order[: removed + 1], (removed + 1) * (removed + 2) / 2
+    hidden_ND = hidden_ND.clone()
+    for corner in range(4):
+        parts = [hidden_ND[groups[n][corner]] * (removed + 1 - m) / total for m, n in enumerate(taken)]
+        merged = sum(parts)
+        hidden_ND[groups[taken[-1]][corner]] = merged
+    kept = [i for n, own in enumerate(groups) if n not in taken[:-1] for i in own]
+    return hidden_ND[kept], [places[i] for i in kept]
+
+
+def slow_segment(visual, hidden_ND, grid, blocks, keep_ratio):
+    """One temporal patch through the tower: vision tokens and the places of their groups."""
+    places = [
+        (2 * row + i, 2 * col + j)
+        for row in range(grid.rows // 2)
+        for col in range(grid.cols // 2)
+        for i in (0, 1)
+        for j in (0, 1)
+    ]
+    for index, block in enumerate(visual.blocks):
+        attention, hidden_ND = attention_map(block, hidden_ND, places)
+        if index in blocks:
+            hidden_ND, places = merge_groups(hidden_ND, places, attention, keep_ratio)
+        hidden_ND = hidden_ND + block.mlp(block.norm2(hidden_ND))
+    return visual.merger(hidden_ND), [(row // 2, col // 2) for row, col in places[::4]]
+
+
+@torch.no_grad()
+def test_towers_equal_the_slow_one_segment_by_segment(loaded):
+    vlm, stock, pre = loaded
+    media = [pre.images([picture(56, 40)])[0], video(pre, 5, 24, 40), pre.images([picture(30, 90, 7)])[0]]
+    family, visual = vlm.family, stock.model.visual
+    for encoded, medium in zip(encode(vlm, media, plan(vlm, keep_ratio=0.7)), media, strict=True):
+        grid = family.encoder.grid(medium)
+        segments = visual.patch_embed(family.encoder.patches(medium)).chunk(grid.times)
+        features, places = [], []
+        for time, hidden_ND in enumerate(segments):
+            feature, own = slow_segment(visual, hidden_ND, grid, BLOCKS[family.model_type], 0.7)
+            features.append(feature)
+            places += [(time, *place) for place in own]
+        torch.testing.assert_close(encoded.feature_KD, torch.cat(features), atol=2e-5, rtol=1e-4)
+        assert encoded.place_K3.tolist() == [list(place) for place in places]
+        rows, cols = grid.rows // 2, grid.cols // 2
+        assert encoded.slot_K.tolist() == [(t * rows + row) * cols + col for t, row, col in places]
+        assert encoded.num_slots == grid.times * rows * cols
+        assert encoded.num_patches == 4 * encoded.num_slots
+
+
+def test_every_temporal_patch_keeps_tokens(vlm, pre):
+    (encoded,) = encode(vlm, [video(pre, 8, 24, 40)], plan(vlm))
+    times = encoded.place_K3[:, 0].tolist()
+    assert [times.count(time) for time in range(4)] == [count for _, count in encoded.frame_counts]
+    assert set(times) == {0, 1, 2, 3}
+    assert 0 < len(times) < encoded.num_slots
+
+
+def test_scores_for_the_decoder_are_means_over_groups(vlm, pre):
+    step = {"stage": "decoder_input", "reducer": {"kind": "illava", "keep_ratio": 0.5}}
+    which = ReductionPlan(steps=[step])
+    (encoded,) = encode(vlm, [video(pre, 4, 24, 40)], which)
+    per_segment = encoded.score_K.view(2, -1)
+    torch.testing.assert_close(per_segment.mean(1), torch.full((2,), 1 / (4 * per_segment.shape[1])))
+
+
+# Positions and text in the prompt
+
+
+def true_positions(prompt_ids, grids, visual_ids):
+    """Three axes for every slot, counted by hand; ``grids``: (times, rows, cols, interval) of groups, in order."""
+    positions, position, slot, grids = [], 0, 0, list(grids)
+    while slot < len(prompt_ids):
+        if prompt_ids[slot] not in visual_ids:
+            positions.append((position,) * 3)
+            position, slot = position + 1, slot + 1
+            continue
+        times, rows, cols, interval = grids.pop(0)
+        for time in range(times):
+            for row in range(rows):
+                positions += [(position + int(time * interval), position + row, position + col) for col in range(cols)]
+        position += max(rows, cols)
+        slot += times * rows * cols
+    return positions
+
+
+def prompt_grids(vlm, media):
+    intervals = {"qwen2_vl": lambda medium: 1}[vlm.family.model_type]
+    grids = [(vlm.family.encoder.grid(medium), medium) for medium in media]
+    return [(grid.times, grid.rows // 2, grid.cols // 2, intervals(medium)) for grid, medium in grids]
+
+
+def test_survivors_keep_their_true_positions_and_text_its_order(vlm, pre):
+    first, second = pre.images([picture(40, 66), picture(64, 30)])
+    content = ("A ", first, " in between ", second, video(pre, 8, 24, 40), " end?")
+    request, which = Request("r", content), plan(vlm)
+    media = media_of(request)
+    encoded = encode(vlm, media, which)
+    prompt = assemble(vlm.family, request, encoded)
+    ids = vlm.family.render(content, [medium.num_slots for medium in encoded]).token_ids
+    to_id = vlm.family._tokenizer.convert_tokens_to_ids
+    visual_ids = {to_id("<|image_pad|>"), to_id("<|video_pad|>")}
+    truth = true_positions(ids, prompt_grids(vlm, media), visual_ids)
+    # which slots survive, from places alone
+    starts = [n for n, token in enumerate(ids) if token in visual_ids and ids[n - 1] not in visual_ids]
+    alive = {n for n, token in enumerate(ids) if token not in visual_ids}
+    for start, medium, (_, rows, cols, _) in zip(starts, encoded, prompt_grids(vlm, media), strict=True):
+        alive |= {start + (t * rows + row) * cols + col for t, row, col in medium.place_K3.tolist()}
+    assert prompt.position_PT.T.tolist() == [list(truth[slot]) for slot in sorted(alive)]
+    assert prompt.next_position_P.tolist() == [max(max(place) for place in truth) + 1] * 3
+    text = [token for token in ids if token not in visual_ids]
+    is_text = prompt.place_T4[:, 0] < 0
+    assert torch.equal(prompt.hidden_TD[is_text], vlm.family.embed(torch.tensor(text)))
+    assert prompt.place_T4[:, 0][~is_text].unique_consecutive().tolist() == [0, 1, 2]
+
+
+# Batches and the cache
+
+
+def mixed_requests(pre):
+    sampling = SamplingParams(max_new_tokens=6)
+    first, second = pre.images([picture(40, 66), picture(64, 30, 3)])
+    contents = [(first, "What?"), ("A", second, "B", first, "C?"), (video(pre, 7, 24, 40), "See"), (first, second, "?")]
+    return [Request(f"r{n}", parts, sampling) for n, parts in enumerate(contents)]
+
+
+def test_a_merged_batch_equals_its_items_alone(vlm, pre):
+    requests, which = mixed_requests(pre), plan(vlm, decoder=True)
+    together = vlm.generate(requests, plan=which)
+    for generation, request in zip(together, requests, strict=True):
+        (alone,) = vlm.generate([request], plan=which)
+        assert generation.error is None
+        assert generation.token_ids == alone.token_ids
+        assert generation.usage == alone.usage
+        usage = generation.usage
+        assert usage.num_decoder_tokens_kept < usage.num_vision_tokens_kept < usage.num_vision_tokens
+    media = [medium for request in requests for medium in media_of(request)]
+    for joint, medium in zip(encode(vlm, media, which), media, strict=True):
+        (alone,) = encode(vlm, [medium], which)
+        torch.testing.assert_close(joint.feature_KD, alone.feature_KD, atol=1e-5, rtol=1e-5)
+        assert torch.equal(joint.slot_K, alone.slot_K)
+
+
+@torch.inference_mode()
+def test_cached_decoding_equals_a_prefill_of_the_longer_prompt(vlm, pre):
+    which, decoder, cache = plan(vlm, decoder=True), vlm.family.decoder, vlm.engine.cache
+    for request in mixed_requests(pre):
+        (generation,) = vlm.generate([request], plan=which)
+        prompt = assemble(vlm.family, request, encode(vlm, media_of(request), which))
+        for step, token in enumerate(generation.token_ids):
+            cache.admit("longer", [prompt.num_tokens] * decoder.num_layers)
+            pages = cache.batch(["longer"], [[0] * decoder.num_layers])
+            logits = decoder.prefill(pack([prompt]), which, cache, pages, seeds=[0]).logits_BV[0]
+            cache.free("longer")
+            best = logits.topk(2)
+            assert best.values[0] - best.values[1] > 1e-3, "this fixture has a near-tie: choose another"
+            assert int(best.indices[0]) == token, (request.request_id, step)
+            prompt = longer(vlm, prompt, token, step)
+
+
+def longer(vlm, prompt, token, step):
+    """The prompt with a drawn token behind it, as text."""
+    position_P1 = (prompt.next_position_P + step)[:, None]
+    return dataclasses.replace(
+        prompt,
+        hidden_TD=torch.cat([prompt.hidden_TD, vlm.family.embed(torch.tensor([token]))]),
+        position_PT=torch.cat([prompt.position_PT, position_P1], 1),
+        place_T4=torch.cat([prompt.place_T4, torch.full((1, 4), -1)]),
+        runs=(*prompt.runs, Run(1)),
+    )
+
+
+# Traces, other reducers, plans that make no sense
+
+
+def test_the_trace_leads_from_patches_to_vision_tokens(vlm, pre):
+    media = [pre.images([picture(56, 40)])[0], video(pre, 3, 24, 40)]
+    for encoded in encode(vlm, media, plan(vlm), trace=True):
+        total = torch.eye(encoded.num_patches)
+        for step in encoded.trace:
+            total = step.matrix.to_dense() @ total
+        torch.testing.assert_close(total.sum(1), torch.ones(len(encoded.slot_K)))
+        assert torch.equal(encoded.trace[-1].place[:, 1:], encoded.place_K3)
+        own = encoded.patch_place_P4.clone()
+        own[:, 2:] //= 2
+        for row, place in zip(total, encoded.place_K3.tolist(), strict=True):
+            members = own[row > 0][:, 1:]
+            assert (members[:, 0] == place[0]).all()  # nothing crosses from one temporal patch to another
+            assert (members == torch.tensor(place)).all(1).sum() == 4  # the four patches of its own group
+            assert len(set(row[row > 0].view(-1, 4)[0].tolist())) == 1
+
+
+def reducers_of_the_tower():
+    for kind, reducer in REDUCERS.items():
+        fields = reducer.model_fields
+        if "vision_block" in reducer.stages:
+            budget = {"keep_ratio": 0.5} if "keep_ratio" in fields else {}
+            budget |= {"saliency": "attention_received"} if "saliency" in fields else {}
+            yield kind, budget | ({"grid": [2, 2]} if kind == "pooling" else {})
+
+
+TOWER_REDUCERS = dict(reducers_of_the_tower())
+
+
+@pytest.mark.parametrize("kind", TOWER_REDUCERS)
+def test_every_reducer_of_the_tower_works_on_whole_groups(vlm, pre, kind):
+    reducer = {"kind": kind, **TOWER_REDUCERS[kind]}
+    block = BLOCKS[vlm.family.model_type][0]
+    which = ReductionPlan(steps=[{"stage": "vision_block", "layers": [block], "reducer": reducer}])
+    if which.steps[0].reducer.evidence("vision_block") - VISION_EVIDENCE["vision_block"]:
+        with pytest.raises(PlanError, match="not known in this tower"):
+            vlm.family.check(which)
+        return
+    vlm.family.check(which)
+    media = [pre.images([picture(56, 40)])[0], video(pre, 3, 24, 40)]
+    for encoded in encode(vlm, media, which):
+        assert 0 < len(encoded.slot_K) < encoded.num_slots
+        assert encoded.slot_K.tolist() == sorted(set(encoded.slot_K.tolist()))
+
+
+def test_plans_that_make_no_sense_are_refused(vlm):
+    released = ReductionPlan(layout="released", steps=plan(vlm).steps)
+    beyond = ReductionPlan(
+        steps=[{"stage": "vision_block", "layers": [30], "reducer": {"kind": "illava", "keep_ratio": 0.5}}]
+    )
+    for bad, words in ((released, "no square"), (beyond, r"blocks 0 to 5")):
+        with pytest.raises(PlanError, match=words):
+            vlm.family.check(bad)
+    for name in ("illava-qwen2-vl", "illava-qwen2.5-vl"):
+        assert preset(name).layers("decoder_layer") == (6, 7, 8)
