@@ -6,6 +6,7 @@ Source: K. Jordan et al., "Muon", github.com/KellerJordan/Muon (Newton-Schulz co
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -32,23 +33,35 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
-        """One update."""
+        """One update; the processes of a training share the orthogonalising."""
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = {}
             for param in group["params"]:
                 if param.grad is not None:
                     by_shape.setdefault(param.shape, []).append(param)
-            for shape, params in by_shape.items():
-                self._step_shape(group, shape, params)
+            updates = [self._directions(group, params) for params in by_shape.values()]
+            if dist.is_initialized() and updates:
+                flat = torch.cat([update.flatten() for update in updates])
+                dist.all_reduce(flat)
+                parts = flat.split([update.numel() for update in updates])
+                updates = [part.view_as(update) for part, update in zip(parts, updates, strict=True)]
+            for (shape, params), update in zip(by_shape.items(), updates, strict=True):
+                scale = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
+                for param, direction in zip(params, update, strict=True):
+                    param.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-scale)
 
-    def _step_shape(self, group: dict, shape: torch.Size, params: list[Tensor]) -> None:
-        updates = []
+    def _directions(self, group: dict, params: list[Tensor]) -> Tensor:
+        """Orthogonalised momentum of matrices of one shape: [n, rows, cols]; zero where another process does it."""
+        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        momenta = []
         for param in params:
             state = self.state[param]
             if "buffer" not in state:
                 state["buffer"] = torch.zeros_like(param)
             buffer = state["buffer"].lerp_(param.grad, 1 - group["momentum"])
-            updates.append(param.grad.lerp(buffer, group["momentum"]))
-        scale = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
-        for param, update in zip(params, orthogonalise(torch.stack(updates)), strict=True):
-            param.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-scale)
+            momenta.append(param.grad.lerp(buffer, group["momentum"]))
+        whole = torch.stack(momenta)
+        directions = torch.zeros_like(whole)
+        if len(params) > rank:
+            directions[rank::world] = orthogonalise(whole[rank::world])
+        return directions

@@ -212,9 +212,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--eval-s", type=float, default=300.0)
     parser.add_argument("--num-validation", type=int, default=32, help="samples a kind")
     parser.add_argument("--smoke", action="store_true", help="under two minutes, to see that all of it runs")
+    parser.add_argument("--smoke-minutes", type=float, default=0.75)
     args = parser.parse_args()
     if args.smoke:
-        args.budget_minutes, args.log_s, args.eval_s, args.num_validation = 0.75, 10.0, 60.0, 4
+        args.budget_minutes, args.log_s, args.eval_s, args.num_validation = args.smoke_minutes, 2.0, 60.0, 4
     return args
 
 

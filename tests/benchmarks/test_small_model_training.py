@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -110,3 +112,27 @@ def test_paired_comparison_counts_flips_and_covers_the_difference():
     assert found.difference_low < found.difference < found.difference_high < 0
     same = compare(ids, before.tolist(), before.tolist())
     assert same.difference_low == same.difference_high == 0
+
+
+def _train(folder: Path, budget_minutes: float) -> list[dict]:
+    command = [sys.executable, "-m", "benchmarks.small_model.train", "--smoke", "--no-easy-vqa", "--batch-size", "4"]
+    command += ["--work-dir", str(folder / "work"), "--out", str(folder / "model")]
+    command += ["--smoke-minutes", str(budget_minutes)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in (folder / "work" / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.long
+def test_smoke_training_writes_a_model_and_goes_on_where_it_stopped(tmp_path: Path):
+    first = _train(tmp_path, 0.15)
+    assert {"dense", "questions"} <= {record["stage"] for record in first}
+    again = _train(tmp_path, 0.25)
+    resumed = next(record for record in again if "resumed_at" in record)
+    assert resumed["resumed_at"] == first[-1]["step"]
+    assert again[-1]["step"] > first[-1]["step"]
+    losses = [record["dense"] for record in again if "dense" in record]
+    assert losses[-1] < losses[0]
+    trained = LlavaOnevisionForConditionalGeneration.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    assert sum(p.numel() for p in trained.parameters()) < 4e6
+    assert (tmp_path / "model" / "model.safetensors").stat().st_size < 16e6
