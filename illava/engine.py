@@ -20,6 +20,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from illava.admission import check_content, check_length
 from illava.cache import BatchPages, PagedCache
 from illava.errors import ILLaVAError, NumericalError, RequestError, RequestTooLargeError
 from illava.families.base import Family
@@ -87,18 +88,18 @@ class Engine:
 
         Raises:
             PlanError: the plan makes no sense for this model.
-            RequestError: empty prompt, senseless sampling, or an id that is in flight.
+            RequestError: content or sampling that mean nothing, media that cannot fit, or an id that is in flight.
         """
         self.family.check(plan)
         check_sampling(request.sampling)
+        check_content(request)
         if request.request_id in self._ids:
             raise RequestError(f"request {request.request_id!r} is in flight already; ids must differ")
         media = media_of(request)
-        if not media and not any(part.strip() for part in request.content if isinstance(part, str)):
-            raise RequestError(f"request {request.request_id!r} is empty; give it text, an image or a video")
         live = LiveRequest(request, plan, media, now=self._now())
         live.num_patches = sum(map(self.family.num_patches, media))
-        live.num_vision_tokens = sum(map(self.family.num_vision_tokens, media))
+        live.num_vision_tokens = count = sum(map(self.family.num_vision_tokens, media))
+        check_length(request, plan, num_vision_tokens=count, max_positions=self.decoder.max_positions)
         self._waiting.append(live)
         self._ids.add(request.request_id)
 
@@ -233,9 +234,7 @@ class Engine:
         ]
         outcomes: list[_Outcome] = []
         for live, token_id, finite in zip(group, *sample(logits_BV, params, draws), strict=True):
-            step = len(live.token_ids)
-            error = NumericalError(f"request {live.request_id!r}: logits of token {step} are not finite; use bfloat16")
-            outcomes.append(token_id if finite else error)
+            outcomes.append(token_id if finite else _not_finite(live))
         return outcomes
 
     def _settle(self, group: Sequence[LiveRequest], outcomes: Sequence[_Outcome]) -> list[LiveRequest]:
@@ -268,6 +267,11 @@ class Engine:
         self.device_busy_s += taken_s
         for live, weight in zip(group, weights, strict=True):
             live.device_s += taken_s * (weight / total if total else 1 / len(group))
+
+
+def _not_finite(live: LiveRequest) -> NumericalError:
+    where = f"request {live.request_id!r}: logits of token {len(live.token_ids)}"
+    return NumericalError(f"{where} are not finite; load the model in bfloat16 or float32")
 
 
 def _front(queue: deque[LiveRequest], room: int, budget: int, weigh: Callable[[LiveRequest], int]) -> list[LiveRequest]:

@@ -35,6 +35,8 @@ class LiveRequest:
         num_visual: visual tokens among them, per layer.
         next_position_P: position of the first generated token; there from prefill on.
         token_ids: drawn so far.
+        trace: where the request asked for it, from prefill on.
+        device_s: its share of the steps so far.
     """
 
     def __init__(self, request: Request, plan: ReductionPlan, media: Sequence[VisualInput], *, now: float) -> None:

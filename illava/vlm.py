@@ -36,6 +36,9 @@ class VLM:
     Attributes:
         family: the loaded model.
         engine: the scheduler.
+
+    Raises:
+        ModelLoadError: the pool cannot hold a single token.
     """
 
     def __init__(
@@ -50,7 +53,13 @@ class VLM:
     ) -> None:
         decoder = family.decoder
         page_bytes = 2 * page_size * decoder.num_kv_heads * decoder.head_dim * decoder.dtype.itemsize
-        num_pages = (kv_cache_bytes or _default_cache_bytes(decoder.device)) // page_bytes
+        pool_bytes = _default_cache_bytes(decoder.device) if kv_cache_bytes is None else kv_cache_bytes
+        num_pages = pool_bytes // page_bytes
+        if num_pages < decoder.num_layers:
+            raise ModelLoadError(
+                f"a key/value pool of {pool_bytes} bytes holds {num_pages} pages of {page_bytes} bytes; one token "
+                f"needs {decoder.num_layers}, a page in each layer: raise kv_cache_bytes, or free memory on the device"
+            )
         cache = PagedCache(
             num_layers=decoder.num_layers,
             num_kv_heads=decoder.num_kv_heads,
@@ -97,7 +106,7 @@ class VLM:
             max_prefill_tokens: see the class.
 
         Raises:
-            ModelLoadError: weights, configuration or dtype that cannot be loaded.
+            ModelLoadError: weights, configuration or dtype that cannot be loaded, or no memory left for the cache.
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -121,6 +130,7 @@ class VLM:
 
         Raises:
             PlanError: the plan makes no sense for this model.
+            RequestError: two requests of the same id.
             RuntimeError: requests given to `submit` are still running.
         """
         if self.has_work:
