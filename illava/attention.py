@@ -120,7 +120,8 @@ def _sdpa(
 @lru_cache(maxsize=64)
 def _bounds(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     """Cumulative segment bounds, int32; cached because every layer of a prefill asks for the same ones."""
-    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+    with torch.inference_mode(False):  # training may save for backward what inference cached
+        return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
 
 
 @lru_cache(maxsize=8)

@@ -130,7 +130,8 @@ class TokenTrace:
 
         num_patches = self.patch_place.shape[0]
         index = torch.arange(num_patches).expand(2, num_patches)
-        total = torch.sparse_coo_tensor(index, torch.ones(num_patches), (num_patches, num_patches)).coalesce()
+        size = (num_patches, num_patches)
+        total = torch.sparse_coo_tensor(index, torch.ones(num_patches), size, check_invariants=False).coalesce()
         for step in self.steps[:upto]:
             total = compose(total, step.matrix)
         return total

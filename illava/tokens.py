@@ -71,7 +71,7 @@ class Assignment:
         col = torch.cat([self.kept_K[copy_row], self.source_E])
         value = torch.cat([torch.ones_like(copy_row, dtype=torch.float32), self.weight_E])
         size = (self.num_kept, self.num_tokens)
-        return torch.sparse_coo_tensor(torch.stack([row, col]), value, size).coalesce()
+        return torch.sparse_coo_tensor(torch.stack([row, col]), value, size, check_invariants=False).coalesce()
 
 
 def prune(kept_K: Tensor, lengths: tuple[int, ...], num_tokens: int) -> Assignment:
@@ -133,7 +133,7 @@ def cluster(into_T: Tensor, weight_T: Tensor, lengths: tuple[int, ...], kept: tu
     row_E = row_T[source_E]
     size_G = torch.zeros_like(kept_K).index_add_(0, row_T, torch.ones_like(row_T))
     weight_E = weight_T.float()[source_E]
-    weight_E = weight_E / torch.segment_reduce(weight_E, "sum", lengths=size_G, axis=0)[row_E]
+    weight_E = weight_E / _group_sums(weight_E, size_G)[row_E]
     target_G = torch.arange(sum(kept), device=into_T.device)
     return Assignment(sum(lengths), kept, kept_K, source_E, weight_E, target_G, size_G)
 
@@ -144,8 +144,12 @@ def merged_sizes(assignment: Assignment, size_T: Tensor) -> Tensor:
     if assignment.target_G.shape[0] == 0:
         return size_K
     edge_E = size_T.float().index_select(0, assignment.source_E)
-    size_G = torch.segment_reduce(edge_E, "sum", lengths=assignment.size_G, axis=0)
-    return size_K.index_copy_(0, assignment.target_G, size_G)
+    return size_K.index_copy_(0, assignment.target_G, _group_sums(edge_E, assignment.size_G))
+
+
+def _group_sums(value_E: Tensor, size_G: Tensor) -> Tensor:
+    """Sum of each group's edges: [E] -> [G]. ``unsafe`` leaves out checks that would wait for the device."""
+    return torch.segment_reduce(value_E, "sum", lengths=size_G, axis=0, unsafe=True)
 
 
 def lift(assignment: Assignment, index_N: Tensor, num_tokens: int, lengths: tuple[int, ...]) -> Assignment:
