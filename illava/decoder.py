@@ -67,8 +67,11 @@ class Decoder:
             attention.scaling,
             config.max_position_embeddings,
         )
-        if any(getattr(layer.self_attn, "sliding_window", None) for layer in self.layers):
-            raise ModelLoadError("this decoder has sliding-window layers; only full causal attention is built")
+        if _slides(self.layers, config):
+            raise ModelLoadError(
+                "this decoder has sliding-window layers; only full causal attention is built. Take a model whose "
+                "text_config has sliding_window null or use_sliding_window false"
+            )
         if getattr(self.rotary, "rope_type", "default") in ("dynamic", "longrope"):
             raise ModelLoadError(f"rotary tables of type {self.rotary.rope_type!r} change with the input: not built")
 
@@ -171,6 +174,13 @@ class Decoder:
         """The rest of a block after attention: output projection, residuals and MLP."""
         hidden_TD = hidden_TD + layer.self_attn.o_proj(mixed_THd.flatten(1))
         return hidden_TD + layer.mlp(layer.post_attention_layernorm(hidden_TD))
+
+
+def _slides(layers: Sequence[Any], config: Any) -> bool:
+    """Whether a layer sees a window only. Qwen2's layers say so themselves; for Mistral's the configuration does."""
+    if hasattr(layers[0].self_attn, "sliding_window"):
+        return any(layer.self_attn.sliding_window for layer in layers)
+    return bool(getattr(config, "sliding_window", None))
 
 
 def _rotate(x_THd: Tensor, cos_T1d: Tensor, sin_T1d: Tensor) -> Tensor:
