@@ -30,7 +30,7 @@ from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskErro
 from illava.errors import ILLaVAError
 from pipeline.config import RuntimeConfig
 from pipeline.errors import PipelineError
-from pipeline.load_report import ItemLoader, LoadReport, load_reported
+from pipeline.loading.load_report import ItemLoader, LoadReport, load_reported
 from pipeline.records import LoadedItem, MediaItem, ResultRow
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.config import JobConfig
 from pipeline.errors import ConfigError
-from pipeline.uris import printable
+from pipeline.storage.uris import printable
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> JobConfig:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from pipeline.config import JobConfig
-from pipeline.load_report import ItemLoader, load_reported
+from pipeline.loading.load_report import ItemLoader, load_reported
 from pipeline.passage import Passage
 from pipeline.scheduler import Scheduler
 from pipeline.worker import VLMWorker, WorkerUsage

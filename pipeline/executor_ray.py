@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.actors import ActorLostError, ClusterError, Entry, PayloadLostError, RayCluster
 from pipeline.config import JobConfig
-from pipeline.load_report import ItemLoader
+from pipeline.loading.load_report import ItemLoader
 from pipeline.passage import Passage
 from pipeline.scheduler import Lease, Scheduler
 from pipeline.worker import VLMWorker, WorkerUsage

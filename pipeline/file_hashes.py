@@ -12,7 +12,7 @@ import os
 import time
 from pathlib import Path
 
-from pipeline import local_files
+from pipeline.storage import local_files
 
 _SETTLED_S = 3.0
 _IGNORED_ENDINGS = (".md", ".gitattributes", ".lock")

@@ -25,7 +25,7 @@ from pipeline.manifest_file import UserTable, parse_manifest_file, text_or_null,
 from pipeline.recipe import resolve_recipe
 from pipeline.records import MediaItem
 from pipeline.sink import done_item_ids
-from pipeline.uris import printable
+from pipeline.storage.uris import printable
 
 __all__ = ["Manifest", "MediaItem", "build_manifest", "manifest_bytes", "media_roots", "read_manifest"]
 

@@ -19,8 +19,8 @@ from pipeline.errors import RowErrorType
 from pipeline.executor_local import LocalExecutor
 from pipeline.inputs import media_roots
 from pipeline.interruption import Interruption
-from pipeline.load_report import ItemLoader
-from pipeline.loader import Loader
+from pipeline.loading.load_report import ItemLoader
+from pipeline.loading.loader import Loader
 from pipeline.passage import Passage
 from pipeline.progress import Progress
 from pipeline.publisher import Publisher

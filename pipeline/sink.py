@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.errors import ROW_ERROR_TYPES, InputError, StorageError
 from pipeline.records import SCHEMA_VERSION, ResultRow
-from pipeline.uris import printable
+from pipeline.storage.uris import printable
 
 if TYPE_CHECKING:
     from pipeline.shards import Run

@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.errors import RefusedError
 from pipeline.evaluation.run_columns import RunColumns, read_run_columns
 from pipeline.evaluation.statistics import Interval, McNemar, mcnemar, paired_difference
-from pipeline.uris import printable
+from pipeline.storage.uris import printable
 
 MEASURED = (
     "num_vision_tokens_kept",

@@ -16,7 +16,7 @@ from illava.preprocess import load_preprocessor
 from pipeline import storage
 from pipeline.config import MediaConfig
 from pipeline.errors import ItemError
-from pipeline.loader import Loader
+from pipeline.loading.loader import Loader
 from pipeline.records import MediaItem
 
 DATA = Path(__file__).parent / "data"

@@ -17,9 +17,9 @@ from clips import (
 from PIL import Image
 
 from pipeline.config import FpsSampling, KeyframeSampling, MediaConfig
-from pipeline.container import sniff
 from pipeline.errors import ItemError
-from pipeline.media import DecordRefusedError, load_images, load_video
+from pipeline.loading.container import sniff
+from pipeline.loading.media import DecordRefusedError, load_images, load_video
 
 DATA = Path(__file__).parent / "data"
 DEMO = Path(__file__).resolve().parents[2] / "configs" / "demo" / "clips"

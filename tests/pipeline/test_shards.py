@@ -184,7 +184,7 @@ def _die_before_or_after(config, before):
     """A driver killed exactly before or after its second publish becomes visible."""
     import os
 
-    from pipeline import local_files
+    from pipeline.storage import local_files
 
     run = open_run(config)
     sink = ParquetSink(run)

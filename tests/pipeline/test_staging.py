@@ -9,7 +9,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import ItemError, StorageError
-from pipeline.staging import Staging
+from pipeline.loading.staging import Staging
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_what_a_killed_reader_left_is_swept_and_a_living_one_is_not(stage, s3_bu
     info, living = put(s3_bucket, "a", 100), stage()
     living_path = get(living, info).path
     code = (
-        "import os, sys; from pipeline.staging import Staging; "
+        "import os, sys; from pipeline.loading.staging import Staging; "
         "s = Staging(cache_dir=sys.argv[1], cache_bytes=1000, max_object_bytes=1000); "
         "print(s.get(sys.argv[2]).path, flush=True); os.kill(os.getpid(), 9)"
     )

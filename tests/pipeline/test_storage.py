@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import local_files, storage
+from pipeline import storage
 from pipeline.errors import CredentialsError, ItemError, StorageError
+from pipeline.storage import local_files
 
 
 def test_written_objects_are_listed_read_and_deleted(root):
@@ -100,7 +101,7 @@ def test_create_exclusive_has_one_winner_among_many(root):
 
 
 def test_a_driver_that_looked_too_early_never_overwrites(s3_bucket, monkeypatch):
-    from pipeline.object_store import ObjectStore
+    from pipeline.storage.object_store import ObjectStore
 
     uri = f"{s3_bucket}/run.json"
     storage.write_atomic(uri, b"first")
@@ -114,7 +115,7 @@ def test_a_driver_that_looked_too_early_never_overwrites(s3_bucket, monkeypatch)
 
 
 def test_a_store_that_ignores_conditions_is_noticed_and_settles(s3_bucket, monkeypatch):
-    from pipeline.object_store import ObjectStore
+    from pipeline.storage.object_store import ObjectStore
 
     plain = storage._backend(s3_bucket).filesystem
 
@@ -329,7 +330,7 @@ def test_missing_credentials_stop_the_run(s3_environment, monkeypatch):
 
 
 def test_secrets_never_reach_a_message(monkeypatch):
-    from pipeline.storage_errors import item_error
+    from pipeline.storage.errors import item_error
 
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret-value")
     message = str(item_error("read", "s3://bucket/x", OSError("request with very-secret-value\x1b[31m failed")))

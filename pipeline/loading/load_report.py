@@ -14,7 +14,7 @@ from pipeline.records import LoadedItem, LoadStats, MediaItem
 
 
 class ItemLoader(Protocol):
-    """What reads media: `pipeline.loader.Loader`, or a test's own."""
+    """What reads media: `pipeline.loading.loader.Loader`, or a test's own."""
 
     def load(self, item: MediaItem) -> LoadedItem:
         """The item at model size; raises `ItemError`."""

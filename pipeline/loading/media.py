@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pipeline.clip import Clip, Packet, check_duration, check_pixels, describe_clip, ends_early
-from pipeline.container import HEAD_BYTES, Container, sniff
 from pipeline.errors import ItemError
-from pipeline.nal import starts_afresh
-from pipeline.sampling import choose_frames
+from pipeline.loading.clip import Clip, Packet, check_duration, check_pixels, describe_clip, ends_early
+from pipeline.loading.container import HEAD_BYTES, Container, sniff
+from pipeline.loading.nal import starts_afresh
+from pipeline.loading.sampling import choose_frames
 
 if TYPE_CHECKING:
     from pipeline.config import MediaConfig

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
 
-from pipeline.container import Container
 from pipeline.errors import ItemError
-from pipeline.sampling import Timeline
+from pipeline.loading.container import Container
+from pipeline.loading.sampling import Timeline
 
 _CODECS_FOR_DECORD = frozenset({"h264", "hevc", "vp8", "vp9"})
 _LATE_BY_S = 0.5  # a container whose last packet ends this much before its declared end was cut short
@@ -22,7 +22,7 @@ _LATE_BY_S = 0.5  # a container whose last packet ends this much before its decl
 class Packet(NamedTuple):
     """One coded frame, without its bytes; times in stream time base.
 
-    ``is_fresh_start``: a key frame behind which nothing refers to anything before it (`pipeline.nal`).
+    ``is_fresh_start``: a key frame behind which nothing refers to anything before it (`pipeline.loading.nal`).
     """
 
     pts: int | None

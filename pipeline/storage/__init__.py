@@ -20,12 +20,12 @@ from typing import Any, TypeVar
 import fsspec
 from fsspec.utils import glob_translate
 
-from pipeline import local_files
 from pipeline.errors import ItemError, StorageError
-from pipeline.object_store import ObjectStore
 from pipeline.records import ObjectInfo
-from pipeline.storage_errors import body_ended_early, item_error, storage_error
-from pipeline.uris import check_uri, is_local, join, local_path, printable, scheme
+from pipeline.storage import local_files
+from pipeline.storage.errors import body_ended_early, item_error, storage_error
+from pipeline.storage.object_store import ObjectStore
+from pipeline.storage.uris import check_uri, is_local, join, local_path, printable, scheme
 
 __all__ = [
     "ObjectInfo",

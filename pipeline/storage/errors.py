@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 
 from pipeline.errors import CredentialsError, ItemError, RowErrorType, StorageError
-from pipeline.uris import printable
+from pipeline.storage.uris import printable
 
 _CREDENTIAL_CODES = frozenset(
     {

@@ -1,4 +1,4 @@
-"""The parent's side of the disposable child process (`pipeline.decoder_child`): start, ask, wait, kill, explain.
+"""The parent's side of the disposable child process (`decoder_child`): start, ask, wait, kill, explain.
 
 The child is spawned, not forked, with an environment of its own: no credentials, no proxies. It may crash, hang or run
 out of memory; it is killed at the deadline, and the error says what happened. Knows no decoder, no storage, no rows.
@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.decoder_child import LENGTH
 from pipeline.errors import ROW_ERROR_TYPES, ItemError, PipelineError, RowErrorType
-from pipeline.uris import printable
+from pipeline.loading.decoder_child import LENGTH
+from pipeline.storage.uris import printable
 
 if TYPE_CHECKING:
     from illava.preprocess import Preprocessor, VisualInput
     from pipeline.config import MediaConfig
-    from pipeline.media import DecoderChoice
+    from pipeline.loading.media import DecoderChoice
     from pipeline.records import MediaKind
 
 MEMORY_BYTES = 4 << 30
@@ -140,7 +140,7 @@ class _Child:
         self._stderr = tempfile.TemporaryFile("a+b")  # noqa: SIM115 (closed by `kill`; it has no name that could be left)
         # The child is killed by the kernel when the last copy of `alive_write` is closed: when this process ends.
         alive_read, self._alive_write = os.pipe()
-        command = [sys.executable, "-P", "-m", "pipeline.decoder_child", str(alive_read), str(memory_bytes)]
+        command = [sys.executable, "-P", "-m", "pipeline.loading.decoder_child", str(alive_read), str(memory_bytes)]
         try:
             self.process = subprocess.Popen(
                 command,
@@ -235,7 +235,7 @@ def _wait(descriptor: int, event: int, deadline_s: float) -> None:
 
 def _environment() -> dict[str, str]:
     """Nothing of the parent's but where its modules and libraries are: no credentials, no proxies."""
-    root = str(Path(__file__).resolve().parent.parent)
+    root = str(Path(__file__).resolve().parents[2])
     kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     modules = os.pathsep.join([root, *filter(None, sys.path)])

@@ -11,11 +11,17 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from pipeline.decoder_process import ITEMS_PER_CHILD, MEMORY_BYTES, DecodedMedia, DecoderProcess, DecordFailedError
 from pipeline.errors import ItemError
+from pipeline.loading.decoder_process import (
+    ITEMS_PER_CHILD,
+    MEMORY_BYTES,
+    DecodedMedia,
+    DecoderProcess,
+    DecordFailedError,
+)
+from pipeline.loading.staging import StagedObject, Staging, check_unchanged
 from pipeline.records import LoadedItem, LoadStats, MediaItem
-from pipeline.staging import StagedObject, Staging, check_unchanged
-from pipeline.uris import is_local
+from pipeline.storage.uris import is_local
 
 if TYPE_CHECKING:
     from illava.preprocess import Preprocessor

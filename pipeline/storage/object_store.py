@@ -1,6 +1,6 @@
 """Objects in a bucket, through a file system object that `pipeline.storage` opened. Imports no storage library.
 
-The same methods as `pipeline.local_files`. Exceptions of the client library pass through; `pipeline.storage` puts them
+The same methods as `local_files`. Exceptions of the client library pass through; `pipeline.storage` puts them
 into words. Only calls that take names literally are used: never one that expands ``*`` or ``[``.
 """
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.records import ObjectInfo
-from pipeline.storage_errors import http_code, is_created_by_another
-from pipeline.uris import scheme
+from pipeline.storage.errors import http_code, is_created_by_another
+from pipeline.storage.uris import scheme
 
 
 @dataclass(frozen=True, slots=True)

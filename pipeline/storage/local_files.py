@@ -1,6 +1,6 @@
 """Whole files on a local disk: written completely or not at all. Knows nothing of object stores, runs or rows.
 
-The same methods as `pipeline.object_store.ObjectStore`. Everything raises plain `OSError`; `pipeline.storage` puts it
+The same methods as `object_store.ObjectStore`. Everything raises plain `OSError`; `pipeline.storage` puts it
 into words.
 """
 

@@ -1,8 +1,8 @@
-"""The disposable child: decodes and preprocesses one item after another for `pipeline.decoder_process`.
+"""The disposable child: decodes and preprocesses one item after another for `decoder_process`.
 
-Started as ``python -m pipeline.decoder_child``. It limits its own memory, CPU time and file sizes before it reads the
+Started as ``python -m`` by the parent. It limits its own memory, CPU time and file sizes before it reads the
 first byte of media, and dies with its parent, even when stopped. The only code here that loads decord and PyAV is
-`pipeline.media`, for the first item.
+`media`, for the first item.
 
 Protocol on stdin and stdout: 4 bytes length, then JSON; an answer's tiles follow as raw bytes. Only the first message,
 from the parent, is a pickle. Measured for 14 MB (32 frames of 384 px): 3.3 ms by pipe, 3.8 ms by memfd.
@@ -65,7 +65,7 @@ def _answer(
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
     """The answer to one request, or the error in its place; and the tiles to send behind it."""
     from illava.errors import PreprocessError
-    from pipeline.media import DecordRefusedError
+    from pipeline.loading.media import DecordRefusedError
 
     try:
         return _load(request, media, preprocessor)
@@ -89,7 +89,7 @@ def _answer(
 def _load(
     request: dict[str, Any], media: MediaConfig, preprocessor: Preprocessor
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
-    from pipeline.media import load_images, load_video
+    from pipeline.loading.media import load_images, load_video
 
     cpu_s = time.process_time()
     is_video = request["kind"] == "video"
