@@ -86,7 +86,7 @@ def assemble(family: Family, request: Request, encoded: Sequence[EncodedMedium])
         torch.cat(parts.places),
         torch.cat(parts.scores) if scored else None,
         tuple(parts.runs),
-        (position_PS.amax() + 1).expand(position_PS.shape[0]),
+        position_PS[:, -1] + 1,
         tuple(order),
     )
 

@@ -49,6 +49,28 @@ def make_qwen2_vl(folder: str | Path, *, depth: int = 6, num_layers: int = 4, se
     return _write(folder, tokenizer, Qwen2VLForConditionalGeneration, config, name="Qwen2VL", seed=seed)
 
 
+def make_qwen2_5_vl(folder: str | Path, *, depth: int = 6, num_layers: int = 4, seed: int = 0) -> Path:
+    """Write a Qwen2.5-VL folder: as `make_qwen2_vl`; windows of 2 x 2 groups, full attention in blocks 1, 3 and 5."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    tokenizer = _tokenizer()
+    vision = {
+        "depth": depth,
+        "hidden_size": 32,
+        "out_hidden_size": 64,
+        "num_heads": 2,
+        "intermediate_size": 64,
+        "patch_size": PATCH_PX,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "window_size": 4 * PATCH_PX,
+        "fullatt_block_indexes": [1, 3, 5],
+        "tokens_per_second": 2,
+    }
+    config = Qwen2_5_VLConfig(text_config=_text(tokenizer, num_layers), vision_config=vision, **_tokens(tokenizer))
+    return _write(folder, tokenizer, Qwen2_5_VLForConditionalGeneration, config, name="Qwen2_5_VL", seed=seed)
+
+
 def _text(tokenizer, num_layers: int) -> dict:
     return {
         "vocab_size": len(tokenizer),
@@ -138,4 +160,7 @@ def _write_processors(folder: Path, name: str) -> None:
 
 
 # model_type -> how a folder of it is made, and transformers' class
-FAMILIES = {"qwen2_vl": (make_qwen2_vl, "Qwen2VLForConditionalGeneration")}
+FAMILIES = {
+    "qwen2_vl": (make_qwen2_vl, "Qwen2VLForConditionalGeneration"),
+    "qwen2_5_vl": (make_qwen2_5_vl, "Qwen2_5_VLForConditionalGeneration"),
+}

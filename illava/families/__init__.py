@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 FAMILIES = {
     "llava_next": "illava.families.llava_next:LlavaNext",
     "llava_onevision": "illava.families.llava_onevision:LlavaOnevision",
+    "qwen2_5_vl": "illava.families.qwen2_5_vl:Qwen25VL",
     "qwen2_vl": "illava.families.qwen2_vl:Qwen2VL",
 }
 

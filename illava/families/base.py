@@ -118,8 +118,7 @@ class Family(ABC):
     def position_ids(self, prompt: RenderedPrompt, media: Sequence[VisualInput]) -> Tensor:
         """Rotary positions of every prompt slot: int64 [P, slots], P = 1, or 3 for M-RoPE.
 
-        The first generated token's position, on every axis, is one more than the largest of these; then one more per
-        token.
+        A generated token's position follows from the last column: one more on every axis per token.
         """
 
     @abstractmethod

@@ -2,7 +2,9 @@
 
 Text counts on, all axes alike. A grid starts where the text before it ended and gives every token its own time, row
 and column; what follows goes on behind the longer side of the grid. Knows nothing of reduction: positions are those of
-the unreduced model, and survivors keep theirs.
+the unreduced model, and survivors keep theirs. Where a video lasts for more positions than its grid is wide, the text
+behind it, and the answer, take positions that some of its tokens have: so it is in the pinned transformers' `generate`,
+while its 4.x went on behind the largest.
 
 Shape suffixes: S prompt slots.
 

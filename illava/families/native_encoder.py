@@ -31,7 +31,7 @@ from illava.vision import VisionReduction, medium_place
 class NativeTower(Protocol):
     """A vision tower over packed patches: see `families.qwen2_vl`."""
 
-    num_blocks: int
+    last_scored_block: int
 
     def embed(self, patch_PX: Tensor) -> Tensor: ...
 
@@ -67,8 +67,9 @@ class NativeEncoder:
         grids = [self.grid(medium) for medium in media]
         place_P3 = torch.cat([patch_places(grid) for grid in grids]).to(self._device)
         lengths = tuple(grid.rows * grid.cols for grid in grids for _ in range(grid.times))
+        num_blocks = self._tower.last_scored_block + 1
         reduction = VisionReduction(
-            plan, lengths, place_P3, num_blocks=self._tower.num_blocks, group_side=self._geometry.group_side
+            plan, lengths, place_P3, num_blocks=num_blocks, group_side=self._geometry.group_side
         )
         hidden_PD = self._tower.embed(torch.cat([self.patches(medium) for medium in media]))
         feature_KD = self._tower.run(hidden_PD, reduction)

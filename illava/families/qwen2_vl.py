@@ -33,13 +33,19 @@ from illava.vision import VisionReduction
 
 
 class Qwen2VLTower:
-    """Runs all blocks and the merger."""
+    """Runs all blocks and the merger.
+
+    Attributes:
+        num_blocks: blocks that are run.
+        last_scored_block: the last whose attention can score patches for later stages.
+    """
 
     def __init__(self, visual: Any) -> None:
         """Borrow the layers of a `Qwen2VisionTransformerPretrainedModel`."""
         self._patch_embed, self._rotary = visual.patch_embed, visual.rotary_pos_emb
         self._blocks, self._merger = visual.blocks, visual.merger
         self.num_blocks = len(visual.blocks)
+        self.last_scored_block = self.num_blocks - 1
 
     def embed(self, patch_PX: Tensor) -> Tensor:
         """Patches as tokens: [P, X] normalised -> [T, D]."""

@@ -15,6 +15,7 @@ from transformers import AutoConfig
 
 from illava.families import FAMILIES as REGISTRY
 from illava.families import load_family
+from illava.plan import preset
 from illava.preprocess import load_preprocessor
 
 _QWEN2_VISION = {
@@ -59,6 +60,31 @@ PUBLISHED = {
         _qwen2(3584, 18944, 28, 28, 4, vocab=152064, tied=False, hidden_size=3584, **_QWEN2_VISION),
     ),
 }
+_QWEN25_VISION = {
+    "depth": 32,
+    "hidden_act": "silu",
+    "hidden_size": 1280,
+    "intermediate_size": 3420,
+    "num_heads": 16,
+    "in_chans": 3,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "spatial_patch_size": 14,
+    "temporal_patch_size": 2,
+    "window_size": 112,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+    "tokens_per_second": 2,
+}
+PUBLISHED |= {
+    "Qwen2.5-VL-3B-Instruct": (
+        "qwen2_5_vl",
+        _qwen2(2048, 11008, 36, 16, 2, vocab=151936, tied=True, out_hidden_size=2048, **_QWEN25_VISION),
+    ),
+    "Qwen2.5-VL-7B-Instruct": (
+        "qwen2_5_vl",
+        _qwen2(3584, 18944, 28, 28, 4, vocab=152064, tied=False, out_hidden_size=3584, **_QWEN25_VISION),
+    ),
+}
 # Names in the published files.
 NAMES = {
     "qwen2_vl": {
@@ -74,6 +100,7 @@ NAMES = {
         "lm_head.weight",
     },
 }
+NAMES["qwen2_5_vl"] = NAMES["qwen2_vl"] - {"visual.blocks.N.mlp.fc1.bias"} | {"visual.blocks.N.mlp.gate_proj.bias"}
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +134,11 @@ def test_published_configurations_build_with_the_names_that_load(model_id, tiny)
     text = config.get_text_config()
     assert family.num_vision_blocks == published["vision_config"]["depth"]
     assert family.decoder.num_layers == text.num_hidden_layers
+    if model_type == "qwen2_5_vl":
+        family.check(preset("illava-qwen2.5-vl"))
+    if model_type == "qwen2_vl":
+        family.check(preset("illava-qwen2-vl"))
+        family.check(preset("illava-2026"))
     assert family.decoder.num_kv_heads == text.num_key_value_heads
 
     loaded = names(stock_class.from_pretrained(tiny(model_type)).state_dict())

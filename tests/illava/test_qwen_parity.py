@@ -39,17 +39,18 @@ def requests(loaded):
     def picture(height, width):
         return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
 
-    def video(count, height, width):
-        return pre.video([picture(height, width) for _ in range(count)])
+    def video(count, height, width, seconds_per_frame=None):
+        times_s = [seconds_per_frame * n for n in range(count)] if seconds_per_frame else ()
+        return pre.video([picture(height, width) for _ in range(count)], timestamps_s=times_s)
 
     sampling = SamplingParams(max_new_tokens=NUM_NEW)
     first, second, third = pre.images([picture(40, 66), picture(90, 30), picture(24, 24)])
     content = {
         "image": (first, "What?"),
         "images with text between": ("A:", first, "then B:", second, third, "Compare."),
-        "video": ("See", video(8, 24, 40), "what happens?"),
+        "video": ("See", video(8, 24, 40, 0.7), "what happens?"),
         "long video": (video(19, 16, 16), "?"),
-        "image and video": (third, "is in", video(3, 40, 24), "?"),
+        "image and video": (third, "is in", video(3, 40, 24, 2.25), "?"),
         "text": ("Only words.",),
     }
     return {name: Request(name, parts, sampling) for name, parts in content.items()}
@@ -71,6 +72,10 @@ def stock_inputs(vlm, request):
         if own:
             inputs[pixels] = torch.cat([encoder.patches(medium) for medium in own])
             inputs[grid] = torch.tensor([[g.times, g.rows, g.cols] for g in map(encoder.grid, own)])
+    videos = [medium for medium in media if medium.kind == "video"]
+    if videos and vlm.family.model_type == "qwen2_5_vl":
+        steps_s = [2 * medium.timestamps_s[1] if medium.timestamps_s else 1.0 for medium in videos]
+        inputs["second_per_grid_ts"] = torch.tensor(steps_s)
     return inputs
 
 
@@ -126,15 +131,15 @@ def test_greedy_text_equals_generate_alone_and_in_a_mixed_batch(vlm, stock, requ
         assert vlm.generate([request])[0].token_ids == tokens
 
 
-def test_positions_equal_stock_for_every_slot_and_the_first_new_token(vlm, stock, requests):
+def test_positions_equal_stock_for_every_slot_and_the_next_token(vlm, stock, requests):
     for request, prompt in zip(requests.values(), prompts_of(vlm, requests.values()), strict=True):
         inputs = stock_inputs(vlm, request)
         if len(inputs) == 3:
             continue
         inputs = {k: v for k, v in inputs.items() if "pixel" not in k}
-        theirs, delta = stock.model.get_rope_index(**inputs)
+        theirs, _ = stock.model.get_rope_index(**inputs)
         assert torch.equal(prompt.position_PT, theirs[:, 0])
-        assert prompt.next_position_P.tolist() == [prompt.num_tokens + int(delta)] * 3
+        assert prompt.next_position_P.tolist() == (theirs[:, 0, -1] + 1).tolist()  # as `generate` goes on
 
 
 def test_counts_are_those_of_the_prompt(vlm, requests):

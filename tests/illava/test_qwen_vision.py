@@ -17,7 +17,7 @@ from illava.prompt import assemble, media_of, pack
 from illava.reducers import REDUCERS
 from illava.vision import VISION_EVIDENCE
 
-BLOCKS = {"qwen2_vl": (2, 3)}
+BLOCKS = {"qwen2_vl": (2, 3), "qwen2_5_vl": (1, 3)}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -43,7 +43,9 @@ def picture(height, width, seed=0):
 
 
 def video(pre, count, height, width):
-    return pre.video([picture(height, width, seed) for seed in range(count)])
+    return pre.video(
+        [picture(height, width, seed) for seed in range(count)], timestamps_s=[0.7 * n for n in range(count)]
+    )
 
 
 def plan(vlm, *, decoder: bool = False, **budget) -> ReductionPlan:
@@ -110,8 +112,13 @@ def slow_segment(visual, hidden_ND, grid, blocks, keep_ratio):
         for i in (0, 1)
         for j in (0, 1)
     ]
+    full = getattr(visual, "fullatt_block_indexes", range(len(visual.blocks)))
     for index, block in enumerate(visual.blocks):
-        attention, hidden_ND = attention_map(block, hidden_ND, places)
+        allowed_NN = None
+        if index not in full:  # windows of 2 x 2 groups, 4 x 4 patches, by true places
+            windows = [(row // 4, col // 4) for row, col in places]
+            allowed_NN = torch.tensor([[one == other for other in windows] for one in windows])
+        attention, hidden_ND = attention_map(block, hidden_ND, places, allowed_NN)
         if index in blocks:
             hidden_ND, places = merge_groups(hidden_ND, places, attention, keep_ratio)
         hidden_ND = hidden_ND + block.mlp(block.norm2(hidden_ND))
@@ -176,9 +183,9 @@ def true_positions(prompt_ids, grids, visual_ids):
 
 
 def prompt_grids(vlm, media):
-    intervals = {"qwen2_vl": lambda medium: 1}[vlm.family.model_type]
-    grids = [(vlm.family.encoder.grid(medium), medium) for medium in media]
-    return [(grid.times, grid.rows // 2, grid.cols // 2, intervals(medium)) for grid, medium in grids]
+    interval = {"qwen2_vl": 1, "qwen2_5_vl": 2 * 1.4}[vlm.family.model_type]  # positions between temporal patches
+    grids = [vlm.family.encoder.grid(medium) for medium in media]
+    return [(grid.times, grid.rows // 2, grid.cols // 2, interval) for grid in grids]
 
 
 def test_survivors_keep_their_true_positions_and_text_its_order(vlm, pre):
@@ -198,7 +205,7 @@ def test_survivors_keep_their_true_positions_and_text_its_order(vlm, pre):
     for start, medium, (_, rows, cols, _) in zip(starts, encoded, prompt_grids(vlm, media), strict=True):
         alive |= {start + (t * rows + row) * cols + col for t, row, col in medium.place_K3.tolist()}
     assert prompt.position_PT.T.tolist() == [list(truth[slot]) for slot in sorted(alive)]
-    assert prompt.next_position_P.tolist() == [max(max(place) for place in truth) + 1] * 3
+    assert prompt.next_position_P.tolist() == [truth[-1][0] + 1] * 3
     text = [token for token in ids if token not in visual_ids]
     is_text = prompt.place_T4[:, 0] < 0
     assert torch.equal(prompt.hidden_TD[is_text], vlm.family.embed(torch.tensor(text)))
@@ -317,5 +324,9 @@ def test_plans_that_make_no_sense_are_refused(vlm):
     for bad, words in ((released, "no square"), (beyond, r"blocks 0 to 5")):
         with pytest.raises(PlanError, match=words):
             vlm.family.check(bad)
+    if vlm.family.model_type == "qwen2_5_vl":
+        step = {"stage": "vision_block", "layers": [1, 2], "reducer": {"kind": "illava", "keep_ratio": 0.5}}
+        with pytest.raises(PlanError, match=r"blocks \[2\], which attend within windows .* 1, 3, 5"):
+            vlm.family.check(ReductionPlan(steps=[step]))
     for name in ("illava-qwen2-vl", "illava-qwen2.5-vl"):
         assert preset(name).layers("decoder_layer") == (6, 7, 8)
