@@ -111,10 +111,21 @@ def _sdpa(
             for x in (q_THd, k_TGd, v_TGd)
         )
         grouped = q.shape[1] != k.shape[1]
+        if grouped and not _shares_heads(q.device):
+            k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+            grouped = False
         out = scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=grouped)
         outputs.append(out.transpose(1, 2).reshape(stop - start, *q_THd.shape[1:]))
         start = stop
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _shares_heads(device: torch.device) -> bool:
+    """Whether SDPA there shares key heads in a fused kernel; where it does not, it would make an N x N map instead.
+
+    On CUDA only FlashAttention does, and what it can serve never comes here (see `backend_name`).
+    """
+    return device.type != "cuda"
 
 
 @lru_cache(maxsize=64)

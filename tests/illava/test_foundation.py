@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import MistralConfig, MistralForCausalLM, Qwen2ForCausalLM
 
-from illava import VLM, ReductionPlan, Request, SamplingParams, load_preprocessor, tokens
+from illava import VLM, ReductionPlan, Request, SamplingParams, attention, load_preprocessor, tokens
 from illava.decoder import Decoder
 from illava.errors import ModelLoadError, RequestError
 from illava.families.base import Run
@@ -124,6 +124,23 @@ def test_a_prefill_that_merges_makes_no_tensor_of_n_by_n(decoder, score):
     with Operations() as seen:
         run_prefill(decoder, prompts, plan, page_size=64)
     assert num_visual < seen.largest[1].numel() < num_visual**2, seen.largest
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_where_no_fused_kernel_shares_heads_they_are_repeated(causal, monkeypatch):
+    """On CUDA in float32 SDPA would make an N x N map for grouped heads; its answer must not change."""
+    assert not attention._shares_heads(torch.device("cuda"))
+    q_THd, k_TGd, v_TGd = (torch.randn(9, heads, 8) for heads in (4, 2, 2))
+    given = {"causal": causal, "scale": 0.3}
+    shared = attention.packed_attention(q_THd, k_TGd, v_TGd, (4, 4, 1), **given)
+    calls, stock = [], attention.scaled_dot_product_attention
+    monkeypatch.setattr(attention, "_shares_heads", lambda device: False)
+    monkeypatch.setattr(
+        attention, "scaled_dot_product_attention", lambda *qkv, **o: calls.append((qkv, o)) or stock(*qkv, **o)
+    )
+    repeated = attention.packed_attention(q_THd, k_TGd, v_TGd, (4, 4, 1), **given)
+    torch.testing.assert_close(repeated, shared, atol=1e-6, rtol=1e-5)
+    assert [(qkv[1].shape[1], options["enable_gqa"]) for qkv, options in calls] == [(4, False)] * 2
 
 
 def _operations_of_a_block(lengths: tuple[int, ...]) -> int:
