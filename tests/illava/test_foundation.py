@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import warnings
 from dataclasses import replace
 
@@ -268,6 +269,59 @@ def test_counts_in_parquet_are_what_hooks_measured_and_stages_sum_to_the_latency
         stages = ("fetch_s", "load_s", "preprocess_s", "queue_s", "vision_s", "prefill_s", "decode_s")
         for row in [*rows, *whole]:
             assert sum(row[name] for name in stages) == pytest.approx(row["latency_s"], rel=0.02, abs=0.002)
+
+
+def test_a_sleep_in_every_stage_of_a_real_run_appears_in_that_stage_alone(tmp_path, onevision_folder, monkeypatch):
+    """The real loader with its child process, and the real model: each stage sleeps once, for a length of its own."""
+    import clips
+    import fakes
+    from slow_preprocessor import SlowPreprocessor
+
+    from pipeline.loading.loader import Loader
+    from pipeline.loading.staging import Staging
+    from pipeline.runner import run_job
+    from pipeline.worker import VLMWorker
+
+    sleeps = {"fetch_s": 0.4, "preprocess_s": 0.7, "vision_s": 1.0, "prefill_s": 1.3, "decode_s": 1.6}
+    clips.write_barcode_video(tmp_path / "5.mp4", 5, num_frames=8)
+    config = fakes.job_config(
+        tmp_path / "out",
+        {"uri": str(tmp_path), "pattern": "*.mp4"},
+        model={"model_id": str(onevision_folder)},
+        sampling={"max_new_tokens": 2},
+        reduction={"steps": [VISION, FRAMES, LAYER]},
+    )
+    vlm = VLM.from_pretrained(str(onevision_folder), kv_cache_bytes=8 << 20)
+    # "<|im_end|>" first would end the answer before any decode step
+    monkeypatch.setattr(vlm.family, "stop_token_ids", frozenset())
+    places = {
+        "fetch_s": (Staging, "get"),
+        "vision_s": (vlm.family, "encode"),
+        "prefill_s": (vlm.family.decoder, "prefill"),
+        "decode_s": (vlm.family.decoder, "decode"),
+    }
+    for stage, (owner, name) in places.items():
+        stock = getattr(owner, name)
+
+        def slow(*args, _stock=stock, _sleep_s=sleeps[stage], **options):
+            time.sleep(_sleep_s)
+            return _stock(*args, **options)
+
+        monkeypatch.setattr(owner, name, slow)
+    run_job(
+        config,
+        worker_factory=lambda config, run_info: VLMWorker(config, run_info, vlm=vlm),
+        loader_factory=lambda config, preprocessor: Loader(
+            config.media, SlowPreprocessor(preprocessor, sleeps["preprocess_s"])
+        ),
+    )
+    [row] = fakes.read_rows(tmp_path / "out")
+    assert row["status"] == "ok", row["error_message"]
+    for stage, sleep_s in sleeps.items():
+        assert sleep_s <= row[stage] < sleep_s + 0.4, (stage, row[stage])
+    assert row["queue_s"] < 0.4
+    total_s = sum(row[stage] for stage in sleeps) + row["load_s"] + row["queue_s"]
+    assert total_s == pytest.approx(row["latency_s"], rel=0.02)
 
 
 def test_media_that_cannot_fit_are_refused_before_the_tower_runs(vlm, preprocessor, monkeypatch):
