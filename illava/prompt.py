@@ -172,7 +172,8 @@ def _in_medium(index: int, place_X4: Tensor | None) -> Tensor:
 
 
 def _identity(size: int) -> Tensor:
-    return torch.sparse_coo_tensor(torch.arange(size).expand(2, size), torch.ones(size), (size, size)).coalesce()
+    index, value = torch.arange(size).expand(2, size), torch.ones(size)
+    return torch.sparse_coo_tensor(index, value, (size, size), check_invariants=False).coalesce()
 
 
 def _block_diagonal(blocks: Sequence[Tensor]) -> Tensor:
@@ -182,4 +183,4 @@ def _block_diagonal(blocks: Sequence[Tensor]) -> Tensor:
         index.append(block.indices() + torch.tensor([[row], [col]]))
         value.append(block.values())
         row, col = row + block.shape[0], col + block.shape[1]
-    return torch.sparse_coo_tensor(torch.cat(index, 1), torch.cat(value), (row, col)).coalesce()
+    return torch.sparse_coo_tensor(torch.cat(index, 1), torch.cat(value), (row, col), check_invariants=False).coalesce()
