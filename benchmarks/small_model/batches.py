@@ -9,6 +9,7 @@ Letters: B samples, F frames, K patches a frame, V visual tokens, T text tokens.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 
@@ -17,10 +18,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.small_model.samples import GRID, PATCH_PX, Question, Sample
+from benchmarks.small_model.vocabulary import COLOUR_LABELS, DIRECTIONS, IGNORE
 
 PREFIX = "<|im_start|>user "
 NUM_PATCHES = GRID * GRID
-_IGNORED_TARGET = -100
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Batch:
         label: int64 [B, F, 2, K].
         pooled: whether every four consecutive patches become one token (clips).
         source: int64 [B, V], row of the frames' features, or the last row + 1 for a newline.
+        motion: int64 [B, V], which way a moving shape's token moves (index into DIRECTIONS), -100 elsewhere.
         slot: int64 [B, V], prompt place of each visual token among ``num_slots``.
         ids, block, step: int64 [B, T]: text tokens, their question (-2 = padding), their place within it.
         target: int64 [B, T], the token that follows, -100 where it is not part of an answer.
@@ -44,6 +46,7 @@ class Batch:
     label: Tensor
     pooled: bool
     source: Tensor
+    motion: Tensor
     slot: Tensor
     num_slots: int
     ids: Tensor
@@ -137,6 +140,19 @@ def video_layout(patch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return source, np.append(slot.reshape(-1), num_frames * half * half)
 
 
+def motion_labels(sample: Sample, label: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """Directions of a clip's tokens from its colour labels [F, 2, K]: int64 [V]; the first frame shows no motion."""
+    moves = [re.fullmatch(r"Which way does the (\w+) object move\?", q.text) for q in sample.questions]
+    named = {m[1]: q.answer for m, q in zip(moves, sample.questions, strict=True) if m}
+    table = np.full(len(COLOUR_LABELS) + 1, IGNORE)
+    for colour, answer in named.items():
+        table[COLOUR_LABELS.index(colour)] = list(DIRECTIONS).index(answer)
+    colour = label[:, 0].reshape(len(label), -1, 4).max(-1)
+    way = table[np.where(colour > 0, colour, len(COLOUR_LABELS))]
+    way[0] = IGNORE
+    return np.append(way.reshape(-1), IGNORE)[source]
+
+
 class QuestionEncoder:
     """Questions to token blocks in the chat format, with the tokenizer's own ids."""
 
@@ -165,7 +181,7 @@ class QuestionEncoder:
             ids = np.array(prompt + answer)
             if chosen and used + len(ids) > budget:
                 continue
-            target = np.full(len(ids), _IGNORED_TARGET)
+            target = np.full(len(ids), IGNORE)
             target[len(prompt) - 1 : -1] = answer
             columns.append(np.stack([ids, np.full(len(ids), len(chosen)), np.arange(len(ids)), target]))
             chosen.append(question)
@@ -207,7 +223,8 @@ def assemble(
             layout = image_layout(rng, patch[0], num_base, num_tile)
         else:
             layout = video_layout(patch) if grouped else images_layout(patch)
-        rows.append((pixels, patch, label, *layout))
+        motion = motion_labels(sample, label, layout[0]) if grouped else np.full(len(layout[0]), IGNORE)
+        rows.append((pixels, patch, label, *layout, motion))
     packed = [encoder.pack(rng, sample.questions, budget) for sample in samples]
     frames = len(samples[0].frames)
     slots = {"image": NUM_PATCHES * 2 + GRID, "images": frames * (NUM_PATCHES + 1)}
@@ -220,6 +237,7 @@ def assemble(
         pooled=grouped,
         source=stacked[3].long(),
         slot=stacked[4].long(),
+        motion=stacked[5].long(),
         num_slots=slots.get(medium, frames * (GRID // 2) ** 2 + 1),
         ids=ids,
         block=block,
@@ -232,7 +250,7 @@ def assemble(
 def _pad_text(columns: list[np.ndarray]) -> list[Tensor]:
     width = -(-max(part.shape[1] for part in columns) // 16) * 16
     table = np.zeros((4, len(columns), width), np.int64)
-    table[1], table[3] = -2, _IGNORED_TARGET
+    table[1], table[3] = -2, IGNORE
     for row, part in enumerate(columns):
         table[:, row, : part.shape[1]] = part
     return [torch.from_numpy(plane) for plane in table]

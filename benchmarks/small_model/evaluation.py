@@ -19,7 +19,7 @@ from benchmarks.small_model.mixture import CLIPS, KINDS, make
 @torch.no_grad()
 def exact_matches(forward: TrainingForward, batch: Batch, prefix: Tensor) -> dict[str, list[bool]]:
     """Per task, whether each packed question would be answered exactly."""
-    logits, target = forward.answer_logits(batch, forward.encode(batch), prefix)
+    logits, target, _ = forward.answer_logits(batch, forward.encode(batch), prefix)
     hit = logits.argmax(-1) == target
     sample, column = (batch.target >= 0).nonzero(as_tuple=True)
     found: dict[str, list[bool]] = defaultdict(list)

@@ -8,16 +8,21 @@ Letters: N frames, P patches a frame, B samples, L tokens, D width, H heads.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.small_model.batches import Batch
-from benchmarks.small_model.vocabulary import COLOUR_LABELS, IGNORE, KIND_LABELS
+from benchmarks.small_model.samples import GRID
+from benchmarks.small_model.vocabulary import COLOUR_LABELS, DIRECTIONS, IGNORE, KIND_LABELS
 
 _DENSE_SCALE = 4.0
 _BACKGROUND_WEIGHT = 0.2
 _IDENTITY_WEIGHT = 3.0
+_MIDDLE_LAYER = 3
 
 Weights = tuple[Tensor, ...]
 
@@ -67,15 +72,15 @@ class TrainingForward:
     Args:
         model: a LlavaOnevisionForConditionalGeneration, whose parameters stay the trained ones.
         dtype: of activations and of the weights' working copies.
-        dense_ids: token ids that name colours and kinds, as `dense_token_ids` gives them.
+        ids: of the words that classify, as `word_ids` gives them.
     """
 
-    def __init__(self, model: nn.Module, dense_ids: tuple[list[int], list[int]], *, dtype: torch.dtype) -> None:
+    def __init__(self, model: nn.Module, ids: WordIds, *, dtype: torch.dtype) -> None:
         self.model, self.dtype = model, dtype
         tower = model.model.vision_tower
         self.tower = getattr(tower, "vision_model", tower)
         self.decoder = model.model.language_model
-        self.dense_ids = dense_ids
+        self.ids = ids
         text = model.config.text_config
         self.heads = (text.num_attention_heads, text.num_key_value_heads)
         self.head_size = text.hidden_size // text.num_attention_heads
@@ -118,14 +123,12 @@ class TrainingForward:
             x = vision_block(x, w, a.num_heads)
         return x
 
-    def dense_loss(self, feature: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def dense_loss(self, batch: Batch, feature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Patch classification by word embeddings: (loss, colour accuracy, kind accuracy on foreground)."""
-        words = self.model.get_input_embeddings().weight
-        total, shares = feature.new_zeros((), dtype=torch.float32), []
-        planes = label.reshape(-1, 2, label.shape[-1])
-        for plane, (ids, weight) in enumerate(zip(self.dense_ids, (1.0, _IDENTITY_WEIGHT), strict=True)):
-            logits = (feature @ words[ids].to(self.dtype).T).float().flatten(0, 1) * _DENSE_SCALE
-            target = planes[:, plane].reshape(-1)
+        total, shares = self._place_loss(batch.patch, feature), []
+        planes = batch.label.reshape(-1, 2, batch.label.shape[-1])
+        for plane, (ids, weight) in enumerate(zip(self.ids.patches, (1.0, _IDENTITY_WEIGHT), strict=True)):
+            logits, target = self._words(feature, ids), planes[:, plane].reshape(-1)
             class_weight = torch.ones(len(ids), device=logits.device)
             class_weight[0] = _BACKGROUND_WEIGHT
             total = total + weight * F.cross_entropy(logits, target, class_weight, ignore_index=IGNORE)
@@ -133,8 +136,28 @@ class TrainingForward:
             shares.append((logits.argmax(-1)[seen] == target[seen]).float().mean())
         return total, shares[0], shares[1]
 
-    def answer_logits(self, batch: Batch, feature: Tensor, prefix: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits at the tokens before each answer token, and those answer tokens: ([M, vocabulary], [M])."""
+    def _words(self, x: Tensor, ids: list[int]) -> Tensor:
+        words = self.model.get_input_embeddings().weight
+        return (x @ words[ids].to(self.dtype).T).float().flatten(0, 1) * _DENSE_SCALE
+
+    def _place_loss(self, patch: Tensor, feature: Tensor) -> Tensor:
+        """Where a patch is: coarsely by the words of the places, finely in the first two channels."""
+        place = torch.stack([patch // GRID, patch % GRID], -1).reshape(-1, 2)
+        third = ((place.float() + 0.5) / GRID * 3).long()
+        coarse = sum(
+            F.cross_entropy(self._words(feature, ids), third[:, axis]) for axis, ids in enumerate(self.ids.places)
+        )
+        fine = F.mse_loss(feature[..., :2].flatten(0, 1).float(), place.float() / (GRID - 1) * 2 - 1)
+        return coarse + fine
+
+    def motion_loss(self, batch: Batch, middle: Tensor) -> Tensor:
+        """Which way each moving shape's tokens move, read in the middle of the decoder."""
+        normed = _rms(middle, self._cast(self.decoder.norm.weight)[0])
+        words = self.model.get_input_embeddings().weight[self.ids.directions].to(self.dtype)
+        return F.cross_entropy((normed @ words.T).float().flatten(0, 1), batch.motion.flatten(), ignore_index=IGNORE)
+
+    def answer_logits(self, batch: Batch, feature: Tensor, prefix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits before each answer token [M, vocabulary], those answer tokens [M], visual states midway [B, V, D]."""
         num_samples, num_visual = batch.source.shape
         words = self.model.get_input_embeddings().weight
         if batch.pooled:
@@ -157,7 +180,8 @@ class TrainingForward:
         angle = (place[:, :, None].float() * rate).repeat(1, 1, 2)[:, None]
         rotary = angle.cos().to(self.dtype), angle.sin().to(self.dtype)
         mask = question_mask(batch.block, length + num_visual)
-        for layer in self.decoder.layers:
+        middle = x
+        for number, layer in enumerate(self.decoder.layers):
             a = layer.self_attn
             w = self._cast(
                 layer.input_layernorm.weight,
@@ -169,9 +193,11 @@ class TrainingForward:
                 layer.mlp.down_proj.weight,
             )
             x = decoder_block(x, w, rotary, mask, self.heads)
+            if number == _MIDDLE_LAYER:
+                middle = x[:, length : length + num_visual]
         asked = batch.target >= 0
         answer = _rms(x[:, length + num_visual :][asked], self._cast(self.decoder.norm.weight)[0])
-        return (answer @ words.to(self.dtype).T).float(), batch.target[asked]
+        return (answer @ words.to(self.dtype).T).float(), batch.target[asked], middle
 
 
 def question_mask(block: Tensor, num_shared: int) -> Tensor:
@@ -182,13 +208,33 @@ def question_mask(block: Tensor, num_shared: int) -> Tensor:
     return torch.cat([own.new_ones(*own.shape[:2], num_shared), own], 2)[:, None]
 
 
-def dense_token_ids(tokenizer: object) -> tuple[list[int], list[int]]:
-    """Token ids whose embeddings classify patches: the words as answers spell them; padding means background."""
+@dataclass(frozen=True, slots=True)
+class WordIds:
+    """Token ids whose embeddings classify: the words as answers spell them.
 
-    def first(word: str) -> int:
-        return tokenizer.pad_token_id if word == "none" else tokenizer(word).input_ids[0]
+    Attributes:
+        patches: colours, kinds; padding means background.
+        places: rows (top, center, bottom), columns (left, center, right).
+        directions: in the order of `vocabulary.DIRECTIONS`.
+    """
 
-    colours, kinds = [first(word) for word in COLOUR_LABELS], [first(word) for word in KIND_LABELS]
-    if len(set(colours)) < len(colours) or len(set(kinds)) < len(kinds):
-        raise ValueError("two dense labels share their first token; train the tokenizer on more text")
-    return colours, kinds
+    patches: tuple[list[int], list[int]]
+    places: tuple[list[int], list[int]]
+    directions: list[int]
+
+
+def word_ids(tokenizer: object) -> WordIds:
+    """The ids of a tokenizer.
+
+    Raises:
+        ValueError: two words share their first token.
+    """
+
+    def first(words: Iterable[str]) -> list[int]:
+        ids = [tokenizer.pad_token_id if word == "none" else tokenizer(word).input_ids[0] for word in words]
+        if len(set(ids)) < len(ids):
+            raise ValueError(f"of the words {list(words)} two share a first token; train the tokenizer on more text")
+        return ids
+
+    places = first(("top", "center", "bottom")), first(("left", "center", "right"))
+    return WordIds((first(COLOUR_LABELS), first(KIND_LABELS)), places, first(DIRECTIONS))

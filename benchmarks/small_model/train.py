@@ -1,7 +1,7 @@
 """Trains the toy: dense patch classification, then packed questions. Resumable; the same command goes on.
 
 The budget is training seconds (CPU seconds of a process on a CPU, so that a paused or crowded machine only takes
-longer); the learning rate is flat until half of it and falls linearly to zero. One thread a process; several processes
+longer); the learning rate is flat for three fifths of it and falls linearly to zero. One thread a process; several processes
 (torchrun) share each step, which a crowded machine slows less than threads. Knows nothing of the benchmark.
 """
 
@@ -22,10 +22,10 @@ from benchmarks.small_model.architecture import build_config, build_model, build
 from benchmarks.small_model.batches import QuestionEncoder
 from benchmarks.small_model.diet import Diet
 from benchmarks.small_model.evaluation import evaluate
-from benchmarks.small_model.forward import TrainingForward, dense_token_ids
+from benchmarks.small_model.forward import TrainingForward, word_ids
 from benchmarks.small_model.muon import Muon
 
-_DENSE_WEIGHT = 0.1
+_DENSE_WEIGHT, _MOTION_WEIGHT, _FLAT_SHARE = 0.2, 0.5, 0.6
 _WARMUP_STEPS = 60
 _MUON_RATE, _ADAM_RATE = 0.006, 1e-3
 _CLIP_TOWER_EVERY = 3
@@ -50,7 +50,7 @@ class Trainer:
         self.encoder = QuestionEncoder(self.tokenizer)
         self.prefix = torch.tensor(self.encoder.prefix, device=args.device)
         dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
-        self.forward = TrainingForward(self.model, dense_token_ids(self.tokenizer), dtype=dtype)
+        self.forward = TrainingForward(self.model, word_ids(self.tokenizer), dtype=dtype)
         self.diet = Diet(self.encoder, seed=args.seed, easy_vqa=args.easy_vqa, size=args.batch_size, rank=self.rank)
         self.optimisers = self._optimisers()
         self.step, self.elapsed_s, self.stage = 0, 0.0, "dense"
@@ -136,7 +136,9 @@ class Trainer:
         self._share(now - self.last_clock)
         self.last_clock = now
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        rate = min(1.0, (self.stage_step + 1) / _WARMUP_STEPS) * min(1.0, 2 * max(1 - self.progress, 0.0))
+        rate = min(1.0, (self.stage_step + 1) / _WARMUP_STEPS) * min(
+            1.0, max(1 - self.progress, 0.0) / (1 - _FLAT_SHARE)
+        )
         for optimiser, base in zip(self.optimisers, (_MUON_RATE, _ADAM_RATE), strict=True):
             optimiser.param_groups[0]["lr"] = base * rate
             optimiser.step()
@@ -147,7 +149,7 @@ class Trainer:
 
     def _dense_step(self) -> dict[str, float]:
         batch = self.diet.dense(self.step).to(self.args.device)
-        loss, colour, kind = self.forward.dense_loss(self.forward.encode(batch), batch.label)
+        loss, colour, kind = self.forward.dense_loss(batch, self.forward.encode(batch))
         loss.backward()
         return {"dense": loss.item(), "patch_colour": colour.item(), "patch_kind": kind.item()}
 
@@ -155,13 +157,14 @@ class Trainer:
         batch = self.diet.questions(self.step).to(self.args.device)
         train_tower = not batch.pooled or self.step % _CLIP_TOWER_EVERY == 0
         feature = self.forward.encode(batch, train_tower=train_tower)
-        logits, target = self.forward.answer_logits(batch, feature, self.prefix)
-        answer = F.cross_entropy(logits, target)
-        losses = {"clip" if batch.pooled else "still": answer.item()}
-        loss = answer
-        if train_tower and bool((batch.label >= 0).any()):
-            dense = self.forward.dense_loss(feature, batch.label)[0]
-            loss, losses["dense"] = answer + _DENSE_WEIGHT * dense, dense.item()
+        logits, target, middle = self.forward.answer_logits(batch, feature, self.prefix)
+        answer, (dense, colour, kind) = F.cross_entropy(logits, target), self.forward.dense_loss(batch, feature)
+        name = "clip" if batch.pooled else "still"
+        losses = {name: answer.item(), "patch_colour": colour.item(), "patch_kind": kind.item()}
+        loss = answer + _DENSE_WEIGHT * dense
+        if bool((batch.motion >= 0).any()):
+            motion = self.forward.motion_loss(batch, middle)
+            loss, losses["motion"] = loss + _MOTION_WEIGHT * motion, motion.item()
         loss.backward()
         return losses
 

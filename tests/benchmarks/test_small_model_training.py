@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.small_model.batches import NUM_PATCHES, QuestionEncoder, assemble, num_needed
-from benchmarks.small_model.forward import TrainingForward, dense_token_ids
+from benchmarks.small_model.forward import TrainingForward, word_ids
 from benchmarks.small_model.mixture import make
 from benchmarks.small_model.muon import orthogonalise
 from benchmarks.small_model.paired import compare
@@ -57,10 +57,10 @@ def _stock_inputs(sample: Sample, text: str, tokenizer) -> dict:
 def test_packed_questions_give_the_stock_logits(kind: str, model, tokenizer):
     """Each packed question's logits equal transformers' forward of that question alone, in its real layout."""
     encoder, rng = QuestionEncoder(tokenizer), np.random.default_rng(0)
-    forward = TrainingForward(model, dense_token_ids(tokenizer), dtype=torch.float32)
+    forward = TrainingForward(model, word_ids(tokenizer), dtype=torch.float32)
     batch = assemble(rng, [make(kind, seed, num_frames=4) for seed in (0, 1)], encoder, budget=60)
     with torch.no_grad():
-        logits, _ = forward.answer_logits(batch, forward.encode(batch), torch.tensor(encoder.prefix))
+        logits, *_ = forward.answer_logits(batch, forward.encode(batch), torch.tensor(encoder.prefix))
     start = 0
     for seed, questions in enumerate(batch.tasks):
         for question in questions:
