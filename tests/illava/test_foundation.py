@@ -1,4 +1,4 @@
-"""What the first release promises, where no narrower test shows it: frozen merges, memory, loops, host waits, refusals."""
+"""What the first release promises, where no narrower test shows it: frozen merges, memory, loops, refusals."""
 
 from __future__ import annotations
 
