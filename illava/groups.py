@@ -29,7 +29,7 @@ def group_tokens(tokens: Tokens, side: int) -> Tokens:
 
 
 def group_evidence(evidence: Evidence, side: int) -> Evidence:
-    """What was measured of patches, of their groups: the mean of scores, keys side by side."""
+    """What was measured of patches, of their groups: the mean of scores and sizes, keys side by side; seeds stay."""
     if side == 1:
         return evidence
     keys_THd = evidence.keys_THd
@@ -39,6 +39,8 @@ def group_evidence(evidence: Evidence, side: int) -> Evidence:
         attention_received_T=group_scores(evidence.attention_received_T, side),
         keys_THd=keys_THd,
         cls_attention_T=group_scores(evidence.cls_attention_T, side),
+        size_T=group_scores(evidence.size_T, side),
+        seeds=evidence.seeds,
     )
 
 

@@ -22,7 +22,7 @@ from illava.families.tile_medium import Survivors, lay_out, patch_places
 from illava.geometry import fill_gaps, owners
 from illava.plan import ReductionPlan
 from illava.preprocess import Preprocessor, VisualInput
-from illava.vision import VisionReduction
+from illava.vision import VisionReduction, segment_seeds
 
 
 class Tower(Protocol):
@@ -53,7 +53,9 @@ class TileEncoder:
         self._tower, self._projector, self._newline_D = tower, projector, newline_D
         self._preprocessor, self._geometry = preprocessor, preprocessor.geometry
 
-    def encode(self, media: Sequence[VisualInput], plan: ReductionPlan, *, trace: bool) -> list[EncodedMedium]:
+    def encode(
+        self, media: Sequence[VisualInput], plan: ReductionPlan, *, trace: bool, seeds: Sequence[int] | None = None
+    ) -> list[EncodedMedium]:
         """See `Family.encode`."""
         if not media:
             return []
@@ -66,6 +68,7 @@ class TileEncoder:
             place_P3,
             num_blocks=self._tower.num_blocks,
             has_cls=self._tower.has_cls,
+            seeds=segment_seeds(seeds, num_tiles),
         )
         feature_KD = self._projector(self._tower.run(self._tower.embed(self.pixels(media)), reduction))
         owner_FRC = None

@@ -28,8 +28,8 @@ class ToMe(Budget, Reducer):
 
     Source: arXiv 2210.09461; facebookresearch/ToMe, ``tome/merge.py``. Written from the formula. Deviations: order is
     restored (the release appends B behind A); all of A may merge where n is odd; a larger cut is refused instead of
-    silently capped; segments carry no CLS token, so none is protected. Proportional attention (+ log size in the
-    following blocks' softmax) is the block loop's business: `illava.tokens.merged_sizes` gives the sizes.
+    silently capped; segments carry no CLS token, so none is protected; no proportional attention: sizes weigh the
+    means only, the blocks behind a merge do not add log size to their scores.
     """
 
     stages: ClassVar[frozenset[Stage]] = frozenset({"vision_block", "vision_output", "decoder_layer"})
