@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from illava.errors import PlanError, ReductionDidNotFireError
@@ -21,12 +22,12 @@ from illava.requests import TraceStep
 from illava.sampling import derive_seed
 from illava.scopes import PackedPrompts, Selection
 from illava.scores import causal_attention_received, last_query_attention
-from illava.tokens import Assignment, Tokens, lift
+from illava.tokens import Assignment, Tokens, lift, merged_sizes
 
 DECODER_EVIDENCE: dict[Stage, frozenset[EvidenceKind]] = {
-    "decoder_input": frozenset({"attention_received", "seed"}),
+    "decoder_input": frozenset({"attention_received", "sizes", "seed"}),
     "decoder_layer": frozenset(
-        {"attention_received", "causal_normalised_attention", "last_query_attention", "keys", "seed"}
+        {"attention_received", "causal_normalised_attention", "last_query_attention", "keys", "sizes", "seed"}
     ),
 }
 
@@ -77,6 +78,8 @@ class DecoderReduction:
         self._plan, self._seeds, self._scale = plan, seeds, scale
         self.errors: dict[int, ReductionDidNotFireError] = {}
         self.traces: dict[int, list[TraceStep]] = {row: [] for row in traced}
+        self._sized = any("sizes" in s.reducer.evidence(s.stage) for s in plan.steps if s.stage in DECODER_EVIDENCE)
+        self._size_T: Tensor | None = None  # of all packed tokens: visual tokens since they entered the decoder
 
     def apply(
         self, prompts: PackedPrompts, stage: Stage, layer: int | None = None, *, qk: tuple[Tensor, Tensor] | None = None
@@ -95,6 +98,8 @@ class DecoderReduction:
         if not prompts.counts.knows(reducer.per):
             prompts = prompts.measured()
         chosen = prompts.counts.select(reducer.per)
+        if self._sized and self._size_T is None:
+            self._size_T = prompts.hidden_TD.new_ones(prompts.hidden_TD.shape[0], dtype=torch.float32)
         after = prompts
         if chosen.lengths:
             scope_T = chosen.scope_T(prompts.run_T)
@@ -104,6 +109,8 @@ class DecoderReduction:
             counts = prompts.counts.reduced(chosen, assignment.lengths)
             whole = lift(assignment, site.index_N, prompts.run_T.shape[0], counts.lengths)
             after = prompts.reduced(whole, counts)
+            if self._size_T is not None:
+                self._size_T = merged_sizes(whole, self._size_T)
             self._record(site, prompts, after, whole)
         self._note_idle(prompts, after, f"{reducer.kind!r} at {stage}{'' if layer is None else f' {layer}'}")
         return after
@@ -111,6 +118,8 @@ class DecoderReduction:
     def _evidence(self, site: _Site, prompts: PackedPrompts, qk: tuple[Tensor, Tensor] | None) -> Evidence:
         kinds, lengths, index_N = site.reducer.evidence(site.stage), prompts.lengths, site.index_N
         found: dict[str, Any] = {}
+        if "sizes" in kinds and self._size_T is not None:
+            found["size_T"] = self._size_T[index_N]
         if "seed" in kinds:
             found["seeds"] = self._scope_seeds(site)
         if qk is None:
