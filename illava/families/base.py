@@ -107,8 +107,17 @@ class Family(ABC):
         """Visual tokens the unreduced model gives its LLM for this medium; from geometry."""
 
     @abstractmethod
-    def encode(self, media: Sequence[VisualInput], plan: ReductionPlan, *, trace: bool) -> list[EncodedMedium]:
-        """Tower, projector and layout over all media in packed calls."""
+    def encode(
+        self, media: Sequence[VisualInput], plan: ReductionPlan, *, trace: bool, seeds: Sequence[int] | None = None
+    ) -> list[EncodedMedium]:
+        """Tower, projector and layout over all media in packed calls.
+
+        Args:
+            media: as the family's preprocessor made them.
+            plan: checked before.
+            trace: whether mixing matrices are copied to the host.
+            seeds: an integer per medium, the root of what reducers draw in the tower; None is 0 for each.
+        """
 
     @abstractmethod
     def render(self, content: Sequence[str | VisualInput], num_slots: Sequence[int]) -> RenderedPrompt:

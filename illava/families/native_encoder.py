@@ -25,7 +25,7 @@ from illava.groups import group_scores
 from illava.plan import ReductionPlan
 from illava.preprocess import Preprocessor, VisualInput
 from illava.requests import TraceStep
-from illava.vision import VisionReduction, medium_place
+from illava.vision import VisionReduction, medium_place, segment_seeds
 
 
 class NativeTower(Protocol):
@@ -60,7 +60,9 @@ class NativeEncoder:
             )
         return self._geometry.grid(medium.kind, *tiles.shape[:3])
 
-    def encode(self, media: Sequence[VisualInput], plan: ReductionPlan, *, trace: bool) -> list[EncodedMedium]:
+    def encode(
+        self, media: Sequence[VisualInput], plan: ReductionPlan, *, trace: bool, seeds: Sequence[int] | None = None
+    ) -> list[EncodedMedium]:
         """See `Family.encode`."""
         if not media:
             return []
@@ -68,9 +70,9 @@ class NativeEncoder:
         place_P3 = torch.cat([patch_places(grid) for grid in grids]).to(self._device)
         lengths = tuple(grid.rows * grid.cols for grid in grids for _ in range(grid.times))
         num_blocks = self._tower.last_scored_block + 1
-        reduction = VisionReduction(
-            plan, lengths, place_P3, num_blocks=num_blocks, group_side=self._geometry.group_side
-        )
+        roots = segment_seeds(seeds, [grid.times for grid in grids])
+        group_side = self._geometry.group_side
+        reduction = VisionReduction(plan, lengths, place_P3, num_blocks=num_blocks, group_side=group_side, seeds=roots)
         hidden_PD = self._tower.embed(torch.cat([self.patches(medium) for medium in media]))
         feature_KD = self._tower.run(hidden_PD, reduction)
         return self._apart(feature_KD, reduction, grids, trace=trace)

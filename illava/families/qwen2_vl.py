@@ -120,9 +120,11 @@ class Qwen2VL(Family):
         return self.encoder.grid(medium).num_groups
 
     @torch.no_grad()
-    def encode(self, media: Sequence[VisualInput], plan: ReductionPlan, *, trace: bool) -> list[EncodedMedium]:
+    def encode(
+        self, media: Sequence[VisualInput], plan: ReductionPlan, *, trace: bool, seeds: Sequence[int] | None = None
+    ) -> list[EncodedMedium]:
         """See `Family.encode`; the tower runs once over all media."""
-        return self.encoder.encode(media, plan, trace=trace)
+        return self.encoder.encode(media, plan, trace=trace, seeds=seeds)
 
     def render(self, content: Sequence[str | VisualInput], num_slots: Sequence[int]) -> RenderedPrompt:
         """See `Family.render`."""
