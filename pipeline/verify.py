@@ -23,7 +23,7 @@ from pipeline.records import SCHEMA_VERSION
 from pipeline.shards import FINISHED_FILE, RUN_FILE, read_frozen_manifest, read_run_file
 from pipeline.sink import SCHEMA, part_index, part_name, read_rows
 from pipeline.totals import run_totals
-from pipeline.verify_rows import Violation, check_ids, check_row, stages_fit_latency
+from pipeline.verify_rows import STAGE_SLACK_S, Violation, check_ids, check_row, stages_fit_latency
 
 __all__ = ["Violation", "verify_run"]
 
@@ -197,7 +197,10 @@ def _constants(record: dict[str, Any]) -> dict[str, Any]:
 
 def _check_stages(folder: _Folder) -> Iterator[Violation]:
     if len(folder.misfits) > _MAX_MISFITS * folder.num_answered:
-        message = f"{len(folder.misfits)} of {folder.num_answered} answered rows: stage seconds do not sum to latency_s"
+        message = (
+            f"{len(folder.misfits)} of {folder.num_answered} answered rows: stage seconds miss latency_s "
+            f"by more than 2 % and {STAGE_SLACK_S * 1000:.0f} ms; at most 1 % may"
+        )
         yield Violation("stage_seconds", folder.misfits[0], message)
 
 

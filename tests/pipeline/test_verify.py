@@ -21,6 +21,7 @@ from pipeline.shards import open_run, read_run_file
 from pipeline.sink import SCHEMA, ParquetSink, part_name, read_rows
 from pipeline.status import render_status, run_status
 from pipeline.verify import verify_run
+from pipeline.verify_rows import STAGES, stages_fit_latency
 
 
 @pytest.fixture(scope="module")
@@ -308,6 +309,15 @@ def test_a_few_misfitting_latencies_are_tolerated_many_are_not(model_folder, tmp
     assert verify_run(run.uri) == []
     edit_rows(lambda rows: [row | {"latency_s": 2.0} if n < 3 else row for n, row in enumerate(rows)])(run)
     assert [violation.kind for violation in verify_run(run.uri)] == ["stage_seconds"]
+
+
+@pytest.mark.parametrize(
+    ("latency_s", "off_s", "fits"), [(2, 0.039, 1), (2, 0.041, 0), (0.005, 0.009, 1), (0.1, 0.02, 0)]
+)
+def test_stages_may_miss_the_latency_by_two_percent_or_ten_milliseconds(latency_s, off_s, fits):
+    for total_s in (latency_s + off_s, latency_s - off_s):
+        row = dict.fromkeys(STAGES, 0.0) | {"decode_s": total_s, "latency_s": latency_s}
+        assert stages_fit_latency(row) == bool(fits)
 
 
 def test_a_run_of_other_content_but_consistent_digests_is_still_one_run(run):
