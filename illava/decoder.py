@@ -125,7 +125,10 @@ class Decoder:
             num_visual_LB.append(prompts.counts.num_visual)
             if n < self.num_layers - 1:
                 mixed_THd = packed_attention(*qkv, lengths, causal=True, scale=self.scale)
-                entering = replace(prompts, hidden_TD=self._finish(layer, prompts.hidden_TD, mixed_THd))
+                hidden_TD = self._finish(layer, prompts.hidden_TD, mixed_THd)
+                if prompts.deepstack:
+                    hidden_TD = hidden_TD + prompts.deepstack[0]
+                entering = replace(prompts, hidden_TD=hidden_TD, deepstack=prompts.deepstack[1:])
                 qk = q_THd, k_TGd
         # Of the last layer only the last tokens' outputs are read: ask for them as a decode step does.
         length_B = torch.tensor(lengths, dtype=torch.int32, device=self.device)

@@ -8,8 +8,8 @@ Shape suffixes: T tokens of a prompt or of packed prompts, K visual tokens of a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ class Prompt:
         runs: what the tokens are, run by run.
         next_position_P: int64 position of the first generated token, as without reduction.
         media_order: the request's media as the chat template placed them, which may differ from how they were given.
+        deepstack: features [T, D] to add behind decoder layer 0, 1, ...; 0 for text.
     """
 
     hidden_TD: Tensor
@@ -42,6 +43,7 @@ class Prompt:
     runs: tuple[Run, ...]
     next_position_P: Tensor
     media_order: tuple[int, ...] = ()
+    deepstack: tuple[Tensor, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -69,14 +71,15 @@ def assemble(family: Family, request: Request, encoded: Sequence[EncodedMedium])
     device = family.decoder.device
     position_PS = family.position_ids(rendered, media_of(request)).to(device)
     id_S = torch.tensor(rendered.token_ids, device=device)
-    parts = _Parts(family, id_S)
+    parts = _Parts(family, id_S, encoded)
     order = sorted(range(len(encoded)), key=rendered.spans.__getitem__)
     for index in order:
         medium, (start, length) = encoded[index], rendered.spans[index]
         if length != medium.num_slots:
             raise RuntimeError(f"medium {index} has {medium.num_slots} slots, the prompt gives it {length}")
-        parts.add_text(start)
-        parts.add_medium(index, medium, start, length)
+        for piece, begin, stop in _pieces(medium, start, rendered.starts.get(index, ())):
+            parts.add_text(begin)
+            parts.add_medium(index, piece, begin, stop - begin)
     parts.add_text(num_slots)
     slot_T = torch.cat(parts.slots)
     scored = all(medium.score_K is not None for medium in encoded)
@@ -88,19 +91,43 @@ def assemble(family: Family, request: Request, encoded: Sequence[EncodedMedium])
         tuple(parts.runs),
         position_PS[:, -1] + 1,
         tuple(order),
+        tuple(torch.cat(layer) for layer in zip(*parts.deepstack, strict=True)),
     )
+
+
+def _pieces(medium: EncodedMedium, start: int, starts: Sequence[int]) -> Iterator[tuple[EncodedMedium, int, int]]:
+    """A medium's tokens with the slots (first, end) they may take: at once, or frame by frame with text between."""
+    if not starts:
+        yield medium, start, start + medium.num_slots
+        return
+    length, first = medium.num_slots // len(starts), 0
+    for n, (begin, frame_count) in enumerate(zip(starts, medium.frame_counts, strict=True)):
+        own = slice(first, first + frame_count[1])
+        first = own.stop
+        piece = replace(
+            medium,
+            feature_KD=medium.feature_KD[own],
+            slot_K=medium.slot_K[own] - n * length,
+            frame_counts=(frame_count,),
+            place_K3=medium.place_K3[own],
+            score_K=None if medium.score_K is None else medium.score_K[own],
+            deepstack=tuple(layer_KD[own] for layer_KD in medium.deepstack),
+        )
+        yield piece, begin, begin + length
 
 
 class _Parts:
     """The pieces of one prompt as they are laid end to end."""
 
-    def __init__(self, family: Family, id_S: Tensor) -> None:
+    def __init__(self, family: Family, id_S: Tensor, encoded: Sequence[EncodedMedium]) -> None:
         self.family, self.id_S, self.cursor, self.span = family, id_S, 0, 0
         self.hidden: list[Tensor] = []
         self.slots: list[Tensor] = []
         self.places: list[Tensor] = []
         self.scores: list[Tensor] = []
         self.runs: list[Run] = []
+        self.num_deepstack = max((len(medium.deepstack) for medium in encoded), default=0)
+        self.deepstack: list[tuple[Tensor, ...]] = []
 
     def add_text(self, stop: int) -> None:
         """Text from the cursor up to slot ``stop``."""
@@ -108,6 +135,7 @@ class _Parts:
             return
         length, device = stop - self.cursor, self.id_S.device
         self.hidden.append(self.family.embed(self.id_S[self.cursor : stop]))
+        self.deepstack.append((torch.zeros_like(self.hidden[-1]),) * self.num_deepstack)
         self.slots.append(torch.arange(self.cursor, stop, device=device))
         self.places.append(torch.full((length, 4), -1, device=device))
         self.scores.append(torch.zeros(length, device=device))
@@ -117,6 +145,7 @@ class _Parts:
     def add_medium(self, index: int, medium: EncodedMedium, start: int, length: int) -> None:
         """A medium's visual tokens, in the ``length`` slots from ``start`` on."""
         self.hidden.append(medium.feature_KD.to(self.family.decoder.dtype))
+        self.deepstack.append(tuple(layer_KD.to(self.family.decoder.dtype) for layer_KD in medium.deepstack))
         self.slots.append(medium.slot_K + start)
         self.places.append(torch.cat([torch.full_like(medium.place_K3[:, :1], index), medium.place_K3], 1))
         if medium.score_K is not None:
@@ -139,7 +168,14 @@ def pack(prompts: Sequence[Prompt]) -> PackedPrompts:
         run_T,
         torch.cat(scores) if len(scores) == len(prompts) else None,
         counts,
+        tuple(torch.cat(layer) for layer in zip(*_deepstacks(prompts), strict=True)),
     )
+
+
+def _deepstacks(prompts: Sequence[Prompt]) -> list[tuple[Tensor, ...]]:
+    """Every prompt's deepstack features; zeros for one that has no vision where others have."""
+    num_layers = max(len(prompt.deepstack) for prompt in prompts)
+    return [prompt.deepstack or (torch.zeros_like(prompt.hidden_TD),) * num_layers for prompt in prompts]
 
 
 def join_trace(encoded: Sequence[EncodedMedium], prompt: Prompt, decoder_steps: Sequence[TraceStep]) -> TokenTrace:

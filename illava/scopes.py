@@ -126,6 +126,7 @@ class PackedPrompts:
         run_T: int64 index of the run each token came from.
         score_T: float32 attention received in the tower, for `decoder_input`; None elsewhere.
         counts: what the host knows.
+        deepstack: features [T, D] still to be added, the first behind the layer that runs next; 0 for text.
     """
 
     hidden_TD: Tensor
@@ -134,6 +135,7 @@ class PackedPrompts:
     run_T: Tensor
     score_T: Tensor | None
     counts: VisualCounts
+    deepstack: tuple[Tensor, ...] = ()
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -157,6 +159,7 @@ class PackedPrompts:
             carry(assignment, self.run_T),
             None,
             counts,
+            tuple(merge(assignment, layer_TD) for layer_TD in self.deepstack),
         )
 
 

@@ -1,6 +1,7 @@
 """Tiny random-weight Qwen-VL folders in the Hugging Face format, for tests. Says nothing about quality.
 
-Patches of 4 px, groups of 8 px, two frames a temporal patch; images of 192 to 4096 px, video frames of 192 to 2048.
+Patches of 4 px, groups of 8 px, two frames a temporal patch; images of 192 to 4096 px, video frames of 192 to 2048
+(Qwen3-VL: all frames of a video of 192 to 16384).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ SPECIAL = (
     "<|endoftext|>",
 )
 PATCH_PX = 4
-IMAGE_PIXELS, VIDEO_PIXELS = (192, 4096), (192, 2048)
+IMAGE_PIXELS, VIDEO_PIXELS, CLIP_PIXELS = (192, 4096), (192, 2048), (192, 16384)
 MROPE_SECTION = [2, 3, 3]
 
 
@@ -69,6 +70,28 @@ def make_qwen2_5_vl(folder: str | Path, *, depth: int = 6, num_layers: int = 4, 
     }
     config = Qwen2_5_VLConfig(text_config=_text(tokenizer, num_layers), vision_config=vision, **_tokens(tokenizer))
     return _write(folder, tokenizer, Qwen2_5_VLForConditionalGeneration, config, name="Qwen2_5_VL", seed=seed)
+
+
+def make_qwen3_vl(folder: str | Path, *, depth: int = 6, num_layers: int = 4, seed: int = 1) -> Path:
+    """Write a Qwen3-VL folder: as `make_qwen2_vl`; 5 x 5 learned positions, deepstack behind blocks 0, 2 and 4."""
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    tokenizer = _tokenizer()
+    vision = {
+        "depth": depth,
+        "hidden_size": 32,
+        "out_hidden_size": 64,
+        "num_heads": 2,
+        "intermediate_size": 64,
+        "patch_size": PATCH_PX,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "num_position_embeddings": 25,
+        "deepstack_visual_indexes": [0, 2, 4],
+    }
+    text = _text(tokenizer, num_layers) | {"head_dim": 16}
+    config = Qwen3VLConfig(text_config=text, vision_config=vision, **_tokens(tokenizer))
+    return _write(folder, tokenizer, Qwen3VLForConditionalGeneration, config, name="Qwen3VL", seed=seed)
 
 
 def _text(tokenizer, num_layers: int) -> dict:
@@ -153,7 +176,7 @@ def _write_processors(folder: Path, name: str) -> None:
     video = {"video_processor_type": "Qwen2VLVideoProcessor", "processor_class": f"{name}Processor"}
     for file, content, (least, most) in (
         ("preprocessor_config.json", image, IMAGE_PIXELS),
-        ("video_preprocessor_config.json", video, VIDEO_PIXELS),
+        ("video_preprocessor_config.json", video, CLIP_PIXELS if name == "Qwen3VL" else VIDEO_PIXELS),
     ):
         pixels = {"min_pixels": least, "max_pixels": most}
         (folder / file).write_text(json.dumps(content | patches | normal | pixels, indent=2))
@@ -163,4 +186,5 @@ def _write_processors(folder: Path, name: str) -> None:
 FAMILIES = {
     "qwen2_vl": (make_qwen2_vl, "Qwen2VLForConditionalGeneration"),
     "qwen2_5_vl": (make_qwen2_5_vl, "Qwen2_5_VLForConditionalGeneration"),
+    "qwen3_vl": (make_qwen3_vl, "Qwen3VLForConditionalGeneration"),
 }

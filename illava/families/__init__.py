@@ -20,6 +20,7 @@ FAMILIES = {
     "llava_onevision": "illava.families.llava_onevision:LlavaOnevision",
     "qwen2_5_vl": "illava.families.qwen2_5_vl:Qwen25VL",
     "qwen2_vl": "illava.families.qwen2_vl:Qwen2VL",
+    "qwen3_vl": "illava.families.qwen3_vl:Qwen3VL",
 }
 
 

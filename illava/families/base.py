@@ -7,8 +7,8 @@ tokens back. One file a family; subclasses are one level deep.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
@@ -56,6 +56,7 @@ class EncodedMedium:
         num_patches: tokens this medium brought into the tower.
         trace: this medium's steps, empty unless asked for. Places carry medium 0; the engine renumbers them.
         patch_place_P4: int64, where traced.
+        deepstack: visual features [K, D] that are added to these tokens behind decoder layer 0, 1, ...; mostly none.
     """
 
     feature_KD: Tensor
@@ -67,6 +68,7 @@ class EncodedMedium:
     num_patches: int
     trace: tuple[TraceStep, ...] = ()
     patch_place_P4: Tensor | None = None
+    deepstack: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +77,13 @@ class RenderedPrompt:
 
     Attributes:
         token_ids: host integers, placeholders repeated ``num_slots`` times.
-        spans: (start, length) of each medium's placeholders, in the order of the media.
+        spans: (first slot, number) of each medium's placeholders, in the order of the media.
+        starts: of a medium whose frames have text between them, the first slot of each frame; by medium.
     """
 
     token_ids: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
+    starts: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
 
 class Family(ABC):

@@ -47,7 +47,7 @@ class ChatPrompt:
         waiting = {kind: [n for n, m in enumerate(media) if m.kind == kind] for kind in self._kind_of_id.values()}
         token_ids: list[int] = []
         spans: list[tuple[int, int]] = [(-1, 0)] * len(media)
-        for token_id in self._template_ids(content):
+        for token_id in self.tokenize(self.template_text(content)):
             kind = self._kind_of_id.get(token_id)
             if kind is None:
                 token_ids.append(token_id)
@@ -61,8 +61,12 @@ class ChatPrompt:
             raise ModelLoadError("the model's chat template leaves out some of the media; it is made for text alone")
         return RenderedPrompt(tuple(token_ids), tuple(spans))
 
-    def _template_ids(self, content: Sequence[str | VisualInput]) -> list[int]:
-        """The turn with one placeholder for each medium."""
+    def template_text(self, content: Sequence[str | VisualInput]) -> str:
+        """The turn with one placeholder for each medium.
+
+        Raises:
+            RequestError: the text contains a placeholder, or there is nothing to answer.
+        """
         if not content:
             raise RequestError("the request is empty; give some text or media")
         parts = []
@@ -70,9 +74,12 @@ class ChatPrompt:
             if isinstance(part, str):
                 self._refuse_placeholders(part)
             parts.append({"type": "text", "text": part} if isinstance(part, str) else {"type": part.kind})
-        text = self._tokenizer.apply_chat_template(
+        return self._tokenizer.apply_chat_template(
             [{"role": "user", "content": parts}], add_generation_prompt=True, tokenize=False
         )
+
+    def tokenize(self, text: str) -> list[int]:
+        """Ids of a turn's text."""
         # A template may write the first token itself; processors do the same (processing_utils.py:apply_chat_template)
         begun = self._tokenizer.bos_token is not None and text.startswith(self._tokenizer.bos_token)
         return self._tokenizer(text, add_special_tokens=not begun)["input_ids"]

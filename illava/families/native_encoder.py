@@ -11,6 +11,7 @@ channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from typing import Protocol
 
@@ -33,9 +34,9 @@ class NativeTower(Protocol):
 
     last_scored_block: int
 
-    def embed(self, patch_PX: Tensor) -> Tensor: ...
+    def embed(self, patch_PX: Tensor, grids: Sequence[PatchGrid]) -> Tensor: ...
 
-    def run(self, hidden_TD: Tensor, reduction: VisionReduction) -> Tensor: ...
+    def run(self, hidden_TD: Tensor, reduction: VisionReduction) -> tuple[Tensor, tuple[Tensor, ...]]: ...
 
 
 class NativeEncoder:
@@ -61,21 +62,26 @@ class NativeEncoder:
         return self._geometry.grid(medium.kind, *tiles.shape[:3])
 
     def encode(
-        self, media: Sequence[VisualInput], plan: ReductionPlan, *, trace: bool, seeds: Sequence[int] | None = None
+        self, inputs: Sequence[VisualInput], plan: ReductionPlan, *, trace: bool, seeds: Sequence[int] | None = None
     ) -> list[EncodedMedium]:
         """See `Family.encode`."""
-        if not media:
+        if not inputs:
             return []
-        grids = [self.grid(medium) for medium in media]
+        grids = [self.grid(medium) for medium in inputs]
         place_P3 = torch.cat([patch_places(grid) for grid in grids]).to(self._device)
         lengths = tuple(grid.rows * grid.cols for grid in grids for _ in range(grid.times))
         num_blocks = self._tower.last_scored_block + 1
         roots = segment_seeds(seeds, [grid.times for grid in grids])
         group_side = self._geometry.group_side
         reduction = VisionReduction(plan, lengths, place_P3, num_blocks=num_blocks, group_side=group_side, seeds=roots)
-        hidden_PD = self._tower.embed(torch.cat([self.patches(medium) for medium in media]))
-        feature_KD = self._tower.run(hidden_PD, reduction)
-        return self._apart(feature_KD, reduction, grids, trace=trace)
+        hidden_PD = self._tower.embed(torch.cat([self.patches(medium) for medium in inputs]), grids)
+        feature_KD, deepstack = self._tower.run(hidden_PD, reduction)
+        media = self._apart(feature_KD, reduction, grids, trace=trace)
+        if not deepstack:
+            return media
+        counts = [len(medium.slot_K) for medium in media]
+        deep = zip(*(layer_KD.split(counts) for layer_KD in deepstack), strict=True)
+        return [replace(medium, deepstack=own) for medium, own in zip(media, deep, strict=True)]
 
     def patches(self, medium: VisualInput) -> Tensor:
         """The medium's pixels, rescaled and normalised, in the order the tower reads them: float32 [P, X].

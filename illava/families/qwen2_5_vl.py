@@ -25,6 +25,7 @@ from illava.families.base import EncodedMedium, Family, RenderedPrompt
 from illava.families.chat_prompt import ChatPrompt
 from illava.families.mrope import TokenGrid, mrope_positions
 from illava.families.native_encoder import NativeEncoder
+from illava.families.native_resolution import PatchGrid
 from illava.families.plan_check import check_native_resolution
 from illava.families.pretrained import load_tokenizer, load_weights, stop_token_ids
 from illava.families.qwen_blocks import Rotary, attend, rotary_at
@@ -69,11 +70,11 @@ class Qwen25VLTower:
         groups = visual.window_size // visual.spatial_merge_size // visual.patch_size
         self.window_patches = groups * visual.spatial_merge_size
 
-    def embed(self, patch_PX: Tensor) -> Tensor:
+    def embed(self, patch_PX: Tensor, grids: Sequence[PatchGrid]) -> Tensor:
         """Patches as tokens: [P, X] normalised -> [T, D]."""
         return self._patch_embed(patch_PX)
 
-    def run(self, hidden_TD: Tensor, reduction: VisionReduction) -> Tensor:
+    def run(self, hidden_TD: Tensor, reduction: VisionReduction) -> tuple[Tensor, tuple[Tensor, ...]]:
         """All blocks, reduced as the plan says, and the merger: [T, D] -> [K, D], a vision token for each group.
 
         Patches lie by windows from one windowed block to the next, and in their own order in the full blocks between.
@@ -93,7 +94,7 @@ class Qwen25VLTower:
                 hidden_TD = reduction.at(index, hidden_TD, q_THd, k_THd, scale=block.attn.scaling)
             hidden_TD = hidden_TD + block.mlp(block.norm2(hidden_TD))
         hidden_TD = hidden_TD[windows.back_T] if windowed else hidden_TD
-        return self._merger(reduction.after_tower(hidden_TD))
+        return self._merger(reduction.after_tower(hidden_TD)), ()
 
     def _windows(self, reduction: VisionReduction, rotary: Rotary) -> _Windows:
         """Windows of the patches there are now; waits for the device, once a reduction.

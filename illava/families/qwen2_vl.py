@@ -24,6 +24,7 @@ from illava.families.base import EncodedMedium, Family, RenderedPrompt
 from illava.families.chat_prompt import ChatPrompt
 from illava.families.mrope import TokenGrid, mrope_positions
 from illava.families.native_encoder import NativeEncoder
+from illava.families.native_resolution import PatchGrid
 from illava.families.plan_check import check_native_resolution
 from illava.families.pretrained import load_tokenizer, load_weights, stop_token_ids
 from illava.families.qwen_blocks import attend, rotary_at
@@ -47,11 +48,11 @@ class Qwen2VLTower:
         self.num_blocks = len(visual.blocks)
         self.last_scored_block = self.num_blocks - 1
 
-    def embed(self, patch_PX: Tensor) -> Tensor:
+    def embed(self, patch_PX: Tensor, grids: Sequence[PatchGrid]) -> Tensor:
         """Patches as tokens: [P, X] normalised -> [T, D]."""
         return self._patch_embed(patch_PX)
 
-    def run(self, hidden_TD: Tensor, reduction: VisionReduction) -> Tensor:
+    def run(self, hidden_TD: Tensor, reduction: VisionReduction) -> tuple[Tensor, tuple[Tensor, ...]]:
         """All blocks, reduced as the plan says, and the merger: [T, D] -> [K, D], a vision token for each group."""
         place_T3 = None
         for index, block in enumerate(self._blocks):
@@ -61,7 +62,7 @@ class Qwen2VLTower:
             hidden_TD, q_THd, k_THd = attend(block, hidden_TD, rotary, reduction.lengths)
             hidden_TD = reduction.at(index, hidden_TD, q_THd, k_THd, scale=block.attn.scaling)
             hidden_TD = hidden_TD + block.mlp(block.norm2(hidden_TD))
-        return self._merger(reduction.after_tower(hidden_TD))
+        return self._merger(reduction.after_tower(hidden_TD)), ()
 
 
 class Qwen2VL(Family):

@@ -85,6 +85,60 @@ PUBLISHED |= {
         _qwen2(3584, 18944, 28, 28, 4, vocab=152064, tied=False, out_hidden_size=3584, **_QWEN25_VISION),
     ),
 }
+_QWEN3_VISION = {
+    "depth": 27,
+    "hidden_act": "gelu_pytorch_tanh",
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_heads": 16,
+    "in_channels": 3,
+    "patch_size": 16,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "num_position_embeddings": 2304,
+    "deepstack_visual_indexes": [8, 16, 24],
+}
+
+
+def _qwen3(hidden, intermediate, layers, heads, kv_heads, *, tied, **vision):
+    text = {
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "eos_token_id": 151645,
+        "max_position_embeddings": 262144,
+        "rope_theta": 5000000,
+        "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"},
+        "tie_word_embeddings": tied,
+    }
+    return {"text_config": text, "vision_config": vision, "tie_word_embeddings": tied}
+
+
+# Depth 24 and width 1024 of the two smaller ones' towers, 27 and 1152 of the largest's.
+_QWEN3_SMALL = _QWEN3_VISION | {
+    "depth": 24,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "deepstack_visual_indexes": [5, 11, 17],
+}
+PUBLISHED |= {
+    "Qwen3-VL-2B-Instruct": (
+        "qwen3_vl",
+        _qwen3(2048, 6144, 28, 16, 8, tied=True, out_hidden_size=2048, **_QWEN3_SMALL),
+    ),
+    "Qwen3-VL-4B-Instruct": (
+        "qwen3_vl",
+        _qwen3(2560, 9728, 36, 32, 8, tied=True, out_hidden_size=2560, **_QWEN3_SMALL),
+    ),
+    "Qwen3-VL-8B-Instruct": (
+        "qwen3_vl",
+        _qwen3(4096, 12288, 36, 32, 8, tied=False, out_hidden_size=4096, **_QWEN3_VISION),
+    ),
+}
 # Names in the published files.
 NAMES = {
     "qwen2_vl": {
@@ -99,6 +153,16 @@ NAMES = {
         "model.norm.weight",
         "lm_head.weight",
     },
+}
+NAMES["qwen3_vl"] = {
+    "model.visual.patch_embed.proj.bias",
+    "model.visual.pos_embed.weight",
+    "model.visual.blocks.N.mlp.linear_fc1.weight",
+    "model.visual.deepstack_merger_list.N.norm.weight",
+    "model.visual.merger.linear_fc2.bias",
+    "model.language_model.embed_tokens.weight",
+    "model.language_model.layers.N.self_attn.q_norm.weight",
+    "lm_head.weight",
 }
 NAMES["qwen2_5_vl"] = NAMES["qwen2_vl"] - {"visual.blocks.N.mlp.fc1.bias"} | {"visual.blocks.N.mlp.gate_proj.bias"}
 
@@ -125,18 +189,22 @@ def test_published_configurations_build_with_the_names_that_load(model_id, tiny)
     model_type, published = PUBLISHED[model_id]
     stock_class = getattr(transformers, FAMILIES[model_type][1])
     config = AutoConfig.for_model(model_type, **published)
+    small = load_family(str(tiny(model_type)), dtype=torch.float32, device="cpu")
+    for name in ("image", "video"):
+        setattr(config, f"{name}_token_id", small._tokenizer.convert_tokens_to_ids(f"<|{name}_pad|>"))
+    for name in ("vision_start", "vision_end"):
+        setattr(config, f"{name}_token_id", small._tokenizer.convert_tokens_to_ids(f"<|{name}|>"))
     with torch.device("meta"):
         model = stock_class(config).eval()
     module, name = REGISTRY[model_type].split(":")
     family_class = getattr(__import__(module, fromlist=[name]), name)
-    small = load_family(str(tiny(model_type)), dtype=torch.float32, device="cpu")
     family = family_class(model, small._tokenizer, load_preprocessor(str(tiny(model_type))))
     text = config.get_text_config()
     assert family.num_vision_blocks == published["vision_config"]["depth"]
     assert family.decoder.num_layers == text.num_hidden_layers
     if model_type == "qwen2_5_vl":
         family.check(preset("illava-qwen2.5-vl"))
-    if model_type == "qwen2_vl":
+    if model_type in ("qwen2_vl", "qwen3_vl"):
         family.check(preset("illava-qwen2-vl"))
         family.check(preset("illava-2026"))
     assert family.decoder.num_kv_heads == text.num_key_value_heads

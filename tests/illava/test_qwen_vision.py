@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from models_qwen import FAMILIES
+from torch.nn.functional import interpolate
 
 from illava import VLM, Request, SamplingParams, load_preprocessor
 from illava.errors import PlanError
@@ -17,7 +18,7 @@ from illava.prompt import assemble, media_of, pack
 from illava.reducers import REDUCERS
 from illava.vision import VISION_EVIDENCE
 
-BLOCKS = {"qwen2_vl": (2, 3), "qwen2_5_vl": (1, 3)}
+BLOCKS = {"qwen2_vl": (2, 3), "qwen2_5_vl": (1, 3), "qwen3_vl": (1, 3)}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -84,27 +85,34 @@ def attention_map(block, hidden_ND, places, allowed_NN=None):
     return attention, hidden_ND + block.attn.proj(mixed)
 
 
-def merge_groups(hidden_ND, places, attention, keep_ratio):
-    """Section 1 of the method on whole groups; patches of a group stand side by side."""
-    received = attention.mean((0, 1))
-    groups = [list(range(n, n + 4)) for n in range(0, len(places), 4)]
-    scores = [received[own].mean().item() for own in groups]
-    removed = len(groups) - max(1, round(len(groups) * keep_ratio))
-    if not removed:
-        return hidden_ND, places
-    order = sorted(range(len(groups)), key=lambda n: scores[n])
+def merging(attention, num_groups, keep_ratio):
+    """Section 1 of the method on whole groups, whose patches stand side by side: weights [kept, groups]; the kept."""
+    received = attention.mean((0, 1)).tolist()
+    scores = [sum(received[4 * n : 4 * n + 4]) / 4 for n in range(num_groups)]
+    removed = num_groups - max(1, round(num_groups * keep_ratio))
+    order = sorted(range(num_groups), key=lambda n: scores[n])
     taken, total = order[: removed + 1], (removed + 1) * (removed + 2) / 2
-    hidden_ND = hidden_ND.clone()
-    for corner in range(4):
-        parts = [hidden_ND[groups[n][corner]] * (removed + 1 - m) / total for m, n in enumerate(taken)]
-        merged = sum(parts)
-        hidden_ND[groups[taken[-1]][corner]] = merged
-    kept = [i for n, own in enumerate(groups) if n not in taken[:-1] for i in own]
-    return hidden_ND[kept], [places[i] for i in kept]
+    kept = [n for n in range(num_groups) if n not in taken[:-1]]
+    weight_KG = torch.eye(num_groups)[kept]
+    if removed:
+        weight_KG[kept.index(taken[-1])] = 0
+        for m, n in enumerate(taken):
+            weight_KG[kept.index(taken[-1]), n] = (removed + 1 - m) / total
+    return weight_KG, kept
+
+
+def positioned(visual, hidden_ND, places, grid):
+    """Qwen3's learned positions, stretched over the picture from corner to corner."""
+    if not hasattr(visual, "pos_embed"):
+        return hidden_ND
+    side = visual.num_grid_per_side
+    table = visual.pos_embed.weight.T.view(1, -1, side, side)
+    stretched = interpolate(table, size=(grid.rows, grid.cols), mode="bilinear", align_corners=True)[0]
+    return hidden_ND + torch.stack([stretched[:, row, col] for row, col in places])
 
 
 def slow_segment(visual, hidden_ND, grid, blocks, keep_ratio):
-    """One temporal patch through the tower: vision tokens and the places of their groups."""
+    """One temporal patch through the tower: vision tokens, the places of their groups, deepstack features."""
     places = [
         (2 * row + i, 2 * col + j)
         for row in range(grid.rows // 2)
@@ -112,7 +120,9 @@ def slow_segment(visual, hidden_ND, grid, blocks, keep_ratio):
         for i in (0, 1)
         for j in (0, 1)
     ]
+    hidden_ND, deepstack = positioned(visual, hidden_ND, places, grid), []
     full = getattr(visual, "fullatt_block_indexes", range(len(visual.blocks)))
+    deep_blocks = getattr(visual, "deepstack_visual_indexes", ())
     for index, block in enumerate(visual.blocks):
         allowed_NN = None
         if index not in full:  # windows of 2 x 2 groups, 4 x 4 patches, by true places
@@ -120,9 +130,15 @@ def slow_segment(visual, hidden_ND, grid, blocks, keep_ratio):
             allowed_NN = torch.tensor([[one == other for other in windows] for one in windows])
         attention, hidden_ND = attention_map(block, hidden_ND, places, allowed_NN)
         if index in blocks:
-            hidden_ND, places = merge_groups(hidden_ND, places, attention, keep_ratio)
+            weight_KG, kept = merging(attention, len(places) // 4, keep_ratio)
+            corners = [weight_KG @ hidden_ND[corner::4] for corner in range(4)]
+            hidden_ND = torch.stack(corners, 1).flatten(0, 1)
+            deepstack = [weight_KG @ feature for feature in deepstack]
+            places = [places[4 * n + corner] for n in kept for corner in range(4)]
         hidden_ND = hidden_ND + block.mlp(block.norm2(hidden_ND))
-    return visual.merger(hidden_ND), [(row // 2, col // 2) for row, col in places[::4]]
+        if index in deep_blocks:
+            deepstack.append(visual.deepstack_merger_list[deep_blocks.index(index)](hidden_ND))
+    return visual.merger(hidden_ND), [(row // 2, col // 2) for row, col in places[::4]], deepstack
 
 
 @torch.no_grad()
@@ -133,12 +149,16 @@ def test_towers_equal_the_slow_one_segment_by_segment(loaded):
     for encoded, medium in zip(encode(vlm, media, plan(vlm, keep_ratio=0.7)), media, strict=True):
         grid = family.encoder.grid(medium)
         segments = visual.patch_embed(family.encoder.patches(medium)).chunk(grid.times)
-        features, places = [], []
+        features, places, deepstacks = [], [], []
         for time, hidden_ND in enumerate(segments):
-            feature, own = slow_segment(visual, hidden_ND, grid, BLOCKS[family.model_type], 0.7)
+            feature, own, deepstack = slow_segment(visual, hidden_ND, grid, BLOCKS[family.model_type], 0.7)
             features.append(feature)
+            deepstacks.append(deepstack)
             places += [(time, *place) for place in own]
         torch.testing.assert_close(encoded.feature_KD, torch.cat(features), atol=2e-5, rtol=1e-4)
+        assert len(encoded.deepstack) == len(deepstacks[0])
+        for ours, theirs in zip(encoded.deepstack, zip(*deepstacks, strict=True), strict=True):
+            torch.testing.assert_close(ours, torch.cat(theirs), atol=2e-5, rtol=1e-4)
         assert encoded.place_K3.tolist() == [list(place) for place in places]
         rows, cols = grid.rows // 2, grid.cols // 2
         assert encoded.slot_K.tolist() == [(t * rows + row) * cols + col for t, row, col in places]
@@ -183,9 +203,13 @@ def true_positions(prompt_ids, grids, visual_ids):
 
 
 def prompt_grids(vlm, media):
-    interval = {"qwen2_vl": 1, "qwen2_5_vl": 2 * 1.4}[vlm.family.model_type]  # positions between temporal patches
-    grids = [vlm.family.encoder.grid(medium) for medium in media]
-    return [(grid.times, grid.rows // 2, grid.cols // 2, interval) for grid in grids]
+    """Grids of every medium as they stand in the prompt: Qwen3 writes a video frame by frame."""
+    interval = {"qwen2_vl": 1, "qwen2_5_vl": 2 * 1.4, "qwen3_vl": 1}[vlm.family.model_type]
+    apart, grids = vlm.family.model_type == "qwen3_vl", []
+    for grid in map(vlm.family.encoder.grid, media):
+        times, rows, cols = grid.times, grid.rows // 2, grid.cols // 2
+        grids.append([(1, rows, cols, 1)] * times if apart else [(times, rows, cols, interval)])
+    return grids
 
 
 def test_survivors_keep_their_true_positions_and_text_its_order(vlm, pre):
@@ -198,12 +222,17 @@ def test_survivors_keep_their_true_positions_and_text_its_order(vlm, pre):
     ids = vlm.family.render(content, [medium.num_slots for medium in encoded]).token_ids
     to_id = vlm.family._tokenizer.convert_tokens_to_ids
     visual_ids = {to_id("<|image_pad|>"), to_id("<|video_pad|>")}
-    truth = true_positions(ids, prompt_grids(vlm, media), visual_ids)
+    grids = prompt_grids(vlm, media)
+    truth = true_positions(ids, [grid for own in grids for grid in own], visual_ids)
     # which slots survive, from places alone
     starts = [n for n, token in enumerate(ids) if token in visual_ids and ids[n - 1] not in visual_ids]
     alive = {n for n, token in enumerate(ids) if token not in visual_ids}
-    for start, medium, (_, rows, cols, _) in zip(starts, encoded, prompt_grids(vlm, media), strict=True):
-        alive |= {start + (t * rows + row) * cols + col for t, row, col in medium.place_K3.tolist()}
+    for medium, own in zip(encoded, grids, strict=True):
+        begins, (times, rows, cols, _) = [starts.pop(0) for _ in own], own[0]
+        for time, row, col in medium.place_K3.tolist():
+            begin, inner = (begins[time], 0) if times == 1 else (begins[0], time)
+            alive.add(begin + (inner * rows + row) * cols + col)
+    assert not starts
     assert prompt.position_PT.T.tolist() == [list(truth[slot]) for slot in sorted(alive)]
     assert prompt.next_position_P.tolist() == [truth[-1][0] + 1] * 3
     text = [token for token in ids if token not in visual_ids]
@@ -265,6 +294,7 @@ def longer(vlm, prompt, token, step):
         position_PT=torch.cat([prompt.position_PT, position_P1], 1),
         place_T4=torch.cat([prompt.place_T4, torch.full((1, 4), -1)]),
         runs=(*prompt.runs, Run(1)),
+        deepstack=tuple(torch.cat([layer, torch.zeros(1, layer.shape[1])]) for layer in prompt.deepstack),
     )
 
 
@@ -286,6 +316,16 @@ def test_the_trace_leads_from_patches_to_vision_tokens(vlm, pre):
             assert (members[:, 0] == place[0]).all()  # nothing crosses from one temporal patch to another
             assert (members == torch.tensor(place)).all(1).sum() == 4  # the four patches of its own group
             assert len(set(row[row > 0].view(-1, 4)[0].tolist())) == 1
+
+
+def test_a_picture_of_too_few_groups_is_left_whole_alone_and_in_a_batch(vlm, pre):
+    """5 % of six groups are none; a batch with larger pictures would not object."""
+    small, large = pre.images([picture(8, 16), picture(56, 40)])
+    which = plan(vlm, keep_ratio=0.95)
+    (alone,), (joint, reduced) = encode(vlm, [small], which), encode(vlm, [small, large], which)
+    assert len(alone.slot_K) == len(joint.slot_K) == alone.num_slots
+    torch.testing.assert_close(alone.feature_KD, joint.feature_KD, atol=1e-5, rtol=1e-5)
+    assert len(reduced.slot_K) < reduced.num_slots
 
 
 def reducers_of_the_tower():
