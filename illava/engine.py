@@ -143,7 +143,8 @@ class Engine:
     def _encode_group(self, group: Sequence[LiveRequest]) -> list[_Outcome]:
         """Tower, projector and layout of all media in packed calls, then each request's prompt."""
         media = [medium for live in group for medium in live.media]
-        encoded = iter(self.family.encode(media, group[0].plan, trace=group[0].request.trace) if media else ())
+        seeds = [seed for live in group for seed in live.medium_seeds]
+        encoded = iter(self.family.encode(media, group[0].plan, trace=group[0].request.trace, seeds=seeds))
         for live in group:
             live.encoded = list(islice(encoded, len(live.media)))
         return [self._assemble(live) for live in group]
@@ -232,10 +233,8 @@ class Engine:
             uniform_draw(own.seed, live.request_id, len(live.token_ids)) if own.temperature else 0.0
             for own, live in zip(params, group, strict=True)
         ]
-        outcomes: list[_Outcome] = []
-        for live, token_id, finite in zip(group, *sample(logits_BV, params, draws), strict=True):
-            outcomes.append(token_id if finite else _not_finite(live))
-        return outcomes
+        drawn = zip(group, *sample(logits_BV, params, draws), strict=True)
+        return [token_id if finite else _not_finite(live) for live, token_id, finite in drawn]
 
     def _settle(self, group: Sequence[LiveRequest], outcomes: Sequence[_Outcome]) -> list[LiveRequest]:
         """Take each request's token or error; end those that are done; the others."""

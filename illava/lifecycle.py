@@ -16,6 +16,7 @@ from illava.plan import ReductionPlan
 from illava.preprocess import VisualInput
 from illava.prompt import Prompt
 from illava.requests import FinishReason, Generation, Request, Timing, TokenTrace, TokenUsage
+from illava.sampling import derive_seed
 
 State = Literal["queue", "vision", "prefill", "decode"]
 
@@ -58,6 +59,11 @@ class LiveRequest:
     @property
     def request_id(self) -> str:
         return self.request.request_id
+
+    @property
+    def medium_seeds(self) -> tuple[int, ...]:
+        """The root of what reducers draw in the tower, one a medium."""
+        return tuple(derive_seed(self.request.sampling.seed, self.request_id, n) for n in range(len(self.media)))
 
     def enter(self, state: State, now: float) -> None:
         """Leave the present state for ``state``, which may be the same."""
