@@ -13,8 +13,8 @@ from functools import partial
 from typing import Any, Protocol
 
 from illava.preprocess import Preprocessor, load_preprocessor
-from pipeline.config import JobConfig
-from pipeline.cost import run_cost
+from pipeline.config import JobConfig, PricesConfig
+from pipeline.cost import RunCost, run_cost
 from pipeline.errors import RowErrorType
 from pipeline.executor_local import LocalExecutor
 from pipeline.inputs import media_roots
@@ -27,7 +27,7 @@ from pipeline.publisher import Publisher
 from pipeline.records import MediaItem, ResultRow
 from pipeline.rows import RowMaker, RunInfo
 from pipeline.scheduler import Lease, Scheduler
-from pipeline.shards import Run, finish, is_finished, open_run, pending_shards
+from pipeline.shards import Run, finish, is_finished, open_run, pending_shards, reopen
 from pipeline.sink import ParquetSink
 from pipeline.summary import RunSummary, Tally
 from pipeline.totals import run_totals
@@ -87,6 +87,7 @@ def run_job(
     tally, workers = Tally(), []
     with Interruption() as interruption:
         if pending:
+            reopen(run)
             executor = partial(_executor, worker_factory=worker_factory, loader_factory=loader_factory, debug=debug)
             workers = _work(run, pending, tally, interruption, executor)
     summary = RunSummary(
@@ -97,18 +98,20 @@ def run_job(
         num_done_before=len(run.manifest) - _num_items(run, pending),
         tally=tally,
         wall_s=time.perf_counter() - began_s,
-        cost=run_cost(
-            config,
-            items_usd=tally.cost_usd,
-            idle_s=sum(worker.idle_s for worker in workers),
-            load_s=sum(worker.start_s for worker in workers),
-        ),
+        cost=_cost(config, tally, workers),
         workers=tuple(workers),
         interrupted_by=interruption.signal.name if interruption.signal else None,
     )
-    if interruption.signal and pending_shards(run):
-        return summary
+    if interruption.signal and (left := pending_shards(run)):
+        return replace(summary, num_left=_num_items(run, left))
     return _finished(run, summary)
+
+
+def _cost(config: JobConfig, tally: Tally, workers: list[WorkerUsage]) -> RunCost | None:
+    if config.prices == PricesConfig():
+        return None
+    idle_s, load_s = (sum(getattr(worker, name) for worker in workers) for name in ("idle_s", "start_s"))
+    return run_cost(config, items_usd=tally.cost_usd, idle_s=idle_s, load_s=load_s)
 
 
 def _work(
@@ -197,8 +200,11 @@ def _run_info(run: Run) -> RunInfo:
 
 
 def _finished(run: Run, summary: RunSummary) -> RunSummary:
-    """Write ``_RUN.json`` unless it stands, and judge the whole run's rows, earlier sessions' included."""
-    if is_finished(run.uri):
+    """Write ``_RUN.json`` and judge the whole run's rows, earlier sessions' included.
+
+    It is written again where this session made rows: another driver may have finished the run before they stood.
+    """
+    if is_finished(run.uri) and not summary.tally.num_rows:
         totals = run_totals(run.uri, range(run.num_shards)).as_dict()
     else:
         totals = finish(run, _session(summary))["totals"]

@@ -100,7 +100,7 @@ def open_run(config: JobConfig) -> Run:
     """Freeze the manifest and claim the folder, or resume the run that is there.
 
     Raises:
-        RefusedError: the folder holds another run; names the keys that differ, with both values.
+        RefusedError: the folder holds another run (names the keys that differ, with both values), or parts of none.
         InputError, ConfigError, StorageError: as `build_manifest` and `resolve_recipe`.
     """
     run = plan_run(config)
@@ -115,22 +115,33 @@ def open_run(config: JobConfig) -> Run:
 
 
 def plan_run(config: JobConfig) -> Run:
-    """What `open_run` would return, without writing anything."""
+    """What `open_run` would return, without writing anything. Raises as it does."""
     uri = storage.check_uri(config.output.uri).rstrip("/")
     recipe = resolve_recipe(config)
     manifest = build_manifest(config, recipe_digest=recipe.digest)
     items_per_shard = config.output.items_per_shard
     fingerprint = digest_of([recipe.digest, manifest.digest, items_per_shard])
     run = Run(uri, config, recipe, fingerprint, manifest, items_per_shard, nonce=secrets.token_hex(8))
-    if not storage.exists(storage.join(uri, RUN_FILE)):
-        return run
-    return _adopt(run, read_run_file(uri))
+    parts = list_parts(uri)
+    if storage.exists(storage.join(uri, RUN_FILE)):
+        return _adopt(run, read_run_file(uri))
+    if parts:  # listed before the look for run.json, so that a driver starting beside this one is no false alarm
+        raise RefusedError(
+            f"{uri} has {len(parts)} parts in data/ and no {RUN_FILE}: whose rows they are cannot be known. Choose a "
+            "new output.uri, or move the old parts away"
+        )
+    return run
 
 
 def pending_shards(run: Run) -> list[int]:
     """Shards without a part, ascending."""
     done = set(list_parts(run.uri))
     return [index for index in range(run.num_shards) if index not in done]
+
+
+def reopen(run: Run) -> None:
+    """Take ``_RUN.json`` away, should it stand: parts are missing again, so its totals will not be theirs."""
+    storage.delete(storage.join(run.uri, FINISHED_FILE))
 
 
 def is_finished(run_uri: str) -> bool:
@@ -240,7 +251,7 @@ def _refusal(run: Run, found: dict[str, Any]) -> str:
         lines.append(
             f"  input: {found['num_items']} items there, {len(run.manifest)} here (digest "
             f"{found['manifest_digest'][:12]} there, {run.manifest.digest[:12]} here): objects were added, removed or "
-            "changed since the run began"
+            "changed since the run began, or input.limit, input.pattern or the manifest is another"
         )
     return (
         f"{run.uri} holds another run; these keys differ:\n" + "\n".join(lines) + "\n"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.cost import RunCost
 from pipeline.records import ResultRow
+from pipeline.storage.uris import printable
 
 if TYPE_CHECKING:
     from pipeline.worker import WorkerUsage
@@ -31,6 +32,7 @@ class Tally:
     gpu_s: float = 0.0
     cpu_s: float = 0.0
     cost_usd: float = 0.0
+    example: tuple[str, str] | None = None  # address and text of the first row that has one
 
     def add(self, row: ResultRow) -> None:
         """Count one row."""
@@ -45,6 +47,8 @@ class Tally:
         self.gpu_s += row.gpu_s
         self.cpu_s += row.cpu_s
         self.cost_usd += row.cost_usd
+        if self.example is None and row.text:
+            self.example = row.uri, row.text
 
     @property
     def kept_ratio(self) -> float:
@@ -62,9 +66,10 @@ class RunSummary:
         output_uri: the run folder.
         num_items: of the whole run.
         num_done_before: items whose parts stood already.
+        num_left: items whose shards are not published; 0 unless interrupted.
         tally: rows made by this command.
         wall_s: of this command, model loading included.
-        cost: of this command's rows, and of its actors' loading and waiting.
+        cost: of this command's rows, and of its actors' loading and waiting; None where no prices are set.
         workers: where the workers' wall time went.
         interrupted_by: name of the signal that ended it early.
     """
@@ -76,8 +81,9 @@ class RunSummary:
     num_done_before: int
     tally: Tally
     wall_s: float
-    cost: RunCost
+    cost: RunCost | None
     workers: tuple[WorkerUsage, ...] = ()
+    num_left: int = 0
     interrupted_by: str | None = None
 
 
@@ -96,6 +102,8 @@ def render_summary(summary: RunSummary) -> str:
         lines.append(_line("failures", ", ".join(f"{n} {kind}" for kind, n in tally.error_types.most_common())))
     if tally.num_rows:
         lines.append(_line("cost", _cost(summary)))
+    if tally.example:
+        lines.append(_line("example", _example(*tally.example)))
     lines += [_line("output", summary.output_uri), _line("next", _next_command(summary))]
     return "\n".join(lines)
 
@@ -105,9 +113,9 @@ def _line(label: str, value: str) -> str:
 
 
 def _outcome(summary: RunSummary) -> str:
-    left = summary.num_items - summary.num_done_before - summary.tally.num_rows
     if summary.interrupted_by:
-        return f"interrupted by {summary.interrupted_by}; complete shards are published, {left} items have no row"
+        left = f"{summary.num_left} of {summary.num_items} items are left"
+        return f"interrupted by {summary.interrupted_by}; complete shards are published, {left}"
     if not summary.tally.num_rows:
         return f"nothing to do, all {summary.num_items} items have their rows"
     before = f", {summary.num_done_before} stood already" if summary.num_done_before else ""
@@ -136,8 +144,14 @@ def _tokens(tally: Tally) -> str:
 
 def _cost(summary: RunSummary) -> str:
     cost, rows = summary.cost, summary.tally.num_rows
+    if cost is None:
+        return "no prices set; see `prices` in the configuration"
     parts = f"{cost.items_usd:.4f} items, {cost.load_usd:.4f} loading the model, {cost.idle_usd:.4f} idle"
     return f"${cost.total_usd:.4f} (${cost.per_item_usd(rows):.6f} an item; {parts})"
+
+
+def _example(uri: str, text: str) -> str:
+    return f"{printable(uri.rpartition('/')[2], 40)}: {printable(text, 160)}"
 
 
 def _next_command(summary: RunSummary) -> str:
