@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from illava.errors import ILLaVAError
-from pipeline.errors import PipelineError
+from pipeline.errors import ItemError, PipelineError
 
 if TYPE_CHECKING:
     from pipeline.config import JobConfig
@@ -101,6 +101,8 @@ def _words(error: Exception, *, debug: bool) -> str:
 
 
 def _exit_code(error: Exception) -> int:
+    if isinstance(error, ItemError) and error.error_type == "unsafe_uri":
+        return 2  # of the configuration or the command line: a manifest's are refused as InputError
     if isinstance(error, PipelineError):
         return error.exit_code
     return 2 if isinstance(error, ILLaVAError) else 5

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.config import JobConfig, QuestionConfig
-from pipeline.errors import ConfigError, InputError
+from pipeline.errors import ConfigError, InputError, ItemError
 from pipeline.evaluation.questions import question_problem
 from pipeline.input_columns import join_relative, kinds_of, refuse_duplicates, refuse_unsafe
 from pipeline.manifest import FIELD_PREFIX, Manifest, freeze, manifest_bytes, read_manifest
@@ -106,7 +106,12 @@ def _from_listing(uri: str, pattern: str) -> tuple[dict[str, Any], int]:
 
 
 def _from_file(config: JobConfig, uri: str) -> dict[str, Any]:
-    user = parse_manifest_file(uri, storage.read(uri))
+    try:
+        user = parse_manifest_file(uri, storage.read(uri))
+    except ItemError as error:
+        if error.error_type != "not_found":
+            raise
+        raise InputError(f"input.manifest: there is no {printable(uri)}; check the address") from error
     if not len(user.lines):
         raise InputError(f"manifest {uri} has no rows")
     source = _InputColumns(uri, user)

@@ -59,7 +59,7 @@ def check_uri(uri: str, *, allowed_roots: Sequence[str] | None = None) -> str:
     """
     problem = _problem(uri)
     if problem:
-        raise ItemError("unsafe_uri", f"refused address {printable(uri)}: {problem}")
+        raise ItemError("unsafe_uri", f"refused address {printable(_without_secrets(uri))}: {problem}")
     if not is_local(uri):
         return uri
     path = local_path(uri)
@@ -74,6 +74,12 @@ def printable(text: str, limit: int = 300) -> str:
     visible = _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
     visible = visible.encode("utf-8", "backslashreplace").decode()
     return visible if len(visible) <= limit else visible[: limit - 3] + "..."
+
+
+def _without_secrets(uri: str) -> str:
+    """A refused address may carry a password, or a signature in its query."""
+    uri = re.sub(r"(?<=://)[^/]*@", "***@", uri)
+    return uri if scheme(uri) in {"file", *OBJECT_SCHEMES} else re.sub(r"(?s)\?.*", "?***", uri)
 
 
 def _problem(uri: str) -> str | None:
