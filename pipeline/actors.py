@@ -116,7 +116,11 @@ class VLMActor:
             if time.perf_counter() >= until_s:
                 break
         now_s = time.perf_counter()
-        return Advance(tuple((done.row, now_s - done.taken_s) for done in outcomes), self._worker.usage())
+        return Advance(tuple((done.row, now_s - done.taken_s) for done in outcomes), self.usage())
+
+    def usage(self) -> WorkerUsage:
+        """Where the worker's wall time went so far."""
+        return self._worker.usage()
 
 
 class RayCluster:
@@ -174,11 +178,10 @@ class RayCluster:
         except RayError as error:
             raise ActorLostError(f"{type(error).__name__}: {_reason(error)}") from error
 
-    def close_readers(self, readers: Sequence[Any], timeout_s: float) -> None:
-        """Let readers that still answer remove what they cached."""
-        refs = [reader.close.remote() for reader in readers]
-        if refs:
-            ray.wait(refs, num_returns=len(refs), timeout=timeout_s)
+    def wait_all(self, references: Sequence[Any], timeout_s: float) -> list[Any]:
+        """Those that are ready when all are, or the time is up."""
+        refs = list(references)
+        return ray.wait(refs, num_returns=len(refs), timeout=timeout_s)[0] if refs else []
 
     def kill(self, actor: Any) -> None:
         """End an actor's process."""

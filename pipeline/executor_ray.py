@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -26,6 +27,7 @@ LOOKAHEAD_ITEMS = 4
 START_TIMEOUT_S = 1800.0
 SAY_WAITING_EVERY_S = 30.0
 TURN_S = 0.2
+FAREWELL_S = 5.0
 
 
 @dataclass(slots=True, eq=False)
@@ -119,12 +121,17 @@ class RayExecutor:
                 take(reference)
 
     def usage(self) -> list[WorkerUsage]:
-        """Of every VLM actor there was."""
+        """Of every VLM actor there was, up to now: standing idle behind the last answer counts too."""
+        asked = {vlm.actor.usage.remote(): vlm for vlm in self._vlms if vlm.started}
+        for reference in self._cluster.wait_all(list(asked), FAREWELL_S):
+            with suppress(ActorLostError):  # then what its last answer said stands
+                asked[reference].usage = self._cluster.result(reference)
         return [*self._past_usage, *(vlm.usage for vlm in self._vlms)]
 
     def close(self) -> None:
         """End all actors."""
-        self._cluster.close_readers([reader.actor for reader in self._readers if reader.started], timeout_s=5.0)
+        # Readers that still answer remove what they cached.
+        self._cluster.wait_all([one.actor.close.remote() for one in self._readers if one.started], FAREWELL_S)
         for actor in [reader.actor for reader in self._readers] + [vlm.actor for vlm in self._vlms]:
             self._cluster.kill(actor)
 
