@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from illava.plan import ReductionPlan
 
@@ -39,7 +39,7 @@ class InputConfig(Section):
         pattern: glob below the prefix; ``**`` crosses folders.
         manifest: Parquet, JSONL or CSV with a column ``uri`` or ``uris``.
         limit: only the first so many items, in manifest order.
-        skip_done_in: a finished run's folder; items it holds under the same recipe are left out.
+        skip_done_in: a finished run's folder; items it holds with status ok under the same recipe are left out.
     """
 
     uri: str | None = execution(None)
@@ -102,7 +102,8 @@ class ModelConfig(Section):
         model_id: hub id or local folder (safetensors only).
         revision: 40 hex digits of the hub commit; null for a local folder.
         dtype: ``auto`` is bfloat16 on CUDA and float32 on CPU.
-        device: ``auto`` is CUDA where ``runtime.gpus_per_actor`` > 0, else CPU.
+        device: ``auto`` is CUDA where Ray gives each actor a GPU (``runtime.executor`` ray, ``runtime.gpus_per_actor``
+            > 0), else CPU; the local executor uses a GPU only where this says ``cuda``.
         kv_cache_bytes: size of the paged key/value pool; null takes what the device has left, 1 GB on CPU.
         max_batch_requests: requests in one running decode batch, at most.
     """
@@ -173,14 +174,26 @@ class SamplingConfig(Section):
 
 
 class ActorRange(Section):
-    """Between how many and how many actors; the job starts when the first one stands."""
+    """Between how many and how many actors.
+
+    Attributes:
+        min: fewer than this for half an hour end the job; it works with however many stand meanwhile.
+        max: asked of the cluster.
+    """
 
     min: int = execution(1, ge=1)
     max: int = execution(1, ge=1)
 
+    @model_validator(mode="after")
+    def _is_a_range(self) -> ActorRange:
+        if self.min > self.max:
+            raise ValueError(f"min is {self.min} and max is {self.max}: raise max or lower min")
+        return self
+
 
 class RuntimeConfig(Section):
-    """How much machinery runs. Nothing here can change a row.
+    """How much machinery runs. Changes no row, but through the device that ``model.device: auto`` becomes (it is in the
+    recipe) and the last bits that batch composition and threads move.
 
     Attributes:
         executor: ``ray``, or ``local``: one process, for tests and debugging.
