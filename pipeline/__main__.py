@@ -12,7 +12,9 @@ from pipeline.cli import guarded
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and run one command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline", description="Look after run folders.")
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline", description="Look after run folders; turn benchmarks into manifests."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (run, help_text) in _COMMANDS.items():
         command = commands.add_parser(name, help=help_text, description=help_text)
