@@ -251,12 +251,12 @@ def _decoded(answer: dict[str, Any], child: _Child, deadline_s: float) -> Decode
         if answer["error_type"] not in ROW_ERROR_TYPES:
             raise ValueError(answer["error_type"])
         raise ItemError(answer["error_type"], answer["message"])
-    media = []
+    media, times_s = [], tuple(answer["timestamps_s"])
     for medium in answer["media"]:
         shape = tuple(int(size) for size in medium["shape"])
         tiles = child.receive(int(np.prod(shape)), deadline_s).reshape(shape)
         height, width = medium["original_size"]
-        media.append(VisualInput(medium["kind"], tiles, (height, width)))
-    keys = ("timestamps_s", "decoder", "partial", "preprocess_s", "cpu_s")
-    times_s, *rest = (answer[key] for key in keys)
-    return DecodedMedia(tuple(media), tuple(times_s), *rest)
+        own_times_s = times_s if medium["kind"] == "video" and len(times_s) == shape[0] else ()
+        media.append(VisualInput(medium["kind"], tiles, (height, width), own_times_s))
+    keys = ("decoder", "partial", "preprocess_s", "cpu_s")
+    return DecodedMedia(tuple(media), times_s, *(answer[key] for key in keys))

@@ -73,6 +73,7 @@ def test_frames_cross_unchanged_with_what_they_took(start, video):
     assert decoded.media[0].original_size == (96, 96)
     assert numbers(decoded) == [0, 6, 12, 19]
     assert decoded.timestamps_s == pytest.approx((0, 0.6, 1.2, 1.9))
+    assert decoded.media[0].timestamps_s == decoded.timestamps_s  # some models read when a frame was
     assert (decoded.decoder, decoded.partial) == ("decord", None)
     assert decoded.cpu_s > 0
     assert decoded.preprocess_s > 0
