@@ -32,7 +32,7 @@ class Tally:
     gpu_s: float = 0.0
     cpu_s: float = 0.0
     cost_usd: float = 0.0
-    example: tuple[str, str] | None = None  # address and text of the first row that has one
+    example: tuple[str, str] | None = None  # address and text of a row, if possible one with something to read
 
     def add(self, row: ResultRow) -> None:
         """Count one row."""
@@ -47,7 +47,7 @@ class Tally:
         self.gpu_s += row.gpu_s
         self.cpu_s += row.cpu_s
         self.cost_usd += row.cost_usd
-        if self.example is None and row.text:
+        if row.text and (self.example is None or not self.example[1].strip()):
             self.example = row.uri, row.text
 
     @property
@@ -151,7 +151,8 @@ def _cost(summary: RunSummary) -> str:
 
 
 def _example(uri: str, text: str) -> str:
-    return f"{printable(uri.rpartition('/')[2], 40)}: {printable(text, 160)}"
+    words = " ".join(text.split()) or "(nothing but white space)"
+    return f"{printable(uri.rpartition('/')[2], 40)}: {printable(words, 160)}"
 
 
 def _next_command(summary: RunSummary) -> str:

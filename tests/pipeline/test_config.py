@@ -64,6 +64,7 @@ def test_overrides_reach_every_key(load, override, read, expected):
         ("media.num_frame=8", r"media\.num_frame: unknown key; did you mean media\.num_frames\?"),
         ("num_frames=8", r"num_frames: unknown key; did you mean media\.num_frames\?"),
         ("medai.num_frames=8", r"medai: unknown key; did you mean media\?"),
+        ("runtime.num_vlm_actors.min=9", r"runtime\.num_vlm_actors: min is 9 and max is 8: raise max or lower min"),
         ("runtime.num_vlm_actors.mxa=8", r"num_vlm_actors\.mxa: unknown key; did you mean .*num_vlm_actors\.max\?"),
         (
             "reduction.steps.0.reducer.num_mergd=8",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,10 +23,12 @@ from pipeline.cli import run_cli
 from pipeline.config import JobConfig
 from pipeline.errors import InputError, ItemError, RefusedError
 from pipeline.executor_ray import RayExecutor
+from pipeline.records import MediaItem, ResultRow
+from pipeline.rows import RowMaker, RunInfo
 from pipeline.runner import run_job
 from pipeline.scheduler import Scheduler
 from pipeline.sink import list_parts, read_parts
-from pipeline.summary import render_summary
+from pipeline.summary import Tally, render_summary
 from pipeline.worker import VLMWorker, WorkerUsage
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,6 +82,12 @@ def test_a_driver_that_ends_second_leaves_sums_that_hold(tmp_path) -> None:
 # --- messages
 
 
+def fake_row(folder: Path) -> ResultRow:
+    config = job_config(folder / "row", {"uri": "unused"})
+    item = MediaItem("id", ("s3://bucket/x.mp4",), "video", (-1,), ("",))
+    return RowMaker(config, RunInfo("", "")).failed(item, "not_found", "gone", attempts=1, shard_index=0)
+
+
 def test_an_interrupted_run_counts_what_is_not_published(tmp_path) -> None:
     config = job_config(tmp_path / "out", numbered_items(tmp_path, 20), model={"max_batch_requests": 1})
 
@@ -110,6 +119,20 @@ def test_the_summary_says_what_was_written_and_that_no_prices_are_set(tmp_path) 
     said = render_summary(run(priced, sleeps={"decode_s": 0.01}))
     assert "no prices set" not in said
     assert "an item; " in said
+
+
+@pytest.mark.parametrize(
+    ("texts", "shown"), [(["\n\n", "a\n cat\x1b"], "b.mp4: a cat\\x1b"), (["\n"], "(nothing but white space)")]
+)
+def test_the_example_is_one_printable_line(tmp_path, texts, shown) -> None:
+    summary = run(job_config(tmp_path / "out", numbered_items(tmp_path, 1)))
+    tally = Tally()
+    for name, text in zip("ab", texts, strict=False):
+        tally.add(replace(fake_row(tmp_path), uri=f"s3://bucket/{name}.mp4", text=text))
+    [line] = [
+        line for line in render_summary(replace(summary, tally=tally)).splitlines() if line.startswith("  example")
+    ]
+    assert line.endswith(shown)
 
 
 @pytest.mark.parametrize("uri", ["s3://user:pass-word@bucket/x/", "https://host/x.mp4?X-Amz-Signature=pass-word"])

@@ -13,6 +13,8 @@ import pytest
 from fakes import read_rows
 from PIL import Image
 
+from pipeline.verify import verify_run
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -46,6 +48,9 @@ def test_the_demo_captions_on_local_ray_and_the_same_command_recomputes_nothing(
     assert "Traceback" not in first.stderr
     rows = read_rows(tmp_path / "out")
     assert len(rows) == 8
+    assert verify_run(str(tmp_path / "out")) == []
+    [example] = [line for line in first.stdout.splitlines() if line.startswith("  example")]
+    assert any(f"{Path(row['uri']).name}: {' '.join(row['text'].split())}"[:150] in example for row in rows)
     assert all(row["num_vision_tokens_kept"] < row["num_vision_tokens"] for row in rows)
     assert not (tmp_path / ".ray").exists(), "no default token is left in the user's home"
     again = run(*command, HOME=str(tmp_path))
