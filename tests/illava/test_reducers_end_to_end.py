@@ -145,6 +145,27 @@ def test_sizes_reach_from_the_last_block_to_behind_the_tower(vlm, requests):
         torch.testing.assert_close(both, (both > 0) / (both > 0).sum(1, keepdim=True))
 
 
+@pytest.mark.parametrize(("has_cls", "group_side"), [(True, 1), (False, 2)])
+def test_sizes_are_kept_beside_a_cls_token_and_by_whole_groups(has_cls, group_side):
+    torch.manual_seed(0)
+    size = group_side**2
+    place_T3 = torch.cartesian_prod(torch.arange(2), torch.arange(12), torch.arange(size))
+    plan = plan_of("vision_block", {"kind": "kmeans", "num_merged": 4}, [0, 1])
+    lengths = (12 * size, 12 * size)
+    reduction = VisionReduction(
+        plan, lengths, place_T3, num_blocks=2, has_cls=has_cls, group_side=group_side, seeds=(0, 0)
+    )
+    hidden_TD = torch.randn(sum(lengths) + 2 * has_cls, 6)
+    for block in range(2):
+        k_THd = torch.randn(len(hidden_TD), 2, 4)
+        hidden_TD = reduction.at(block, hidden_TD, k_THd, k_THd, scale=1.0)
+    first, second = (step.assignment.matrix().to_dense() for step in reduction.steps)
+    both = second @ first
+    assert len(both) == 8 * size
+    assert (both > 0).sum(1).max() > 2
+    torch.testing.assert_close(both, (both > 0) / (both > 0).sum(1, keepdim=True))
+
+
 def test_keys_behind_the_tower_are_those_of_its_last_block():
     torch.manual_seed(0)
     place_T3 = torch.cartesian_prod(torch.arange(2), torch.arange(3), torch.arange(3))
