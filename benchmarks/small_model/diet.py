@@ -16,19 +16,19 @@ _SEEDS_A_STEP, _SEEDS_A_PROCESS = 256, 32
 # A batch is of one kind, so that a cut to few patches is not undone by the fullest picture of another kind.
 _DENSE_SHARES = {"scene": 0.5, "chart": 0.15, "table": 0.2, "lines": 0.15}
 _SHARES = {
-    "scene": 0.31,
+    "scene": 0.4,
     "chart": 0.1,
-    "table": 0.08,
-    "lines": 0.03,
-    "pair": 0.04,
+    "table": 0.03,
+    "lines": 0.01,
+    "pair": 0.03,
     "easy_vqa": 0.04,
-    "motion": 0.28,
-    "order": 0.09,
-    "flashes": 0.03,
+    "motion": 0.32,
+    "order": 0.06,
+    "flashes": 0.01,
 }
 _KEEPS, _KEEP_SHARES = [NUM_PATCHES, 112, 72], [0.2, 0.35, 0.45]
-_CLIP_KEEPS, _CLIP_KEEP_SHARES = [NUM_PATCHES, 100, 64, 40], [0.1, 0.2, 0.3, 0.4]
-_CLIP_FRAMES, _CLIP_FRAME_SHARES = [4, 6, 8, 12, 16, 32], [0.2, 0.2, 0.4, 0.1, 0.07, 0.03]
+_CLIP_KEEPS, _CLIP_KEEP_SHARES = [NUM_PATCHES, 100, 64, 40], [0.1, 0.15, 0.25, 0.5]
+_CLIP_FRAMES, _CLIP_FRAME_SHARES = [4, 6, 8, 12, 16, 32], [0.28, 0.15, 0.45, 0.06, 0.04, 0.02]
 _CLIP_PATCHES_A_PICTURE = 160
 _BASE_SHARES = [0.0, 0.25, 0.5, 0.75, 1.0]
 _WHOLE_SHARE = 0.12

@@ -23,6 +23,7 @@ _DENSE_SCALE = 4.0
 _BACKGROUND_WEIGHT = 0.2
 _IDENTITY_WEIGHT = 3.0
 _MIDDLE_LAYER = 3
+_PLACE_SPAN = 4.0
 
 Weights = tuple[Tensor, ...]
 
@@ -147,8 +148,8 @@ class TrainingForward:
         coarse = sum(
             F.cross_entropy(self._words(feature, ids), third[:, axis]) for axis, ids in enumerate(self.ids.places)
         )
-        fine = F.mse_loss(feature[..., :2].flatten(0, 1).float(), place.float() / (GRID - 1) * 2 - 1)
-        return coarse + fine
+        fine = F.mse_loss(feature[..., :2].flatten(0, 1).float(), _PLACE_SPAN * (place.float() / (GRID - 1) * 2 - 1))
+        return coarse + fine / _PLACE_SPAN
 
     def motion_loss(self, batch: Batch, middle: Tensor) -> Tensor:
         """Which way each moving shape's tokens move, read in the middle of the decoder."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
 from typing import Any, ClassVar
-
-import torch
 
 from illava.plan import EMPTY_PLAN, PRESETS, ReductionPlan, ReductionStep, preset
 from illava.reducers.attention_pruning import AttentionPruning
@@ -30,24 +27,6 @@ class LeastAttended(AttentionPruning):
         return prune_lowest(score_T, tokens.lengths, tuple(self.num_kept(n) for n in tokens.lengths))
 
 
-class RandomPruning(LeastAttended):
-    """Keeps a random subset of each tile or frame, drawn from its own content, so that batches do not matter."""
-
-    kind: str = "random_pruning"  # type: ignore[assignment]
-
-    def assign(self, tokens: Tokens, evidence: Evidence, stage: Stage) -> Assignment:
-        from illava.reducers.pruning import prune_lowest
-
-        draws = []
-        for hidden in tokens.hidden_TD.split(tokens.lengths):
-            content = zlib.crc32((hidden[:, 0].double().sum() * 100).round().long().numpy().tobytes())
-            draws.append(torch.rand(len(hidden), generator=torch.Generator().manual_seed(content)))
-        return prune_lowest(torch.cat(draws), tokens.lengths, tuple(self.num_kept(n) for n in tokens.lengths))
-
-
-_CONTROLS = {"least_attended": LeastAttended, "random": RandomPruning}
-
-
 def plan_named(name: str, *, clip: bool = False) -> ReductionPlan:
     """A preset's name (``illava-small``, ``illava-small:released``), ``none``, or ``METHOD@SHARE`` such as
     ``random@0.25``: SHARE of the patches left after equal cuts in blocks 2 to 5. A preset that has a video twin
@@ -68,9 +47,9 @@ def plan_named(name: str, *, clip: bool = False) -> ReductionPlan:
         known = ", ".join([*PRESETS, *(f"{method}@SHARE" for method in METHODS)])
         raise SystemExit(f"no plan named {name!r}; the plans are: {known}")
     cuts = (NUM_PATCHES - round(NUM_PATCHES * float(share))) // len(TOWER_LAYERS)
-    if method in _CONTROLS:
-        # Their kinds are not in the registry, on purpose: the step is put together without the registry's union.
-        reducer = _CONTROLS[method](num_merged=cuts)
+    if method == "least_attended":
+        # Its kind is not in the registry, on purpose: the step is put together without the registry's union.
+        reducer = LeastAttended(num_merged=cuts)
         step = ReductionStep.model_construct(stage="vision_block", layers=TOWER_LAYERS, reducer=reducer)
         return ReductionPlan.model_construct(layout="geometric", steps=(step,))
     step: dict[str, Any] = {

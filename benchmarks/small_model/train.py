@@ -1,8 +1,8 @@
 """Trains the toy: dense patch classification, then packed questions. Resumable; the same command goes on.
 
 The budget is training seconds (CPU seconds of a process on a CPU, so that a paused or crowded machine only takes
-longer); the learning rate is flat for three fifths of it and falls linearly to zero. One thread a process; several processes
-(torchrun) share each step, which a crowded machine slows less than threads. Knows nothing of the benchmark.
+longer); the learning rate is flat for three fifths of it, then falls linearly to zero. One thread a process; several
+processes (torchrun) share each step, which a crowded machine slows less than threads. Knows nothing of the benchmark.
 """
 
 from __future__ import annotations
