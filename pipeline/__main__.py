@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.cli import guarded
+from pipeline.cli import EXIT_CODES, guarded
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = commands.add_parser(name, help=help_text, description=help_text)
         command.add_argument("uri", metavar="RUN_URI", help="the job's output.uri")
         command.set_defaults(run=lambda options, run=run: run(options.uri))
+    _add_retry(commands)
     _add_compare(commands)
     _add_adapt(commands)
     _add_judge(commands)
@@ -27,6 +28,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.add_argument("--debug", action="store_true", help="tracebacks")
     options = parser.parse_args(argv)
     return guarded(lambda: options.run(options), debug=options.debug)
+
+
+def _add_retry(commands: Any) -> None:
+    text = "compute a run's failed rows again and publish their parts anew; all other rows stay as they are"
+    command = commands.add_parser("retry", help=text, description=text, epilog=EXIT_CODES)
+    command.add_argument("uri", metavar="RUN_URI", help="a run whose parts all stand")
+    command.add_argument("--only", default="", metavar="TYPE,...", help="error types, such as store_error,load_timeout")
+    command.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one key that changes no row, such as media.load_timeout_s=600; may be given several times",
+    )
+    command.set_defaults(run=_retry)
 
 
 def _add_compare(commands: Any) -> None:
@@ -72,6 +89,17 @@ def _status(uri: str) -> int:
 
     print(render_status(run_status(uri)))
     return 0
+
+
+def _retry(options: argparse.Namespace) -> int:
+    from pipeline.retry import begin_retry
+    from pipeline.runner import continue_run
+    from pipeline.summary import render_summary
+
+    only = [name.strip() for name in options.only.split(",") if name.strip()]
+    summary = continue_run(begin_retry(options.uri, only=only, overrides=options.overrides), debug=options.debug)
+    print(render_summary(summary))
+    return summary.exit_code
 
 
 def _compare(options: argparse.Namespace) -> int:

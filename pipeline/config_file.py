@@ -29,14 +29,18 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> JobConfig:
     Raises:
         ConfigError: every problem at once, one a line.
     """
-    data = _read(path)
+    return parse_config(_read(path), overrides, source=path)
+
+
+def parse_config(data: dict[str, Any], overrides: Sequence[str] = (), *, source: str) -> JobConfig:
+    """Validate a configuration's keys and values; the overrides are put into `data`. Raises as `load_config`."""
     for override in overrides:
         _apply(data, override)
     try:
         return JobConfig.model_validate(data)
     except ValidationError as error:
         lines = [_describe(problem, data) for problem in error.errors(include_url=False)]
-        raise ConfigError(f"{path}: {len(lines)} problem{'s' * (len(lines) > 1)}\n  " + "\n  ".join(lines)) from error
+        raise ConfigError(f"{source}: {len(lines)} problem{'s' * (len(lines) > 1)}\n  " + "\n  ".join(lines)) from error
 
 
 def _read(path: str) -> dict[str, Any]:

@@ -35,6 +35,8 @@ class Publisher:
 
     def close(self) -> None:
         """Publish every shard that is complete; rows of the others are computed again by the next run."""
-        self.turn()
-        self._thread.shutdown(wait=True)
+        try:
+            self.turn()
+        finally:  # nothing is written behind the back of who was told that the run ended
+            self._thread.shutdown(wait=True)
         self.turn()

@@ -25,10 +25,10 @@ from pipeline.passage import Passage
 from pipeline.progress import Progress
 from pipeline.publisher import Publisher
 from pipeline.records import MediaItem, ResultRow
+from pipeline.retry import RetrySink, count_items
 from pipeline.rows import RowMaker, RunInfo
 from pipeline.scheduler import Lease, Scheduler
 from pipeline.shards import Run, finish, is_finished, open_run, pending_shards, reopen
-from pipeline.sink import ParquetSink
 from pipeline.summary import RunSummary, Tally
 from pipeline.totals import run_totals
 from pipeline.worker import VLMWorker, WorkerUsage
@@ -81,21 +81,33 @@ def run_job(
         PipelineError: the run cannot be opened or cannot go on; its `exit_code` says of which kind. What was published
             stays, and the same command goes on from there.
     """
+    return continue_run(open_run(config), worker_factory=worker_factory, loader_factory=loader_factory, debug=debug)
+
+
+def continue_run(
+    run: Run,
+    *,
+    worker_factory: WorkerFactory = VLMWorker,
+    loader_factory: LoaderFactory = build_loader,
+    debug: bool = False,
+) -> RunSummary:
+    """Do what an opened run has left to do; otherwise as `run_job`."""
     began_s = time.perf_counter()
-    run = open_run(config)
+    config = run.config
     pending = pending_shards(run)
+    num_pending = count_items(run, pending)
     tally, workers = Tally(), []
     with Interruption() as interruption:
         if pending:
             reopen(run)
             executor = partial(_executor, worker_factory=worker_factory, loader_factory=loader_factory, debug=debug)
-            workers = _work(run, pending, tally, interruption, executor)
+            workers = _work(run, pending, Progress(num_pending, tally), interruption, executor)
     summary = RunSummary(
         exit_code=interruption.exit_code,
         name=config.name,
         output_uri=run.uri,
         num_items=len(run.manifest),
-        num_done_before=len(run.manifest) - _num_items(run, pending),
+        num_done_before=len(run.manifest) - num_pending,
         tally=tally,
         wall_s=time.perf_counter() - began_s,
         cost=_cost(config, tally, workers),
@@ -103,7 +115,7 @@ def run_job(
         interrupted_by=interruption.signal.name if interruption.signal else None,
     )
     if interruption.signal and (left := pending_shards(run)):
-        return replace(summary, num_left=_num_items(run, left))
+        return replace(summary, num_left=count_items(run, left))
     return _finished(run, summary)
 
 
@@ -117,18 +129,18 @@ def _cost(config: JobConfig, tally: Tally, workers: list[WorkerUsage]) -> RunCos
 def _work(
     run: Run,
     pending: list[int],
-    tally: Tally,
+    progress: Progress,
     interruption: Interruption,
     open_executor: Callable[[Run, Scheduler, Preprocessor], AbstractContextManager[Executor]],
 ) -> list[WorkerUsage]:
     """The event loop, until everything is published or a signal came."""
     model = run.config.model
     preprocessor = load_preprocessor(model.model_id, revision=model.revision)
-    progress = Progress(_num_items(run, pending), tally)
-    scheduler = _scheduler(run, pending, preprocessor, progress)
+    sink = RetrySink(run)
+    scheduler = _scheduler(run, pending, sink, preprocessor, progress)
     with closing(progress), open_executor(run, scheduler, preprocessor) as executor:
         interruption.again()
-        with closing(Publisher(ParquetSink(run), scheduler)) as publisher:
+        with closing(Publisher(sink, scheduler)) as publisher:
             while not scheduler.done and interruption.signal is None:
                 executor.turn()
                 publisher.turn()
@@ -136,7 +148,9 @@ def _work(
         return executor.usage()
 
 
-def _scheduler(run: Run, pending: list[int], preprocessor: Preprocessor, progress: Progress) -> Scheduler:
+def _scheduler(
+    run: Run, pending: list[int], sink: RetrySink, preprocessor: Preprocessor, progress: Progress
+) -> Scheduler:
     config = run.config
     rows = RowMaker(config, _run_info(run))
 
@@ -158,7 +172,7 @@ def _scheduler(run: Run, pending: list[int], preprocessor: Preprocessor, progres
 
     return Scheduler(
         pending,
-        run.shard,
+        sink.open_shard,
         estimate_bytes=estimate_bytes,
         failed_row=failed_row,
         on_row=progress.add,
@@ -219,8 +233,3 @@ def _session(summary: RunSummary) -> dict[str, Any]:
         "num_done_before": summary.num_done_before,
         "workers": [asdict(worker) for worker in summary.workers],
     }
-
-
-def _num_items(run: Run, shards: list[int]) -> int:
-    missing_in_last = run.num_shards * run.items_per_shard - len(run.manifest)
-    return len(shards) * run.items_per_shard - (missing_in_last if shards and shards[-1] == run.num_shards - 1 else 0)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pipeline.errors import ItemError, RowErrorType
+from pipeline.faults import fault_point
 from pipeline.records import MediaItem, ResultRow, Shard
 
 Phase = Literal["waiting", "loading", "loaded", "running", "done"]
@@ -64,7 +65,7 @@ class Scheduler:
 
     Args:
         pending: indices of the shards to do, in order.
-        open_shard: reads one shard's items.
+        open_shard: reads one shard's items that need a row; none make it complete.
         estimate_bytes: size of an item once loaded, before it is.
         failed_row: makes the row of an item that cannot be processed.
         on_row: sees every row once, as it is made.
@@ -126,8 +127,10 @@ class Scheduler:
         Args:
             idle: the reader holds nothing. A suspect gets an idle reader to itself.
         """
-        if not self._waiting and not self._open_next():
-            return None
+        fault_point("lease")
+        while not self._waiting:
+            if not self._open_next():
+                return None
         head = self._waiting[0]
         if head.load_suspect and not idle:
             return None
@@ -216,6 +219,8 @@ class Scheduler:
         leases = tuple(Lease(item, index) for item in self._open_shard(index).items)
         self._open[index] = _OpenShard(leases)
         self._waiting.extend(leases)
+        if not leases:
+            self._complete.append((index, []))
         return True
 
     def _hold(self, lease: Lease, nbytes: int) -> None:

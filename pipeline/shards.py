@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import secrets
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,7 +19,7 @@ from pipeline.errors import ItemError, RefusedError, StorageError
 from pipeline.inputs import Manifest, build_manifest, manifest_bytes, read_manifest
 from pipeline.recipe import Recipe, digest_of, resolve_recipe
 from pipeline.records import SCHEMA_VERSION, Shard
-from pipeline.sink import list_parts
+from pipeline.sink import list_parts, part_attempts
 from pipeline.totals import run_totals
 
 RUN_FILE, FINISHED_FILE = "run.json", "_RUN.json"
@@ -48,6 +49,8 @@ class Run:
         items_per_shard: fixed for the run.
         attempt: 1, raised by each ``retry``.
         nonce: names the writer of ``run.json``.
+        least_attempts: shard -> attempt that a retry makes its part anew in; an older part is pending.
+        retry_only: error types that the present attempt computes again; all where empty.
         resumed: the run was there before.
     """
 
@@ -59,6 +62,8 @@ class Run:
     items_per_shard: int
     attempt: int = 1
     nonce: str = ""
+    least_attempts: Mapping[int, int] = field(default_factory=dict)
+    retry_only: tuple[str, ...] = ()
     resumed: bool = False
 
     @property
@@ -111,7 +116,7 @@ def open_run(config: JobConfig) -> Run:
     record = json.dumps(_run_record(run), indent=2, sort_keys=True).encode()
     if storage.create_exclusive(storage.join(run.uri, RUN_FILE), record):
         return run
-    return _adopt(run, read_run_file(run.uri))
+    return adopt(run, read_run_file(run.uri))
 
 
 def plan_run(config: JobConfig) -> Run:
@@ -124,7 +129,7 @@ def plan_run(config: JobConfig) -> Run:
     run = Run(uri, config, recipe, fingerprint, manifest, items_per_shard, nonce=secrets.token_hex(8))
     parts = list_parts(uri)
     if storage.exists(storage.join(uri, RUN_FILE)):
-        return _adopt(run, read_run_file(uri))
+        return adopt(run, read_run_file(uri))
     if parts:  # listed before the look for run.json, so that a driver starting beside this one is no false alarm
         raise RefusedError(
             f"{uri} has {len(parts)} parts in data/ and no {RUN_FILE}: whose rows they are cannot be known. Choose a "
@@ -134,8 +139,11 @@ def plan_run(config: JobConfig) -> Run:
 
 
 def pending_shards(run: Run) -> list[int]:
-    """Shards without a part, ascending."""
+    """Shards without a part, or with one older than a retry wants, ascending."""
     done = set(list_parts(run.uri))
+    retried = sorted(done & run.least_attempts.keys())
+    found = zip(retried, part_attempts(run.uri, retried), strict=True)
+    done -= {index for index, attempt in found if attempt < run.least_attempts[index]}
     return [index for index in range(run.num_shards) if index not in done]
 
 
@@ -201,20 +209,22 @@ def finish(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-def _adopt(run: Run, found: dict[str, Any]) -> Run:
-    """The run that stands in the folder, if it is the same one."""
+def adopt(run: Run, found: dict[str, Any]) -> Run:
+    """The run that stands in the folder, if it is the same one.
+
+    Raises:
+        RefusedError: it is another one; names the keys that differ, with both values.
+    """
     if found["fingerprint"] != run.fingerprint:
         raise RefusedError(_refusal(run, found))
-    manifest = read_frozen_manifest(run.uri, found["manifest_digest"])
-    return Run(
-        run.uri,
-        run.config,
-        run.recipe,
-        run.fingerprint,
-        manifest,
-        run.items_per_shard,
+    retried = sorted((int(attempt), shards) for attempt, shards in (found.get("retried_shards") or {}).items())
+    return replace(
+        run,
+        manifest=read_frozen_manifest(run.uri, found["manifest_digest"]),
         attempt=found["attempt"],
         nonce=found["nonce"],
+        least_attempts={index: attempt for attempt, shards in retried for index in shards},
+        retry_only=tuple(found.get("retry_only") or ()),
         resumed=True,
     )
 

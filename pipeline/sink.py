@@ -10,13 +10,14 @@ import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.errors import ROW_ERROR_TYPES, InputError, StorageError
+from pipeline.faults import fault_point
 from pipeline.records import SCHEMA_VERSION, ResultRow
 from pipeline.storage.uris import printable
 
@@ -120,7 +121,9 @@ class ParquetSink:
         data = _part_bytes(ordered, run.part_metadata(shard_index), run.config.output.compression)
         run.check_still_ours()
         uri = storage.join(run.uri, "data", part_name(shard_index))
+        fault_point("publish_before", str(shard_index))
         storage.write_atomic(uri, data)
+        fault_point("publish_after", str(shard_index))
         return uri
 
     def _check(self, row: ResultRow, shard_index: int) -> None:
@@ -151,6 +154,23 @@ def read_rows(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
     except (pa.ArrowException, OSError, ValueError) as error:
         raise StorageError(f"part {uri} cannot be read: {error}") from error
     return table
+
+
+def result_rows(table: pa.Table) -> list[ResultRow]:
+    """A whole part's rows as they were before they were written."""
+    return [ResultRow(**{name: _plain(name, value) for name, value in row.items()}) for row in table.to_pylist()]
+
+
+def _plain(name: str, value: Any) -> Any:
+    if name == "fields":
+        return dict(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def part_attempts(run_uri: str, indexes: Sequence[int]) -> list[int]:
+    """The attempt that wrote each of these parts; 0 where a part does not say."""
+    found = (table.schema.metadata or {} for table in read_parts(run_uri, indexes, ["item_id"]))
+    return [int(metadata.get(b"illava.attempt", b"0")) for metadata in found]
 
 
 def list_parts(run_uri: str) -> list[int]:

@@ -68,7 +68,7 @@ class RunSummary:
         num_done_before: items whose parts stood already.
         num_left: items whose shards are not published; 0 unless interrupted.
         tally: rows made by this command.
-        wall_s: of this command, model loading included.
+        wall_s: of this command once its items were listed, model loading included.
         cost: of this command's rows, and of its actors' loading and waiting; None where no prices are set.
         workers: where the workers' wall time went.
         interrupted_by: name of the signal that ended it early.

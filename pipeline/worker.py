@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from illava.errors import RequestError
 from illava.requests import Generation, Request, SamplingParams, Timing
 from pipeline.config import JobConfig
+from pipeline.faults import fault_point
 from pipeline.recipe import resolve_device, resolve_dtype
 from pipeline.records import LoadedItem, ResultRow
 from pipeline.rows import RowMaker, RunInfo
@@ -113,6 +114,7 @@ class VLMWorker:
 
     def step(self) -> list[Outcome]:
         """Advance the batch by one step; the rows of the items that ended in it."""
+        fault_point("batch")
         begin_s = time.perf_counter()
         self._idle_s += begin_s - self._idle_since_s
         generations = self._vlm.step() if self._vlm.has_work else []

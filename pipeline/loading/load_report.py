@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pipeline.errors import ItemError, PipelineError
+from pipeline.faults import fault_point
 from pipeline.records import LoadedItem, LoadStats, MediaItem
 
 
@@ -48,6 +49,7 @@ def load_reported(loader: ItemLoader, item: MediaItem) -> tuple[LoadReport, Load
     """
     begin_s = time.perf_counter()
     try:
+        fault_point("load", item.item_id)
         loaded = loader.load(item)
     except ItemError as reason:
         error = reason

@@ -21,6 +21,7 @@ import fsspec
 from fsspec.utils import glob_translate
 
 from pipeline.errors import ItemError, StorageError
+from pipeline.faults import fault_point
 from pipeline.records import ObjectInfo
 from pipeline.storage import local_files
 from pipeline.storage.errors import body_ended_early, item_error, storage_error
@@ -227,6 +228,7 @@ def _open_store(kind: str, _pid: int, _environment: tuple[str | None, ...]) -> O
 def _on_object(verb: str, uri: str, action: Callable[[], Result]) -> Result:
     for attempt in range(1, _READ_TRIES):
         try:
+            fault_point("read", uri)
             return action()
         except Exception as error:
             if not body_ended_early(error):
@@ -240,6 +242,7 @@ def _on_object(verb: str, uri: str, action: Callable[[], Result]) -> Result:
 
 def _on_store(verb: str, uri: str, action: Callable[[], Result]) -> Result:
     try:
+        fault_point("write", uri)
         return action()
     except Exception as error:
         raise storage_error(verb, uri, error) from error
