@@ -10,19 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 from transformers import AutoTokenizer
-from transformers.utils import cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from illava.errors import ModelLoadError
 
 _PROCESSOR_TEMPLATE = "chat_template.json"
+_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def load_weights(
     model_class: Any, model_id: str, *, revision: str | None, dtype: torch.dtype, device: torch.device | str
 ) -> Any:
-    """The loaded model in eval mode.
+    """The loaded model in eval mode, without a second copy of the weights in host memory.
+
+    The files are mapped, not read: a weight's pages come in when it is converted and moved, and those of a shard go
+    when its last weight has moved. Beyond what stays on the host as ``dtype`` that is about one shard; weights that
+    already are what is asked for stay mapped. Files of mixed dtypes are converted while still mapped, all of them.
 
     Raises:
         ModelLoadError: weights are missing, incomplete, corrupt or not safetensors.
@@ -31,7 +37,7 @@ def load_weights(
         model, report = model_class.from_pretrained(
             model_id,
             revision=revision,
-            dtype=dtype,
+            dtype=_stored_dtype(model_id, revision) or dtype,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # refused below, in words
             output_loading_info=True,
@@ -49,7 +55,28 @@ def load_weights(
                 f"{len(names)} weights of {model_id!r} are {what}, e.g. {min(names)!r}: the folder is incomplete or "
                 "its config.json is another model's; download it again"
             )
+    # in the order of the mapped files, so that each is let go before the next comes in; buffers keep their dtype
+    for weight in sorted(model.parameters(), key=Tensor.data_ptr):
+        weight.data = weight.data.to(device).to(dtype)
     return model.to(device).eval()
+
+
+def _stored_dtype(model_id: str, revision: str | None) -> torch.dtype | None:
+    """The one dtype of all floating weights in the files, whatever config.json says; None where there are several."""
+
+    def find(name: str) -> str | None:
+        return cached_file(model_id, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+
+    paths = [find(SAFE_WEIGHTS_NAME)]  # which transformers prefers to shards, too
+    if paths == [None] and (index := find(SAFE_WEIGHTS_INDEX_NAME)) is not None:
+        shards = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
+        paths = [find(name) for name in shards]
+    stored: set[str] = set()
+    for path in filter(None, paths):
+        with safe_open(path, framework="pt") as shard:
+            stored |= {shard.get_slice(key).get_dtype() for key in shard.keys()}  # noqa: SIM118
+    stored &= _FLOATS.keys()
+    return _FLOATS[stored.pop()] if len(stored) == 1 else None
 
 
 def load_tokenizer(model_id: str, *, revision: str | None) -> Any:
