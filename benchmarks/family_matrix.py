@@ -20,6 +20,7 @@ from illava.plan import ReductionPlan  # noqa: E402
 from illava.reducers import REDUCERS, Reducer, Stage  # noqa: E402
 
 STAGES: tuple[Stage, ...] = get_args(Stage)
+LETTERS = {"media": "M", "vision_block": "B", "vision_output": "O", "decoder_input": "I", "decoder_layer": "L"}
 # model_type -> what writes a tiny random folder of it: module of tests/ and function
 MAKERS = {
     "llava_onevision": "models:make_onevision",
@@ -104,3 +105,8 @@ def stages_of(family: Family, setting: dict[str, Any]) -> tuple[Stage, ...]:
             continue
         found.append(stage)
     return tuple(found)
+
+
+def cell_of(family: Family, setting: dict[str, Any]) -> str:
+    """The table's cell: a letter a stage, ``-`` where the method is refused everywhere."""
+    return "".join(LETTERS[stage] for stage in stages_of(family, setting)) or "-"

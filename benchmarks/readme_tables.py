@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,22 +60,36 @@ def _source(docstring: str) -> str:
 
 def _runs_at(kind: str, reducer: Any) -> str:
     """Stages whose evidence the LLaVA towers or the decoder measure today."""
+    from benchmarks.family_matrix import SETTINGS
     from illava.decoder_reduction import DECODER_EVIDENCE
     from illava.vision import CLS_EVIDENCE
 
-    settings: tuple[dict[str, Any], ...] = ({"keep_ratio": 0.5}, {"grid": (2, 2)}, {})
-    for setting in settings:
-        try:
-            method = reducer(kind=kind, **setting)
-            break
-        except ValueError:
-            continue
+    method = reducer(**SETTINGS[kind])
     measured = {**CLS_EVIDENCE, **DECODER_EVIDENCE}
     places = [stage for stage in measured if stage in reducer.stages and method.evidence(stage) <= measured[stage]]
     return ", ".join(places) or "not wired yet: refused in words"
 
 
-TABLES: dict[str, Callable[[], str]] = {"speed": speed_table, "methods": methods_table}
+def family_table() -> str:
+    """Methods x families: the stages each family's `check` accepts, which tests/illava/test_family_matrix.py runs."""
+    sys.path.insert(0, str(ROOT))
+    import torch
+
+    from benchmarks.family_matrix import MAKERS, SETTINGS, cell_of, make_folder
+    from illava.families import load_family
+
+    families = {}
+    with TemporaryDirectory() as folder:
+        for name in MAKERS:
+            model = make_folder(name, Path(folder, name))
+            families[name] = load_family(str(model), dtype=torch.float32, device="cpu")
+    lines = [f"| method | {' | '.join(families)} |", "|---" * (1 + len(families)) + "|"]
+    for row, setting in SETTINGS.items():
+        lines.append(f"| {row} | {' | '.join(cell_of(family, setting) for family in families.values())} |")
+    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {"speed": speed_table, "methods": methods_table, "families": family_table}
 
 
 def _results(benchmark: str) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from benchmarks.family_matrix import MAKERS, SETTINGS, STAGES, candidates, make_folder, plan_of, stages_of
+from benchmarks.family_matrix import MAKERS, ROOT, SETTINGS, STAGES, candidates, cell_of, make_folder, plan_of, stages_of
 from illava import VLM, Request, SamplingParams, load_preprocessor
 from illava.errors import PlanError
 from illava.families import FAMILIES
@@ -102,3 +102,12 @@ def test_a_tower_with_cls_takes_what_the_others_refuse(tiny):
     every = ("vision_block", "vision_output", "decoder_input", "decoder_layer")
     assert stages_of(tiny.vlm.family, SETTINGS["illava"]) == every
     assert stages_of(tiny.vlm.family, SETTINGS["fastv"]) == every[-1:]
+
+
+def test_the_readme_shows_this_matrix(tiny):
+    """Else run: python benchmarks/readme_tables.py --write."""
+    table = (ROOT / "README.md").read_text().split("<!-- table:families -->")[1].split("<!-- end:families -->")[0]
+    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines())
+    column = head.index(tiny.vlm.family.model_type)
+    shown = {row[0]: row[column] for row in rows}
+    assert shown == {row: cell_of(tiny.vlm.family, setting) for row, setting in SETTINGS.items()}

@@ -136,6 +136,7 @@ def test_published_shapes_map_and_fit(folder, tmp_path, text, num_layers, billio
     assert (family.num_vision_blocks, family.decoder.num_layers) == (23, num_layers)
     assert (shape.num_vision_blocks, shape.num_decoder_layers) == (23, num_layers)
     family.check(preset("illava-next-image"))
+    family.check(preset("illava-2026"))
     with pytest.raises(PlanError, match="288 of 576 are left; 256 or 289 would be one"):
         family.check(preset("illava-next-image", layout="released"))
 

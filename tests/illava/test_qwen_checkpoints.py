@@ -13,6 +13,7 @@ from models_qwen import FAMILIES
 from safetensors import safe_open
 from transformers import AutoConfig
 
+from illava.errors import PlanError
 from illava.families import FAMILIES as REGISTRY
 from illava.families import load_family
 from illava.plan import preset
@@ -204,6 +205,8 @@ def test_published_configurations_build_with_the_names_that_load(model_id, tiny)
     assert family.decoder.num_layers == text.num_hidden_layers
     if model_type == "qwen2_5_vl":
         family.check(preset("illava-qwen2.5-vl"))
+        with pytest.raises(PlanError, match=r"blocks \[5, 6, 8\], which attend within windows"):
+            family.check(preset("illava-2026"))
     if model_type in ("qwen2_vl", "qwen3_vl"):
         family.check(preset("illava-qwen2-vl"))
         family.check(preset("illava-2026"))
