@@ -91,11 +91,11 @@ def _folder(model_id: str, revision: str | None) -> Path:
     if model_id.startswith((".", "/", "~")) or model_id.count("/") > 1:
         raise ModelLoadError(f"no model folder at {model_id!r} (working directory: {Path.cwd()})")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
         return Path(snapshot_download(model_id, revision=revision, allow_patterns=list(_NAMES)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise ModelLoadError(
             f"cannot read model {model_id!r} at revision {revision or 'main'}: it is no local folder, and the hub "
             f"answered: {str(error).splitlines()[0]}. Check the id and revision, or download it first with: "

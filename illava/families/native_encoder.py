@@ -148,7 +148,6 @@ def _merger_step(place_K3: Tensor, group_size: int) -> TraceStep:
     """The merger as a trace step: every vision token is made of the patches of its group, in equal parts."""
     num_tokens = place_K3.shape[0]
     index = torch.stack([torch.arange(num_tokens).repeat_interleave(group_size), torch.arange(num_tokens * group_size)])
-    matrix = torch.sparse_coo_tensor(
-        index, torch.full((index.shape[1],), 1 / group_size), (num_tokens, num_tokens * group_size)
-    )
+    weight, size = torch.full((index.shape[1],), 1 / group_size), (num_tokens, num_tokens * group_size)
+    matrix = torch.sparse_coo_tensor(index, weight, size, check_invariants=False)
     return TraceStep("layout", None, matrix.coalesce(), medium_place(place_K3))
