@@ -1,5 +1,7 @@
-"""Every family x every registered method x every modality: it runs through `VLM.generate` as `check` promises, a batch
-equals its items alone, and all else is refused in words."""
+"""Every family x every registered method x every modality, as `check` promises.
+
+What it accepts runs through `VLM.generate`, a batch equals its items alone, and all else is refused in words.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from benchmarks.family_matrix import MAKERS, ROOT, SETTINGS, STAGES, candidates, cell_of, make_folder, plan_of, stages_of
+from benchmarks.family_matrix import (
+    MAKERS,
+    ROOT,
+    SETTINGS,
+    STAGES,
+    candidates,
+    cell_of,
+    make_folder,
+    plan_of,
+    stages_of,
+)
 from illava import VLM, Request, SamplingParams, load_preprocessor
 from illava.errors import PlanError
 from illava.families import FAMILIES
