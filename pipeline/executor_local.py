@@ -15,6 +15,7 @@ from pipeline.scheduler import Scheduler
 from pipeline.worker import VLMWorker, WorkerUsage
 
 _WORKER = "local"
+_WAIT_S = 0.001
 
 
 class LocalExecutor:
@@ -43,6 +44,9 @@ class LocalExecutor:
     def turn(self) -> None:
         """Load one more item while the batch has room, else advance the batch by one step."""
         if self._scheduler.num_running(_WORKER) < self._most_running and self._load_next():
+            return
+        if not self._scheduler.num_running(_WORKER):
+            time.sleep(_WAIT_S)  # only the publisher is at work; turning would keep the interpreter from it
             return
         for outcome in self._worker.step():
             lease = self._scheduler.running(_WORKER, outcome.row.item_id)

@@ -127,7 +127,6 @@ class Scheduler:
         Args:
             idle: the reader holds nothing. A suspect gets an idle reader to itself.
         """
-        fault_point("lease")
         while not self._waiting:
             if not self._open_next():
                 return None
@@ -137,6 +136,7 @@ class Scheduler:
         estimate = self._estimate_bytes(head.item)
         if self.inflight_bytes and self.inflight_bytes + estimate > self._max_inflight_bytes:
             return None
+        fault_point("lease", head.item.item_id)
         self._waiting.popleft()
         head.phase, head.attempts = "loading", head.attempts + 1
         self._hold(head, estimate)

@@ -114,7 +114,8 @@ class VLMWorker:
 
     def step(self) -> list[Outcome]:
         """Advance the batch by one step; the rows of the items that ended in it."""
-        fault_point("batch")
+        if self._taken:
+            fault_point("batch")
         begin_s = time.perf_counter()
         self._idle_s += begin_s - self._idle_since_s
         generations = self._vlm.step() if self._vlm.has_work else []
