@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.family_matrix import (
     MAKERS,
@@ -24,6 +25,8 @@ from benchmarks.family_matrix import (
 from illava import VLM, Request, SamplingParams, load_preprocessor
 from illava.errors import PlanError
 from illava.families import FAMILIES
+from illava.plan import EMPTY_PLAN
+from illava.prompt import assemble, media_of
 from illava.reducers import REDUCERS
 
 NUM_NEW = 3
@@ -114,6 +117,24 @@ def test_a_tower_with_cls_takes_what_the_others_refuse(tiny):
     every = ("vision_block", "vision_output", "decoder_input", "decoder_layer")
     assert stages_of(tiny.vlm.family, SETTINGS["illava"]) == every
     assert stages_of(tiny.vlm.family, SETTINGS["fastv"]) == every[-1:]
+
+
+@torch.inference_mode()
+def test_text_between_images_and_after_a_video_stays_whole_where_it_was(tiny):
+    family, plan = tiny.vlm.family, plan_of(tiny.vlm.family, SETTINGS["illava"], "vision_block")
+    for request in tiny.requests.values():
+        whole, merged = (
+            assemble(family, request, family.encode(media_of(request), which, trace=False))
+            for which in (EMPTY_PLAN, plan)
+        )
+        is_text, still_text = whole.place_T4[:, 0] < 0, merged.place_T4[:, 0] < 0
+        assert torch.equal(whole.hidden_TD[is_text], merged.hidden_TD[still_text])
+        assert torch.equal(whole.position_PT[:, is_text], merged.position_PT[:, still_text])
+        assert torch.equal(whole.next_position_P, merged.next_position_P)
+        before, after = ({tuple(place) for place in prompt.position_PT.T.tolist()} for prompt in (whole, merged))
+        assert after <= before
+        order = [prompt.place_T4[:, 0].unique_consecutive().tolist() for prompt in (whole, merged)]
+        assert order[0] == order[1]
 
 
 def test_the_readme_shows_this_matrix(tiny):
