@@ -38,6 +38,29 @@ def speed_table() -> str:
     return "\n".join(lines)
 
 
+def family_speed_table() -> str:
+    """The same ratios for other families, at true tower shapes."""
+    lines = [
+        "| tower (random weights) | preset | patches | visual tokens at the LLM's first, last layer | tower | prefill "
+        "| empty plan vs stock: tower | prefill | decoder | machine |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for result in _results("family_speed"):
+        setting, ratio, machine = result["setting"], result["ratios"], result["machine"]
+        empty, plan = result["median"]["empty"], result["median"]["plan"]
+        where = machine["gpu"] or f"{machine['cpu']}, {machine['torch_threads']} threads"
+        lines.append(
+            f"| {setting['size']} | {setting['preset']}, {setting['layout']} | {empty['patches']:.0f} "
+            f"| {empty['vision_tokens_kept']:.0f} -> {plan['vision_tokens_kept']:.0f}, "
+            f"{plan['decoder_tokens_kept']:.0f} "
+            f"| **{ratio['tower_plan_speedup']:.2f}x** | **{ratio['prefill_plan_speedup']:.2f}x** "
+            f"| {ratio['tower_empty_vs_stock']:.2f}x | {ratio['prefill_empty_vs_stock']:.2f}x "
+            f"| {setting['decoder_layers']} layers, {setting['decoder_narrower_by']} times narrower "
+            f"| {where}, {setting['dtype']}, {setting['rounds']} rounds |"
+        )
+    return "\n".join(lines)
+
+
 def methods_table() -> str:
     """One row a registered reducer: its first docstring line, where it runs, its source."""
     sys.path.insert(0, str(ROOT))
@@ -89,7 +112,12 @@ def family_table() -> str:
     return "\n".join(lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {"speed": speed_table, "methods": methods_table, "families": family_table}
+TABLES: dict[str, Callable[[], str]] = {
+    "speed": speed_table,
+    "family-speed": family_speed_table,
+    "methods": methods_table,
+    "families": family_table,
+}
 
 
 def _results(benchmark: str) -> list[dict[str, Any]]:
