@@ -27,6 +27,7 @@ class Tally:
     error_types: Counter[str] = field(default_factory=Counter)
     num_vision_tokens: int = 0
     num_vision_tokens_kept: int = 0
+    num_decoder_tokens_kept: int = 0
     num_generated_tokens: int = 0
     bytes_fetched: int = 0
     gpu_s: float = 0.0
@@ -42,6 +43,7 @@ class Tally:
             self.error_types[row.error_type] += 1
         self.num_vision_tokens += row.num_vision_tokens
         self.num_vision_tokens_kept += row.num_vision_tokens_kept
+        self.num_decoder_tokens_kept += row.num_decoder_tokens_kept
         self.num_generated_tokens += row.num_generated_tokens
         self.bytes_fetched += row.bytes_fetched
         self.gpu_s += row.gpu_s
@@ -135,10 +137,10 @@ def _share(workers: Sequence[WorkerUsage]) -> float:
 
 
 def _tokens(tally: Tally) -> str:
-    saved = tally.num_vision_tokens - tally.num_vision_tokens_kept
+    first, last, total = tally.num_vision_tokens_kept, tally.num_decoder_tokens_kept, tally.num_vision_tokens
     return (
-        f"{tally.num_vision_tokens_kept:,} of {tally.num_vision_tokens:,} reached the LLM "
-        f"({tally.kept_ratio:.1%} kept, {saved:,} saved)"
+        f"{first:,} of {total:,} reached the LLM ({tally.kept_ratio:.1%}), {last:,} its last layer "
+        f"({last / total:.1%}; {total - last:,} saved)"
     )
 
 

@@ -78,7 +78,7 @@ def test_plan_prints_tokens_and_shards_without_ray_or_torch_and_writes_nothing(t
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for said in ("8 (8 videos)", "2 of 2 to do", "3,144", "1,608 reach the LLM (51.1% kept)", "(new)"):
+    for said in ("8 (8 videos)", "2 of 2 to do", "3,144 reach the LLM (100.0% kept)", "944", "(new)"):
         assert said in done.stdout
     assert not output.exists()
 
@@ -138,7 +138,9 @@ def test_a_whole_job_from_the_command_line_with_set_and_limit(tmp_path, in_root,
     assert "2 ok, 0 partial, 0 failed" in said
     assert f"python -m pipeline verify {tmp_path / 'out'}" in said
     for row in fakes.read_rows(tmp_path / "out"):
-        assert row["num_decoder_tokens_kept"] < row["num_vision_tokens_kept"] < row["num_vision_tokens"]
+        # The geometric layout restores a frame's grid behind the tower: what the tower merged shows in no count here.
+        assert row["num_decoder_tokens_kept"] < 0.31 * row["num_vision_tokens_kept"]
+        assert row["num_vision_tokens_kept"] == row["num_vision_tokens"]
     assert pipeline_main(["verify", str(tmp_path / "out")]) == 0
     assert pipeline_main(["status", str(tmp_path / "out")]) == 0
     assert "2 of 2" in capsys.readouterr().out
