@@ -131,8 +131,9 @@ def test_smoke_training_writes_a_model_and_goes_on_where_it_stopped(tmp_path: Pa
     resumed = next(record for record in again if "resumed_at" in record)
     assert resumed["resumed_at"] == first[-1]["step"]
     assert again[-1]["step"] > first[-1]["step"]
-    losses = [record["dense"] for record in again if "dense" in record]
-    assert losses[-1] < losses[0]
+    losses = [record["still"] for record in again if "still" in record]  # on questions about pictures, both runs
+    assert len(losses) >= 3
+    assert losses[-1] < 0.9 * losses[0]
     trained = LlavaOnevisionForConditionalGeneration.from_pretrained(tmp_path / "model", dtype=torch.float32)
     assert sum(p.numel() for p in trained.parameters()) < 4e6
     assert (tmp_path / "model" / "model.safetensors").stat().st_size < 16e6
