@@ -218,7 +218,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--smoke-minutes", type=float, default=0.75)
     args = parser.parse_args()
     if args.smoke:
-        args.budget_minutes, args.log_s, args.eval_s, args.num_validation = args.smoke_minutes, 2.0, 60.0, 4
+        args.budget_minutes, args.log_s, args.eval_s, args.num_validation = args.smoke_minutes, 0.5, 60.0, 4
     return args
 
 
