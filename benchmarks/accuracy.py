@@ -106,7 +106,10 @@ def main(argv: Iterable[str] | None = None) -> None:
     plans = measure(vlm, load_preprocessor(args.model), items, args.plans)
     print(text_table(plans))
     if args.json:
-        write_json(args.json, {"model": Path(args.model).name, "num_questions": len(items), "plans": plans})
+        write_json(
+            args.json,
+            {"benchmark": "accuracy", "model": Path(args.model).name, "num_questions": len(items), "plans": plans},
+        )
     if args.svg:
         args.svg.write_text(svg_plot(plans))
 

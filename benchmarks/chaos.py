@@ -234,7 +234,7 @@ def main() -> int:
     }
     print("\n".join(f"{name}: {value}" for name, value in result.items()))
     if options.json:
-        write_json(options.json, result)
+        write_json(options.json, {"benchmark": "chaos", **result})
     return 1 if result["num_violations"] else 0
 
 
