@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
@@ -93,6 +93,8 @@ class Family(ABC):
     decoder: Decoder
     stop_token_ids: frozenset[int]
     num_vision_blocks: int
+    _embedding: Any  # the borrowed model's word embeddings
+    _tokenizer: Any
 
     @abstractmethod
     def check(self, plan: ReductionPlan) -> None:
@@ -134,10 +136,10 @@ class Family(ABC):
         A generated token's position follows from the last column: one more on every axis per token.
         """
 
-    @abstractmethod
     def embed(self, token_ids: Tensor) -> Tensor:
         """Word embeddings: [T] -> [T, D]."""
+        return self._embedding(token_ids)
 
-    @abstractmethod
     def decode_text(self, token_ids: Sequence[int]) -> str:
         """Token ids to text without special tokens."""
+        return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)

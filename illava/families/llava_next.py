@@ -115,14 +115,6 @@ class LlavaNext(Family):
         """See `Family.position_ids`; the decoder counts slots."""
         return torch.arange(len(prompt.token_ids), device=self.decoder.device)[None]
 
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """See `Family.embed`."""
-        return self._embedding(token_ids)
-
-    def decode_text(self, token_ids: Sequence[int]) -> str:
-        """See `Family.decode_text`."""
-        return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
-
 
 def _check_config(config: Any) -> None:
     """Refuse configurations whose features this family does not compute."""

@@ -193,14 +193,6 @@ class Qwen25VL(Family):
             grids.append(TokenGrid(start, grid.times, *grid.groups, interval))
         return mrope_positions(len(prompt.token_ids), grids)
 
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """See `Family.embed`."""
-        return self._embedding(token_ids)
-
-    def decode_text(self, token_ids: Sequence[int]) -> str:
-        """See `Family.decode_text`."""
-        return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
-
 
 def seconds_per_time(medium: VisualInput, frames_per_patch: int) -> float:
     """Seconds from one temporal patch of a video to the next; 1, as in transformers, where they are not known."""

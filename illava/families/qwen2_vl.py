@@ -138,11 +138,3 @@ class Qwen2VL(Family):
             grid = self.encoder.grid(medium)
             grids.append(TokenGrid(start, grid.times, *grid.groups))
         return mrope_positions(len(prompt.token_ids), grids)
-
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """See `Family.embed`."""
-        return self._embedding(token_ids)
-
-    def decode_text(self, token_ids: Sequence[int]) -> str:
-        """See `Family.decode_text`."""
-        return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)

@@ -207,14 +207,6 @@ class Qwen3VL(Family):
             grids += [TokenGrid(begin, 1, rows, cols) for begin in prompt.starts.get(index, (start,))]
         return mrope_positions(len(prompt.token_ids), grids)
 
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """See `Family.embed`."""
-        return self._embedding(token_ids)
-
-    def decode_text(self, token_ids: Sequence[int]) -> str:
-        """See `Family.decode_text`."""
-        return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
-
 
 def frame_times_s(medium: VisualInput, frames_per_patch: int) -> list[float]:
     """Seconds of each temporal patch: halfway between its first and its last frame.
