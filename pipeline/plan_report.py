@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-from illava.counts import MediumShape, ModelShape, TokenCounts, expected_counts, load_model_shape
+from illava.counts import TokenCounts, expected_counts
+from illava.model_shape import ModelShape, load_model_shape
+from illava.tower_counts import MediumShape
 from pipeline.config import JobConfig
 from pipeline.shards import Run, pending_shards, plan_run
 

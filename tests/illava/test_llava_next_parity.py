@@ -12,10 +12,12 @@ from models_llava_next import IN_ORDER, MISTRAL, VICUNA, make_llava_next
 from transformers import LlavaNextForConditionalGeneration
 
 from illava import VLM, Request, SamplingParams, load_preprocessor
-from illava.counts import MediumShape, expected_counts, load_model_shape
+from illava.counts import expected_counts
 from illava.families.base import Run
+from illava.model_shape import load_model_shape
 from illava.plan import EMPTY_PLAN, ReductionPlan
 from illava.prompt import assemble, media_of, pack
+from illava.tower_counts import MediumShape
 
 NUM_NEW = 8
 # 36 patches a tile -> 24; before layer 2, 70 % of the prompt's visual tokens, scored among themselves

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
-from illava.counts import load_model_shape
 from illava.errors import PlanError
 from illava.families import load_family
 from illava.families.llava_onevision import LlavaOnevision
+from illava.model_shape import load_model_shape
 from illava.plan import preset
 from illava.preprocess import load_preprocessor
 
