@@ -21,7 +21,7 @@ DOORS: dict[str, set[str]] = {
     "fsspec": {"pipeline/storage/__init__.py"},
     "s3fs": {"pipeline/storage/__init__.py"},
     "decord": MEDIA,
-    "av": MEDIA,
+    "av": {"pipeline/loading/pyav_video.py"},
     "pypdfium2": MEDIA,
     "PIL": {*MEDIA, "illava/preprocess.py"},
     "pyarrow": {f"pipeline/{name}.py" for name in ("sink", "verify", "totals", "evaluation/compare", *MANIFEST)},
