@@ -14,10 +14,12 @@ from typing import Any
 import torch
 import transformers
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path[:0] = [str(Path(__file__).resolve().parents[1] / name) for name in ("", "tests")]
 
 from models_llava_next import make_llava_next
 from models_qwen import make_qwen2_vl
+
+from illava.model_files import declare_random_weights
 
 # Sources: the config.json of Qwen/Qwen2-VL-2B-Instruct and of llava-hf/llava-v1.6-vicuna-7b-hf.
 SIZES: dict[str, dict[str, Any]] = {
@@ -66,6 +68,7 @@ def make_random_family(folder: Path, size: str) -> None:
         values = block.repeat(-(-weight.numel() // len(block)))[: weight.numel()].view_as(weight)
         weight.data.copy_(values.mul_(scale) if weight.dim() >= 2 else torch.full_like(values, "norm" in name))
     model.save_pretrained(folder)
+    declare_random_weights(folder)
 
 
 def _true_patches(path: Path, patch_px: int) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from illava.model_files import declare_random_weights
 from tests.models import make_onevision
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -40,7 +41,9 @@ SIZES: dict[str, dict[str, Any]] = {
 
 def make_random_onevision(folder: str | Path, size: str) -> Path:
     """Write the folder of a named size and return it."""
-    return make_onevision(folder, **SIZES[size])
+    made = make_onevision(folder, **SIZES[size])
+    declare_random_weights(made)
+    return made
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ _HOME = {
     "TokenUsage": "illava.requests",
     "Timing": "illava.requests",
     "TokenTrace": "illava.requests",
+    "Agreement": "illava.agreement",
+    "measure_agreement": "illava.agreement",
     "ReductionPlan": "illava.plan",
     "ReductionStep": "illava.plan",
     "preset": "illava.plan",

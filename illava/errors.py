@@ -30,6 +30,10 @@ class ModelLoadError(ILLaVAError, RuntimeError):
     """Weights or configuration that cannot be loaded: not safetensors, unknown family, missing file."""
 
 
+class RandomWeightsError(ILLaVAError, ValueError):
+    """Quality was asked of a model whose folder declares random weights: they are for speed and say nothing else."""
+
+
 class RequestTooLargeError(RequestError):
     """One request needs more key/value pages than the whole pool has."""
 

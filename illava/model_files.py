@@ -12,8 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from illava.errors import ModelLoadError
+from illava.errors import ModelLoadError, RandomWeightsError
 
+# A folder of made-up weights says so in its config.json: {"illava_random_weights": true}.
+RANDOM_WEIGHTS_KEY = "illava_random_weights"
+RANDOM_WEIGHTS_REASON = (
+    "the model's config.json declares random weights, and random weights say nothing about quality; measure speed only, "
+    "or take trained weights"
+)
 _NAMES = ("config.json", "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 
 
@@ -59,6 +65,11 @@ class ModelFiles:
     def model_type(self) -> str:
         return self.config["model_type"]
 
+    @property
+    def has_random_weights(self) -> bool:
+        """Whether the folder declares that its weights were drawn, not trained."""
+        return bool(self.config.get(RANDOM_WEIGHTS_KEY, False))
+
 
 def load_model_files(model_id: str, *, revision: str | None = None) -> ModelFiles:
     """Read a model's JSON files from a local folder, or from the hub into its cache.
@@ -83,6 +94,24 @@ def load_model_files(model_id: str, *, revision: str | None = None) -> ModelFile
         raise ModelLoadError(f"{folder} has no preprocessor_config.json; the model folder is not complete")
     video = _nested(processor, "video_processor") or _read(folder, "video_preprocessor_config.json") or image
     return ModelFiles(model_id, config, image, video, processor)
+
+
+def require_trained(model_id: str, *, revision: str | None = None) -> None:
+    """Refuse a model whose folder declares random weights, before anything of it is loaded.
+
+    Raises:
+        RandomWeightsError: it does.
+        ModelLoadError: as `load_model_files`.
+    """
+    if load_model_files(model_id, revision=revision).has_random_weights:
+        raise RandomWeightsError(f"{model_id}: quality is not measured: {RANDOM_WEIGHTS_REASON}")
+
+
+def declare_random_weights(folder: str | Path) -> None:
+    """Write into a model folder's config.json that its weights are random."""
+    path = Path(folder) / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(config | {RANDOM_WEIGHTS_KEY: True}, indent=2) + "\n", encoding="utf-8")
 
 
 def _folder(model_id: str, revision: str | None) -> Path:

@@ -42,10 +42,13 @@ def load_family(
     """
     from illava.model_files import load_model_files
 
-    model_type = load_model_files(model_id, revision=revision).model_type
+    files = load_model_files(model_id, revision=revision)
+    model_type = files.model_type
     if model_type not in FAMILIES:
         raise ModelLoadError(
             f"{model_id!r} is a {model_type!r} model; families that can be loaded: {', '.join(sorted(FAMILIES))}"
         )
     module, name = FAMILIES[model_type].split(":")
-    return getattr(import_module(module), name).load(model_id, revision=revision, dtype=dtype, device=device)
+    family: Family = getattr(import_module(module), name).load(model_id, revision=revision, dtype=dtype, device=device)
+    family.has_random_weights = files.has_random_weights
+    return family

@@ -93,6 +93,7 @@ class Family(ABC):
     decoder: Decoder
     stop_token_ids: frozenset[int]
     num_vision_blocks: int
+    has_random_weights: bool = False  # the model's folder declares it
     _embedding: Any  # the borrowed model's word embeddings
     _tokenizer: Any
 
