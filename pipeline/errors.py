@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+
+if TYPE_CHECKING:
+    from pipeline.records import LoadStats
 
 RowErrorType = Literal[
     "unsafe_uri",  # scheme or path outside what is allowed
@@ -68,12 +71,14 @@ class ItemError(PipelineError):
     Attributes:
         error_type: from the closed list.
         retryable: another attempt may succeed.
+        stats: what was spent on it before it failed; None where nobody measured.
     """
 
     def __init__(self, error_type: RowErrorType, message: str, *, retryable: bool = False) -> None:
         super().__init__(message)
         self.error_type = error_type
         self.retryable = retryable
+        self.stats: LoadStats | None = None
 
     def __reduce__(self) -> tuple:
         return _rebuild_item_error, (self.error_type, str(self), self.retryable)

@@ -24,6 +24,7 @@ import numpy as np
 
 from pipeline.errors import ROW_ERROR_TYPES, ItemError, PipelineError, RowErrorType
 from pipeline.loading.decoder_child import LENGTH
+from pipeline.loading.process_cpu import process_cpu_s
 from pipeline.storage.uris import printable
 
 if TYPE_CHECKING:
@@ -74,11 +75,17 @@ class DecoderProcess:
         self._memory_bytes = memory_bytes
         self._items_per_child = items_per_child
         self._child: _Child | None = None
+        self._past_cpu_s = 0.0
 
     @property
     def pid(self) -> int | None:
         """Of the running child."""
         return self._child.process.pid if self._child else None
+
+    @property
+    def cpu_s(self) -> float:
+        """CPU seconds of all children so far, in the kernel's ticks of 10 ms."""
+        return self._past_cpu_s + (self._child.cpu_s if self._child else 0.0)
 
     def load(self, kind: MediaKind, paths: Sequence[str], *, decoder: DecoderChoice, deadline_s: float) -> DecodedMedia:
         """Decode and preprocess one item.
@@ -121,6 +128,7 @@ class DecoderProcess:
         child, self._child = self._child, None
         if child:
             child.kill()
+            self._past_cpu_s += child.cpu_s
 
 
 class _TimedOutError(Exception):
@@ -136,6 +144,7 @@ class _Child:
 
     def __init__(self, setup: bytes, memory_bytes: int) -> None:
         self.num_items = 0
+        self._last_cpu_s = 0.0
         self._memory_bytes = memory_bytes
         self._stderr = tempfile.TemporaryFile("a+b")  # noqa: SIM115 (closed by `kill`; it has no name that could be left)
         # The child is killed by the kernel when the last copy of `alive_write` is closed: when this process ends.
@@ -197,7 +206,7 @@ class _Child:
 
     def explain_end(self, *, used_decord: bool) -> Exception:
         """The error for a child that ended by itself."""
-        code = self.process.wait()
+        code = self._reap()
         name = signal.Signals(-code).name if code < 0 else f"exit status {code}"
         last_words = self.last_words
         if any(sign in last_words for sign in _OUT_OF_MEMORY):
@@ -215,9 +224,20 @@ class _Child:
         size = os.fstat(self._stderr.fileno()).st_size
         return os.pread(self._stderr.fileno(), 2000, max(0, size - 2000)).decode(errors="replace").strip()
 
+    @property
+    def cpu_s(self) -> float:
+        return process_cpu_s(self.process.pid) if self.process.returncode is None else self._last_cpu_s
+
+    def _reap(self) -> int:
+        """Wait for the end; its CPU seconds are read before the kernel forgets them."""
+        if self.process.returncode is None:
+            os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+            self._last_cpu_s = process_cpu_s(self.process.pid)
+        return self.process.wait()
+
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait()
+        self._reap()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe:
                 pipe.close()

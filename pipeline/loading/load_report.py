@@ -30,7 +30,7 @@ class LoadReport:
 
     Attributes:
         call_s: the whole call, on the reader's clock.
-        stats: its stages; of a failed load only the whole is known.
+        stats: its stages; of a failed load what was spent until then.
         nbytes: of the loaded media.
         error: why there are none.
     """
@@ -60,4 +60,4 @@ def load_reported(loader: ItemLoader, item: MediaItem) -> tuple[LoadReport, Load
     else:
         return LoadReport(time.perf_counter() - begin_s, loaded.stats, loaded.nbytes), loaded
     call_s = time.perf_counter() - begin_s
-    return LoadReport(call_s, LoadStats(load_s=call_s), error=error), None
+    return LoadReport(call_s, error.stats or LoadStats(load_s=call_s), error=error), None

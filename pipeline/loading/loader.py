@@ -7,7 +7,7 @@ Ray, of models or of what becomes of the frames.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -80,6 +80,41 @@ class Loader:
             raise ItemError(
                 "internal_error", f"an item of kind {item.media_kind} has {len(item.uris)} objects, not one"
             )
+        spent = self._meter()
+        try:
+            return self._load(item)
+        except ItemError as error:
+            error.stats = spent()
+            raise
+
+    def close(self) -> None:
+        """End the child and remove what was staged. Another `load` starts afresh."""
+        self._decoder.close()
+        self._staging.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _meter(self) -> Callable[[], LoadStats]:
+        """Tells what was spent from now on; of a load that failed midway its stages are not known."""
+        staging = self._staging
+        began = time.perf_counter(), time.thread_time() + self._decoder.cpu_s
+        fetched = staging.bytes_fetched, staging.num_requests
+
+        def spent() -> LoadStats:
+            return LoadStats(
+                load_s=time.perf_counter() - began[0],
+                cpu_s=max(0.0, time.thread_time() + self._decoder.cpu_s - began[1]),
+                bytes_fetched=staging.bytes_fetched - fetched[0],
+                storage_requests=staging.num_requests - fetched[1],
+            )
+
+        return spent
+
+    def _load(self, item: MediaItem) -> LoadedItem:
         started_s, started_cpu_s = time.perf_counter(), time.thread_time()
         staged = self._stage(item)
         fetched_s = time.perf_counter()
@@ -99,17 +134,6 @@ class Loader:
             decoder=decoded.decoder,
         )
         return LoadedItem(item, decoded.media, decoded.timestamps_s, stats, decoded.partial)
-
-    def close(self) -> None:
-        """End the child and remove what was staged. Another `load` starts afresh."""
-        self._decoder.close()
-        self._staging.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
 
     def _stage(self, item: MediaItem) -> list[StagedObject]:
         staged: list[StagedObject] = []

@@ -46,6 +46,10 @@ class Staging:
         cache_bytes: size of all copies together, at most.
         max_object_bytes: larger objects are refused before they are fetched.
         allowed_roots: local folders that may be read; None where the operator's own configuration named the files.
+
+    Attributes:
+        bytes_fetched: that crossed from the store so far, also for what was then refused.
+        num_requests: made to the store so far, likewise.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class Staging:
         max_object_bytes: int,
         allowed_roots: Sequence[str] | None = None,
     ) -> None:
+        self.bytes_fetched = self.num_requests = 0
         self._cache_bytes = cache_bytes
         self._max_object_bytes = max_object_bytes
         self._allowed_roots = allowed_roots
@@ -87,19 +92,23 @@ class Staging:
             return StagedObject(str(self._copies[uri, size, etag]))
         num_requests = 0
         if size < 0:
+            self.num_requests += 1
             found = storage.stat(uri)
             size, etag, num_requests = found.size, etag or found.etag, 1
         self._check_size(uri, size)
         key = uri, size, etag
         self._make_room(size, keep)
         path = self._new_path()
+        self.num_requests += 2 if etag else 1
         try:
             num_bytes = storage.fetch(uri, str(path), etag=etag)
             if num_bytes != size:
                 raise ItemError("changed_object", f"{uri}: the manifest has {size} bytes, the store {num_bytes}")
         except BaseException:
+            self.bytes_fetched += path.stat().st_size if path.exists() else 0
             path.unlink(missing_ok=True)
             raise
+        self.bytes_fetched += num_bytes
         self._copies[key] = path
         return StagedObject(str(path), num_bytes, num_requests + (2 if etag else 1))
 
