@@ -39,7 +39,8 @@ class InputConfig(Section):
         pattern: glob below the prefix; ``**`` crosses folders.
         manifest: Parquet, JSONL or CSV with a column ``uri`` or ``uris``.
         limit: only the first so many items, in manifest order.
-        skip_done_in: a finished run's folder; items it holds with status ok under the same recipe are left out.
+        skip_done_in: an earlier run's folder, or one that holds a run per night (``output.uri`` may be one of them):
+            items with a text there under the same recipe are left out.
     """
 
     uri: str | None = execution(None)
@@ -203,6 +204,9 @@ class RuntimeConfig(Section):
         num_reader_actors: processes that fetch and load media.
         max_inflight_bytes: loaded frames waiting anywhere, at most.
         max_attempts: tries an item has before it becomes a failed row.
+        item_timeout_s: an item that its VLM actor has held for so long ends the actor; each item it held is started
+            again alone, and one that does not come back then is a failed row ``item_timeout``. The local executor
+            looks between two steps of the batch: a step that never returns is seen on Ray only.
         max_open_shards: shards in work at once; bounds what a crash can cost.
         cache_dir: local staging of fetched objects; null is a temporary folder.
         cache_bytes: size of that staging area.
@@ -215,6 +219,7 @@ class RuntimeConfig(Section):
     num_reader_actors: int = execution(2, ge=1)
     max_inflight_bytes: int = execution(4_000_000_000, ge=1)
     max_attempts: int = execution(3, ge=1)
+    item_timeout_s: float = execution(1800.0, gt=0)
     max_open_shards: int = execution(4, ge=1)
     cache_dir: str | None = execution(None)
     cache_bytes: int = execution(20_000_000_000, ge=1)

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.config import JobConfig, QuestionConfig
+from pipeline.done_items import done_items
 from pipeline.errors import ConfigError, InputError, ItemError
 from pipeline.evaluation.questions import question_problem
 from pipeline.input_columns import join_relative, kinds_of, refuse_duplicates, refuse_unsafe
@@ -24,7 +25,6 @@ from pipeline.manifest import FIELD_PREFIX, Manifest, freeze, manifest_bytes, re
 from pipeline.manifest_file import UserTable, parse_manifest_file, text_or_null, texts_column
 from pipeline.recipe import resolve_recipe
 from pipeline.records import MediaItem
-from pipeline.sink import done_item_ids
 from pipeline.storage.uris import printable
 
 __all__ = ["Manifest", "MediaItem", "build_manifest", "manifest_bytes", "media_roots", "read_manifest"]
@@ -61,8 +61,8 @@ def build_manifest(config: JobConfig, *, recipe_digest: str | None = None) -> Ma
     table, num_done = pa.table(columns), 0
     if config.input.skip_done_in:
         digest = recipe_digest or resolve_recipe(config).digest
-        done = done_item_ids(config.input.skip_done_in, digest)
-        left = table.filter(pc.invert(pc.is_in(table["item_id"], value_set=pa.array(done, pa.string()))))
+        done = done_items(config.input.skip_done_in, digest, own_run_uri=config.output.uri)
+        left = table.filter(pc.invert(pc.is_in(table["item_id"], value_set=pa.array(done.item_ids, pa.string()))))
         table, num_done = left, table.num_rows - left.num_rows
     if config.input.limit is not None:
         table = table.slice(0, config.input.limit)

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.errors import ROW_ERROR_TYPES, InputError, StorageError
+from pipeline.errors import ROW_ERROR_TYPES, StorageError
 from pipeline.faults import fault_point
 from pipeline.records import SCHEMA_VERSION, ResultRow
 from pipeline.storage.uris import printable
@@ -185,21 +185,6 @@ def read_parts(run_uri: str, indexes: Sequence[int], columns: Sequence[str] | No
         for start in range(0, len(indexes), 64):
             uris = [storage.join(run_uri, "data", part_name(i)) for i in indexes[start : start + 64]]
             yield from pool.map(lambda uri: read_rows(uri, columns), uris)
-
-
-def done_item_ids(run_uri: str, recipe_digest: str) -> list[str]:
-    """Ids that a finished run holds with status ok under this recipe.
-
-    Raises:
-        InputError: there is no finished run.
-    """
-    if not storage.exists(storage.join(run_uri, "_RUN.json")):
-        raise InputError(f"input.skip_done_in: {run_uri} holds no finished run (no _RUN.json); finish it first")
-    done: list[str] = []
-    for table in read_parts(run_uri, list_parts(run_uri), ["item_id", "status", "recipe_digest"]):
-        rows = zip(*(table[name].to_pylist() for name in ("item_id", "status", "recipe_digest")), strict=True)
-        done += [item_id for item_id, status, digest in rows if status == "ok" and digest == recipe_digest]
-    return done
 
 
 def _part_bytes(rows: Sequence[ResultRow], metadata: dict[str, str], compression: str) -> bytes:

@@ -238,10 +238,10 @@ def test_the_digest_does_not_depend_on_chunks():
 def test_items_a_finished_run_holds_are_left_out(config, root):
     media, old = storage.join(root, "in"), storage.join(root, "out-1")
     put_media(media, 12)
-    first = open_run(config(input={"uri": media}, output={"uri": old}))
     new = {"uri": media, "skip_done_in": old}
-    with pytest.raises(InputError, match="no finished run"):
+    with pytest.raises(InputError, match="holds no run"):
         build_manifest(config(input=new))
+    first = open_run(config(input={"uri": media}, output={"uri": old}))
     complete(first)  # its tenth item failed
     put_media(media, 2, start=12)
     left = build_manifest(config(input=new))
@@ -250,6 +250,30 @@ def test_items_a_finished_run_holds_are_left_out(config, root):
     assert len(build_manifest(config(input=new | {"limit": 2}))) == 2
     other_recipe = config(input=new, seed=7)
     assert len(build_manifest(other_recipe)) == 14
+
+
+def test_each_night_does_what_no_earlier_night_has_done(config, root):
+    media, dataset = storage.join(root, "in"), storage.join(root, "captions")
+    put_media(media, 4)
+
+    def night(number, **changes):
+        output = {"uri": storage.join(dataset, f"night-{number}"), "items_per_shard": 2}
+        return open_run(config(input={"uri": media, "skip_done_in": dataset}, output=output, **changes))
+
+    first = night(1)
+    assert (len(first.manifest), first.manifest.num_done) == (4, 0)
+    assert len(night(1).manifest) == 4  # its own folder does not count, so it resumes
+    complete(first, shards=[0])  # and is interrupted
+    put_media(media, 3, start=4)
+    second = night(2)
+    assert [item.uris[0][-7:] for item in second.manifest.items] == [f"{n:03d}.mp4" for n in range(2, 7)]
+    complete(second)
+    before = [storage.read(storage.join(first.uri, "data", "part-00000.parquet"))]
+    third = night(3)
+    assert (len(third.manifest), third.manifest.num_done) == (0, 7)
+    complete(third)
+    assert before == [storage.read(storage.join(first.uri, "data", "part-00000.parquet"))]
+    assert len(night(4, seed=7).manifest) == 7
 
 
 def test_nothing_new_is_an_empty_manifest_not_an_error(config, root):

@@ -1,0 +1,65 @@
+"""Which items earlier runs have done under a recipe: one run's folder, or a dataset folder with a run per night.
+
+Reads parts, writes nothing. A run need not be finished: a part is there whole or not at all, so its rows are done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pipeline import storage
+from pipeline.errors import InputError
+from pipeline.sink import list_parts, read_parts
+
+_DONE = ("ok", "partial")  # a truncated medium stays truncated until its etag, and so its item, changes
+
+
+@dataclass(frozen=True, slots=True)
+class DoneItems:
+    """What need not be done again.
+
+    Attributes:
+        item_ids: with a text, under the recipe asked for; one may stand in several runs.
+        num_runs: earlier runs that were read.
+    """
+
+    item_ids: list[str]
+    num_runs: int
+
+
+def done_items(uri: str, recipe_digest: str, *, own_run_uri: str) -> DoneItems:
+    """Items that earlier runs hold with status ok or partial under this recipe.
+
+    Args:
+        uri: a run folder, or a folder of run folders.
+        recipe_digest: rows of another recipe do not count.
+        own_run_uri: the run that asks; its own parts do not count. Where it lies in ``uri``, no earlier run is needed:
+            that is the first night.
+
+    Raises:
+        InputError: no run is there, and none is about to be.
+    """
+    own = own_run_uri.rstrip("/")
+    runs = [run for run in _runs(uri) if run != own]
+    if not runs and not own.startswith(uri.rstrip("/") + "/"):
+        raise InputError(
+            f"input.skip_done_in: {uri} holds no run, neither itself nor one folder deeper (no run.json); name an "
+            "earlier output.uri, or the folder in which each night's output.uri lies"
+        )
+    return DoneItems([item_id for run in runs for item_id in _done_in(run, recipe_digest)], len(runs))
+
+
+def _runs(uri: str) -> list[str]:
+    names = storage.list_names(uri)
+    if "run.json" in names:
+        return [uri.rstrip("/")]
+    folders = [storage.join(uri, name.rstrip("/")) for name in names if name.endswith("/")]
+    return [folder for folder in folders if storage.exists(storage.join(folder, "run.json"))]
+
+
+def _done_in(run_uri: str, recipe_digest: str) -> Iterator[str]:
+    for table in read_parts(run_uri, list_parts(run_uri), ["item_id", "status", "recipe_digest"]):
+        for row in table.to_pylist():
+            if row["status"] in _DONE and row["recipe_digest"] == recipe_digest:
+                yield row["item_id"]
