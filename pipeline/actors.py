@@ -29,7 +29,7 @@ from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskErro
 
 from illava.errors import ILLaVAError
 from pipeline.config import RuntimeConfig
-from pipeline.errors import PipelineError
+from pipeline.errors import ClusterError, PipelineError
 from pipeline.loading.load_report import ItemLoader, LoadReport, load_reported
 from pipeline.records import LoadedItem, MediaItem, ResultRow
 
@@ -47,10 +47,6 @@ class ActorLostError(Exception):
 
 class PayloadLostError(Exception):
     """Loaded media vanished from the object store before their call began."""
-
-
-class ClusterError(PipelineError):
-    """Ray could not be started or reached, or its actors do not stay alive."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,10 @@ class CredentialsError(StorageError):
     """Credentials are missing or expired: the run stops instead of failing every item."""
 
 
+class ClusterError(PipelineError):
+    """Ray could not be started or reached, or its actors do not stay alive."""
+
+
 class ItemError(PipelineError):
     """One item cannot be processed; becomes a failed row.
 

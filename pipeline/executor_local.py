@@ -21,6 +21,8 @@ _WAIT_S = 0.001
 class LocalExecutor:
     """One loader and one worker, taking turns: fill the batch, then step it.
 
+    An item's deadline is looked at between two steps; a step that never returns stops everything.
+
     Args:
         config: the job.
         scheduler: what to do.
@@ -38,12 +40,15 @@ class LocalExecutor:
     ) -> None:
         self._scheduler = scheduler
         self._most_running = config.model.max_batch_requests
+        self._item_timeout_s = config.runtime.item_timeout_s
         self._worker = make_worker()
         self._loader = make_loader()
 
     def turn(self) -> None:
         """Load one more item while the batch has room, else advance the batch by one step."""
-        if self._scheduler.num_running(_WORKER) < self._most_running and self._load_next():
+        held = self._scheduler.all_running(_WORKER)
+        has_room = len(held) < self._most_running and not any(lease.suspect for lease in held)
+        if has_room and (self._give() or self._load_next()):
             return
         if not self._scheduler.num_running(_WORKER):
             time.sleep(_WAIT_S)  # only the publisher is at work; turning would keep the interpreter from it
@@ -52,6 +57,7 @@ class LocalExecutor:
             lease = self._scheduler.running(_WORKER, outcome.row.item_id)
             row = lease.passage.settle(outcome.row, time.perf_counter() - outcome.taken_s)
             self._scheduler.finished(_WORKER, row)
+        self._check_deadline()
 
     def usage(self) -> list[WorkerUsage]:
         """Of the one worker."""
@@ -72,7 +78,20 @@ class LocalExecutor:
             self._scheduler.not_loaded(lease, report.error)
             return True
         self._scheduler.loaded(lease, report.nbytes)
-        for ready in self._scheduler.assign(_WORKER, 1):
-            ready.passage.handed()
-            self._worker.add(ready.payload, attempts=ready.attempts, shard_index=ready.shard_index)
+        self._give()
         return True
+
+    def _give(self) -> bool:
+        """Hand the worker one item that is loaded; whether there was one."""
+        ready = self._scheduler.assign(_WORKER, 1)
+        for lease in ready:
+            lease.passage.handed()
+            self._worker.add(lease.payload, attempts=lease.attempts, shard_index=lease.shard_index)
+        return bool(ready)
+
+    def _check_deadline(self) -> None:
+        held = self._scheduler.all_running(_WORKER)
+        if held and held[0].passage.held_s > self._item_timeout_s:
+            self._worker.abandon()
+            reason = f"not back from the worker within runtime.item_timeout_s = {self._item_timeout_s:g} s"
+            self._scheduler.worker_lost(_WORKER, reason, timed_out=True)

@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from pipeline.actors import ActorLostError, ClusterError, Entry, PayloadLostError, RayCluster
+from pipeline.actors import ActorLostError, Entry, PayloadLostError, RayCluster
 from pipeline.config import JobConfig
+from pipeline.death_count import DeathCount
+from pipeline.errors import ClusterError
 from pipeline.loading.load_report import ItemLoader
 from pipeline.passage import Passage
 from pipeline.scheduler import Lease, Scheduler
@@ -52,25 +54,6 @@ class _VLM:
     usage: WorkerUsage = field(default_factory=WorkerUsage)
 
 
-class _Deaths:
-    """Counts deaths in a row; too many without a success between them end the job."""
-
-    def __init__(self, what: str, num_actors: int) -> None:
-        self._what, self._most = what, max(8, 3 * num_actors)
-        self._in_a_row = 0
-
-    def success(self) -> None:
-        self._in_a_row = 0
-
-    def one_more(self, reason: Exception) -> None:
-        self._in_a_row += 1
-        if self._in_a_row >= self._most:
-            raise ClusterError(
-                f"{self._what} died {self._in_a_row} times in a row without finishing anything; the last one said: "
-                f"{reason}. Complete shards are published: mend the cause and run the same command again"
-            )
-
-
 class RayExecutor:
     """The event loop's body over a fleet of actors.
 
@@ -96,8 +79,9 @@ class RayExecutor:
         self._make_loader, self._make_worker = make_loader, make_worker
         self._most_held = config.model.max_batch_requests + LOOKAHEAD_ITEMS
         self._fewest_vlms = runtime.num_vlm_actors.min
-        self._vlm_deaths = _Deaths("the VLM actors", runtime.num_vlm_actors.max)
-        self._reader_deaths = _Deaths("the readers", runtime.num_reader_actors)
+        self._item_timeout_s = runtime.item_timeout_s
+        self._vlm_deaths = DeathCount("the VLM actors", runtime.num_vlm_actors.max)
+        self._reader_deaths = DeathCount("the readers", runtime.num_reader_actors)
         self._calls: dict[Any, Callable[[Any], None]] = {}
         self._vlms: list[_VLM] = []
         self._readers: list[_Reader] = []
@@ -113,6 +97,7 @@ class RayExecutor:
         """Hand out what can be, then take every answer that is there; waits a moment for the first."""
         self._feed_readers()
         self._feed_vlms()
+        self._check_deadlines()
         self._check_standing()
         for reference in self._cluster.wait(list(self._calls), TURN_S):
             # An actor's loss takes its other calls with it, some of which may be in this same list.
@@ -181,7 +166,7 @@ class RayExecutor:
         self._forget(reader)
         self._readers.remove(reader)
         self._scheduler.reader_lost(reader.queue)
-        self._reader_deaths.one_more(reason)
+        self._reader_deaths.one_more(reason, while_starting=not reader.started)
         self._spawn_reader()
 
     # --- VLM actors
@@ -245,14 +230,22 @@ class RayExecutor:
             if row.status != "failed":
                 self._vlm_deaths.success()
 
-    def _vlm_lost(self, vlm: _VLM, reason: Exception) -> None:
+    def _check_deadlines(self) -> None:
+        """End the actors that do not give an item back: neither a hung forward nor an endless loop can be asked to."""
+        for vlm in list(self._vlms):
+            held = self._scheduler.all_running(vlm.name)
+            if held and held[0].passage.held_s > self._item_timeout_s:
+                limit = f"runtime.item_timeout_s = {self._item_timeout_s:g} s"
+                self._vlm_lost(vlm, ActorLostError(f"not back from its VLM actor within {limit}"), timed_out=True)
+
+    def _vlm_lost(self, vlm: _VLM, reason: Exception, *, timed_out: bool = False) -> None:
         num_items = self._scheduler.num_running(vlm.name)
         print(f"a VLM actor was lost ({reason}); its {num_items} items are started again", file=sys.stderr)
         self._forget(vlm)
         self._vlms.remove(vlm)
         self._past_usage.append(vlm.usage)
-        self._scheduler.worker_lost(vlm.name)
-        self._vlm_deaths.one_more(reason)
+        self._scheduler.worker_lost(vlm.name, str(reason), timed_out=timed_out)
+        self._vlm_deaths.one_more(reason, while_starting=not vlm.started)
         self._spawn_vlm()
 
     # --- both

@@ -40,6 +40,11 @@ class Passage:
         """The item is just being handed to a worker."""
         self.handed_s = time.perf_counter()
 
+    @property
+    def held_s(self) -> float:
+        """Since the item was handed to its worker."""
+        return time.perf_counter() - self.handed_s
+
     def settle(self, row: ResultRow, held_s: float) -> ResultRow:
         """The row as a worker made it, with the whole passage's latency and waits.
 

@@ -18,6 +18,7 @@ from illava.errors import (
 from pipeline.config import JobConfig
 from pipeline.cost import item_cost_usd
 from pipeline.errors import RowErrorType
+from pipeline.fitting_batch import is_out_of_memory
 from pipeline.records import LoadedItem, LoadStats, MediaItem, ResultRow
 from pipeline.tasks import build_task
 
@@ -181,8 +182,7 @@ def classify(error: Exception) -> tuple[RowErrorType, str]:
     for kind, error_type in _ERROR_TYPES:
         if isinstance(error, kind):
             return error_type, str(error) or type(error).__name__
-    # torch.OutOfMemoryError by name: this module also runs in the driver, which never loads torch.
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+    if is_out_of_memory(error):
         return "out_of_memory", str(error) or type(error).__name__
     return "internal_error", f"{type(error).__name__}: {error}"
 

@@ -32,6 +32,7 @@ class Lease:
         attempts: times it was started, the present one included.
         failures: attempts that ended in a retryable error.
         deaths: workers or readers that died while this item was the only suspect.
+        timeouts: workers that were ended because this item, or one beside it, did not come back.
         suspect: it was in a worker that died; from now on it runs alone, so that its neighbours are safe from it.
         load_suspect: likewise, in a reader that died.
         held_bytes: what it counts in flight: the estimate until it is loaded, then the truth.
@@ -46,6 +47,7 @@ class Lease:
     attempts: int = 0
     failures: int = 0
     deaths: int = 0
+    timeouts: int = 0
     suspect: bool = False
     load_suspect: bool = False
     held_bytes: int = 0
@@ -119,6 +121,10 @@ class Scheduler:
         """An item a worker holds."""
         return self._running[worker][item_id]
 
+    def all_running(self, worker: Hashable) -> list[Lease]:
+        """All items a worker holds, the longest held first."""
+        return list(self._running.get(worker, {}).values())
+
     # --- to the readers
 
     def lease(self, *, idle: bool = True) -> Lease | None:
@@ -186,14 +192,25 @@ class Scheduler:
         self._running[lease.worker].pop(lease.item.item_id)
         self._wait_again(lease, first=True)
 
-    def worker_lost(self, worker: Hashable) -> None:
-        """A worker died: only its items are started again, each of them alone."""
+    def worker_lost(self, worker: Hashable, reason: str = "unknown", *, timed_out: bool = False) -> None:
+        """A worker died: only its items are started again, each of them alone.
+
+        Args:
+            worker: who.
+            reason: its last words.
+            timed_out: it was ended because an item did not come back; which one, shows when they are alone.
+        """
         leases = list(self._running.pop(worker, {}).values())
         alone = len(leases) == 1
         for lease in leases:
             lease.suspect, lease.worker = True, None
-            if alone and self._died(lease):
-                self._fail(lease, "worker_died", f"it ended its worker {lease.deaths} times, the last time alone")
+            lease.timeouts += timed_out
+            died_often = alone and self._died(lease)
+            if timed_out and alone and (died_often or lease.timeouts >= MAX_DEATHS):
+                self._fail(lease, "item_timeout", f"{reason}, {lease.timeouts} times, the last time alone")
+            elif died_often:
+                message = f"it ended its worker {lease.deaths} times, the last time alone ({reason})"
+                self._fail(lease, "worker_died", message)
             else:
                 lease.phase, lease.attempts = "loaded", lease.attempts + 1
                 self._suspects.append(lease)

@@ -14,6 +14,7 @@ from illava.errors import RequestError
 from illava.requests import Generation, Request, SamplingParams, Timing
 from pipeline.config import JobConfig
 from pipeline.faults import fault_point
+from pipeline.fitting_batch import FittingBatch
 from pipeline.recipe import resolve_device, resolve_dtype
 from pipeline.records import LoadedItem, ResultRow
 from pipeline.rows import RowMaker, RunInfo
@@ -51,8 +52,8 @@ class WorkerUsage:
     Attributes:
         wall_s: since construction began.
         start_s: loading the model.
-        busy_s: device time of all steps.
-        idle_s: between steps.
+        busy_s: device time of all steps that led to an answer.
+        idle_s: between steps, and in batches that ran out of memory and were begun again.
     """
 
     wall_s: float = 0.0
@@ -75,7 +76,7 @@ class VLMWorker:
         self._config = config
         self._task = build_task(config.task)
         self._rows = RowMaker(config, run_info)
-        self._vlm = vlm if vlm is not None else load_vlm(config)
+        self._batch = FittingBatch(vlm if vlm is not None else load_vlm(config), config.reduction)
         self._taken: dict[str, _Taken] = {}
         self._refused: list[Generation] = []
         self._start_s = time.perf_counter() - self._born_s
@@ -105,7 +106,7 @@ class VLMWorker:
             ),
         )
         try:
-            self._vlm.submit(request, plan=self._config.reduction)
+            self._batch.submit(request)
         except RequestError as error:
             nothing = Timing(queue_s=0.0, vision_s=0.0, prefill_s=0.0, decode_s=0.0, device_s=0.0)
             self._refused.append(Generation(item.item_id, "", (), None, None, nothing, error=error))
@@ -118,7 +119,7 @@ class VLMWorker:
             fault_point("batch")
         begin_s = time.perf_counter()
         self._idle_s += begin_s - self._idle_since_s
-        generations = self._vlm.step() if self._vlm.has_work else []
+        generations = self._batch.step() if self._batch.has_work else []
         generations, self._refused = self._refused + generations, []
         self._idle_since_s = time.perf_counter()
         return [self._outcome(generation) for generation in generations]
@@ -126,8 +127,14 @@ class VLMWorker:
     def usage(self) -> WorkerUsage:
         """Where the wall time went so far."""
         now_s = time.perf_counter()
-        idle_s = self._idle_s + now_s - self._idle_since_s
-        return WorkerUsage(now_s - self._born_s, self._start_s, self._vlm.device_busy_s, idle_s)
+        idle_s = self._idle_s + now_s - self._idle_since_s + self._batch.lost_s
+        return WorkerUsage(now_s - self._born_s, self._start_s, self._batch.busy_s, idle_s)
+
+    def abandon(self) -> None:
+        """Forget every item; none of them gets a row here."""
+        self._batch.abandon()
+        self._refused.clear()
+        self._taken.clear()
 
     def _outcome(self, generation: Generation) -> Outcome:
         taken = self._taken.pop(generation.request_id)

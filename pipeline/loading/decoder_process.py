@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -231,7 +232,8 @@ class _Child:
     def _reap(self) -> int:
         """Wait for the end; its CPU seconds are read before the kernel forgets them."""
         if self.process.returncode is None:
-            os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+            with suppress(ChildProcessError):  # another part of this process waited for it already
+                os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
             self._last_cpu_s = process_cpu_s(self.process.pid)
         return self.process.wait()
 

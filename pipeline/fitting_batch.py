@@ -1,0 +1,161 @@
+"""A model's running batch that is made smaller when it runs out of memory, until everything is answered.
+
+Knows a model by `submit`, `step` and `cancel_all`; knows nothing of items, rows or devices.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from illava.errors import RequestError
+from illava.requests import Generation, Timing
+
+if TYPE_CHECKING:
+    from illava import VLM
+    from illava.plan import ReductionPlan
+    from illava.requests import Request
+
+# As the device's allocator, its libraries and the host's allocator say it.
+_OUT_OF_MEMORY_SIGNS = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
+
+
+@dataclass(slots=True)
+class _Held:
+    """A request that was accepted and not yet returned; `entered_s` is its latest stamp of going into the model."""
+
+    request: Request
+    accepted_s: float = field(default_factory=time.perf_counter)
+    entered_s: float = 0.0
+
+
+class FittingBatch:
+    """Requests on their way through one model, no more inside it at a time than its memory has been seen to take.
+
+    A step that runs out of memory takes everything out of the model, halves the number that may be inside, and begins
+    those requests again; the same seeds draw the same answers. The limit is remembered, unless a request that does
+    not even fit alone turns out to be what had lowered it: that one ends with a `MemoryError`, and the limit is what
+    it was before.
+
+    Args:
+        vlm: the model; nobody else submits to it.
+        plan: of every request.
+    """
+
+    def __init__(self, vlm: VLM, plan: ReductionPlan) -> None:
+        self._vlm, self._plan = vlm, plan
+        self.limit: int | None = None
+        self.lost_s = 0.0
+        self._inside: dict[str, _Held] = {}
+        self._outside: deque[_Held] = deque()
+        self._limit_before: int | None = None
+        self._did_not_fit: set[str] = set()  # of the batch that lowered the limit, those not answered yet
+        self._answered_s = self._dropped_s = 0.0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._outside) or self._vlm.has_work
+
+    @property
+    def busy_s(self) -> float:
+        """Device seconds of what was answered or still may be; what was dropped is in `lost_s`."""
+        return self._vlm.device_busy_s - self._dropped_s
+
+    def submit(self, request: Request) -> None:
+        """Take a request over. Raises what the model's `submit` raises, at once or, where it is full, as an answer."""
+        held = _Held(request)
+        if self._outside or not self._has_room:
+            self._outside.append(held)
+        else:
+            self._enter(held)
+
+    def step(self) -> list[Generation]:
+        """Advance the batch by one step; the requests that ended in it.
+
+        Raises:
+            Exception: what the model raises, other than being out of memory.
+        """
+        refused = self._fill()
+        began_s, busy_s = time.perf_counter(), self._vlm.device_busy_s
+        try:
+            ended = self._vlm.step() if self._vlm.has_work else []
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        else:
+            return refused + [self._settle(generation) for generation in ended]
+        # Behind the except block: as long as it lasts, the traceback keeps the step's tensors in memory.
+        failed_s = time.perf_counter() - began_s - (self._vlm.device_busy_s - busy_s)
+        return refused + self._shrink(reason, failed_s)
+
+    def abandon(self) -> None:
+        """Forget every request."""
+        self._drop(0.0)
+        self._outside.clear()
+        self._did_not_fit.clear()
+
+    @property
+    def _has_room(self) -> bool:
+        return self.limit is None or len(self._inside) < self.limit
+
+    def _enter(self, held: _Held) -> None:
+        self._vlm.submit(held.request, plan=self._plan)
+        held.entered_s = time.perf_counter()
+        self._inside[held.request.request_id] = held
+
+    def _fill(self) -> list[Generation]:
+        refused = []
+        while self._outside and self._has_room:
+            held = self._outside.popleft()
+            try:
+                self._enter(held)
+            except RequestError as error:
+                held.entered_s = time.perf_counter()
+                refused.append(_failed(held, error))
+        return refused
+
+    def _settle(self, generation: Generation) -> Generation:
+        held = self._inside.pop(generation.request_id)
+        self._did_not_fit.discard(generation.request_id)
+        self._answered_s += generation.timing.device_s
+        waited_s, timing = held.entered_s - held.accepted_s, generation.timing
+        return replace(generation, timing=replace(timing, queue_s=timing.queue_s + waited_s))
+
+    def _shrink(self, reason: str, failed_s: float) -> list[Generation]:
+        dropped = self._drop(failed_s)
+        if len(dropped) > 1:
+            if not self._did_not_fit:
+                self._limit_before, self._did_not_fit = self.limit, {held.request.request_id for held in dropped}
+            self.limit = len(dropped) // 2
+            self._outside.extendleft(reversed(dropped))
+            return []
+        [alone] = dropped
+        if alone.request.request_id in self._did_not_fit:
+            self.limit, self._did_not_fit = self._limit_before, set()
+        alone.entered_s = time.perf_counter()
+        return [_failed(alone, MemoryError(f"too large for the device even alone: {reason}"))]
+
+    def _drop(self, failed_s: float) -> list[_Held]:
+        """Take everything out of the model; its device time so far was for nothing."""
+        self._vlm.cancel_all()
+        dropped_s = self._vlm.device_busy_s - self._answered_s - self._dropped_s
+        self._dropped_s += dropped_s
+        self.lost_s += dropped_s + failed_s
+        dropped = list(self._inside.values())
+        self._inside.clear()
+        return dropped
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the device or the host had no memory left; by name, since torch is not loaded here."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY_SIGNS)
+
+
+def _failed(held: _Held, error: Exception) -> Generation:
+    timing = Timing(queue_s=held.entered_s - held.accepted_s, vision_s=0.0, prefill_s=0.0, decode_s=0.0, device_s=0.0)
+    return Generation(held.request.request_id, "", (), None, None, timing, error=error)
