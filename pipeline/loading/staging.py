@@ -99,18 +99,21 @@ class Staging:
         key = uri, size, etag
         self._make_room(size, keep)
         path = self._new_path()
-        self.num_requests += 2 if etag else 1
+        self.num_requests += 1
         try:
-            num_bytes = storage.fetch(uri, str(path), etag=etag)
-            if num_bytes != size:
-                raise ItemError("changed_object", f"{uri}: the manifest has {size} bytes, the store {num_bytes}")
+            fetched = storage.fetch(uri, str(path), etag=etag)
+            if fetched.num_bytes != size:
+                raise ItemError(
+                    "changed_object", f"{uri}: the manifest has {size} bytes, the store {fetched.num_bytes}"
+                )
         except BaseException:
             self.bytes_fetched += path.stat().st_size if path.exists() else 0
             path.unlink(missing_ok=True)
             raise
-        self.bytes_fetched += num_bytes
+        self.bytes_fetched += fetched.num_bytes
+        self.num_requests += fetched.num_requests - 1
         self._copies[key] = path
-        return StagedObject(str(path), num_bytes, num_requests + (2 if etag else 1))
+        return StagedObject(str(path), fetched.num_bytes, num_requests + fetched.num_requests)
 
     def close(self) -> None:
         """Remove the folder. Another `get` makes a new one."""

@@ -13,9 +13,9 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import fsspec
 from fsspec.utils import glob_translate
@@ -29,7 +29,9 @@ from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.uris import check_uri, is_local, join, local_path, printable, scheme
 
 __all__ = [
+    "Fetched",
     "ObjectInfo",
+    "can_read_ranges",
     "check_uri",
     "create_exclusive",
     "delete",
@@ -42,6 +44,7 @@ __all__ = [
     "local_path",
     "read",
     "read_range",
+    "read_ranges",
     "stat",
     "sweep_temporaries",
     "temporaries",
@@ -49,6 +52,7 @@ __all__ = [
 ]
 
 _READ_TRIES = 3
+_RETRY_S = 0.2
 _SETTLE_S = 2.0
 _ENVIRONMENT = (
     "AWS_ENDPOINT_URL",
@@ -60,6 +64,13 @@ _ENVIRONMENT = (
     "AWS_MAX_ATTEMPTS",
 )
 Result = TypeVar("Result")
+
+
+class Fetched(NamedTuple):
+    """A copy that was made: its bytes, and the requests it took."""
+
+    num_bytes: int
+    num_requests: int
 
 
 def list_objects(prefix: str, pattern: str = "**/*") -> list[ObjectInfo]:
@@ -124,25 +135,46 @@ def read_range(uri: str, start: int, end: int) -> bytes:
     return _on_object("read", uri, lambda: _backend(uri).read(uri, start, end)) if start < end else b""
 
 
-def fetch(uri: str, path: str, *, etag: str = "") -> int:
-    """Stream an object into a local file; returns its bytes.
+def fetch(uri: str, path: str, *, etag: str = "") -> Fetched:
+    """Stream an object into a local file, its checksum compared where the store gives one.
 
     Args:
         uri: what to fetch.
         path: the file to write; incomplete where this raises.
-        etag: the entity tag it must still have afterwards; "" accepts any.
+        etag: the entity tag it must have; "" accepts any.
 
     Raises:
-        ItemError: as `stat`, and ``changed_object`` where the tag or the size is another one.
+        ItemError: as `stat`; ``changed_object`` where the tag is another one; ``store_error`` where the body is
+            repeatedly not what its length or checksum say.
     """
     uri = check_uri(uri)
-    _on_object("fetch", uri, lambda: _backend(uri).copy(uri, path))
-    size = os.path.getsize(path)
-    if etag:
-        now = stat(uri)
-        if (now.etag, now.size) != (etag, size):
-            raise ItemError("changed_object", f"fetch {uri}: expected etag {etag}, found {now.etag} ({now.size} bytes)")
-    return size
+    if pinned := _backend(uri).pinned(uri, etag):
+        return Fetched(_on_object("fetch", uri, lambda: pinned.copy(path)), 1)
+    size = _on_object("fetch", uri, lambda: _backend(uri).copy(uri, path))
+    if not etag:
+        return Fetched(size, 1)
+    now = stat(uri)
+    if (now.etag, now.size) != (etag, size):
+        raise ItemError("changed_object", f"fetch {uri}: expected etag {etag}, found {now.etag} ({now.size} bytes)")
+    return Fetched(size, 2)
+
+
+def can_read_ranges(uri: str) -> bool:
+    """Whether `read_ranges` can hold the store to one version of an object."""
+    return _backend(check_uri(uri)).pinned(uri, "") is not None
+
+
+def read_ranges(uri: str, ranges: Sequence[tuple[int, int]], *, size: int, etag: str) -> list[bytes]:
+    """The bytes of each half-open range, all of the version with this size and tag.
+
+    Raises:
+        ItemError: as `fetch`. None of the bytes is handed out where one answer was of another version.
+    """
+    uri = check_uri(uri)
+    if not all(0 <= start < end <= size for start, end in ranges) or not etag:
+        raise ValueError(f"read_ranges needs 0 <= start < end <= {size} and a tag; got {etag!r}, {list(ranges)}")
+    pinned = _backend(uri).pinned(uri, etag)
+    return _on_object("read", uri, lambda: pinned.read_ranges(ranges, size=size)) if ranges else []
 
 
 def write_atomic(uri: str, data: bytes) -> None:
@@ -233,7 +265,7 @@ def _on_object(verb: str, uri: str, action: Callable[[], Result]) -> Result:
         except Exception as error:
             if not body_ended_early(error):
                 raise item_error(verb, uri, error) from error
-            time.sleep(0.2 * 2**attempt)
+            time.sleep(_RETRY_S * 2**attempt)
     try:
         return action()
     except Exception as error:

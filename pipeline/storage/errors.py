@@ -42,9 +42,25 @@ _CREDENTIAL_CLASSES = frozenset(
     }
 )
 _BODY_CLASSES = frozenset(
-    {"ClientPayloadError", "IncompleteRead", "IncompleteReadError", "ChecksumError", "ServerDisconnectedError"}
+    {
+        "BodyMismatchError",
+        "ChecksumError",
+        "ClientPayloadError",
+        "FlexibleChecksumError",
+        "IncompleteRead",
+        "IncompleteReadError",
+        "ServerDisconnectedError",
+    }
 )
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
+
+
+class BodyMismatchError(Exception):
+    """A body is not what its header announced: too short, too long, or with another checksum."""
+
+
+class ObjectChangedError(Exception):
+    """The store answered for another version of the object than was asked for."""
 
 
 def item_error(verb: str, uri: str, error: Exception) -> ItemError | StorageError:
@@ -93,11 +109,13 @@ def is_created_by_another(error: BaseException) -> bool:
 
 
 def body_ended_early(error: BaseException) -> bool:
-    """Whether the answer began well and broke off, so that reading again may succeed."""
+    """Whether the answer began well and its body is not what it announced, so that reading again may succeed."""
     return any(type(e).__name__ in _BODY_CLASSES or isinstance(e, ConnectionResetError) for e in _chain(error))
 
 
 def _row_error_type(error: Exception) -> RowErrorType:
+    if isinstance(error, ObjectChangedError):
+        return "changed_object"
     if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
         return "not_found"
     return "access_denied" if isinstance(error, PermissionError) else "store_error"

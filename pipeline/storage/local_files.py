@@ -10,9 +10,13 @@ import errno
 import os
 import secrets
 import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from pipeline.records import ObjectInfo
+from pipeline.storage.errors import ObjectChangedError
 
 _TEMPORARY_SUFFIX = ".tmp"
 
@@ -53,11 +57,44 @@ def read(path: str, start: int = 0, end: int | None = None) -> bytes:
         return file.read() if end is None else file.read(end - start)
 
 
-def copy(path: str, target: str) -> None:
-    """The whole content into another file."""
-    with open(path, "rb") as source, open(target, "wb") as file:
-        while chunk := source.read(1 << 20):
-            file.write(chunk)
+@dataclass(frozen=True, slots=True)
+class PinnedFile:
+    """One state of a file, known by its time of modification; "" accepts whichever is found first."""
+
+    path: str
+    etag: str
+
+    def copy(self, target: str) -> int:
+        """The whole content into another file; returns its bytes."""
+        with open(self.path, "rb") as source, open(target, "wb") as file:
+            etag = self._check(source, self.etag)
+            while chunk := source.read(1 << 20):
+                file.write(chunk)
+            self._check(source, etag)
+        return os.path.getsize(target)
+
+    def read_ranges(self, ranges: Sequence[tuple[int, int]], *, size: int) -> list[bytes]:
+        """The bytes of each half-open range of a file that has ``size`` bytes."""
+        with open(self.path, "rb") as source:
+            etag = self._check(source, self.etag)
+            found = [os.pread(source.fileno(), end - start, start) for start, end in ranges]
+            self._check(source, etag)
+            if os.fstat(source.fileno()).st_size != size or any(
+                len(data) != end - start for data, (start, end) in zip(found, ranges, strict=True)
+            ):
+                raise ObjectChangedError(f"expected a file of {size} bytes")
+        return found
+
+    def _check(self, file: BinaryIO, etag: str) -> str:
+        found = _info(self.path, os.fstat(file.fileno())).etag
+        if etag not in {"", found}:
+            raise ObjectChangedError(f"expected etag {etag}, found {found}")
+        return found
+
+
+def pinned(path: str, etag: str) -> PinnedFile:
+    """One state of a file."""
+    return PinnedFile(path, etag)
 
 
 def write(path: str, data: bytes) -> None:

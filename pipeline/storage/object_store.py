@@ -6,11 +6,13 @@ into words. Only calls that take names literally are used: never one that expand
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.records import ObjectInfo
 from pipeline.storage.errors import http_code, is_created_by_another
+from pipeline.storage.s3_read import PinnedObject
 from pipeline.storage.uris import scheme
 
 
@@ -65,9 +67,14 @@ class ObjectStore:
                 return b""
             raise
 
-    def copy(self, uri: str, target: str) -> None:
-        """The whole object into a local file, in parallel ranges where it is large."""
+    def pinned(self, uri: str, etag: str) -> PinnedObject | None:
+        """One version of an object, where the store can be asked for a version by its tag."""
+        return PinnedObject(self.filesystem, uri, etag) if scheme(uri) == "s3" else None
+
+    def copy(self, uri: str, target: str) -> int:
+        """The whole object into a local file, whichever version is there."""
         self.filesystem.get_file(uri, target)
+        return os.path.getsize(target)
 
     def write(self, uri: str, data: bytes) -> None:
         """One PUT; above 100 MB a multipart upload that is completed once."""

@@ -66,7 +66,7 @@ def test_fetch_copies_bytes_and_notices_a_changed_object(root, tmp_path):
     uri, copy = storage.join(root, "clip"), str(tmp_path / "copy")
     storage.write_atomic(uri, b"first" * 1000)
     etag = storage.stat(uri).etag
-    assert storage.fetch(uri, copy, etag=etag) == 5000
+    assert storage.fetch(uri, copy, etag=etag) == (5000, 1)
     assert Path(copy).read_bytes() == b"first" * 1000
     storage.write_atomic(uri, b"other" * 1000)
     with pytest.raises(ItemError, match=r"expected etag") as caught:

@@ -1,0 +1,119 @@
+"""Bytes of one version of one S3 object, checked against what the store says of them.
+
+Every answer must carry the entity tag that was asked for and exactly the bytes it announces; a whole body must also
+have the MD5 that its tag is, and the ``x-amz-checksum-*`` the store sent (the client library compares that one). Works
+on an s3fs file system that `pipeline.storage` opened; imports no client library and knows nothing of media.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pipeline.storage.errors import BodyMismatchError, ObjectChangedError, http_code
+
+_CHUNK_BYTES = 1 << 20
+_REQUESTS_AT_ONCE = 8
+_MD5 = re.compile(r"[0-9a-f]{32}")
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedObject:
+    """One version of an object.
+
+    Attributes:
+        filesystem: s3fs, asynchronous inside.
+        uri: ``s3://bucket/key``.
+        etag: of the version, without quotes; "" accepts whichever the first answer has.
+    """
+
+    filesystem: Any
+    uri: str
+    etag: str
+
+    def copy(self, target: str) -> int:
+        """Stream the whole object into a local file; returns its bytes."""
+        return self._wait(self._copy(target))
+
+    def read_ranges(self, ranges: Sequence[tuple[int, int]], *, size: int) -> list[bytes]:
+        """The bytes of each half-open range, some requests at a time; ``size`` is the whole object's."""
+        return self._wait(self._read_ranges(ranges, size))
+
+    def _wait(self, work: Coroutine[Any, Any, Result]) -> Result:
+        return asyncio.run_coroutine_threadsafe(work, self.filesystem.loop).result()
+
+    async def _copy(self, target: str) -> int:
+        answer = await self._get()
+        num_bytes, md5 = 0, hashlib.md5(usedforsecurity=False)
+        async with answer["Body"] as body:
+            with open(target, "wb") as file:
+                while chunk := await body.read(_CHUNK_BYTES):
+                    num_bytes += len(chunk)
+                    md5.update(chunk)
+                    file.write(chunk)
+        self._check_length(num_bytes, answer.get("ContentLength", num_bytes))
+        if _tag_is_md5(answer, self.uri) and md5.hexdigest() != _tag(answer):
+            raise BodyMismatchError(f"the body has the MD5 {md5.hexdigest()}, its ETag is {_tag(answer)}")
+        return num_bytes
+
+    async def _read_ranges(self, ranges: Sequence[tuple[int, int]], size: int) -> list[bytes]:
+        free = asyncio.Semaphore(_REQUESTS_AT_ONCE)
+
+        async def read(start: int, end: int) -> bytes:
+            async with free:
+                answer = await self._get(Range=f"bytes={start}-{end - 1}")
+                async with answer["Body"] as body:
+                    data = await body.read()
+            sent = _CONTENT_RANGE.fullmatch(answer.get("ContentRange", ""))
+            if not sent or tuple(map(int, sent.groups())) != (start, end - 1, size):
+                found = answer.get("ContentRange", "no range")
+                raise ObjectChangedError(f"asked for bytes {start}-{end - 1} of {size}, the store sent {found}")
+            self._check_length(len(data), end - start)
+            return data
+
+        tasks = [asyncio.ensure_future(read(start, end)) for start, end in ranges]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _get(self, **options: str) -> dict[str, Any]:
+        bucket, _, key = self.uri.partition("://")[2].partition("/")
+        condition = {"IfMatch": f'"{self.etag}"'} if self.etag else {}
+        asked = {"Bucket": bucket, "Key": key, "ChecksumMode": "ENABLED", **condition, **options}
+        try:
+            answer = await self.filesystem._call_s3("get_object", **asked)
+        except Exception as error:
+            if http_code(error) in {"PreconditionFailed", "412"}:
+                raise ObjectChangedError(f"expected etag {self.etag}, the object has another one") from error
+            raise
+        if self.etag and _tag(answer) != self.etag:
+            answer["Body"].close()
+            raise ObjectChangedError(f"expected etag {self.etag}, the store sent {_tag(answer) or 'none'}")
+        return answer
+
+    @staticmethod
+    def _check_length(num_bytes: int, num_expected: int) -> None:
+        if num_bytes != num_expected:
+            raise BodyMismatchError(f"{num_bytes} bytes came of {num_expected}")
+
+
+def _tag(answer: dict[str, Any]) -> str:
+    return str(answer.get("ETag") or "").strip('"')
+
+
+def _tag_is_md5(answer: dict[str, Any], uri: str) -> bool:
+    """A tag is no MD5 where the object was uploaded in parts or encrypted with a key, and in directory buckets.
+
+    Source: docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html, ETag.
+    """
+    with_key = str(answer.get("ServerSideEncryption") or "").startswith("aws:kms") or "SSECustomerAlgorithm" in answer
+    in_directory = uri.partition("://")[2].partition("/")[0].endswith("--x-s3")
+    return bool(_MD5.fullmatch(_tag(answer))) and not with_key and not in_directory
