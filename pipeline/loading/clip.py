@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from pipeline.errors import ItemError
 from pipeline.loading.container import Container
+from pipeline.loading.orientation import Orientation
 from pipeline.loading.sampling import Timeline
 
 _CODECS_FOR_DECORD = frozenset({"h264", "hevc", "vp8", "vp9"})
@@ -23,6 +24,7 @@ class Packet(NamedTuple):
     """One coded frame, without its bytes; times in stream time base.
 
     ``is_fresh_start``: a key frame behind which nothing refers to anything before it (`pipeline.loading.nal`).
+    ``position``, ``num_bytes``: where it lies in the file; -1 where the container does not say.
     """
 
     pts: int | None
@@ -31,6 +33,8 @@ class Packet(NamedTuple):
     is_fresh_start: bool
     is_corrupt: bool
     is_discard: bool
+    position: int = -1
+    num_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,8 @@ class Clip:
         seek_pts: index of a key frame -> where to seek for it; only where seeking is exact.
         is_closed: every key frame starts afresh.
         problem: what is missing from the file, None when all is there.
+        orientation: how the first frame is to be turned and mirrored.
+        num_videos: video streams of the file.
     """
 
     container: Container
@@ -53,6 +59,8 @@ class Clip:
     seek_pts: dict[int, int]
     is_closed: bool
     problem: str | None
+    orientation: Orientation
+    num_videos: int
 
     @property
     def unfit_for_decord(self) -> str | None:
@@ -67,6 +75,10 @@ class Clip:
             return f"its seeking has not been tested with {self.codec}"
         if self.order is None:
             return "it makes up times where the container has none"
+        if self.orientation.is_mirrored or (self.orientation != Orientation() and self.container != "mov"):
+            return "it mirrors nothing, and turns only what mp4 and mov files say"
+        if self.num_videos > 1:
+            return "it may choose another of several video streams"
         if self.problem:
             return f"it loses every frame of an incomplete file ({self.problem})"
         return None
@@ -87,6 +99,8 @@ def describe_clip(
     frame_rate: Fraction | None,
     num_declared: int,
     problem_at_end: str | None,
+    orientation: Orientation,
+    num_videos: int,
 ) -> Clip:
     """Put packets into the order of showing and count what is missing.
 
@@ -97,6 +111,7 @@ def describe_clip(
         frame_rate: average; used only where the container gives no presentation times.
         num_declared: packets the container's index lists, 0 where it lists none.
         problem_at_end: from `ends_early`.
+        orientation, num_videos: as in `Clip`.
 
     Raises:
         ItemError: ``empty_media`` or ``corrupt_media`` where no frame is left to show.
@@ -116,7 +131,8 @@ def describe_clip(
         if not frame_rate:
             raise ItemError("corrupt_media", "the container gives neither frame times nor a frame rate")
         times_s = tuple(float(index / frame_rate) for index in range(len(shown)))
-        return Clip(container, codec, Timeline(times_s, _keyframes(shown)), None, {}, is_closed, problem)
+        timeline = Timeline(times_s, _keyframes(shown))
+        return Clip(container, codec, timeline, None, {}, is_closed, problem, orientation, num_videos)
 
     shown = [packet for _, packet in sorted(zip(pts, shown, strict=True))]
     pts = sorted(pts)
@@ -128,7 +144,8 @@ def describe_clip(
         }
     times_s = tuple(float((value - pts[0]) * time_base) for value in pts)
     order = {value: index for index, value in enumerate(pts)}
-    return Clip(container, codec, Timeline(times_s, keyframes), order, seek_pts, is_closed, problem)
+    timeline = Timeline(times_s, keyframes)
+    return Clip(container, codec, timeline, order, seek_pts, is_closed, problem, orientation, num_videos)
 
 
 def ends_early(end_s: float, declared_s: float) -> str | None:

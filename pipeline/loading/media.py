@@ -65,7 +65,7 @@ def load_video(path: str, media: MediaConfig, *, decoder: DecoderChoice) -> Fram
     """
     with open(path, "rb") as file:
         container = sniff(file.read(HEAD_BYTES))
-    clip = scan(path, container, media)
+    clip, _ = scan(path, container, media)
     wanted = choose_frames(clip.timeline, media.frame_sampling, num_frames=media.num_frames)
     if not wanted:
         raise ItemError("corrupt_media", "the container marks no key frames; use frame_sampling: {kind: uniform}")
@@ -145,6 +145,8 @@ def _read_decord(path: str, clip: Clip, wanted: Sequence[int]) -> dict[int, np.n
     import decord
 
     decord.logging.set_level(decord.logging.QUIET)
+    if "%" in path:
+        raise DecordRefusedError("takes a % in a file's name for a pattern of other files")
     try:
         reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1, fault_tol=_NO_FAULTS)
         if len(reader) != len(clip.timeline.timestamps_s):
@@ -154,7 +156,10 @@ def _read_decord(path: str, clip: Clip, wanted: Sequence[int]) -> dict[int, np.n
             shown_s[1:] - shown_s[0], [clip.timeline.timestamps_s[i] for i in wanted], rtol=1e-6, atol=2e-3
         ):
             raise DecordRefusedError("gives other times than the container")
-        return {index: reader[index].asnumpy() for index in wanted}
+        found = {index: reader[index].asnumpy() for index in wanted}
+        if any(frame.shape[2] != 3 for frame in found.values()):  # below 32 px of width it hands out padded rows
+            raise DecordRefusedError("gives frames of other than three colours")
+        return found
     except (DecordRefusedError, MemoryError):
         raise
     except Exception as error:  # decord raises its own error, RuntimeError and AssertionError alike

@@ -1,10 +1,12 @@
-"""Videos through PyAV: list a container's frames without decoding one, and decode chosen ones. Inside the child only.
+"""Videos through PyAV: list a container's frames, and decode chosen ones. Inside the child only.
 
-One demuxer is allowed a file, and no protocol. Knows nothing of decord, storage, models or rows.
+Listing decodes the first key frame alone, which carries how the picture is to be turned. One demuxer is allowed a file,
+and no protocol. Knows nothing of decord, storage, models or rows.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -14,13 +16,17 @@ import numpy as np
 from pipeline.errors import ItemError
 from pipeline.loading.clip import Clip, Packet, check_duration, check_pixels, describe_clip, ends_early
 from pipeline.loading.container import Container
+from pipeline.loading.gop_ranges import Stretch
+from pipeline.loading.mp4_index import DoubtError
 from pipeline.loading.nal import starts_afresh
+from pipeline.loading.orientation import Orientation, orientation_of
 
 if TYPE_CHECKING:
     from pipeline.config import MediaConfig
 
 _READ_BYTES = 1 << 18
 _FIRST_PTS = -(1 << 63)
+_FRESH_STARTS = frozenset({"h264", "hevc"})  # whose key frames say whether they start afresh
 
 
 @contextmanager
@@ -47,8 +53,8 @@ def _opened(path: str, container: Container) -> Iterator[tuple[Any, Any]]:
             yield file, stream
 
 
-def scan(path: str, container: Container, media: MediaConfig) -> Clip:
-    """Check the budgets, then list every frame without decoding one.
+def scan(path: str, container: Container, media: MediaConfig) -> tuple[Clip, list[Packet]]:
+    """Check the budgets, then list every frame; and the packets as they lie in the file.
 
     Raises:
         ItemError: ``too_large``, ``no_video_stream``, ``unsupported_media``, ``corrupt_media`` or ``empty_media``.
@@ -57,7 +63,7 @@ def scan(path: str, container: Container, media: MediaConfig) -> Clip:
         check_pixels(stream.codec_context.width, stream.codec_context.height, most=media.max_pixels_per_frame)
         declared_s = (file.duration or 0) / 1e6
         check_duration(declared_s, most_s=media.max_duration_s)
-        packets, end_s = _read_packets(file, stream)
+        packets, end_s, orientation = _read_packets(file, stream)
         num_listed = {"mov": sum(entry.size > 0 for entry in stream.index_entries), "avi": stream.frames}
         clip = describe_clip(
             packets,
@@ -67,14 +73,16 @@ def scan(path: str, container: Container, media: MediaConfig) -> Clip:
             frame_rate=stream.average_rate,
             num_declared=num_listed.get(container, 0),
             problem_at_end=ends_early(end_s, declared_s),
+            orientation=orientation,
+            num_videos=len(file.streams.video),
         )
     check_duration(clip.timeline.timestamps_s[-1], most_s=media.max_duration_s)
-    return clip
+    return clip, packets
 
 
-def _read_packets(file: Any, stream: Any) -> tuple[list[Packet], float]:
-    """Every packet of the stream, and the time at which the last packet of any stream ends."""
-    packets, end_s, start_s = [], 0.0, (file.start_time or 0) / 1e6
+def _read_packets(file: Any, stream: Any) -> tuple[list[Packet], float, Orientation]:
+    """Every packet of the stream, the time at which the last packet of any stream ends, and how frames are turned."""
+    packets, end_s, start_s, first = [], 0.0, _start_s(file), None
     codec, extradata = stream.codec_context.codec.canonical_name, stream.codec_context.extradata
     for packet in _demux(file):
         if not packet.size:
@@ -85,8 +93,43 @@ def _read_packets(file: Any, stream: Any) -> tuple[list[Packet], float]:
         if packet.stream_index == stream.index:
             is_fresh = packet.is_keyframe and starts_afresh(bytes(packet), codec=codec, extradata=extradata)
             flags = packet.is_keyframe, is_fresh, packet.is_corrupt, packet.is_discard
-            packets.append(Packet(packet.pts, packet.dts, *flags))
-    return packets, end_s
+            position = -1 if packet.pos is None else packet.pos
+            packets.append(Packet(packet.pts, packet.dts, *flags, position, packet.size))
+            first = first or (packet if packet.is_keyframe else None)
+    return packets, end_s, _first_orientation(first)
+
+
+def _start_s(file: Any) -> float:
+    """What to take off times to compare them with the declared duration.
+
+    That is counted from the first packet, but in Matroska from zero where FFmpeg wrote it: seen as one beyond the start.
+    """
+    start_s = (file.start_time or 0) / 1e6
+    return 0.0 if "matroska" in file.format.name and (file.duration or 0) / 1e6 > start_s else start_s
+
+
+def _first_orientation(key_packet: Any) -> Orientation:
+    """Of the first key frame; plain where it cannot be decoded, which decoding the chosen frames then reports."""
+    import av
+
+    if key_packet is None or key_packet.is_corrupt:
+        return Orientation()
+    try:
+        frames = [*key_packet.decode(), *key_packet.stream.codec_context.decode(None)]
+    except av.error.FFmpegError as error:
+        if isinstance(error, MemoryError):
+            raise
+        return Orientation()
+    return _orientation(frames[0]) if frames else Orientation()
+
+
+def _orientation(frame: Any) -> Orientation:
+    import av
+
+    for side_data in frame.side_data:
+        if side_data.type == av.sidedata.sidedata.Type.DISPLAYMATRIX:
+            return orientation_of(struct.unpack("=9i", bytes(side_data)[:36]))
+    return Orientation()
 
 
 def read_pyav(path: str, clip: Clip, wanted: Sequence[int], media: MediaConfig) -> dict[int, np.ndarray]:
@@ -109,6 +152,49 @@ def read_pyav(path: str, clip: Clip, wanted: Sequence[int], media: MediaConfig) 
     if len({frame.shape for frame in found.values()}) > 1:
         raise ItemError("unsupported_media", "the video changes its frame size midway")
     return found
+
+
+def decode_stretches(
+    path: str, container: Container, found: Sequence[Stretch], media: MediaConfig
+) -> dict[int, np.ndarray]:
+    """The wanted frames by index, from the bytes of those stretches alone: whatever else the file holds is not decoded.
+
+    Raises:
+        DoubtError: the bytes are not what the index said, or not decoded whole without a remark.
+    """
+    import av
+
+    frames: dict[int, np.ndarray] = {}
+    with _opened(path, container) as (file, stream):
+        codec = stream.codec_context
+        codec.options = {"err_detect": "explode"}
+        try:
+            for one in found:
+                first = one.packets[0]
+                file.seek(min(first.pts, first.pts if first.dts is None else first.dts), stream=stream)
+                decoded = [frame for packet in _exactly(file, stream, one.packets) for frame in packet.decode()]
+                for frame in [*decoded, *codec.decode(None)]:
+                    if frame.is_corrupt:
+                        raise DoubtError("a frame is not whole")
+                    if frame.pts in one.wanted:
+                        frames[one.wanted[frame.pts]] = _upright_rgb(frame, media)
+        except av.error.FFmpegError as error:
+            if isinstance(error, MemoryError):
+                raise
+            raise DoubtError(f"a wanted stretch cannot be decoded: {error.strerror}") from error
+    return frames
+
+
+def _exactly(file: Any, stream: Any, expected: Sequence[Packet]) -> Iterator[Any]:
+    """The expected packets from the container's present position, each compared with the index."""
+    codec, extradata = stream.codec_context.codec.canonical_name, stream.codec_context.extradata
+    for packet, listed in zip(file.demux(stream), expected, strict=False):
+        if (packet.pts, packet.pos, packet.size) != (listed.pts, listed.position, listed.num_bytes):
+            raise DoubtError("seeking led elsewhere than the index said")
+        must_be_fresh = listed is expected[0] and codec in _FRESH_STARTS
+        if must_be_fresh and not starts_afresh(bytes(packet), codec=codec, extradata=extradata):
+            raise DoubtError("its key frames do not start afresh")
+        yield packet
 
 
 def _decode(file: Any, stream: Any, clip: Clip) -> Iterator[tuple[int, Any]]:
@@ -156,7 +242,4 @@ def _demux(file: Any, *streams: Any) -> Iterator[Any]:
 
 def _upright_rgb(frame: Any, media: MediaConfig) -> np.ndarray:
     check_pixels(frame.width, frame.height, most=media.max_pixels_per_frame)
-    turns, rest = divmod(frame.rotation, 90)
-    if rest:
-        raise ItemError("unsupported_media", f"turned by {frame.rotation} degrees; only multiples of 90 are read")
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
+    return _orientation(frame).apply(frame.to_ndarray(format="rgb24", threads=1))

@@ -1,0 +1,57 @@
+"""How a decoded picture is to be turned and mirrored before it is shown, from a container's display matrix.
+
+Pure arithmetic; knows no decoder and no file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.errors import ItemError
+
+_SLANT = 0.01  # what an entry that should be zero may have of the largest one: phones write rounded matrices
+
+
+@dataclass(frozen=True, slots=True)
+class Orientation:
+    """Rows and columns exchanged first, then each reversed or not."""
+
+    is_transposed: bool = False
+    reverses_columns: bool = False
+    reverses_rows: bool = False
+
+    @property
+    def is_mirrored(self) -> bool:
+        """Whether no turning alone does it."""
+        return self.is_transposed ^ self.reverses_columns ^ self.reverses_rows
+
+    def apply(self, picture: np.ndarray) -> np.ndarray:
+        """uint8 [H, W, 3] as it is to be shown."""
+        if self.is_transposed:
+            picture = picture.swapaxes(0, 1)
+        rows, columns = (slice(None, None, -1 if back else 1) for back in (self.reverses_rows, self.reverses_columns))
+        return np.ascontiguousarray(picture[rows, columns])
+
+
+def orientation_of(matrix: Sequence[int]) -> Orientation:
+    """From the nine entries a b u c d v x y w, by which a point (x, y) is shown at (a x + c y, b x + d y).
+
+    A matrix of zeros, which some writers leave behind, turns nothing.
+
+    Raises:
+        ItemError: ``unsupported_media`` for anything but quarter turns and mirrors.
+    """
+    a, b, c, d = matrix[0], matrix[1], matrix[3], matrix[4]
+    slight = _SLANT * max(map(abs, (a, b, c, d)))
+    if slight == 0:
+        return Orientation()
+    straight, across = min(abs(a), abs(d)) > slight, min(abs(b), abs(c)) > slight
+    if straight == across or (max(abs(b), abs(c)) if straight else max(abs(a), abs(d))) > slight:
+        raise ItemError(
+            "unsupported_media",
+            "the picture is to be slanted; only turns by multiples of 90 degrees and mirrors are read",
+        )
+    return Orientation(False, a < 0, d < 0) if straight else Orientation(True, c < 0, b < 0)
