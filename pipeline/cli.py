@@ -12,14 +12,14 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from illava.errors import ILLaVAError
-from pipeline.errors import ItemError, PipelineError
+from pipeline.errors import ConfigError, ItemError, PipelineError
 
 if TYPE_CHECKING:
     from pipeline.config import JobConfig
 
 EXIT_CODES = """\
 exit codes: 0 all ok · 2 usage or configuration · 3 finished, with failed items · 4 refused (another run's output) ·
-5 infrastructure · 130/143 interrupted; the same command resumes"""
+5 infrastructure · 6 stopped at its budget · 130/143 interrupted; after 6, 130 and 143 the same command resumes"""
 
 
 def run_cli(
@@ -32,7 +32,7 @@ def run_cli(
         argv: arguments without the program's name; the process's own by default.
         when_finished: from the run folder to what is printed below the summary of a finished run.
     """
-    options = _parser(description).parse_args(argv)
+    options = _job_parser(description).parse_args(argv)
     return guarded(lambda: _run(options, when_finished), debug=options.debug)
 
 
@@ -50,7 +50,16 @@ def guarded(command: Callable[[], int], *, debug: bool) -> int:
         return _exit_code(error)
 
 
-def _parser(description: str) -> argparse.ArgumentParser:
+def _job_parser(description: str) -> argparse.ArgumentParser:
+    parser = common_parser(description)
+    parser.add_argument("--probe", type=int, metavar="N", help="with --plan: run N items, estimate all of them")
+    parser.add_argument("--budget", metavar="25USD|3h", help="begin nothing new once this is used up; resumable")
+    parser.add_argument("--one-line", action="store_true", help="the summary in one line, for a cron mail")
+    return parser
+
+
+def common_parser(description: str) -> argparse.ArgumentParser:
+    """The flags that everything under jobs/ has."""
     parser = argparse.ArgumentParser(
         description=description, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -71,26 +80,42 @@ def _parser(description: str) -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace, when_finished: Callable[[str], str] | None) -> int:
     config = _config(options)
+    if options.probe is not None and not options.plan:
+        raise ConfigError("--probe measures for a plan; give --plan --probe N")
     if options.plan:
-        from pipeline.plan_report import render_plan
-
-        print(render_plan(config))
-        return 0
+        return _plan(config, options)
+    from pipeline.budget import parse_budget
     from pipeline.runner import run_job
-    from pipeline.summary import render_summary
+    from pipeline.summary import render_line, render_summary
 
-    summary = run_job(config, debug=options.debug)
-    print(render_summary(summary))
-    if when_finished is not None and not summary.interrupted_by:
+    budget = parse_budget(options.budget, config) if options.budget else None
+    summary = run_job(config, budget=budget, debug=options.debug)
+    print(render_line(summary) if options.one_line else render_summary(summary))
+    if when_finished is not None and not summary.num_left:
         print(when_finished(summary.output_uri))
     return summary.exit_code
+
+
+def _plan(config: JobConfig, options: argparse.Namespace) -> int:
+    from pipeline.plan_report import render_plan
+
+    print(render_plan(config))
+    if options.probe is not None:
+        from pipeline.probe import probe, render_probe
+
+        print(render_probe(probe(config, options.probe, debug=options.debug)))
+    return 0
 
 
 def _config(options: argparse.Namespace) -> JobConfig:
     from pipeline.config_file import load_config
 
-    limit = [] if options.limit is None else [f"input.limit={options.limit}"]
-    return load_config(options.config, [*options.overrides, *limit])
+    return load_config(options.config, overrides_of(options))
+
+
+def overrides_of(options: argparse.Namespace) -> list[str]:
+    """What the flags of `common_parser` override in the file, ``--limit`` included."""
+    return [*options.overrides, *([] if options.limit is None else [f"input.limit={options.limit}"])]
 
 
 def _words(error: Exception, *, debug: bool) -> str:

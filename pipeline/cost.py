@@ -58,14 +58,15 @@ class RunCost:
 
 def run_cost(config: JobConfig, *, items_usd: float, idle_s: float, load_s: float) -> RunCost:
     """A run's cost from the sum of its rows' costs and its actors' idle and load seconds (measured as gaps)."""
+    return RunCost(items_usd, actors_usd(config, idle_s), actors_usd(config, load_s))
 
-    def actor_usd(seconds: float) -> float:
-        return item_cost_usd(
-            config.prices,
-            gpu_s=seconds,
-            cpu_s=0.0,
-            gpus_per_actor=config.runtime.gpus_per_actor,
-            cpus_per_actor=config.runtime.cpus_per_actor,
-        )
 
-    return RunCost(items_usd, actor_usd(idle_s), actor_usd(load_s))
+def actors_usd(config: JobConfig, seconds: float) -> float:
+    """What VLM actors cost in so many seconds of one of them, whatever they do."""
+    return item_cost_usd(
+        config.prices,
+        gpu_s=seconds,
+        cpu_s=0.0,
+        gpus_per_actor=config.runtime.gpus_per_actor,
+        cpus_per_actor=config.runtime.cpus_per_actor,
+    )

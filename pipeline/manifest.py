@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +68,11 @@ class Manifest:
     def slice(self, start: int, count: int) -> tuple[MediaItem, ...]:
         """Items ``start`` .. ``start + count - 1``."""
         return tuple(_item(row) for row in self.table.slice(start, count).to_pylist())
+
+    def take(self, places: Sequence[int]) -> Manifest:
+        """The items at these places, frozen anew."""
+        table = self.table.take(pa.array(places, pa.int64())).combine_chunks()
+        return Manifest(table, _content_digest(table))
 
     def item_ids(self) -> list[str]:
         """Every item's id, in order."""

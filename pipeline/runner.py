@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from illava.preprocess import Preprocessor, load_preprocessor
+from pipeline.budget import BUDGET_EXIT_CODE, Allowance, Budget
 from pipeline.config import JobConfig, PricesConfig
 from pipeline.cost import RunCost, run_cost
 from pipeline.errors import RowErrorType
@@ -67,6 +68,7 @@ def run_job(
     *,
     worker_factory: WorkerFactory = VLMWorker,
     loader_factory: LoaderFactory = build_loader,
+    budget: Budget | None = None,
     debug: bool = False,
 ) -> RunSummary:
     """Do what a job has left to do; the same configuration resumes.
@@ -75,13 +77,16 @@ def run_job(
         config: the whole job.
         worker_factory: builds a worker inside each VLM actor; picklable.
         loader_factory: builds a loader inside each reader; picklable.
+        budget: begin no new shard once it is used up; what is begun is finished.
         debug: show the actors' own output.
 
     Raises:
         PipelineError: the run cannot be opened or cannot go on; its `exit_code` says of which kind. What was published
             stays, and the same command goes on from there.
     """
-    return continue_run(open_run(config), worker_factory=worker_factory, loader_factory=loader_factory, debug=debug)
+    return continue_run(
+        open_run(config), worker_factory=worker_factory, loader_factory=loader_factory, budget=budget, debug=debug
+    )
 
 
 def continue_run(
@@ -89,6 +94,7 @@ def continue_run(
     *,
     worker_factory: WorkerFactory = VLMWorker,
     loader_factory: LoaderFactory = build_loader,
+    budget: Budget | None = None,
     debug: bool = False,
 ) -> RunSummary:
     """Do what an opened run has left to do; otherwise as `run_job`."""
@@ -101,21 +107,27 @@ def continue_run(
         if pending:
             reopen(run)
             executor = partial(_executor, worker_factory=worker_factory, loader_factory=loader_factory, debug=debug)
-            workers = _work(run, pending, Progress(num_pending, tally), interruption, executor)
+            allowance = Allowance(config, budget, tally)
+            progress = Progress(num_pending, tally)
+            workers = _work(run, pending, progress, interruption, open_executor=executor, allowance=allowance)
     summary = RunSummary(
         exit_code=interruption.exit_code,
         name=config.name,
         output_uri=run.uri,
         num_items=len(run.manifest),
         num_done_before=len(run.manifest) - num_pending,
+        num_skipped=run.manifest.num_done,
         tally=tally,
         wall_s=time.perf_counter() - began_s,
         cost=_cost(config, tally, workers),
         workers=tuple(workers),
         interrupted_by=interruption.signal.name if interruption.signal else None,
     )
-    if interruption.signal and (left := pending_shards(run)):
+    left = pending_shards(run)
+    if left and interruption.signal:
         return replace(summary, num_left=count_items(run, left))
+    if left and budget is not None:
+        return replace(summary, num_left=count_items(run, left), exit_code=BUDGET_EXIT_CODE, budget_spent=True)
     return _finished(run, summary)
 
 
@@ -131,9 +143,11 @@ def _work(
     pending: list[int],
     progress: Progress,
     interruption: Interruption,
+    *,
     open_executor: Callable[[Run, Scheduler, Preprocessor], AbstractContextManager[Executor]],
+    allowance: Allowance,
 ) -> list[WorkerUsage]:
-    """The event loop, until everything is published or a signal came."""
+    """The event loop, until everything is published, the budget is used up or a signal came."""
     model = run.config.model
     preprocessor = load_preprocessor(model.model_id, revision=model.revision)
     sink = RetrySink(run)
@@ -145,6 +159,8 @@ def _work(
                 executor.turn()
                 publisher.turn()
                 progress.tick()
+                if not allowance.more(scheduler.num_in_work):
+                    scheduler.open_no_more()
         return executor.usage()
 
 

@@ -113,6 +113,15 @@ class Scheduler:
     def num_open_shards(self) -> int:
         return len(self._open)
 
+    @property
+    def num_in_work(self) -> int:
+        """Items of the open shards that have no row yet."""
+        return sum(len(shard.leases) - len(shard.rows) for shard in self._open.values())
+
+    def open_no_more(self) -> None:
+        """Begin no other shard; what is open is finished."""
+        self._pending.clear()
+
     def num_running(self, worker: Hashable) -> int:
         """Items a worker holds."""
         return len(self._running.get(worker, ()))

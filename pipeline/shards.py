@@ -112,6 +112,11 @@ def open_run(config: JobConfig) -> Run:
     if run.resumed:
         storage.sweep_temporaries(run.uri)
         return run
+    return claim(run)
+
+
+def claim(run: Run) -> Run:
+    """Freeze the manifest and create ``run.json`` in a folder without one, or adopt what another driver created."""
     storage.write_atomic(_manifest_uri(run.uri, run.manifest.digest), manifest_bytes(run.manifest))
     record = json.dumps(_run_record(run), indent=2, sort_keys=True).encode()
     if storage.create_exclusive(storage.join(run.uri, RUN_FILE), record):

@@ -68,7 +68,9 @@ class RunSummary:
         output_uri: the run folder.
         num_items: of the whole run.
         num_done_before: items whose parts stood already.
-        num_left: items whose shards are not published; 0 unless interrupted.
+        num_skipped: items of the input that an earlier run has done (``input.skip_done_in``).
+        num_left: items whose shards are not published; 0 unless interrupted or out of budget.
+        budget_spent: the budget ended it early.
         tally: rows made by this command.
         wall_s: of this command once its items were listed, model loading included.
         cost: of this command's rows, and of its actors' loading and waiting; None where no prices are set.
@@ -85,7 +87,9 @@ class RunSummary:
     wall_s: float
     cost: RunCost | None
     workers: tuple[WorkerUsage, ...] = ()
+    num_skipped: int = 0
     num_left: int = 0
+    budget_spent: bool = False
     interrupted_by: str | None = None
 
 
@@ -110,6 +114,17 @@ def render_summary(summary: RunSummary) -> str:
     return "\n".join(lines)
 
 
+def render_line(summary: RunSummary) -> str:
+    """The same in one line, for a cron mail: outcome, failures, cost, where."""
+    statuses = summary.tally.statuses
+    parts = [f"{summary.name}: {_outcome(summary)}"]
+    if summary.tally.num_rows:
+        parts.append(f"{statuses['ok']} ok, {statuses['partial']} partial, {statuses['failed']} failed")
+    if summary.tally.num_rows and summary.cost is not None:
+        parts.append(f"${summary.cost.total_usd:.4f}")
+    return "; ".join([*parts, summary.output_uri])
+
+
 def _line(label: str, value: str) -> str:
     return f"  {label:<14} {value}"
 
@@ -118,9 +133,14 @@ def _outcome(summary: RunSummary) -> str:
     if summary.interrupted_by:
         left = f"{summary.num_left} of {summary.num_items} items are left"
         return f"interrupted by {summary.interrupted_by}; complete shards are published, {left}"
+    if summary.budget_spent:
+        return f"stopped at its budget, {summary.num_left} of {summary.num_items} items are left"
+    if not summary.num_items and summary.num_skipped:
+        return f"nothing new, {summary.num_skipped} items were done by earlier runs"
     if not summary.tally.num_rows:
         return f"nothing to do, all {summary.num_items} items have their rows"
     before = f", {summary.num_done_before} stood already" if summary.num_done_before else ""
+    before += f", {summary.num_skipped} done by earlier runs" if summary.num_skipped else ""
     return f"{summary.tally.num_rows} of {summary.num_items} items in {summary.wall_s:.1f} s{before}"
 
 
@@ -158,6 +178,6 @@ def _example(uri: str, text: str) -> str:
 
 
 def _next_command(summary: RunSummary) -> str:
-    if summary.interrupted_by:
+    if summary.interrupted_by or summary.budget_spent:
         return "the same command resumes"
     return f"python -m pipeline verify {summary.output_uri}"
