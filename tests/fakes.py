@@ -96,6 +96,11 @@ class FakeVLM:
     def submit(self, request, *, plan=None) -> None:
         self._queue.append((request, time.perf_counter()))
 
+    def cancel_all(self) -> list[str]:
+        dropped = [request.request_id for request, _ in self._queue]
+        self._queue.clear()
+        return dropped
+
     def step(self) -> list[Generation]:
         request, since_s = self._queue.popleft()
         stamps = {}
