@@ -132,7 +132,11 @@ class PagedCache:
 
     def prompt_slots(self, table_BM: Tensor, lengths: Sequence[int]) -> Tensor:
         """Flat places of the pool for packed prompts of ``lengths`` tokens in one layer: int64 [T]."""
-        row_T, index_T = _rows_and_indices(tuple(lengths), table_BM.device)
+        return self.span_slots(table_BM, tuple((row, 0, n) for row, n in enumerate(lengths)))
+
+    def span_slots(self, table_BM: Tensor, spans: tuple[tuple[int, int, int], ...]) -> Tensor:
+        """The same for stretches of requests: (row of the table, first token, end) each."""
+        row_T, index_T = _rows_and_indices(spans, table_BM.device)
         return table_BM[row_T, index_T // self.page_size].long() * self.page_size + index_T % self.page_size
 
     def last_slots(self, pages: BatchPages) -> Tensor:
@@ -145,6 +149,11 @@ class PagedCache:
         """Put keys and values at flat places of the pool."""
         self.k_pool_PSGd.view(-1, *k_TGd.shape[1:]).index_copy_(0, slot_T, k_TGd)
         self.v_pool_PSGd.view(-1, *v_TGd.shape[1:]).index_copy_(0, slot_T, v_TGd)
+
+    def read(self, slot_T: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values at flat places of the pool: [T, G, d] each."""
+        k_TGd, v_TGd = (pool.flatten(0, 1).index_select(0, slot_T) for pool in (self.k_pool_PSGd, self.v_pool_PSGd))
+        return k_TGd, v_TGd
 
     def check(self) -> None:
         """Every page is free or held by exactly one table.
@@ -164,10 +173,11 @@ class PagedCache:
 
 
 @lru_cache(maxsize=8)
-def _rows_and_indices(lengths: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Request and index within it of every packed token; cached because all layers of one length ask for the same."""
-    row_T = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
-    index_T = torch.cat([torch.arange(n) for n in lengths])
+def _rows_and_indices(spans: tuple[tuple[int, int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Row and index within it of every packed token; cached because all layers of one length ask for the same."""
+    rows, begins, ends = torch.tensor(spans).view(-1, 3).unbind(1)
+    row_T = rows.repeat_interleave(ends - begins)
+    index_T = torch.cat([torch.arange(begin, end) for _, begin, end in spans])
     return row_T.to(device), index_T.to(device)
 
 

@@ -331,3 +331,65 @@ def test_plans_and_models_that_cannot_run_are_refused(decoder):
     sliding = Qwen2ForCausalLM(config(use_sliding_window=True, sliding_window=8, max_window_layers=1))
     with pytest.raises(ModelLoadError, match="sliding"):
         Decoder(sliding.model, sliding.lm_head)
+
+
+def run_in_chunks(decoder, prompts, plan, max_tokens, *, held=(), cache=None):
+    if cache is None:
+        _, cache = run_prefill(decoder, prompts)  # for its pages; what they hold is overwritten
+    pages = cache.batch(range(len(prompts)), [[0] * decoder.num_layers] * len(prompts))
+    if not held:
+        cache.k_pool_PSGd.fill_(float("nan"))
+        cache.v_pool_PSGd.fill_(float("nan"))
+    run = decoder.begin_prefill(pack(prompts), plan, cache, pages, seeds=[7] * len(prompts), held=held)
+    calls = 1
+    while (done := run.advance(max_tokens)) is None:
+        calls += 1
+    return done, cache, calls
+
+
+@pytest.mark.parametrize("max_tokens", [1, 4, 9, 30])
+@pytest.mark.parametrize("which", ["empty", "paper", "released", "two cuts"])
+def test_a_prefill_in_chunks_equals_one_in_one_piece(decoder, which, max_tokens):
+    two_cuts = plan_of(
+        ("decoder_input", (), KeepIndices(indices=(0, 1, 3), per="frame")),
+        ("decoder_layer", (1, 3), KeepIndices(indices=(0, 2, 4), per="medium")),
+    )
+    plans = {"empty": EMPTY_PLAN, "two cuts": two_cuts}
+    plan = plans.get(which) or illava_plan(score=which)
+    prompts = [make_prompt(video_runs(), seed=1), make_prompt((Run(7),), seed=2), make_prompt(video_runs(5), seed=3)]
+    whole, whole_cache = run_prefill(decoder, prompts, plan)
+    done, cache, calls = run_in_chunks(decoder, prompts, plan, max_tokens)
+    assert calls > 1
+    torch.testing.assert_close(done.logits_BV, whole.logits_BV, atol=1e-5, rtol=0)
+    assert done.lengths_LB == whole.lengths_LB
+    assert done.num_visual_LB == whole.num_visual_LB
+    held = [[layer[row] for layer in done.lengths_LB] for row in range(3)]
+    position = torch.stack([p.next_position_P for p in prompts], 1)
+    after = [
+        decoder.decode(torch.ones(3, 32), position, which_cache, which_cache.batch(range(3), held))
+        for which_cache in (whole_cache, cache)
+    ]
+    torch.testing.assert_close(after[1], after[0], atol=1e-5, rtol=0)
+
+
+def test_a_chunk_costs_no_more_than_its_budget(decoder, monkeypatch):
+    seen, stock = [], decoder.project
+    monkeypatch.setattr(decoder, "project", lambda layer, x, rotary: seen.append(len(x)) or stock(layer, x, rotary))
+    prompts = [make_prompt(video_runs(4, 6), seed=1), make_prompt(video_runs(), seed=2)]
+    _, cache = run_prefill(decoder, prompts)
+    pages = cache.batch(range(2), [[0] * 4] * 2)
+    run, done = decoder.begin_prefill(pack(prompts), illava_plan(layer=1), cache, pages, seeds=[7, 7]), None
+    while done is None:
+        seen.clear()
+        done = run.advance(5)
+        assert sum(seen) <= 5 * decoder.num_layers
+
+
+def test_keys_that_are_held_already_are_not_computed_again(decoder):
+    prompts = [make_prompt(video_runs(), seed=1), make_prompt(video_runs(5), seed=3)]
+    whole, cache = run_prefill(decoder, prompts)
+    for max_tokens in (None, 6):
+        done, _, _ = run_in_chunks(decoder, prompts, EMPTY_PLAN, max_tokens, held=(8, 20), cache=cache)
+        torch.testing.assert_close(done.logits_BV, whole.logits_BV, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="no step acts in the decoder"):
+        run_in_chunks(decoder, prompts, illava_plan(), None, held=(8, 20), cache=cache)
