@@ -125,6 +125,11 @@ class RayCluster:
     def __init__(self, runtime: RuntimeConfig) -> None:
         self._runtime = runtime
 
+    @property
+    def address(self) -> str:
+        """Where another driver finds this cluster (RAY_ADDRESS)."""
+        return ray.get_runtime_context().gcs_address
+
     def spawn_reader(self, make_loader: Callable[[], ItemLoader]) -> Any:
         """A reader on one CPU core."""
         return ray.remote(ReaderActor).options(num_cpus=1, max_restarts=0).remote(make_loader)
