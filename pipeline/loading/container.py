@@ -15,6 +15,7 @@ HEAD_BYTES = 4096  # what `sniff` wants to see
 
 _MOV_ATOMS = frozenset({b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"})
 _PICTURE_BRANDS = frozenset({b"avif", b"avis", b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1", b"crx "})
+_EBML, _EBML_HEADER_BYTES = b"\x1a\x45\xdf\xa3", 128
 _REFUSED = (
     (b"#EXTM3U", "a playlist"),
     (b"ffconcat", "a concat script"),
@@ -42,7 +43,10 @@ def sniff(head: bytes) -> Container:
         if head[4:8] == b"ftyp" and head[8:12] in _PICTURE_BRANDS:
             raise _refusal(f"a picture (brand {head[8:12].decode().strip()})")
         return "mov"
-    if head.startswith(b"\x1a\x45\xdf\xa3"):
+    if head.startswith(_EBML):
+        # Of other EBML files FFmpeg is less sure than of a text in them that names what to fetch.
+        if not any(name in head[:_EBML_HEADER_BYTES] for name in (b"matroska", b"webm")):
+            raise _refusal("an EBML file that is neither Matroska nor WebM")
         return "matroska"
     if head.startswith(b"RIFF") and head[8:12] == b"AVI ":
         return "avi"

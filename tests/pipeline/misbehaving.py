@@ -26,6 +26,15 @@ class Untouched:
 
 
 @dataclass(frozen=True)
+class Thumbnails(Untouched):
+    """Every n-th pixel of what is larger than 512 px, so that 8K frames need not cross whole."""
+
+    def video(self, frames: Sequence[np.ndarray]) -> VisualInput:
+        step = -(-max(frames[0].shape[:2]) // 512)
+        return VisualInput("video", np.stack([frame[::step, ::step] for frame in frames]), frames[0].shape[:2])
+
+
+@dataclass(frozen=True)
 class SignalsItself(Untouched):
     """Ends its process by a signal on the ``at``-th item, like a decoder that crashes there."""
 
