@@ -21,10 +21,18 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 Backend = Literal["sdpa", "varlen"]
+_MASKED_QUERIES = 512  # bounds the mask of a long chunk: 512 x keys
 
 
 def packed_attention(
-    q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor, lengths: Sequence[int], *, causal: bool, scale: float
+    q_THd: Tensor,
+    k_TGd: Tensor,
+    v_TGd: Tensor,
+    lengths: Sequence[int],
+    *,
+    causal: bool,
+    scale: float,
+    key_bias_T: Tensor | None = None,
 ) -> Tensor:
     """Attention within each segment of a packed batch: [T, H, d].
 
@@ -35,16 +43,78 @@ def packed_attention(
         lengths: tokens per segment, host integers that sum to T.
         causal: each token sees itself and what lies before it in its segment.
         scale: factor on q.k.
+        key_bias_T: float32, added to every score of that key, in all heads; see `with_key_bias`.
     """
     lengths = tuple(lengths)
     if sum(lengths) != q_THd.shape[0]:
         raise ValueError(f"segments of {sum(lengths)} tokens in all, but {q_THd.shape[0]} queries were given")
     if not lengths:
         return torch.empty_like(q_THd)
+    if key_bias_T is not None:
+        width = v_TGd.shape[-1]
+        q_THd, k_TGd = with_key_bias(q_THd, k_TGd, key_bias_T, scale=scale)
+        v_TGd = torch.nn.functional.pad(v_TGd, (0, k_TGd.shape[-1] - width))
+        return packed_attention(q_THd, k_TGd, v_TGd, lengths, causal=causal, scale=scale)[..., :width]
     if backend_name(q_THd.device, q_THd.dtype, q_THd.shape[-1]) == "varlen":
         has = _varlen_arguments(q_THd.device, q_THd.dtype)
         return _varlen(q_THd, k_TGd, v_TGd, lengths, causal=causal, scale=scale, has=has)
     return _sdpa(q_THd, k_TGd, v_TGd, lengths, causal=causal, scale=scale)
+
+
+def with_key_bias(q_THd: Tensor, k_TGd: Tensor, key_bias_T: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
+    """Queries and keys whose product is scale q.k + bias_k: packed kernels take no bias, so it rides in extra width.
+
+    The key's extra entry is bias / scale, the query's is 1. In half precision the rounding error of that entry rides in
+    a second one. The width stays a multiple of 8, as the kernels want it.
+    """
+    over_scale_T = key_bias_T / scale
+    parts = [over_scale_T.to(k_TGd.dtype)]
+    if k_TGd.dtype != torch.float32:
+        parts.append((over_scale_T - parts[0].float()).to(k_TGd.dtype))
+    width = k_TGd.shape[-1]
+    num_extra = len(parts) + -(width + len(parts)) % 8
+    q_extra_THe, k_extra_TGe = (x.new_zeros(*x.shape[:2], num_extra) for x in (q_THd, k_TGd))
+    q_extra_THe[..., : len(parts)] = 1
+    k_extra_TGe[..., : len(parts)] = torch.stack(parts, -1)[:, None]
+    return torch.cat([q_THd, q_extra_THe], -1), torch.cat([k_TGd, k_extra_TGe], -1)
+
+
+def chunk_attention(
+    q_CHd: Tensor, k_UGd: Tensor, v_UGd: Tensor, lengths: Sequence[int], key_lengths: Sequence[int], *, scale: float
+) -> Tensor:
+    """Causal attention of the last tokens of each segment over all its keys: [C, H, d].
+
+    Args:
+        q_CHd: queries of the last ``lengths[s]`` tokens of each segment.
+        k_UGd: keys of all ``key_lengths[s]`` tokens of each segment.
+        v_UGd: values of the same tokens.
+        lengths: queries per segment, host integers that sum to C.
+        key_lengths: keys per segment, host integers that sum to U.
+        scale: factor on q.k.
+    """
+    lengths, key_lengths = tuple(lengths), tuple(key_lengths)
+    if backend_name(q_CHd.device, q_CHd.dtype, q_CHd.shape[-1]) == "varlen":
+        has = _varlen_arguments(q_CHd.device, q_CHd.dtype)
+        return _varlen(q_CHd, k_UGd, v_UGd, lengths, causal=True, scale=scale, has=has, key_lengths=key_lengths)
+    parts = zip(q_CHd.split(lengths), k_UGd.split(key_lengths), v_UGd.split(key_lengths), strict=True)
+    return torch.cat([_last_queries(*part, scale) for part in parts])
+
+
+def _last_queries(q_CHd: Tensor, k_UGd: Tensor, v_UGd: Tensor, scale: float) -> Tensor:
+    """One segment, a block of queries at a time: SDPA's own causal mask is aligned to the wrong end here."""
+    (num_queries, num_heads, _), (num_keys, num_kv_heads) = q_CHd.shape, k_UGd.shape[:2]
+    outputs = []
+    for start in range(0, num_queries, _MASKED_QUERIES):
+        stop = min(start + _MASKED_QUERIES, num_queries)
+        seen = num_keys - num_queries + stop
+        sees_BU = torch.ones(stop - start, seen, dtype=torch.bool, device=q_CHd.device).tril(seen - (stop - start))
+        q, k, v = (x.transpose(0, 1)[None] for x in (q_CHd[start:stop], k_UGd[:seen], v_UGd[:seen]))
+        if num_heads != num_kv_heads and not _shares_heads(q.device):
+            k, v = (x.repeat_interleave(num_heads // num_kv_heads, 1) for x in (k, v))
+        shared = k.shape[1] != num_heads
+        out = scaled_dot_product_attention(q, k, v, attn_mask=sees_BU, scale=scale, enable_gqa=shared)
+        outputs.append(out[0].transpose(0, 1))
+    return torch.cat(outputs)
 
 
 def paged_attention(
@@ -163,8 +233,12 @@ def _varlen(
     causal: bool,
     scale: float,
     has: frozenset[str],
+    key_lengths: tuple[int, ...] | None = None,
 ) -> Tensor:
-    """One call of torch's packed FlashAttention, said in the words of the installed torch."""
+    """One call of torch's packed FlashAttention, said in the words of the installed torch.
+
+    With more keys than queries in a segment its causal mask is aligned to the ends of both.
+    """
     from torch.nn.attention.varlen import varlen_attn
 
     given: dict[str, Any] = {"num_splits": 1} if "num_splits" in has else {}
@@ -181,6 +255,7 @@ def _varlen(
     elif q_THd.shape[1] != k_TGd.shape[1]:
         share = q_THd.shape[1] // k_TGd.shape[1]
         k_TGd, v_TGd = k_TGd.repeat_interleave(share, 1), v_TGd.repeat_interleave(share, 1)
-    bounds, longest = _bounds(lengths, q_THd.device), max(lengths)
-    out: Any = varlen_attn(q_THd, k_TGd, v_TGd, bounds, bounds, longest, longest, **given)
+    key_lengths = lengths if key_lengths is None else key_lengths
+    bounds, key_bounds = _bounds(lengths, q_THd.device), _bounds(key_lengths, q_THd.device)
+    out: Any = varlen_attn(q_THd, k_TGd, v_TGd, bounds, key_bounds, max(lengths), max(key_lengths), **given)
     return out

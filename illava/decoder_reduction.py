@@ -8,13 +8,14 @@ Shape suffixes: T packed tokens, N tokens in scope, H query heads, G key/value h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from illava.attention_maps import watcher
 from illava.errors import PlanError, ReductionDidNotFireError
 from illava.plan import ReductionPlan
 from illava.reducers import Evidence, EvidenceKind, Reducer, Stage
@@ -27,7 +28,15 @@ from illava.tokens import Assignment, Tokens, lift, merged_sizes
 DECODER_EVIDENCE: dict[Stage, frozenset[EvidenceKind]] = {
     "decoder_input": frozenset({"attention_received", "sizes", "seed"}),
     "decoder_layer": frozenset(
-        {"attention_received", "causal_normalised_attention", "last_query_attention", "keys", "sizes", "seed"}
+        {
+            "attention_received",
+            "causal_normalised_attention",
+            "last_query_attention",
+            "own_layer_query_attention",
+            "keys",
+            "sizes",
+            "seed",
+        }
     ),
 }
 
@@ -82,7 +91,13 @@ class DecoderReduction:
         self._size_T: Tensor | None = None  # of all packed tokens: visual tokens since they entered the decoder
 
     def apply(
-        self, prompts: PackedPrompts, stage: Stage, layer: int | None = None, *, qk: tuple[Tensor, Tensor] | None = None
+        self,
+        prompts: PackedPrompts,
+        stage: Stage,
+        layer: int | None = None,
+        *,
+        qk: tuple[Tensor, Tensor] | None = None,
+        own_qk: Callable[[], tuple[Tensor, Tensor]] | None = None,
     ) -> PackedPrompts:
         """What enters ``layer``: reduced, where the plan says so; else the same object.
 
@@ -91,7 +106,11 @@ class DecoderReduction:
             stage: ``decoder_input`` or ``decoder_layer``.
             layer: the layer about to run, at ``decoder_layer``.
             qk: rotated queries and keys of the layer before, which score the tokens.
+            own_qk: makes those of the layer about to run over all these tokens; called where a reducer asks for it.
         """
+        if qk is not None and layer is not None and (watch := watcher()) is not None:
+            seen_T = last_query_attention(*qk, prompts.lengths, scale=self._scale)
+            watch(stage, layer - 1, seen_T[prompts.place_T4[:, 0] >= 0])
         reducer = self._plan.at(stage, layer)
         if reducer is None:
             return prompts
@@ -105,17 +124,24 @@ class DecoderReduction:
             scope_T = chosen.scope_T(prompts.run_T)
             site = _Site(stage, layer, reducer, chosen, scope_T, chosen.index_N(scope_T))
             tokens = Tokens(prompts.hidden_TD[site.index_N], chosen.lengths, prompts.place_T4[site.index_N, 1:])
-            assignment = reducer.assign(tokens, self._evidence(site, prompts, qk), stage)
+            assignment = reducer.assign(tokens, self._evidence(site, prompts, qk, own_qk), stage)
             counts = prompts.counts.reduced(chosen, assignment.lengths)
             whole = lift(assignment, site.index_N, prompts.run_T.shape[0], counts.lengths)
             after = prompts.reduced(whole, counts)
             if self._size_T is not None:
                 self._size_T = merged_sizes(whole, self._size_T)
             self._record(site, prompts, after, whole)
-        self._note_idle(prompts, after, f"{reducer.kind!r} at {stage}{'' if layer is None else f' {layer}'}")
+        if not reducer.may_keep_all:
+            self._note_idle(prompts, after, f"{reducer.kind!r} at {stage}{'' if layer is None else f' {layer}'}")
         return after
 
-    def _evidence(self, site: _Site, prompts: PackedPrompts, qk: tuple[Tensor, Tensor] | None) -> Evidence:
+    def _evidence(
+        self,
+        site: _Site,
+        prompts: PackedPrompts,
+        qk: tuple[Tensor, Tensor] | None,
+        own_qk: Callable[[], tuple[Tensor, Tensor]] | None,
+    ) -> Evidence:
         kinds, lengths, index_N = site.reducer.evidence(site.stage), prompts.lengths, site.index_N
         found: dict[str, Any] = {}
         if "sizes" in kinds and self._size_T is not None:
@@ -137,6 +163,9 @@ class DecoderReduction:
                 found[f"{kind}_T"] = score_T[index_N]
         if "last_query_attention" in kinds:
             found["last_query_attention_T"] = last_query_attention(q_THd, k_TGd, lengths, scale=self._scale)[index_N]
+        if "own_layer_query_attention" in kinds and own_qk is not None:
+            score_T = last_query_attention(*own_qk(), lengths, scale=self._scale)
+            found["own_layer_query_attention_T"] = score_T[index_N]
         if "keys" in kinds:
             found["keys_THd"] = k_TGd[index_N]
         return Evidence(**found)

@@ -8,15 +8,17 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from illava.errors import PlanError
 from illava.reducers import AnyReducer, Stage
 
 Layout = Literal["geometric", "released"]
 
+_LATER_FIELDS = ("unmerge", "budget", "epsilon")  # not in the digest of a plan that does not use them
 _LAYERED: frozenset[Stage] = frozenset({"vision_block", "decoder_layer"})
 
 
@@ -47,9 +49,31 @@ class ReductionStep(BaseModel):
             raise ValueError(f"stage {self.stage!r} takes no `layers`; got {list(self.layers)}")
         if any(n < 0 for n in self.layers) or list(self.layers) != sorted(set(self.layers)):
             raise ValueError(f"`layers` must be distinct, ascending and not negative; got {list(self.layers)}")
+        if self.reducer.biases_attention and self.stage != "vision_block":
+            raise ValueError(
+                f"proportional attention acts in the blocks behind a vision_block step; behind {self.stage!r} there "
+                "are none, and the decoder's cache holds keys of the model's own width: leave it out"
+            )
         if self.stage == "decoder_layer" and 0 in self.layers:
             raise ValueError("a decoder_layer step is scored by the layer before it: the first possible layer is 1")
         return self
+
+
+class Unmerge(BaseModel):
+    """The whole grid wanted back behind the tower's last block, before pooling or the 2x2 merger.
+
+    The tower saves what it saves; what enters the LLM is as many tokens as without reduction, unless a later step
+    reduces them. See `illava.unmerge`.
+
+    Attributes:
+        kind: ``knn_delta``: a dropped cell takes over the mean change of the survivors most like it.
+        num_neighbours: survivors it follows.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["knn_delta"] = "knn_delta"
+    num_neighbours: int = Field(default=4, ge=1)
 
 
 class ReductionPlan(BaseModel):
@@ -58,12 +82,17 @@ class ReductionPlan(BaseModel):
     Attributes:
         layout: ``geometric`` keeps survivors at their true places; ``released`` re-reads them as a k x k
             pseudo-image, as the released code does, and needs square counts.
+        unmerge: whether and how the tower's steps are undone behind its last block.
+        budget, epsilon: ``auto`` and its one knob, instead of steps; see `illava.auto_plan`.
         steps: in the order of the data flow; within a stage and layer, one step.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     layout: Layout = "geometric"
+    unmerge: Unmerge | None = None
+    budget: Literal["auto"] | None = None
+    epsilon: float | None = Field(default=None, gt=0.0, lt=1.0)
     steps: tuple[ReductionStep, ...] = ()
 
     @model_validator(mode="before")
@@ -73,7 +102,8 @@ class ReductionPlan(BaseModel):
         if isinstance(data, dict) and data.get("preset") is not None:
             if data.get("steps"):
                 raise ValueError("give either `preset` or `steps`, not both")
-            return preset(data["preset"], layout=data.get("layout")).model_dump()
+            shipped = preset(data["preset"], layout=data.get("layout")).model_dump()
+            return shipped | {key: data[key] for key in ("unmerge",) if key in data}
         if isinstance(data, dict):
             return {key: value for key, value in data.items() if key != "preset"}
         return data
@@ -89,6 +119,33 @@ class ReductionPlan(BaseModel):
                 seen.add(place)
         return self
 
+    @model_validator(mode="after")
+    def _auto_is_all(self) -> ReductionPlan:
+        if (self.budget is None) != (self.epsilon is None):
+            raise ValueError("`budget: auto` goes with `epsilon`, the error it may make, such as 0.2: give both")
+        if self.budget is not None and (self.steps or self.unmerge is not None or self.layout != "geometric"):
+            raise ValueError("`budget: auto` chooses the steps itself: leave steps, preset, unmerge and layout out")
+        return self
+
+    @model_validator(mode="after")
+    def _grids_where_needed(self) -> ReductionPlan:
+        in_blocks = [self.at("vision_block", block) for block in self.layers("vision_block")]
+        if self.unmerge is not None and not in_blocks:
+            raise ValueError("`unmerge` restores what vision_block steps drop, and the plan has none: leave it out")
+        if self.unmerge is not None and self.layout == "released":
+            raise ValueError(
+                "`unmerge` restores the true grid, which layout 'released' gives up: use layout 'geometric'"
+            )
+        behind = self.at("vision_output")
+        chain = in_blocks if behind is None or self.unmerge is not None else [*in_blocks, behind]
+        for before, reducer in pairwise(reducer for reducer in chain if reducer is not None):
+            if reducer.joins_frames and not before.joins_frames:
+                raise ValueError(
+                    f"{reducer.kind!r} joins frames cell by cell, but {before.kind!r} before it leaves other cells in "
+                    "every frame: put the joining first"
+                )
+        return self
+
     def at(self, stage: Stage, layer: int | None = None) -> AnyReducer | None:
         """The reducer at a place, or None."""
         for step in self.steps:
@@ -102,7 +159,8 @@ class ReductionPlan(BaseModel):
 
     def digest(self) -> str:
         """Sixteen hex digits that change exactly when the plan does."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        fields = self.model_dump(mode="json", exclude={key for key in _LATER_FIELDS if getattr(self, key) is None})
+        text = json.dumps(fields, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -179,6 +237,12 @@ def _shares(
     }
 
 
+def _pyramid(layers: list[int]) -> dict[str, Any]:
+    return {
+        "steps": [{"stage": "decoder_layer", "layers": layers, "reducer": {"kind": "pyramiddrop", "keep_ratio": 0.5}}]
+    }
+
+
 # The frame budget is what the released pooling leaves of the pseudo-grid: 19 -> 10 x 10, 13 -> 7 x 7, 10 -> 5 x 5.
 PRESETS: dict[str, Any] = {
     "none": lambda layout: {"steps": []},
@@ -193,6 +257,9 @@ PRESETS: dict[str, Any] = {
     "illava-qwen2-vl": lambda layout: _shares([12, 13, 14, 15], 0.84, [6, 7, 8], 0.90),
     "illava-qwen2.5-vl": lambda layout: _shares([7, 15, 23], 0.80, [6, 7, 8], 0.90),
     "illava-2026": lambda layout: _shares([5, 6, 7, 8], 0.90, [15, 17, 19, 21], 0.85, kind="illava_2026"),
+    # The paper's layers in a decoder of 32 layers, and the same shares of one of 28 (Qwen2-7B).
+    "pyramiddrop": lambda layout: _pyramid([8, 16, 24]),
+    "pyramiddrop-28": lambda layout: _pyramid([7, 14, 21]),
     "illava-small": lambda layout: _small(),
     "illava-small-video": lambda layout: _with_frame_budget(_small(), layout, 25),
 }

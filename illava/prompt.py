@@ -14,11 +14,26 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from illava.errors import RequestError
+from illava.errors import ReductionDidNotFireError, RequestError
 from illava.families.base import EncodedMedium, Family, Run
 from illava.preprocess import VisualInput
 from illava.requests import Request, TokenTrace, TraceStep
 from illava.scopes import PackedPrompts, VisualCounts
+
+
+@dataclass(frozen=True, slots=True)
+class TextPiece:
+    """Consecutive text tokens."""
+
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MediumPiece:
+    """Consecutive visual tokens: part number ``part`` of the request's medium number ``medium``."""
+
+    medium: int
+    part: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +49,7 @@ class Prompt:
         next_position_P: int64 position of the first generated token, as without reduction.
         media_order: the request's media as the chat template placed them, which may differ from how they were given.
         deepstack: features [T, D] to add behind decoder layer 0, 1, ...; 0 for text.
+        pieces: what the tokens are in the host's words, with their number: ids of text, or (medium, part of it).
     """
 
     hidden_TD: Tensor
@@ -44,6 +60,7 @@ class Prompt:
     next_position_P: Tensor
     media_order: tuple[int, ...] = ()
     deepstack: tuple[Tensor, ...] = ()
+    pieces: tuple[tuple[TextPiece | MediumPiece, int], ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -60,7 +77,9 @@ def assemble(family: Family, request: Request, encoded: Sequence[EncodedMedium])
 
     Raises:
         RequestError: prompt and answer are longer than the model's positions.
+        ReductionDidNotFireError: a step of the tower took nothing from any of the request's media.
     """
+    _refuse_idle(request, encoded)
     rendered = family.render(request.content, [medium.num_slots for medium in encoded])
     num_slots, limit = len(rendered.token_ids), family.decoder.max_positions
     if num_slots + request.sampling.max_new_tokens > limit:
@@ -71,15 +90,15 @@ def assemble(family: Family, request: Request, encoded: Sequence[EncodedMedium])
     device = family.decoder.device
     position_PS = family.position_ids(rendered, media_of(request)).to(device)
     id_S = torch.tensor(rendered.token_ids, device=device)
-    parts = _Parts(family, id_S, encoded)
+    parts = _Parts(family, id_S, rendered.token_ids, encoded)
     order = sorted(range(len(encoded)), key=rendered.spans.__getitem__)
     for index in order:
         medium, (start, length) = encoded[index], rendered.spans[index]
         if length != medium.num_slots:
             raise RuntimeError(f"medium {index} has {medium.num_slots} slots, the prompt gives it {length}")
-        for piece, begin, stop in _pieces(medium, start, rendered.starts.get(index, ())):
+        for part, (piece, begin, stop) in enumerate(_pieces(medium, start, rendered.starts.get(index, ()))):
             parts.add_text(begin)
-            parts.add_medium(index, piece, begin, stop - begin)
+            parts.add_medium(MediumPiece(index, part), piece, begin, stop - begin)
     parts.add_text(num_slots)
     slot_T = torch.cat(parts.slots)
     scored = all(medium.score_K is not None for medium in encoded)
@@ -92,7 +111,22 @@ def assemble(family: Family, request: Request, encoded: Sequence[EncodedMedium])
         position_PS[:, -1] + 1,
         tuple(order),
         tuple(torch.cat(layer) for layer in zip(*parts.deepstack, strict=True)),
+        tuple(parts.pieces),
     )
+
+
+def _refuse_idle(request: Request, encoded: Sequence[EncodedMedium]) -> None:
+    """Whatever was packed beside it: a step that did nothing for this request is this request's error."""
+    idle = (
+        [step for step in encoded[0].idle_steps if all(step in medium.idle_steps for medium in encoded)]
+        if encoded
+        else []
+    )
+    if idle:
+        raise ReductionDidNotFireError(
+            f"request {request.request_id!r}: {', '.join(idle)} removed nothing from any of its {len(encoded)} media; "
+            "lower the budget, leave the step out, or send media that it can reduce (joining frames needs a video)"
+        )
 
 
 def _pieces(medium: EncodedMedium, start: int, starts: Sequence[int]) -> Iterator[tuple[EncodedMedium, int, int]]:
@@ -119,8 +153,12 @@ def _pieces(medium: EncodedMedium, start: int, starts: Sequence[int]) -> Iterato
 class _Parts:
     """The pieces of one prompt as they are laid end to end."""
 
-    def __init__(self, family: Family, id_S: Tensor, encoded: Sequence[EncodedMedium]) -> None:
+    def __init__(
+        self, family: Family, id_S: Tensor, token_ids: Sequence[int], encoded: Sequence[EncodedMedium]
+    ) -> None:
         self.family, self.id_S, self.cursor, self.span = family, id_S, 0, 0
+        self.token_ids = token_ids
+        self.pieces: list[tuple[TextPiece | MediumPiece, int]] = []
         self.hidden: list[Tensor] = []
         self.slots: list[Tensor] = []
         self.places: list[Tensor] = []
@@ -140,17 +178,19 @@ class _Parts:
         self.places.append(torch.full((length, 4), -1, device=device))
         self.scores.append(torch.zeros(length, device=device))
         self.runs.append(Run(length))
+        self.pieces.append((TextPiece(tuple(self.token_ids[self.cursor : stop])), length))
         self.cursor, self.span = stop, self.span + 1
 
-    def add_medium(self, index: int, medium: EncodedMedium, start: int, length: int) -> None:
+    def add_medium(self, own: MediumPiece, medium: EncodedMedium, start: int, length: int) -> None:
         """A medium's visual tokens, in the ``length`` slots from ``start`` on."""
         self.hidden.append(medium.feature_KD.to(self.family.decoder.dtype))
         self.deepstack.append(tuple(layer_KD.to(self.family.decoder.dtype) for layer_KD in medium.deepstack))
         self.slots.append(medium.slot_K + start)
-        self.places.append(torch.cat([torch.full_like(medium.place_K3[:, :1], index), medium.place_K3], 1))
+        self.places.append(torch.cat([torch.full_like(medium.place_K3[:, :1], own.medium), medium.place_K3], 1))
         if medium.score_K is not None:
             self.scores.append(medium.score_K)
-        self.runs += [Run(count, index, self.span, frame) for frame, count in medium.frame_counts if count]
+        self.runs += [Run(count, own.medium, self.span, frame) for frame, count in medium.frame_counts if count]
+        self.pieces.append((own, medium.feature_KD.shape[0]))
         self.cursor = start + length
 
 

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from illava.attention import with_key_bias
+
 # Measured at 729 tokens, 16 heads, d 72, one CPU core: blocks of 256 queries that stay in the L2 cache take 16 ms an
 # image, small blocks or buffers beyond the cache 23 ms. A GPU wants few large launches instead.
 _BLOCK_QUERIES = 256
@@ -22,7 +24,9 @@ _CPU_BUFFER_NUMEL = 2**18
 _DEVICE_BUFFER_NUMEL = 2**26
 
 
-def attention_received(q_THd: Tensor, k_THd: Tensor, lengths: tuple[int, ...], *, scale: float) -> Tensor:
+def attention_received(
+    q_THd: Tensor, k_THd: Tensor, lengths: tuple[int, ...], *, scale: float, key_bias_T: Tensor | None = None
+) -> Tensor:
     """Attention that each token receives within its segment, without a mask: float32 [T].
 
     S_j = 1 / (H N) sum over heads h and queries i of softmax_j(scale q_hi . k_hj); the query i = j is included.
@@ -33,9 +37,12 @@ def attention_received(q_THd: Tensor, k_THd: Tensor, lengths: tuple[int, ...], *
         k_THd: keys, [T, H, d].
         lengths: tokens per segment, host integers.
         scale: factor of the scores, as in the model's own attention.
+        key_bias_T: float32, what that attention adds to every score of a key; see `illava.attention.with_key_bias`.
 
     Source: arXiv 2412.06263v1, eq. 2; hulianyuyy/iLLaVA@4068149 averages over queries (i = j included).
     """
+    if key_bias_T is not None:
+        q_THd, k_THd = with_key_bias(q_THd, k_THd, key_bias_T, scale=scale)
     if len(set(lengths)) <= 1:
         shape = (len(lengths), max(lengths, default=0), *q_THd.shape[1:])
         return (
@@ -88,7 +95,15 @@ def last_query_attention(q_THd: Tensor, k_TJd: Tensor, lengths: tuple[int, ...],
     return one_query_attention(q_THd, k_TJd, lengths, query=-1, scale=scale)
 
 
-def one_query_attention(q_THd: Tensor, k_TJd: Tensor, lengths: tuple[int, ...], *, query: int, scale: float) -> Tensor:
+def one_query_attention(
+    q_THd: Tensor,
+    k_TJd: Tensor,
+    lengths: tuple[int, ...],
+    *,
+    query: int,
+    scale: float,
+    key_bias_T: Tensor | None = None,
+) -> Tensor:
     """Attention of one token of each segment to each of its tokens, mean over heads: float32 [T].
 
     Args:
@@ -97,7 +112,10 @@ def one_query_attention(q_THd: Tensor, k_TJd: Tensor, lengths: tuple[int, ...], 
         lengths: tokens per segment, host integers.
         query: which token asks: -1 the last; 0 the first, which is CLS in a tower that has one.
         scale: factor of the scores.
+        key_bias_T: as in `attention_received`.
     """
+    if key_bias_T is not None:
+        q_THd, k_TJd = with_key_bias(q_THd, k_TJd, key_bias_T, scale=scale)
     num_key_heads = k_TJd.shape[1]
     scores = []
     for q_NHd, k_NJd in zip(q_THd.split(lengths), k_TJd.split(lengths), strict=True):

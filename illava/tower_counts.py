@@ -15,6 +15,7 @@ from illava.errors import PlanError
 from illava.families.anyres import AnyresGeometry
 from illava.families.native_resolution import NativeGeometry
 from illava.plan import ReductionPlan
+from illava.reducers import Reducer
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ def _native(geometry: NativeGeometry, plan: ReductionPlan, media: Sequence[Mediu
     blocks = [
         Block(index, time, count, exact)
         for index, (grid, (count, exact)) in enumerate(zip(grids, left, strict=True))
-        for time in range(grid.times)
+        for time in (_frames_left(plan, grid.times) if media[index].kind == "video" else range(grid.times))
     ]
     num_patches, num_groups = sum(grid.num_patches for grid in grids), sum(grid.num_groups for grid in grids)
     return TowerCounts(num_patches, num_groups, blocks, exact=True)
@@ -127,12 +128,25 @@ def _num_tiles(geometry: AnyresGeometry, medium: MediumShape, media: Sequence[Me
 def _left_of_tile(num_patches: int, plan: ReductionPlan) -> tuple[int, bool]:
     """Tokens of one tile or frame after the tower, and whether the plan fixes them."""
     left, exact = num_patches, True
-    reducers = [plan.at("vision_block", block) for block in plan.layers("vision_block")]
-    for reducer in [*reducers, plan.at("vision_output")]:
-        if reducer is not None:
+    for reducer in _tower_reducers(plan):
+        if not reducer.joins_frames:
             kept = reducer.num_kept(left)
             left, exact = (left, False) if kept is None else (kept, exact)
     return left, exact
+
+
+def _frames_left(plan: ReductionPlan, num_frames: int) -> tuple[int, ...]:
+    """Which frames of a video still stand after the tower."""
+    frames = tuple(range(num_frames))
+    for reducer in _tower_reducers(plan):
+        frames = tuple(frames[n] for n in reducer.frames_kept(len(frames)))
+    return frames
+
+
+def _tower_reducers(plan: ReductionPlan) -> list[Reducer]:
+    """What acts in and behind the tower and is not undone, in order."""
+    in_blocks = [] if plan.unmerge else [plan.at("vision_block", block) for block in plan.layers("vision_block")]
+    return [reducer for reducer in (*in_blocks, plan.at("vision_output")) if reducer is not None]
 
 
 def _layout(
@@ -151,7 +165,7 @@ def _layout(
     if medium.kind == "video":
         # Pooling restores the grid in the geometric layout, so every frame is as large as without reduction.
         per_frame = geometry.num_video_tokens(1, side=side) - 1
-        return [*(Block(index, frame, per_frame) for frame in range(medium.num_frames)), separator]
+        return [*(Block(index, frame, per_frame) for frame in _frames_left(plan, medium.num_frames)), separator]
     if num_tiles == 1:
         return [Block(index, 0, per_tile), separator]
     if side**2 == per_tile:

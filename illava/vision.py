@@ -12,6 +12,10 @@ measures (attention received, keys) is the last block's; a token merged there ke
 Sizes count the patches (or groups) that a token stands for since the tower's first step; the decoder counts anew.
 
 Where a tower's merger joins square groups of patches, reducers see whole groups as their tokens (`illava.groups`).
+A method that joins frames sees a video's frames as one segment; afterwards the joined frame is a segment.
+
+Under proportional attention (ToMe) every block behind the first such step attends with `key_bias_T`, log size, and is
+scored with it. Under the plan's ``unmerge`` the whole grid is back behind the last block (`illava.unmerge`).
 
 Shape suffixes: T tokens packed end to end, P patches among them (all of them without CLS), K kept tokens, D channels,
 H heads, d head width.
@@ -20,12 +24,12 @@ H heads, d head width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from illava.attention_maps import watcher
 from illava.errors import ReductionDidNotFireError
 from illava.groups import group_evidence, group_tokens, spread
 from illava.plan import ReductionPlan
@@ -33,7 +37,10 @@ from illava.reducers import Evidence, EvidenceKind, Reducer, Stage
 from illava.requests import TraceStep
 from illava.sampling import derive_seed
 from illava.scores import attention_received, one_query_attention
+from illava.segments import Segments
 from illava.tokens import Assignment, Tokens, carry, lift, merge, merged_sizes, offsets
+from illava.unmerge import Unmerging
+from illava.vision_trace import PackedTrace, VisionStep, media_traces
 
 # What can be measured in and after a tower, by stage; a family's `check` refuses a reducer that needs more.
 VISION_EVIDENCE: dict[Stage, frozenset[EvidenceKind]] = {
@@ -50,25 +57,7 @@ CLS_EVIDENCE: dict[Stage, frozenset[EvidenceKind]] = {
 _OF_BLOCK: frozenset[EvidenceKind] = frozenset({"attention_received", "cls_attention", "keys"})
 
 
-@dataclass(frozen=True, slots=True)
-class VisionStep:
-    """One reduction that took place.
-
-    Attributes:
-        stage: ``vision_block`` or ``vision_output``.
-        block: 0-based, None after the tower.
-        assignment: over all patches of the packed call; a CLS token is not among them.
-        of_groups: the same over whole groups, as the reducer gave it.
-        lengths_before: patches per segment that went in.
-        place_K3: int64 (tile, row, col) of what came out.
-    """
-
-    stage: Stage
-    block: int | None
-    assignment: Assignment
-    of_groups: Assignment
-    lengths_before: tuple[int, ...]
-    place_K3: Tensor
+_State = tuple[tuple[int, ...], Tensor, Segments, Tensor | None, Sequence[int] | None, list[VisionStep]]
 
 
 class VisionReduction:
@@ -79,7 +68,10 @@ class VisionReduction:
         place_T3: int64 (tile, row, col) of the patches as they are now.
         score_T: float32 attention received in the last block by the patches as they are now; None before that block,
             and where no later stage of the plan asks for it.
-        steps: what took place, in order.
+        segments: which tile or frame each segment is.
+        steps: what took place since the grid was last whole, in order.
+        key_bias_T: float32 log size of the tokens as they are now, CLS included; None where attention has no bias.
+        idle: by medium, the steps that found nothing to take from it, in words.
     """
 
     def __init__(
@@ -92,6 +84,7 @@ class VisionReduction:
         has_cls: bool = False,
         group_side: int = 1,
         seeds: Sequence[int] | None = None,
+        segments: Segments | None = None,
     ) -> None:
         """Begin a packed call.
 
@@ -102,8 +95,14 @@ class VisionReduction:
             num_blocks: blocks of the tower.
             has_cls: one more token leads every segment, in no count and no place.
             group_side: patches per side of a group that is kept or merged as a whole; its patches lie side by side.
-            seeds: an integer per segment, the root of what reducers draw there; see `segment_seeds`.
+            seeds: an integer per segment, the root of what reducers draw there; see `illava.segments`.
+            segments: which tiles or frames they are; None is tiles of one image.
         """
+        self.segments = segments or Segments.of([len(lengths)], [False])
+        self.key_bias_T: Tensor | None = None
+        self.idle: list[list[str]] = [[] for _ in self.segments.videos]
+        self._trace: list[PackedTrace] = []
+        self._unmerging = None if plan.unmerge is None else Unmerging(plan.unmerge.num_neighbours, group_side)
         self.lengths = tuple(n + has_cls for n in lengths)
         self.place_T3 = place_T3
         self.score_T: Tensor | None = None
@@ -116,6 +115,7 @@ class VisionReduction:
         self._size_T = torch.ones(sum(lengths), device=place_T3.device) if sized else None
         self._last_block = num_blocks - 1
         later: tuple[Stage, ...] = ("vision_output", "decoder_input")
+        self._entered = self._state()
         self._later = _OF_BLOCK & {kind for stage in later for kind in _asked(plan.at(stage), stage)}
 
     def at(self, block: int, hidden_TD: Tensor, q_THd: Tensor, k_THd: Tensor, *, scale: float) -> Tensor:
@@ -131,6 +131,9 @@ class VisionReduction:
         Raises:
             ReductionDidNotFireError: a step is configured here and removed nothing.
         """
+        if (watch := watcher()) is not None:
+            received_T = attention_received(q_THd, k_THd, self.lengths, scale=scale)
+            watch("vision_block", block, _only(self._patch_index(hidden_TD.device), received_T))
         reducer = self._plan.at("vision_block", block)
         here, later = _asked(reducer, "vision_block"), self._later if block == self._last_block else frozenset()
         if reducer is None and not later:
@@ -138,9 +141,11 @@ class VisionReduction:
         patch_P = self._patch_index(hidden_TD.device)
         score_T = cls_score_T = None
         if "attention_received" in here | later:
-            score_T = _only(patch_P, attention_received(q_THd, k_THd, self.lengths, scale=scale))
+            received_T = attention_received(q_THd, k_THd, self.lengths, scale=scale, key_bias_T=self.key_bias_T)
+            score_T = _only(patch_P, received_T)
         if "cls_attention" in here | later:
-            cls_score_T = _only(patch_P, one_query_attention(q_THd, k_THd, self.lengths, query=0, scale=scale))
+            of_cls_T = one_query_attention(q_THd, k_THd, self.lengths, query=0, scale=scale, key_bias_T=self.key_bias_T)
+            cls_score_T = _only(patch_P, of_cls_T)
         keys_THd = _only(patch_P, k_THd) if "keys" in here | later else None
         if later:
             self.score_T, self._cls_score_T, self._keys_THd = score_T, cls_score_T, keys_THd
@@ -150,57 +155,87 @@ class VisionReduction:
         return self._reduce(reducer, "vision_block", block, hidden_TD, evidence)
 
     def after_tower(self, hidden_TD: Tensor) -> Tensor:
-        """Drop CLS, reduce at ``vision_output`` where configured, and check that every step of the tower fired.
+        """Drop CLS, un-merge and reduce at ``vision_output`` where configured; check that every step of the tower ran.
 
         Raises:
             ReductionDidNotFireError: a configured block was never run, or a step removed nothing.
         """
         hidden_TD = _only(self._patch_index(hidden_TD.device), hidden_TD)
         self.lengths, self._has_cls = self._num_patches, False
-        reducer = self._plan.at("vision_output")
-        if reducer is not None:
-            evidence = Evidence(
-                attention_received_T=self.score_T, keys_THd=self._keys_THd, cls_attention_T=self._cls_score_T
-            )
-            hidden_TD = self._reduce(reducer, "vision_output", None, hidden_TD, evidence)
         missing = set(self._plan.layers("vision_block")) - {step.block for step in self.steps}
         if missing:
             raise ReductionDidNotFireError(
                 f"vision_block steps at {sorted(missing)} did not run: the tower ended before them. Run "
                 "`family.check(plan)` first; it names the blocks there are"
             )
+        if self._unmerging is not None:
+            hidden_TD = self._unmerge(self._unmerging, hidden_TD)
+        reducer = self._plan.at("vision_output")
+        if reducer is not None:
+            evidence = Evidence(
+                attention_received_T=self.score_T, keys_THd=self._keys_THd, cls_attention_T=self._cls_score_T
+            )
+            hidden_TD = self._reduce(reducer, "vision_output", None, hidden_TD, evidence)
         return hidden_TD
 
-    def trace(self, num_segments: Sequence[int]) -> list[tuple[TraceStep, ...]]:
-        """The steps as sparse matrices on the host, apart for each medium.
+    @property
+    def unmerges(self) -> bool:
+        """Whether the grid is wanted back behind the last block."""
+        return self._plan.unmerge is not None
 
-        Args:
-            num_segments: tiles or frames of each medium, in packed order.
+    def unmerged(self, hidden_TD: Tensor) -> Tensor:
+        """Patches of the whole grid as they are now, for what reads the tower on its way; as given, if nothing is to be
+        restored.
         """
-        media: list[list[TraceStep]] = [[] for _ in num_segments]
-        for step in self.steps:
-            parts = _split_matrix(step.assignment, step.lengths_before, num_segments)
-            places = step.place_K3.cpu().split([matrix.shape[0] for matrix in parts])
-            for steps, matrix, place_K3 in zip(media, parts, places, strict=True):
-                steps.append(TraceStep(step.stage, step.block, matrix, medium_place(place_K3)))
-        return [tuple(steps) for steps in media]
+        return hidden_TD if self._unmerging is None else self._unmerging.restore(hidden_TD)
+
+    def trace(self) -> list[tuple[TraceStep, ...]]:
+        """The steps as sparse matrices on the host, apart for each medium."""
+        return media_traces(self._trace, len(self.segments.videos))
 
     def _reduce(
         self, reducer: Reducer, stage: Stage, block: int | None, hidden_TD: Tensor, evidence: Evidence
     ) -> Tensor:
         num_patches, patch_P = self._num_patches, self._patch_index(hidden_TD.device)
-        patches = Tokens(_only(patch_P, hidden_TD), num_patches, self.place_T3)
+        scopes = self.segments.scopes(num_patches) if reducer.joins_frames else num_patches
+        patches = Tokens(_only(patch_P, hidden_TD), scopes, self.place_T3)
         groups = group_tokens(patches, self._group_side)
         evidence = self._with_history(evidence, reducer, stage, block)
         of_groups = reducer.assign(groups, group_evidence(evidence, self._group_side), stage)
-        assignment = spread(of_groups, self._group_side)
-        if assignment.num_kept >= assignment.num_tokens and not self._too_small(reducer, groups.lengths):
-            where = stage if block is None else f"{stage} {block}"
+        where = f"{reducer.kind!r} at {stage if block is None else f'{stage} {block}'}"
+        if of_groups.num_kept >= of_groups.num_tokens and not self._may_keep_all(reducer, groups.lengths):
             raise ReductionDidNotFireError(
-                f"reducer {reducer.kind!r} at {where} removed none of {of_groups.num_tokens} tokens "
-                f"({groups.lengths[0]} in the first tile); lower its budget or leave the step out"
+                f"reducer {where} removed none of {of_groups.num_tokens} tokens "
+                f"({groups.lengths[0]} in the first {'video or ' if reducer.joins_frames else ''}tile); lower its "
+                "budget or leave the step out"
             )
-        self.lengths = tuple(n + self._has_cls for n in assignment.lengths)
+        segments = self.segments
+        kept_PD = self._take(stage, block, hidden_TD, of_groups, reducer)
+        if not reducer.may_keep_all:
+            self._note_idle(reducer, where, segments.of_media(num_patches))
+        if self._unmerging is not None and stage == "vision_block":
+            after_PD = _only(self._patch_index(hidden_TD.device), kept_PD)
+            self._unmerging.add(of_groups, groups.lengths, patches.hidden_TD, after_PD)
+        if reducer.biases_attention or self.key_bias_T is not None:
+            self.key_bias_T = self._log_sizes(kept_PD)
+        return kept_PD
+
+    def _take(
+        self,
+        stage: Stage,
+        block: int | None,
+        hidden_TD: Tensor,
+        of_groups: Assignment,
+        reducer: Reducer,
+    ) -> Tensor:
+        """Apply what was decided to everything that is kept from step to step."""
+        before, num_patches, patch_P = self.segments, self._num_patches, self._patch_index(hidden_TD.device)
+        assignment = spread(of_groups, self._group_side)
+        lengths = scopes = assignment.lengths
+        if reducer.joins_frames:
+            self.segments, lengths = before.joined(num_patches, scopes, reducer.frames_kept)
+            self._seeds = self.segments.standing(before, self._seeds)
+        self.lengths = tuple(n + self._has_cls for n in lengths)
         self.place_T3 = carry(assignment, self.place_T3)
         of_last_block = (self.score_T, self._cls_score_T, self._keys_THd)
         self.score_T, self._cls_score_T, self._keys_THd = (
@@ -209,9 +244,49 @@ class VisionReduction:
         if self._size_T is not None:
             self._size_T = merged_sizes(assignment, self._size_T)
         self.steps.append(VisionStep(stage, block, assignment, of_groups, num_patches, self.place_T3))
+        counts = before.of_media(num_patches), self.segments.of_media(lengths)
+        self._trace.append(PackedTrace(stage, block, assignment.matrix, self.place_T3, *counts))
         if patch_P is None:
             return merge(assignment, hidden_TD)
         return merge(lift(assignment, patch_P, hidden_TD.shape[0], self.lengths), hidden_TD)
+
+    def _unmerge(self, unmerging: Unmerging, hidden_TD: Tensor) -> Tensor:
+        """The grid that entered the blocks again; what was measured of a cell is of the survivor it follows most."""
+        before = self.segments.of_media(self.lengths)
+        self.score_T, self._cls_score_T, self._keys_THd = (
+            None if value_T is None else unmerging.followed(value_T)
+            for value_T in (self.score_T, self._cls_score_T, self._keys_THd)
+        )
+        hidden_TD = unmerging.restore(hidden_TD)
+        self.lengths, self.place_T3, self.segments, self._size_T, self._seeds, self.steps = self._entered
+        after, self._unmerging = self.segments.of_media(self.lengths), None
+        self._trace.append(PackedTrace("unmerge", None, unmerging.matrix, self.place_T3, before, after))
+        return hidden_TD
+
+    def _state(self) -> _State:
+        """What un-merging goes back to."""
+        return self._num_patches, self.place_T3, self.segments, self._size_T, self._seeds, list(self.steps)
+
+    def _note_idle(self, reducer: Reducer, where: str, tokens_before: tuple[int, ...]) -> None:
+        """Note which media lost nothing. Whether a whole request did is asked where its prompt is assembled."""
+        left = self.segments.of_media(self._num_patches)
+        for medium, (had, has) in enumerate(zip(tokens_before, left, strict=True)):
+            own = [
+                n // self._group_side**2
+                for m, n in zip(self.segments.medium, self._num_patches, strict=True)
+                if m == medium
+            ]
+            if had == has and not self._may_keep_all(reducer, own):
+                self.idle[medium].append(where)
+
+    def _log_sizes(self, hidden_TD: Tensor) -> Tensor:
+        """Log of the patches each token stands for: float32 [T]; 0 for CLS."""
+        size_T, patch_P = self._size_T, self._patch_index(hidden_TD.device)
+        if size_T is None:
+            raise RuntimeError("proportional attention needs sizes; see Reducer.evidence")
+        if patch_P is None:
+            return size_T.log()
+        return size_T.new_zeros(hidden_TD.shape[0]).index_copy_(0, patch_P, size_T.log())
 
     def _with_history(self, evidence: Evidence, reducer: Reducer, stage: Stage, block: int | None) -> Evidence:
         """What a block measured, with sizes and with a seed for every segment and step where they are asked for."""
@@ -220,12 +295,14 @@ class VisionReduction:
             seeds = tuple(derive_seed(root, stage, block or 0) for root in self._seeds)
         return replace(evidence, size_T=self._size_T if "sizes" in kinds else None, seeds=seeds)
 
-    def _too_small(self, reducer: Reducer, lengths: tuple[int, ...]) -> bool:
-        """Whether pictures of native resolution have too few groups for the budget to take one of them.
+    def _may_keep_all(self, reducer: Reducer, lengths: Sequence[int]) -> bool:
+        """Whether keeping all these groups is no failure.
 
-        No check of the plan could have known, and among larger pictures of a batch nobody would object.
+        A method may drop only what is redundant; and pictures of native resolution may have too few groups for a budget
+        to take one of them: no check of the plan could have known, and among larger pictures nobody would object.
         """
-        return self._group_side > 1 and all(reducer.num_kept(length) == length for length in lengths)
+        too_small = self._group_side > 1 and all(reducer.num_kept(length) == length for length in lengths)
+        return reducer.may_keep_all or too_small
 
     @property
     def _num_patches(self) -> tuple[int, ...]:
@@ -241,48 +318,10 @@ class VisionReduction:
         return is_patch_T.nonzero().squeeze(1).to(device, non_blocking=True)
 
 
-def segment_seeds(seeds: Sequence[int] | None, num_segments: Sequence[int]) -> list[int]:
-    """A root for every segment, from its medium's seed and its place in that medium, whatever is packed beside it.
-
-    Args:
-        seeds: one integer a medium; None is 0 for each.
-        num_segments: tiles or frames of each medium, in packed order.
-    """
-    of_medium = [0] * len(num_segments) if seeds is None else seeds
-    return [derive_seed(seed, n) for seed, count in zip(of_medium, num_segments, strict=True) for n in range(count)]
-
-
 def _only(patch_P: Tensor | None, value_T: Tensor) -> Tensor:
     """The patches' share: [T, ...] -> [P, ...]."""
     return value_T if patch_P is None else value_T.index_select(0, patch_P)
 
 
-def medium_place(place_K3: Tensor) -> Tensor:
-    """(tile, row, col) -> (medium, tile, row, col) with medium 0, as an `EncodedMedium` carries it."""
-    return torch.cat([place_K3.new_zeros(place_K3.shape[0], 1), place_K3], dim=1)
-
-
 def _asked(reducer: Reducer | None, stage: Stage) -> frozenset[EvidenceKind]:
     return frozenset() if reducer is None else reducer.evidence(stage)
-
-
-def _split_matrix(assignment: Assignment, lengths_before: tuple[int, ...], num_segments: Sequence[int]) -> list[Tensor]:
-    """The block-diagonal mixing matrix, one sparse block for each medium."""
-    matrix = assignment.matrix().cpu()
-    (row, col), value = matrix.indices(), matrix.values()
-    row_bounds = _bounds(assignment.lengths, num_segments)
-    col_bounds = _bounds(lengths_before, num_segments)
-    edge_bounds = torch.searchsorted(row.contiguous(), torch.tensor(row_bounds)).tolist()
-    blocks = []
-    for rows, cols, edges in zip(pairwise(row_bounds), pairwise(col_bounds), pairwise(edge_bounds), strict=True):
-        index = torch.stack([row[slice(*edges)] - rows[0], col[slice(*edges)] - cols[0]])
-        size = (rows[1] - rows[0], cols[1] - cols[0])
-        own = value[slice(*edges)]
-        blocks.append(torch.sparse_coo_tensor(index, own, size, is_coalesced=True, check_invariants=False))
-    return blocks
-
-
-def _bounds(lengths: tuple[int, ...], num_segments: Sequence[int]) -> list[int]:
-    """First token of each medium, and the end."""
-    ends = [0, *accumulate(lengths)]
-    return [ends[segment] for segment in accumulate(num_segments, initial=0)]

@@ -18,7 +18,7 @@ from illava.requests import TraceStep
 
 if TYPE_CHECKING:
     from illava.decoder import Decoder
-    from illava.preprocess import VisualInput
+    from illava.preprocess import Preprocessor, VisualInput
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,7 @@ class EncodedMedium:
         num_patches: tokens this medium brought into the tower.
         trace: this medium's steps, empty unless asked for. Places carry medium 0; the engine renumbers them.
         patch_place_P4: int64, where traced.
+        idle_steps: steps of the tower, in words, that found nothing to take from this medium; see `illava.prompt`.
         deepstack: visual features [K, D] that are added to these tokens behind decoder layer 0, 1, ...; mostly none.
     """
 
@@ -69,6 +70,7 @@ class EncodedMedium:
     trace: tuple[TraceStep, ...] = ()
     patch_place_P4: Tensor | None = None
     deepstack: tuple[Tensor, ...] = ()
+    idle_steps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ class Family(ABC):
 
     model_type: ClassVar[str]
     decoder: Decoder
+    preprocessor: Preprocessor
     stop_token_ids: frozenset[int]
     num_vision_blocks: int
     has_random_weights: bool = False  # the model's folder declares it

@@ -46,7 +46,15 @@ def run_blocks(blocks: Sequence[Any], hidden_TD: Tensor, reduction: VisionReduct
             project(normed_TD).unflatten(1, (attention.num_heads, attention.head_dim))
             for project in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
-        attended_THd = packed_attention(q_THd, k_THd, v_THd, reduction.lengths, causal=False, scale=attention.scale)
+        attended_THd = packed_attention(
+            q_THd,
+            k_THd,
+            v_THd,
+            reduction.lengths,
+            causal=False,
+            scale=attention.scale,
+            key_bias_T=reduction.key_bias_T,
+        )
         hidden_TD = hidden_TD + attention.out_proj(attended_THd.flatten(1))
         hidden_TD = reduction.at(index, hidden_TD, q_THd, k_THd, scale=attention.scale)
         hidden_TD = hidden_TD + block.mlp(block.layer_norm2(hidden_TD))

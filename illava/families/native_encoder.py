@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import accumulate, pairwise
 from typing import Protocol
 
 import numpy as np
@@ -23,10 +22,13 @@ from illava.errors import RequestError
 from illava.families.base import EncodedMedium
 from illava.families.native_resolution import NativeGeometry, PatchGrid
 from illava.groups import group_scores
+from illava.media.entrance import Entrance
 from illava.plan import ReductionPlan
 from illava.preprocess import Preprocessor, VisualInput
 from illava.requests import TraceStep
-from illava.vision import VisionReduction, medium_place, segment_seeds
+from illava.segments import Segments, segment_seeds
+from illava.vision import VisionReduction
+from illava.vision_trace import medium_place
 
 
 class NativeTower(Protocol):
@@ -73,10 +75,20 @@ class NativeEncoder:
         num_blocks = self._tower.last_scored_block + 1
         roots = segment_seeds(seeds, [grid.times for grid in grids])
         group_side = self._geometry.group_side
-        reduction = VisionReduction(plan, lengths, place_P3, num_blocks=num_blocks, group_side=group_side, seeds=roots)
+        entrance = Entrance.of(inputs, [grid.times for grid in grids], lengths, place_P3, group_side=group_side)
+        reduction = VisionReduction(
+            plan,
+            entrance.lengths,
+            entrance.place_K3,
+            num_blocks=num_blocks,
+            group_side=group_side,
+            seeds=roots,
+            segments=Segments.of([grid.times for grid in grids], [medium.kind == "video" for medium in inputs]),
+        )
         hidden_PD = self._tower.embed(torch.cat([self.patches(medium) for medium in inputs]), grids)
-        feature_KD, deepstack = self._tower.run(hidden_PD, reduction)
-        media = self._apart(feature_KD, reduction, grids, trace=trace)
+        feature_KD, deepstack = self._tower.run(entrance.select(hidden_PD), reduction)
+        media = self._apart(inputs, feature_KD, reduction, trace=trace)
+        media = entrance.traced(media) if trace else media
         if not deepstack:
             return media
         counts = [len(medium.slot_K) for medium in media]
@@ -105,19 +117,19 @@ class NativeEncoder:
         return blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(grid.num_patches, -1)
 
     def _apart(
-        self, feature_KD: Tensor, reduction: VisionReduction, grids: Sequence[PatchGrid], *, trace: bool
+        self, inputs: Sequence[VisualInput], feature_KD: Tensor, reduction: VisionReduction, *, trace: bool
     ) -> list[EncodedMedium]:
-        side = self._geometry.group_side
+        side, grids = self._geometry.group_side, [self.grid(medium) for medium in inputs]
         place_K3 = reduction.place_T3[:: side**2].clone()
         place_K3[:, 1:] //= side
         score_K = group_scores(reduction.score_T, side)
         counts = [length // side**2 for length in reduction.lengths]
-        num_segments = [grid.times for grid in grids]
-        steps = reduction.trace(num_segments) if trace else [None] * len(grids)
+        segments = reduction.segments
+        steps = reduction.trace() if trace else [None] * len(grids)
         media, begin = [], 0
-        for grid, own_steps, segments in zip(grids, steps, pairwise(accumulate(num_segments, initial=0)), strict=True):
-            own_counts = counts[slice(*segments)]
-            own = slice(begin, begin + sum(own_counts))
+        for index, (given, grid, own_steps) in enumerate(zip(inputs, grids, steps, strict=True)):
+            in_time = {segments.tile[n]: counts[n] for n, medium in enumerate(segments.medium) if medium == index}
+            own = slice(begin, begin + sum(in_time.values()))
             begin = own.stop
             rows, cols = grid.groups
             media.append(
@@ -125,12 +137,13 @@ class NativeEncoder:
                     feature_KD=feature_KD[own],
                     slot_K=(place_K3[own] * place_K3.new_tensor([rows * cols, cols, 1])).sum(1),
                     num_slots=grid.num_groups,
-                    frame_counts=tuple(enumerate(own_counts)),
+                    frame_counts=tuple((time, in_time.get(time, 0)) for time in range(grid.times)),
                     place_K3=place_K3[own],
                     score_K=None if score_K is None else score_K[own],
-                    num_patches=grid.num_patches,
+                    num_patches=grid.num_patches - given.num_left_out * side**2,
                     trace=() if own_steps is None else (*own_steps, _merger_step(place_K3[own].cpu(), side**2)),
                     patch_place_P4=None if own_steps is None else medium_place(patch_places(grid)),
+                    idle_steps=tuple(reduction.idle[index]),
                 )
             )
         return media

@@ -38,12 +38,18 @@ def tokens_left(
     places.append(("vision_output", None))
     for stage, block in places:
         reducer = plan.at(stage, block)
+        if stage == "vision_output" and plan.unmerge is not None:
+            left = tokens_per_tile
         if reducer is None:
             continue
         where = stage if block is None else f"{stage} {block}"
         lacking = reducer.evidence(stage) - (CLS_EVIDENCE if has_cls else VISION_EVIDENCE)[stage]
         if lacking:
             raise PlanError(f"{reducer.kind!r} at {where} needs {', '.join(sorted(lacking))}: not known in this tower")
+        if reducer.joins_frames and has_cls:
+            raise PlanError(f"{reducer.kind!r} at {where} joins a video's frames, but this model reads images only")
+        if reducer.joins_frames:
+            continue  # fewer frames, each as large as before
         kept = None if left is None else reducer.num_kept(left)
         if left is not None and kept is not None and not 0 < kept < left:
             raise PlanError(
@@ -54,14 +60,37 @@ def tokens_left(
     return left
 
 
+def check_media(plan: ReductionPlan, model_type: str, *, reads_videos: bool = True) -> None:
+    """Refuse a ``media`` step that could never act, or that leaves gaps where later steps need whole grids.
+
+    Raises:
+        PlanError: which, and what would be right.
+    """
+    reducer = plan.at("media")
+    if reducer is None:
+        return
+    if not reads_videos and "image" not in reducer.media_kinds:
+        raise PlanError(f"{reducer.kind!r} at media acts on videos, but {model_type} reads images only")
+    if reducer.drops_cells and plan.layout == "released":
+        raise PlanError(
+            f"{reducer.kind!r} at media drops single patches by what is in the picture, and layout 'released' re-reads "
+            "a tile's survivors as a square: use layout 'geometric'"
+        )
+    joining = [step.reducer.kind for step in plan.steps if step.reducer.joins_frames]
+    if reducer.drops_cells and joining:
+        raise PlanError(
+            f"{joining[0]!r} joins frames cell by cell, but {reducer.kind!r} at media leaves other cells in every "
+            "frame: leave one of them out"
+        )
+
+
 def check_native_resolution(plan: ReductionPlan, model_type: str, *, num_blocks: int) -> None:
     """Refuse vision steps that a tower of native resolution cannot do.
 
     Raises:
-        PlanError: as `tokens_left`; or the released layout, or a stage before the tower.
+        PlanError: as `tokens_left` and `check_media`; or the released layout.
     """
-    if plan.at("media") is not None:
-        raise PlanError(f"stage 'media' does not exist for {model_type}; the first is 'vision_block'")
+    check_media(plan, model_type)
     if plan.layout == "released":
         raise PlanError(
             f"layout 'released' re-reads survivors as a square pseudo-image; {model_type} reads pictures of any shape, "

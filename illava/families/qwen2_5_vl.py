@@ -43,12 +43,14 @@ class _Windows:
         back_T: int64, where each patch stands in it.
         lengths: patches of each window that holds any, host integers.
         rotary: of the patches in this order.
+        key_bias_T: their `VisionReduction.key_bias_T` in this order.
     """
 
     order_T: Tensor
     back_T: Tensor
     lengths: tuple[int, ...]
     rotary: Rotary
+    key_bias_T: Tensor | None
 
 
 class Qwen25VLTower:
@@ -87,10 +89,10 @@ class Qwen25VLTower:
                 windows = self._windows(reduction, rotary)
             if index not in self.full_blocks:
                 hidden_TD, windowed = hidden_TD if windowed else hidden_TD[windows.order_T], True
-                hidden_TD, _, _ = attend(block, hidden_TD, windows.rotary, windows.lengths)
+                hidden_TD, _, _ = attend(block, hidden_TD, windows.rotary, windows.lengths, windows.key_bias_T)
             else:
                 hidden_TD, windowed = hidden_TD[windows.back_T] if windowed else hidden_TD, False
-                hidden_TD, q_THd, k_THd = attend(block, hidden_TD, rotary, reduction.lengths)
+                hidden_TD, q_THd, k_THd = attend(block, hidden_TD, rotary, reduction.lengths, reduction.key_bias_T)
                 hidden_TD = reduction.at(index, hidden_TD, q_THd, k_THd, scale=block.attn.scaling)
             hidden_TD = hidden_TD + block.mlp(block.norm2(hidden_TD))
         hidden_TD = hidden_TD[windows.back_T] if windowed else hidden_TD
@@ -107,7 +109,10 @@ class Qwen25VLTower:
         _, window_T, count_W = window_T3.unique(dim=0, return_inverse=True, return_counts=True)
         order_T = torch.argsort(window_T, stable=True)
         cos_T1d, sin_T1d = rotary
-        return _Windows(order_T, torch.argsort(order_T), tuple(count_W.tolist()), (cos_T1d[order_T], sin_T1d[order_T]))
+        rotary, bias_T = (cos_T1d[order_T], sin_T1d[order_T]), reduction.key_bias_T
+        if bias_T is not None:
+            bias_T = bias_T[order_T]
+        return _Windows(order_T, torch.argsort(order_T), tuple(count_W.tolist()), rotary, bias_T)
 
 
 class Qwen25VL(Family):
@@ -133,6 +138,7 @@ class Qwen25VL(Family):
         self.tower = Qwen25VLTower(inner.visual)
         self.num_vision_blocks = self.tower.num_blocks
         self.stop_token_ids = stop_token_ids(model)
+        self.preprocessor = preprocessor
         self.encoder = NativeEncoder(self.tower, preprocessor, self.decoder.device)
         self._embedding = inner.get_input_embeddings()
         self._tokenizer = tokenizer

@@ -59,7 +59,7 @@ class Qwen2VLTower:
             if place_T3 is not reduction.place_T3:  # survivors rotate by their own places
                 place_T3 = reduction.place_T3
                 rotary = rotary_at(self._rotary, hidden_TD, place_T3)
-            hidden_TD, q_THd, k_THd = attend(block, hidden_TD, rotary, reduction.lengths)
+            hidden_TD, q_THd, k_THd = attend(block, hidden_TD, rotary, reduction.lengths, reduction.key_bias_T)
             hidden_TD = reduction.at(index, hidden_TD, q_THd, k_THd, scale=block.attn.scaling)
             hidden_TD = hidden_TD + block.mlp(block.norm2(hidden_TD))
         return self._merger(reduction.after_tower(hidden_TD)), ()
@@ -88,6 +88,7 @@ class Qwen2VL(Family):
         self.tower = Qwen2VLTower(inner.visual)
         self.num_vision_blocks = self.tower.num_blocks
         self.stop_token_ids = stop_token_ids(model)
+        self.preprocessor = preprocessor
         self.encoder = NativeEncoder(self.tower, preprocessor, self.decoder.device)
         self._embedding = inner.get_input_embeddings()
         self._tokenizer = tokenizer

@@ -72,20 +72,22 @@ class Qwen3VLTower:
     def run(self, hidden_TD: Tensor, reduction: VisionReduction) -> tuple[Tensor, tuple[Tensor, ...]]:
         """All blocks, reduced as the plan says, and the mergers: [T, D] -> [K, D], and as much for each deepstack.
 
-        Deepstack features of an early block go through every later reduction as the tokens they belong to.
+        Deepstack features of an early block go through every later reduction as the tokens they belong to; where the
+        plan un-merges, they are of the whole grid from the start.
         """
         deepstack: list[Tensor] = []
-        place_T3, num_steps = None, 0
+        place_T3, num_steps = None, len(reduction.steps)  # what acted before the blocks is behind these tokens
         for index, block in enumerate(self._blocks):
             if place_T3 is not reduction.place_T3:  # survivors rotate by their own places
                 place_T3 = reduction.place_T3
                 rotary = rotary_at(self._rotary, hidden_TD, place_T3)
-            hidden_TD, q_THd, k_THd = attend(block, hidden_TD, rotary, reduction.lengths)
+            hidden_TD, q_THd, k_THd = attend(block, hidden_TD, rotary, reduction.lengths, reduction.key_bias_T)
             hidden_TD = reduction.at(index, hidden_TD, q_THd, k_THd, scale=block.attn.scaling)
-            deepstack, num_steps = _follow(deepstack, reduction, num_steps)
+            if not reduction.unmerges:
+                deepstack, num_steps = _follow(deepstack, reduction, num_steps)
             hidden_TD = hidden_TD + block.mlp(block.norm2(hidden_TD))
             if index in self._deepstack:
-                deepstack.append(self._deepstack[index](hidden_TD))
+                deepstack.append(self._deepstack[index](reduction.unmerged(hidden_TD)))
         hidden_TD = reduction.after_tower(hidden_TD)
         deepstack, _ = _follow(deepstack, reduction, num_steps)
         return self._merger(hidden_TD), tuple(deepstack)
@@ -121,6 +123,7 @@ class Qwen3VL(Family):
         self.tower = Qwen3VLTower(inner.visual)
         self.num_vision_blocks = self.tower.num_blocks
         self.stop_token_ids = stop_token_ids(model)
+        self.preprocessor = preprocessor
         self.encoder = NativeEncoder(self.tower, preprocessor, self.decoder.device)
         self._embedding = inner.get_input_embeddings()
         self._tokenizer = tokenizer

@@ -31,7 +31,9 @@ def queries_keys_values(block: Any, hidden_TD: Tensor, rotary: Rotary) -> tuple[
     return _rotate(q_THd, *rotary), _rotate(k_THd, *rotary), v_THd
 
 
-def attend(block: Any, hidden_TD: Tensor, rotary: Rotary, lengths: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+def attend(
+    block: Any, hidden_TD: Tensor, rotary: Rotary, lengths: tuple[int, ...], key_bias_T: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """One block up to its MLP: the residual stream with attention added, and the queries and keys that made it.
 
     Args:
@@ -39,9 +41,11 @@ def attend(block: Any, hidden_TD: Tensor, rotary: Rotary, lengths: tuple[int, ..
         hidden_TD: what enters it.
         rotary: of `rotary_at`.
         lengths: patches per segment; attention stays within.
+        key_bias_T: what every score of a key is raised by; None for nothing.
     """
     q_THd, k_THd, v_THd = queries_keys_values(block, hidden_TD, rotary)
-    mixed_THd = packed_attention(q_THd, k_THd, v_THd, lengths, causal=False, scale=block.attn.scaling)
+    scale = block.attn.scaling
+    mixed_THd = packed_attention(q_THd, k_THd, v_THd, lengths, causal=False, scale=scale, key_bias_T=key_bias_T)
     return hidden_TD + block.attn.proj(mixed_THd.flatten(1)), q_THd, k_THd
 
 

@@ -20,9 +20,11 @@ from illava.errors import RequestError
 from illava.families.base import EncodedMedium
 from illava.families.tile_medium import Survivors, lay_out, patch_places
 from illava.geometry import fill_gaps, owners
+from illava.media.entrance import Entrance
 from illava.plan import ReductionPlan
 from illava.preprocess import Preprocessor, VisualInput
-from illava.vision import VisionReduction, segment_seeds
+from illava.segments import Segments, segment_seeds
+from illava.vision import VisionReduction
 
 
 class Tower(Protocol):
@@ -62,23 +64,28 @@ class TileEncoder:
         grid, device = self._geometry.grid, self._newline_D.device
         num_tiles = [len(medium.tiles) for medium in media]
         place_P3 = torch.cat([patch_places(count, grid) for count in num_tiles]).to(device)
+        entrance = Entrance.of(media, num_tiles, (grid**2,) * sum(num_tiles), place_P3)
         reduction = VisionReduction(
             plan,
-            (grid**2,) * sum(num_tiles),
-            place_P3,
+            entrance.lengths,
+            entrance.place_K3,
             num_blocks=self._tower.num_blocks,
             has_cls=self._tower.has_cls,
             seeds=segment_seeds(seeds, num_tiles),
+            segments=Segments.of(num_tiles, [medium.kind == "video" for medium in media]),
         )
-        feature_KD = self._projector(self._tower.run(self._tower.embed(self.pixels(media)), reduction))
+        hidden_TD = entrance.select(self._tower.embed(self.pixels(media)), has_cls=self._tower.has_cls)
+        feature_KD = self._projector(self._tower.run(hidden_TD, reduction))
         owner_FRC = None
-        if plan.layout == "geometric" and reduction.steps:
-            owner_P = owners([step.assignment for step in reduction.steps], place_P3.shape[0], device)
+        assignments = [*entrance.steps, *(step.assignment for step in reduction.steps)]
+        if plan.layout == "geometric" and assignments:
+            owner_P = owners(assignments, place_P3.shape[0], device)
             owner_FRC = fill_gaps(owner_P.view(-1, grid, grid))
-        parts = _apart(feature_KD, reduction, owner_FRC, num_tiles, trace=trace)
-        return [
+        parts = _apart(feature_KD, reduction, owner_FRC, trace=trace)
+        encoded = [
             lay_out(part, medium, self._geometry, self._newline_D) for part, medium in zip(parts, media, strict=True)
         ]
+        return entrance.traced(encoded) if trace else encoded
 
     def pixels(self, media: Sequence[VisualInput]) -> Tensor:
         """All tiles, rescaled and normalised on the device: float32 [F, 3, H, W].
@@ -100,23 +107,23 @@ class TileEncoder:
         return pixels_F3HW.sub_(mean_3HW).div_(std_3HW).contiguous()
 
 
-def _apart(
-    feature_KD: Tensor, reduction: VisionReduction, owner_FRC: Tensor | None, num_tiles: Sequence[int], *, trace: bool
-) -> list[Survivors]:
+def _apart(feature_KD: Tensor, reduction: VisionReduction, owner_FRC: Tensor | None, *, trace: bool) -> list[Survivors]:
     """Each medium's share of the packed result; owners are renumbered to count from its own first token."""
-    tile_bounds = list(accumulate(num_tiles, initial=0))
-    token_ends = list(accumulate(reduction.lengths, initial=0))
-    steps = reduction.trace(num_tiles) if trace else [None] * len(num_tiles)
+    segments = reduction.segments
+    bounds = pairwise(accumulate(segments.of_media(reduction.lengths), initial=0))
+    steps = reduction.trace() if trace else [None] * len(segments.videos)
     parts = []
-    for (first, last), own_steps in zip(pairwise(tile_bounds), steps, strict=True):
-        own = slice(token_ends[first], token_ends[last])
+    for medium, (bound, own_steps) in enumerate(zip(bounds, steps, strict=True)):
+        own = slice(*bound)
         parts.append(
             Survivors(
                 feature_KD[own],
                 None if reduction.score_T is None else reduction.score_T[own],
                 reduction.place_T3[own],
-                None if owner_FRC is None else owner_FRC[first:last] - own.start,
+                None if owner_FRC is None else owner_FRC[list(segments.entered_of(medium))] - own.start,
                 own_steps,
+                segments.tiles(medium),
+                tuple(reduction.idle[medium]),
             )
         )
     return parts

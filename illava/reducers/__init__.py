@@ -12,15 +12,25 @@ from pydantic import BeforeValidator, Field
 
 from illava.reducers.attention_pruning import AttentionPruning
 from illava.reducers.base import Evidence, EvidenceKind, Reducer, Scope, Stage
+from illava.reducers.bounded_error import BoundedError
+from illava.reducers.clip_crop import ClipCrop
+from illava.reducers.clipseg_crop import ClipSegCrop
 from illava.reducers.divprune import DivPrune
 from illava.reducers.evs import EVS
 from illava.reducers.fastv import FastV
+from illava.reducers.fewer_frames import FewerFrames
+from illava.reducers.frame_merging import FrameMerging
+from illava.reducers.free_videollm import FreeVideoLLM
 from illava.reducers.greedy import Greedy
 from illava.reducers.illava import ILLaVA
 from illava.reducers.illava_2026 import ILLaVA2026
 from illava.reducers.kmeans import KMeans
+from illava.reducers.lower_resolution import LowerResolution
+from illava.reducers.pixel_dedup import PixelDedup
+from illava.reducers.pixel_prune import PixelPrune
 from illava.reducers.pooling import Pooling
 from illava.reducers.prumerge import PruMerge
+from illava.reducers.pyramiddrop import PyramidDrop
 from illava.reducers.random import Random
 from illava.reducers.scope import SCOPE
 from illava.reducers.tome import ToMe
@@ -45,6 +55,16 @@ _Union = (
     | SCOPE
     | VidCom2
     | EVS
+    | FewerFrames
+    | LowerResolution
+    | PixelPrune
+    | PixelDedup
+    | ClipCrop
+    | ClipSegCrop
+    | FreeVideoLLM
+    | BoundedError
+    | PyramidDrop
+    | FrameMerging
 )
 REDUCERS: dict[str, type[Reducer]] = {cls.model_fields["kind"].default: cls for cls in get_args(_Union)}
 
@@ -68,16 +88,26 @@ __all__ = [
     "SCOPE",
     "AnyReducer",
     "AttentionPruning",
+    "BoundedError",
+    "ClipCrop",
+    "ClipSegCrop",
     "DivPrune",
     "Evidence",
     "EvidenceKind",
     "FastV",
+    "FewerFrames",
+    "FrameMerging",
+    "FreeVideoLLM",
     "Greedy",
     "ILLaVA",
     "ILLaVA2026",
     "KMeans",
+    "LowerResolution",
+    "PixelDedup",
+    "PixelPrune",
     "Pooling",
     "PruMerge",
+    "PyramidDrop",
     "Random",
     "Reducer",
     "Scope",

@@ -24,11 +24,15 @@ EvidenceKind = Literal[
     "attention_received",
     "causal_normalised_attention",
     "last_query_attention",
+    "own_layer_query_attention",
     "keys",
     "cls_attention",
     "sizes",
     "seed",
+    "text_relevance",
+    "padding",
 ]
+MediaKind = Literal["image", "video"]
 AttentionScore = Literal["paper", "causal_normalised", "released"]
 
 _DECODER_EVIDENCE: dict[AttentionScore, EvidenceKind] = {
@@ -41,8 +45,11 @@ _FIELDS: dict[EvidenceKind, str] = {
     "attention_received": "attention_received_T",
     "causal_normalised_attention": "causal_normalised_attention_T",
     "last_query_attention": "last_query_attention_T",
+    "own_layer_query_attention": "own_layer_query_attention_T",
     "keys": "keys_THd",
     "cls_attention": "cls_attention_T",
+    "text_relevance": "text_relevance_T",
+    "padding": "padding_T",
 }
 
 
@@ -59,18 +66,24 @@ class Evidence:
         attention_received_T: float32, mean attention a token receives (over heads and queries of its scope).
         causal_normalised_attention_T: float32, the same freed of the causal mask's bias; decoder stages only.
         last_query_attention_T: float32, attention of the prompt's last token to each token; decoder stages only.
+        own_layer_query_attention_T: float32, the same in the layer about to run; ``decoder_layer`` only.
         keys_THd: keys of the scored attention, before head averaging.
         cls_attention_T: float32, the CLS token's attention, families with one.
         size_T: float32, how many of the stage's first tokens each token stands for; absent means one each.
+        text_relevance_T: float32 in 0 .. 1, how much each cell has to do with the request's text; ``media`` only.
+        padding_T: bool, cells of a canvas beside the picture, which no LLM reads; ``media`` only.
         seeds: one integer a segment, from (seed, item, layer); for reducers that draw.
     """
 
     attention_received_T: Tensor | None = None
     causal_normalised_attention_T: Tensor | None = None
     last_query_attention_T: Tensor | None = None
+    own_layer_query_attention_T: Tensor | None = None
     keys_THd: Tensor | None = None
     cls_attention_T: Tensor | None = None
     size_T: Tensor | None = None
+    text_relevance_T: Tensor | None = None
+    padding_T: Tensor | None = None
     seeds: tuple[int, ...] | None = None
 
     def measured(self, kind: EvidenceKind) -> Tensor:
@@ -89,18 +102,72 @@ class Evidence:
         return tokens.hidden_TD.new_ones(tokens.hidden_TD.shape[0]).float() if self.size_T is None else self.size_T
 
 
+class TextScorer(BaseModel):
+    """A model that says how much each part of a picture has to do with a text; safetensors only, no code of its own.
+
+    Attributes:
+        model_id: folder or hub id; CLIP or CLIPSeg, as the method says.
+        revision: hub commit; None for a local folder.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    kind: ClassVar[Literal["clip", "clipseg"]]
+    model_id: str
+    revision: str | None = None
+
+
+class ClipScorer(TextScorer):
+    """CLIP: see `illava.media.relevance`."""
+
+    kind = "clip"
+
+
+class ClipSegScorer(TextScorer):
+    """CLIPSeg: see `illava.media.relevance`."""
+
+    kind = "clipseg"
+
+
 class Reducer(BaseModel, ABC):
     """Base of all reducers.
 
     Class attributes:
         stages: where this method may act.
+        joins_frames: in the tower it sees a whole video as one segment and makes fewer frames of it.
+        may_keep_all: it drops what is redundant and nothing else, so that finding nothing to drop is no failure.
+        drops_cells: at ``media`` it leaves gaps in a frame's grid, rather than fewer frames or fewer pixels.
+        media_kinds: what it acts on at ``media``; other media of the request pass unchanged.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     stages: ClassVar[frozenset[Stage]]
+    joins_frames: ClassVar[bool] = False
+    may_keep_all: ClassVar[bool] = False
+    media_kinds: ClassVar[frozenset[MediaKind]] = frozenset({"image", "video"})
+    drops_cells: ClassVar[bool] = True
     kind: str
     per: Scope = "medium"
+
+    @property
+    def resolution(self) -> float:
+        """Share of a picture's patches that is left once it is resampled before the tower; 1 does not resample."""
+        return 1.0
+
+    @property
+    def text_scorer(self) -> TextScorer | None:
+        """The model that measures ``text_relevance`` for this method, if it needs one."""
+        return None
+
+    @property
+    def biases_attention(self) -> bool:
+        """Whether the tower's blocks behind this step attend with log size (ToMe's proportional attention)."""
+        return False
+
+    def frames_kept(self, num_frames: int) -> tuple[int, ...]:
+        """Which of a video's frames still stand; all of them, unless the method joins frames."""
+        return tuple(range(num_frames))
 
     @abstractmethod
     def evidence(self, stage: Stage) -> frozenset[EvidenceKind]:

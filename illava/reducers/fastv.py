@@ -16,12 +16,6 @@ class FastV(Budget, Reducer):
 
     The paper's setting is ``layers: [2], keep_ratio: 0.5``, ranked over all visual tokens of the prompt.
 
-    PyramidDrop (arXiv 2410.17247; Cooperx521/PyramidDrop@3f89f94:llava/model/modeling_llama_pdrop.py,
-    ``pdrop_rank_drop``) is this reducer at several layers: the last instruction token's attention, mean over heads,
-    the top share kept, repeated. Its setting for a decoder of 32 layers is ``layers: [8, 16, 24], keep_ratio: 0.5``.
-    It differs in that it computes layer K's own queries and keys ahead of time instead of taking layer K - 1's, and in
-    that it renumbers positions; here survivors keep theirs.
-
     Attributes:
         per, num_merged, keep_ratio, keep_per_frame: see `Budget`; ``num_merged`` counts the dropped tokens.
 

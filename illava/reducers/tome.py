@@ -25,17 +25,24 @@ class ToMe(Budget, Reducer):
 
     Attributes:
         per, num_merged, keep_ratio, keep_per_frame: see `Budget`; here a ``keep_ratio`` is at least 0.5.
+        proportional_attention: every block of the tower behind this one adds the log of a token's size to the scores of
+            its key, so that a merged token weighs as much as the patches it stands for (eq. 1 of the paper); all exact
+            scores measured there follow. In ``vision_block`` only.
 
     Source: arXiv 2210.09461; facebookresearch/ToMe, ``tome/merge.py``. Written from the formula. Deviations: order is
     restored (the release appends B behind A); all of A may merge where n is odd; a larger cut is refused instead of
-    silently capped; segments carry no CLS token, so none is protected; no proportional attention: sizes weigh the
-    means only, the blocks behind a merge do not add log size to their scores.
+    silently capped; segments carry no CLS token, so none is protected; proportional attention is an option.
     """
 
     stages: ClassVar[frozenset[Stage]] = frozenset({"vision_block", "vision_output", "decoder_layer"})
 
     kind: Literal["tome"] = "tome"
     keep_ratio: float | None = Field(default=None, ge=0.5, lt=1.0)
+    proportional_attention: bool = False
+
+    @property
+    def biases_attention(self) -> bool:
+        return self.proportional_attention
 
     def evidence(self, stage: Stage) -> frozenset[EvidenceKind]:
         return frozenset({"keys", "sizes"})

@@ -69,8 +69,55 @@ def test_presets_of_native_resolution_follow_the_table(name):
     assert (plan.at("decoder_layer", layers[0]).per, plan.at("decoder_input")) == ("prompt", None)
 
 
+PYRAMIDS = {"pyramiddrop": (8, 16, 24), "pyramiddrop-28": (7, 14, 21)}
+
+
+@pytest.mark.parametrize("name", PYRAMIDS)
+def test_pyramiddrop_halves_at_every_quarter_of_the_decoder(name):
+    plan = preset(name)
+    assert plan.layers("decoder_layer") == PYRAMIDS[name]
+    assert {step.stage for step in plan.steps} == {"decoder_layer"}
+    left = 576
+    for layer in PYRAMIDS[name]:
+        left = plan.at("decoder_layer", layer).num_kept(left)
+    assert left == 576 // 8
+
+
+def refuse(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        read(text)
+
+
+JOIN = "{stage: vision_block, layers: [%s], reducer: {kind: frame_merging}}"
+CUT = "{stage: vision_block, layers: [%s], reducer: {kind: illava, num_merged: 3}}"
+
+
+def test_frames_are_joined_before_single_cells_go():
+    read(f"steps: [{JOIN % '1, 2'}, {CUT % 4}]")
+    refuse(f"steps: [{CUT % 1}, {JOIN % 4}]", "'frame_merging' joins frames cell by cell, but 'illava' before it")
+    behind = "{stage: vision_output, reducer: {kind: frame_merging}}"
+    refuse(f"steps: [{CUT % 1}, {behind}]", "put the joining first")
+    read(f"{{unmerge: {{}}, steps: [{CUT % 1}, {behind}]}}")  # the cells are all back by then
+
+
+def test_unmerge_needs_a_true_grid_and_something_to_undo():
+    plan = read(f"{{unmerge: {{kind: knn_delta, num_neighbours: 2}}, steps: [{CUT % 1}]}}")
+    assert plan.unmerge.num_neighbours == 2
+    assert plan.digest() != read(f"steps: [{CUT % 1}]").digest()
+    assert read("{preset: illava-image, unmerge: {}}").unmerge.num_neighbours == 4
+    refuse("{unmerge: {}}", "restores what vision_block steps drop")
+    refuse(f"{{layout: released, unmerge: {{}}, steps: [{CUT % 1}]}}", "the true grid, which layout 'released' gives up")
+
+
+def test_proportional_attention_is_for_blocks_of_the_tower():
+    tome = "reducer: {kind: tome, num_merged: 3, proportional_attention: true}"
+    read(f"steps: [{{stage: vision_block, layers: [1], {tome}}}]")
+    refuse(f"steps: [{{stage: decoder_layer, layers: [1], {tome}}}]", "the decoder's cache holds keys of")
+    refuse(f"steps: [{{stage: vision_output, {tome}}}]", "behind 'vision_output' there are none")
+
+
 def test_every_preset_is_in_the_table_and_geometric_unless_asked():
-    assert set(PRESETS) == {*TABLE, *SHARES, "none"}
+    assert set(PRESETS) == {*TABLE, *SHARES, *PYRAMIDS, "none"}
     assert {preset(name).layout for name in PRESETS} == {"geometric"}
     assert preset("none") == EMPTY_PLAN
 

@@ -351,8 +351,10 @@ def test_every_reducer_of_the_tower_works_on_whole_groups(vlm, pre, kind):
         return
     vlm.family.check(which)
     media = [pre.images([picture(56, 40)])[0], video(pre, 3, 24, 40)]
-    for encoded in encode(vlm, media, which):
-        assert 0 < len(encoded.slot_K) < encoded.num_slots
+    for medium, encoded in zip(media, encode(vlm, media, which), strict=True):
+        whole = medium.kind == "image" and REDUCERS[kind].joins_frames
+        assert 0 < len(encoded.slot_K) <= encoded.num_slots
+        assert (len(encoded.slot_K) == encoded.num_slots) == whole == bool(encoded.idle_steps)
         assert encoded.slot_K.tolist() == sorted(set(encoded.slot_K.tolist()))
 
 

@@ -32,8 +32,11 @@ def ragged(
         attention_received_T=torch.rand(total, generator=gen),
         causal_normalised_attention_T=torch.rand(total, generator=gen),
         last_query_attention_T=torch.rand(total, generator=gen),
+        own_layer_query_attention_T=torch.rand(total, generator=gen),
         keys_THd=torch.randn(total, 3, 8, generator=gen),
         cls_attention_T=torch.rand(total, generator=gen),
+        text_relevance_T=torch.rand(total, generator=gen),
+        padding_T=torch.rand(total, generator=gen) < 0.2,
         size_T=torch.randint(1, 4, (total,), generator=gen).float(),
         seeds=tuple(1000 * seed + s for s in range(len(lengths))),
     )

@@ -48,8 +48,32 @@ CONFIGS = [
     {"kind": "vidcom2", "keep_ratio": 0.5},
     {"kind": "evs", "keep_ratio": 0.6},
     {"kind": "evs", "threshold": 0.1},
+    {"kind": "fewer_frames", "keep_ratio": 0.5},
+    {"kind": "lower_resolution", "keep_ratio": 0.5},
+    {"kind": "pixel_prune", "threshold": 2.0},
+    {"kind": "pixel_dedup", "threshold": 2.0},
+    {"kind": "clip_crop", "keep_ratio": 0.5, "scorer": {"model_id": "m"}},
+    {"kind": "clipseg_crop", "keep_ratio": 0.4, "scorer": {"model_id": "m"}},
+    {"kind": "free_videollm", "num_slow": 1, "num_middle": 0, "fast_grid": (2, 2), "scorer": {"model_id": "m"}},
+    {"kind": "bounded_error", "epsilon": 0.8},
+    {"kind": "fewer_frames", "keep_ratio": 0.5},
+    {"kind": "lower_resolution", "keep_ratio": 0.5},
+    {"kind": "pixel_prune", "threshold": 60.0},
+    {"kind": "pixel_dedup", "threshold": 60.0},
+    {"kind": "clip_crop", "keep_ratio": 0.5, "scorer": {"model_id": "clip"}},
+    {"kind": "clipseg_crop", "keep_ratio": 0.5, "scorer": {"model_id": "clipseg"}},
+    {"kind": "free_videollm", "scorer": {"model_id": "clip"}},
+    {"kind": "bounded_error", "epsilon": 0.7},
+    {"kind": "pyramiddrop"},
+    {"kind": "frame_merging"},
+    {"kind": "frame_merging", "num_frames": 3},
+    {"kind": "tome", "keep_ratio": 0.6, "proportional_attention": True},
 ]
-PRUNING = {"attention_pruning", "fastv", "random", "uniform_stride", "divprune", "scope", "vidcom2", "evs"}
+PRUNING = {"attention_pruning", "fastv", "random", "uniform_stride", "divprune", "scope", "vidcom2", "evs", "pyramiddrop"}
+PRUNING |= {"fewer_frames", "lower_resolution", "pixel_prune", "pixel_dedup", "clip_crop", "clipseg_crop"}
+PRUNING |= {"free_videollm"}
+SHAPES_DECIDE = {"greedy", "pooling", "prumerge", "vidcom2", "frame_merging", "fewer_frames", "pixel_prune"}
+SHAPES_DECIDE |= {"pixel_dedup", "clip_crop", "clipseg_crop", "free_videollm", "bounded_error"}
 cases = pytest.mark.parametrize("config", CONFIGS, ids=lambda c: "-".join(str(v) for v in c.values()))
 
 
@@ -98,6 +122,8 @@ def test_assignment_is_valid_and_ordered(config):
 @cases
 def test_something_is_reduced(config):
     reducer, stage = build(config)
+    if reducer.resolution < 1:
+        pytest.skip("it takes fewer pixels, not fewer of the cells that are left")
     tokens, evidence = ragged(2)
     assert reducer.assign(tokens, evidence, stage).num_kept < sum(tokens.lengths)
 
@@ -135,8 +161,9 @@ def test_blank_media_are_reduced_too(config):
     reducer, stage = build(config)
     tokens, evidence = ragged(6)
     for value in (0.0, 1.0):
+        measured = [n for n in evidence.__slots__ if n not in ("seeds", "size_T")]
         flat = Evidence(
-            *(torch.full_like(getattr(evidence, n), value) for n in evidence.__slots__ if n not in ("seeds", "size_T")),
+            **{n: torch.full_like(getattr(evidence, n), value) for n in measured},
             seeds=evidence.seeds,
         )
         blank = Tokens(torch.full_like(tokens.hidden_TD, value), tokens.lengths, tokens.place_T3)
@@ -198,7 +225,7 @@ def test_fixed_counts_wait_for_no_device(config):
         fake = {n: mode.from_tensor(getattr(evidence, n)) for n in evidence.__slots__ if n != "seeds"}
         fake_tokens = Tokens(mode.from_tensor(tokens.hidden_TD), tokens.lengths, mode.from_tensor(tokens.place_T3))
         arguments = fake_tokens, Evidence(**fake, seeds=evidence.seeds), stage
-        if reducer.kind in {"greedy", "pooling", "prumerge", "vidcom2"} or config.get("threshold"):
+        if reducer.kind in SHAPES_DECIDE or config.get("threshold"):
             with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
                 reducer.assign(*arguments)
         else:
@@ -224,7 +251,7 @@ def test_another_seed_draws_other_tokens():
 
 def test_every_method_is_registered_tested_and_sourced():
     modules = {m.name for m in pkgutil.iter_modules(illava.reducers.__path__)}
-    assert set(REDUCERS) == modules - {"base", "budget", "grouping", "pruning"}
+    assert set(REDUCERS) == modules - {"base", "budget", "grouping", "pruning", "frame_grid", "relevance_box"}
     assert {c["kind"] for c in CONFIGS} == set(REDUCERS)
     for kind, cls in REDUCERS.items():
         text = inspect.getdoc(inspect.getmodule(cls)) + inspect.getdoc(cls)

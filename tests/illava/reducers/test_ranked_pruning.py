@@ -7,7 +7,7 @@ import torch
 from reducer_cases import assign_each, kept_places, ragged, segments
 
 from illava.plan import ReductionPlan
-from illava.reducers import AttentionPruning, FastV, Random, UniformStride
+from illava.reducers import AttentionPruning, FastV, PyramidDrop, Random, UniformStride
 
 
 def slow_keep(scores: list[float], num_kept: int) -> list[int]:
@@ -72,3 +72,15 @@ def test_pyramiddrop_is_fastv_at_several_layers():
         counts.append(reducer.num_kept(counts[-1]))
     assert counts == [576, 288, 144, 72]
     assert reducer.per == "prompt"
+
+
+def test_pyramiddrop_keeps_the_share_that_the_running_layer_looks_at():
+    tokens, evidence = ragged(35)
+    kept_K = PyramidDrop(keep_ratio=0.3).assign(tokens, evidence, "decoder_layer").kept_K.tolist()
+    expected, start = [], 0
+    for n in tokens.lengths:
+        score = evidence.own_layer_query_attention_T[start : start + n].tolist()
+        best = sorted(range(n), key=lambda j: -score[j])[: max(round(0.3 * n), 1)]
+        expected += [start + j for j in sorted(best)]
+        start += n
+    assert kept_K == expected
