@@ -1,0 +1,65 @@
+"""Mutated media through whole runs: see benchmarks/fuzz_media.py, which prints and replays a failing seed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import fakes
+import psutil
+import pytest
+
+sys.path.append(str(Path(__file__).resolve().parents[3] / "benchmarks"))
+
+import fuzz_media
+
+from pipeline.errors import ROW_ERROR_TYPES
+
+
+def check(seeds, folder) -> None:
+    before = set(psutil.Process().children())
+    outcome = fuzz_media.play_all(seeds, folder)
+    replay = "replay: python benchmarks/fuzz_media.py --seeds SEED --keep FOLDER"
+    assert not outcome.violations, "\n".join([*outcome.violations, replay])
+    assert outcome.results.total() == len(seeds)
+    assert set(outcome.results) <= {"ok", "partial", *ROW_ERROR_TYPES} - {"internal_error"}
+    assert set(psutil.Process().children()) <= before, "no child is left"
+
+
+def test_sixty_mutants_have_their_rows(tmp_path) -> None:
+    check(range(60), tmp_path)
+
+
+@pytest.mark.long
+def test_a_thousand_mutants_have_their_rows(tmp_path) -> None:
+    check(range(1000), tmp_path)
+
+
+def test_a_seed_is_the_same_mutant_wherever_it_is_played() -> None:
+    assert fuzz_media.mutant(30) == fuzz_media.mutant(30)
+    different = {fuzz_media.mutant(seed)[1] for seed in range(60)}
+    assert len(different) == 60
+    assert not different & set(fuzz_media.originals().values())
+    assert {fuzz_media.mutant(seed)[0] for seed in range(200)} == {Path(name).suffix for name in fuzz_media.originals()}
+
+
+def test_a_lost_row_and_a_defect_are_found(tmp_path, monkeypatch) -> None:
+    read_rows = fakes.read_rows
+
+    def spoiled(output):
+        _, second, *rest = read_rows(output)
+        return [{**second, "status": "failed", "error_type": "internal_error", "error_message": "made up"}, *rest]
+
+    monkeypatch.setattr(fakes, "read_rows", spoiled)
+    found = fuzz_media.play(range(4), tmp_path / "spoiled").violations
+    assert found == ["seed 0: no row", "seed 1: made up"]
+
+
+def test_a_run_that_dies_is_found(tmp_path, monkeypatch) -> None:
+    def died(*_, **__):
+        raise RuntimeError("the reader is gone")
+
+    monkeypatch.setattr(fuzz_media, "run_job", died)
+    assert fuzz_media.play(range(2), tmp_path).violations == [
+        "seeds 0..1: the run died of RuntimeError: the reader is gone"
+    ]
