@@ -19,8 +19,8 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/.base
 	$(VENV)/bin/pip install -q -e ".[dev]"
 	@touch $@
 
-demo: | $(VENV)/.base  ## caption the sample clips with the bundled model, on local Ray, CPU
-	$(RUN) jobs/caption_videos.py --config configs/demo.yaml
+demo: | $(VENV)/.base  ## captions and answers beside their truth by the bundled model, with merging and without, on local Ray, CPU
+	$(RUN) jobs/demo.py
 
 test: $(VENV)/.dev  ## the CPU suite, at most 10 minutes
 	$(RUN) -m pytest -m "not long"

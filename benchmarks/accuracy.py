@@ -1,117 +1,197 @@
 """What token reduction does to answers: exact match on the toy model's frozen test set, plan by plan, paired.
 
-Every prediction goes through `VLM.generate`. The figures are this project's own toy model's and stand for nothing else.
+Every answer is decoded by `VLM.generate`; the questions of one picture share its tower pass (see `answering.py`), and a
+sample of them is asked again without that. Finished work lies in --work-dir: the same command again goes on there, and
+more plans may be added. The figures are this project's own toy model's and stand for nothing else.
 
-    python benchmarks/accuracy.py --plans none illava-small random@0.25 --json OUT.json --svg OUT.svg
+    python benchmarks/accuracy.py --plans sweep --third-party easy_vqa mnist --processes 2 --work-dir runs/accuracy \\
+        --json benchmarks/results/accuracy.json --svg benchmarks/results/accuracy.svg
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.accuracy_findings import findings, summarise
 from benchmarks.accuracy_report import svg_plot, text_table
 from benchmarks.machine import write_json
-from benchmarks.small_model.paired import compare
-from benchmarks.small_model.sweep_plans import plan_named
-from benchmarks.small_model.testset import HEADLINES, FrozenItem, easy_vqa_items, frozen_items, headline
-from illava import VLM, Preprocessor, Request, SamplingParams, load_preprocessor
+from benchmarks.small_model.answering import Answerer
+from benchmarks.small_model.compared_plans import compared_plans
+from benchmarks.small_model.sweep_plans import BLOCKS, SWEEP, plan_named
+from benchmarks.small_model.testset import THIRD_PARTY, load_sample, sample_names, set_digest
+from illava.model_files import require_trained
 
 MODEL = Path(__file__).resolve().parents[1] / "configs" / "demo" / "model"
-_CHUNK = 64
-_DEFAULT_PLANS = ("none", "illava-small", "illava-small:released")
+_PARTS = 8  # of a plan: what is lost when a process ends
+_CHECKED = 3  # questions a part and medium that are asked again, alone
 
 
-def answer(
-    vlm: VLM, preprocessor: Preprocessor, items: Sequence[FrozenItem], name: str
-) -> tuple[list[str], dict[str, float]]:
-    """Texts in order, and the share of visual tokens that entered the LLM, of pictures and of clips."""
-    texts = [""] * len(items)
-    shares: dict[str, float] = {}
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What the answers depend on beside the plan; pickled into every process."""
+
+    model: str
+    scale: float
+    first_seed: int
+    third_party: tuple[str, ...]
+    blocks: tuple[int, ...]
+
+    def key(self, plan: str) -> dict[str, Any]:
+        """What tells one part's answers from those of other weights, another set or another plan of that name."""
+        weights = hashlib.sha256((Path(self.model) / "model.safetensors").read_bytes()).hexdigest()[:16]
+        plans = repr([plan_named(plan, clip=clip, blocks=self.blocks) for clip in (False, True)])
+        chosen = {name: value for name, value in asdict(self).items() if name not in ("model", "blocks")}
+        return {"weights": weights, "plan": hashlib.sha256(plans.encode()).hexdigest()[:16], "parts": _PARTS, **chosen}
+
+
+_loaded: dict[str, Answerer] = {}  # one a process
+
+
+def answer_part(setting: Setting, plan: str, part: int) -> dict[str, Any]:
+    """One plan's answers to every `_PARTS`-th sample; runs in a worker process."""
+    import torch
+
+    torch.set_num_threads(1)
+    if setting.model not in _loaded:
+        _loaded[setting.model] = Answerer(setting.model)
+    answerer = _loaded[setting.model]
+    started = time.process_time()
+    names = sample_names(scale=setting.scale, first_seed=setting.first_seed, third_party=setting.third_party)
+    samples = [load_sample(name) for name in names[part::_PARTS]]
+    rows, num_tokens, disagreed, checked = [], [], 0, 0
     for is_clip in (False, True):
-        places = [index for index, item in enumerate(items) if (item.sample.medium == "video") == is_clip]
-        entered = whole = 0
-        for start in range(0, len(places), _CHUNK):
-            chunk = places[start : start + _CHUNK]
-            requests = [_request(preprocessor, index, items[index]) for index in chunk]
-            for index, done in zip(chunk, vlm.generate(requests, plan=plan_named(name, clip=is_clip)), strict=True):
-                if done.error is not None:
-                    raise done.error
-                texts[index] = done.text
-                whole += done.usage.num_vision_tokens
-                entered += done.usage.num_vision_tokens_kept
-        if places:
-            shares["clip_kept_ratio" if is_clip else "kept_ratio"] = round(entered / whole, 4)
-    return texts, shares
+        own = [sample for sample in samples if sample.is_clip == is_clip]
+        reduction = plan_named(plan, clip=is_clip, blocks=setting.blocks)
+        answers = answerer.answer(own, reduction)
+        for sample, texts in zip(own, answers.texts, strict=True):
+            rows += [
+                [sample.sample_id, question.task, question.text, question.answer, text]
+                for question, text in zip(sample.questions, texts, strict=True)
+            ]
+        num_tokens += [[is_clip, *counts] for counts in answers.num_tokens]
+        again = own[:: max(1, len(own) // _CHECKED)][:_CHECKED]
+        texts = [answers.texts[own.index(sample)][0] for sample in again]
+        disagreed += answerer.disagreements(again, texts, reduction)
+        checked += len(again)
+    return {
+        "samples": {sample.sample_id: sample.digest() for sample in samples},
+        "answers": rows,
+        "num_tokens": num_tokens,
+        "checked": checked,
+        "disagreed": disagreed,
+        "cpu_s": round(time.process_time() - started, 2),
+    }
 
 
-def _request(preprocessor: Preprocessor, number: int, item: FrozenItem) -> Request:
-    sample = item.sample
-    media = (preprocessor.video(sample.frames),) if sample.medium == "video" else preprocessor.images(sample.frames)
-    limit = 64 if item.question.task.startswith("caption") else 8
-    return Request(str(number), (*media, item.question.text), SamplingParams(max_new_tokens=limit))
+def answer_all(setting: Setting, plans: Sequence[str], work_dir: Path, num_processes: int) -> None:
+    """Every part of every plan that does not lie in ``work_dir`` yet, plan by plan.
+
+    Raises:
+        SystemExit: what lies there belongs to other weights, another set or another plan.
+    """
+    work_dir.mkdir(parents=True, exist_ok=True)
+    open_parts = [
+        (plan, part) for plan in plans for part in range(_PARTS) if not _is_done(setting, plan, part, work_dir)
+    ]
+    print(f"{len(open_parts)} of {len(plans) * _PARTS} parts to do", file=sys.stderr)
+    if num_processes == 1:
+        for plan, part in open_parts:
+            _keep(setting, plan, part, answer_part(setting, plan, part), work_dir)
+        return
+    with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
+        running = [(plan, part, pool.submit(answer_part, setting, plan, part)) for plan, part in open_parts]
+        for plan, part, found in running:
+            _keep(setting, plan, part, found.result(), work_dir)
 
 
-def measure(vlm: VLM, preprocessor: Preprocessor, items: Sequence[FrozenItem], plans: Sequence[str]) -> dict[str, Any]:
-    """Per plan: kept share, seconds, and per row the comparison with no reduction."""
-    rows = [headline(item.question.task) for item in items]
-    ids = [item.sample_id for item in items]
-    reference: list[bool] = []
-    result: dict[str, Any] = {}
-    for name in ["none", *(plan for plan in plans if plan != "none")]:
-        started = time.perf_counter()
-        texts, kept = answer(vlm, preprocessor, items, name)
-        right = [text.strip() == item.question.answer for text, item in zip(texts, items, strict=True)]
-        reference = reference or right
-        result[name] = {
-            **kept,
-            "seconds": round(time.perf_counter() - started, 1),
-            "tasks": {row: _compare_row(row, rows, ids, reference, right) for row in HEADLINES if row in rows},
-        }
-        print(f"{name}: done in {result[name]['seconds']} s", file=sys.stderr, flush=True)
-    return result
+def _file(work_dir: Path, plan: str, part: int) -> Path:
+    return work_dir / f"{plan.replace(':', '_')}.{part}.json"
 
 
-def _compare_row(row: str, rows: list[str], ids: list[str], before: list[bool], after: list[bool]) -> dict[str, float]:
-    here = [index for index, name in enumerate(rows) if name == row]
-    return compare([ids[i] for i in here], [before[i] for i in here], [after[i] for i in here]).as_dict()
+def _is_done(setting: Setting, plan: str, part: int, work_dir: Path) -> bool:
+    path = _file(work_dir, plan, part)
+    if not path.exists():
+        return False
+    found, wanted = json.loads(path.read_text())["key"], json.loads(json.dumps(setting.key(plan)))
+    if found != wanted:
+        differing = ", ".join(name for name in wanted if found.get(name) != wanted[name])
+        raise SystemExit(f"{path} was made with other {differing}; give another --work-dir, or delete this one")
+    return True
+
+
+def _keep(setting: Setting, plan: str, part: int, result: dict[str, Any], work_dir: Path) -> None:
+    path = _file(work_dir, plan, part)
+    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    unfinished.write_text(json.dumps({"key": setting.key(plan), **result}))
+    unfinished.replace(path)
+    right = [row[3] == row[4] for row in result["answers"]]
+    print(f"{plan} part {part}: {sum(right)}/{len(right)}, {result['cpu_s']} CPU s", file=sys.stderr, flush=True)
+
+
+def collect(setting: Setting, plans: Sequence[str], work_dir: Path) -> dict[str, Any]:
+    """The result: per plan its rows against no reduction, the digest of the set, the checks' outcome."""
+    parts = {plan: [json.loads(_file(work_dir, plan, part).read_text()) for part in range(_PARTS)] for plan in plans}
+    samples = {name: digest for part in parts["none"] for name, digest in part["samples"].items()}
+    summaries = summarise({plan: parts[plan] for plan in plans}, setting.blocks)
+    return {
+        "benchmark": "accuracy",
+        "model": Path(setting.model).name,
+        "setting": {**setting.key("none"), "blocks": list(setting.blocks)},
+        "test_set": set_digest(samples),
+        "num_samples": len(samples),
+        "num_questions": sum(len(part["answers"]) for part in parts["none"]),
+        "asked_again": sum(part["checked"] for own in parts.values() for part in own),
+        "answered_otherwise": sum(part["disagreed"] for own in parts.values() for part in own),
+        "plans": summaries,
+        "findings": findings(parts),
+    }
+
+
+def arguments(argv: Iterable[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(MODEL))
+    parser.add_argument("--plans", nargs="+", default=["none", "illava-small"], help="names, or `sweep` or `compare`")
+    parser.add_argument("--blocks", nargs="+", type=int, default=list(BLOCKS), help="of the tower, for METHOD@SHARE")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the test set")
+    parser.add_argument("--first-seed", type=int, default=0, help="another set, to look at while designing")
+    parser.add_argument("--third-party", nargs="*", choices=tuple(THIRD_PARTY), default=[])
+    parser.add_argument("--processes", type=int, default=1, help="of one thread each")
+    parser.add_argument("--work-dir", type=Path, default=Path("runs/accuracy"))
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--svg", type=Path)
+    return parser.parse_args(list(argv) if argv is not None else None)
 
 
 def main(argv: Iterable[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(MODEL))
-    parser.add_argument("--plans", nargs="+", default=list(_DEFAULT_PLANS))
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the test set")
-    parser.add_argument("--first-seed", type=int, default=0, help="look at other seeds while designing")
-    parser.add_argument("--easy-vqa", action=argparse.BooleanOptionalAction, default=False)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--svg", type=Path)
-    args = parser.parse_args(list(argv) if argv is not None else None)
-    torch.set_num_threads(args.threads)
-    for name in args.plans:
-        plan_named(name)
-    items = list(frozen_items(scale=args.scale, first_seed=args.first_seed))
-    if args.easy_vqa:
-        items += easy_vqa_items(scale=args.scale)
-    vlm = VLM.from_pretrained(args.model, dtype="float32", device="cpu", max_batch_requests=_CHUNK)
-    plans = measure(vlm, load_preprocessor(args.model), items, args.plans)
-    print(text_table(plans))
+    args = arguments(argv)
+    require_trained(args.model)
+    lists = {"sweep": SWEEP, "compare": tuple(compared_plans())}
+    named = [name for given in args.plans for name in lists.get(given, (given,))]
+    plans = list(dict.fromkeys(["none", *named]))
+    for name in plans:
+        plan_named(name, blocks=args.blocks)
+    setting = Setting(args.model, args.scale, args.first_seed, tuple(args.third_party), tuple(args.blocks))
+    answer_all(setting, plans, args.work_dir, args.processes)
+    result = collect(setting, plans, args.work_dir)
+    print(text_table(result["plans"]))
     if args.json:
-        write_json(
-            args.json,
-            {"benchmark": "accuracy", "model": Path(args.model).name, "num_questions": len(items), "plans": plans},
-        )
+        write_json(args.json, result)
     if args.svg:
-        args.svg.write_text(svg_plot(plans))
+        args.svg.write_text(svg_plot(result["plans"]))
 
 
 if __name__ == "__main__":

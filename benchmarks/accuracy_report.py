@@ -4,63 +4,86 @@ from __future__ import annotations
 
 from typing import Any
 
-_WIDTH, _HEIGHT, _MARGIN = 640, 360, 48
-_INKS = ("#1f6fb4", "#d1495b", "#2e8b57", "#8e6bbf", "#e08e2b", "#444444", "#b0708a", "#5aa9a3")
+_INKS = {
+    "illava": "#1f6fb4",
+    "attention_pruning": "#8e6bbf",
+    "tome": "#2e8b57",
+    "random": "#d1495b",
+    "least_attended": "#b0708a",
+    "illava-small": "#111111",
+}
+_WIDTH, _HEIGHT, _MARGIN, _COLUMNS = 250, 190, 34, 4
 
 
 def text_table(plans: dict[str, Any]) -> str:
-    """One Markdown row a plan, one column a task: exact match, then the difference and its 95 % interval."""
+    """One Markdown row a plan, one column a task: exact match; behind it the difference and its 95 % interval."""
     tasks = list(next(iter(plans.values()))["tasks"])
-    lines = ["| plan | kept, pictures / clips | " + " | ".join(tasks) + " |", "|---" * (len(tasks) + 2) + "|"]
+    sizes = next(iter(plans.values()))["tasks"]
+    heads = " | ".join(f"{task} (n = {sizes[task]['num_questions']:.0f})" for task in tasks)
+    lines = [f"| plan | patches | LLM, pictures / clips | {heads} |", "|---" * (len(tasks) + 3) + "|"]
     for name, plan in plans.items():
         cells = [_cell(plan["tasks"][task], is_reference=name == "none") for task in tasks]
-        lines.append(
-            f"| {name} | {plan['kept_ratio']:.0%} / {plan['clip_kept_ratio']:.0%} | " + " | ".join(cells) + " |"
-        )
+        share = f"{plan['last_layer_ratio']:.0%} / {plan['clip_last_layer_ratio']:.0%}"
+        lines.append(f"| {name} | {plan['patches_kept']:.0%} | {share} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def _cell(task: dict[str, float], *, is_reference: bool) -> str:
     if is_reference:
-        return f"{task['accuracy']:.3f} [{task['low']:.3f}, {task['high']:.3f}] n={task['num_questions']}"
+        return f"{task['accuracy']:.3f} [{task['low']:.3f}, {task['high']:.3f}]"
     interval = f"{task['difference_low']:+.3f}, {task['difference_high']:+.3f}"
-    return f"{task['accuracy']:.3f} ({task['difference']:+.3f} [{interval}], -{task['lost']} +{task['won']})"
+    return f"{task['accuracy']:.3f} ({task['difference']:+.3f} [{interval}], -{task['lost']:.0f} +{task['won']:.0f})"
 
 
 def svg_plot(plans: dict[str, Any]) -> str:
-    """Exact match against the share of tokens kept, one colour a task, with intervals."""
+    """A panel a task: exact match against the share of patches that leave the tower, a line a method, intervals."""
     tasks = list(next(iter(plans.values()))["tasks"])
+    num_rows = -(-len(tasks) // _COLUMNS)
+    size = f"{_COLUMNS * _WIDTH} {num_rows * _HEIGHT + 24}"
     marks = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH + 130} {_HEIGHT}" font-family="sans-serif" '
-        'font-size="11"><rect width="100%" height="100%" fill="white"/>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" font-family="sans-serif" font-size="10">'
+        '<rect width="100%" height="100%" fill="white"/>'
     ]
-    for tenth in range(0, 11, 2):
-        marks.append(_text(_MARGIN - 6, _y(tenth / 10) + 4, f"{tenth / 10:.1f}", anchor="end"))
-        marks.append(_text(_x(tenth / 10), _HEIGHT - _MARGIN + 16, f"{tenth * 10} %", anchor="middle"))
-        marks.append(_line(_MARGIN, _y(tenth / 10), _WIDTH - 10, _y(tenth / 10), "#dddddd"))
-    marks.append(_text(_WIDTH / 2, _HEIGHT - 8, "visual tokens kept (own toy model)", anchor="middle"))
     for number, task in enumerate(tasks):
-        ink = _INKS[number % len(_INKS)]
-        marks.append(_text(_WIDTH + 4, 24 + 16 * number, task, ink=ink))
-        for name, plan in plans.items():
-            x, row = (
-                _x(plan["clip_kept_ratio" if task == "video" else "kept_ratio"]) + (number - len(tasks) / 2) * 1.5,
-                plan["tasks"][task],
-            )
-            marks.append(_line(x, _y(row["low"]), x, _y(row["high"]), ink))
-            marks.append(
-                f'<circle cx="{x:.1f}" cy="{_y(row["accuracy"]):.1f}" r="3" fill="{ink}">'
-                f"<title>{name}, {task}: {row['accuracy']:.3f}</title></circle>"
-            )
+        row, column = divmod(number, _COLUMNS)
+        marks.append(f'<g transform="translate({column * _WIDTH},{row * _HEIGHT})">{_panel(task, plans)}</g>')
+    for place, (method, ink) in enumerate(_INKS.items()):
+        marks.append(_text(_MARGIN + 130 * place, num_rows * _HEIGHT + 14, method, ink=ink))
+    marks.append(_text(_MARGIN + 130 * len(_INKS), num_rows * _HEIGHT + 14, "patches kept; own toy model"))
     return "\n".join([*marks, "</svg>"]) + "\n"
 
 
+def _panel(task: str, plans: dict[str, Any]) -> str:
+    marks = [_text(_WIDTH / 2, 14, task, anchor="middle", ink="#111111")]
+    for part in (0.0, 0.25, 0.5, 0.75, 1.0):
+        marks.append(_line(_x(0), _y(part), _x(1), _y(part), "#dddddd"))
+        marks.append(_text(_x(part), _y(0) + 12, f"{part:.0%}", anchor="middle"))
+        marks.append(_text(_x(0) - 4, _y(part) + 3, f"{part:g}", anchor="end"))
+    for method, ink in _INKS.items():
+        own = [plan for name, plan in plans.items() if name.partition("@")[0].partition(":")[0] == method]
+        if not own:
+            continue
+        if method != "illava-small":
+            own.append(plans["none"])
+        own.sort(key=lambda plan: plan["patches_kept"])
+        points = [(plan["patches_kept"], plan["tasks"][task]) for plan in own]
+        way = " ".join(f"{_x(share):.1f},{_y(row['accuracy']):.1f}" for share, row in points)
+        marks.append(f'<polyline points="{way}" fill="none" stroke="{ink}"/>')
+        for share, row in points:
+            marks.append(_line(_x(share), _y(row["low"]), _x(share), _y(row["high"]), ink))
+            marks.append(
+                f'<circle cx="{_x(share):.1f}" cy="{_y(row["accuracy"]):.1f}" r="2" fill="{ink}">'
+                f"<title>{method} {share:.0%}: {row['accuracy']:.3f}</title></circle>"
+            )
+    return "".join(marks)
+
+
 def _x(share: float) -> float:
-    return _MARGIN + share * (_WIDTH - _MARGIN - 20)
+    return _MARGIN + share * (_WIDTH - _MARGIN - 14)
 
 
 def _y(accuracy: float) -> float:
-    return _HEIGHT - _MARGIN - accuracy * (_HEIGHT - 2 * _MARGIN)
+    return _HEIGHT - _MARGIN + 8 - accuracy * (_HEIGHT - _MARGIN - 16)
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, ink: str) -> str:

@@ -1,9 +1,13 @@
-"""The frozen test set: which samples, and which two questions of each. Fresh seeds, split ``test``."""
+"""The frozen test set: which samples, and which questions of each. Split ``test``, which nothing is trained on.
+
+Its digest is pinned by a test. Samples are made when they are asked for, so that a process makes only its own.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +15,21 @@ import numpy as np
 from benchmarks.small_model.mixture import make
 from benchmarks.small_model.samples import Question, Sample
 
-# Samples a kind at full size: 2,000 pictures beside 200 pairs, and 300 clips.
-SIZES = {"scene": 900, "chart": 450, "table": 400, "lines": 250, "pair": 200, "motion": 170, "order": 90, "flashes": 40}
+# Samples a kind at full size: 2,000 pictures beside 100 pairs, and 300 clips.
+SIZES = {
+    "scene": 1000,
+    "chart": 450,
+    "table": 450,
+    "lines": 100,
+    "pair": 100,
+    "motion": 200,
+    "order": 80,
+    "flashes": 20,
+}
+THIRD_PARTY = {"easy_vqa": 500, "mnist": 200}  # the first of easy-VQA's official test split
 CLIP_FRAMES = 8
-QUESTIONS_A_SAMPLE = 2
+_QUESTIONS_A_STILL, _QUESTIONS_A_CLIP = 2, 3  # a clip costs the tower eight times as much
+DIGEST = "c9f238afe604f3d7"  # of the full set without third-party kinds
 
 # What a table row is made of. Counting and reading whole lines stand apart: they never enter a headline mean.
 HEADLINES = {
@@ -22,30 +37,49 @@ HEADLINES = {
     "small": ("small_colour", "small_where", "small_exists"),
     "chart": ("chart_extreme", "chart_value", "chart_compare"),
     "document": ("document_value", "document_key", "document_exists"),
-    "video": ("video_direction", "video_order", "video_what"),
+    "direction": ("video_direction",),
+    "video": ("video_order", "video_what"),
     "pair": ("pair",),
     "easy_vqa": ("easy_vqa",),
+    "mnist_scene": ("mnist_scene",),
+    "mnist_digit": ("mnist_digit",),
     "choice": ("scene_colour_choice", "small_colour_choice", "chart_extreme_choice", "video_direction_choice"),
     "shape": ("scene_shape",),
     "line": ("document_line",),
     "count": ("scene_count", "video_count"),
     "caption": ("caption_image", "caption_chart", "caption_document", "caption_video"),
 }
+# Rows whose mean is the headline: facts that one picture or clip states.
+MEAN_ROWS = ("scene", "small", "chart", "document", "direction", "video")
+
+SampleName = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class FrozenItem:
-    """One question about one sample.
+class TestSample:
+    """One sample and what is asked about it.
 
     Attributes:
-        sample_id: items of one sample are resampled together.
+        sample_id: ``KIND/NUMBER``; questions of one sample are resampled together.
         sample: pixels and truth.
-        question: what is asked.
+        questions: those that count.
     """
+
+    __test__ = False  # to pytest this is no test
 
     sample_id: str
     sample: Sample
-    question: Question
+    questions: tuple[Question, ...]
+
+    @property
+    def is_clip(self) -> bool:
+        return self.sample.medium == "video"
+
+    def digest(self) -> str:
+        """Sixteen hex digits of pixels, questions and answers."""
+        seen = hashlib.sha256(self.sample.frames.tobytes())
+        seen.update(repr([(q.task, q.text, q.answer) for q in self.questions]).encode())
+        return seen.hexdigest()[:16]
 
 
 def headline(task: str) -> str:
@@ -53,33 +87,56 @@ def headline(task: str) -> str:
     return next(name for name, tasks in HEADLINES.items() if task in tasks)
 
 
-def choose_questions(sample: Sample, seed: int, count: int) -> list[Question]:
-    """Questions of different rows where there are such, drawn by ``seed``."""
+def choose_questions(sample: Sample, seed: int) -> tuple[Question, ...]:
+    """A question of a headline row where there is one (two for a clip), then one of another row; drawn by ``seed``."""
     rng = np.random.default_rng([5, seed])
     groups: dict[str, list[Question]] = {}
     for index in rng.permutation(len(sample.questions)):
-        question = sample.questions[index]
-        groups.setdefault(headline(question.task), []).append(question)
-    names = [str(name) for name in rng.permutation(sorted(groups))]
-    rounds = [groups[name][turn] for turn in range(count) for name in names if turn < len(groups[name])]
-    return rounds[:count]
+        groups.setdefault(headline(sample.questions[index].task), []).append(sample.questions[index])
+    rows = [str(row) for row in rng.permutation(sorted(groups))]
+    count = _QUESTIONS_A_CLIP if sample.medium == "video" else _QUESTIONS_A_STILL
+    first = [row for row in rows if row in MEAN_ROWS][: count - 1]
+    order = [*first, *(row for row in rows if row not in first)]
+    again = [question for row in order for question in groups[row][1:]]
+    return tuple([*(groups[row][0] for row in order), *again][:count])
 
 
-def frozen_items(*, scale: float = 1.0, first_seed: int = 0) -> Iterator[FrozenItem]:
-    """Every question of the test set, or of its first ``scale`` part."""
-    for kind, size in SIZES.items():
-        for seed in range(first_seed, first_seed + max(1, round(size * scale))):
-            sample = make(kind, seed, split="test", num_frames=CLIP_FRAMES)
-            salt = zlib.crc32(f"{kind}/{seed}".encode())
-            for question in choose_questions(sample, salt, QUESTIONS_A_SAMPLE):
-                yield FrozenItem(f"{kind}/{seed}", sample, question)
+def sample_names(*, scale: float = 1.0, first_seed: int = 0, third_party: Iterable[str] = ()) -> list[SampleName]:
+    """The samples of the set, or of the first ``scale`` part of each kind.
+
+    Args:
+        scale: part of the set.
+        first_seed: of the generated kinds; other than 0 it is another set, to look at while designing.
+        third_party: of `THIRD_PARTY`, those installed here.
+    """
+    sizes = [(kind, first_seed, size) for kind, size in SIZES.items()]
+    sizes += [(kind, 0, THIRD_PARTY[kind]) for kind in third_party]
+    return [
+        (kind, number) for kind, first, size in sizes for number in range(first, first + max(1, round(size * scale)))
+    ]
 
 
-def easy_vqa_items(*, scale: float = 1.0) -> Iterator[FrozenItem]:
-    """Two questions of every picture of easy-VQA's official test split."""
-    from benchmarks.small_model.third_party import easy_vqa_sample, num_easy_vqa
+def load_sample(name: SampleName) -> TestSample:
+    """Make one sample of the set; the same on every machine."""
+    kind, number = name
+    sample_id = f"{kind}/{number}"
+    sample = (
+        _third_party(kind, number) if kind in THIRD_PARTY else make(kind, number, split="test", num_frames=CLIP_FRAMES)
+    )
+    return TestSample(sample_id, sample, choose_questions(sample, zlib.crc32(sample_id.encode())))
 
-    for index in range(max(1, round(num_easy_vqa("test") * scale))):
-        sample = easy_vqa_sample(index, "test")
-        for question in choose_questions(sample, index, QUESTIONS_A_SAMPLE):
-            yield FrozenItem(f"easy_vqa/{index}", sample, question)
+
+def set_digest(digest_of: dict[str, str]) -> str:
+    """One digest for a set from those of its samples, by id."""
+    lines = "".join(f"{sample_id} {digest}\n" for sample_id, digest in sorted(digest_of.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]
+
+
+def _third_party(kind: str, number: int) -> Sample:
+    if kind == "easy_vqa":
+        from benchmarks.small_model.third_party import easy_vqa_sample
+
+        return easy_vqa_sample(number, "test")
+    from benchmarks.small_model.mnist_scenes import make_mnist_scene
+
+    return make_mnist_scene(number)

@@ -105,7 +105,7 @@ def _spot(rng: np.random.Generator, cell: int) -> tuple[float, float]:
     return (28 + 56 * col + float(rng.uniform(-10, 10)), 28 + 56 * row + float(rng.uniform(-10, 10)))
 
 
-def make_order(rng: np.random.Generator, num_frames: int) -> Sample:
+def make_order(rng: np.random.Generator, num_frames: int, *, noise: float = 3.0) -> Sample:
     """Two or three shapes; each appears at its own time and stays."""
     count = int(rng.integers(2, 4))
     colours = [str(c) for c in rng.permutation(list(COLOURS))[:count]]
@@ -117,7 +117,7 @@ def make_order(rng: np.random.Generator, num_frames: int) -> Sample:
         show = lambda t, spot=spot, start=start: spot if t >= start else None  # noqa: E731
         actors.append(Actor(colour, str(rng.choice(SHAPES)), float(rng.uniform(9, 14)), show))
     order = list(rng.permutation(count))
-    frames, labels = draw_clip(rng, [actors[i] for i in order], num_frames)
+    frames, labels = draw_clip(rng, [actors[i] for i in order], num_frames, noise=noise)
     asked = [
         Question("video_order", "What color appears first?", colours[0]),
         Question("video_order", "What color appears last?", colours[-1]),

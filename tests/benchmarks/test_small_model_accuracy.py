@@ -1,5 +1,5 @@
 # ruff: noqa: E402
-"""The accuracy benchmark: every plan through the real VLM, compared pairwise, written as JSON, table and plot."""
+"""The accuracy benchmark: every answer equal to `VLM.generate`'s, work that is kept and merged, true findings."""
 
 from __future__ import annotations
 
@@ -13,27 +13,105 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import accuracy
-from benchmarks.small_model.render_demo_clips import render
-from benchmarks.small_model.sweep_plans import METHODS, plan_named
+from benchmarks.accuracy_findings import findings
+from benchmarks.small_model.answering import Answerer, SharedEncoding
+from benchmarks.small_model.sweep_plans import METHODS, SWEEP, patches_kept, plan_named
+from benchmarks.small_model.testset import load_sample, sample_names
+
+MODEL = str(accuracy.MODEL)
 
 
-def test_a_small_run_writes_json_table_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture):
-    plans = ["none", "illava-small", "random@0.5", "least_attended@0.25"]
+@pytest.fixture(scope="module")
+def answerer() -> Answerer:
+    return Answerer(MODEL)
+
+
+@pytest.mark.parametrize("plan", ["none", "illava-small:released", "tome@0.5"])
+@pytest.mark.parametrize("kinds", [("scene", "chart", "pair"), ("motion",)])
+def test_shared_tower_passes_answer_as_plain_generate_does(answerer: Answerer, plan: str, kinds: tuple[str, ...]):
+    """Every question alone in an untouched `VLM.generate`, against all of them with one tower pass a picture."""
+    samples = [load_sample((kind, 900_000)) for kind in kinds]
+    reduction = plan_named(plan, clip=samples[0].is_clip)
+    found = answerer.answer(samples, reduction)
+    for sample, texts in zip(samples, found.texts, strict=True):
+        alone = [
+            generation.text.strip()
+            for request in answerer._requests(sample)
+            for generation in answerer.plain.generate([request], plan=reduction)
+        ]
+        assert texts == alone
+    assert answerer.disagreements(samples, [texts[0] for texts in found.texts], reduction) == 0
+    assert answerer.disagreements(samples, ["something else"] * len(samples), reduction) == len(samples)
+
+
+def test_a_picture_goes_through_the_tower_once_a_plan(answerer: Answerer):
+    sample = load_sample(("scene", 900_001))
+    medium = answerer._media(sample.sample)[0]
+    passes = []
+
+    class Family:
+        def encode(self, media, plan, *, trace, seeds):
+            passes.append((len(media), plan, seeds))
+            return [object() for _ in media]
+
+    shared, none, half = SharedEncoding(Family()), plan_named("none"), plan_named("random@0.5")
+    first = shared.encode([medium, medium], none, trace=False, seeds=[7, 8])
+    assert first[0] is first[1] is shared.encode([medium], none, trace=False, seeds=[9])[0]
+    shared.forget()
+    assert shared.encode([medium], half, trace=False, seeds=[9])[0] is not first[0]
+    assert passes == [(1, none, [7]), (1, half, [9])]
+
+
+def test_a_small_run_writes_json_table_and_plot_and_goes_on(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(accuracy, "_PARTS", 1)
     result, plot = tmp_path / "a.json", tmp_path / "a.svg"
-    command = ["--scale", "0.001", "--plans", *plans, "--json", str(result), "--svg", str(plot), "--threads", "1"]
-    accuracy.main(command)
-    found = json.loads(result.read_text())["plans"]
-    assert list(found) == plans
-    assert found["none"]["kept_ratio"] == 1.0
-    assert found["illava-small"]["kept_ratio"] < 0.6
-    assert found["random@0.5"]["kept_ratio"] == pytest.approx(0.52, abs=0.02)  # newlines stay
-    assert found["least_attended@0.25"]["kept_ratio"] < 0.3
-    for plan in found.values():
+    command = ["--scale", "0.001", "--work-dir", str(tmp_path / "work"), "--json", str(result), "--svg", str(plot)]
+    accuracy.main([*command, "--plans", "least_attended@0.5"])
+    asked = []
+    answer = accuracy.answer_part
+    monkeypatch.setattr(accuracy, "answer_part", lambda *what: asked.append(what[1]) or answer(*what))
+    plans = ["none", "least_attended@0.5", "illava-small"]
+    accuracy.main([*command, "--plans", *plans])
+    assert set(asked) == {"illava-small"}, "what lay there is not answered again"
+    found = json.loads(result.read_text())
+    assert list(found["plans"]) == plans
+    assert found["asked_again"] >= 3
+    assert found["answered_otherwise"] == 0
+    assert found["plans"]["none"]["kept_ratio"] == found["plans"]["none"]["clip_last_layer_ratio"] == 1.0
+    assert found["plans"]["illava-small"]["last_layer_ratio"] < 0.4
+    assert "least attended half" in found["findings"]
+    for plan in found["plans"].values():
         for row in plan["tasks"].values():
             assert row["low"] <= row["accuracy"] <= row["high"]
     table = capsys.readouterr().out
     assert all(f"| {plan} |" in table for plan in plans)
     assert plot.read_text().startswith("<svg")
+    with pytest.raises(SystemExit, match="made with other scale"):
+        accuracy.main([*command, "--scale", "0.002", "--plans", "none"])
+
+
+def _parts(rights: dict[str, list[bool]]) -> dict[str, list[dict]]:
+    rows = {
+        plan: [
+            [f"scene/{n}", "small_where", "Where?", "left", "left" if right else "top"] for n, right in enumerate(own)
+        ]
+        for plan, own in rights.items()
+    }
+    return {plan: [{"answers": own}] for plan, own in rows.items()}
+
+
+def test_findings_tell_a_working_instrument_from_a_broken_one():
+    right, mixed = [True] * 100, [True, False] * 50
+    good = findings(
+        _parts({"none": right, "illava@0.25": right, "random@0.25": mixed, "random@0.5": right})
+        | _parts({"least_attended@0.5": [False] * 100})
+    )
+    assert good["illava over random at 25 %, small objects"]["separated"]
+    assert good["least attended half"]["collapses"]
+    assert good["random sweep"]["monotone"]
+    bad = findings(_parts({"none": right, "illava@0.25": mixed, "random@0.25": right, "random@0.5": mixed}))
+    assert not bad["illava over random at 25 %, small objects"]["separated"]
+    assert [rise["to"] for rise in bad["random sweep"]["rises"]] == ["random@0.25"]
 
 
 def test_plan_names():
@@ -42,17 +120,16 @@ def test_plan_names():
     assert plan_named("illava-small:released").layout == "released"
     for method in METHODS:
         assert plan_named(f"{method}@0.5").layers("vision_block") == (2, 3, 4, 5)
-    with pytest.raises(SystemExit, match="no plan named 'nonsense'"):
-        plan_named("nonsense")
+        assert plan_named(f"{method}@0.5", blocks=(5, 6)).layers("vision_block") == (5, 6)
+        assert patches_kept(plan_named(f"{method}@0.25")) == pytest.approx(0.25, abs=0.02)
+    assert [plan_named(name) for name in SWEEP]
+    for nonsense in ("nonsense", "random@2", "random@x"):
+        with pytest.raises(SystemExit, match=f"no plan named '{nonsense}'"):
+            plan_named(nonsense)
 
 
-def test_demo_clips_are_real_files_with_their_truth(tmp_path: Path):
-    import av
-
-    rows = render(tmp_path, 2, 0)
-    assert [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()] == rows
-    for row in rows:
-        assert row["reference"].endswith(".")
-        with av.open(str(tmp_path / row["uri"])) as container:
-            assert container.streams.video[0].codec_context.name == "h264"
-            assert sum(1 for _ in container.decode(video=0)) == 60
+def test_the_sweep_has_pictures_clips_and_fresh_samples():
+    names = sample_names()
+    assert len({name for name in names if name[0] in ("motion", "order", "flashes")}) == 300
+    assert len({name for name in names if name[0] in ("scene", "chart", "table", "lines")}) == 2000
+    assert not set(names) & set(sample_names(first_seed=10_000))

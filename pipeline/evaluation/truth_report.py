@@ -1,0 +1,58 @@
+"""`render_truth`: finished runs over one manifest, side by side: texts beside their references, scores, tokens, time.
+
+Reads finished runs; knows nothing of models. For intervals see `pipeline.evaluation.compare`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pipeline.evaluation.run_columns import RunColumns, read_run_columns
+from pipeline.storage.uris import printable
+
+_SECONDS = ("vision_s", "prefill_s", "decode_s")
+_COLUMNS = ("uris", "status", "prompt", "category", "text", "reference", "score")
+_COUNTS = ("num_vision_tokens", "num_decoder_tokens_kept")
+
+
+def render_truth(uris: Mapping[str, str], *, num_shown: int = 6) -> str:
+    """A few items of each run beside their references, then each run's figures.
+
+    Args:
+        uris: run folder by the name it is printed under; all of one manifest.
+        num_shown: items printed, spread over the manifest.
+
+    Raises:
+        RefusedError: a run that is not finished.
+    """
+    runs = {name: read_run_columns(uri, (*_COLUMNS, *_COUNTS, *_SECONDS)) for name, uri in uris.items()}
+    first = next(iter(runs.values()))
+    lines = []
+    for row in range(0, len(first), -(-len(first) // num_shown)):
+        clip = first.columns["uris"][row][0].rpartition("/")[2]
+        lines.append(f"{printable(clip, 40)}: {printable(str(first.columns['prompt'][row]), 100)}")
+        lines.append(f"  {'truth':<10} {printable(str(first.columns['reference'][row]), 100)}")
+        for name, run in runs.items():
+            mark = "" if run.columns["score"][row] == 1 else "   (wrong)"
+            lines.append(f"  {name:<10} {printable(str(run.columns['text'][row]).strip(), 100)}{mark}")
+    lines += ["", *(_figures(name, run, uris[name]) for name, run in runs.items())]
+    return "\n".join(lines)
+
+
+def _figures(name: str, run: RunColumns, uri: str) -> str:
+    columns = run.columns
+    whole, last = (sum(columns[key]) for key in _COUNTS)
+    num_failed = columns["status"].count("failed")
+    scores = [
+        (category == "caption", score)
+        for category, score in zip(columns["category"], columns["score"], strict=True)
+        if score is not None
+    ]
+    captions, answers = ([score for is_caption, score in scores if is_caption is kind] for kind in (True, False))
+    model_s = sum(value or 0.0 for key in _SECONDS for value in columns[key])
+    return (
+        f"{name:<10} captions {sum(captions):.0f}/{len(captions)}, answers {sum(answers):.0f}/{len(answers)} right"
+        f"{f', {num_failed} failed' if num_failed else ''}; "
+        f"{last:,} of {whole:,} visual tokens in the LLM's last layer ({last / max(whole, 1):.0%}); "
+        f"{model_s:.1f} s in the model; {uri}"
+    )
