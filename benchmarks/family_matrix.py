@@ -30,7 +30,15 @@ MAKERS = {
     "qwen3_vl": "models_qwen:make_qwen3_vl",
 }
 # Tried in this order; a method takes the first that its fields allow.
-_BUDGETS: tuple[dict[str, Any], ...] = ({"keep_ratio": 0.6}, {"grid": (2, 2)}, {})
+_SCORER = {"model_id": "scorer"}  # `check` loads none; what runs a plan puts a folder here
+_BUDGETS: tuple[dict[str, Any], ...] = (
+    {"keep_ratio": 0.6},
+    {"grid": (2, 2)},
+    {},
+    {"keep_ratio": 0.6, "scorer": _SCORER},
+    {"scorer": _SCORER},
+    {"epsilon": 0.5},
+)
 
 
 def _settings() -> dict[str, dict[str, Any]]:

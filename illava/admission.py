@@ -36,7 +36,7 @@ def check_length(request: Request, plan: ReductionPlan, *, num_vision_tokens: in
     """Refuse media that cannot fit with the answer, whatever the text: no tower runs for them.
 
     In the geometric layout the media's places are those of the unreduced model. The released layout closes the gaps:
-    there, as for what the text adds, `illava.prompt.assemble` decides.
+    there, as for what the text adds and for media that stage ``media`` makes smaller, `illava.prompt.assemble` decides.
 
     Args:
         request: what is asked.
@@ -48,7 +48,8 @@ def check_length(request: Request, plan: ReductionPlan, *, num_vision_tokens: in
         RequestError: by how much, and what to lower.
     """
     num_new = request.sampling.max_new_tokens
-    if plan.layout == "geometric" and num_vision_tokens + num_new > max_positions:
+    fixed = plan.layout == "geometric" and plan.at("media") is None
+    if fixed and num_vision_tokens + num_new > max_positions:
         raise RequestError(
             f"request {request.request_id!r}: {num_vision_tokens} prompt places of its media and {num_new} new tokens "
             f"exceed the model's {max_positions} positions; send fewer frames or images, or lower max_new_tokens"

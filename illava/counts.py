@@ -70,7 +70,7 @@ def expected_counts(
     _check_layers(plan, "vision_block", num_vision_blocks)
     _check_layers(plan, "decoder_layer", num_decoder_layers)
     tower = tower_counts(geometry, plan, media)
-    exact = tower.exact and not any(step.stage == "media" for step in plan.steps)
+    exact = tower.exact and plan.epsilon is None and not any(step.stage == "media" for step in plan.steps)
     blocks = _reduce(tower.blocks, plan.at("decoder_input"))
     entering = sum(block.count for block in blocks)
     for layer in plan.layers("decoder_layer"):

@@ -18,7 +18,7 @@ import numpy as np
 from illava.errors import ModelLoadError, PreprocessError
 from illava.families.native_resolution import NativeGeometry, PixelRange
 from illava.model_files import JsonSection, ModelFiles
-from illava.preprocess import Preprocessor, VisualInput, check_images, check_video, resize
+from illava.preprocess import MediumCells, Preprocessor, VisualInput, check_images, check_video, resize
 
 _CLIP_MEAN, _CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 _HALF = [0.5, 0.5, 0.5]
@@ -107,6 +107,41 @@ class NativePreprocessor(Preprocessor):
         for index, frame in enumerate(frames):
             tiles[index] = resize(frame, height, width, self.video_resample)
         return VisualInput("video", tiles, frames[0].shape[:2], tuple(timestamps_s))
+
+    def cells(self, medium: VisualInput) -> MediumCells:
+        """See `Preprocessor.cells`: a cell is a group of patches over the frames of one temporal patch."""
+        depth = 1 if medium.kind == "image" else self.geometry.frames_per_patch
+        num_frames, height, width = medium.tiles.shape[:3]
+        grid, px = self.geometry.grid(medium.kind, num_frames, height, width), self.geometry.factor_px
+        tiles = np.concatenate([medium.tiles, *[medium.tiles[-1:]] * (grid.times * depth - num_frames)])
+        rows, cols = grid.groups
+        cut = tiles.reshape(grid.times, depth, rows, px, cols, px, 3).transpose(0, 2, 4, 1, 3, 5, 6)
+        return MediumCells(
+            pixels_TX=cut.reshape(grid.num_groups, -1),
+            place_T3=np.indices((grid.times, rows, cols)).reshape(3, -1).T,
+            lengths=(grid.num_groups,),
+            padding_T=np.zeros(grid.num_groups, bool),
+        )
+
+    def with_frames(self, medium: VisualInput, frames: Sequence[int]) -> VisualInput:
+        """See `Preprocessor.with_frames`: whole temporal patches."""
+        depth, num_frames = self.geometry.frames_per_patch, len(medium.tiles)
+        index = [n for frame in frames for n in range(frame * depth, min((frame + 1) * depth, num_frames))]
+        times_s = tuple(medium.timestamps_s[n] for n in index) if medium.timestamps_s else ()
+        return replace(medium, tiles=medium.tiles[index], timestamps_s=times_s)
+
+    def shrink(self, medium: VisualInput, ratio: float) -> VisualInput:
+        """See `Preprocessor.shrink`: both sides by the root of the ratio, rounded down to whole groups."""
+        height, width = medium.tiles.shape[1:3]
+        factor = self.geometry.factor_px
+        small = tuple(max(1, int(side / factor * ratio**0.5 + 1e-6)) * factor for side in (height, width))
+        if small == (height, width):
+            raise PreprocessError(
+                f"a {medium.kind} of {width}x{height} px at model size has too few groups of {factor} px to be read at "
+                f"{ratio:g} of them; lower keep_ratio, or reduce with another method"
+            )
+        resample = self.image_resample if medium.kind == "image" else self.video_resample
+        return replace(medium, tiles=np.stack([resize(tile, *small, resample) for tile in medium.tiles]))
 
     def max_nbytes(self, num_frames: int) -> int:
         """See `Preprocessor.max_nbytes`; a count does not say whether it is of images or frames: the larger."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from illava.media.content import ContentKind
     from illava.preprocess import VisualInput
 
 FinishReason = Literal["stop", "length"]
@@ -63,6 +64,7 @@ class TokenUsage:
         num_decoder_tokens_kept: visual tokens in the LLM's last layer.
         num_prompt_tokens: all tokens entering the LLM's first layer.
         num_generated_tokens: tokens drawn, the stop token included.
+        content: what `budget: auto` took the media for and chose the plan by; None under any other plan.
     """
 
     num_patches: int
@@ -71,6 +73,7 @@ class TokenUsage:
     num_decoder_tokens_kept: int
     num_prompt_tokens: int
     num_generated_tokens: int
+    content: ContentKind | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +100,8 @@ class TraceStep:
     """One stage's mixing matrix over all visual tokens of a request, on the host.
 
     Attributes:
-        stage: ``vision_block``, ``vision_output``, ``layout`` (projector, pooling, newlines), ``decoder_input``,
-            ``decoder_layer``.
+        stage: ``media``, ``vision_block``, ``vision_output``, ``layout`` (projector, pooling, newlines),
+            ``decoder_input``, ``decoder_layer``.
         layer: block or layer, where the stage has one.
         matrix: sparse float32 [tokens out, tokens in]; a separator's row is empty.
         place: int64 [tokens out, 4]: (medium, frame or tile, row, col) each output token stands at.
@@ -115,7 +118,8 @@ class TokenTrace:
     """From patches to kept tokens.
 
     Attributes:
-        patch_place: int64 [patches, 4], (medium, frame or tile, row, col) of every patch entering the tower.
+        patch_place: int64 [patches, 4], (medium, frame or tile, row, col) of every patch of the media; those that stage
+            ``media`` keeps out of the tower are gone after the first step.
         steps: in the order of the data flow.
     """
 

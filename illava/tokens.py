@@ -62,6 +62,12 @@ class Assignment:
     def num_kept(self) -> int:
         return self.kept_K.shape[0]
 
+    def to(self, device: torch.device) -> Assignment:
+        """The same on another device."""
+        tensors = (self.kept_K, self.source_E, self.weight_E, self.target_G, self.size_G)
+        kept_K, *edges = (tensor.to(device, non_blocking=True) for tensor in tensors)
+        return Assignment(self.num_tokens, self.lengths, kept_K, *edges, self.group_size)
+
     def matrix(self) -> Tensor:
         """The mixing matrix as a coalesced sparse COO tensor, [K, T] float32."""
         copied_K = torch.ones(self.num_kept, dtype=torch.bool, device=self.kept_K.device)
@@ -84,6 +90,22 @@ def identity(lengths: tuple[int, ...], device: torch.device | str = "cpu") -> As
     """The assignment that changes nothing."""
     total = sum(lengths)
     return prune(torch.arange(total, device=device), lengths, total)
+
+
+def keep_owners(owner_T: Tensor, lengths: tuple[int, ...]) -> Assignment:
+    """Keep the cells that are their own owner; each other one is an edge of weight 0 of its owner, -1 for none.
+
+    What is kept is exactly what it was; the edges say where the content of a dropped cell is still to be seen.
+    """
+    index_T = torch.arange(owner_T.shape[0], device=owner_T.device)
+    is_kept_T = owner_T == index_T
+    kept_K, owned_E = is_kept_T.nonzero().squeeze(1), (owner_T >= 0).nonzero().squeeze(1)
+    row_E = torch.searchsorted(kept_K, owner_T[owned_E])
+    source_E = owned_E[torch.argsort(row_E, stable=True)]
+    kept = tuple(int(own_T.sum()) for own_T in is_kept_T.split(lengths))
+    rows_K = torch.arange(kept_K.shape[0], device=owner_T.device)
+    size_K = torch.bincount(row_E, minlength=kept_K.shape[0])
+    return Assignment(owner_T.shape[0], kept, kept_K, source_E, is_kept_T[source_E].float(), rows_K, size_K)
 
 
 def merge(assignment: Assignment, hidden_TD: Tensor) -> Tensor:

@@ -80,7 +80,11 @@ class AnyresGeometry:
     @property
     def most_tiles(self) -> int:
         """Tiles an image can become at most, its base tile included."""
-        return 1 + max((rows // self.tile_px) * (cols // self.tile_px) for rows, cols in self.pinpoints)
+        return 1 + max(self.num_canvas_tiles(*canvas) for canvas in self.pinpoints)
+
+    def num_canvas_tiles(self, height: int, width: int) -> int:
+        """Tiles of a canvas of so many px, base tile apart."""
+        return (height // self.tile_px) * (width // self.tile_px)
 
     def best_resolution(self, height: int, width: int) -> tuple[int, int]:
         """The canvas (height, width) px that keeps most of the picture and, among equals, wastes least.

@@ -21,7 +21,7 @@ from illava.errors import ModelLoadError, PlanError
 from illava.families.base import EncodedMedium, Family, RenderedPrompt
 from illava.families.chat_prompt import ChatPrompt
 from illava.families.clip import ClipTower
-from illava.families.plan_check import square_side, tokens_left
+from illava.families.plan_check import check_media, square_side, tokens_left
 from illava.families.pretrained import load_tokenizer, load_weights, stop_token_ids
 from illava.families.tile_encoder import TileEncoder
 from illava.plan import ReductionPlan
@@ -56,7 +56,7 @@ class LlavaNext(Family):
         self.tower = ClipTower(inner.vision_tower, feature_layer=model.config.vision_feature_layer)
         self.num_vision_blocks = self.tower.num_blocks
         self.stop_token_ids = stop_token_ids(model)
-        self.geometry = preprocessor.geometry
+        self.geometry, self.preprocessor = preprocessor.geometry, preprocessor
         self.encoder = TileEncoder(self.tower, inner.multi_modal_projector, inner.image_newline, preprocessor)
         self._embedding = inner.get_input_embeddings()
         self._tokenizer = tokenizer
@@ -78,8 +78,7 @@ class LlavaNext(Family):
 
     def check(self, plan: ReductionPlan) -> None:
         """See `Family.check`."""
-        if plan.at("media") is not None:
-            raise PlanError("stage 'media' does not exist for llava_next; the first is 'vision_block'")
+        check_media(plan, self.model_type, reads_videos=False)
         patches = self.geometry.grid**2
         left = tokens_left(plan, num_blocks=self.num_vision_blocks, tokens_per_tile=patches, has_cls=True)
         if plan.layout == "released":

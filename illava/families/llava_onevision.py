@@ -19,7 +19,7 @@ from illava.decoder import Decoder
 from illava.errors import ModelLoadError, PlanError
 from illava.families.base import EncodedMedium, Family, RenderedPrompt
 from illava.families.chat_prompt import ChatPrompt
-from illava.families.plan_check import square_side, tokens_left
+from illava.families.plan_check import check_media, square_side, tokens_left
 from illava.families.pretrained import load_tokenizer, load_weights, stop_token_ids
 from illava.families.siglip import SiglipTower
 from illava.families.tile_encoder import TileEncoder
@@ -55,7 +55,7 @@ class LlavaOnevision(Family):
         self.tower = SiglipTower(inner.vision_tower, feature_layer=model.config.vision_feature_layer)
         self.num_vision_blocks = self.tower.num_blocks
         self.stop_token_ids = stop_token_ids(model)
-        self.geometry = preprocessor.geometry
+        self.geometry, self.preprocessor = preprocessor.geometry, preprocessor
         self._projector = inner.multi_modal_projector
         self.encoder = TileEncoder(self.tower, self._projector, inner.image_newline, preprocessor)
         self._embedding = inner.get_input_embeddings()
@@ -81,8 +81,7 @@ class LlavaOnevision(Family):
 
     def check(self, plan: ReductionPlan) -> None:
         """See `Family.check`."""
-        if plan.at("media") is not None:
-            raise PlanError("stage 'media' does not exist for llava_onevision; the first is 'vision_block'")
+        check_media(plan, self.model_type)
         patches = self.geometry.grid**2
         left = tokens_left(plan, num_blocks=self.num_vision_blocks, tokens_per_tile=patches)
         side = square_side(left, tokens_per_tile=patches) if plan.layout == "released" else self.geometry.grid

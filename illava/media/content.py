@@ -1,0 +1,62 @@
+"""What kind of picture a medium is, from cheap statistics of its pixels: what `budget: auto` is routed by.
+
+Knows no plan, no model and no reducer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from illava.preprocess import MediumCells, Preprocessor, VisualInput
+
+ContentKind = Literal["document", "image", "video"]
+UNIQUE_SHARE_OF_DOCUMENTS = 0.75
+_LEVELS_SHIFT = 4  # 16 levels a colour: a scanner's or a codec's noise makes no cell unique
+
+
+@dataclass(frozen=True, slots=True)
+class ContentStatistics:
+    """Of one medium at model size; cells are patches, or groups of them, at 16 levels a colour.
+
+    Attributes:
+        padding_share: cells beside the picture.
+        frame_similarity: of cells with a frame before theirs, the share that equals the cell there; 0 for an image.
+        unique_share: of all other cells, the share of different ones.
+    """
+
+    padding_share: float
+    frame_similarity: float
+    unique_share: float
+
+    @classmethod
+    def of(cls, cells: MediumCells) -> ContentStatistics:
+        """Of a medium's cells."""
+        levels_TX = np.ascontiguousarray(cells.pixels_TX >> _LEVELS_SHIFT)
+        frame_T = cells.place_T3[:, 0]
+        per_frame = int((frame_T == 0).sum())
+        repeated_T = np.zeros(len(frame_T), bool)
+        if len(cells.lengths) == 1 and len(frame_T) > per_frame:
+            repeated_T[per_frame:] = (levels_TX[per_frame:] == levels_TX[:-per_frame]).all(1)
+        told_T = ~repeated_T & ~cells.padding_T
+        rows = levels_TX[told_T].view(f"V{levels_TX.shape[1]}")
+        return cls(
+            padding_share=float(cells.padding_T.mean()),
+            frame_similarity=float(repeated_T[per_frame:].mean()) if len(frame_T) > per_frame else 0.0,
+            unique_share=len({row.tobytes() for row in rows}) / max(1, len(rows)),
+        )
+
+
+def content_kind(preprocessor: Preprocessor, media: Sequence[VisualInput]) -> ContentKind:
+    """The kind of a request's media: ``document`` if any is, else ``video`` if any is, else ``image``.
+
+    A document is what repeats itself: at most three quarters of its cells differ from one another, those that repeat
+    the frame before and the canvas's padding not counted. So are slides and screens, in videos, too.
+    """
+    statistics = [ContentStatistics.of(preprocessor.cells(medium)) for medium in media]
+    if any(own.unique_share <= UNIQUE_SHARE_OF_DOCUMENTS for own in statistics):
+        return "document"
+    return "video" if any(medium.kind == "video" for medium in media) else "image"

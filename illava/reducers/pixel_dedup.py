@@ -1,0 +1,61 @@
+"""Pixel deduplication: what stands still in a video enters the tower once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from illava.reducers.base import Evidence, EvidenceKind, MediaKind, Reducer, Stage
+
+if TYPE_CHECKING:
+    from illava.tokens import Assignment, Tokens
+
+
+class PixelDedup(Reducer):
+    """A cell of a video that still looks like the last one kept at its place does not enter the tower.
+
+    Frame by frame: X at (row, col) is dropped where max |X - Y| <= ``threshold`` over all pixels and colours, Y being
+    the cell last kept at this place in an earlier frame; else X is kept. So no pixel is ever further than the threshold
+    from what stands for it, however slowly a picture drifts. Of a frame that would vanish, the first cell stays: its
+    time is still told. A video's cells are one segment; images, and the tiles of one, pass unchanged.
+
+    Attributes:
+        threshold: 0 drops exact copies only; 0 to 255.
+
+    Source: ours; EVS (arXiv 2510.14624) asks the same of features, behind the tower.
+    """
+
+    stages: ClassVar[frozenset[Stage]] = frozenset({"media"})
+    media_kinds: ClassVar[frozenset[MediaKind]] = frozenset({"video"})
+    may_keep_all: ClassVar[bool] = True
+
+    kind: Literal["pixel_dedup"] = "pixel_dedup"
+    threshold: float = Field(default=0.0, ge=0.0, le=255.0)
+
+    def evidence(self, stage: Stage) -> frozenset[EvidenceKind]:
+        return frozenset()
+
+    def num_kept(self, num_tokens: int) -> None:
+        """None: the pixels decide."""
+
+    def assign(self, tokens: Tokens, evidence: Evidence, stage: Stage) -> Assignment:
+        import torch
+
+        from illava.reducers.frame_grid import FrameGrid
+        from illava.tokens import keep_owners
+
+        grid = FrameGrid.of(tokens)
+        owner_T = torch.arange(sum(tokens.lengths), device=grid.cell_FRC.device)
+        last_RC = torch.full_like(grid.cell_FRC[0], -1)  # the cell last kept at each place of this segment
+        segments = grid.segment_F.tolist()
+        for frame, cell_RC in enumerate(grid.cell_FRC):
+            if frame and segments[frame] != segments[frame - 1]:
+                last_RC = torch.full_like(last_RC, -1)
+            gap_RC = (tokens.hidden_TD[cell_RC].float() - tokens.hidden_TD[last_RC].float()).abs().amax(-1)
+            still_RC = (gap_RC <= self.threshold) & (cell_RC >= 0) & (last_RC >= 0)
+            if torch.equal(still_RC, cell_RC >= 0):
+                still_RC.view(-1)[(cell_RC.view(-1) >= 0).int().argmax()] = False
+            owner_T[cell_RC[still_RC]] = last_RC[still_RC]
+            last_RC = torch.where((cell_RC >= 0) & ~still_RC, cell_RC, last_RC)
+        return keep_owners(owner_T, tokens.lengths)
