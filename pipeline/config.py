@@ -79,6 +79,8 @@ class MediaConfig(Section):
         num_frames: frames given to the model, at most.
         frame_sampling: which frames.
         decoder: ``auto`` is decord, then PyAV for what decord cannot read; ``pyav`` for untrusted media.
+        ranged_reads: ``auto`` fetches of a large mp4 or mov in a store only the index and the chosen frames' groups of
+            pictures, where that surely gives the same frames (PyAV decodes them); ``off`` fetches whole objects.
         load_timeout_s: deadline of one item's load; its child process is killed then.
         max_bytes: largest object that is read.
         max_pixels_per_frame: largest declared width x height.
@@ -89,6 +91,7 @@ class MediaConfig(Section):
     num_frames: int = rows(32, ge=1, le=4096)
     frame_sampling: FrameSampling = rows(UniformSampling())
     decoder: Literal["auto", "decord", "pyav"] = rows("auto")
+    ranged_reads: Literal["auto", "off"] = rows("auto")
     load_timeout_s: float = execution(120.0, gt=0)
     max_bytes: int = rows(8_000_000_000, ge=1)
     max_pixels_per_frame: int = rows(64_000_000, ge=1)

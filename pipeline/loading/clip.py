@@ -24,6 +24,7 @@ class Packet(NamedTuple):
     """One coded frame, without its bytes; times in stream time base.
 
     ``is_fresh_start``: a key frame behind which nothing refers to anything before it (`pipeline.loading.nal`).
+    ``is_entry``: the container's index marks it as a key frame, whatever its bytes say.
     ``position``, ``num_bytes``: where it lies in the file; -1 where the container does not say.
     """
 
@@ -33,6 +34,7 @@ class Packet(NamedTuple):
     is_fresh_start: bool
     is_corrupt: bool
     is_discard: bool
+    is_entry: bool = False
     position: int = -1
     num_bytes: int = 0
 

@@ -66,11 +66,14 @@ def _answer(
     """The answer to one request, or the error in its place; and the tiles to send behind it."""
     from illava.errors import PreprocessError
     from pipeline.loading.media import DecordRefusedError
+    from pipeline.loading.mp4_index import DoubtError
 
     try:
         return _load(request, media, preprocessor)
     except DecordRefusedError as error:
         return {"refused": str(error)}, []
+    except DoubtError as error:
+        return {"doubt": str(error)}, []
     except ItemError as error:
         error_type, message = error.error_type, str(error)
     except MemoryError:
@@ -90,10 +93,16 @@ def _load(
     request: dict[str, Any], media: MediaConfig, preprocessor: Preprocessor
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
     from pipeline.loading.media import load_images, load_video
+    from pipeline.loading.ranged_video import load_present, needed_ranges
 
     cpu_s = time.process_time()
     is_video = request["kind"] == "video"
-    if is_video:
+    if request["present"] is not None:
+        (path,) = request["paths"]
+        if not request["present"]:
+            return {"ranges": needed_ranges(path, media), "cpu_s": time.process_time() - cpu_s}, []
+        frames = load_present(path, media, request["present"])
+    elif is_video:
         (path,) = request["paths"]
         frames = load_video(path, media, decoder=request["decoder"])
     else:

@@ -12,6 +12,7 @@ from typing import Protocol
 from pipeline.errors import ItemError, PipelineError
 from pipeline.faults import fault_point
 from pipeline.records import LoadedItem, LoadStats, MediaItem
+from pipeline.redaction import redacted
 
 
 class ItemLoader(Protocol):
@@ -56,7 +57,7 @@ def load_reported(loader: ItemLoader, item: MediaItem) -> tuple[LoadReport, Load
     except PipelineError:
         raise
     except Exception as defect:  # one item's defect must not cost its neighbours their reader
-        error = ItemError("internal_error", f"loading raised {type(defect).__name__}: {defect}")
+        error = ItemError("internal_error", redacted(f"loading raised {type(defect).__name__}: {defect}"))
     else:
         return LoadReport(time.perf_counter() - begin_s, loaded.stats, loaded.nbytes), loaded
     call_s = time.perf_counter() - begin_s

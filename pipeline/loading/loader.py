@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from pipeline.errors import ItemError
-from pipeline.loading.decoder_process import (
-    ITEMS_PER_CHILD,
-    MEMORY_BYTES,
-    DecodedMedia,
-    DecoderProcess,
-    DecordFailedError,
-)
-from pipeline.loading.staging import StagedObject, Staging, check_unchanged
+from pipeline.loading.child_process import DecordFailedError
+from pipeline.loading.decoder_process import ITEMS_PER_CHILD, MEMORY_BYTES, DecodedMedia, DecoderProcess
+from pipeline.loading.mp4_index import DoubtError
+from pipeline.loading.ranged_read import RangedLoad, load_by_ranges
+from pipeline.loading.staging import Staging, check_unchanged
 from pipeline.records import LoadedItem, LoadStats, MediaItem
 from pipeline.storage.uris import is_local
 
 if TYPE_CHECKING:
     from illava.preprocess import Preprocessor
     from pipeline.config import MediaConfig
+
+RANGED_FROM_BYTES = 4_000_000  # below, the further requests take longer than the bytes
 
 
 class Loader:
@@ -39,6 +39,7 @@ class Loader:
         allowed_roots: local folders that items may name; None where the operator's own configuration named them.
         memory_bytes: address space of the child.
         items_per_child: a child is replaced after so many items.
+        ranged_from_bytes: smaller objects are fetched whole.
     """
 
     def __init__(
@@ -51,8 +52,10 @@ class Loader:
         allowed_roots: Sequence[str] | None = None,
         memory_bytes: int = MEMORY_BYTES,
         items_per_child: int = ITEMS_PER_CHILD,
+        ranged_from_bytes: int = RANGED_FROM_BYTES,
     ) -> None:
         self._media = media
+        self._ranged_from_bytes = ranged_from_bytes
         self._staging = Staging(
             cache_dir=cache_dir,
             cache_bytes=cache_bytes,
@@ -115,32 +118,48 @@ class Loader:
         return spent
 
     def _load(self, item: MediaItem) -> LoadedItem:
-        started_s, started_cpu_s = time.perf_counter(), time.thread_time()
-        staged = self._stage(item)
-        fetched_s = time.perf_counter()
-        try:
-            decoded = self._decode(item, [one.path for one in staged])
-        except ItemError as error:
-            _check_unchanged(item)
-            raise ItemError(error.error_type, f"{_name(item)}: {error}", retryable=error.retryable) from error
+        spent, started_s, started_cpu_s = self._meter(), time.perf_counter(), time.thread_time()
+        if ranged := self._load_by_ranges(item):
+            decoded, fetch_s = ranged.decoded, ranged.fetch_s
+        else:
+            paths = self._stage(item)
+            fetch_s = time.perf_counter() - started_s
+            try:
+                decoded = self._decode(item, paths)
+            except ItemError as error:
+                _check_unchanged(item)
+                raise ItemError(error.error_type, f"{_name(item)}: {error}", retryable=error.retryable) from error
         _check_unchanged(item)
-        stats = LoadStats(
-            fetch_s=fetched_s - started_s,
-            load_s=max(0.0, time.perf_counter() - fetched_s - decoded.preprocess_s),
+        stats = replace(
+            spent(),
+            fetch_s=fetch_s,
+            load_s=max(0.0, time.perf_counter() - started_s - fetch_s - decoded.preprocess_s),
             preprocess_s=decoded.preprocess_s,
             cpu_s=time.thread_time() - started_cpu_s + decoded.cpu_s,
-            bytes_fetched=sum(one.bytes_fetched for one in staged),
-            storage_requests=sum(one.num_requests for one in staged),
             decoder=decoded.decoder,
         )
         return LoadedItem(item, decoded.media, decoded.timestamps_s, stats, decoded.partial)
 
-    def _stage(self, item: MediaItem) -> list[StagedObject]:
-        staged: list[StagedObject] = []
+    def _load_by_ranges(self, item: MediaItem) -> RangedLoad | None:
+        """The media from a part of the object's bytes; None where that is not asked for, not worth it or doubtful."""
+        wanted = self._media.ranged_reads == "auto" and self._media.decoder != "decord" and item.media_kind == "video"
+        if not wanted or item.sizes[0] < self._ranged_from_bytes:
+            return None
+        copy = self._staging.sparse(item.uris[0], size=item.sizes[0], etag=item.etags[0])
+        if copy is None:
+            return None
+        try:
+            return load_by_ranges(copy, self._staging, self._decoder, timeout_s=self._media.load_timeout_s)
+        except DoubtError:
+            return None
+        except ItemError as error:
+            raise ItemError(error.error_type, f"{_name(item)}: {error}", retryable=error.retryable) from error
+
+    def _stage(self, item: MediaItem) -> list[str]:
+        paths: list[str] = []
         for uri, size, etag in zip(item.uris, item.sizes, item.etags, strict=True):
-            paths = [one.path for one in staged]
-            staged.append(self._staging.get(uri, size=size, etag=etag, keep=paths))
-        return staged
+            paths.append(self._staging.get(uri, size=size, etag=etag, keep=paths).path)
+        return paths
 
     def _decode(self, item: MediaItem, paths: list[str]) -> DecodedMedia:
         """Both tries share one deadline: the first with the configured decoder, then PyAV in a fresh child."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 _H264_IDR, _HEVC_IDR = {5}, {19, 20}
+_HEVC_ENTRIES = set(range(16, 22))
 
 
 def starts_afresh(packet: bytes, *, codec: str, extradata: bytes | None) -> bool:
@@ -26,6 +27,18 @@ def starts_afresh(packet: bytes, *, codec: str, extradata: bytes | None) -> bool
     if codec == "hevc":
         return any(unit[0] >> 1 & 0x3F in _HEVC_IDR for unit in units)
     return False
+
+
+def can_be_entered(packet: bytes, *, codec: str, extradata: bytes | None) -> bool:
+    """Whether decoding may begin at a packet of a key frame, for what is shown behind it.
+
+    Of hevc also an open group's key frame may be entered: frames shown behind it refer to nothing before it.
+    Source: ITU-T H.265, 3.1 (trailing picture) and table 7-1. Codecs other than h264 and hevc mark no other key frames.
+    """
+    if codec == "hevc":
+        units = _units(packet, _length_size(codec, extradata))
+        return any(unit[0] >> 1 & 0x3F in _HEVC_ENTRIES for unit in units)
+    return codec != "h264" or starts_afresh(packet, codec=codec, extradata=extradata)
 
 
 def _length_size(codec: str, extradata: bytes | None) -> int:

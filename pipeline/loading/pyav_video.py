@@ -7,6 +7,7 @@ and no protocol. Knows nothing of decord, storage, models or rows.
 from __future__ import annotations
 
 import struct
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from pipeline.loading.clip import Clip, Packet, check_duration, check_pixels, de
 from pipeline.loading.container import Container
 from pipeline.loading.gop_ranges import Stretch
 from pipeline.loading.mp4_index import DoubtError
-from pipeline.loading.nal import starts_afresh
+from pipeline.loading.nal import can_be_entered, starts_afresh
 from pipeline.loading.orientation import Orientation, orientation_of
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 _READ_BYTES = 1 << 18
 _FIRST_PTS = -(1 << 63)
-_FRESH_STARTS = frozenset({"h264", "hevc"})  # whose key frames say whether they start afresh
 
 
 @contextmanager
@@ -38,12 +38,16 @@ def _opened(path: str, container: Container) -> Iterator[tuple[Any, Any]]:
     only = {"protocol_whitelist": "", "format_whitelist": container}
     with open(path, "rb") as bytes_in:
         try:
-            file = av.open(bytes_in, "r", format=container, options=only, buffer_size=_READ_BYTES)
+            file = av.open(
+                bytes_in, "r", format=container, options=only, buffer_size=_READ_BYTES, metadata_errors="replace"
+            )
         except av.error.FFmpegError as error:
             if isinstance(error, MemoryError):
                 raise
             raise ItemError("corrupt_media", f"the {container} container cannot be read: {error.strerror}") from error
         with file:
+            if not file.streams.video and not file.streams.audio:
+                raise ItemError("corrupt_media", f"the {container} container lists neither pictures nor sound")
             stream = file.streams.best("video")
             if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
                 raise ItemError("no_video_stream", "the file has no video stream")
@@ -84,6 +88,7 @@ def _read_packets(file: Any, stream: Any) -> tuple[list[Packet], float, Orientat
     """Every packet of the stream, the time at which the last packet of any stream ends, and how frames are turned."""
     packets, end_s, start_s, first = [], 0.0, _start_s(file), None
     codec, extradata = stream.codec_context.codec.canonical_name, stream.codec_context.extradata
+    entries = {entry.pos for entry in stream.index_entries if entry.is_keyframe}
     for packet in _demux(file):
         if not packet.size:
             continue
@@ -94,7 +99,7 @@ def _read_packets(file: Any, stream: Any) -> tuple[list[Packet], float, Orientat
             is_fresh = packet.is_keyframe and starts_afresh(bytes(packet), codec=codec, extradata=extradata)
             flags = packet.is_keyframe, is_fresh, packet.is_corrupt, packet.is_discard
             position = -1 if packet.pos is None else packet.pos
-            packets.append(Packet(packet.pts, packet.dts, *flags, position, packet.size))
+            packets.append(Packet(packet.pts, packet.dts, *flags, position in entries, position, packet.size))
             first = first or (packet if packet.is_keyframe else None)
     return packets, end_s, _first_orientation(first)
 
@@ -102,7 +107,7 @@ def _read_packets(file: Any, stream: Any) -> tuple[list[Packet], float, Orientat
 def _start_s(file: Any) -> float:
     """What to take off times to compare them with the declared duration.
 
-    That is counted from the first packet, but in Matroska from zero where FFmpeg wrote it: seen as one beyond the start.
+    That counts from the first packet, but in Matroska from zero where FFmpeg wrote it: seen by its lying beyond the start.
     """
     start_s = (file.start_time or 0) / 1e6
     return 0.0 if "matroska" in file.format.name and (file.duration or 0) / 1e6 > start_s else start_s
@@ -170,8 +175,7 @@ def decode_stretches(
         codec.options = {"err_detect": "explode"}
         try:
             for one in found:
-                first = one.packets[0]
-                file.seek(min(first.pts, first.pts if first.dts is None else first.dts), stream=stream)
+                file.seek(one.seek_pts, stream=stream)
                 decoded = [frame for packet in _exactly(file, stream, one.packets) for frame in packet.decode()]
                 for frame in [*decoded, *codec.decode(None)]:
                     if frame.is_corrupt:
@@ -186,15 +190,21 @@ def decode_stretches(
 
 
 def _exactly(file: Any, stream: Any, expected: Sequence[Packet]) -> Iterator[Any]:
-    """The expected packets from the container's present position, each compared with the index."""
+    """The expected packets behind the container's present position; those between them, not there, are passed over."""
     codec, extradata = stream.codec_context.codec.canonical_name, stream.codec_context.extradata
-    for packet, listed in zip(file.demux(stream), expected, strict=False):
-        if (packet.pts, packet.pos, packet.size) != (listed.pts, listed.position, listed.num_bytes):
-            raise DoubtError("seeking led elsewhere than the index said")
-        must_be_fresh = listed is expected[0] and codec in _FRESH_STARTS
-        if must_be_fresh and not starts_afresh(bytes(packet), codec=codec, extradata=extradata):
-            raise DoubtError("its key frames do not start afresh")
+    left = deque(expected)
+    for packet in file.demux(stream):
+        if packet.pos != left[0].position:
+            continue
+        if (packet.pts, packet.size) != (left[0].pts, left[0].num_bytes):
+            raise DoubtError("its index reads otherwise after seeking")
+        if left[0] is expected[0] and not can_be_entered(bytes(packet), codec=codec, extradata=extradata):
+            raise DoubtError("a key frame of it refers to frames before")
         yield packet
+        left.popleft()
+        if not left:
+            return
+    raise DoubtError("seeking led elsewhere than the index said")
 
 
 def _decode(file: Any, stream: Any, clip: Clip) -> Iterator[tuple[int, Any]]:

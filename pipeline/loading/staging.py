@@ -18,6 +18,7 @@ from pathlib import Path
 
 from pipeline import storage
 from pipeline.errors import ItemError, StorageError
+from pipeline.loading.sparse_copy import SparseCopy
 
 _PREFIX = "illava-staging-"
 _LOCK = "owner.lock"
@@ -69,6 +70,7 @@ class Staging:
         self._lock: int | None = None
         self._num_files = 0
         self._copies: OrderedDict[tuple[str, int, str], Path] = OrderedDict()
+        self._sparse: SparseCopy | None = None
 
     def get(self, uri: str, *, size: int = -1, etag: str = "", keep: Sequence[str] = ()) -> StagedObject:
         """The object as a local file; a local object is used in place.
@@ -96,6 +98,7 @@ class Staging:
             found = storage.stat(uri)
             size, etag, num_requests = found.size, etag or found.etag, 1
         self._check_size(uri, size)
+        self._drop_sparse()
         key = uri, size, etag
         self._make_room(size, keep)
         path = self._new_path()
@@ -115,9 +118,45 @@ class Staging:
         self._copies[key] = path
         return StagedObject(str(path), fetched.num_bytes, num_requests + fetched.num_requests)
 
+    def sparse(self, uri: str, *, size: int, etag: str) -> SparseCopy | None:
+        """An object of which parts may be fetched by `fill`; None where that is impossible or all of it is here.
+
+        The same copy again while no other object is asked for.
+
+        Args:
+            uri: what to get.
+            size, etag: in the manifest; both must be known.
+
+        Raises:
+            ItemError, StorageError: as `get`.
+        """
+        uri = storage.check_uri(uri, allowed_roots=self._allowed_roots)
+        known = size >= 0 and etag and not storage.is_local(uri) and (uri, size, etag) not in self._copies
+        if not known or not storage.can_read_ranges(uri):
+            return None
+        self._check_size(uri, size)
+        if self._sparse is None or (self._sparse.uri, self._sparse.size, self._sparse.etag) != (uri, size, etag):
+            self._drop_sparse()
+            self._sparse = SparseCopy(str(self._new_path()), uri, size, etag)
+        return self._sparse
+
+    def fill(self, copy: SparseCopy, ranges: Sequence[tuple[int, int]]) -> None:
+        """Fetch those half-open ranges of a sparse copy, less what is there. Raises as `get`."""
+        missing = copy.missing(ranges)
+        self._make_room(sum(end - start for start, end in missing), ())
+        self.num_requests += len(missing)
+        copy.fetch(missing)
+        self.bytes_fetched += sum(end - start for start, end in missing)
+
+    def _drop_sparse(self) -> None:
+        if self._sparse:
+            Path(self._sparse.path).unlink(missing_ok=True)
+        self._sparse = None
+
     def close(self) -> None:
         """Remove the folder. Another `get` makes a new one."""
         self._copies.clear()
+        self._drop_sparse()
         if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)
         if self._lock is not None:
@@ -136,7 +175,8 @@ class Staging:
                 f"{kept_bytes + num_bytes:,} bytes must be staged at once; cache_bytes is {self._cache_bytes:,}",
             )
         for key, path in list(self._copies.items()):
-            if sum(size for _, size, _ in self._copies) + num_bytes <= self._cache_bytes:
+            sparse_bytes = self._sparse.num_bytes if self._sparse else 0
+            if sum(size for _, size, _ in self._copies) + sparse_bytes + num_bytes <= self._cache_bytes:
                 return
             if str(path) not in keep:
                 path.unlink(missing_ok=True)

@@ -18,7 +18,8 @@ from misbehaving import Chatters, Hangs, Hoards, ReadsAsFileObject, SignalsItsel
 
 from pipeline.config import MediaConfig
 from pipeline.errors import ItemError, PipelineError
-from pipeline.loading.decoder_process import DecoderProcess, DecordFailedError
+from pipeline.loading.child_process import DecordFailedError
+from pipeline.loading.decoder_process import DecoderProcess
 
 DATA = Path(__file__).parent / "data"
 MEDIA = MediaConfig(num_frames=4)

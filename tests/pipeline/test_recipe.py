@@ -21,6 +21,7 @@ OTHER_VALUES = {
     "media.num_frames": 8,
     "media.frame_sampling.kind": "keyframe",
     "media.decoder": "pyav",
+    "media.ranged_reads": "off",
     "media.max_bytes": 10,
     "media.max_pixels_per_frame": 10,
     "media.max_duration_s": 10.0,
