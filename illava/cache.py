@@ -79,14 +79,23 @@ class PagedCache:
         self.v_pool_PSGd = torch.empty(shape, dtype=dtype, device=device)
         self.num_free_pages = num_pages
         self._free_P = torch.arange(num_pages, dtype=torch.int32)  # the first num_free_pages entries are free
+        self._num_holders_P = torch.zeros(num_pages, dtype=torch.int32)
         self._held: dict[Hashable, _Held] = {}
 
     def num_pages_for(self, lengths: Sequence[int]) -> int:
         """Pages that a request of these tokens per layer takes: the sum over layers of ceil(length / page_size)."""
         return sum(-(-n // self.page_size) for n in lengths)
 
-    def admit(self, owner: Hashable, lengths: Sequence[int]) -> None:
+    def admit(
+        self, owner: Hashable, lengths: Sequence[int], *, like: Hashable | None = None, num_alike: int = 0
+    ) -> None:
         """Take the pages for ``lengths[layer]`` tokens in each layer.
+
+        Args:
+            owner: who takes them.
+            lengths: tokens by layer.
+            like: another owner, whose first pages serve this one too; each is free once nobody holds it.
+            num_alike: tokens, in every layer, that both have in common: whole pages, which nobody writes any more.
 
         Raises:
             MemoryError: fewer pages are free; ask `num_free_pages` first.
@@ -94,14 +103,22 @@ class PagedCache:
         if owner in self._held:
             raise ValueError(f"request {owner!r} already holds pages")
         counts = tuple(-(-n // self.page_size) for n in lengths)
-        needed = sum(counts)
+        if num_alike % self.page_size or num_alike > min(lengths):
+            raise ValueError(f"{num_alike} tokens in common are not whole pages within {min(lengths)} tokens")
+        num_shared = num_alike // self.page_size
+        needed = sum(counts) - num_shared * self.num_layers
         if needed > self.num_free_pages:
             raise MemoryError(f"request {owner!r} needs {needed} pages, {self.num_free_pages} are free")
         self.num_free_pages -= needed
         table_LM = torch.zeros(self.num_layers, max(counts), dtype=torch.int32)
         taken = self._free_P[self.num_free_pages : self.num_free_pages + needed]
-        table_LM[_leading(counts, table_LM.shape[1])] = taken
-        self._held[owner] = _Held(table_LM, counts)
+        own = _leading(counts, table_LM.shape[1])
+        own[:, :num_shared] = False
+        table_LM[own] = taken
+        if num_shared:
+            table_LM[:, :num_shared] = self._held[like].table_LM[:, :num_shared]
+        self._held[owner] = held = _Held(table_LM, counts)
+        self._num_holders_P[held.pages().long()] += 1
 
     def trim(self, owner: Hashable, lengths: Sequence[int]) -> None:
         """Give back what lies beyond ``lengths[layer]`` tokens: a reducer's data may decide for fewer than planned."""
@@ -156,17 +173,24 @@ class PagedCache:
         return k_TGd, v_TGd
 
     def check(self) -> None:
-        """Every page is free or held by exactly one table.
+        """Every page is free or held, by as many as are counted.
 
         Raises:
             RuntimeError: which is not so.
         """
-        free_P = self._free_P[: self.num_free_pages]
-        pages = torch.cat([free_P, *(held.pages() for held in self._held.values())]).sort().values
-        if not torch.equal(pages, torch.arange(self.num_pages, dtype=torch.int32)):
+        held_P = torch.cat([self._free_P[:0], *(held.pages() for held in self._held.values())]).long()
+        counted_P = torch.bincount(held_P, minlength=self.num_pages)
+        pages = torch.cat([self._free_P[: self.num_free_pages].long(), held_P.unique()])
+        if not torch.equal(pages.sort().values, torch.arange(self.num_pages)):
             raise RuntimeError(f"{pages.unique().numel()} of {self.num_pages} pages accounted for in {pages.numel()}")
+        if not torch.equal(counted_P.int(), self._num_holders_P):
+            wrong = int((counted_P != self._num_holders_P).sum())
+            raise RuntimeError(f"{wrong} pages have another number of holders than is counted")
 
     def _give_back(self, pages: Tensor) -> None:
+        """One holder less; what nobody holds is free."""
+        self._num_holders_P[pages.long()] -= 1
+        pages = pages[self._num_holders_P[pages.long()] == 0]
         count = pages.numel()
         self._free_P[self.num_free_pages : self.num_free_pages + count] = pages
         self.num_free_pages += count

@@ -6,15 +6,16 @@ scheduling, caches or models.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Literal
 
 from torch import Tensor
 
 from illava.families.base import EncodedMedium
+from illava.media.content import ContentKind
 from illava.plan import ReductionPlan
 from illava.preprocess import VisualInput
-from illava.prompt import Prompt
+from illava.prompt import Prompt, media_of
 from illava.requests import FinishReason, Generation, Request, Timing, TokenTrace, TokenUsage
 from illava.sampling import derive_seed
 
@@ -25,12 +26,16 @@ class LiveRequest:
     """A request from submission to its end.
 
     Attributes:
-        request, plan: as submitted.
-        media: the request's images and videos.
+        request: as submitted.
+        plan: it goes through; of `budget: auto` the one that its ``content`` chose.
+        shown: the request with what stage ``media`` left of its media.
+        media: the images and videos of ``shown``.
         num_patches: tokens they bring into the tower.
         num_vision_tokens: visual tokens of the unreduced model.
         encoded: what the tower made of them, until prefill.
         prompt: assembled from it; there between the tower and prefill.
+        beginning: what its tokens are, piece by piece; see `illava.sharing`.
+        held: leading tokens whose keys and values are another request's pages.
         reserved: tokens per decoder layer that pages are taken for, the answer included.
         lengths: tokens per decoder layer that prefill left in the cache.
         num_visual: visual tokens among them, per layer.
@@ -40,11 +45,22 @@ class LiveRequest:
         device_s: its share of the steps so far.
     """
 
-    def __init__(self, request: Request, plan: ReductionPlan, media: Sequence[VisualInput], *, now: float) -> None:
+    def __init__(
+        self,
+        request: Request,
+        plan: ReductionPlan,
+        media: Sequence[VisualInput],
+        *,
+        now: float,
+        content: ContentKind | None = None,
+    ) -> None:
         self.request, self.plan, self.media = request, plan, tuple(media)
+        self.shown, self.content = request, content
         self.num_patches = self.num_vision_tokens = 0
         self.encoded: list[EncodedMedium] = []
         self.prompt: Prompt
+        self.beginning: list[tuple[Hashable, int]] = []
+        self.held = 0
         self.reserved: list[int] = []
         self.lengths: list[int] = []
         self.num_visual: list[int] = []
@@ -64,6 +80,10 @@ class LiveRequest:
     def medium_seeds(self) -> tuple[int, ...]:
         """The root of what reducers draw in the tower, one a medium."""
         return tuple(derive_seed(self.request.sampling.seed, self.request_id, n) for n in range(len(self.media)))
+
+    def show(self, reduced: Request) -> None:
+        """Take the media that the tower is to see."""
+        self.shown, self.media = reduced, media_of(reduced)
 
     def enter(self, state: State, now: float) -> None:
         """Leave the present state for ``state``, which may be the same."""
@@ -106,5 +126,6 @@ class LiveRequest:
                 num_decoder_tokens_kept=self.num_visual[-1],
                 num_prompt_tokens=self.lengths[0],
                 num_generated_tokens=len(self.token_ids),
+                content=self.content,
             )
         return Generation(self.request_id, text, tuple(self.token_ids), reason, usage, timing, self.trace, error)

@@ -141,7 +141,8 @@ class PrefillRun:
             if whole
             else (_rows(self._prompts.hidden_TD, own), [_rows(layer_TD, own) for layer_TD in self._prompts.deepstack])
         )
-        rotary = self._rotary if whole else tuple(_rows(part_T1d, own) for part_T1d in self._rotary)
+        cos_T1d, sin_T1d = self._rotary
+        rotary = self._rotary if whole else (_rows(cos_T1d, own), _rows(sin_T1d, own))
         first, stop = self._bounds[self._group : self._group + 2]
         for n in range(first, stop):
             layer = self._decoder.layers[n]

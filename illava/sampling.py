@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -47,25 +48,52 @@ def uniform_draw(seed: int, request_id: str, step: int) -> float:
     return (derive_seed(seed, request_id, step) >> 10) / 2**53
 
 
-def sample(logits_BV: Tensor, params: Sequence[SamplingParams], draws: Sequence[float]) -> tuple[list[int], list[bool]]:
-    """The next token of each row, and whether the row's logits were finite. One copy to the host.
+@dataclass(frozen=True, slots=True)
+class SamplingBatch:
+    """How the rows of a batch are drawn; there as long as its composition stands.
+
+    Attributes:
+        params: of each row.
+        random: rows that are drawn at random.
+        index_R: the same on the device.
+        wanted_R2: float32 temperature and top-p of each on the device.
+    """
+
+    params: tuple[SamplingParams, ...]
+    random: tuple[int, ...]
+    index_R: Tensor
+    wanted_R2: Tensor
+
+    @classmethod
+    def of(cls, params: Sequence[SamplingParams], device: torch.device) -> SamplingBatch:
+        """For rows of these parameters."""
+        random = tuple(row for row, own in enumerate(params) if own.temperature > 0)
+        wanted = [[params[row].temperature, params[row].top_p] for row in random]
+        index_R, wanted_R2 = torch.tensor(random, dtype=torch.long), torch.tensor(wanted).view(-1, 2)
+        return cls(tuple(params), random, index_R.to(device), wanted_R2.to(device))
+
+    def draws(self, steps: Sequence[tuple[str, int]]) -> list[float]:
+        """The numbers that decide for the random rows; ``steps`` gives every row's request id and step."""
+        return [uniform_draw(self.params[row].seed, *steps[row]) for row in self.random]
+
+
+def draw_tokens(logits_BV: Tensor, batch: SamplingBatch, draws: Sequence[float]) -> Tensor:
+    """The next token of each row, and whether the row's logits were finite: int64 [2, B]. Nothing waits for the device.
 
     Args:
         logits_BV: any float dtype.
-        params: of each row.
-        draws: a number in [0, 1) for each row; greedy rows do not use theirs.
+        batch: of the same rows.
+        draws: a number in [0, 1) for each random row.
     """
     logits_BV = logits_BV.float()
     finite_B = logits_BV.isfinite().all(-1)
     token_B = logits_BV.argmax(-1)
-    random = [row for row, own in enumerate(params) if own.temperature > 0]
-    if random:
-        device = logits_BV.device
-        index_R = torch.tensor(random, device=device)
-        wanted_R3 = torch.tensor([[params[n].temperature, params[n].top_p, draws[n]] for n in random], device=device)
-        token_B[index_R] = _nucleus(logits_BV[index_R], *wanted_R3.unbind(1))
-    tokens, finite = torch.stack([token_B, finite_B.long()]).tolist()
-    return tokens, [bool(flag) for flag in finite]
+    if batch.random:
+        draw_R = torch.tensor(draws, dtype=torch.float32).to(logits_BV.device, non_blocking=True)
+        temperature_R, top_p_R = batch.wanted_R2[:, 0], batch.wanted_R2[:, 1]
+        chosen_R = _nucleus(logits_BV.index_select(0, batch.index_R), temperature_R, top_p_R, draw_R)
+        token_B = token_B.index_copy(0, batch.index_R, chosen_R)
+    return torch.stack([token_B, finite_B.long()])
 
 
 def _nucleus(logits_RV: Tensor, temperature_R: Tensor, top_p_R: Tensor, draw_R: Tensor) -> Tensor:

@@ -295,7 +295,7 @@ def test_time_spent_in_one_stage_appears_there_alone(vlm, requests, stage, monke
     engine = Engine(vlm.family, vlm.engine.cache, now=clock)
     target = {
         "vision": (vlm.family, "encode"),
-        "prefill": (engine.decoder, "prefill"),
+        "prefill": (engine.decoder, "begin_prefill"),
         "decode": (engine.decoder, "decode"),
     }
     owner, name = target[stage]

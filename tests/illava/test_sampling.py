@@ -2,13 +2,27 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from illava.errors import RequestError
 from illava.requests import SamplingParams
-from illava.sampling import check_sampling, derive_seed, sample, uniform_draw
+from illava.sampling import SamplingBatch, check_sampling, derive_seed, draw_tokens, uniform_draw
 
 GREEDY = SamplingParams()
 HOT = SamplingParams(temperature=0.8, top_p=0.9)
+
+
+def sample(logits, params, draws):
+    batch = SamplingBatch.of(params, logits.device)
+    tokens, finite = draw_tokens(logits, batch, [draws[row] for row in batch.random]).tolist()
+    return tokens, [bool(flag) for flag in finite]
+
+
+def test_drawing_waits_for_nothing():
+    with FakeTensorMode():  # raises on whatever a device would have to be asked for
+        batch = SamplingBatch.of([HOT, GREEDY, HOT], torch.device("cpu"))
+        drawn = draw_tokens(torch.randn(3, 50), batch, [0.1, 0.7])
+    assert tuple(drawn.shape) == (2, 3)
 
 
 def test_greedy_takes_the_largest():

@@ -1,0 +1,69 @@
+"""The first stage of a request in the engine: media to visual tokens, and the prompt assembled from them.
+
+Equal media of a group are encoded once. Knows families by their interface; nothing of decoders' layers or of when a
+group's turn comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+
+from illava.batching import Outcome, front
+from illava.cache import PagedCache
+from illava.errors import RequestError, RequestTooLargeError
+from illava.families.base import Family
+from illava.lifecycle import LiveRequest
+from illava.media.stage import MediaStage
+from illava.prompt import assemble
+from illava.scopes import planned_lengths
+from illava.sharing import beginning, encode_once, medium_keys
+
+
+class EncodingStage:
+    """Encodes groups of requests.
+
+    Args:
+        family: the loaded model.
+        media: stage ``media`` of its plans.
+        cache: the pool that an assembled prompt must fit into.
+        max_patches: patches of one tower call, unless a single request has more.
+    """
+
+    def __init__(self, family: Family, media: MediaStage, cache: PagedCache, *, max_patches: int) -> None:
+        self._family, self._media, self._cache, self._max_patches = family, media, cache, max_patches
+
+    def choose(self, waiting: Iterable[LiveRequest], room: int) -> list[LiveRequest]:
+        """The next group; a medium that several of it share weighs once."""
+        seen: set[Hashable] = set()
+
+        def new_patches(live: LiveRequest) -> int:
+            new = {key: n for n, key in enumerate(medium_keys(live)) if key not in seen}
+            seen.update(new)
+            return sum(self._family.num_patches(live.media[n]) for n in new.values())
+
+        return front(waiting, room, self._max_patches, new_patches)
+
+    def run(self, group: Sequence[LiveRequest]) -> list[Outcome]:
+        """Stage ``media``, then tower, projector and layout in packed calls, then each request's prompt."""
+        for live in group:
+            live.show(self._media.apply(live.request, live.plan))
+        for live, encoded in zip(group, encode_once(self._family, group), strict=True):
+            live.encoded = encoded
+        return [self._assemble(live) for live in group]
+
+    def _assemble(self, live: LiveRequest) -> Outcome:
+        live.num_patches = sum(medium.num_patches for medium in live.encoded)
+        try:
+            live.prompt = assemble(self._family, live.shown, live.encoded)
+        except RequestError as error:
+            return error
+        live.beginning = beginning(live)
+        lengths = planned_lengths(live.prompt.runs, live.plan, self._family.decoder.num_layers)
+        live.reserved = [n + live.request.sampling.max_new_tokens for n in lengths]
+        needed = self._cache.num_pages_for(live.reserved)
+        if needed > self._cache.num_pages:
+            return RequestTooLargeError(
+                f"request {live.request_id!r} needs {needed} key/value pages, the whole pool has "
+                f"{self._cache.num_pages}; raise kv_cache_bytes, send fewer frames, or lower max_new_tokens"
+            )
+        return None

@@ -1,0 +1,112 @@
+"""What requests have in common, so that it is computed once: equal media, and equal beginnings of prompts.
+
+Media are equal by content, compared byte for byte, whoever loaded them. Their encoding is shared by requests of one
+group (one plan), unless a reducer draws in the tower: then each request's own seed decides. Prompts that begin alike
+hold equal keys and values there as long as nothing in the decoder looks at what follows: that is so without decoder
+steps. Knows the family's interface; nothing of layers, pages or scheduling.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+from itertools import takewhile
+from weakref import WeakValueDictionary
+
+import numpy as np
+
+from illava.families.base import EncodedMedium, Family
+from illava.lifecycle import LiveRequest
+from illava.preprocess import VisualInput
+from illava.prompt import TextPiece
+from illava.requests import Request
+
+_IN_TOWER = ("media", "vision_block", "vision_output")
+_IN_DECODER = ("decoder_input", "decoder_layer")
+
+
+class KnownMedia:
+    """The pixels of all media in flight, so that equal ones become one array; forgets what nobody holds any more."""
+
+    def __init__(self) -> None:
+        self._tiles: WeakValueDictionary[Hashable, np.ndarray] = WeakValueDictionary()
+
+    def unify(self, request: Request) -> Request:
+        """The request, its media replaced by equal ones in flight."""
+        content = tuple(self._known(part) if isinstance(part, VisualInput) else part for part in request.content)
+        return replace(request, content=content)
+
+    def _known(self, medium: VisualInput) -> VisualInput:
+        tiles = medium.tiles
+        # A sixteenth of rows and columns finds the candidate; only a candidate is compared in full.
+        sample = zlib.crc32(np.ascontiguousarray(tiles[:, ::16, ::16]).data)
+        known = self._tiles.setdefault((tiles.shape, tiles.dtype.str, sample), tiles)
+        return replace(medium, tiles=known) if known is not tiles and np.array_equal(known, tiles) else medium
+
+
+def medium_keys(live: LiveRequest) -> list[Hashable]:
+    """A key for each medium of a request, the same where one encoding serves; valid while the media are alive."""
+    drawn = any("seed" in step.reducer.evidence(step.stage) for step in live.plan.steps if step.stage in _IN_TOWER)
+    seeds = live.medium_seeds if drawn else (0,) * len(live.media)
+    return [
+        (id(medium.tiles), id(medium.owner), medium.kind, medium.original_size, medium.timestamps_s, seed)
+        for medium, seed in zip(live.media, seeds, strict=True)
+    ]
+
+
+def own_patches(family: Family, group: Sequence[LiveRequest]) -> list[float]:
+    """Patches that each request brings into the tower: what n requests share counts 1 / n for each."""
+    keys = [medium_keys(live) for live in group]
+    sharers = Counter(key for own in keys for key in own)
+    return [
+        sum(family.num_patches(medium) / sharers[key] for medium, key in zip(live.media, own, strict=True))
+        for live, own in zip(group, keys, strict=True)
+    ]
+
+
+def encode_once(family: Family, group: Sequence[LiveRequest]) -> list[list[EncodedMedium]]:
+    """Tower, projector and layout of a group's distinct media in packed calls; each request's, in its order."""
+    place: dict[Hashable, int] = {}
+    media: list[VisualInput] = []
+    seeds: list[int] = []
+    keys = [medium_keys(live) for live in group]
+    for live, own in zip(group, keys, strict=True):
+        for key, medium, seed in zip(own, live.media, live.medium_seeds, strict=True):
+            if key not in place:
+                place[key] = len(media)
+                media.append(medium)
+                seeds.append(seed)
+    encoded = family.encode(media, group[0].plan, trace=group[0].request.trace, seeds=seeds)
+    return [[encoded[place[key]] for key in own] for own in keys]
+
+
+def beginning(live: LiveRequest) -> list[tuple[Hashable, int]]:
+    """An assembled prompt, piece by piece: ids of a text or key of a part of a medium, and its number of tokens."""
+    keys = medium_keys(live)
+    return [
+        (piece if isinstance(piece, TextPiece) else (keys[piece.medium], piece.part), length)
+        for piece, length in live.prompt.pieces
+    ]
+
+
+def num_common(one: LiveRequest, other: LiveRequest) -> int:
+    """Leading tokens whose keys and values two requests have in common.
+
+    0 where their plan acts in the decoder, and where no medium is among them: a system prompt is not worth a wait.
+    """
+    if one.plan != other.plan or any(step.stage in _IN_DECODER for step in one.plan.steps):
+        return 0
+    common, has_medium = 0, False
+    for mine, its in zip(one.beginning, other.beginning, strict=False):
+        if mine == its:
+            common += mine[1]
+            has_medium = has_medium or not isinstance(mine[0], TextPiece)
+            continue
+        (key, _), (other_key, _) = mine, its
+        if isinstance(key, TextPiece) and isinstance(other_key, TextPiece):
+            pairs = zip(key.token_ids, other_key.token_ids, strict=False)
+            common += sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        break
+    return common if has_medium else 0

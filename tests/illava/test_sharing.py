@@ -1,0 +1,191 @@
+"""What requests have in common is computed once, and nobody's answer changes for it; long prompts go in by chunks."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from models_llava_next import make_llava_next
+from models_qwen import make_qwen2_5_vl, make_qwen2_vl, make_qwen3_vl
+
+from illava import VLM, ReductionPlan, Request, SamplingParams, load_preprocessor
+from illava.engine import Engine
+from illava.plan import EMPTY_PLAN
+
+ANSWER = SamplingParams(max_new_tokens=5, min_new_tokens=5)
+QUESTIONS = ("What?", "What happens here, and why?", "Where is it?")
+
+
+def plan_of(*steps):
+    return ReductionPlan.model_validate({"steps": list(steps)})
+
+
+VISION = {"stage": "vision_block", "layers": [3], "reducer": {"kind": "illava", "keep_ratio": 0.6}}
+DRAWN = {"stage": "vision_block", "layers": [3], "reducer": {"kind": "random", "keep_ratio": 0.6}}
+DECODER = {"stage": "decoder_layer", "layers": [2], "reducer": {"kind": "illava", "keep_ratio": 0.5, "per": "prompt"}}
+
+
+@pytest.fixture(scope="module")
+def vlm(onevision_folder):
+    return VLM.from_pretrained(str(onevision_folder), kv_cache_bytes=8 << 20)
+
+
+@pytest.fixture(scope="module")
+def video(onevision_folder):
+    frames = np.random.default_rng(5).integers(0, 256, (6, 48, 64, 3), dtype=np.uint8)
+    return load_preprocessor(str(onevision_folder)).video(frames)
+
+
+def copied(medium):
+    """The same content, loaded by somebody else."""
+    return replace(medium, tiles=medium.tiles.copy())
+
+
+def asked_of(medium):
+    return [Request(str(n), (copied(medium), question), ANSWER) for n, question in enumerate(QUESTIONS)]
+
+
+class Watch:
+    """Counts the media the tower is given and the tokens that layer 0 projects."""
+
+    def __init__(self, family, monkeypatch):
+        self.media, self.tokens = [], 0
+        encode, project = family.encode, family.decoder.project
+        monkeypatch.setattr(
+            family, "encode", lambda media, *a, **k: self.media.append(len(media)) or encode(media, *a, **k)
+        )
+
+        def counted(layer, hidden, rotary):
+            self.tokens += len(hidden) if layer is family.decoder.layers[0] else 0
+            return project(layer, hidden, rotary)
+
+        monkeypatch.setattr(family.decoder, "project", counted)
+
+
+@pytest.mark.parametrize("plan", [EMPTY_PLAN, plan_of(VISION), plan_of(VISION, DECODER), plan_of(DRAWN)])
+def test_questions_on_one_medium_are_answered_as_if_alone(vlm, video, plan, monkeypatch):
+    requests = asked_of(video)
+    alone = [vlm.generate([request], plan=plan)[0] for request in requests]
+    watch = Watch(vlm.family, monkeypatch)
+    together = vlm.generate(requests, plan=plan)
+    assert [g.error for g in together] == [None] * 3
+    assert [g.token_ids for g in together] == [g.token_ids for g in alone]
+    assert [g.usage for g in together] == [g.usage for g in alone]
+    assert watch.media == [3 if plan == plan_of(DRAWN) else 1]  # draws differ by request
+    decoded = 3 * (ANSWER.max_new_tokens - 1)
+    prompts = sum(g.usage.num_prompt_tokens for g in together)
+    page_size, visual = vlm.engine.cache.page_size, together[0].usage.num_vision_tokens_kept
+    if plan in (EMPTY_PLAN, plan_of(VISION)):
+        assert watch.tokens - decoded <= prompts - 2 * (visual // page_size * page_size)
+    else:
+        assert watch.tokens - decoded == prompts
+    vlm.engine.cache.check()
+    assert vlm.engine.cache.num_free_pages == vlm.engine.cache.num_pages
+
+
+def test_shared_pages_outlive_the_request_that_made_them(vlm, video):
+    first, second, _ = asked_of(video)
+    first = replace(first, sampling=SamplingParams(max_new_tokens=3, min_new_tokens=3))
+    alone = [vlm.generate([request])[0].token_ids for request in (first, second)]
+    cache, done = vlm.engine.cache, {}
+    vlm.submit(first)
+    vlm.submit(second)
+    before = cache.num_pages
+    while vlm.has_work:
+        for generation in vlm.step():
+            done[generation.request_id] = generation.token_ids
+            cache.check()
+        before = min(before, cache.num_free_pages)
+    assert [done["0"], done["1"]] == alone
+    assert cache.num_free_pages == cache.num_pages
+    apart = sum(cache.num_pages_for([len(video.tiles) * 16 + 1 + 30] * 4) for _ in alone)
+    assert cache.num_pages - before < apart
+
+
+def test_device_seconds_of_a_shared_encoding_are_split(vlm, video, monkeypatch):
+    now_s = [0.0]
+    engine = Engine(vlm.family, vlm.engine.cache, now=lambda: now_s[0])
+    encode = vlm.family.encode
+    monkeypatch.setattr(vlm.family, "encode", lambda *a, **k: now_s.append(now_s.pop() + 6.0) or encode(*a, **k))
+    for request in asked_of(video):
+        engine.submit(request)
+    done = []
+    while engine.has_work:
+        done += engine.step()
+    assert [g.timing.device_s for g in done] == pytest.approx([2.0, 2.0, 2.0])
+    assert [g.timing.vision_s for g in done] == [6.0] * 3  # each one's own wall time
+    assert [g.usage.num_patches for g in done] == [6 * 49] * 3
+    assert engine.device_busy_s == 6.0
+
+
+def test_a_shared_medium_weighs_once_in_the_towers_budget(vlm, video, monkeypatch):
+    watch = Watch(vlm.family, monkeypatch)
+    engine = Engine(vlm.family, vlm.engine.cache, max_vision_patches=6 * 49)
+    for request in asked_of(video):
+        engine.submit(request)
+    while engine.has_work:
+        engine.step()
+    assert watch.media == [1]
+
+
+def test_media_that_differ_in_one_pixel_are_not_the_same(vlm, video, monkeypatch):
+    other = copied(video)
+    other.tiles[3, 5, 5, 1] ^= 255  # no sampled row or column
+    requests = [Request("one", (video, "What?"), ANSWER), Request("other", (other, "What?"), ANSWER)]
+    watch = Watch(vlm.family, monkeypatch)
+    vlm.generate(requests)
+    assert watch.media == [2]
+
+
+@pytest.mark.parametrize("make", [make_llava_next, make_qwen2_vl, make_qwen2_5_vl, make_qwen3_vl])
+def test_every_family_shares_and_chunks_without_changing_an_answer(make, tmp_path, monkeypatch):
+    folder = str(make(tmp_path))
+    vlm = VLM.from_pretrained(folder, kv_cache_bytes=8 << 20)
+    picture = np.random.default_rng(3).integers(0, 256, (64, 48, 3), dtype=np.uint8)
+    (image,) = load_preprocessor(folder).images([picture])
+    requests = asked_of(image)
+    alone = [vlm.generate([request])[0].token_ids for request in requests]
+    watch = Watch(vlm.family, monkeypatch)
+    engine = Engine(vlm.family, vlm.engine.cache, max_chunk_tokens=7)
+    for request in requests:
+        engine.submit(request)
+    done = {}
+    while engine.has_work:
+        done |= {g.request_id: g.token_ids for g in engine.step()}
+    assert [done[r.request_id] for r in requests] == alone
+    assert watch.media == [1]
+
+
+@pytest.mark.parametrize("plan", [EMPTY_PLAN, plan_of(VISION, DECODER)])
+def test_a_long_prompt_goes_in_by_chunks_while_others_decode(vlm, video, plan):
+    talking = Request("talking", ("Tell me everything.",), SamplingParams(max_new_tokens=40, min_new_tokens=40))
+    late = Request("late", (video, "What happens?"), ANSWER)
+    alone = {r.request_id: vlm.generate([r], plan=plan)[0].token_ids for r in (talking, late)}
+    engine = Engine(vlm.family, vlm.engine.cache, max_chunk_tokens=16)
+    engine.submit(talking, plan)
+    done = engine.step()
+    engine.submit(late, plan)
+    told = []
+    while engine.has_work:
+        done += engine.step()
+        told.append((len(engine._encoded), sum(len(live.token_ids) for live in engine._running[:1])))
+    waiting = [tokens for encoded, tokens in told if encoded]
+    assert len(waiting) >= 4  # steps in which the long prompt was under way
+    assert waiting == list(range(waiting[0], waiting[0] + len(waiting)))  # and the other drew a token in each
+    assert {g.request_id: g.token_ids for g in done} == alone
+    prefill = next(g.timing for g in done if g.request_id == "late")
+    assert prefill.queue_s > 0
+
+
+def test_what_is_under_way_by_chunks_can_be_dropped(vlm, video):
+    engine = Engine(vlm.family, vlm.engine.cache, max_chunk_tokens=16)
+    engine.submit(Request("talking", ("Tell me.",), SamplingParams(max_new_tokens=40, min_new_tokens=40)))
+    engine.step()
+    engine.submit(Request("late", (video, "What?"), ANSWER))
+    engine.step()
+    assert sorted(engine.cancel_all()) == ["late", "talking"]
+    assert not engine.has_work
+    vlm.engine.cache.check()
+    assert vlm.engine.cache.num_free_pages == vlm.engine.cache.num_pages
+    engine.submit(Request("late", (video, "What?"), ANSWER))
+    while engine.has_work:
+        engine.step()
