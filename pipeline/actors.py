@@ -210,7 +210,9 @@ def connect(runtime: RuntimeConfig, *, debug: bool = False) -> Iterator[RayClust
             ray.init(logging_level=logging.ERROR, log_to_driver=debug)
         else:
             _start_local(runtime, debug=debug)
-    except (RayError, ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except PipelineError:
+        raise
+    except Exception as error:  # Ray raises no class of its own where a node is too slow to start
         place = f"reach the Ray cluster at {address} (RAY_ADDRESS)" if address else "start a local Ray cluster"
         raise ClusterError(f"cannot {place}: {error}; --set runtime.executor=local runs without Ray") from error
     try:

@@ -217,7 +217,7 @@ DAMAGES = {
     "negative_cost": (set_value(cost_usd=-1.0), "bad_seconds"),
     "timestamps_too_few": (set_value(frame_timestamps_s=[0.0]), "bad_seconds"),
     "timestamps_backwards": (set_value(frame_timestamps_s=[1.0] * 7 + [0.0]), "bad_seconds"),
-    "stages_do_not_sum": (set_value(queue_s=0.5), "stage_seconds"),
+    "stages_do_not_sum": (edit_rows(lambda rows: [row | {"queue_s": 0.5} for row in rows]), "stage_seconds"),
     "not_finished": (lambda run: os.unlink(os.path.join(run.uri, "_RUN.json")), "unfinished"),
     "finished_file_garbage": (touch("_RUN.json"), "finished_file"),
     "finished_file_of_another_run": (edit_json("_RUN.json", fingerprint="0"), "finished_file"),
@@ -308,6 +308,16 @@ def test_a_few_misfitting_latencies_are_tolerated_many_are_not(model_folder, tmp
     set_value(row=0, latency_s=2.0)(run)
     assert verify_run(run.uri) == []
     edit_rows(lambda rows: [row | {"latency_s": 2.0} if n < 3 else row for n, row in enumerate(rows)])(run)
+    assert [violation.kind for violation in verify_run(run.uri)] == ["stage_seconds"]
+
+
+def test_one_misfit_of_a_small_run_may_be_the_machines_two_are_not(run):
+    def misfit(count):
+        return edit_rows(lambda rows: [row | {"latency_s": 2.0 if n < count else 1.0} for n, row in enumerate(rows)])
+
+    misfit(1)(run)
+    assert verify_run(run.uri) == []
+    misfit(2)(run)
     assert [violation.kind for violation in verify_run(run.uri)] == ["stage_seconds"]
 
 
