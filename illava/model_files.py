@@ -17,8 +17,8 @@ from illava.errors import ModelLoadError, RandomWeightsError
 # A folder of made-up weights says so in its config.json: {"illava_random_weights": true}.
 RANDOM_WEIGHTS_KEY = "illava_random_weights"
 RANDOM_WEIGHTS_REASON = (
-    "the model's config.json declares random weights, and random weights say nothing about quality; measure speed only, "
-    "or take trained weights"
+    "the model's config.json declares random weights, and random weights say nothing about quality; measure speed "
+    "only, or take trained weights"
 )
 _NAMES = ("config.json", "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 

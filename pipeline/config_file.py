@@ -9,7 +9,7 @@ import difflib
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -18,28 +18,40 @@ from pipeline.config import JobConfig
 from pipeline.errors import ConfigError
 from pipeline.storage.uris import printable
 
+Schema = TypeVar("Schema", bound=BaseModel)
+
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> JobConfig:
-    """Read and validate a job's configuration.
+    """Read and validate a job's configuration; otherwise as `load_as`."""
+    return load_as(JobConfig, path, overrides)
+
+
+def load_as(schema: type[Schema], path: str, overrides: Sequence[str] = ()) -> Schema:
+    """Read and validate a configuration.
 
     Args:
+        schema: what the file must be.
         path: of the YAML file.
         overrides: ``a.b=value``, the value read as YAML; a number as a path segment addresses a list.
 
     Raises:
         ConfigError: every problem at once, one a line.
     """
-    return parse_config(_read(path), overrides, source=path)
+    return _validated(schema, _read(path), overrides, source=path)
 
 
 def parse_config(data: dict[str, Any], overrides: Sequence[str] = (), *, source: str) -> JobConfig:
-    """Validate a configuration's keys and values; the overrides are put into `data`. Raises as `load_config`."""
+    """Validate a job's keys and values; the overrides are put into `data`. Raises as `load_as`."""
+    return _validated(JobConfig, data, overrides, source=source)
+
+
+def _validated(schema: type[Schema], data: dict[str, Any], overrides: Sequence[str], *, source: str) -> Schema:
     for override in overrides:
         _apply(data, override)
     try:
-        return JobConfig.model_validate(data)
+        return schema.model_validate(data)
     except ValidationError as error:
-        lines = [_describe(problem, data) for problem in error.errors(include_url=False)]
+        lines = [_describe(problem, data, schema) for problem in error.errors(include_url=False)]
         raise ConfigError(f"{source}: {len(lines)} problem{'s' * (len(lines) > 1)}\n  " + "\n  ".join(lines)) from error
 
 
@@ -107,11 +119,11 @@ def _entry(place: Any, name: str, override: str, where: str) -> Any:
     raise ConfigError(f"--set {printable(override)}: {where} is {kind}; there is no {name!r} in it")
 
 
-def _describe(problem: Any, data: dict[str, Any]) -> str:
+def _describe(problem: Any, data: dict[str, Any], schema: type[BaseModel]) -> str:
     location, message = problem["loc"], problem["msg"].removeprefix("Value error, ")
     path = ".".join(_visible(location, data)) or "the whole file"
     if problem["type"] == "extra_forbidden":
-        return f"{path}: unknown key{_suggestion(path, location)}"
+        return f"{path}: unknown key{_suggestion(path, location, schema)}"
     if problem["type"] == "missing":
         return f"{path}: missing; this key is required"
     if problem["type"] == "union_tag_invalid":
@@ -133,21 +145,21 @@ def _visible(location: tuple[int | str, ...], data: Any) -> Iterator[str]:
         yield str(part)
 
 
-def _suggestion(path: str, location: tuple[int | str, ...]) -> str:
+def _suggestion(path: str, location: tuple[int | str, ...], schema: type[BaseModel]) -> str:
     parent, _, key = path.rpartition(".")
-    siblings = _keys_at(location[:-1])
+    siblings = _keys_at(location[:-1], schema)
     near = difflib.get_close_matches(key, siblings, 1)
     if near:
         return f"; did you mean {f'{parent}.' * bool(parent)}{near[0]}?"
-    everywhere = dict(_all_keys(JobConfig, ""))
+    everywhere = dict(_all_keys(schema, ""))
     elsewhere = difflib.get_close_matches(key, everywhere, 1, 0.75)
     if elsewhere:
         return f"; did you mean {everywhere[elsewhere[0]]}?"
     return f"; valid here: {', '.join(siblings)}"
 
 
-def _keys_at(location: tuple[int | str, ...]) -> list[str]:
-    models: list[type[BaseModel]] = [JobConfig]
+def _keys_at(location: tuple[int | str, ...], schema: type[BaseModel]) -> list[str]:
+    models: list[type[BaseModel]] = [schema]
     for part in location:
         named = [model for model in models if part in model.model_fields]
         if named:

@@ -15,6 +15,7 @@ PACKAGES = ("illava", "pipeline", "jobs")
 
 MEDIA = {"pipeline/loading/media.py"}
 MANIFEST = ("inputs", "input_columns", "manifest", "manifest_file", "evaluation/benchmark_files")
+READERS = ("evaluation/compare", "sweep/results")  # of what stands in Parquet already
 # One dependency, one door. Folders end with a slash.
 DOORS: dict[str, set[str]] = {
     "ray": {"pipeline/actors.py", "pipeline/runner.py"},
@@ -24,7 +25,7 @@ DOORS: dict[str, set[str]] = {
     "av": {"pipeline/loading/pyav_video.py"},
     "pypdfium2": MEDIA,
     "PIL": {*MEDIA, "illava/preprocess.py"},
-    "pyarrow": {f"pipeline/{name}.py" for name in ("sink", "verify", "totals", "evaluation/compare", *MANIFEST)},
+    "pyarrow": {f"pipeline/{name}.py" for name in ("sink", "verify", "totals", *READERS, *MANIFEST)},
     "torch": {"illava/", "pipeline/actors.py", "pipeline/worker.py"},
     "transformers": {"illava/"},
 }

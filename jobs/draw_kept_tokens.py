@@ -1,0 +1,22 @@
+"""Draw what a reduction keeps of some items: the input, each block of the tower, the language model, attention maps.
+
+  python jobs/draw_kept_tokens.py --config configs/draw_demo.yaml
+  python jobs/draw_kept_tokens.py --config configs/caption_videos_qwen2_vl.yaml --limit 2 --set output.uri=runs/drawn
+
+Takes any job's configuration. Writes PNG files and `kept_tokens.html`, which needs no network. Merged groups share a
+colour, what is gone is dark.
+"""
+
+import sys
+from pathlib import Path
+
+# `python jobs/x.py` puts jobs/ on the path, not the repository that holds the packages.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pipeline.cli import common_parser, guarded
+
+if __name__ == "__main__":
+    options = common_parser(__doc__).parse_args()
+    from pipeline.drawing.draw import run_drawing
+
+    sys.exit(guarded(lambda: run_drawing(options), debug=options.debug))

@@ -1,0 +1,84 @@
+"""The command line of a sweep: the flags of every job, ``--plan`` counting tokens instead of measuring.
+
+Heavy imports wait until they are needed. Knows nothing of how a point is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pipeline.cli import common_parser, guarded, overrides_of
+
+if TYPE_CHECKING:
+    from pipeline.sweep.config import SweepConfig
+
+
+def sweep_cli(description: str, argv: Sequence[str] | None = None) -> int:
+    """Parse, sweep or plan, print the tables; the exit code."""
+    options = common_parser(description).parse_args(argv)
+    return guarded(lambda: _run(options), debug=options.debug)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from pipeline.config_file import load_as
+    from pipeline.sweep.config import SweepConfig
+
+    config = load_as(SweepConfig, options.config, overrides_of(options))
+    if options.plan:
+        print(render_sweep_plan(config))
+        return 0
+    from pipeline.sweep.run import run_sweep
+
+    code = run_sweep(config)
+    print(render_results(config))
+    return code
+
+
+def render_sweep_plan(config: SweepConfig) -> str:
+    """The points that would be measured, each checked against its model's shape and counted for one 1024 px image.
+
+    Raises:
+        PlanError: a plan that makes no sense for its model.
+    """
+    from illava.counts import expected_counts
+    from illava.model_shape import load_model_shape
+    from illava.tower_counts import MediumShape
+    from pipeline.plan_report import ASSUMED_IMAGE_PX
+    from pipeline.sweep.run import open_sweep
+
+    sweep = open_sweep(config)
+    pending = {point.key for point in sweep.pending}
+    lines = [f"{config.name}: {len(pending)} of {len(config.wanted())} points to measure on {len(sweep.items)} items"]
+    for point in config.wanted():
+        model = config.models[point.model]
+        shape = load_model_shape(model.model_id, revision=model.revision)
+        counts = expected_counts(
+            shape.geometry,
+            point.plan,
+            [MediumShape("image", ASSUMED_IMAGE_PX, ASSUMED_IMAGE_PX)],
+            num_vision_blocks=shape.num_vision_blocks,
+            num_decoder_layers=shape.num_decoder_layers,
+        )
+        state = "to do" if point.key in pending else "done"
+        most = "" if counts.exact else "at most "
+        lines.append(
+            f"  {point.table:10s} {point.model:16s} {point.row:40s} {state:5s} an image: {counts.num_vision_tokens} -> "
+            f"{most}{counts.num_vision_tokens_kept}, {counts.num_decoder_tokens_kept} in the last layer"
+        )
+    return "\n".join([*lines, f"  output     {config.output.uri}"])
+
+
+def render_results(config: SweepConfig) -> str:
+    """Every table that has rows, in Markdown."""
+    from pipeline.sweep.picture import markdown_table
+    from pipeline.sweep.results import FILE, read_results
+
+    done, uri = read_results(config.output.uri), config.output.uri.rstrip("/")
+    parts = []
+    for table in config.tables:
+        rows = [row for row in done if row.table == table]
+        if rows:
+            parts.append(f"{table}: {uri}/{table}.svg\n\n{markdown_table(rows)}\n")
+    return "\n".join([*parts, f"{len(done)} rows: {uri}/{FILE}"])

@@ -1,0 +1,127 @@
+"""The results of a sweep: one Parquet of one row a point, rewritten whole after every point, so that a sweep goes on.
+
+Knows nothing of how a point is measured.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.errors import RefusedError
+
+FILE = "sweep.parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class SweepRow:
+    """One point; field names and order are the schema.
+
+    Attributes:
+        table, row, model: the point's names.
+        axes: values of its axes, as text.
+        plan: as JSON. kinds: the reducers' kinds in order. digest: of everything the figures depend on.
+        num_items: loaded and asked. num_not_loaded: left out of every point alike. num_failed: of the asked ones.
+        num_patches, num_vision_tokens: mean an item, as the unreduced model has them.
+        num_vision_tokens_kept, num_decoder_tokens_kept: mean an item into the LLM and in its last layer, measured.
+        kept_ratio: the last layer's share of the unreduced model's visual tokens.
+        accuracy, accuracy_low, accuracy_high: mean score with its 95 % interval over media; null without references;
+            an item that fails scores 0.
+        difference, difference_low, difference_high: to the unreduced model on the same items, paired.
+        agreement_top1, agreement_kl_nats: see `illava.agreement`; mean over items.
+        items_per_s: all items in one running batch.
+        peak_memory_bytes: during that batch; allocated on a GPU, resident on a CPU.
+        vision_s, prefill_s, decode_s: one request alone; medians over rounds, mean over items.
+        whole_vision_s, whole_prefill_s, whole_decode_s: the unreduced model's, taken in turn with them.
+        scores: of every scored item, in manifest order.
+    """
+
+    table: str
+    row: str
+    model: str
+    axes: dict[str, str]
+    plan: str
+    kinds: list[str]
+    digest: str
+    num_items: int
+    num_not_loaded: int
+    num_failed: int
+    num_patches: float | None = None
+    num_vision_tokens: float | None = None
+    num_vision_tokens_kept: float | None = None
+    num_decoder_tokens_kept: float | None = None
+    kept_ratio: float | None = None
+    accuracy: float | None = None
+    accuracy_low: float | None = None
+    accuracy_high: float | None = None
+    difference: float | None = None
+    difference_low: float | None = None
+    difference_high: float | None = None
+    agreement_top1: float | None = None
+    agreement_kl_nats: float | None = None
+    items_per_s: float | None = None
+    peak_memory_bytes: int | None = None
+    vision_s: float | None = None
+    prefill_s: float | None = None
+    decode_s: float | None = None
+    whole_vision_s: float | None = None
+    whole_prefill_s: float | None = None
+    whole_decode_s: float | None = None
+    scores: list[float] | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.table, self.row, self.model
+
+
+_TYPES: dict[str, pa.DataType] = {
+    "str": pa.string(),
+    "int": pa.int64(),
+    "int | None": pa.int64(),
+    "float | None": pa.float64(),
+    "list[str]": pa.list_(pa.string()),
+    "list[float] | None": pa.list_(pa.float64()),
+    "dict[str, str]": pa.map_(pa.string(), pa.string()),
+}
+SCHEMA = pa.schema([(field.name, _TYPES[str(field.type)]) for field in fields(SweepRow)])
+
+
+def read_results(uri: str) -> list[SweepRow]:
+    """What a sweep's folder holds; nothing where it is new."""
+    path = f"{uri.rstrip('/')}/{FILE}"
+    if not storage.exists(path):
+        return []
+    table = pq.read_table(io.BytesIO(storage.read(path)))
+    if table.schema.names != SCHEMA.names:
+        raise RefusedError(f"{path} has other columns than this version writes; name another output.uri")
+    return [SweepRow(**{**line, "axes": dict(line["axes"])}) for line in table.to_pylist()]
+
+
+def check_ours(found: Sequence[SweepRow], expected: dict[tuple[str, str, str], str], uri: str) -> None:
+    """Refuse a folder that holds figures of another configuration.
+
+    Raises:
+        RefusedError: a row that this sweep has not, or has under another digest.
+    """
+    for row in found:
+        if expected.get(row.key) != row.digest:
+            why = "is not in this configuration" if row.key not in expected else "was measured under other settings"
+            raise RefusedError(
+                f"{uri} holds {row.table} / {row.row} ({row.model}), which {why} (items, model, plan, task, speed or "
+                "versions): name another output.uri, or remove it"
+            )
+
+
+def write_results(uri: str, rows: Sequence[SweepRow]) -> None:
+    """Write all rows, whole or not at all."""
+    columns: dict[str, Any] = {name: [asdict(row)[name] for row in rows] for name in SCHEMA.names}
+    columns["axes"] = [list(axes.items()) for axes in columns["axes"]]
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns, schema=SCHEMA), buffer)
+    storage.write_atomic(f"{uri.rstrip('/')}/{FILE}", buffer.getvalue())

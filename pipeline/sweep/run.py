@@ -1,0 +1,156 @@
+"""`run_sweep`: every point that is not yet in the results, model by model; then the pictures and the tables.
+
+Knows nothing of how a point is measured or drawn.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+from illava.model_files import require_trained
+from illava.preprocess import load_preprocessor
+from pipeline import storage
+from pipeline.config import JobConfig
+from pipeline.errors import InputError, ItemError
+from pipeline.inputs import build_manifest
+from pipeline.interruption import Interruption
+from pipeline.recipe import digest_of, resolve_recipe
+from pipeline.records import LoadedItem, MediaItem
+from pipeline.runner import build_loader
+from pipeline.sweep.config import Point, SweepConfig
+from pipeline.sweep.measure import build_requests, measure_point
+from pipeline.sweep.picture import draw_sweep
+from pipeline.sweep.results import SweepRow, check_ours, read_results, write_results
+from pipeline.worker import load_vlm
+
+Measure = Callable[..., dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """A sweep with its items frozen and what of it stands in its output.
+
+    Attributes:
+        config: the whole sweep.
+        items: what every point is measured on.
+        digests: of every point, by key.
+        done: rows that are there.
+    """
+
+    config: SweepConfig
+    items: tuple[MediaItem, ...]
+    digests: dict[tuple[str, str, str], str]
+    done: list[SweepRow]
+
+    @property
+    def pending(self) -> list[Point]:
+        """Wanted points without a row."""
+        there = {row.key for row in self.done}
+        return [point for point in self.config.wanted() if point.key not in there]
+
+
+def open_sweep(config: SweepConfig) -> Sweep:
+    """Freeze the items, read what is there, and refuse what makes no sense.
+
+    Raises:
+        RandomWeightsError: quality is asked of a model that declares random weights.
+        RefusedError: the output holds another configuration's rows.
+        ConfigError, InputError, StorageError: as a job's.
+    """
+    points = config.points()
+    if config.quality:
+        for model in (config.models[name] for name in {point.model for point in config.wanted()}):
+            require_trained(model.model_id, revision=model.revision)
+    manifest = build_manifest(config.job(points[0].model, points[0].plan))
+    more = [manifest.digest, config.quality, config.speed.model_dump(mode="json"), config.num_threads]
+    digests = {
+        point.key: digest_of([resolve_recipe(config.job(point.model, point.plan)).digest, *more]) for point in points
+    }
+    done = read_results(config.output.uri)
+    check_ours(done, digests, config.output.uri)
+    return Sweep(config, tuple(manifest.items), digests, done)
+
+
+def run_sweep(config: SweepConfig, *, measure: Measure = measure_point) -> int:
+    """Measure what is missing; the same configuration goes on where it was stopped. The exit code.
+
+    Args:
+        config: the whole sweep.
+        measure: of one point; for tests.
+
+    Raises:
+        As `open_sweep`; PlanError for a plan that does not fit its model, with all points before it kept.
+    """
+    sweep = open_sweep(config)
+    pending = sweep.pending
+    with Interruption() as interruption:
+        for model in dict.fromkeys(point.model for point in pending):
+            _measure_model(sweep, [point for point in pending if point.model == model], measure, interruption)
+            if interruption.signal is not None:
+                break
+    draw(sweep)
+    if interruption.signal is not None:
+        print(f"interrupted by {interruption.signal.name}; the same command goes on", file=sys.stderr)
+        return interruption.exit_code
+    return 3 if any(row.num_failed or row.num_not_loaded for row in sweep.done) else 0
+
+
+def draw(sweep: Sweep) -> None:
+    """One SVG a table that has rows."""
+    for table in sweep.config.tables:
+        rows = [row for row in sweep.done if row.table == table]
+        if rows:
+            uri = f"{sweep.config.output.uri.rstrip('/')}/{table}.svg"
+            storage.write_atomic(uri, draw_sweep(f"{sweep.config.name}: {table}", rows).encode())
+
+
+def _measure_model(sweep: Sweep, points: Sequence[Point], measure: Measure, interruption: Interruption) -> None:
+    config, job = sweep.config, sweep.config.job(points[0].model, points[0].plan)
+    loaded, num_not_loaded = _load(job, sweep.items)
+    vlm = load_vlm(job)
+    for point in points:
+        vlm.family.check(point.plan)
+    requests = build_requests(config, loaded)
+    for number, point in enumerate(points, 1):
+        if interruption.signal is not None:
+            return
+        print(f"{point.model} {number}/{len(points)}: {point.table} / {point.row}", file=sys.stderr, flush=True)
+        row = SweepRow(
+            table=point.table,
+            row=point.row,
+            model=point.model,
+            axes=point.axes,
+            plan=json.dumps(point.plan.model_dump(mode="json", exclude_defaults=True)),
+            kinds=[step.reducer.kind for step in point.plan.steps],
+            digest=sweep.digests[point.key],
+            num_items=len(loaded),
+            num_not_loaded=num_not_loaded,
+            **measure(vlm, config, loaded, requests, point.plan),
+        )
+        sweep.done.append(row)
+        order = {key: place for place, key in enumerate(sweep.digests)}
+        sweep.done.sort(key=lambda row: order[row.key])
+        write_results(config.output.uri, sweep.done)
+
+
+def _load(job: JobConfig, items: Sequence[MediaItem]) -> tuple[list[LoadedItem], int]:
+    """All items at a model's size, and how many could not be loaded."""
+    found: list[LoadedItem] = []
+    problems: list[str] = []
+    preprocessor = load_preprocessor(job.model.model_id, revision=job.model.revision)
+    with closing(build_loader(job, preprocessor)) as loader:
+        for item in items:
+            try:
+                found.append(loader.load(item))
+            except ItemError as error:
+                problems.append(str(error))
+    for problem in problems[:3]:
+        print(f"left out of the sweep: {problem}", file=sys.stderr)
+    if not found:
+        raise InputError(f"none of {len(items)} items can be loaded; the first: {problems[0]}")
+    return found, len(problems)
