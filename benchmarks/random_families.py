@@ -14,7 +14,8 @@ from typing import Any
 import torch
 import transformers
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1] / name) for name in ("", "tests")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from models_llava_next import make_llava_next
 from models_qwen import make_qwen2_vl

@@ -24,15 +24,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from illava.batching import Draw, draw_next
 from illava.engine import Engine
 from illava.errors import RandomWeightsError, RequestError
 from illava.lifecycle import LiveRequest
 from illava.model_files import RANDOM_WEIGHTS_REASON
 from illava.plan import EMPTY_PLAN, ReductionPlan, preset
 from illava.requests import Generation, Request, Timing
+from illava.sampling import SamplingBatch
 from illava.vlm import VLM
 
 _MAX_LOGIT_BYTES = 512 << 20
+_Place = tuple[str, int]  # request id, number of the token
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,65 +101,73 @@ def measure_agreement(
 
 
 def _of_chunk(vlm: VLM, chunk: Sequence[Request], plan: ReductionPlan) -> list[Agreement]:
-    whole = _Recorder(vlm)
-    answers = _run(whole, chunk, EMPTY_PLAN)
+    whole = _Recorder()
+    answers = _run(_engine(vlm, whole.draw), chunk, EMPTY_PLAN)
     answered = [request for request in chunk if answers[request.request_id].error is None]
-    teacher = _Teacher(vlm, answers, whole.logits)
-    ends = _run(teacher, answered, plan)
+    teacher = _Teacher(answers, whole.logits)
+    ends = _run(_engine(vlm, teacher.draw), answered, plan)
     found = []
     for request in chunk:
         answer = answers[request.request_id]
         error = answer.error or ends[request.request_id].error
-        num_tokens = 0 if error else len(answer.token_ids)
-        same, kl_nats = teacher.same.get(request.request_id, []), teacher.kl_nats.get(request.request_id, [])
-        mean_kl = float(torch.stack(kl_nats).mean()) if num_tokens else 0.0
-        found.append(Agreement(answer, num_tokens, int(sum(same)) if num_tokens else 0, mean_kl, error))
+        if error is not None:
+            found.append(Agreement(answer, 0, 0, 0.0, error))
+            continue
+        places = [(request.request_id, step) for step in range(len(answer.token_ids))]
+        kl_nats = sum(teacher.kl_nats[place] for place in places) / len(places)
+        found.append(Agreement(answer, len(places), sum(teacher.same[place] for place in places), kl_nats))
     return found
 
 
-class _Recorder(Engine):
-    """An engine over a VLM's model and cache that keeps every request's logits, token by token."""
-
-    def __init__(self, vlm: VLM) -> None:
-        own = vlm.engine
-        super().__init__(
-            own.family,
-            own.cache,
-            max_batch_requests=own.max_batch_requests,
-            max_vision_patches=own.max_vision_patches,
-            max_prefill_tokens=own.max_prefill_tokens,
-        )
-        self.logits: dict[tuple[str, int], Tensor] = {}
-
-    def _draw(self, logits_BV: Tensor, group: Sequence[LiveRequest]) -> list[int | Exception | None]:
-        for logits_V, live in zip(logits_BV, group, strict=True):
-            self.logits[live.request_id, len(live.token_ids)] = logits_V
-        return super()._draw(logits_BV, group)
+def _engine(vlm: VLM, draw: Draw) -> Engine:
+    """An engine over a VLM's model and cache that draws otherwise."""
+    own = vlm.engine
+    return Engine(
+        own.family,
+        own.cache,
+        max_batch_requests=own.max_batch_requests,
+        max_vision_patches=own.max_vision_patches,
+        max_prefill_tokens=own.max_prefill_tokens,
+        draw=draw,
+    )
 
 
-class _Teacher(_Recorder):
-    """An engine that draws what it is told, and compares its logits with those of the answers it is told to give."""
+def _places(group: Sequence[LiveRequest]) -> list[_Place]:
+    return [(live.request_id, len(live.token_ids)) for live in group]
 
-    def __init__(self, vlm: VLM, answers: dict[str, Generation], reference: dict[tuple[str, int], Tensor]) -> None:
-        super().__init__(vlm)
+
+class _Recorder:
+    """Draws as ever, and keeps every step's logits."""
+
+    def __init__(self) -> None:
+        self.logits: dict[_Place, Tensor] = {}
+
+    def draw(self, logits_BV: Tensor, sampling: SamplingBatch, group: Sequence[LiveRequest]) -> Tensor:
+        """See `illava.batching.draw_next`."""
+        self.logits |= dict(zip(_places(group), logits_BV.clone(), strict=True))
+        return draw_next(logits_BV, sampling, group)
+
+
+class _Teacher:
+    """Draws what it is told, and compares its logits with those of the answers it is told to give."""
+
+    def __init__(self, answers: dict[str, Generation], reference: dict[_Place, Tensor]) -> None:
         self._answers, self._reference = answers, reference
-        self.same: dict[str, list[bool]] = {}
-        self.kl_nats: dict[str, list[Tensor]] = {}
+        self.same: dict[_Place, bool] = {}
+        self.kl_nats: dict[_Place, float] = {}
 
-    def _draw(self, logits_BV: Tensor, group: Sequence[LiveRequest]) -> list[int | Exception | None]:
-        places = [(live.request_id, len(live.token_ids)) for live in group]
-        told = [self._answers[request_id].token_ids[step] for request_id, step in places]
+    def draw(self, logits_BV: Tensor, sampling: SamplingBatch, group: Sequence[LiveRequest]) -> Tensor:
+        """See `illava.batching.draw_next`; logits that are not finite still end their request."""
+        places = _places(group)
+        told_B = torch.tensor([self._answers[request_id].token_ids[step] for request_id, step in places])
         log_p_BV = torch.stack([self._reference[place] for place in places]).float().log_softmax(-1)
         log_q_BV = logits_BV.float().log_softmax(-1)
-        kl_B = (log_p_BV.exp() * (log_p_BV - log_q_BV)).sum(-1).double().cpu()
-        outcomes = Engine._draw(self, logits_BV, group)  # greedy draws, and errors of logits that are not finite
-        for (request_id, _), outcome, token_id, kl in zip(places, outcomes, told, kl_B, strict=True):
-            self.same.setdefault(request_id, []).append(outcome == token_id)
-            self.kl_nats.setdefault(request_id, []).append(kl)
-        return [
-            outcome if isinstance(outcome, Exception) else token_id
-            for outcome, token_id in zip(outcomes, told, strict=True)
-        ]
+        kl_B = (log_p_BV.exp() * (log_p_BV - log_q_BV)).sum(-1)
+        drawn_2B = draw_next(logits_BV, sampling, group)
+        same_B = drawn_2B[0].cpu() == told_B
+        self.same |= dict(zip(places, same_B.tolist(), strict=True))
+        self.kl_nats |= dict(zip(places, kl_B.tolist(), strict=True))
+        return torch.stack([told_B.to(drawn_2B), drawn_2B[1]])
 
 
 def _run(engine: Engine, requests: Sequence[Request], plan: ReductionPlan) -> dict[str, Generation]:
@@ -179,7 +190,8 @@ def _run(engine: Engine, requests: Sequence[Request], plan: ReductionPlan) -> di
 
 def _chunks(vlm: VLM, requests: Sequence[Request], max_logit_bytes: int) -> Iterator[Sequence[Request]]:
     """Batches whose reference logits stay within the bound, a request at least."""
-    decoder, chunk, held = vlm.family.decoder, [], 0
+    decoder, held = vlm.family.decoder, 0
+    chunk: list[Request] = []
     token_bytes = decoder.lm_head.weight.shape[0] * decoder.dtype.itemsize
     for request in requests:
         own = request.sampling.max_new_tokens * token_bytes
