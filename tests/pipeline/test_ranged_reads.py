@@ -171,7 +171,7 @@ def mutant(data, rng):
 def outcome(read):
     try:
         return read()
-    except (DoubtError, ItemError):
+    except (DoubtError, ItemError, MemoryError):
         return None
 
 
