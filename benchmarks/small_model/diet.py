@@ -16,18 +16,18 @@ _SEEDS_A_STEP, _SEEDS_A_PROCESS = 256, 32
 # A batch is of one kind, so that a cut to few patches is not undone by the fullest picture of another kind.
 _DENSE_SHARES = {"scene": 0.5, "chart": 0.15, "table": 0.2, "lines": 0.15}
 _SHARES = {
-    "scene": 0.4,
-    "chart": 0.1,
-    "table": 0.03,
-    "lines": 0.01,
-    "pair": 0.03,
+    "scene": 0.42,
+    "chart": 0.14,
+    "table": 0.13,
+    "lines": 0.02,
+    "pair": 0.04,
     "easy_vqa": 0.04,
-    "motion": 0.32,
-    "order": 0.06,
-    "flashes": 0.01,
+    "motion": 0.15,
+    "order": 0.04,
+    "flashes": 0.02,
 }
-_KEEPS, _KEEP_SHARES = [NUM_PATCHES, 112, 72], [0.2, 0.35, 0.45]
-_CLIP_KEEPS, _CLIP_KEEP_SHARES = [NUM_PATCHES, 100, 64, 40], [0.1, 0.15, 0.25, 0.5]
+_KEEPS, _KEEP_SHARES = [NUM_PATCHES, 112, 72], [0.7, 0.2, 0.1]
+_CLIP_KEEPS, _CLIP_KEEP_SHARES = [NUM_PATCHES, 100, 64, 40], [0.3, 0.2, 0.25, 0.25]
 _CLIP_FRAMES, _CLIP_FRAME_SHARES = [4, 6, 8, 12, 16, 32], [0.28, 0.15, 0.45, 0.06, 0.04, 0.02]
 _CLIP_PATCHES_A_PICTURE = 160
 _BASE_SHARES = [0.0, 0.25, 0.5, 0.75, 1.0]

@@ -25,7 +25,7 @@ from benchmarks.small_model.evaluation import evaluate
 from benchmarks.small_model.forward import TrainingForward, word_ids
 from benchmarks.small_model.muon import Muon
 
-_DENSE_WEIGHT, _MOTION_WEIGHT, _FLAT_SHARE = 0.2, 0.5, 0.6
+_DENSE_WEIGHT, _MOTION_WEIGHT, _MARKING_WEIGHT, _FLAT_SHARE = 0.2, 0.5, 0.3, 0.6
 _WARMUP_STEPS = 60
 _MUON_RATE, _ADAM_RATE = 0.006, 1e-3
 _CLIP_TOWER_EVERY = 3
@@ -150,8 +150,14 @@ class Trainer:
     def _dense_step(self) -> dict[str, float]:
         batch = self.diet.dense(self.step).to(self.args.device)
         loss, colour, kind = self.forward.dense_loss(batch, self.forward.encode(batch))
-        loss.backward()
-        return {"dense": loss.item(), "patch_colour": colour.item(), "patch_kind": kind.item()}
+        marking = self.forward.marking_loss(batch)
+        (loss + _MARKING_WEIGHT * marking).backward()
+        return {
+            "dense": loss.item(),
+            "marking": marking.item(),
+            "patch_colour": colour.item(),
+            "patch_kind": kind.item(),
+        }
 
     def _question_step(self) -> dict[str, float]:
         batch = self.diet.questions(self.step).to(self.args.device)
@@ -162,6 +168,9 @@ class Trainer:
         name = "clip" if batch.pooled else "still"
         losses = {name: answer.item(), "patch_colour": colour.item(), "patch_kind": kind.item()}
         loss = answer + _DENSE_WEIGHT * dense
+        if train_tower:
+            marking = self.forward.marking_loss(batch)
+            loss, losses["marking"] = loss + _MARKING_WEIGHT * marking, marking.item()
         if bool((batch.motion >= 0).any()):
             motion = self.forward.motion_loss(batch, middle)
             loss, losses["motion"] = loss + _MOTION_WEIGHT * motion, motion.item()

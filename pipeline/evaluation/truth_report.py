@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pipeline.evaluation.run_columns import RunColumns, read_run_columns
 from pipeline.storage.uris import printable
 
-_SECONDS = ("vision_s", "prefill_s", "decode_s")
 _COLUMNS = ("uris", "status", "prompt", "category", "text", "reference", "score")
 _COUNTS = ("num_vision_tokens", "num_decoder_tokens_kept")
 
@@ -25,7 +24,7 @@ def render_truth(uris: Mapping[str, str], *, num_shown: int = 6) -> str:
     Raises:
         RefusedError: a run that is not finished.
     """
-    runs = {name: read_run_columns(uri, (*_COLUMNS, *_COUNTS, *_SECONDS)) for name, uri in uris.items()}
+    runs = {name: read_run_columns(uri, (*_COLUMNS, *_COUNTS, "gpu_s")) for name, uri in uris.items()}
     first = next(iter(runs.values()))
     lines = []
     for row in range(0, len(first), -(-len(first) // num_shown)):
@@ -49,10 +48,9 @@ def _figures(name: str, run: RunColumns, uri: str) -> str:
         if score is not None
     ]
     captions, answers = ([score for is_caption, score in scores if is_caption is kind] for kind in (True, False))
-    model_s = sum(value or 0.0 for key in _SECONDS for value in columns[key])
     return (
         f"{name:<10} captions {sum(captions):.0f}/{len(captions)}, answers {sum(answers):.0f}/{len(answers)} right"
         f"{f', {num_failed} failed' if num_failed else ''}; "
         f"{last:,} of {whole:,} visual tokens in the LLM's last layer ({last / max(whole, 1):.0%}); "
-        f"{model_s:.1f} s in the model; {uri}"
+        f"{sum(columns['gpu_s']):.1f} s of the model's device; {uri}"
     )
