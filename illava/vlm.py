@@ -32,6 +32,7 @@ class VLM:
         page_size: tokens of a cache page.
         max_vision_patches: patches of one tower call, unless a single request has more.
         max_prefill_tokens: prompt tokens of one prefill, unless a single request has more.
+        max_chunk_tokens: prompt tokens of one step while others decode; a longer prefill goes on in the next step.
 
     Attributes:
         family: the loaded model.
@@ -50,6 +51,7 @@ class VLM:
         page_size: int = 16,
         max_vision_patches: int = 32_768,
         max_prefill_tokens: int = 16_384,
+        max_chunk_tokens: int = 4_096,
     ) -> None:
         decoder = family.decoder
         page_bytes = 2 * page_size * decoder.num_kv_heads * decoder.head_dim * decoder.dtype.itemsize
@@ -76,6 +78,7 @@ class VLM:
             max_batch_requests=max_batch_requests,
             max_vision_patches=max_vision_patches,
             max_prefill_tokens=max_prefill_tokens,
+            max_chunk_tokens=max_chunk_tokens,
         )
 
     @classmethod
@@ -91,6 +94,7 @@ class VLM:
         page_size: int = 16,
         max_vision_patches: int = 32_768,
         max_prefill_tokens: int = 16_384,
+        max_chunk_tokens: int = 4_096,
     ) -> VLM:
         """Load a model from a folder or from the Hugging Face hub.
 
@@ -104,6 +108,7 @@ class VLM:
             page_size: see the class.
             max_vision_patches: see the class.
             max_prefill_tokens: see the class.
+            max_chunk_tokens: see the class.
 
         Raises:
             ModelLoadError: weights, configuration or dtype that cannot be loaded, or no memory left for the cache.
@@ -119,6 +124,7 @@ class VLM:
             page_size=page_size,
             max_vision_patches=max_vision_patches,
             max_prefill_tokens=max_prefill_tokens,
+            max_chunk_tokens=max_chunk_tokens,
         )
 
     def generate(self, requests: Sequence[Request], *, plan: ReductionPlan | str = EMPTY_PLAN) -> list[Generation]:
