@@ -108,6 +108,8 @@ def _kinds(run: Run) -> str:
 
 def _reduction(config: JobConfig) -> str:
     plan = config.reduction
+    if plan.budget is not None:
+        return f"budget {plan.budget}, epsilon {plan.epsilon:g}: each item's content chooses its steps"
     if not plan.steps:
         return "none"
     places = (

@@ -73,7 +73,9 @@ def _grouped(hidden_ND: Tensor, epsilon: float) -> Tensor:
     """The centre of every token: int64 [N]. Distances and the error's sums are in float32, as merge and unmerge are."""
     import torch
 
-    num = len(hidden_ND)
+    from illava.reducers.grouping import group_mean
+
+    num, ones_N = len(hidden_ND), torch.ones_like(hidden_ND[:, 0])
     allowed = epsilon**2 * hidden_ND.pow(2).sum()
     centre = (hidden_ND - hidden_ND.mean(0)).pow(2).sum(1).argmin()
     owner_N = centre.expand(num).clone()
@@ -83,7 +85,7 @@ def _grouped(hidden_ND: Tensor, epsilon: float) -> Tensor:
         torch.arange(num, device=hidden_ND.device),
     )
     for step in range(num):
-        mean_ND = torch.zeros_like(hidden_ND).index_reduce_(0, owner_N, hidden_ND, "mean", include_self=False)
+        mean_ND = group_mean(hidden_ND, ones_N, owner_N, num)
         fits = (hidden_ND - mean_ND[owner_N]).pow(2).sum() < allowed
         answer_N = torch.where(fits & ~done, owner_N, answer_N)
         done = done | fits
