@@ -21,6 +21,7 @@ from pipeline.config import JobConfig
 from pipeline.drawing.cells import GONE, PatchCells, cells_of
 from pipeline.drawing.page import Figure, Section, render_page
 from pipeline.drawing.raster import Sheet, draw_cells, draw_heat, png, sheets_of, side_by_side
+from pipeline.errors import ConfigError
 from pipeline.inputs import build_manifest
 from pipeline.records import LoadedItem
 from pipeline.runner import build_loader
@@ -40,6 +41,7 @@ def draw_job(config: JobConfig) -> list[str]:
     Raises:
         PipelineError, ILLaVAError: the job cannot be opened, or an item not be loaded or answered.
     """
+    _check_drawable(config)
     items = build_manifest(config).items[: config.input.limit or _DEFAULT_ITEMS]
     preprocessor = load_preprocessor(config.model.model_id, revision=config.model.revision)
     with closing(build_loader(config, preprocessor)) as loader:
@@ -84,6 +86,16 @@ def draw_request(vlm: VLM, config: JobConfig, request: Request, *, title: str) -
         if own:
             figures.append(_maps_figure(whole_sheets, name, [(one.layer, one.value_P.numpy()) for one in own]))
     return Section(title, _facts(config, request, done, whole), tuple(figures))
+
+
+def _check_drawable(config: JobConfig) -> None:
+    """Refuse plans whose patches do not lie on the pictures as they were loaded."""
+    for step in config.reduction.steps:
+        if step.stage == "media" and not step.reducer.drops_cells:
+            raise ConfigError(
+                f"reduction: {step.reducer.kind!r} makes other pictures before there are patches, so there is no grid "
+                "to draw it on; take the step out of the plan to draw the others"
+            )
 
 
 def _cells_figure(sheets: Sequence[Sheet], cells: PatchCells) -> Figure:

@@ -125,7 +125,7 @@ def _measure_model(sweep: Sweep, points: Sequence[Point], measure: Measure, inte
             row=point.row,
             model=point.model,
             axes=point.axes,
-            plan=json.dumps(point.plan.model_dump(mode="json", exclude_defaults=True)),
+            plan=json.dumps(point.plan.model_dump(mode="json", exclude_none=True)),
             kinds=[step.reducer.kind for step in point.plan.steps],
             digest=sweep.digests[point.key],
             num_items=len(loaded),

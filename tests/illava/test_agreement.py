@@ -41,7 +41,7 @@ def requests_of(folder) -> list[Request]:
         (preprocessor.video([pictures[3]] * 4), "What happens here, in some detail?"),
     ]
     return [
-        Request(f"r{n}", parts, SamplingParams(max_new_tokens=4 + 3 * n, temperature=0.7))
+        Request(f"r{n}", parts, SamplingParams(max_new_tokens=3 + 2 * n, temperature=0.7))
         for n, parts in enumerate(content)
     ]
 

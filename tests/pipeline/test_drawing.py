@@ -22,9 +22,10 @@ from illava.attention_maps import attention_maps
 from illava.plan import ReductionPlan
 from pipeline.config import JobConfig
 from pipeline.drawing.cells import GONE, PatchCells, cells_of, owners
-from pipeline.drawing.draw import draw_request
+from pipeline.drawing.draw import draw_job, draw_request
 from pipeline.drawing.page import Figure, Section, render_page
 from pipeline.drawing.raster import Sheet, draw_cells, draw_heat, png, sheets_of
+from pipeline.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 METHODS = ("illava", "tome", "attention_pruning", "illava_2026")
@@ -194,6 +195,14 @@ def test_patches_that_are_no_grid_are_refused() -> None:
         sheets_of(place, [np.zeros((1, 8, 8, 3), np.uint8)])
 
 
+def test_a_plan_that_makes_other_pictures_cannot_be_drawn() -> None:
+    step = {"stage": "media", "reducer": {"kind": "fewer_frames", "keep_ratio": 0.5}}
+    sections = {"input": {"uri": "in/"}, "model": {"model_id": "m"}, "output": {"uri": "out/"}}
+    with pytest.raises(ConfigError, match="no grid to draw"):
+        draw_job(JobConfig.model_validate(sections | {"reduction": {"steps": [step]}}))
+
+
+@pytest.mark.long
 def test_the_job_draws_the_demo(tmp_path) -> None:
     command = [sys.executable, "jobs/draw_kept_tokens.py", "--config", "configs/draw_demo.yaml", "--limit", "1"]
     done = subprocess.run(
