@@ -61,6 +61,33 @@ def family_speed_table() -> str:
     return "\n".join(lines)
 
 
+def engine_table() -> str:
+    """The engine against stock `generate`, one row a batch size and comparison."""
+    lines = [
+        "| model shapes (random weights) | clips x frames, new tokens | what against what | tower | prefill "
+        "| decode step | end to end | machine |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    said = {
+        "empty_vs_stock": "no merging against stock",
+        "plan_vs_stock": "{} against stock",
+        "plan_vs_empty": "{} against no merging",
+    }
+    for result in _results("engine_vs_transformers"):
+        setting, machine = result["setting"], result["machine"]
+        where = machine["gpu"] or f"{machine['cpu']}, {machine['torch_threads']} threads"
+        for cell in result["cells"]:
+            for name, words in said.items():
+                ratio = cell["ratios"][name]
+                stages = " | ".join(f"{ratio[stage]:.2f}x" for stage in ("tower", "prefill", "decode", "total"))
+                lines.append(
+                    f"| {setting['size']}, {setting['dtype']} | {cell['batch']} x {cell['frames']}, "
+                    f"{setting['new_tokens']} | {words.format(setting['preset'])} | {stages} "
+                    f"| {where}, {setting['rounds']} rounds |"
+                )
+    return "\n".join(lines)
+
+
 def methods_table() -> str:
     """One row a registered reducer: its first docstring line, where it runs, its source."""
     sys.path.insert(0, str(ROOT))
@@ -112,11 +139,31 @@ def family_table() -> str:
     return "\n".join(lines)
 
 
+def overhead_table() -> str:
+    """What one step costs beside the unreduced tower, method by method, the cheapest first."""
+    lines = [
+        "| method | choosing and merging, share of the tower's time | measuring attention received | "
+        "choosing, x iLLaVA's | tokens kept | machine |",
+        "|---|---|---|---|---|---|",
+    ]
+    for result in _results("reducer_overhead"):
+        total, machine = result["segments"] * result["tokens_per_segment"], result["machine"]
+        where = machine["gpu"] or f"{machine['cpu']}, {machine['torch_threads']} threads"
+        for name, row in sorted(result["methods"].items(), key=lambda item: item[1]["tower_share"]):
+            score = f"{100 * row['score_share']:.1f} %" if row["score_share"] else "-"
+            lines.append(
+                f"| {name} | {100 * row['tower_share']:.2f} % | {score} | {row['select_ratio']:.2f}x "
+                f"| {row['tokens_kept']} of {total} | {where} |"
+            )
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "speed": speed_table,
     "family-speed": family_speed_table,
     "methods": methods_table,
     "families": family_table,
+    "reducer-overhead": overhead_table,
 }
 
 
