@@ -62,8 +62,11 @@ def question_row(uri: str, question: Question) -> dict[str, Any]:
 
 
 def choose(sample: Sample, seed: int, count: int) -> list[Question]:
-    """The caption, and ``count`` other questions drawn by ``seed``."""
-    caption, others = sample.questions[-1], sample.questions[:-1]
+    """The caption, and ``count`` other questions drawn by ``seed``, none twice."""
+    caption, others = (
+        sample.questions[-1],
+        list({question.text: question for question in sample.questions[:-1]}.values()),
+    )
     order = np.random.default_rng([6, seed]).permutation(len(others))[:count]
     return [caption, *(others[index] for index in sorted(order))]
 
