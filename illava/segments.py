@@ -51,6 +51,10 @@ class Segments:
             totals[medium] += length
         return tuple(totals)
 
+    def counts(self, medium: int, lengths: Sequence[int]) -> list[int]:
+        """Tokens of each segment of one medium."""
+        return [length for owner, length in zip(self.medium, lengths, strict=True) if owner == medium]
+
     def scopes(self, lengths: Sequence[int]) -> tuple[int, ...]:
         """Tokens of each video as a whole and of every other segment: what a method that joins frames looks at."""
         return tuple(sum(lengths[n] for n in members) for members in self._members())

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from illava.attention_maps import watcher
+from illava.cls_token import among_all, only_patches, patch_index
 from illava.errors import ReductionDidNotFireError
 from illava.groups import group_evidence, group_tokens, spread
 from illava.plan import ReductionPlan
@@ -38,7 +39,7 @@ from illava.requests import TraceStep
 from illava.sampling import derive_seed
 from illava.scores import attention_received, one_query_attention
 from illava.segments import Segments
-from illava.tokens import Assignment, Tokens, carry, lift, merge, merged_sizes, offsets
+from illava.tokens import Assignment, Tokens, carry, lift, merge, merged_sizes
 from illava.unmerge import Unmerging
 from illava.vision_trace import PackedTrace, VisionStep, media_traces
 
@@ -133,7 +134,7 @@ class VisionReduction:
         """
         if (watch := watcher()) is not None:
             received_T = attention_received(q_THd, k_THd, self.lengths, scale=scale)
-            watch("vision_block", block, _only(self._patch_index(hidden_TD.device), received_T))
+            watch("vision_block", block, only_patches(self._patch_index(hidden_TD.device), received_T))
         reducer = self._plan.at("vision_block", block)
         here, later = _asked(reducer, "vision_block"), self._later if block == self._last_block else frozenset()
         if reducer is None and not later:
@@ -142,11 +143,11 @@ class VisionReduction:
         score_T = cls_score_T = None
         if "attention_received" in here | later:
             received_T = attention_received(q_THd, k_THd, self.lengths, scale=scale, key_bias_T=self.key_bias_T)
-            score_T = _only(patch_P, received_T)
+            score_T = only_patches(patch_P, received_T)
         if "cls_attention" in here | later:
             of_cls_T = one_query_attention(q_THd, k_THd, self.lengths, query=0, scale=scale, key_bias_T=self.key_bias_T)
-            cls_score_T = _only(patch_P, of_cls_T)
-        keys_THd = _only(patch_P, k_THd) if "keys" in here | later else None
+            cls_score_T = only_patches(patch_P, of_cls_T)
+        keys_THd = only_patches(patch_P, k_THd) if "keys" in here | later else None
         if later:
             self.score_T, self._cls_score_T, self._keys_THd = score_T, cls_score_T, keys_THd
         if reducer is None:
@@ -160,7 +161,7 @@ class VisionReduction:
         Raises:
             ReductionDidNotFireError: a configured block was never run, or a step removed nothing.
         """
-        hidden_TD = _only(self._patch_index(hidden_TD.device), hidden_TD)
+        hidden_TD = only_patches(self._patch_index(hidden_TD.device), hidden_TD)
         self.lengths, self._has_cls = self._num_patches, False
         missing = set(self._plan.layers("vision_block")) - {step.block for step in self.steps}
         if missing:
@@ -184,9 +185,7 @@ class VisionReduction:
         return self._plan.unmerge is not None
 
     def unmerged(self, hidden_TD: Tensor) -> Tensor:
-        """Patches of the whole grid as they are now, for what reads the tower on its way; as given, if nothing is to be
-        restored.
-        """
+        """Patches of the whole grid as they are now, for what reads the tower on its way; as given without un-merging."""
         return hidden_TD if self._unmerging is None else self._unmerging.restore(hidden_TD)
 
     def trace(self) -> list[tuple[TraceStep, ...]]:
@@ -198,42 +197,36 @@ class VisionReduction:
     ) -> Tensor:
         num_patches, patch_P = self._num_patches, self._patch_index(hidden_TD.device)
         scopes = self.segments.scopes(num_patches) if reducer.joins_frames else num_patches
-        patches = Tokens(_only(patch_P, hidden_TD), scopes, self.place_T3)
+        patches = Tokens(only_patches(patch_P, hidden_TD), scopes, self.place_T3)
         groups = group_tokens(patches, self._group_side)
         evidence = self._with_history(evidence, reducer, stage, block)
         of_groups = reducer.assign(groups, group_evidence(evidence, self._group_side), stage)
         where = f"{reducer.kind!r} at {stage if block is None else f'{stage} {block}'}"
         if of_groups.num_kept >= of_groups.num_tokens and not self._may_keep_all(reducer, groups.lengths):
             raise ReductionDidNotFireError(
-                f"reducer {where} removed none of {of_groups.num_tokens} tokens "
-                f"({groups.lengths[0]} in the first {'video or ' if reducer.joins_frames else ''}tile); lower its "
-                "budget or leave the step out"
+                f"reducer {where} removed none of {of_groups.num_tokens} tokens ({groups.lengths[0]} in the first "
+                f"{'video or ' if reducer.joins_frames else ''}tile); lower its budget or leave the step out"
             )
         segments = self.segments
         kept_PD = self._take(stage, block, hidden_TD, of_groups, reducer)
         if not reducer.may_keep_all:
             self._note_idle(reducer, where, segments.of_media(num_patches))
         if self._unmerging is not None and stage == "vision_block":
-            after_PD = _only(self._patch_index(hidden_TD.device), kept_PD)
+            after_PD = only_patches(self._patch_index(hidden_TD.device), kept_PD)
             self._unmerging.add(of_groups, groups.lengths, patches.hidden_TD, after_PD)
-        if reducer.biases_attention or self.key_bias_T is not None:
-            self.key_bias_T = self._log_sizes(kept_PD)
+        if self._size_T is not None and (reducer.biases_attention or self.key_bias_T is not None):
+            self.key_bias_T = among_all(self._patch_index(hidden_TD.device), self._size_T.log(), kept_PD.shape[0])
         return kept_PD
 
     def _take(
-        self,
-        stage: Stage,
-        block: int | None,
-        hidden_TD: Tensor,
-        of_groups: Assignment,
-        reducer: Reducer,
+        self, stage: Stage, block: int | None, hidden_TD: Tensor, of_groups: Assignment, reducer: Reducer
     ) -> Tensor:
         """Apply what was decided to everything that is kept from step to step."""
         before, num_patches, patch_P = self.segments, self._num_patches, self._patch_index(hidden_TD.device)
         assignment = spread(of_groups, self._group_side)
-        lengths = scopes = assignment.lengths
+        lengths = assignment.lengths
         if reducer.joins_frames:
-            self.segments, lengths = before.joined(num_patches, scopes, reducer.frames_kept)
+            self.segments, lengths = before.joined(num_patches, lengths, reducer.frames_kept)
             self._seeds = self.segments.standing(before, self._seeds)
         self.lengths = tuple(n + self._has_cls for n in lengths)
         self.place_T3 = carry(assignment, self.place_T3)
@@ -271,22 +264,9 @@ class VisionReduction:
         """Note which media lost nothing. Whether a whole request did is asked where its prompt is assembled."""
         left = self.segments.of_media(self._num_patches)
         for medium, (had, has) in enumerate(zip(tokens_before, left, strict=True)):
-            own = [
-                n // self._group_side**2
-                for m, n in zip(self.segments.medium, self._num_patches, strict=True)
-                if m == medium
-            ]
+            own = [n // self._group_side**2 for n in self.segments.counts(medium, self._num_patches)]
             if had == has and not self._may_keep_all(reducer, own):
                 self.idle[medium].append(where)
-
-    def _log_sizes(self, hidden_TD: Tensor) -> Tensor:
-        """Log of the patches each token stands for: float32 [T]; 0 for CLS."""
-        size_T, patch_P = self._size_T, self._patch_index(hidden_TD.device)
-        if size_T is None:
-            raise RuntimeError("proportional attention needs sizes; see Reducer.evidence")
-        if patch_P is None:
-            return size_T.log()
-        return size_T.new_zeros(hidden_TD.shape[0]).index_copy_(0, patch_P, size_T.log())
 
     def _with_history(self, evidence: Evidence, reducer: Reducer, stage: Stage, block: int | None) -> Evidence:
         """What a block measured, with sizes and with a seed for every segment and step where they are asked for."""
@@ -311,16 +291,7 @@ class VisionReduction:
 
     def _patch_index(self, device: torch.device) -> Tensor | None:
         """Where the patches lie among the packed tokens: int64 [P]; None where they are all there is."""
-        if not self._has_cls:
-            return None
-        is_patch_T = torch.ones(sum(self.lengths), dtype=torch.bool)
-        is_patch_T[offsets(self.lengths, is_patch_T.device)] = False
-        return is_patch_T.nonzero().squeeze(1).to(device, non_blocking=True)
-
-
-def _only(patch_P: Tensor | None, value_T: Tensor) -> Tensor:
-    """The patches' share: [T, ...] -> [P, ...]."""
-    return value_T if patch_P is None else value_T.index_select(0, patch_P)
+        return patch_index(self.lengths, device) if self._has_cls else None
 
 
 def _asked(reducer: Reducer | None, stage: Stage) -> frozenset[EvidenceKind]:

@@ -126,7 +126,8 @@ def test_the_released_layout_joins_frames_too(onevision_folder):
     with torch.inference_mode():
         (encoded,) = vlm.family.encode([pre.video([picture(n) for n in range(5)])], plan, trace=True)
     assert encoded.frame_counts == ((0, 9), (2, 9), (4, 9), (-1, 1))
-    assert encoded.slot_K.tolist() == list(range(28)) and encoded.num_slots == 28
+    assert encoded.slot_K.tolist() == list(range(28))
+    assert encoded.num_slots == 28
 
 
 def test_a_family_of_images_refuses(tmp_path):

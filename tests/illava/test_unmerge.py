@@ -1,6 +1,8 @@
-"""Un-merging against loops over cells, and through every family's tower: the whole grid is back, survivors unchanged."""
+"""Un-merging against loops over cells, and through every family's tower: the grid is back, survivors unchanged."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -18,9 +20,10 @@ from illava.unmerge import Unmerging
 BLOCKS = {"llava_onevision": [2, 5], "llava_next": [1, 2], "qwen2_vl": [1, 3], "qwen2_5_vl": [1, 3], "qwen3_vl": [1, 3]}
 
 
-def slow_restore(before, after, now, kept, lengths, kept_lengths, num_neighbours):
+def slow_restore(before, after, now, kept, *, lengths, num_neighbours):
     """Cell by cell, segment by segment."""
     out, near, start, first = [], [], 0, 0
+    lengths, kept_lengths = lengths
     num = min(num_neighbours, *kept_lengths)
     for n, k in zip(lengths, kept_lengths, strict=True):
         for i in range(start, start + n):
@@ -52,11 +55,11 @@ def test_two_steps_are_undone_last_first(side, num_neighbours):
     y2 = y + torch.randn(y.shape, generator=gen)
     z = merge(second, y2)
     now = z + torch.randn(z.shape, generator=gen)
-    unmerging = Unmerging(num_neighbours, side)
+    unmerging, near = Unmerging(num_neighbours, side), {"num_neighbours": num_neighbours}
     unmerging.add(first, (7, 5), x, y.view(-1, 6))
     unmerging.add(second, (5, 4), y2.view(-1, 6), z.view(-1, 6))
-    half, later = slow_restore(y2, z, now, second.kept_K.tolist(), (5, 4), (3, 2), num_neighbours)
-    whole, early = slow_restore(x.view(12, -1), y, half, first.kept_K.tolist(), (7, 5), (5, 4), num_neighbours)
+    half, later = slow_restore(y2, z, now, second.kept_K.tolist(), lengths=((5, 4), (3, 2)), **near)
+    whole, early = slow_restore(x.view(12, -1), y, half, first.kept_K.tolist(), lengths=((7, 5), (5, 4)), **near)
     torch.testing.assert_close(unmerging.restore(now.view(-1, 6)), whole.view(-1, 6))
     by_group = torch.kron(early @ later, torch.eye(size))
     torch.testing.assert_close(unmerging.matrix().to_dense(), by_group)
@@ -117,7 +120,7 @@ def test_the_whole_grid_is_back_and_survivors_are_as_they_were(loaded):
         assert [len(layer) for layer in back.deepstack] == [len(layer) for layer in full.deepstack]
         matrices = [step.matrix for step in back.trace]
         assert [step.stage for step in back.trace] == ["vision_block", "vision_block", "unmerge", "layout"]
-        assert all(a.shape[0] == b.shape[1] for a, b in zip(matrices, matrices[1:], strict=False))
+        assert all(a.shape[0] == b.shape[1] for a, b in pairwise(matrices))
 
 
 def test_the_rows_counts_are_the_whole_grids_again(loaded):
