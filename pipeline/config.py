@@ -24,6 +24,10 @@ def execution(default: Any = ..., **constraints: Any) -> Any:
     return Field(default, json_schema_extra={"affects": "execution"}, **constraints)
 
 
+# What a reader or the driver holds at most beside the items in hand: the interpreter, Ray and the libraries.
+READER_AND_DRIVER_BYTES = 500_000_000
+
+
 class Section(BaseModel):
     """Base of all sections: frozen, nothing unknown accepted."""
 
@@ -205,7 +209,9 @@ class RuntimeConfig(Section):
         gpus_per_actor: 0 runs the model on CPU.
         cpus_per_actor: CPU cores reserved, and torch threads used, by each VLM actor.
         num_reader_actors: processes that fetch and load media.
-        max_inflight_bytes: loaded frames waiting anywhere, at most.
+        max_inflight_bytes: loaded frames waiting anywhere, at most. They lie in Ray's object store; beside them each
+            reader and the driver hold at most `READER_AND_DRIVER_BYTES` and three times the largest item, however
+            slow the model is.
         max_attempts: tries an item has before it becomes a failed row.
         item_timeout_s: an item that its VLM actor has held for so long ends the actor; each item it held is started
             again alone, and one that does not come back then is a failed row ``item_timeout``. The local executor

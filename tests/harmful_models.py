@@ -109,3 +109,13 @@ def worker(config, run_info, *, model: str, pid_folder: str | None = None, **opt
 
 def _nbytes(request) -> int:
     return sum(np.asarray(part.tiles).nbytes for part in request.content if not isinstance(part, str))
+
+
+def worker_without_device(config, run_info) -> VLMWorker:
+    """A worker whose every step raises."""
+
+    class NoDevice(fakes.FakeVLM):
+        def step(self):
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+    return VLMWorker(config, run_info, vlm=NoDevice())

@@ -231,3 +231,27 @@ def test_random_faults_lose_nothing_and_double_nothing(seed: int) -> None:
     assert scheduler.done
     assert scheduler.inflight_bytes == 0
     assert Counter(row.item_id for row in rows) == {f"i{n:04}": 1 for n in range(30)}
+
+
+def test_what_does_not_come_back_is_tried_once_more_alone_and_its_neighbours_are_not_charged() -> None:
+    scheduler, rows = make(num_shards=1, per_shard=3)
+    load_all(scheduler)
+    scheduler.assign("a", 3)
+    scheduler.worker_lost("a", "too late", timed_out=True)
+    assert rows == []
+    for worker in ("b", "c", "d"):
+        [lease] = scheduler.assign(worker, 3)
+        if lease.item.item_id == "i0001":
+            scheduler.worker_lost(worker, "too late", timed_out=True)
+        else:
+            scheduler.finished(worker, Row(lease.item.item_id))
+    assert [row for row in rows if row.error_type] == [Row("i0001", "item_timeout")]
+    assert len(rows) == 3
+
+
+def test_one_attempt_is_one_attempt() -> None:
+    scheduler, rows = make(num_shards=1, per_shard=1, attempts=1)
+    load_all(scheduler)
+    scheduler.assign("a", 1)
+    scheduler.worker_lost("a", "too late", timed_out=True)
+    assert rows == [Row("i0000", "item_timeout")]

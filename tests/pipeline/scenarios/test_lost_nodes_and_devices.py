@@ -1,0 +1,120 @@
+"""A node lost with its actors and payloads, a lost device, actors that cannot live, two drivers at once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import fakes
+import harmful_models
+import pytest
+import ray
+from fakes import fixed, job_config, numbered_items, read_rows, violations
+from ray.cluster_utils import Cluster
+
+from pipeline.errors import ClusterError
+from pipeline.runner import run_job
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    """A head without room for actors and one node that has it; a second one may be added."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(fakes.__file__).parents[1] / "tests")]))
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 100_000_000})
+        ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
+        try:
+            yield cluster
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+
+
+def run(config, **model):
+    factory = partial(harmful_models.worker, **model)
+    return run_job(config, worker_factory=factory, loader_factory=fakes.fake_loader)
+
+
+@pytest.mark.long
+def test_a_node_is_lost_with_its_actors_and_loaded_media(nodes, tmp_path) -> None:
+    """Two VLM actors and two readers over two nodes of two cores; one node goes in the middle of the run."""
+    second = nodes.add_node(num_cpus=2, object_store_memory=100_000_000)
+    nodes.wait_for_nodes()
+    output, source, lost = tmp_path / "out", numbered_items(tmp_path, 64), []
+
+    def lose_it() -> None:
+        while not lost:
+            if len(list(output.glob("data/part-*"))) >= 2:
+                lost.append(second)
+                nodes.remove_node(second, allow_graceful=False)
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=lose_it, daemon=True)
+    thread.start()
+    config = job_config(output, source, executor="ray", num_vlms=2, output={"items_per_shard": 4})
+    assert run(config, model="FakeVLM", sleeps={"decode_s": 0.1}).exit_code == 0
+    thread.join(timeout=60)
+    assert lost
+    assert violations(output) == []
+    run(job_config(tmp_path / "calm", source, output={"items_per_shard": 4}), model="FakeVLM")
+    assert list(map(fixed, read_rows(output))) == list(map(fixed, read_rows(tmp_path / "calm")))
+
+
+def test_a_lost_device_replaces_the_actor_and_costs_no_item(nodes, tmp_path) -> None:
+    config = job_config(
+        tmp_path / "out", numbered_items(tmp_path, 12), executor="ray", runtime={"num_reader_actors": 1}
+    )
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    summary = run(config, model="LostDeviceVLM", trigger=5, flag=str(tmp_path / "flag"), pid_folder=str(pids))
+    assert summary.exit_code == 0
+    assert [row["text"] for row in read_rows(tmp_path / "out")] == [str(n) for n in range(12)]
+    assert len(list(pids.iterdir())) == 2
+    assert violations(tmp_path / "out") == []
+
+
+@pytest.mark.long
+def test_an_item_that_loses_the_device_each_time_is_a_row_that_says_how(nodes, tmp_path) -> None:
+    config = job_config(
+        tmp_path / "out", numbered_items(tmp_path, 12), executor="ray", runtime={"num_reader_actors": 1}
+    )
+    assert run(config, model="LostDeviceVLM", trigger=5).exit_code == 3
+    rows = {row["item_id"]: row for row in read_rows(tmp_path / "out")}
+    failed = {item_id: row["error_type"] for item_id, row in rows.items() if row["error_type"]}
+    assert failed == {"item-5": "worker_died"}
+    assert "device-side assert" in rows["item-5"]["error_message"]
+
+
+@pytest.mark.long
+def test_vlm_actors_that_all_die_at_work_end_the_job_with_a_message_within_a_minute(nodes, tmp_path) -> None:
+    """Not one item's fault: whatever is tried, the device is lost. Nothing hangs."""
+    config = job_config(
+        tmp_path / "out", numbered_items(tmp_path, 12), executor="ray", runtime={"num_reader_actors": 1}
+    )
+    began_s = time.monotonic()
+    with pytest.raises(ClusterError, match=r"VLM actors died \d+ times in a row.*same command again"):
+        run_job(config, worker_factory=harmful_models.worker_without_device, loader_factory=fakes.fake_loader)
+    assert time.monotonic() - began_s < 60
+
+
+def test_two_drivers_on_one_run_leave_every_item_once(tmp_path) -> None:
+    output, source = tmp_path / "out", numbered_items(tmp_path, 40)
+    code = (
+        "import sys; from functools import partial; import fakes; from pipeline.runner import run_job\n"
+        f"config = fakes.job_config({str(output)!r}, {source!r})\n"
+        "work = partial(fakes.barcode_worker, sleeps={'decode_s': 0.05})\n"
+        "sys.exit(run_job(config, worker_factory=work, loader_factory=fakes.fake_loader).exit_code)\n"
+    )
+    root = Path(fakes.__file__).resolve().parents[1]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")])}
+    command = [sys.executable, "-c", code]
+    drivers = [subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE) for _ in range(2)]
+    ends = [driver.communicate(timeout=180)[1].decode() for driver in drivers]
+    assert [driver.returncode for driver in drivers] == [0, 0], ends
+    assert [row["text"] for row in read_rows(output)] == [str(n) for n in range(40)]
+    assert violations(output) == []
