@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.cli import EXIT_CODES, guarded
+from pipeline.redaction import visible
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,7 +80,7 @@ def _verify(uri: str) -> int:
 
     violations = verify_run(uri)
     for violation in violations:
-        print(violation)
+        print(visible(str(violation)))
     print(f"{uri}: {len(violations)} violations" if violations else f"{uri}: all invariants hold")
     return 4 if violations else 0
 
@@ -105,7 +106,7 @@ def _retry(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace) -> int:
     from pipeline.evaluation.compare import compare_runs, render_comparison
 
-    print(render_comparison(compare_runs(options.first, options.second)))
+    print(visible(render_comparison(compare_runs(options.first, options.second))))
     return 0
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from illava.errors import ILLaVAError
 from pipeline.errors import ConfigError, ItemError, PipelineError
+from pipeline.redaction import visible
 
 if TYPE_CHECKING:
     from pipeline.config import JobConfig
@@ -46,7 +47,7 @@ def guarded(command: Callable[[], int], *, debug: bool) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        print(f"error: {_words(error, debug=debug)}", file=sys.stderr)
+        print(visible(f"error: {_words(error, debug=debug)}"), file=sys.stderr)
         return _exit_code(error)
 
 

@@ -20,6 +20,7 @@ from pipeline.cost import item_cost_usd
 from pipeline.errors import RowErrorType
 from pipeline.fitting_batch import is_out_of_memory
 from pipeline.records import LoadedItem, LoadStats, MediaItem, ResultRow
+from pipeline.redaction import redacted
 from pipeline.tasks import build_task
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def classify(error: Exception) -> tuple[RowErrorType, str]:
             return error_type, str(error) or type(error).__name__
     if is_out_of_memory(error):
         return "out_of_memory", str(error) or type(error).__name__
-    return "internal_error", f"{type(error).__name__}: {error}"
+    return "internal_error", redacted(f"{type(error).__name__}: {error}")
 
 
 _ERROR_TYPES: tuple[tuple[type[Exception], RowErrorType], ...] = (

@@ -24,7 +24,7 @@ from pipeline.errors import ItemError, StorageError
 from pipeline.faults import fault_point
 from pipeline.records import ObjectInfo
 from pipeline.storage import local_files
-from pipeline.storage.errors import body_ended_early, item_error, storage_error
+from pipeline.storage.errors import body_ended_early, is_asked_to_wait, item_error, storage_error
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.uris import check_uri, is_local, join, local_path, printable, scheme
 
@@ -248,6 +248,10 @@ def _open_store(kind: str, _pid: int, _environment: tuple[str | None, ...]) -> O
             retries["total_max_attempts"] = 5
         options["config_kwargs"] = {"retries": retries, "connect_timeout": 10, "read_timeout": 60}
     try:
+        if kind == "s3":
+            from pipeline.storage.s3_session import StayingSession
+
+            options["config_kwargs"]["http_session_cls"] = StayingSession
         filesystem = fsspec.filesystem(kind, **options)
     except ImportError as error:
         extra = {"s3": "s3", "gs": "gcs"}[kind]
@@ -263,7 +267,7 @@ def _on_object(verb: str, uri: str, action: Callable[[], Result]) -> Result:
             fault_point("read", uri)
             return action()
         except Exception as error:
-            if not body_ended_early(error):
+            if not (body_ended_early(error) or is_asked_to_wait(error)):
                 raise item_error(verb, uri, error) from error
             time.sleep(_RETRY_S * 2**attempt)
     try:

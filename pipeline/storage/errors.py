@@ -6,10 +6,10 @@ Messages carry the address and the store's reason, never a secret.
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterator
 
 from pipeline.errors import CredentialsError, ItemError, RowErrorType, StorageError
+from pipeline.redaction import redacted
 from pipeline.storage.uris import printable
 
 _CREDENTIAL_CODES = frozenset(
@@ -52,7 +52,6 @@ _BODY_CLASSES = frozenset(
         "ServerDisconnectedError",
     }
 )
-_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
 
 
 class BodyMismatchError(Exception):
@@ -70,7 +69,7 @@ def item_error(verb: str, uri: str, error: Exception) -> ItemError | StorageErro
     if _about_credentials(error):
         return _credentials_error(verb, uri, error)
     code, kind = http_code(error), _row_error_type(error)
-    retryable = kind == "store_error" and not code.startswith("4")
+    retryable = kind == "store_error" and (is_asked_to_wait(error) or not code.startswith("4"))
     return ItemError(kind, f"{verb} {printable(uri)}: {_reason(error)}", retryable=retryable)
 
 
@@ -108,6 +107,11 @@ def is_created_by_another(error: BaseException) -> bool:
     return isinstance(error, FileExistsError) or http_code(error) in codes
 
 
+def is_asked_to_wait(error: BaseException) -> bool:
+    """Whether the store has had too many requests; the answer to a HEAD carries no words that botocore would know."""
+    return http_code(error) in {"429", "TooManyRequests"}
+
+
 def body_ended_early(error: BaseException) -> bool:
     """Whether the answer began well and its body is not what it announced, so that reading again may succeed."""
     return any(type(e).__name__ in _BODY_CLASSES or isinstance(e, ConnectionResetError) for e in _chain(error))
@@ -133,11 +137,7 @@ def _credentials_error(verb: str, uri: str, error: Exception) -> CredentialsErro
 
 
 def _reason(error: BaseException) -> str:
-    text = f"{http_code(error) or type(error).__name__}: {error}"
-    for name in _SECRETS:
-        if secret := os.environ.get(name):
-            text = text.replace(secret, "***")
-    return printable(text)
+    return printable(redacted(f"{http_code(error) or type(error).__name__}: {error}"))
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

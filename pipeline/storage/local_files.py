@@ -10,6 +10,7 @@ import errno
 import os
 import secrets
 import socket
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,11 @@ _TEMPORARY_SUFFIX = ".tmp"
 
 
 def info(path: str) -> ObjectInfo:
-    """Size and modification time of one file."""
-    return _info(path, os.stat(path))
+    """Size and modification time of one regular file: a pipe would hold its reader up, a device has no end."""
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise FileNotFoundError(errno.ENOENT, "not a regular file", path)
+    return _info(path, found)
 
 
 def find(root: str) -> list[ObjectInfo]:

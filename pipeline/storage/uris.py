@@ -17,7 +17,8 @@ OBJECT_SCHEMES = ("s3", "gs")
 # The same text is run over whole columns by RE2 (see `pipeline.inputs`): no look-around, no back-references.
 _BUCKET = r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"
 OBJECT_URI_PATTERN = rf"^(?:s3|gs)://{_BUCKET}(?:/.*)?$"
-FORBIDDEN_PATTERN = r"[\x00-\x1f\x7f-\x9f\x{2028}\x{2029}\\]|::|\?versionId=|(?:^|/)\.\.(?:/|$)"
+_ADDRESS_BUCKET = r"^(?:s3|gs)://[0-9]+(?:\.[0-9]+){3}(?:/|$)"
+FORBIDDEN_PATTERN = _ADDRESS_BUCKET + r"|[\x00-\x1f\x7f-\x9f\x{2028}\x{2029}\\]|::|\?versionId=|(?:^|/)\.\.(?:/|$)"
 
 _OBJECT_URI = re.compile(OBJECT_URI_PATTERN)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -110,6 +111,8 @@ def _scheme_problem(uri: str) -> str | None:
         return "user info"
     if "?versionId=" in uri:
         return "object versions cannot be addressed"
+    if re.match(_ADDRESS_BUCKET, uri):
+        return "a network address instead of a bucket"
     return None if _OBJECT_URI.match(uri) else "not of the form scheme://bucket/key"
 
 

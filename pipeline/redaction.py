@@ -1,0 +1,33 @@
+"""What may be shown of a text: no secrets, no control characters. For messages, rows and terminals alike.
+
+Secrets are the values of environment variables whose names say so, user info in addresses, and signatures in their
+queries. Knows nothing of who wrote the text.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+_SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_KEY|PRIVATE_KEY", re.IGNORECASE)
+_LEAST_CHARACTERS = 8  # a shorter value, such as "true", is too common in texts to be blotted out
+_USER_INFO = re.compile(r"(?<=://)[^/@\s\"']+@")
+_SIGNATURE = re.compile(
+    r"(?i)([?&](?:x-(?:amz|goog)-[a-z-]+|signature|sig|token|access_token|key|password)=)[^&\s\"'<>]+"
+)
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def redacted(text: str) -> str:
+    """The text without secrets."""
+    values = {value for name, value in os.environ.items() if _SECRET_NAME.search(name)}
+    for value in sorted(values, key=len, reverse=True):
+        if len(value) >= _LEAST_CHARACTERS:
+            text = text.replace(value, "***")
+    return _SIGNATURE.sub(r"\1***", _USER_INFO.sub("***@", text))
+
+
+def visible(text: str) -> str:
+    """For a terminal: control characters but line feeds, and marks that reorder text, spelled out; no secrets."""
+    text = _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", redacted(text))
+    return text.encode("utf-8", "backslashreplace").decode()
