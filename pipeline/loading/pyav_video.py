@@ -129,10 +129,10 @@ def _first_orientation(key_packet: Any) -> Orientation:
 
 
 def _orientation(frame: Any) -> Orientation:
-    import av
+    from av.sidedata.sidedata import Type
 
     for side_data in frame.side_data:
-        if side_data.type == av.sidedata.sidedata.Type.DISPLAYMATRIX:
+        if side_data.type == Type.DISPLAYMATRIX:
             return orientation_of(struct.unpack("=9i", bytes(side_data)[:36]))
     return Orientation()
 

@@ -1,4 +1,4 @@
-"""Canary credentials in the environment, in addresses and in a store's answers never reach messages, rows or terminals."""
+"""Canary credentials in the environment, in addresses and in a store's answers never reach messages or rows."""
 
 from __future__ import annotations
 
