@@ -107,7 +107,7 @@ def _read_packets(file: Any, stream: Any) -> tuple[list[Packet], float, Orientat
 def _start_s(file: Any) -> float:
     """What to take off times to compare them with the declared duration.
 
-    That counts from the first packet, but in Matroska from zero where FFmpeg wrote it: seen by its lying beyond the start.
+    That counts from the first packet, but in Matroska from zero where FFmpeg wrote it: then it lies beyond the start.
     """
     start_s = (file.start_time or 0) / 1e6
     return 0.0 if "matroska" in file.format.name and (file.duration or 0) / 1e6 > start_s else start_s
