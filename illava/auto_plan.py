@@ -18,7 +18,6 @@ from typing import Any
 from illava.media.content import ContentKind
 from illava.plan import ReductionPlan
 
-CONTENT_KINDS: tuple[ContentKind, ...] = ("document", "image", "video")
 DOCUMENT_TOLERANCE = 0.5  # of epsilon
 
 
@@ -31,10 +30,3 @@ def plan_for(content: ContentKind, epsilon: float) -> ReductionPlan:
     if content == "video":
         steps.insert(0, {"stage": "media", "reducer": {"kind": "pixel_dedup"}})
     return ReductionPlan.model_validate({"steps": steps})
-
-
-def routes(plan: ReductionPlan) -> tuple[ReductionPlan, ...]:
-    """Every plan an item of this one may run under: itself, or one a kind of content."""
-    if plan.epsilon is None:
-        return (plan,)
-    return tuple(plan_for(content, plan.epsilon) for content in CONTENT_KINDS)

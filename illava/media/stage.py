@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from illava.auto_plan import plan_for, routes
+from illava.auto_plan import plan_for
 from illava.errors import PreprocessError, ReductionDidNotFireError, RequestError
 from illava.families.base import Family
 from illava.geometry import destinations
@@ -42,14 +42,13 @@ class MediaStage:
         self._scorers: dict[TextScorer, RelevanceModel] = {}
 
     def check(self, plan: ReductionPlan) -> None:
-        """Have the family check every plan that this one may become, and load the scorer it names.
+        """Have the family check the plan (of `budget: auto` see `route`), and load the scorer it names.
 
         Raises:
             PlanError: the plan makes no sense for this model.
             ModelLoadError: the scorer cannot be loaded.
         """
-        for route in routes(plan):
-            self._family.check(route)
+        self._family.check(plan)
         reducer = plan.at("media")
         scorer = None if reducer is None else reducer.text_scorer
         if scorer is not None and scorer not in self._scorers:
@@ -60,11 +59,17 @@ class MediaStage:
             )
 
     def route(self, plan: ReductionPlan, media: Sequence[VisualInput]) -> tuple[ReductionPlan, ContentKind | None]:
-        """The plan of a request with these media, and what chose it where it is `budget: auto`."""
+        """The plan of a request with these media, and what chose it where it is `budget: auto`.
+
+        Raises:
+            PlanError: the plan chosen makes no sense for this model.
+        """
         if plan.epsilon is None:
             return plan, None
         content = content_kind(self._family.preprocessor, media)
-        return plan_for(content, plan.epsilon), content
+        chosen = plan_for(content, plan.epsilon)
+        self._family.check(chosen)
+        return chosen, content
 
     def apply(self, request: Request, plan: ReductionPlan) -> Request:
         """The request as the tower will see it.
