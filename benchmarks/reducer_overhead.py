@@ -1,7 +1,8 @@
-"""Time to choose tokens, method by method, beside iLLaVA's own rule; and to apply the choice.
+"""Time to choose tokens, method by method, as share of the tower's time; to measure evidence and apply the choice.
 
-Random tokens, keys and scores: what a method picks means nothing here, only what picking costs. Evidence (attention
-scores, keys) is given, not computed: its cost belongs to the layer that measures it. All methods take turns in every
+Random tokens, keys and scores: what a method picks means nothing here, only what picking costs. The tower's time is
+that of one unreduced block of so400m shape (random weights) times its 26. One step is counted; a plan of four pays
+four times. Methods of stage ``media`` act on pixels in the readers and are not in it. All methods take turns in every
 round; medians of the rounds. On CPU the seconds are CPU seconds of all threads, which a busy machine disturbs less than
 wall time, and only the ratios mean something.
 
@@ -20,22 +21,29 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter
+from transformers import SiglipVisionConfig
+from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import write_json
+from illava.families.encoder_blocks import run_blocks
+from illava.plan import EMPTY_PLAN
 from illava.reducers import REDUCERS, AnyReducer, Evidence, Reducer
+from illava.scores import attention_received
 from illava.tokens import Tokens, merge
+from illava.vision import VisionReduction
 
-GRID, DIM, HEADS = 27, 1152, 16
+GRID, DIM, HEADS, MLP_DIM, NUM_BLOCKS = 27, 1152, 16, 4304, 26
 REFERENCE = "illava"
 
 
 def method_configs(keep_ratio: float) -> dict[str, dict[str, Any]]:
     """Every registered method at one share of kept tokens, as far as it takes one."""
     side = round(GRID * keep_ratio**0.5)
-    own = {"pooling": {"grid": [side, side]}, "prumerge": {}}
-    configs = {kind: {"kind": kind, **own.get(kind, {"keep_ratio": keep_ratio})} for kind in REDUCERS}
+    own = {"pooling": {"grid": [side, side]}, "prumerge": {}, "frame_merging": {}, "bounded_error": {"epsilon": 0.7}}
+    kinds = [kind for kind, reducer in REDUCERS.items() if reducer.stages != {"media"}]
+    configs = {kind: {"kind": kind, **own.get(kind, {"keep_ratio": keep_ratio})} for kind in kinds}
     configs["prumerge+"] = {"kind": "prumerge", "plus": True}
     return configs
 
@@ -52,6 +60,7 @@ def random_input(num_segments: int, device: str) -> tuple[Tokens, Evidence]:
             "attention_received_T",
             "causal_normalised_attention_T",
             "last_query_attention_T",
+            "own_layer_query_attention_T",
             "cls_attention_T",
         )
     }
@@ -82,6 +91,22 @@ def seconds(call: Callable[[], Any], device: str) -> tuple[float, Any]:
     return clock() - started, result
 
 
+def tower_parts(frames: Tokens, device: str) -> dict[str, Callable[[], Any]]:
+    """One unreduced block, and the exact attention received in it, as calls to be timed."""
+    torch.manual_seed(0)
+    config = SiglipVisionConfig(hidden_size=DIM, intermediate_size=MLP_DIM, num_attention_heads=HEADS)
+    config._attn_implementation = "sdpa"
+    block = SiglipEncoderLayer(config).eval().to(device)
+    qk_THd = frames.hidden_TD.unflatten(1, (HEADS, -1))
+    scale = (DIM // HEADS) ** -0.5
+
+    def run() -> torch.Tensor:
+        reduction = VisionReduction(EMPTY_PLAN, frames.lengths, frames.place_T3, num_blocks=1)
+        return run_blocks([block], frames.hidden_TD, reduction)
+
+    return {"block": run, "score": lambda: attention_received(qk_THd, qk_THd, frames.lengths, scale=scale)}
+
+
 @torch.inference_mode()
 def measure(keep_ratio: float, num_segments: int, rounds: int, device: str) -> dict[str, dict[str, float]]:
     """Median seconds of `assign` and `merge` per method, their ratio to the reference, and the tokens left."""
@@ -90,9 +115,16 @@ def measure(keep_ratio: float, num_segments: int, rounds: int, device: str) -> d
     reducers = {name: adapter.validate_python(config) for name, config in method_configs(keep_ratio).items()}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in reducers}
     counts: dict[str, int] = {}
+    parts = tower_parts(frames, device)
+    part_times: dict[str, list[float]] = {name: [] for name in parts}
     for turn in range(rounds + 1):
+        for name, part in parts.items():
+            part_s, _ = seconds(part, device)
+            if turn:
+                part_times[name].append(part_s)
         for name, reducer in reducers.items():
-            tokens = as_one_medium(frames) if reducer.stages == {"decoder_input"} else frames
+            across = reducer.joins_frames or reducer.stages == {"decoder_input"}
+            tokens = as_one_medium(frames) if across else frames
             stage = sorted(reducer.stages)[0]
             assign_s, assignment = seconds(lambda: reducer.assign(tokens, evidence, stage), device)  # noqa: B023
             merge_s, _ = seconds(lambda: merge(assignment, tokens.hidden_TD), device)  # noqa: B023
@@ -102,8 +134,17 @@ def measure(keep_ratio: float, num_segments: int, rounds: int, device: str) -> d
     middle = {
         name: tuple(statistics.median(t) for t in zip(*measured, strict=True)) for name, measured in times.items()
     }
+    tower_s, score_s = (
+        statistics.median(part_times[name]) * count for name, count in (("block", NUM_BLOCKS), ("score", 1))
+    )
+    evidence_s = {
+        name: score_s if "attention_received" in reducer.evidence(sorted(reducer.stages)[-1]) else 0.0
+        for name, reducer in reducers.items()
+    }
     return {
         name: {
+            "tower_share": round((assign_s + merge_s) / tower_s, 5),
+            "score_share": round(evidence_s[name] / tower_s, 5),
             "select_s": round(assign_s, 6),
             "select_ratio": round(assign_s / middle[REFERENCE][0], 2),
             "merge_s": round(merge_s, 6),
@@ -124,7 +165,10 @@ def main() -> None:
     methods = measure(args.keep_ratio, args.segments, args.rounds, args.device)
     settings = {"segments": args.segments, "tokens_per_segment": GRID * GRID, "dim": DIM, "keep_ratio": args.keep_ratio}
     for name, row in sorted(methods.items(), key=lambda item: item[1]["select_s"]):
-        print(f"{name:20} {1e3 * row['select_s']:9.2f} ms  x{row['select_ratio']:<8} kept {row['tokens_kept']}")
+        cost = (
+            f"{1e3 * row['select_s']:9.2f} ms  x{row['select_ratio']:<8} {100 * row['tower_share']:6.2f} % of the tower"
+        )
+        print(f"{name:20} {cost}, kept {row['tokens_kept']}")
     if args.json is not None:
         result = {"benchmark": "reducer_overhead", "device": args.device, "rounds": args.rounds}
         write_json(args.json, {**result, **settings, "reference": REFERENCE, "methods": methods})

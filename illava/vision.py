@@ -185,7 +185,7 @@ class VisionReduction:
         return self._plan.unmerge is not None
 
     def unmerged(self, hidden_TD: Tensor) -> Tensor:
-        """Patches of the whole grid as they are now, for what reads the tower on its way; as given without un-merging."""
+        """Patches of the whole grid as they are now, for what reads a tower on its way; as given without un-merging."""
         return hidden_TD if self._unmerging is None else self._unmerging.restore(hidden_TD)
 
     def trace(self) -> list[tuple[TraceStep, ...]]:
