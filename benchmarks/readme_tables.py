@@ -116,7 +116,7 @@ def _runs_at(kind: str, reducer: Any) -> str:
 
     method = reducer(**SETTINGS[kind])
     measured = {**CLS_EVIDENCE, **DECODER_EVIDENCE}
-    places = ["media"] if "media" in reducer.stages else []  # where a method's own scorer or the pixels are the evidence
+    places = ["media"] if "media" in reducer.stages else []  # its evidence: pixels
     places += [stage for stage in measured if stage in reducer.stages and method.evidence(stage) <= measured[stage]]
     return ", ".join(places) or "not wired yet: refused in words"
 
