@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from pipeline.config import JobConfig
-from pipeline.loading.load_report import ItemLoader, load_reported
+from pipeline.loading.load_report import ItemLoader, ReadingUsage, load_reported
 from pipeline.passage import Passage
 from pipeline.scheduler import Scheduler
 from pipeline.worker import VLMWorker, WorkerUsage
@@ -41,6 +41,7 @@ class LocalExecutor:
         self._scheduler = scheduler
         self._most_running = config.model.max_batch_requests
         self._item_timeout_s = config.runtime.item_timeout_s
+        self.reading = ReadingUsage()
         self._worker = make_worker()
         self._loader = make_loader()
 
@@ -74,6 +75,7 @@ class LocalExecutor:
         lease.passage = Passage()
         report, lease.payload = load_reported(self._loader, lease.item)
         lease.passage.loaded(report.call_s, report.stats)
+        self.reading.add(report.stats)
         if report.error is not None:
             self._scheduler.not_loaded(lease, report.error)
             return True

@@ -18,7 +18,7 @@ from pipeline.actors import ActorLostError, Entry, PayloadLostError, RayCluster
 from pipeline.config import JobConfig
 from pipeline.death_count import DeathCount
 from pipeline.errors import ClusterError
-from pipeline.loading.load_report import ItemLoader
+from pipeline.loading.load_report import ItemLoader, ReadingUsage
 from pipeline.passage import Passage
 from pipeline.scheduler import Lease, Scheduler
 from pipeline.worker import VLMWorker, WorkerUsage
@@ -87,6 +87,7 @@ class RayExecutor:
         self._readers: list[_Reader] = []
         self._past_usage: list[WorkerUsage] = []
         self._num_spawned = 0
+        self.reading = ReadingUsage()
         self._short_since_s = self._said_waiting_s = time.monotonic()
         for _ in range(runtime.num_vlm_actors.max):
             self._spawn_vlm()
@@ -155,6 +156,7 @@ class RayExecutor:
         reader.calls.discard(reference)
         reader.queue.remove(lease)
         lease.passage.loaded(report.call_s, report.stats)
+        self.reading.add(report.stats)
         self._reader_deaths.success()
         if report.error is not None:
             self._scheduler.not_loaded(lease, report.error)

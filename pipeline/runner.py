@@ -15,12 +15,12 @@ from typing import Any, Protocol
 from illava.preprocess import Preprocessor, load_preprocessor
 from pipeline.budget import BUDGET_EXIT_CODE, Allowance, Budget
 from pipeline.config import JobConfig, PricesConfig
-from pipeline.cost import RunCost, run_cost
+from pipeline.cost import Spending, run_cost, spending
 from pipeline.errors import RowErrorType
 from pipeline.executor_local import LocalExecutor
 from pipeline.inputs import media_roots
 from pipeline.interruption import Interruption
-from pipeline.loading.load_report import ItemLoader
+from pipeline.loading.load_report import ItemLoader, ReadingUsage
 from pipeline.loading.loader import Loader
 from pipeline.passage import Passage
 from pipeline.progress import Progress
@@ -29,6 +29,7 @@ from pipeline.records import MediaItem, ResultRow
 from pipeline.retry import RetrySink, count_items
 from pipeline.rows import RowMaker, RunInfo
 from pipeline.scheduler import Lease, Scheduler
+from pipeline.sessions import Session
 from pipeline.shards import Run, finish, is_finished, open_run, pending_shards, reopen
 from pipeline.summary import RunSummary, Tally
 from pipeline.totals import run_totals
@@ -39,7 +40,13 @@ LoaderFactory = Callable[[JobConfig, Preprocessor], ItemLoader]
 
 
 class Executor(Protocol):
-    """What turns leases into rows."""
+    """What turns leases into rows.
+
+    Attributes:
+        reading: what its loads took so far.
+    """
+
+    reading: ReadingUsage
 
     def turn(self) -> None:
         """Move everything on by one small step."""
@@ -102,14 +109,17 @@ def continue_run(
     config = run.config
     pending = pending_shards(run)
     num_pending = count_items(run, pending)
-    tally, workers = Tally(), []
+    tally, workers, spent = Tally(), [], Spending()
     with Interruption() as interruption:
         if pending:
             reopen(run)
+            session = Session(run)
             executor = partial(_executor, worker_factory=worker_factory, loader_factory=loader_factory, debug=debug)
             allowance = Allowance(config, budget, tally)
             progress = Progress(num_pending, tally)
-            workers = _work(run, pending, progress, interruption, open_executor=executor, allowance=allowance)
+            workers, reading = _work(run, pending, progress, interruption, open_executor=executor, allowance=allowance)
+            spent = _spending(config, workers, reading, wall_s=time.perf_counter() - began_s)
+            session.end(spent)
     summary = RunSummary(
         exit_code=interruption.exit_code,
         name=config.name,
@@ -119,7 +129,7 @@ def continue_run(
         num_skipped=run.manifest.num_done,
         tally=tally,
         wall_s=time.perf_counter() - began_s,
-        cost=_cost(config, tally, workers),
+        cost=None if config.prices == PricesConfig() else run_cost(spent, tally.cost_usd),
         workers=tuple(workers),
         interrupted_by=interruption.signal.name if interruption.signal else None,
     )
@@ -131,11 +141,16 @@ def continue_run(
     return _finished(run, summary)
 
 
-def _cost(config: JobConfig, tally: Tally, workers: list[WorkerUsage]) -> RunCost | None:
-    if config.prices == PricesConfig():
-        return None
-    idle_s, load_s = (sum(getattr(worker, name) for worker in workers) for name in ("idle_s", "start_s"))
-    return run_cost(config, items_usd=tally.cost_usd, idle_s=idle_s, load_s=load_s)
+def _spending(config: JobConfig, workers: list[WorkerUsage], reading: ReadingUsage, *, wall_s: float) -> Spending:
+    return spending(
+        config,
+        wall_s=wall_s,
+        actor_s=sum(worker.wall_s for worker in workers),
+        load_s=sum(worker.start_s for worker in workers),
+        idle_s=sum(worker.idle_s for worker in workers),
+        reader_cpu_s=reading.cpu_s,
+        storage_requests=reading.storage_requests,
+    )
 
 
 def _work(
@@ -146,7 +161,7 @@ def _work(
     *,
     open_executor: Callable[[Run, Scheduler, Preprocessor], AbstractContextManager[Executor]],
     allowance: Allowance,
-) -> list[WorkerUsage]:
+) -> tuple[list[WorkerUsage], ReadingUsage]:
     """The event loop, until everything is published, the budget is used up or a signal came."""
     model = run.config.model
     preprocessor = load_preprocessor(model.model_id, revision=model.revision)
@@ -161,7 +176,7 @@ def _work(
                 progress.tick()
                 if not allowance.more(scheduler.num_in_work):
                     scheduler.open_no_more()
-        return executor.usage()
+        return executor.usage(), executor.reading
 
 
 def _scheduler(

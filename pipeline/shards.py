@@ -19,6 +19,8 @@ from pipeline.errors import ItemError, RefusedError, StorageError
 from pipeline.inputs import Manifest, build_manifest, manifest_bytes, read_manifest
 from pipeline.recipe import Recipe, digest_of, resolve_recipe
 from pipeline.records import SCHEMA_VERSION, Shard
+from pipeline.refusal import refusal
+from pipeline.sessions import cost_record
 from pipeline.sink import list_parts, part_attempts
 from pipeline.totals import run_totals
 
@@ -185,7 +187,7 @@ def read_frozen_manifest(run_uri: str, digest: str) -> Manifest:
 
 
 def finish(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
-    """Write ``_RUN.json``: totals over all parts, digests, versions, and the caller's summary under its own key.
+    """Write ``_RUN.json``: totals over all parts, cost over all sessions, digests, versions, the caller's summary.
 
     Raises:
         StorageError: a shard has no part yet.
@@ -197,6 +199,7 @@ def finish(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
     run.check_still_ours()
     storage.sweep_temporaries(run.uri)
     versions = {key: value for key, value in run.recipe.fields.items() if key.startswith("versions.")}
+    totals = run_totals(run.uri, range(run.num_shards))
     record = {
         "schema_version": SCHEMA_VERSION,
         "fingerprint": run.fingerprint,
@@ -207,7 +210,8 @@ def finish(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
         "num_shards": run.num_shards,
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions,
-        "totals": run_totals(run.uri, range(run.num_shards)).as_dict(),
+        "totals": totals.as_dict(),
+        "cost": cost_record(run.uri, totals.sums["cost_usd"]),
         "summary": summary,
     }
     storage.write_atomic(storage.join(run.uri, FINISHED_FILE), json.dumps(record, indent=2, sort_keys=True).encode())
@@ -221,7 +225,7 @@ def adopt(run: Run, found: dict[str, Any]) -> Run:
         RefusedError: it is another one; names the keys that differ, with both values.
     """
     if found["fingerprint"] != run.fingerprint:
-        raise RefusedError(_refusal(run, found))
+        raise RefusedError(refusal(run, found))
     retried = sorted((int(attempt), shards) for attempt, shards in (found.get("retried_shards") or {}).items())
     return replace(
         run,
@@ -249,34 +253,6 @@ def _run_record(run: Run) -> dict[str, Any]:
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "config": run.config.model_dump(mode="json"),
     }
-
-
-def _refusal(run: Run, found: dict[str, Any]) -> str:
-    """Every key that differs, with the value the folder has and the value of this job."""
-    theirs = found["recipe"]
-    ours = run.recipe.fields
-    lines = [
-        f"  {key}: {_short(theirs.get(key))} there, {_short(ours.get(key))} here"
-        for key in sorted(theirs.keys() | ours.keys())
-        if theirs.get(key) != ours.get(key)
-    ]
-    if found["items_per_shard"] != run.items_per_shard:
-        lines.append(f"  output.items_per_shard: {found['items_per_shard']} there, {run.items_per_shard} here")
-    if found["manifest_digest"] != run.manifest.digest:
-        lines.append(
-            f"  input: {found['num_items']} items there, {len(run.manifest)} here (digest "
-            f"{found['manifest_digest'][:12]} there, {run.manifest.digest[:12]} here): objects were added, removed or "
-            "changed since the run began, or input.limit, input.pattern or the manifest is another"
-        )
-    return (
-        f"{run.uri} holds another run; these keys differ:\n" + "\n".join(lines) + "\n"
-        "Choose a new output.uri; to process only what is new, also set input.skip_done_in to the finished run's folder"
-    )
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 120 else text[:117] + "..."
 
 
 def _manifest_uri(run_uri: str, digest: str) -> str:

@@ -169,6 +169,7 @@ def _cost(summary: RunSummary) -> str:
     if cost is None:
         return "no prices set; see `prices` in the configuration"
     parts = f"{cost.items_usd:.4f} items, {cost.load_usd:.4f} loading the model, {cost.idle_usd:.4f} idle"
+    parts += f", {cost.lost_usd:.4f} lost" if cost.lost_usd > 0.001 * cost.total_usd else ""
     return f"${cost.total_usd:.4f} (${cost.per_item_usd(rows):.6f} an item; {parts})"
 
 

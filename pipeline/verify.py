@@ -27,7 +27,7 @@ from pipeline.verify_rows import STAGE_SLACK_S, Violation, check_ids, check_row,
 
 __all__ = ["Violation", "verify_run"]
 
-_EXPECTED_NAMES = re.compile(r"^(run\.json|_RUN\.json|data/|report\.html|manifest-[0-9a-f]{32}\.parquet)$")
+_EXPECTED_NAMES = re.compile(r"^(run\.json|_RUN\.json|data/|sessions/|report\.html|manifest-[0-9a-f]{32}\.parquet)$")
 _NUM_READERS = 8
 _MAX_MISFITS = 0.01  # share of answered rows whose stages may miss the latency; one row always may
 

@@ -53,7 +53,8 @@ class WorkerUsage:
         wall_s: since construction began.
         start_s: loading the model.
         busy_s: device time of all steps that led to an answer.
-        idle_s: between steps, and in batches that ran out of memory and were begun again.
+        idle_s: between steps, within a step beside the device's own time, and in batches that ran out of memory and
+            were begun again.
     """
 
     wall_s: float = 0.0
@@ -119,9 +120,12 @@ class VLMWorker:
             fault_point("batch")
         begin_s = time.perf_counter()
         self._idle_s += begin_s - self._idle_since_s
+        accounted_s = self._batch.busy_s + self._batch.lost_s
         generations = self._batch.step() if self._batch.has_work else []
         generations, self._refused = self._refused + generations, []
         self._idle_since_s = time.perf_counter()
+        in_device_s = self._batch.busy_s + self._batch.lost_s - accounted_s
+        self._idle_s += max(0.0, self._idle_since_s - begin_s - in_device_s)
         return [self._outcome(generation) for generation in generations]
 
     def usage(self) -> WorkerUsage:

@@ -42,6 +42,27 @@ class LoadReport:
     error: ItemError | None = None
 
 
+@dataclass(slots=True)
+class ReadingUsage:
+    """What a session's loads took together, failed and repeated ones included; of a reader that died, what it told.
+
+    Attributes:
+        cpu_s: CPU seconds of readers and their children.
+        storage_requests: made to the store.
+        bytes_fetched: that crossed from it.
+    """
+
+    cpu_s: float = 0.0
+    storage_requests: int = 0
+    bytes_fetched: int = 0
+
+    def add(self, stats: LoadStats) -> None:
+        """One more load."""
+        self.cpu_s += stats.cpu_s
+        self.storage_requests += stats.storage_requests
+        self.bytes_fetched += stats.bytes_fetched
+
+
 def load_reported(loader: ItemLoader, item: MediaItem) -> tuple[LoadReport, LoadedItem | None]:
     """Load one item.
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from runs import make_config
 
 from pipeline.config import PricesConfig
-from pipeline.cost import RunCost, item_cost_usd, run_cost
+from pipeline.cost import RunCost, item_cost_usd, run_cost, spending
 
 PRICES = PricesConfig(gpu_hour_usd=3.6, cpu_hour_usd=0.36, storage_request_usd=0.0000004)
 
@@ -27,7 +27,7 @@ def test_a_device_second_costs_what_the_actor_holds():
 
 def test_nothing_costs_nothing():
     assert item_cost_usd(PricesConfig(), gpu_s=1e6, cpu_s=1e6, storage_requests=10**6) == 0
-    assert RunCost(0, 0, 0).per_item_usd(0) == 0
+    assert RunCost(0, 0, 0, 0).per_item_usd(0) == 0
 
 
 @given(st.lists(st.tuples(st.floats(0, 1e4), st.floats(0, 1e4)), max_size=50), st.floats(0, 1e5), st.floats(0, 1e4))
@@ -36,8 +36,9 @@ def test_items_idle_and_load_are_the_actors_time(items, idle_s, load_s):
     config = make_config("m", prices=PRICES.model_dump(), runtime=runtime)
     rates = {"gpus_per_actor": 0.5, "cpus_per_actor": 4}
     rows = [item_cost_usd(PRICES, gpu_s=gpu_s, cpu_s=cpu_s, **rates) for gpu_s, cpu_s in items]
-    cost = run_cost(config, items_usd=math.fsum(rows), idle_s=idle_s, load_s=load_s)
-    wall_s = sum(gpu_s for gpu_s, _ in items) + idle_s + load_s
-    expected = wall_s * (0.5 * 3.6 + 4 * 0.36) / 3600 + sum(cpu_s for _, cpu_s in items) * 0.36 / 3600
+    actor_s, cpu_s = sum(gpu_s for gpu_s, _ in items) + idle_s + load_s, sum(cpu_s for _, cpu_s in items)
+    parts = {"actor_s": actor_s, "load_s": load_s, "idle_s": idle_s, "reader_cpu_s": cpu_s, "storage_requests": 0}
+    cost = run_cost(spending(config, wall_s=1.0, **parts), math.fsum(rows))
+    expected = actor_s * (0.5 * 3.6 + 4 * 0.36) / 3600 + cpu_s * 0.36 / 3600
     assert cost.total_usd == pytest.approx(expected, rel=1e-9, abs=1e-15)
-    assert cost.items_usd + cost.idle_usd + cost.load_usd == cost.total_usd
+    assert cost.lost_usd == pytest.approx(0, abs=1e-9 * cost.total_usd + 1e-15)

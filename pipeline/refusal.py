@@ -1,0 +1,42 @@
+"""Why a folder's run is not this job's: every key that differs, with both values. Reads and writes nothing."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.shards import Run
+
+
+def refusal(run: Run, found: dict[str, Any]) -> str:
+    """Every key that differs, with the value the folder has and the value of this job.
+
+    Args:
+        run: this job's.
+        found: the folder's ``run.json``.
+    """
+    theirs = found["recipe"]
+    ours = run.recipe.fields
+    lines = [
+        f"  {key}: {_short(theirs.get(key))} there, {_short(ours.get(key))} here"
+        for key in sorted(theirs.keys() | ours.keys())
+        if theirs.get(key) != ours.get(key)
+    ]
+    if found["items_per_shard"] != run.items_per_shard:
+        lines.append(f"  output.items_per_shard: {found['items_per_shard']} there, {run.items_per_shard} here")
+    if found["manifest_digest"] != run.manifest.digest:
+        lines.append(
+            f"  input: {found['num_items']} items there, {len(run.manifest)} here (digest "
+            f"{found['manifest_digest'][:12]} there, {run.manifest.digest[:12]} here): objects were added, removed or "
+            "changed since the run began, or input.limit, input.pattern or the manifest is another"
+        )
+    return (
+        f"{run.uri} holds another run; these keys differ:\n" + "\n".join(lines) + "\n"
+        "Choose a new output.uri; to process only what is new, also set input.skip_done_in to the finished run's folder"
+    )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 120 else text[:117] + "..."
