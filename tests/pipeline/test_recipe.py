@@ -43,13 +43,25 @@ EXECUTION_ONLY = {
     "media.load_timeout_s": 1.0,
     "model.kv_cache_bytes": 10,
     "model.max_batch_requests": 2,
+    "runtime.executor": "ray",
     "runtime.num_vlm_actors": {"min": 2, "max": 3},
+    "runtime.cpus_per_actor": 2.0,
     "runtime.num_reader_actors": 9,
+    "runtime.max_inflight_bytes": 9,
     "runtime.max_attempts": 9,
+    "runtime.item_timeout_s": 9.0,
     "runtime.max_open_shards": 9,
     "runtime.cache_dir": "/tmp/x",
+    "runtime.cache_bytes": 9,
     "prices.gpu_hour_usd": 3.0,
+    "prices.cpu_hour_usd": 3.0,
+    "prices.storage_request_usd": 3.0,
     "output.compression": "none",
+}
+# Decided by other means: by the items themselves, by where the run is, by what ``model.device: auto`` becomes.
+OTHERWISE = {
+    *("input.uri", "input.manifest", "input.limit", "input.skip_done_in"),
+    *("output.uri", "output.items_per_shard", "runtime.gpus_per_actor"),
 }
 
 
@@ -125,6 +137,17 @@ def test_fields_of_another_kind_of_sampling_count_too(model_folder):
         for fps in (1.0, 2.0)
     }
     assert len(digests) == 2
+
+
+def test_the_table_of_execution_fields_is_complete():
+    keys = {"name"}
+    for section, info in JobConfig.model_fields.items():
+        kinds = [info.annotation, *getattr(info.annotation, "__args__", ())]
+        for kind in (k for k in kinds if isinstance(k, type) and issubclass(k, Section)):
+            for name, field in kind.model_fields.items():
+                if (field.json_schema_extra or {}).get("affects") == "execution":
+                    keys.add(f"{section}.{name}")
+    assert keys == EXECUTION_ONLY.keys() | OTHERWISE
 
 
 @pytest.mark.parametrize("key", EXECUTION_ONLY)
