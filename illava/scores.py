@@ -1,8 +1,9 @@
 """Exact attention scores without an N x N map: attention received, its causal forms, and the last query's attention.
 
 Post-softmax attention is formed a block of queries at a time, summed over the block at once, and forgotten; what is
-alive at any time is a block times N. Products, softmax and sums are float32 whatever the input's dtype. Knows nothing
-of reducers, layers or what a token stands for.
+alive at any time is a block times N. Products, softmax and sums are float32 whatever the input's dtype. What stands
+here is the definition and the torch twin; `illava.kernels.score` computes the same where `kernels_on` says so. Knows
+nothing of reducers, layers or what a token stands for.
 
 Shape suffixes: T tokens packed end to end, S segments of equal length N, H query heads, J key heads, G query heads per
 key head, d head width, B queries of a block.
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from illava.attention import with_key_bias
+from illava.kernels import kernels_on
 
 # Measured at 729 tokens, 16 heads, d 72, one CPU core: blocks of 256 queries that stay in the L2 cache take 16 ms an
 # image, small blocks or buffers beyond the cache 23 ms. A GPU wants few large launches instead.
@@ -43,6 +45,10 @@ def attention_received(
     """
     if key_bias_T is not None:
         q_THd, k_THd = with_key_bias(q_THd, k_THd, key_bias_T, scale=scale)
+    if kernels_on(q_THd.device) == "triton":
+        from illava.kernels.score import received
+
+        return received(q_THd, k_THd, lengths, scale=scale)
     if len(set(lengths)) <= 1:
         shape = (len(lengths), max(lengths, default=0), *q_THd.shape[1:])
         return (
@@ -80,6 +86,10 @@ def causal_attention_received(
 
     Source: arXiv 2412.06263v1, eq. 2 (plain); the normalised form is ours.
     """
+    if kernels_on(q_THd.device) == "triton":
+        from illava.kernels.score import causal_received
+
+        return causal_received(q_THd, k_TJd, lengths, scope_T, scale=scale, normalised=normalised)
     parts = zip(q_THd.split(lengths), k_TJd.split(lengths), scope_T.split(lengths), strict=True)
     scores = [_causal_received(q_NHd, k_NJd, scope_N, scale, normalised) for q_NHd, k_NJd, scope_N in parts]
     return torch.cat(scores)
