@@ -22,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.add_argument("uri", metavar="RUN_URI", help="the job's output.uri")
         command.set_defaults(run=lambda options, run=run: run(options.uri))
     _add_retry(commands)
+    _add_report(commands)
     _add_compare(commands)
     _add_adapt(commands)
     _add_judge(commands)
@@ -45,6 +46,17 @@ def _add_retry(commands: Any) -> None:
         help="override one key that changes no row, such as media.load_timeout_s=600; may be given several times",
     )
     command.set_defaults(run=_retry)
+
+
+def _add_report(commands: Any) -> None:
+    text = "one HTML file about a run, beside its data: speed, tokens, cost, failures, some items with their frames"
+    command = commands.add_parser("report", help=text, description=text)
+    command.add_argument("uri", metavar="RUN_URI", help="finished or not")
+    command.add_argument("--samples", type=int, default=6, metavar="N", help="items shown (6)")
+    command.add_argument(
+        "--overlays", type=int, default=0, metavar="N", help="load the model here, and draw what it keeps of N of them"
+    )
+    command.set_defaults(run=_report)
 
 
 def _add_compare(commands: Any) -> None:
@@ -101,6 +113,13 @@ def _retry(options: argparse.Namespace) -> int:
     summary = continue_run(begin_retry(options.uri, only=only, overrides=options.overrides), debug=options.debug)
     print(render_summary(summary))
     return summary.exit_code
+
+
+def _report(options: argparse.Namespace) -> int:
+    from pipeline.report.write import write_report
+
+    print(visible(write_report(options.uri, num_samples=options.samples, num_overlays=options.overlays)))
+    return 0
 
 
 def _compare(options: argparse.Namespace) -> int:

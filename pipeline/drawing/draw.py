@@ -41,7 +41,7 @@ def draw_job(config: JobConfig) -> list[str]:
     Raises:
         PipelineError, ILLaVAError: the job cannot be opened, or an item not be loaded or answered.
     """
-    _check_drawable(config)
+    check_drawable(config)
     items = build_manifest(config).items[: config.input.limit or _DEFAULT_ITEMS]
     preprocessor = load_preprocessor(config.model.model_id, revision=config.model.revision)
     with closing(build_loader(config, preprocessor)) as loader:
@@ -88,7 +88,7 @@ def draw_request(vlm: VLM, config: JobConfig, request: Request, *, title: str) -
     return Section(title, _facts(config, request, done, whole), tuple(figures))
 
 
-def _check_drawable(config: JobConfig) -> None:
+def check_drawable(config: JobConfig) -> None:
     """Refuse plans whose patches do not lie on the pictures as they were loaded."""
     for step in config.reduction.steps:
         if step.stage == "media" and not step.reducer.drops_cells:

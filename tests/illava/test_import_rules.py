@@ -26,6 +26,7 @@ DOORS: dict[str, set[str]] = {
     "pypdfium2": MEDIA,
     "PIL": {*MEDIA, "illava/preprocess.py"},
     "pyarrow": {f"pipeline/{name}.py" for name in ("sink", "verify", "totals", *READERS, *MANIFEST)},
+    "jinja2": {"pipeline/report/page.py"},
     "torch": {"illava/", "pipeline/actors.py", "pipeline/worker.py"},
     "transformers": {"illava/"},
 }

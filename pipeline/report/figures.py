@@ -1,0 +1,159 @@
+"""A run's figures from its folder alone: counts, percentiles, cost, and which items to show. Reads, never writes.
+
+Memory grows by a few numbers a row; texts are read of the shown items only. Knows nothing of pictures or HTML.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline import storage
+from pipeline.records import ResultRow
+from pipeline.sessions import cost_record
+from pipeline.shards import FINISHED_FILE, is_finished, read_run_file
+from pipeline.sink import list_parts, part_name, read_parts, read_rows, result_rows
+from pipeline.totals import Totals, run_totals
+
+STAGES = ("fetch_s", "load_s", "preprocess_s", "queue_s", "vision_s", "prefill_s", "decode_s", "latency_s")
+PERCENTILES = (50, 90, 99, 100)
+_NUM_EXTREME = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a row stands: its shard, and its number within it."""
+
+    shard: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class StageSeconds:
+    """One stage over all answered rows.
+
+    Attributes:
+        name: of the column.
+        percentiles: at `PERCENTILES`.
+        share: of the sum over all stages; of ``latency_s`` itself 1.
+    """
+
+    name: str
+    percentiles: tuple[float, ...]
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunFigures:
+    """What the report says of a run as a whole.
+
+    Attributes:
+        uri: the run folder.
+        record: its ``run.json``.
+        finished_at: when ``_RUN.json`` was written; None for an unfinished run.
+        totals: sums over the rows that stand.
+        cost: over all sessions so far (`pipeline.sessions.cost_record`).
+        stages: seconds of the answered rows; empty where none was answered.
+        samples, slowest, dearest: rows to show.
+        failures: error type -> how often, and a row that has it.
+    """
+
+    uri: str
+    record: dict[str, Any]
+    finished_at: str | None
+    totals: Totals
+    cost: dict[str, Any]
+    stages: tuple[StageSeconds, ...]
+    samples: tuple[ResultRow, ...]
+    slowest: tuple[ResultRow, ...]
+    dearest: tuple[ResultRow, ...]
+    failures: dict[str, tuple[int, ResultRow]]
+
+
+def run_figures(uri: str, *, num_samples: int) -> RunFigures:
+    """Figures over the parts that stand; the run need not be finished.
+
+    Args:
+        uri: the run folder.
+        num_samples: items with an answer, evenly spread over the run.
+
+    Raises:
+        RefusedError: the folder holds no run.
+        StorageError: a part cannot be read; ``verify`` names it.
+    """
+    uri = storage.check_uri(uri).rstrip("/")
+    record = read_run_file(uri)
+    done = [index for index in list_parts(uri) if index < record["num_shards"]]
+    totals = run_totals(uri, done)
+    columns = _columns(uri, done)
+    answered = np.flatnonzero(columns["status"] != "failed")
+    shown = {
+        "samples": answered[np.linspace(0, max(len(answered) - 1, 0), min(num_samples, len(answered)), dtype=np.int64)],
+        "slowest": _largest(columns["latency_s"]),
+        "dearest": _largest(columns["cost_usd"]) if totals.sums["cost_usd"] > 0 else [],
+        "failed": [np.flatnonzero(columns["error_type"] == name)[0] for name in totals.by_error_type],
+    }
+    places = {
+        kind: [Place(int(columns["shard"][row]), int(columns["offset"][row])) for row in rows]
+        for kind, rows in shown.items()
+    }
+    rows = _rows(uri, [place for some in places.values() for place in some])
+    finished = json.loads(storage.read(storage.join(uri, FINISHED_FILE))) if is_finished(uri) else {}
+    return RunFigures(
+        uri=uri,
+        record=record,
+        finished_at=finished.get("finished_at"),
+        totals=totals,
+        cost=cost_record(uri, totals.sums["cost_usd"]),
+        stages=_stages(columns, answered),
+        samples=tuple(rows[place] for place in places["samples"]),
+        slowest=tuple(rows[place] for place in places["slowest"]),
+        dearest=tuple(rows[place] for place in places["dearest"]),
+        failures={
+            name: (count, rows[place])
+            for (name, count), place in zip(totals.by_error_type.items(), places["failed"], strict=True)
+        },
+    )
+
+
+def _columns(uri: str, indexes: Sequence[int]) -> dict[str, np.ndarray]:
+    """A number or a short word a row, in the order of the parts."""
+    kinds = {"status": "U8", "error_type": "U32", "cost_usd": "f4", **dict.fromkeys(STAGES, "f4")}
+    found: dict[str, list[np.ndarray]] = {name: [] for name in (*kinds, "shard", "offset")}
+    for index, table in zip(indexes, read_parts(uri, indexes, list(kinds)), strict=True):
+        for name, kind in kinds.items():
+            found[name].append(np.array(["" if value is None else value for value in table[name].to_pylist()], kind))
+        found["shard"].append(np.full(table.num_rows, index))
+        found["offset"].append(np.arange(table.num_rows))
+    return {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in found.items()}
+
+
+def _stages(columns: dict[str, np.ndarray], answered: np.ndarray) -> tuple[StageSeconds, ...]:
+    if not len(answered):
+        return ()
+    sums = {name: float(columns[name][answered].sum(dtype=np.float64)) for name in STAGES}
+    return tuple(
+        StageSeconds(
+            name,
+            tuple(float(value) for value in np.percentile(columns[name][answered], PERCENTILES)),
+            sums[name] / sums["latency_s"] if sums["latency_s"] else 0.0,
+        )
+        for name in STAGES
+    )
+
+
+def _largest(values: np.ndarray) -> np.ndarray:
+    return np.argsort(-values, kind="stable")[:_NUM_EXTREME]
+
+
+def _rows(uri: str, places: Sequence[Place]) -> dict[Place, ResultRow]:
+    found = {}
+    for shard in sorted({place.shard for place in places}):
+        table = read_rows(storage.join(uri, "data", part_name(shard)))
+        for place in {place for place in places if place.shard == shard}:
+            (found[place],) = result_rows(table.slice(place.offset, 1))
+    return found

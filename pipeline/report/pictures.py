@@ -1,0 +1,158 @@
+"""What the model saw of an item, and which of it was kept: frames read again, a trace computed again.
+
+Media are read through the loader, in its disposable child. Whatever cannot be had says why in the picture's place;
+nothing here ends a report. Knows nothing of HTML.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from illava.errors import ILLaVAError
+from illava.preprocess import load_preprocessor
+from pipeline.config import JobConfig
+from pipeline.drawing.cells import GONE, PatchCells, cells_of
+from pipeline.drawing.draw import check_drawable
+from pipeline.drawing.raster import draw_cells, png, sheets_of, side_by_side
+from pipeline.errors import PipelineError
+from pipeline.loading.load_report import ItemLoader
+from pipeline.records import LoadedItem, MediaItem
+
+if TYPE_CHECKING:
+    from illava import VLM
+    from illava.requests import Generation
+
+_MAX_FRAMES, _FRAME_PX = 8, 128
+_MAX_SHEETS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture, or why there is none.
+
+    Attributes:
+        caption: what it shows.
+        png: None where it cannot be had.
+        reason: why not.
+    """
+
+    caption: str
+    png: bytes | None = None
+    reason: str = ""
+
+
+def item_pictures(
+    config: JobConfig, items: Sequence[MediaItem], texts: Sequence[str], *, num_overlays: int
+) -> Iterator[list[Picture]]:
+    """The pictures of each item, in order.
+
+    Args:
+        config: of the run.
+        items: of its manifest.
+        texts: what their rows say, to be compared with what comes out here.
+        num_overlays: for so many of the first items the model is run again, here.
+    """
+    try:
+        preprocessor = load_preprocessor(config.model.model_id, revision=config.model.revision)
+    except (ILLaVAError, OSError) as error:
+        yield from (
+            [Picture("frames", reason=f"the model's preprocessor cannot be loaded here: {error}")] for _ in items
+        )
+        return
+    from pipeline.runner import build_loader
+
+    tracer = _Tracer(config, num_overlays)
+    with closing(build_loader(config, preprocessor)) as loader:
+        for item, text in zip(items, texts, strict=True):
+            loaded = _load(loader, item)
+            if isinstance(loaded, Picture):
+                yield [loaded]
+            else:
+                yield [_frames(loaded), *tracer.overlays(loaded, text)]
+
+
+def _load(loader: ItemLoader, item: MediaItem) -> LoadedItem | Picture:
+    try:
+        return loader.load(item)
+    except (PipelineError, ILLaVAError, OSError) as error:
+        return Picture("frames", reason=f"the media cannot be read again: {error}")
+
+
+def _frames(loaded: LoadedItem) -> Picture:
+    tiles = [tile for medium in loaded.media for tile in medium.tiles]
+    shown = _spread(tiles, _MAX_FRAMES)
+    caption = f"{len(shown)} of {len(tiles)} frames or tiles as the model got them"
+    small = [tile[:: -(-max(tile.shape[:2]) // _FRAME_PX), :: -(-max(tile.shape[:2]) // _FRAME_PX)] for tile in shown]
+    return Picture(caption, png(side_by_side(small, per_row=4)))
+
+
+class _Tracer:
+    """Runs the job's model again, with a trace; the model is loaded for the first item."""
+
+    def __init__(self, config: JobConfig, num_overlays: int) -> None:
+        self._config, self._left = config, num_overlays
+        self._vlm: VLM | None = None
+        self._reason = ""
+
+    def overlays(self, loaded: LoadedItem, text: str) -> list[Picture]:
+        """The picture of what entered the language model and of what its last layer still had."""
+        if not self._left and not self._reason:
+            self._reason = "not asked for; --overlays N loads the model here and computes it for the first N items"
+        if self._reason:
+            return [Picture("kept tokens", reason=self._reason)]
+        self._left -= 1
+        try:
+            done = self._trace(loaded)
+        except Exception as error:  # a model that runs on the cluster may fail here in any way; the report goes on
+            self._reason = f"the model cannot be run here: {type(error).__name__}: {error}"
+            return [Picture("kept tokens", reason=self._reason)]
+        return list(_drawn(loaded, done, text))
+
+    def _trace(self, loaded: LoadedItem) -> Generation:
+        from illava.requests import Request, SamplingParams
+        from pipeline.tasks import build_task
+        from pipeline.worker import load_vlm
+
+        config = self._config
+        check_drawable(config)
+        self._vlm = self._vlm or load_vlm(config)
+        drawn = config.sampling
+        params = SamplingParams(drawn.max_new_tokens, drawn.temperature, drawn.top_p, config.seed)
+        content = build_task(config.task).content(loaded.item, loaded.media)
+        request = Request(loaded.item.item_id, content, params, trace=True)
+        (done,) = self._vlm.generate([request], plan=config.reduction)
+        if done.error is not None:
+            raise done.error
+        return done
+
+
+def _drawn(loaded: LoadedItem, done: Generation, text: str) -> Iterator[Picture]:
+    if done.trace is None:
+        raise RuntimeError(f"request {done.request_id!r} was answered without the trace it asked for")
+    sheets = _spread(sheets_of(done.trace.patch_place.numpy(), [one.tiles for one in loaded.media]), _MAX_SHEETS)
+    steps = done.trace.steps
+    num_before = next((n for n, step in enumerate(steps) if step.stage == "decoder_layer"), len(steps))
+    ends = {"into the language model": num_before, "in its last layer": len(steps)}
+    for name, upto in ends.items():
+        # Only the states that are drawn are composed.
+        cells = cells_of(replace(done.trace, steps=steps[:upto]))[-1]
+        image = side_by_side([draw_cells(sheet, cells.owner_P) for sheet in sheets], per_row=2)
+        yield Picture(f"kept tokens {name}: {_counted(cells)}", png(image))
+    if done.text.strip() != text.strip():
+        yield Picture("the answer here differs from the row's", reason=done.text)
+
+
+def _counted(cells: PatchCells) -> str:
+    gone = int((cells.owner_P == GONE).sum())
+    tail = f", {gone} patches gone" if gone else ""
+    return f"{cells.num_tokens - cells.num_separators} of {cells.owner_P.size} patches{tail}"
+
+
+def _spread(values: Sequence, most: int) -> list:
+    places = np.linspace(0, len(values) - 1, min(most, len(values))).round().astype(int)
+    return [values[place] for place in places]

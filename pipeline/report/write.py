@@ -1,0 +1,58 @@
+"""`write_report`: a run folder to its ``report.html``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline import storage
+from pipeline.config_file import parse_config
+from pipeline.errors import PipelineError
+from pipeline.records import MediaItem, ResultRow
+from pipeline.report.figures import RunFigures, run_figures
+from pipeline.report.page import render_report
+from pipeline.report.pictures import Picture, item_pictures
+from pipeline.shards import RUN_FILE, read_frozen_manifest
+
+REPORT_FILE = "report.html"
+
+
+def write_report(uri: str, *, num_samples: int = 6, num_overlays: int = 0) -> str:
+    """Write the report of a run, finished or not; its URI.
+
+    Args:
+        uri: the run folder.
+        num_samples: items shown with their frames.
+        num_overlays: for so many of them the model is loaded here and run again, to draw what it keeps.
+
+    Raises:
+        RefusedError: the folder holds no run.
+        StorageError: a part cannot be read, or the report not be written.
+    """
+    figures = run_figures(uri, num_samples=num_samples)
+    pictures = _pictures(figures, num_overlays=num_overlays)
+    target = storage.join(figures.uri, REPORT_FILE)
+    storage.write_atomic(target, render_report(figures, pictures).encode())
+    return target
+
+
+def _pictures(figures: RunFigures, *, num_overlays: int) -> list[list[Picture]]:
+    """Of each sample; why there are none, where the run's own record no longer leads to its media."""
+    if not figures.samples:
+        return []
+    record, rows = figures.record, figures.samples
+    try:
+        config = parse_config(record.get("config") or {}, source=storage.join(figures.uri, RUN_FILE))
+        items = _items(figures, rows)
+    except PipelineError as error:
+        return [[Picture("frames", reason=str(error))] for _ in rows]
+    return list(item_pictures(config, items, [row.text for row in rows], num_overlays=num_overlays))
+
+
+def _items(figures: RunFigures, rows: Sequence[ResultRow]) -> list[MediaItem]:
+    """The manifest's own lines: they say which version of an object was read."""
+    per_shard = figures.record["items_per_shard"]
+    manifest = read_frozen_manifest(figures.uri, figures.record["manifest_digest"])
+    found = {}
+    for shard in {row.shard_index for row in rows}:
+        found |= {item.item_id: item for item in manifest.slice(shard * per_shard, per_shard)}
+    return [found[row.item_id] for row in rows]
