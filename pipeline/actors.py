@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 # Read by Ray when it is first imported. A key already set by the user stands.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -187,6 +187,12 @@ class RayCluster:
     def kill(self, actor: Any) -> None:
         """End an actor's process."""
         ray.kill(actor, no_restart=True)
+
+    def metric(self, kind: Literal["counter", "histogram"], name: str, description: str, **options: Any) -> Any:
+        """A metric that the cluster exports; options as of `ray.util.metrics`."""
+        from ray.util import metrics
+
+        return {"counter": metrics.Counter, "histogram": metrics.Histogram}[kind](name, description, **options)
 
     def resources(self) -> str:
         """What the cluster has, for messages."""

@@ -37,6 +37,7 @@ from pipeline.worker import VLMWorker, WorkerUsage
 
 WorkerFactory = Callable[[JobConfig, RunInfo], VLMWorker]
 LoaderFactory = Callable[[JobConfig, Preprocessor], ItemLoader]
+RowListeners = list[Callable[[ResultRow], None]]
 
 
 class Executor(Protocol):
@@ -159,15 +160,16 @@ def _work(
     progress: Progress,
     interruption: Interruption,
     *,
-    open_executor: Callable[[Run, Scheduler, Preprocessor], AbstractContextManager[Executor]],
+    open_executor: Callable[[Run, Scheduler, Preprocessor, RowListeners], AbstractContextManager[Executor]],
     allowance: Allowance,
 ) -> tuple[list[WorkerUsage], ReadingUsage]:
     """The event loop, until everything is published, the budget is used up or a signal came."""
     model = run.config.model
     preprocessor = load_preprocessor(model.model_id, revision=model.revision)
     sink = RetrySink(run)
-    scheduler = _scheduler(run, pending, sink, preprocessor, progress)
-    with closing(progress), open_executor(run, scheduler, preprocessor) as executor:
+    listeners: RowListeners = [progress.add]
+    scheduler = _scheduler(run, pending, sink, preprocessor, listeners)
+    with closing(progress), open_executor(run, scheduler, preprocessor, listeners) as executor:
         interruption.again()
         with closing(Publisher(sink, scheduler)) as publisher:
             while not scheduler.done and interruption.signal is None:
@@ -180,7 +182,7 @@ def _work(
 
 
 def _scheduler(
-    run: Run, pending: list[int], sink: RetrySink, preprocessor: Preprocessor, progress: Progress
+    run: Run, pending: list[int], sink: RetrySink, preprocessor: Preprocessor, listeners: RowListeners
 ) -> Scheduler:
     config = run.config
     rows = RowMaker(config, _run_info(run))
@@ -197,6 +199,10 @@ def _scheduler(
         )
         return passage.settle_failed(row)
 
+    def tell(row: ResultRow) -> None:
+        for listener in listeners:
+            listener(row)
+
     def estimate_bytes(item: MediaItem) -> int:
         num_frames = config.media.num_frames if item.media_kind == "video" else len(item.uris)
         return preprocessor.max_nbytes(num_frames)
@@ -206,7 +212,7 @@ def _scheduler(
         sink.open_shard,
         estimate_bytes=estimate_bytes,
         failed_row=failed_row,
-        on_row=progress.add,
+        on_row=tell,
         max_inflight_bytes=config.runtime.max_inflight_bytes,
         max_open_shards=config.runtime.max_open_shards,
         max_attempts=config.runtime.max_attempts,
@@ -218,6 +224,7 @@ def _executor(
     run: Run,
     scheduler: Scheduler,
     preprocessor: Preprocessor,
+    listeners: RowListeners,
     *,
     worker_factory: WorkerFactory,
     loader_factory: LoaderFactory,
@@ -233,8 +240,10 @@ def _executor(
         return
     from pipeline.actors import connect
     from pipeline.executor_ray import RayExecutor
+    from pipeline.metrics_export import RowMetrics
 
     with connect(config.runtime, debug=debug) as cluster:
+        listeners.append(RowMetrics(cluster, job=config.name).add)
         executor = RayExecutor(cluster, config, scheduler, make_loader=make_loader, make_worker=make_worker)
         with closing(executor):
             yield executor
