@@ -41,6 +41,7 @@ class LocalExecutor:
         self._scheduler = scheduler
         self._most_running = config.model.max_batch_requests
         self._item_timeout_s = config.runtime.item_timeout_s
+        self.room = None
         self.reading = ReadingUsage()
         self._worker = make_worker()
         self._loader = make_loader()

@@ -106,6 +106,11 @@ class RayExecutor:
             if take is not None:
                 take(reference)
 
+    @property
+    def room(self) -> int:
+        """Items that fill the batches of the VLM actors that stand."""
+        return sum(vlm.started for vlm in self._vlms) * (self._most_held - LOOKAHEAD_ITEMS)
+
     def usage(self) -> list[WorkerUsage]:
         """Of every VLM actor there was, up to now: standing idle behind the last answer counts too."""
         asked = {vlm.actor.usage.remote(): vlm for vlm in self._vlms if vlm.started}

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 
 from tqdm import tqdm
 
+from pipeline.bottleneck import Bottleneck, Flow
 from pipeline.records import ResultRow
 from pipeline.summary import Tally
 
 LINE_EVERY_S = 30.0
+LOOK_EVERY_S = 0.25
 
 
 class Progress:
-    """Shows items/s, kept ratio and time left.
+    """Shows items/s, kept ratio, what the run waits for and the time left.
 
     Args:
         total: items to do by this command.
@@ -26,21 +29,27 @@ class Progress:
         self._total, self._tally = total, tally
         terminal = sys.stderr.isatty() if terminal is None else terminal
         self._bar = tqdm(total=total, unit="item", file=sys.stderr, dynamic_ncols=True) if terminal else None
-        self._began_s = self._said_s = time.monotonic()
+        self._bottleneck, self._waits_for = Bottleneck(), ""
+        self._began_s = self._said_s = self._looked_s = time.monotonic()
 
     def add(self, row: ResultRow) -> None:
         """One more row."""
         self._tally.add(row)
+        self._bottleneck.add(row)
         if self._bar is not None:
             self._bar.set_postfix_str(self._notes(), refresh=False)
             self._bar.update(1)
 
-    def tick(self) -> None:
-        """Called often; speaks when it is time."""
+    def tick(self, flow: Callable[[], Flow]) -> None:
+        """Called often; looks where the items are now and then, and speaks when it is time."""
         now_s = time.monotonic()
-        if self._bar is None and now_s - self._said_s >= LINE_EVERY_S:
-            self._said_s = now_s
-            print(self.line(now_s - self._began_s), file=sys.stderr, flush=True)
+        if now_s - self._looked_s >= LOOK_EVERY_S:
+            self._bottleneck.see(flow(), now_s - self._looked_s)
+            self._looked_s = now_s
+        if now_s - self._said_s >= LINE_EVERY_S:
+            self._said_s, self._waits_for = now_s, self._bottleneck.verdict()
+            if self._bar is None:
+                print(self.line(now_s - self._began_s), file=sys.stderr, flush=True)
 
     def line(self, elapsed_s: float) -> str:
         """The state in one line."""
@@ -56,7 +65,8 @@ class Progress:
 
     def _notes(self) -> str:
         failed = self._tally.statuses["failed"]
-        return f"kept {self._tally.kept_ratio:.1%}" + (f", {failed} failed" if failed else "")
+        notes = [f"kept {self._tally.kept_ratio:.1%}", f"{failed} failed" if failed else "", self._waits_for]
+        return ", ".join(filter(None, notes))
 
 
 def _clock(seconds: float) -> str:

@@ -49,6 +49,10 @@ class Executor(Protocol):
 
     reading: ReadingUsage
 
+    @property
+    def room(self) -> int | None:
+        """Items that fill the batches of the workers that stand; None where it takes turns with itself."""
+
     def turn(self) -> None:
         """Move everything on by one small step."""
 
@@ -175,7 +179,7 @@ def _work(
             while not scheduler.done and interruption.signal is None:
                 executor.turn()
                 publisher.turn()
-                progress.tick()
+                progress.tick(lambda: scheduler.flow(room=executor.room))
                 if not allowance.more(scheduler.num_in_work):
                     scheduler.open_no_more()
         return executor.usage(), executor.reading

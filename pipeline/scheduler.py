@@ -6,11 +6,12 @@ is complete. Knows nothing of Ray, media, models or clocks: an executor tells it
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pipeline.bottleneck import Flow
 from pipeline.errors import ItemError, RowErrorType
 from pipeline.faults import fault_point
 from pipeline.records import MediaItem, ResultRow, Shard
@@ -117,6 +118,12 @@ class Scheduler:
     def num_in_work(self) -> int:
         """Items of the open shards that have no row yet."""
         return sum(len(shard.leases) - len(shard.rows) for shard in self._open.values())
+
+    def flow(self, *, room: int | None) -> Flow:
+        """Where the items of the open shards are; ``room`` is the workers', as `Flow` has it."""
+        phases = Counter(lease.phase for shard in self._open.values() for lease in shard.leases)
+        num_complete = sum(len(shard.rows) == len(shard.leases) for shard in self._open.values())
+        return Flow(phases["loading"], phases["loaded"], phases["running"], num_complete, room)
 
     def open_no_more(self) -> None:
         """Begin no other shard; what is open is finished."""
