@@ -1,8 +1,9 @@
 """Plays seeded faults against whole runs, in one process on the real code, and checks what is left.
 
-A seed fixes the run's size, which items are unreadable at first, and at which fault points each command is killed, its
-store or its loader fails. The same command is given again until it ends, `retry` then until nothing is failed. Model
-and loader are the tests' stand-ins; manifest, shards, scheduler, sink, storage and `verify` are the pipeline's own.
+A seed fixes the run's size, how many items ask about one medium, which media are unreadable at first, and at which
+fault points each command is killed, its store or its loader fails. The same command is given again until it ends,
+`retry` then until nothing is failed. Model and loader are the tests' stand-ins; manifest, shards, scheduler, sink,
+storage and `verify` are the pipeline's own.
 
     python benchmarks/chaos.py --seeds 0:200 [--root s3://bucket/prefix] [--json FILE]
 
@@ -113,16 +114,18 @@ def play(seed: int, root: str) -> Outcome:
     """One seed against a fresh run below ``root``; its violations are empty where all invariants hold."""
     draws = random.Random(seed)
     num_items = draws.randint(1, 30)
+    per_medium = random.Random(f"{seed} per medium").choice([1, 1, 2, 5])  # neighbours that ask about one medium
     outcome = Outcome(seed, num_items)
     folder = storage.join(root, f"seed-{seed}")
-    lines = "\n".join(f'{{"id": "item-{n}", "uri": "{n}.mp4"}}' for n in range(num_items))
+    lines = "\n".join(f'{{"id": "item-{n}", "uri": "{n // per_medium}.mp4"}}' for n in range(num_items))
     source = {"manifest": storage.join(folder, "items.jsonl")}
     storage.write_atomic(source["manifest"], lines.encode())
     runtime = {"max_open_shards": draws.randint(1, 4), "max_attempts": 3}
     output = {"items_per_shard": draws.choice([1, 3, 8, 64])}
     make_config = partial(fakes.job_config, source=source, runtime=runtime, output=output)
     config = make_config(storage.join(folder, "out"))
-    broken = {f"item-{n}": draws.choice(_BROKEN_TYPES) for n in range(num_items) if draws.random() < 0.1}
+    media = {n: draws.choice(_BROKEN_TYPES) for n in range(num_items) if draws.random() < 0.1}
+    broken = {f"item-{n}": media[n // per_medium] for n in range(num_items) if n // per_medium in media}
     whole = make_config(storage.join(folder, "whole"))
     outcome.num_broken = len(broken)
     try:

@@ -7,6 +7,7 @@ group's turn comes.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
+from itertools import islice
 
 from illava.batching import Outcome, front
 from illava.cache import PagedCache
@@ -27,13 +28,21 @@ class EncodingStage:
         media: stage ``media`` of its plans.
         cache: the pool that an assembled prompt must fit into.
         max_patches: patches of one tower call, unless a single request has more.
+        max_companions: requests taken beyond the room, since their media are encoded for others.
     """
 
-    def __init__(self, family: Family, media: MediaStage, cache: PagedCache, *, max_patches: int) -> None:
-        self._family, self._media, self._cache, self._max_patches = family, media, cache, max_patches
+    def __init__(
+        self, family: Family, media: MediaStage, cache: PagedCache, *, max_patches: int, max_companions: int
+    ) -> None:
+        self._family, self._media, self._cache = family, media, cache
+        self._max_patches, self._max_companions = max_patches, max_companions
 
     def choose(self, waiting: Iterable[LiveRequest], room: int) -> list[LiveRequest]:
-        """The next group; a medium that several of it share weighs once."""
+        """The next group; a medium that several of it share weighs once.
+
+        Who asks about the same media comes along where there is no room left: its encoding is there.
+        """
+        waiting = list(waiting)
         seen: set[Hashable] = set()
 
         def new_patches(live: LiveRequest) -> int:
@@ -41,7 +50,17 @@ class EncodingStage:
             seen.update(new)
             return sum(self._family.num_patches(live.media[n]) for n in new.values())
 
-        return front(waiting, room, self._max_patches, new_patches)
+        group = front(waiting, room, self._max_patches, new_patches)
+        return group + self._companions(group, waiting)
+
+    def _companions(self, group: Sequence[LiveRequest], waiting: Sequence[LiveRequest]) -> list[LiveRequest]:
+        """Waiting requests whose media are all among the group's."""
+        if not group:
+            return []
+        head, keys = group[0], {key for live in group for key in medium_keys(live)}
+        alike = (live for live in waiting if live.plan == head.plan and live.request.trace == head.request.trace)
+        served = (live for live in alike if live not in group and live.media and keys.issuperset(medium_keys(live)))
+        return list(islice(served, self._max_companions))
 
     def run(self, group: Sequence[LiveRequest]) -> list[Outcome]:
         """Stage ``media``, then tower, projector and layout in packed calls, then each request's prompt."""

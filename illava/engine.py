@@ -51,7 +51,7 @@ class Engine:
     Args:
         family: the loaded model.
         cache: its pool of key/value pages.
-        max_batch_requests: requests encoded or running at a time.
+        max_batch_requests: requests encoded or running at a time; beside them those whose media are encoded for these.
         max_vision_patches: patches of one tower call, unless a single request has more.
         max_prefill_tokens: prompt tokens of one prefill, unless a single request has more.
         max_chunk_tokens: prompt tokens of one step while others decode; what is longer goes on in the next step.
@@ -80,7 +80,9 @@ class Engine:
         self.device_busy_s = 0.0
         self._now, self._draw = now, draw
         self._media = MediaStage(family)
-        self._encoding = EncodingStage(family, self._media, cache, max_patches=max_vision_patches)
+        self._encoding = EncodingStage(
+            family, self._media, cache, max_patches=max_vision_patches, max_companions=max_batch_requests
+        )
         self._prefills = PrefillStage(
             family.decoder, cache, max_tokens=max_prefill_tokens, max_chunk_tokens=max_chunk_tokens, draw=draw
         )

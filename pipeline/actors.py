@@ -51,8 +51,17 @@ class PayloadLostError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What a VLM actor is told of one item beside its payload."""
+    """What a VLM actor is told of one item.
 
+    Attributes:
+        item: as in the manifest.
+        place: of its media among the payloads of the call; items may share one.
+        attempts: times it was started.
+        shard_index: the shard it belongs to.
+    """
+
+    item: MediaItem
+    place: int
     attempts: int
     shard_index: int
 
@@ -104,7 +113,8 @@ class VLMActor:
     def advance(self, entries: Sequence[Entry], *payloads: LoadedItem) -> Advance:
         """Take items over, then step the batch for a time slice or until it is empty."""
         until_s = time.perf_counter() + SLICE_S
-        for entry, loaded in zip(entries, payloads, strict=True):
+        for entry in entries:
+            loaded = payloads[entry.place].for_item(entry.item)
             self._worker.add(loaded, attempts=entry.attempts, shard_index=entry.shard_index)
         outcomes = []
         while self._worker.pending:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from pipeline.config import JobConfig
 from pipeline.loading.load_report import ItemLoader, ReadingUsage, load_reported
-from pipeline.passage import Passage
+from pipeline.passage import Passage, loaded_together
 from pipeline.scheduler import Scheduler
 from pipeline.worker import VLMWorker, WorkerUsage
 
@@ -73,9 +73,10 @@ class LocalExecutor:
         lease = self._scheduler.lease()
         if lease is None:
             return False
-        lease.passage = Passage()
+        for one in lease.group:
+            one.passage = Passage()
         report, lease.payload = load_reported(self._loader, lease.item)
-        lease.passage.loaded(report.call_s, report.stats)
+        loaded_together([one.passage for one in lease.group], report.call_s, report.stats)
         self.reading.add(report.stats)
         if report.error is not None:
             self._scheduler.not_loaded(lease, report.error)
@@ -85,11 +86,12 @@ class LocalExecutor:
         return True
 
     def _give(self) -> bool:
-        """Hand the worker one item that is loaded; whether there was one."""
+        """Hand the worker what one load was for; whether there was any."""
         ready = self._scheduler.assign(_WORKER, 1)
         for lease in ready:
             lease.passage.handed()
-            self._worker.add(lease.payload, attempts=lease.attempts, shard_index=lease.shard_index)
+            loaded = lease.payload.for_item(lease.item)
+            self._worker.add(loaded, attempts=lease.attempts, shard_index=lease.shard_index)
         return bool(ready)
 
     def _check_deadline(self) -> None:

@@ -18,9 +18,10 @@ from pipeline.actors import ActorLostError, Entry, PayloadLostError, RayCluster
 from pipeline.config import JobConfig
 from pipeline.death_count import DeathCount
 from pipeline.errors import ClusterError
+from pipeline.lease import Lease
 from pipeline.loading.load_report import ItemLoader, ReadingUsage
-from pipeline.passage import Passage
-from pipeline.scheduler import Lease, Scheduler
+from pipeline.passage import Passage, loaded_together
+from pipeline.scheduler import Scheduler
 from pipeline.worker import VLMWorker, WorkerUsage
 
 CALLS_PER_ACTOR = 2
@@ -139,7 +140,8 @@ class RayExecutor:
             lease = self._scheduler.lease(idle=not reader.queue)
             if lease is None:
                 return
-            lease.passage = Passage()
+            for one in lease.group:
+                one.passage = Passage()
             report, lease.payload = self._cluster.load(reader.actor, lease.item)
             reader.queue.append(lease)
             self._expect(reader, report, partial(self._loaded, reader, lease))
@@ -160,7 +162,7 @@ class RayExecutor:
             return
         reader.calls.discard(reference)
         reader.queue.remove(lease)
-        lease.passage.loaded(report.call_s, report.stats)
+        loaded_together([one.passage for one in lease.group], report.call_s, report.stats)
         self.reading.add(report.stats)
         self._reader_deaths.success()
         if report.error is not None:
@@ -169,7 +171,8 @@ class RayExecutor:
             self._scheduler.loaded(lease, report.nbytes)
 
     def _reader_lost(self, reader: _Reader, reason: Exception) -> None:
-        print(f"a reader was lost ({reason}); its {len(reader.queue)} items are started again", file=sys.stderr)
+        num_items = sum(len(lease.group) for lease in reader.queue)
+        print(f"a reader was lost ({reason}); its {num_items} items are started again", file=sys.stderr)
         self._forget(reader)
         self._readers.remove(reader)
         self._scheduler.reader_lost(reader.queue)
@@ -187,7 +190,7 @@ class RayExecutor:
     def _feed_vlms(self) -> None:
         given: dict[str, list[Lease]] = {}
         open_to_calls = [vlm for vlm in self._vlms if vlm.started and len(vlm.calls) < CALLS_PER_ACTOR]
-        # One at a time to the emptiest, so that the last items of a job are spread over all actors.
+        # One load at a time to the emptiest, so that the last items of a job are spread over all actors.
         takers = list(open_to_calls)
         while takers:
             vlm = min(takers, key=lambda one: self._scheduler.num_running(one.name))
@@ -205,8 +208,13 @@ class RayExecutor:
     def _advance(self, vlm: _VLM, leases: list[Lease]) -> None:
         for lease in leases:
             lease.passage.handed()
-        entries = [Entry(lease.attempts, lease.shard_index) for lease in leases]
-        call = vlm.actor.advance.remote(entries, *(lease.payload for lease in leases))
+        payloads = list(dict.fromkeys(lease.payload for lease in leases))
+        places = [payloads.index(lease.payload) for lease in leases]
+        entries = [
+            Entry(lease.item, place, lease.attempts, lease.shard_index)
+            for lease, place in zip(leases, places, strict=True)
+        ]
+        call = vlm.actor.advance.remote(entries, *payloads)
         self._expect(vlm, call, partial(self._advanced, vlm, leases))
 
     def _vlm_started(self, vlm: _VLM, reference: Any) -> None:

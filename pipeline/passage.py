@@ -9,6 +9,7 @@ stages sum to the latency is therefore a property to be tested, not an identity.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from pipeline.records import LoadStats, ResultRow
@@ -68,3 +69,11 @@ class Passage:
         latency_s = time.perf_counter() - self.load_started_s
         staged_s = row.fetch_s + row.load_s + row.preprocess_s
         return replace(row, queue_s=max(latency_s - staged_s, 0.0), latency_s=latency_s)
+
+
+def loaded_together(passages: Sequence[Passage], load_call_s: float, stats: LoadStats) -> None:
+    """The result of one load for several items was just seen: it stands with the first, the others waited for it."""
+    first, *others = passages
+    first.loaded(load_call_s, stats)
+    for passage in others:
+        passage.loaded(0.0, stats.of_follower())

@@ -5,7 +5,7 @@ Plain frozen data; knows nothing of storage, Ray or models.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -89,6 +89,24 @@ class LoadStats:
     decoder: str = ""
 
 
+    def of_follower(self) -> LoadStats:
+        """Of an item whose media another item's load brought: it only waited."""
+        return LoadStats(decoder=self.decoder)
+
+
+@dataclass(frozen=True, slots=True)
+class FailedPage:
+    """A page of a document that could not be shown; its neighbours could.
+
+    Attributes:
+        page: from 0.
+        error_type, message: as a failed row has them.
+    """
+
+    page: int
+    error_type: RowErrorType
+    message: str
+
 @dataclass(frozen=True, slots=True)
 class LoadedItem:
     """An item with its media at model size: what crosses from a reader to a VLM actor.
@@ -108,6 +126,13 @@ class LoadedItem:
     partial: str | None = None
 
     @property
+    failed_pages: tuple[FailedPage, ...] = ()
+
+    def for_item(self, item: MediaItem) -> LoadedItem:
+        """The same media for an item that asks about them too: what loading took stands with the first one."""
+        if item.item_id == self.item.item_id:
+            return self
+        return replace(self, item=item, stats=self.stats.of_follower())
     def nbytes(self) -> int:
         return sum(medium.nbytes for medium in self.media)
 

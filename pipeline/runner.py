@@ -21,6 +21,7 @@ from pipeline.executor_local import LocalExecutor
 from pipeline.inputs import media_roots
 from pipeline.interruption import Interruption
 from pipeline.loading.load_report import ItemLoader, ReadingUsage
+from pipeline.lease import Lease
 from pipeline.loading.loader import Loader
 from pipeline.passage import Passage
 from pipeline.progress import Progress
@@ -28,7 +29,7 @@ from pipeline.publisher import Publisher
 from pipeline.records import MediaItem, ResultRow
 from pipeline.retry import RetrySink, count_items
 from pipeline.rows import RowMaker, RunInfo
-from pipeline.scheduler import Lease, Scheduler
+from pipeline.scheduler import Scheduler
 from pipeline.sessions import Session
 from pipeline.shards import Run, finish, is_finished, open_run, pending_shards, reopen
 from pipeline.summary import RunSummary, Tally
@@ -227,6 +228,7 @@ def _scheduler(
 def _executor(
     run: Run,
     scheduler: Scheduler,
+        max_together=config.model.max_batch_requests,
     preprocessor: Preprocessor,
     listeners: RowListeners,
     *,

@@ -9,52 +9,12 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
 
 from pipeline.bottleneck import Flow
 from pipeline.errors import ItemError, RowErrorType
 from pipeline.faults import fault_point
+from pipeline.lease import MAX_DEATHS, Hold, Lease
 from pipeline.records import MediaItem, ResultRow, Shard
-
-Phase = Literal["waiting", "loading", "loaded", "running", "done"]
-
-# An item that was alone in a worker each time, and the worker died each time, is what killed it.
-MAX_DEATHS = 2
-
-
-@dataclass(slots=True, eq=False)
-class Lease:
-    """One item on its way to its row. The scheduler alone changes it, `payload` and `passage` excepted.
-
-    Attributes:
-        item: as in the manifest.
-        shard_index: the shard it is committed with.
-        phase: where it is.
-        attempts: times it was started, the present one included.
-        failures: attempts that ended in a retryable error.
-        deaths: workers or readers that died while this item was the only suspect.
-        timeouts: workers that were ended because this item, or one beside it, did not come back.
-        suspect: it was in a worker that died; from now on it runs alone, so that its neighbours are safe from it.
-        load_suspect: likewise, in a reader that died.
-        held_bytes: what it counts in flight: the estimate until it is loaded, then the truth.
-        worker: who runs it.
-        payload: the executor's handle on the loaded media.
-        passage: the executor's stamps.
-    """
-
-    item: MediaItem
-    shard_index: int
-    phase: Phase = "waiting"
-    attempts: int = 0
-    failures: int = 0
-    deaths: int = 0
-    timeouts: int = 0
-    suspect: bool = False
-    load_suspect: bool = False
-    held_bytes: int = 0
-    worker: Hashable = None
-    payload: Any = None
-    passage: Any = None
 
 
 @dataclass(slots=True)
@@ -75,6 +35,7 @@ class Scheduler:
         max_inflight_bytes: loaded media anywhere; one item is always let through.
         max_open_shards: shards begun and not yet published.
         max_attempts: tries after retryable errors.
+        max_together: neighbours that ask about the same media are loaded once and go to one worker, so many at most.
     """
 
     def __init__(
@@ -88,6 +49,7 @@ class Scheduler:
         max_inflight_bytes: int,
         max_open_shards: int,
         max_attempts: int,
+        max_together: int = 1,
     ) -> None:
         self._pending = deque(pending)
         self._open_shard = open_shard
@@ -97,10 +59,11 @@ class Scheduler:
         self._max_inflight_bytes = max_inflight_bytes
         self._max_open_shards = max_open_shards
         self._max_attempts = max_attempts
+        self._max_together = max_together
         self._open: dict[int, _OpenShard] = {}
         self._complete: deque[tuple[int, list[ResultRow]]] = deque()
         self._waiting: deque[Lease] = deque()
-        self._loaded: deque[Lease] = deque()
+        self._loaded: deque[list[Lease]] = deque()  # what goes to one worker together
         self._suspects: deque[Lease] = deque()
         self._running: dict[Hashable, dict[str, Lease]] = {}
         self.inflight_bytes = 0
@@ -144,7 +107,7 @@ class Scheduler:
     # --- to the readers
 
     def lease(self, *, idle: bool = True) -> Lease | None:
-        """The next item to load; None while the bounds are reached or nothing is left.
+        """The next item to load, its `followers` with it; None while the bounds are reached or nothing is left.
 
         Args:
             idle: the reader holds nothing. A suspect gets an idle reader to itself.
@@ -159,31 +122,42 @@ class Scheduler:
         if self.inflight_bytes and self.inflight_bytes + estimate > self._max_inflight_bytes:
             return None
         fault_point("lease", head.item.item_id)
-        self._waiting.popleft()
-        head.phase, head.attempts = "loading", head.attempts + 1
-        self._hold(head, estimate)
+        group = self._take_group()
+        hold = Hold(num_leases=len(group))
+        for lease in group:
+            lease.phase, lease.attempts, lease.hold = "loading", lease.attempts + 1, hold
+        self._set_bytes(hold, estimate)
+        head.followers = tuple(group[1:])
         return head
 
     def loaded(self, lease: Lease, nbytes: int) -> None:
-        """A reader delivered the item."""
-        self._hold(lease, nbytes)
-        lease.phase = "loaded"
-        (self._suspects if lease.suspect else self._loaded).append(lease)
+        """A reader delivered the item's media, which are its followers' too."""
+        self._set_bytes(lease.hold, nbytes)
+        for one in lease.group:
+            one.phase, one.payload = "loaded", lease.payload
+        self._suspects.extend(one for one in lease.group if one.suspect)
+        if together := [one for one in lease.group if not one.suspect]:
+            self._loaded.append(together)
 
     def not_loaded(self, lease: Lease, error: ItemError) -> None:
-        """A reader could not load the item: it waits for another try, or becomes a failed row."""
-        lease.failures += 1
-        if error.retryable and lease.failures < self._max_attempts:
-            self._wait_again(lease, first=False)
-        else:
-            self._fail(lease, error.error_type, str(error))
+        """A reader could not load the item: it and its followers wait for another try, or become failed rows."""
+        for one in lease.group:
+            one.failures += 1
+            if error.retryable and one.failures < self._max_attempts:
+                self._wait_again(one, first=False)
+            else:
+                self._fail(one, error.error_type, str(error))
 
     def reader_lost(self, leases: Iterable[Lease]) -> None:
-        """A reader died. In which of its calls is not known: the answer to an earlier one may be lost with it."""
-        held = list(leases)
-        for lease in reversed(held):
+        """A reader died. In which of its calls is not known: the answer to an earlier one may be lost with it.
+
+        Args:
+            leases: as `lease` gave them out; their followers are meant too.
+        """
+        calls = [lease.group for lease in leases]
+        for lease in (one for group in reversed(calls) for one in reversed(group)):
             lease.load_suspect = True
-            if len(held) == 1 and self._died(lease):
+            if len(calls) == 1 and self._died(lease):
                 self._fail(lease, "worker_died", f"loading it ended its reader {lease.deaths} times")
             else:
                 self._wait_again(lease, first=True)
@@ -191,13 +165,19 @@ class Scheduler:
     # --- to the workers
 
     def assign(self, worker: Hashable, room: int) -> list[Lease]:
-        """Loaded items for a worker, at most ``room``. A suspect gets an empty worker to itself."""
+        """Loaded items for a worker, until its ``room`` is taken; what was loaded together stays together, even so.
+
+        A suspect gets an empty worker to itself.
+        """
         held = self._running.setdefault(worker, {})
         if any(lease.suspect for lease in held.values()):
             return []
         if self._suspects and not held:
             return [self._run(self._suspects.popleft(), worker)]
-        return [self._run(self._loaded.popleft(), worker) for _ in range(min(room, len(self._loaded)))]
+        given: list[Lease] = []
+        while self._loaded and len(given) < room:
+            given += (self._run(lease, worker) for lease in self._loaded.popleft())
+        return given
 
     def finished(self, worker: Hashable, row: ResultRow) -> None:
         """A worker made an item's row."""
@@ -256,13 +236,27 @@ class Scheduler:
             self._complete.append((index, []))
         return True
 
-    def _hold(self, lease: Lease, nbytes: int) -> None:
-        self.inflight_bytes += nbytes - lease.held_bytes
-        lease.held_bytes = nbytes
+    def _take_group(self) -> list[Lease]:
+        """The head of the queue and the neighbours behind it that ask about the same media."""
+        group = [self._waiting.popleft()]
+        while self._waiting and len(group) < self._max_together and self._waiting[0].asks_about_media_of(group[0]):
+            group.append(self._waiting.popleft())
+        return group
+
+    def _set_bytes(self, hold: Hold, nbytes: int) -> None:
+        self.inflight_bytes += nbytes - hold.nbytes
+        hold.nbytes = nbytes
+
+    def _let_go(self, lease: Lease) -> None:
+        """The lease needs its media no more; the last of those that shared them frees the bytes."""
+        lease.hold.num_leases -= 1
+        if not lease.hold.num_leases:
+            self._set_bytes(lease.hold, 0)
+        lease.payload = None
 
     def _wait_again(self, lease: Lease, *, first: bool) -> None:
-        self._hold(lease, 0)
-        lease.phase, lease.payload, lease.worker = "waiting", None, None
+        self._let_go(lease)
+        lease.phase, lease.worker, lease.followers = "waiting", None, ()
         # What lost its reader goes to the front, so that its shard ends soon; what failed gets some time to pass.
         (self._waiting.appendleft if first else self._waiting.append)(lease)
 
@@ -279,8 +273,8 @@ class Scheduler:
         self._close(lease, self._failed_row(lease, error_type, message))
 
     def _close(self, lease: Lease, row: ResultRow) -> None:
-        self._hold(lease, 0)
-        lease.phase, lease.payload = "done", None
+        self._let_go(lease)
+        lease.phase = "done"
         shard = self._open[lease.shard_index]
         shard.rows[row.item_id] = row
         self._on_row(row)

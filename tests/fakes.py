@@ -51,10 +51,10 @@ def job_config(out: Path | str, source: dict, *, executor: str = "local", num_vl
     return JobConfig.model_validate(data)
 
 
-def numbered_items(folder: Path, num_items: int) -> dict:
-    """The ``input`` of that many items for `FakeLoader`: ids carry their answers, no media exist."""
+def numbered_items(folder: Path, num_items: int, *, per_medium: int = 1) -> dict:
+    """The ``input`` of that many items for `FakeLoader`: media carry their answers, none of them exist."""
     manifest = folder / "items.jsonl"
-    lines = (json.dumps({"id": f"item-{n}", "uri": f"{n}.mp4"}) for n in range(num_items))
+    lines = (json.dumps({"id": f"item-{n}", "uri": f"{n // per_medium}.mp4"}) for n in range(num_items))
     manifest.write_text("\n".join(lines))
     return {"manifest": str(manifest)}
 
@@ -141,7 +141,7 @@ def dying_worker(config, run_info):
 
 
 class FakeLoader:
-    """Makes frames from the item's id (``NAME-<value>``): no file is read.
+    """Makes frames from the medium's name (``<value>.mp4``): no file is read.
 
     Args:
         side: of the frames in px.
@@ -166,7 +166,7 @@ class FakeLoader:
         for stage in ("fetch_s", "load_s", "preprocess_s"):
             time.sleep(self._sleeps.get(stage, 0.0))
             if stage == "load_s":
-                frame = barcode_frame(int(item.item_id.rpartition("-")[2]), 0, width=self._side, height=self._side)
+                frame = barcode_frame(int(Path(item.uris[0]).stem), 0, width=self._side, height=self._side)
             now_s = time.perf_counter()
             stamps[stage], since_s = now_s - since_s, now_s
         medium = VisualInput("video", np.stack([frame, frame]), frame.shape[:2])

@@ -82,6 +82,30 @@ def test_questions_on_one_medium_are_answered_as_if_alone(vlm, video, plan, monk
     assert vlm.engine.cache.num_free_pages == vlm.engine.cache.num_pages
 
 
+def test_a_full_batch_does_not_split_the_questions_on_one_medium(vlm, video, monkeypatch):
+    """One place becomes free at a time; the waiting questions are encoded together all the same."""
+    other = replace(video, tiles=255 - video.tiles)
+    watch = Watch(vlm.family, monkeypatch)
+    requests = [
+        Request(f"{name}{n}", (medium, question), ANSWER)
+        for name, medium in (("a", video), ("b", other))
+        for n, question in enumerate(QUESTIONS)
+    ]
+    alone = [vlm.generate([request])[0].token_ids for request in requests]
+    watch.media.clear()
+    engine = Engine(vlm.family, vlm.engine.cache, max_batch_requests=2)
+    for request in requests:
+        engine.submit(request)
+    done, most_running = {}, 0
+    while engine.has_work:
+        done |= {generation.request_id: generation.token_ids for generation in engine.step()}
+        most_running = max(most_running, len(engine._running))
+    assert watch.media == [1, 1]
+    assert most_running == 2
+    assert [done[request.request_id] for request in requests] == alone
+    assert vlm.engine.cache.num_free_pages == vlm.engine.cache.num_pages
+
+
 def test_shared_pages_outlive_the_request_that_made_them(vlm, video):
     first, second, _ = asked_of(video)
     first = replace(first, sampling=SamplingParams(max_new_tokens=3, min_new_tokens=3))

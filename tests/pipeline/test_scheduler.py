@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from pipeline.errors import ItemError
+from pipeline.lease import Lease
 from pipeline.records import MediaItem, Shard
 from pipeline.scheduler import Scheduler
 
@@ -19,11 +20,20 @@ class Row(NamedTuple):
 
 
 def make(
-    num_shards: int = 2, per_shard: int = 3, *, inflight: int = 100, open_shards: int = 4, attempts: int = 3
+    num_shards: int = 2,
+    per_shard: int = 3,
+    *,
+    inflight: int = 100,
+    open_shards: int = 4,
+    attempts: int = 3,
+    per_medium: int = 1,
+    together: int = 1,
 ) -> tuple[Scheduler, list[Row]]:
     def shard(index: int) -> Shard:
         ids = range(index * per_shard, (index + 1) * per_shard)
-        return Shard(index, tuple(MediaItem(f"i{n:04}", (f"{n}.mp4",), "video", (1,), ("",)) for n in ids))
+        return Shard(
+            index, tuple(MediaItem(f"i{n:04}", (f"{n // per_medium}.mp4",), "video", (1,), ("",)) for n in ids)
+        )
 
     rows: list[Row] = []
     scheduler = Scheduler(
@@ -35,6 +45,7 @@ def make(
         max_inflight_bytes=inflight,
         max_open_shards=open_shards,
         max_attempts=attempts,
+        max_together=together,
     )
     return scheduler, rows
 
@@ -196,11 +207,13 @@ def test_a_payload_lost_with_its_node_is_loaded_again() -> None:
     assert rows == []
 
 
+@pytest.mark.parametrize("per_medium", [1, 2, 5])
 @pytest.mark.parametrize("seed", range(20))
-def test_random_faults_lose_nothing_and_double_nothing(seed: int) -> None:
+def test_random_faults_lose_nothing_and_double_nothing(seed: int, per_medium: int) -> None:
     """Random loads, deaths and answers in random order: every item gets one row, all bounds hold, all ends."""
     draw = random.Random(seed)
-    scheduler, rows = make(num_shards=6, per_shard=5, inflight=draw.choice([15, 60, 1000]), open_shards=3)
+    inflight = draw.choice([15, 60, 1000])
+    scheduler, rows = make(6, 5, inflight=inflight, open_shards=3, per_medium=per_medium, together=4)
     loading: list = []
     workers = ["a", "b"]
     for _ in range(100_000):
@@ -255,3 +268,89 @@ def test_one_attempt_is_one_attempt() -> None:
     scheduler.assign("a", 1)
     scheduler.worker_lost("a", "too late", timed_out=True)
     assert rows == [Row("i0000", "item_timeout")]
+
+
+def test_neighbours_on_one_medium_are_one_load_and_go_to_one_worker() -> None:
+    scheduler, _ = make(num_shards=1, per_shard=6, inflight=25, per_medium=3, together=8)
+    first, second = lease_all(scheduler)
+    assert [[one.item.item_id for one in lease.group] for lease in (first, second)] == [
+        ["i0000", "i0001", "i0002"],
+        ["i0003", "i0004", "i0005"],
+    ]
+    assert scheduler.inflight_bytes == 20, "a medium counts once, however many ask about it"
+    for lease in (first, second):
+        lease.payload = lease.item.uris
+        scheduler.loaded(lease, 7)
+    given = scheduler.assign("a", 1)
+    assert given == list(first.group), "all of them, though there is room for one"
+    assert {lease.payload for lease in given} == {("0.mp4",)}
+    assert [lease.item.item_id for lease in scheduler.assign("b", 1)] == ["i0003", "i0004", "i0005"]
+    for n in (0, 1, 2):
+        assert scheduler.inflight_bytes == 14, "the medium is there until the last of them has its row"
+        scheduler.finished("a", Row(f"i{n:04}"))
+    assert scheduler.inflight_bytes == 7
+
+
+def test_so_many_go_together_and_no_more_and_another_version_is_another_medium() -> None:
+    scheduler, _ = make(num_shards=1, per_shard=5, per_medium=5, together=2)
+    assert [len(lease.group) for lease in lease_all(scheduler)] == [2, 2, 1]
+    one, same, newer = (
+        MediaItem(str(n), ("0.mp4",), "video", (1,), (etag,)) for n, etag in enumerate(("old", "old", "new"))
+    )
+    assert Lease(one, 0).asks_about_media_of(Lease(same, 0))
+    assert not Lease(one, 0).asks_about_media_of(Lease(newer, 0))
+
+
+def test_a_failed_load_is_each_items_own_failed_row_after_its_own_tries() -> None:
+    scheduler, rows = make(num_shards=1, per_shard=4, per_medium=2, together=4, attempts=2)
+    broken, other = lease_all(scheduler)
+    scheduler.not_loaded(broken, ItemError("store_error", "503", retryable=True))
+    assert rows == []
+    assert scheduler.inflight_bytes == 10
+    again = scheduler.lease()
+    assert again is broken, "they wait side by side and are loaded together again"
+    assert [(one.item.item_id, one.attempts) for one in again.group] == [("i0000", 2), ("i0001", 2)]
+    scheduler.not_loaded(again, ItemError("store_error", "503", retryable=True))
+    assert rows == [Row("i0000", "store_error"), Row("i0001", "store_error")]
+    scheduler.not_loaded(other, ItemError("corrupt_media", ""))
+    assert [index for index, _ in scheduler.take_complete()] == [0]
+    assert scheduler.inflight_bytes == 0
+
+
+def test_a_medium_that_kills_its_reader_twice_fails_all_who_ask_about_it_and_nobody_else() -> None:
+    scheduler, rows = make(num_shards=1, per_shard=4, per_medium=2, together=4)
+    killer, behind = lease_all(scheduler)
+    scheduler.reader_lost([killer, behind])
+    for _ in range(2):
+        assert scheduler.lease() is killer
+        scheduler.reader_lost([killer])
+    assert sorted(rows) == [Row("i0000", "worker_died"), Row("i0001", "worker_died")]
+    assert scheduler.lease() is behind
+
+
+def test_a_poison_question_is_found_among_harmless_ones_on_the_same_medium() -> None:
+    scheduler, rows = make(num_shards=1, per_shard=3, per_medium=3, together=4)
+    load_all(scheduler)
+    deaths = 0
+    while not scheduler.take_complete():
+        worker = f"a{deaths}"
+        held = [lease.item.item_id for lease in scheduler.assign(worker, 3)]
+        assert len(held) == (3 if deaths == 0 else 1)
+        if "i0001" in held:
+            scheduler.worker_lost(worker)
+            deaths += 1
+        else:
+            scheduler.finished(worker, Row(held[0]))
+    assert sorted(rows) == [Row("i0000"), Row("i0001", "worker_died"), Row("i0002")]
+    assert deaths == 3
+    assert scheduler.inflight_bytes == 0
+
+
+def test_a_shared_payload_lost_with_its_node_is_loaded_once_more_for_all() -> None:
+    scheduler, _ = make(num_shards=1, per_shard=3, per_medium=3, together=4)
+    load_all(scheduler)
+    for lease in scheduler.assign("a", 3):
+        scheduler.payload_lost(lease)
+    assert scheduler.inflight_bytes == 0
+    [lease] = lease_all(scheduler)
+    assert len(lease.group) == 3
