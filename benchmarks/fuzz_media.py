@@ -208,7 +208,7 @@ def play(seeds: Sequence[int], folder: Path) -> Outcome:
         (media / f"{seed}{suffix}").write_bytes(data)
         kind = "video" if suffix in _VIDEOS else "image"
         if suffix == ".pdf":
-            kind = awkward_documents.PDF_KIND or kind
+            kind = awkward_documents.PDF_KIND
         lines.append(json.dumps({"item_id": str(seed), "uri": f"media/{seed}{suffix}", "media_kind": kind}))
     (folder / "manifest.jsonl").write_text("\n".join(lines))
     config = fakes.job_config(

@@ -9,29 +9,39 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from illava.plan import ReductionPlan
+from pipeline.config_base import Section, execution, rows
+from pipeline.config_tasks import CaptionConfig, DocumentConfig, QuestionConfig, TaskConfig
 
-
-def rows(default: Any = ..., **constraints: Any) -> Any:
-    """A field whose value can change what stands in a row."""
-    return Field(default, json_schema_extra={"affects": "rows"}, **constraints)
-
-
-def execution(default: Any = ..., **constraints: Any) -> Any:
-    """A field that only changes how fast, where or at what price rows are made."""
-    return Field(default, json_schema_extra={"affects": "execution"}, **constraints)
-
+__all__ = [
+    "READER_AND_DRIVER_BYTES",
+    "ActorRange",
+    "CaptionConfig",
+    "DocumentConfig",
+    "FpsSampling",
+    "FrameSampling",
+    "InputConfig",
+    "JobConfig",
+    "KeyframeSampling",
+    "MediaConfig",
+    "ModelConfig",
+    "OutputConfig",
+    "PricesConfig",
+    "QuestionConfig",
+    "RuntimeConfig",
+    "SamplingConfig",
+    "Section",
+    "TaskConfig",
+    "UniformSampling",
+    "execution",
+    "recipe_fields",
+    "rows",
+]
 
 # What a reader or the driver holds at most beside the items in hand: the interpreter, Ray and the libraries.
 READER_AND_DRIVER_BYTES = 500_000_000
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen, nothing unknown accepted."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class InputConfig(Section):
@@ -90,6 +100,9 @@ class MediaConfig(Section):
         max_pixels_per_frame: largest declared width x height.
         max_duration_s: longest clip.
         max_images: most images of one image set.
+        max_pages: most pages of one document.
+        page_dpi: dots an inch at which a PDF's pages are rendered; a page that would have more than
+            ``max_pixels_per_frame`` then fails.
     """
 
     num_frames: int = rows(32, ge=1, le=4096)
@@ -101,6 +114,8 @@ class MediaConfig(Section):
     max_pixels_per_frame: int = rows(64_000_000, ge=1)
     max_duration_s: float = rows(6 * 3600.0, gt=0)
     max_images: int = rows(64, ge=1)
+    max_pages: int = rows(100, ge=1)
+    page_dpi: int = rows(144, ge=18, le=1200)
 
 
 class ModelConfig(Section):
@@ -122,55 +137,6 @@ class ModelConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = rows("auto")
     kv_cache_bytes: int | None = execution(None, ge=1)
     max_batch_requests: int = execution(32, ge=1)
-
-
-class CaptionConfig(Section):
-    """One text per item from one prompt. A manifest's ``prompt`` column overrides it item by item."""
-
-    kind: Literal["caption"] = rows("caption")
-    prompt: str = rows("Describe the video in two sentences.", min_length=1)
-
-
-class QuestionConfig(Section):
-    """One question a row of a manifest: columns ``question``, ``options``, ``reference``, ``category``, ``metric``.
-
-    Attributes:
-        metric: how an answer is scored against ``reference``; ``auto`` takes the row's column ``metric``, else
-            ``multiple_choice`` where it has options and ``exact_match`` where not; ``caption`` and ``judge`` are not
-            scored row by row.
-        choice_template: how a question with options is worded, from ``{question}`` and ``{options}``; null asks the
-            question as it stands in the manifest.
-        open_template: how a question without options is worded, from ``{question}``; null as above.
-    """
-
-    kind: Literal["question"] = rows("question")
-    metric: Literal[
-        "auto",
-        "multiple_choice",
-        "yes_no",
-        "exact_match",
-        "vqa_accuracy",
-        "anls",
-        "relaxed_accuracy",
-        "mmmu_open",
-        "caption",
-        "judge",
-    ] = rows("auto")
-    choice_template: str | None = rows(
-        "{question}\n{options}\nAnswer with the option's letter from the given choices directly."
-    )
-    open_template: str | None = rows("{question}\nAnswer the question using a single word or phrase.")
-
-    @field_validator("choice_template", "open_template")
-    @classmethod
-    def _has_its_places(cls, template: str | None, info: ValidationInfo) -> str | None:
-        needed = ("{question}", "{options}") if info.field_name == "choice_template" else ("{question}",)
-        if template is not None and (missing := [place for place in needed if place not in template]):
-            raise ValueError(f"the template lacks {' and '.join(missing)}")
-        return template
-
-
-TaskConfig = Annotated[CaptionConfig | QuestionConfig, Field(discriminator="kind")]
 
 
 class SamplingConfig(Section):

@@ -18,6 +18,7 @@ RowErrorType = Literal[
     "unsupported_media",  # container or picture format that is not allowed
     "no_video_stream",  # audio only
     "corrupt_media",  # cannot be decoded
+    "encrypted_document",  # opens with a password only
     "load_timeout",  # deadline passed; the child was killed
     "load_crashed",  # the decoder's child process died
     "load_out_of_memory",  # the child hit its memory limit
@@ -25,6 +26,7 @@ RowErrorType = Literal[
     "prompt_too_long",  # more tokens than the model or the cache holds
     "out_of_memory",  # too large for the device even alone
     "numerical_error",  # logits not finite
+    "invalid_answer",  # not the JSON that the task's schema asks for
     "reduction_did_not_fire",  # a configured reduction removed nothing
     "worker_died",  # the item ended its worker repeatedly
     "item_timeout",  # never returned

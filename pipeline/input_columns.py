@@ -14,16 +14,18 @@ from pipeline.errors import ItemError
 from pipeline.storage.uris import FORBIDDEN_PATTERN, OBJECT_URI_PATTERN, check_uri, printable
 
 VIDEO_EXTENSIONS = ("mp4", "mov", "m4v", "mkv", "webm", "avi", "ts", "mts", "m2ts")
+DOCUMENT_EXTENSIONS = ("pdf", "tif", "tiff")
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp")  # gif is left out: still or moving, its name does not say
 Refuse = Callable[[list[int], str], NoReturn]
 _SCHEME = r"^[A-Za-z][A-Za-z0-9+.-]*:/"
 
 
 def kinds_of(uris: pa.ChunkedArray) -> pa.ChunkedArray:
-    """``video``, ``image`` or null by extension."""
+    """``video``, ``image``, ``document`` or null by extension."""
     extension = pc.utf8_lower(pc.struct_field(pc.extract_regex(uris, r"\.(?P<ext>[A-Za-z0-9]{1,5})$"), "ext"))
-    kinds = pa.array(["video"] * len(VIDEO_EXTENSIONS) + ["image"] * len(IMAGE_EXTENSIONS))
-    place = pc.index_in(extension, value_set=pa.array([*VIDEO_EXTENSIONS, *IMAGE_EXTENSIONS]))
+    known = {"video": VIDEO_EXTENSIONS, "image": IMAGE_EXTENSIONS, "document": DOCUMENT_EXTENSIONS}
+    kinds = pa.array([kind for kind, extensions in known.items() for _ in extensions])
+    place = pc.index_in(extension, value_set=pa.array([name for names in known.values() for name in names]))
     return pa.chunked_array([kinds.take(place.combine_chunks())])
 
 

@@ -10,13 +10,13 @@ import hashlib
 import json
 import os
 from itertools import accumulate, repeat
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import storage
-from pipeline.config import JobConfig, QuestionConfig
+from pipeline.config import DocumentConfig, JobConfig, QuestionConfig
 from pipeline.done_items import done_items
 from pipeline.errors import ConfigError, InputError, ItemError
 from pipeline.evaluation.questions import question_problem
@@ -24,7 +24,7 @@ from pipeline.input_columns import join_relative, kinds_of, refuse_duplicates, r
 from pipeline.manifest import FIELD_PREFIX, Manifest, freeze, manifest_bytes, read_manifest
 from pipeline.manifest_file import UserTable, parse_manifest_file, text_or_null, texts_column
 from pipeline.recipe import resolve_recipe
-from pipeline.records import MediaItem
+from pipeline.records import MediaItem, MediaKind
 from pipeline.storage.uris import printable
 
 __all__ = ["Manifest", "MediaItem", "build_manifest", "manifest_bytes", "media_roots", "read_manifest"]
@@ -59,6 +59,11 @@ def build_manifest(config: JobConfig, *, recipe_digest: str | None = None) -> Ma
             "input: name what to read: `input.uri` (a prefix, such as s3://bucket/videos/) or `input.manifest`"
         )
     table, num_done = pa.table(columns), 0
+    num_videos = pc.sum(pc.equal(table["media_kind"], "video")).as_py()
+    if isinstance(config.task, DocumentConfig) and num_videos:
+        raise InputError(
+            f"task.kind document reads PDFs, TIFFs and images; {num_videos:,} items are videos: narrow input.pattern"
+        )
     if config.input.skip_done_in:
         digest = recipe_digest or resolve_recipe(config).digest
         done = done_items(config.input.skip_done_in, digest, own_run_uri=config.output.uri)
@@ -189,9 +194,9 @@ class _InputColumns:
         given = self.take("media_kind")
         if given is not None:
             guessed = [x or y for x, y in zip(text_or_null(given).to_pylist(), guessed, strict=True)]
-        unknown = [row for row, kind in enumerate(guessed) if kind not in {"video", "image", "images"}]
+        unknown = [row for row, kind in enumerate(guessed) if kind not in get_args(MediaKind)]
         if unknown:
-            self.refuse(unknown, "unknown media kind; add a column `media_kind` with video, image or images")
+            self.refuse(unknown, f"unknown media kind; add a column `media_kind` with {', '.join(get_args(MediaKind))}")
         wrong = [n for n, kind in enumerate(guessed) if kind != "images" and counts[n] > 1]
         if wrong:
             self.refuse(wrong, "several URIs are an image set: all must be images (media_kind images)")

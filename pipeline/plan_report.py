@@ -12,9 +12,11 @@ from illava.model_shape import ModelShape, load_model_shape
 from illava.tower_counts import MediumShape
 from pipeline.config import JobConfig
 from pipeline.shards import Run, pending_shards, plan_run
+from pipeline.tasks import build_task
 
 # The tiles of a single image depend on its size, which is known only once it is read.
 ASSUMED_IMAGE_PX = 1024
+_A4_INCHES = (11.69, 8.27)  # how many pages a document has is known only once it is read
 
 _Shape = tuple[str, int]  # media kind, number of objects
 
@@ -59,7 +61,9 @@ def _token_lines(config: JobConfig, shapes: Counter[_Shape], num_items: int) -> 
     notes = []
     if any(kind == "video" for kind, _ in shapes):
         notes.append(f"videos of at least {config.media.num_frames} frames")
-    if any(kind != "video" and count == 1 for kind, count in shapes):
+    if any(kind == "document" for kind, _ in shapes):
+        notes.append("documents of one A4 page each (a document of n pages takes n times that)")
+    if any(kind not in {"video", "document"} and count == 1 for kind, count in shapes):
         notes.append(f"images of {ASSUMED_IMAGE_PX} x {ASSUMED_IMAGE_PX} px")
     return [*lines, _line("", "counted for " + " and ".join(notes))] if notes else lines
 
@@ -68,15 +72,21 @@ def _counts(config: JobConfig, model: ModelShape, shape: _Shape) -> TokenCounts:
     kind, num_objects = shape
     if kind == "video":
         media = [MediumShape("video", ASSUMED_IMAGE_PX, ASSUMED_IMAGE_PX, num_frames=config.media.num_frames)]
+    elif kind == "document":
+        media = [MediumShape("image", *(round(side * config.media.page_dpi) for side in _A4_INCHES))]
     else:
         media = [MediumShape("image", ASSUMED_IMAGE_PX, ASSUMED_IMAGE_PX)] * num_objects
-    return expected_counts(
-        model.geometry,
-        config.reduction,
-        media,
-        num_vision_blocks=model.num_vision_blocks,
-        num_decoder_layers=model.num_decoder_layers,
-    )
+    per_request = build_task(config.task).media_per_request or len(media)
+    total = TokenCounts(0, 0, 0, 0)
+    for start in range(0, len(media), per_request):
+        total += expected_counts(
+            model.geometry,
+            config.reduction,
+            media[start : start + per_request],
+            num_vision_blocks=model.num_vision_blocks,
+            num_decoder_layers=model.num_decoder_layers,
+        )
+    return total
 
 
 def _times(counts: TokenCounts, times: int) -> TokenCounts:
@@ -101,7 +111,7 @@ def _shapes(run: Run, pending: list[int]) -> Counter[_Shape]:
 
 
 def _kinds(run: Run) -> str:
-    names = {"video": "videos", "image": "images", "images": "image sets"}
+    names = {"video": "videos", "image": "images", "images": "image sets", "document": "documents"}
     found = Counter(run.manifest.table["media_kind"].to_pylist())
     return ", ".join(f"{count:,} {names[kind]}" for kind, count in found.most_common())
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from illava.preprocess import VisualInput
+    from pipeline.errors import RowErrorType
 
-MediaKind = Literal["video", "image", "images"]
-SCHEMA_VERSION = 1  # of `ResultRow`; part of the recipe and of every part's metadata
+MediaKind = Literal["video", "image", "images", "document"]
+SCHEMA_VERSION = 2  # of `ResultRow`; part of the recipe and of every part's metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ class LoadStats:
         cpu_s: CPU seconds of reader and child for this item.
         bytes_fetched: bytes that crossed from the store.
         storage_requests: requests made to the store.
-        decoder: ``decord``, ``pyav`` or ``pillow``; "" where loading failed before one was chosen.
+        decoder: ``decord``, ``pyav``, ``pillow`` or ``pypdfium2``; "" where loading failed before one was chosen.
     """
 
     fetch_s: float = 0.0
@@ -87,7 +88,6 @@ class LoadStats:
     bytes_fetched: int = 0
     storage_requests: int = 0
     decoder: str = ""
-
 
     def of_follower(self) -> LoadStats:
         """Of an item whose media another item's load brought: it only waited."""
@@ -107,6 +107,7 @@ class FailedPage:
     error_type: RowErrorType
     message: str
 
+
 @dataclass(frozen=True, slots=True)
 class LoadedItem:
     """An item with its media at model size: what crosses from a reader to a VLM actor.
@@ -117,6 +118,7 @@ class LoadedItem:
         frame_timestamps_s: of every frame given to the model; empty for images.
         stats: what loading took.
         partial: why fewer frames than asked for were decoded (a truncated file); None when complete.
+        failed_pages: pages of a document that are not among the media.
     """
 
     item: MediaItem
@@ -124,8 +126,6 @@ class LoadedItem:
     frame_timestamps_s: tuple[float, ...]
     stats: LoadStats
     partial: str | None = None
-
-    @property
     failed_pages: tuple[FailedPage, ...] = ()
 
     def for_item(self, item: MediaItem) -> LoadedItem:
@@ -133,6 +133,8 @@ class LoadedItem:
         if item.item_id == self.item.item_id:
             return self
         return replace(self, item=item, stats=self.stats.of_follower())
+
+    @property
     def nbytes(self) -> int:
         return sum(medium.nbytes for medium in self.media)
 

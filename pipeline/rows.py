@@ -1,27 +1,22 @@
-"""Items and generations to result rows, and the model side's errors to the closed list of row error types.
+"""Items and generations to result rows.
 
 Knows nothing of Ray, of clocks or of how media were read.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from illava.errors import (
-    NumericalError,
-    PreprocessError,
-    ReductionDidNotFireError,
-    RequestError,
-    RequestTooLargeError,
-)
 from pipeline.config import JobConfig
 from pipeline.cost import item_cost_usd
+from pipeline.documents import pages_outcome
 from pipeline.errors import RowErrorType
-from pipeline.fitting_batch import is_out_of_memory
+from pipeline.model_errors import classify
 from pipeline.records import LoadedItem, LoadStats, MediaItem, ResultRow
-from pipeline.redaction import redacted
 from pipeline.tasks import build_task
+from pipeline.windows import joined
 
 if TYPE_CHECKING:
     from illava.requests import Generation
@@ -43,21 +38,25 @@ class RowMaker:
     run: RunInfo
 
     def answered(
-        self, loaded: LoadedItem, generation: Generation, *, attempts: int, shard_index: int, latency_s: float
+        self,
+        loaded: LoadedItem,
+        generations: Sequence[Generation],
+        *,
+        attempts: int,
+        shard_index: int,
+        latency_s: float,
     ) -> ResultRow:
         """The row of an item the model answered, or failed on.
 
         Args:
             loaded: what the model was given.
-            generation: what it made of it.
+            generations: what it made of it, one a request, in order.
             attempts: times the item was started.
             shard_index: the shard it belongs to.
             latency_s: measured by the worker from taking the item over to its end.
         """
-        item, timing = loaded.item, generation.timing
-        if generation.error is not None:
-            # It ended inside a step whose return, for its neighbours' sake, came later.
-            latency_s = timing.queue_s + timing.vision_s + timing.prefill_s + timing.decode_s
+        item, task, whole = loaded.item, build_task(self.config.task), joined(generations)
+        timing = whole.timing
         measured: dict[str, Any] = {
             "frame_timestamps_s": loaded.frame_timestamps_s,
             "num_frames": len(loaded.frame_timestamps_s) or len(loaded.media),
@@ -67,21 +66,24 @@ class RowMaker:
             "decode_s": timing.decode_s,
             "gpu_s": timing.device_s,
             "latency_s": latency_s,
-            **_usage(generation),
+            **_usage(whole),
         }
-        if generation.error is not None:
-            error_type, message = classify(generation.error)
+        pages = task.pages(loaded, generations)
+        if whole.error is not None:
+            error_type, message = classify(whole.error)
             measured |= {"status": "failed", "error_type": error_type, "error_message": message}
         else:
-            parsed = build_task(self.config.task).parse(item, generation.text)
+            parsed = task.parse(item, whole.text)
             measured |= {
                 "status": "partial" if loaded.partial else "ok",
                 "error_message": loaded.partial,
-                "text": generation.text,
+                "text": whole.text,
                 "answer": parsed.answer,
                 "score": parsed.score,
-                "finish_reason": generation.finish_reason,
+                "finish_reason": whole.finish_reason,
             }
+        if pages is not None:
+            measured |= {"pages": pages, **pages_outcome(pages)}
         return self._row(item, loaded.stats, attempts=attempts, shard_index=shard_index, **measured)
 
     def failed(
@@ -176,22 +178,3 @@ def _usage(generation: Generation) -> dict[str, Any]:
         "num_prompt_tokens": usage.num_prompt_tokens,
         "num_generated_tokens": usage.num_generated_tokens,
     }
-
-
-def classify(error: Exception) -> tuple[RowErrorType, str]:
-    """The row error type of an error that ended one request, and what the row says."""
-    for kind, error_type in _ERROR_TYPES:
-        if isinstance(error, kind):
-            return error_type, str(error) or type(error).__name__
-    if is_out_of_memory(error):
-        return "out_of_memory", str(error) or type(error).__name__
-    return "internal_error", redacted(f"{type(error).__name__}: {error}")
-
-
-_ERROR_TYPES: tuple[tuple[type[Exception], RowErrorType], ...] = (
-    (RequestTooLargeError, "prompt_too_long"),
-    (RequestError, "bad_request"),
-    (PreprocessError, "bad_request"),
-    (NumericalError, "numerical_error"),
-    (ReductionDidNotFireError, "reduction_did_not_fire"),
-)

@@ -5,6 +5,7 @@ Knows nothing of how items are executed (`executor_local`, `executor_ray`) or of
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -33,6 +34,7 @@ from pipeline.scheduler import Scheduler
 from pipeline.sessions import Session
 from pipeline.shards import Run, finish, is_finished, open_run, pending_shards, reopen
 from pipeline.summary import RunSummary, Tally
+from pipeline.tasks import build_task
 from pipeline.totals import run_totals
 from pipeline.worker import VLMWorker, WorkerUsage
 
@@ -73,6 +75,7 @@ def build_loader(config: JobConfig, preprocessor: Preprocessor) -> ItemLoader:
         cache_dir=runtime.cache_dir,
         cache_bytes=runtime.cache_bytes // runtime.num_reader_actors,
         allowed_roots=media_roots(config),
+        pages_per_request=build_task(config.task).media_per_request,
     )
 
 
@@ -209,8 +212,12 @@ def _scheduler(
             listener(row)
 
     def estimate_bytes(item: MediaItem) -> int:
-        num_frames = config.media.num_frames if item.media_kind == "video" else len(item.uris)
-        return preprocessor.max_nbytes(num_frames)
+        media, per_request = config.media, build_task(config.task).media_per_request
+        if item.media_kind == "video":
+            return preprocessor.max_nbytes(media.num_frames)
+        num_images = media.max_pages if item.media_kind == "document" else len(item.uris)
+        per_request = min(per_request or num_images, num_images)
+        return math.ceil(num_images / per_request) * preprocessor.max_nbytes(per_request)
 
     return Scheduler(
         pending,

@@ -25,14 +25,19 @@ if TYPE_CHECKING:
     from pipeline.shards import Run
 
 _TEXT, _SECONDS, _COUNT = pa.string(), pa.float64(), pa.int64()
-_PAGE = pa.struct(
+_PAGE = pa.struct(  # as `pipeline.documents.PageRow` has it
     [
-        pa.field("page", pa.int32(), nullable=False),  # 0-based
-        pa.field("text", _TEXT),
+        pa.field("page", pa.int32(), nullable=False),
+        pa.field("window", pa.int32()),
         pa.field("status", _TEXT),
         pa.field("error_type", _TEXT),
+        pa.field("error_message", _TEXT),
+        pa.field("text", _TEXT),
+        pa.field("fields", _TEXT),
+        pa.field("finish_reason", _TEXT),
         pa.field("num_vision_tokens", _COUNT),
         pa.field("num_vision_tokens_kept", _COUNT),
+        pa.field("num_decoder_tokens_kept", _COUNT),
         pa.field("num_generated_tokens", _COUNT),
     ]
 )

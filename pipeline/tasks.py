@@ -6,14 +6,16 @@ Knows nothing of storage, models or rows.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pipeline.config import CaptionConfig, TaskConfig
-from pipeline.records import MediaItem
+from pipeline.config import CaptionConfig, DocumentConfig, TaskConfig
+from pipeline.records import LoadedItem, MediaItem
 
 if TYPE_CHECKING:
     from illava.preprocess import VisualInput
+    from illava.requests import Generation
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,11 @@ class ParsedAnswer:
 class Task(ABC):
     """One kind of job. Subclasses are one level deep and hold no state."""
 
+    @property
+    def media_per_request(self) -> int | None:
+        """How many of an item's media the model is shown at once; None for all of them."""
+        return None
+
     @abstractmethod
     def prompt(self, item: MediaItem) -> str:
         """The text the model is given with the item's media."""
@@ -38,6 +45,14 @@ class Task(ABC):
     def content(self, item: MediaItem, media: tuple[VisualInput, ...]) -> tuple[str | VisualInput, ...]:
         """One user turn: the media, then the prompt."""
         return (*media, self.prompt(item))
+
+    def requests(self, item: MediaItem, media: tuple[VisualInput, ...]) -> list[tuple[str | VisualInput, ...]]:
+        """The user turns of one item, each a request of its own; one is begun when the one before has ended."""
+        return [self.content(item, media)]
+
+    def pages(self, loaded: LoadedItem, generations: Sequence[Generation]) -> tuple[dict[str, Any], ...] | None:
+        """The row's ``pages`` from the answers to `requests`; None where an item has no pages."""
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +72,10 @@ def build_task(config: TaskConfig) -> Task:
     """The task a job's ``task`` section stands for."""
     if isinstance(config, CaptionConfig):
         return Caption(config.prompt)
+    if isinstance(config, DocumentConfig):
+        from pipeline.documents import Document  # as below
+
+        return Document(config)
     from pipeline.evaluation.questions import Question  # it is made of this module's `Task`
 
     return Question(config)

@@ -26,6 +26,7 @@ _COUNTS = (
     "num_prompt_tokens",
     "num_generated_tokens",
 )
+_PAGE_COUNTS = ("num_vision_tokens", "num_vision_tokens_kept", "num_decoder_tokens_kept", "num_generated_tokens")
 Row = dict[str, Any]
 
 
@@ -141,6 +142,26 @@ def _counts_problem(row: Row) -> str | None:
     return None
 
 
+def _pages_problem(row: Row) -> str | None:
+    pages = row["pages"]
+    if pages is None:
+        return None
+    if [page["page"] for page in pages] != list(range(len(pages))):
+        return f"pages {[page['page'] for page in pages]}: not each once, in order"
+    num_failed = 0
+    for page in pages:
+        failed = page["status"] == "failed"
+        num_failed += failed
+        if page["status"] not in {"ok", "failed"} or failed != (page["error_type"] in ROW_ERROR_TYPES):
+            return f"page {page['page']} has status {page['status']!r} with error type {page['error_type']!r}"
+    if row["status"] != ("failed" if num_failed == len(pages) else "partial" if num_failed else "ok"):
+        return f"{num_failed} of {len(pages)} pages failed and the row's status is {row['status']!r}"
+    for name in _PAGE_COUNTS:
+        if (total := sum(page[name] or 0 for page in pages)) != row[name]:
+            return f"{name} is {row[name]}, the pages' sum to {total}"
+    return None
+
+
 def _times_problem(row: Row) -> str | None:
     bad = [name for name in (*_SECONDS, "cost_usd") if not math.isfinite(row[name]) or row[name] < 0]
     if bad:
@@ -155,4 +176,5 @@ _ROW_CHECKS: tuple[tuple[str, Callable[[Row], str | None]], ...] = (
     ("bad_status", _status_problem),
     ("bad_counts", _counts_problem),
     ("bad_seconds", _times_problem),
+    ("bad_pages", _pages_problem),
 )

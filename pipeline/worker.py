@@ -7,7 +7,8 @@ runs it decides what that means.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from illava.errors import RequestError
@@ -22,6 +23,7 @@ from pipeline.tasks import build_task
 
 if TYPE_CHECKING:
     from illava import VLM
+    from illava.preprocess import VisualInput
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +39,18 @@ class Outcome:
     taken_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Taken:
+    """An item on its way; `asked_s` and `ended_s` are stamps of its latest request."""
+
     loaded: LoadedItem
     attempts: int
     shard_index: int
-    taken_s: float
+    contents: deque[tuple[str | VisualInput, ...]]
+    taken_s: float = 0.0
+    asked_s: float = 0.0
+    ended_s: float = 0.0
+    generations: list[Generation] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,24 +103,11 @@ class VLMWorker:
         Raises:
             PlanError: the reduction makes no sense for this model, so no item can be processed.
         """
-        item, sampling = loaded.item, self._config.sampling
-        request = Request(
-            request_id=item.item_id,
-            content=self._task.content(item, loaded.media),
-            sampling=SamplingParams(
-                max_new_tokens=sampling.max_new_tokens,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                seed=self._config.seed,
-            ),
-        )
-        try:
-            self._batch.submit(request)
-        except RequestError as error:
-            nothing = Timing(queue_s=0.0, vision_s=0.0, prefill_s=0.0, decode_s=0.0, device_s=0.0)
-            self._refused.append(Generation(item.item_id, "", (), None, None, nothing, error=error))
-        # After submit, where the request's own clock starts; what comes before counts as waiting.
-        self._taken[item.item_id] = _Taken(loaded, attempts, shard_index, time.perf_counter())
+        contents = deque(self._task.requests(loaded.item, loaded.media))
+        taken = _Taken(loaded, attempts, shard_index, contents)
+        self._ask(taken)
+        taken.taken_s = taken.asked_s
+        self._taken[loaded.item.item_id] = taken
 
     def step(self) -> list[Outcome]:
         """Advance the batch by one step; the rows of the items that ended in it."""
@@ -126,7 +121,15 @@ class VLMWorker:
         self._idle_since_s = time.perf_counter()
         in_device_s = self._batch.busy_s + self._batch.lost_s - accounted_s
         self._idle_s += max(0.0, self._idle_since_s - begin_s - in_device_s)
-        return [self._outcome(generation) for generation in generations]
+        ended = []
+        for generation in generations:
+            taken = self._taken[generation.request_id]
+            self._settle(taken, generation)
+            if taken.contents:
+                self._ask(taken)
+            else:
+                ended.append(self._taken.pop(generation.request_id))
+        return [self._outcome(taken) for taken in ended]
 
     def usage(self) -> WorkerUsage:
         """Where the wall time went so far."""
@@ -140,14 +143,45 @@ class VLMWorker:
         self._refused.clear()
         self._taken.clear()
 
-    def _outcome(self, generation: Generation) -> Outcome:
-        taken = self._taken.pop(generation.request_id)
+    def _ask(self, taken: _Taken) -> None:
+        """Begin an item's next request."""
+        item, sampling = taken.loaded.item, self._config.sampling
+        request = Request(
+            request_id=item.item_id,
+            content=taken.contents.popleft(),
+            sampling=SamplingParams(
+                max_new_tokens=sampling.max_new_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                seed=self._config.seed + len(taken.generations),  # each draws its own
+            ),
+        )
+        try:
+            self._batch.submit(request)
+        except RequestError as error:
+            nothing = Timing(queue_s=0.0, vision_s=0.0, prefill_s=0.0, decode_s=0.0, device_s=0.0)
+            self._refused.append(Generation(item.item_id, "", (), None, None, nothing, error=error))
+        # After submit, where the request's own clock starts; what comes before counts as waiting.
+        taken.asked_s = time.perf_counter()
+
+    def _settle(self, taken: _Taken, generation: Generation) -> None:
+        """A request ended: what passed between it and the one before, the item waited."""
+        timing = generation.timing
+        waited_s = taken.asked_s - taken.ended_s if taken.generations else 0.0
+        taken.ended_s = self._idle_since_s
+        if generation.error is not None:
+            # It ended inside a step whose return, for its neighbours' sake, came later.
+            taken.ended_s = taken.asked_s + timing.queue_s + timing.vision_s + timing.prefill_s + timing.decode_s
+        timing = replace(timing, queue_s=timing.queue_s + waited_s)
+        taken.generations.append(replace(generation, timing=timing))
+
+    def _outcome(self, taken: _Taken) -> Outcome:
         row = self._rows.answered(
             taken.loaded,
-            generation,
+            taken.generations,
             attempts=taken.attempts,
             shard_index=taken.shard_index,
-            latency_s=self._idle_since_s - taken.taken_s,
+            latency_s=taken.ended_s - taken.taken_s,
         )
         return Outcome(row, taken.taken_s)
 

@@ -1,7 +1,6 @@
 """Files that are neither video nor picture, whatever their names say; many name something else to be opened.
 
-`outward(url)` are those that ask a reader to fetch a URL or another file. PDFs stand here with what they will come to
-once documents are read (`PDFS`); until then a reader of pictures refuses them.
+`outward(url)` are those that ask a reader to fetch a URL or another file. `PDFS` are documents, whole and broken.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from awkward_media import AwkwardFile, holding
 from PIL import Image
 from video_writers import clip, write_wav
 
-PDF_KIND = None  # the one line to change: the item kind of documents, once there is one
+PDF_KIND = "document"
 
 
 def _video(name: str, data: bytes, says: str = "", outcome: str = "unsupported_media") -> AwkwardFile:
@@ -142,25 +141,25 @@ def pdf(pages: int = 1, *, box: str = "0 0 200 100", trailer: str = "", extra: s
 _ENCRYPT = f"/Encrypt << /Filter /Standard /V 1 /R 2 /O <{'ab' * 32}> /U <{'cd' * 32}> /P -4 >> /ID [<00> <00>]"
 
 
-def _pdf(name: str, data: bytes, later: str, **expected: Any) -> AwkwardFile:
-    """A document; ``later`` is its outcome once `PDF_KIND` is set."""
-    if PDF_KIND is None:
-        outcome = "unsupported_media" if data else "empty_media"
-        return AwkwardFile(name, holding(data), outcome, "image", says="" if not data else "not a picture")
-    return AwkwardFile(name, holding(data), later, PDF_KIND, frames=None, **expected)
+def _pdf(name: str, data: bytes, outcome: str = "ok", says: str = "") -> AwkwardFile:
+    corners = ((255, 255, 255),) * 4 if outcome == "ok" else ()
+    return AwkwardFile(name, holding(data), outcome, PDF_KIND, says=says, corners=corners)
 
 
 PDFS = [
-    _pdf("one-page.pdf", pdf(), "ok"),
-    _pdf("many-pages.pdf", pdf(50), "ok"),
+    _pdf("one-page.pdf", pdf()),
+    _pdf("many-pages.pdf", pdf(50)),
+    _pdf("behind-other-bytes.pdf", b"\n\nX-Mailer: none\n" + pdf()),
     _pdf("zero-bytes.pdf", b"", "empty_media"),
-    _pdf("no-pages.pdf", pdf(0), "empty_media"),
-    _pdf("encrypted.pdf", pdf(trailer=_ENCRYPT), "unsupported_media"),
-    _pdf("says-a-million-pages.pdf", pdf(1_000_000), "too_large"),
-    _pdf("page-of-kilometres.pdf", pdf(box="0 0 9999999 9999999"), "too_large"),
+    _pdf("no-pages.pdf", pdf(0), "corrupt_media", "cannot be opened"),
+    _pdf("encrypted.pdf", pdf(trailer=_ENCRYPT), "encrypted_document", "opens with a password only"),
+    _pdf("says-a-million-pages.pdf", pdf(1_000_000), "too_large", "1,000,000 pages"),
+    _pdf("page-of-kilometres.pdf", pdf(box="0 0 9999999 9999999"), "too_large", "px at page_dpi = 144"),
     _pdf("only-a-header.pdf", b"%PDF-1.7\n", "corrupt_media"),
     _pdf("cut.pdf", pdf(5)[:300], "corrupt_media"),
-    _pdf("script.pdf", pdf(extra="/OpenAction << /S /JavaScript /JS (app.alert(1)) >>"), "ok"),
-    _pdf("launch.pdf", pdf(extra="/OpenAction << /S /Launch /F (/bin/sh) >>"), "ok"),
-    _pdf("link.pdf", pdf(extra="/OpenAction << /S /URI /URI (http://127.0.0.1:9/) >>"), "ok"),
+    _pdf("web-page.pdf", b"<html>" * 9, "unsupported_media", "neither a PDF nor a TIFF"),
+    _pdf("picture.pdf", _saved("PNG"), "unsupported_media", "neither a PDF nor a TIFF"),
+    _pdf("script.pdf", pdf(extra="/OpenAction << /S /JavaScript /JS (app.alert(1)) >>")),
+    _pdf("launch.pdf", pdf(extra="/OpenAction << /S /Launch /F (/bin/sh) >>")),
+    _pdf("link.pdf", pdf(extra="/OpenAction << /S /URI /URI (http://127.0.0.1:9/) >>")),
 ]

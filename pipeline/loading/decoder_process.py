@@ -17,6 +17,7 @@ import numpy as np
 from pipeline.errors import ROW_ERROR_TYPES, ItemError
 from pipeline.loading.child_process import Child, DecordFailedError, EndedError, TimedOutError
 from pipeline.loading.mp4_index import DoubtError
+from pipeline.records import FailedPage
 
 if TYPE_CHECKING:
     from illava.preprocess import Preprocessor, VisualInput
@@ -40,6 +41,7 @@ class DecodedMedia:
     partial: str | None
     preprocess_s: float
     cpu_s: float
+    failed_pages: tuple[FailedPage, ...] = ()
 
 
 class NeededRanges(NamedTuple):
@@ -84,6 +86,7 @@ class DecoderProcess:
         decoder: DecoderChoice,
         deadline_s: float,
         present: Sequence[tuple[int, int]] | None = None,
+        pages_per_request: int | None = None,
     ) -> DecodedMedia:
         """Decode and preprocess one item.
 
@@ -93,6 +96,7 @@ class DecoderProcess:
             decoder: which decoder the child may use.
             deadline_s: on `time.monotonic`; the child is killed then.
             present: the byte ranges that are there, of a video that is read by ranges; None for whole files.
+            pages_per_request: pictures are pages of a document, of which the model is shown so many at once.
 
         Raises:
             ItemError: named by the child, or ``load_timeout``, ``load_crashed``, ``load_out_of_memory``.
@@ -101,11 +105,12 @@ class DecoderProcess:
             PipelineError: the child cannot be started at all.
         """
         request = {"kind": kind, "paths": list(paths), "decoder": decoder, "present": present}
+        request["pages_per_request"] = pages_per_request
         return self._ask(request, _decoded, deadline_s)
 
     def needed_ranges(self, path: str, *, deadline_s: float) -> NeededRanges:
         """Which bytes hold the frames to load of a video of which only the index is there. Raises as `load`."""
-        request = {"kind": "video", "paths": [path], "decoder": "pyav", "present": []}
+        request = {"kind": "video", "paths": [path], "decoder": "pyav", "present": [], "pages_per_request": None}
         return self._ask(request, _needed_ranges, deadline_s)
 
     def _ask(
@@ -172,4 +177,5 @@ def _decoded(answer: dict[str, Any], child: Child, deadline_s: float) -> Decoded
         own_times_s = times_s if medium["kind"] == "video" and len(times_s) == shape[0] else ()
         media.append(VisualInput(medium["kind"], tiles, (height, width), own_times_s))
     keys = ("decoder", "partial", "preprocess_s", "cpu_s")
-    return DecodedMedia(tuple(media), times_s, *(answer[key] for key in keys))
+    failed = tuple(FailedPage(**page) for page in answer["failed_pages"])
+    return DecodedMedia(tuple(media), times_s, *(answer[key] for key in keys), failed)

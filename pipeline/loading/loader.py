@@ -40,6 +40,8 @@ class Loader:
         memory_bytes: address space of the child.
         items_per_child: a child is replaced after so many items.
         ranged_from_bytes: smaller objects are fetched whole.
+        pages_per_request: every item is a document, of which the model is shown so many pages at once; None where it
+            is shown all of an item.
     """
 
     def __init__(
@@ -53,8 +55,10 @@ class Loader:
         memory_bytes: int = MEMORY_BYTES,
         items_per_child: int = ITEMS_PER_CHILD,
         ranged_from_bytes: int = RANGED_FROM_BYTES,
+        pages_per_request: int | None = None,
     ) -> None:
         self._media = media
+        self._pages_per_request = pages_per_request
         self._ranged_from_bytes = ranged_from_bytes
         self._staging = Staging(
             cache_dir=cache_dir,
@@ -138,7 +142,7 @@ class Loader:
             cpu_s=time.thread_time() - started_cpu_s + decoded.cpu_s,
             decoder=decoded.decoder,
         )
-        return LoadedItem(item, decoded.media, decoded.timestamps_s, stats, decoded.partial)
+        return LoadedItem(item, decoded.media, decoded.timestamps_s, stats, decoded.partial, decoded.failed_pages)
 
     def _load_by_ranges(self, item: MediaItem) -> RangedLoad | None:
         """The media from a part of the object's bytes; None where that is not asked for, not worth it or doubtful."""
@@ -166,7 +170,10 @@ class Loader:
         deadline_s = time.monotonic() + self._media.load_timeout_s
         decoder = self._media.decoder
         try:
-            return self._decoder.load(item.media_kind, paths, decoder=decoder, deadline_s=deadline_s)
+            per_request = self._pages_per_request
+            return self._decoder.load(
+                item.media_kind, paths, decoder=decoder, deadline_s=deadline_s, pages_per_request=per_request
+            )
         except DecordFailedError as failure:
             if decoder == "decord":
                 raise failure.error from failure

@@ -8,7 +8,8 @@ of storage, models or rows.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
@@ -104,8 +105,38 @@ def load_images(paths: Sequence[str], media: MediaConfig) -> Frames:
     return Frames(frames, (), "pillow")
 
 
+def load_image_pages(path: str, media: MediaConfig) -> Iterator[np.ndarray | ItemError]:
+    """Every picture of a TIFF in order, or why it cannot be read. Raises as `load_images`."""
+    from PIL import ImageOps
+
+    with _opened(path, media.max_pixels_per_frame, ("TIFF",)) as image:
+        num_pages = image.n_frames
+        if num_pages > media.max_pages:
+            raise ItemError("too_large", f"the document has {num_pages:,} pages; max_pages is {media.max_pages:,}")
+    for number in range(num_pages):
+        try:
+            with _opened(path, media.max_pixels_per_frame, ("TIFF",)) as image:
+                image.seek(number)
+                if image.width * image.height > media.max_pixels_per_frame:
+                    raise ItemError("too_large", _too_many_pixels(media.max_pixels_per_frame))
+                page = np.array(_to_rgb(ImageOps.exif_transpose(image)))
+        except ItemError as error:
+            yield error
+        else:
+            yield page
+
+
 def _load_image(path: str, max_pixels: int) -> np.ndarray:
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import ImageOps
+
+    with _opened(path, max_pixels, IMAGE_FORMATS) as image:
+        return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+
+
+@contextmanager
+def _opened(path: str, max_pixels: int, formats: Sequence[str]) -> Iterator[Any]:
+    """A picture, and what goes wrong with it as an `ItemError`."""
+    from PIL import Image, UnidentifiedImageError
 
     with open(path, "rb") as file:
         if not (head := file.read(12)):
@@ -114,17 +145,21 @@ def _load_image(path: str, max_pixels: int) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=IMAGE_FORMATS) as image:
-                return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+            with Image.open(path, formats=formats) as image:
+                yield image
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise ItemError("too_large", f"the picture has more than max_pixels_per_frame = {max_pixels} pixels") from error
+        raise ItemError("too_large", _too_many_pixels(max_pixels)) from error
     except UnidentifiedImageError as error:
-        message = f"not a picture of {', '.join(IMAGE_FORMATS)} (first bytes {head.hex(' ')})"
+        message = f"not a picture of {', '.join(formats)} (first bytes {head.hex(' ')})"
         raise ItemError("unsupported_media", message) from error
     except (ItemError, MemoryError):
         raise
     except Exception as error:  # Pillow's plugins raise whatever a broken header leads them into
         raise ItemError("corrupt_media", f"the picture cannot be decoded: {error}") from error
+
+
+def _too_many_pixels(most: int) -> str:
+    return f"the picture has more than max_pixels_per_frame = {most} pixels"
 
 
 def _to_rgb(image: Any) -> Any:

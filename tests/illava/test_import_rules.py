@@ -23,7 +23,7 @@ DOORS: dict[str, set[str]] = {
     "s3fs": {"pipeline/storage/__init__.py"},
     "decord": MEDIA,
     "av": {"pipeline/loading/pyav_video.py"},
-    "pypdfium2": MEDIA,
+    "pypdfium2": {"pipeline/loading/pages.py"},
     "PIL": {*MEDIA, "illava/preprocess.py"},
     "pyarrow": {f"pipeline/{name}.py" for name in ("sink", "verify", "totals", *READERS, *MANIFEST)},
     "jinja2": {"pipeline/report/page.py"},

@@ -37,7 +37,7 @@ def made_row(tmp_path):
     loaded = type(loaded)(loaded.item, loaded.media, loaded.frame_timestamps_s, LoadStats(1.0, 2.0, 0.5))
     generation = Generation("item-1", "1", (1,), "stop", TokenUsage(1, 1, 1, 1, 1, 1), Timing(0.25, 1.0, 2.0, 4.0, 5.0))
     rows = RowMaker(job_config(tmp_path, {"uri": "x/"}), RunInfo("r", "f"))
-    return rows.answered(loaded, generation, attempts=1, shard_index=0, latency_s=7.25)
+    return rows.answered(loaded, [generation], attempts=1, shard_index=0, latency_s=7.25)
 
 
 def test_every_wait_counts_as_queue_and_the_stages_sum_to_the_latency(clock, made_row) -> None:

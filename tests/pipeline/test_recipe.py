@@ -26,6 +26,8 @@ OTHER_VALUES = {
     "media.max_pixels_per_frame": 10,
     "media.max_duration_s": 10.0,
     "media.max_images": 3,
+    "media.max_pages": 3,
+    "media.page_dpi": 72,
     "model.model_id": "org/model",
     "model.revision": "0" * 40,
     "model.dtype": "bfloat16",

@@ -1,0 +1,20 @@
+"""Read documents: PDFs, TIFFs and page images in, one row a document with every page's markdown or JSON out.
+
+  python jobs/process_documents.py --config configs/process_documents.yaml --plan
+  python jobs/process_documents.py --config configs/process_documents.yaml --set input.uri=papers/ --limit 10
+  ray job submit --working-dir . -- python jobs/process_documents.py --config configs/process_documents.yaml
+
+Each listed file is one document; page images make one document where a manifest gives them in a column `uris`.
+The same command again resumes; `python -m pipeline verify OUTPUT` checks what was written.
+"""
+
+import sys
+from pathlib import Path
+
+# `python jobs/x.py` puts jobs/ on the path, not the repository that holds the packages.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pipeline.cli import run_cli
+
+if __name__ == "__main__":
+    sys.exit(run_cli(__doc__))

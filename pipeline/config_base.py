@@ -1,0 +1,23 @@
+"""What every section of a configuration is made of: frozen, nothing unknown accepted, each field's effect declared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+def rows(default: Any = ..., **constraints: Any) -> Any:
+    """A field whose value can change what stands in a row."""
+    return Field(default, json_schema_extra={"affects": "rows"}, **constraints)
+
+
+def execution(default: Any = ..., **constraints: Any) -> Any:
+    """A field that only changes how fast, where or at what price rows are made."""
+    return Field(default, json_schema_extra={"affects": "execution"}, **constraints)
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, nothing unknown accepted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
