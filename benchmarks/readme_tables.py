@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -155,6 +156,48 @@ def overhead_table() -> str:
             lines.append(
                 f"| {name} | {100 * row['tower_share']:.2f} % | {score} | {row['select_ratio']:.2f}x "
                 f"| {row['tokens_kept']} of {total} | {where} |"
+            )
+    return "\n".join(lines)
+
+
+def pipeline_table() -> str:
+    """What the pipeline costs beside a model that costs nothing."""
+    lines = ["| measured | result | machine |", "|---|---|---|"]
+    for result in _results("pipeline_overhead"):
+        machine, plan = result["machine"], result["plan"]
+        where = f"{machine['cpu']}, {machine['cores']} cores"
+        for run in result["runs"]:
+            slope = run["driver_bytes_per_10k_items"]
+            memory = f"; driver memory {slope / 2**20:+.2f} MiB per 10,000 items" if slope is not None else ""
+            lines.append(
+                f"| {run['num_items']:,} items through Ray | **{run['items_per_s']:.0f} items/s**, "
+                f"{run['driver_cpu_ms_per_item']:.1f} ms of the driver's CPU each{memory} "
+                f"| {where}, load {run['load_average']:.0f} |"
+            )
+        lines.append(f"| a manifest of {plan['num_items']:,} rows planned | **{plan['cpu_s']:.1f} s** CPU | {where} |")
+    return "\n".join(lines)
+
+
+def ray_data_table() -> str:
+    """The same job through this pipeline and through Ray Data; then with one file that is no video."""
+    said = {
+        "ours": "this pipeline",
+        "ray_data": "Ray Data",
+        "ray_data_errors_allowed": "Ray Data, `max_errored_blocks=-1`",
+    }
+    lines = [
+        "| one job on two cores | items/s, start of actors included | from the first file to the last "
+        "| with one bad file: ended as | rows written | the bad file's row |",
+        "|---|---|---|---|---|---|",
+    ]
+    for result in _results("ray_data_baseline"):
+        for name, words in said.items():
+            bad = result["bad_item"][name]
+            rates = [result[key].get(name) for key in ("items_per_s", "steady_items_per_s")]
+            shown = " | ".join(f"{median(values):.2f}" if values else "-" for values in rates)
+            lines.append(
+                f"| {words} | {shown} | {bad['ended']} | {bad['num_rows']} of {result['bad_item']['num_items']} "
+                f"| {bad['bad_item']} |"
             )
     return "\n".join(lines)
 
