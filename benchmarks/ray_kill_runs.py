@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 sys.path.extend(str(Path(__file__).resolve().parents[1] / folder) for folder in (".", "benchmarks", "tests"))
 import fakes
@@ -186,9 +187,17 @@ def main() -> int:
         for seed in range(*map(int, options.seeds.split(":"))):
             outcomes.append(outcome := play(seed, Path(root)))
             print(f"seed {seed}: {outcome}", flush=True)
+    result = summarize(outcomes)
+    if options.json:
+        write_json(options.json, {"benchmark": "ray_kill_runs", **result})
+    return 1 if result["num_violations"] or result["num_lost"] or result["num_doubled"] else 0
+
+
+def summarize(outcomes: list[Outcome]) -> dict[str, Any]:
+    """Sums over runs, and each of them."""
     killed = [outcome for outcome in outcomes if outcome.killed_at >= 0]
-    result = {
-        "seeds": options.seeds,
+    return {
+        "num_runs": len(outcomes),
         "items_per_run": NUM_ITEMS,
         "num_killed": dict(Counter(outcome.victim for outcome in killed)),
         "num_violations": sum(len(outcome.violations) for outcome in outcomes),
@@ -200,9 +209,6 @@ def main() -> int:
         "allowed_to_begin_again": MAX_COST,
         "runs": [asdict(outcome) for outcome in outcomes],
     }
-    if options.json:
-        write_json(options.json, {"benchmark": "ray_kill_runs", **result})
-    return 1 if result["num_violations"] or result["num_lost"] or result["num_doubled"] else 0
 
 
 if __name__ == "__main__":
