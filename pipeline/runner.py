@@ -21,8 +21,8 @@ from pipeline.errors import RowErrorType
 from pipeline.executor_local import LocalExecutor
 from pipeline.inputs import media_roots
 from pipeline.interruption import Interruption
-from pipeline.loading.load_report import ItemLoader, ReadingUsage
 from pipeline.lease import Lease
+from pipeline.loading.load_report import ItemLoader, ReadingUsage
 from pipeline.loading.loader import Loader
 from pipeline.passage import Passage
 from pipeline.progress import Progress
@@ -228,6 +228,7 @@ def _scheduler(
         max_inflight_bytes=config.runtime.max_inflight_bytes,
         max_open_shards=config.runtime.max_open_shards,
         max_attempts=config.runtime.max_attempts,
+        max_together=config.model.max_batch_requests,
     )
 
 
@@ -235,7 +236,6 @@ def _scheduler(
 def _executor(
     run: Run,
     scheduler: Scheduler,
-        max_together=config.model.max_batch_requests,
     preprocessor: Preprocessor,
     listeners: RowListeners,
     *,
