@@ -74,7 +74,7 @@ class PagedCache:
         device: torch.device,
     ) -> None:
         self.num_layers, self.num_pages, self.page_size = num_layers, num_pages, page_size
-        shape = (num_pages, page_size, num_kv_heads, head_dim)
+        shape = (num_pages + 1, page_size, num_kv_heads, head_dim)  # the spare page: see `illava.decode_step`
         self.k_pool_PSGd = torch.empty(shape, dtype=dtype, device=device)
         self.v_pool_PSGd = torch.empty(shape, dtype=dtype, device=device)
         self.num_free_pages = num_pages

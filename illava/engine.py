@@ -5,7 +5,7 @@ every running request. A group shares a plan; the running batch may mix plans, s
 layer. What goes wrong with one request ends that request alone. Knows families and decoders by their interface, and
 nothing of weights, files or processes.
 
-Shape suffixes: B requests of the running batch, P rotary axes, V vocabulary.
+Shape suffixes: B requests of the running batch, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from illava.admission import check_content, check_length
 from illava.batching import Draw, Outcome, draw_next, isolated, outcomes_of
-from illava.cache import BatchPages, PagedCache
+from illava.cache import PagedCache
+from illava.decode_graphs import DecodeGraphs
+from illava.decode_step import StepInputs, decode_step
 from illava.encoding import EncodingStage
 from illava.errors import RequestError
 from illava.families.base import Family
@@ -39,8 +42,7 @@ from illava.sharing import KnownMedia, own_patches
 class _RunningBatch:
     """Device tensors of one composition of the running batch; each step's tokens stay on the device."""
 
-    pages: BatchPages
-    position_PB: Tensor
+    step: Callable[[], Tensor]  # logits [B, V] of the next token; moves on all but the tokens
     token_B: Tensor
     sampling: SamplingBatch
 
@@ -57,6 +59,7 @@ class Engine:
         max_chunk_tokens: prompt tokens of one step while others decode; what is longer goes on in the next step.
         now: a monotonic clock in seconds.
         draw: the next tokens from the logits of a step.
+        graphs: captured decode steps; None runs them operation by operation.
 
     Attributes:
         device_busy_s: seconds of all tower, prefill and decode steps; equals the sum of `Timing.device_s`.
@@ -73,8 +76,9 @@ class Engine:
         max_chunk_tokens: int = 4_096,
         now: Callable[[], float] = time.perf_counter,
         draw: Draw = draw_next,
+        graphs: DecodeGraphs | None = None,
     ) -> None:
-        self.family, self.decoder, self.cache = family, family.decoder, cache
+        self.family, self.decoder, self.cache, self.graphs = family, family.decoder, cache, graphs
         self.max_batch_requests = max_batch_requests
         self.max_vision_patches, self.max_prefill_tokens = max_vision_patches, max_prefill_tokens
         self.device_busy_s = 0.0
@@ -187,10 +191,7 @@ class Engine:
 
     def _decode_group(self, group: Sequence[LiveRequest]) -> list[Outcome]:
         batch = self._batch = self._batch or self._compose(group)
-        hidden_BD = self.family.embed(batch.token_B)
-        logits_BV = self.decoder.decode(hidden_BD, batch.position_PB, self.cache, batch.pages)
-        batch.position_PB.add_(1)
-        drawn_2B = self._draw(logits_BV, batch.sampling, group)
+        drawn_2B = self._draw(batch.step(), batch.sampling, group)
         batch.token_B.copy_(drawn_2B[0])
         return outcomes_of(drawn_2B, group)
 
@@ -198,12 +199,15 @@ class Engine:
         """What stays on the device until a request joins or leaves."""
         held = [[n + len(live.token_ids) - 1 for n in live.lengths] for live in group]
         positions = [live.next_position_P + len(live.token_ids) - 1 for live in group]
-        return _RunningBatch(
-            self.cache.batch([live.request_id for live in group], held),
-            torch.stack(positions, 1),
-            torch.tensor([live.token_ids[-1] for live in group], device=self.decoder.device),
-            SamplingBatch.of([live.request.sampling for live in group], self.decoder.device),
-        )
+        pages = self.cache.batch([live.request_id for live in group], held)
+        token_B = torch.tensor([live.token_ids[-1] for live in group], device=self.decoder.device)
+        inputs = StepInputs(pages, torch.stack(positions, 1), token_B)
+        if self.graphs is None:
+            step = partial(decode_step, self.decoder, self.family.embed, self.cache, inputs)
+        else:
+            inputs, step = self.graphs.load(inputs)
+        sampling = SamplingBatch.of([live.request.sampling for live in group], self.decoder.device)
+        return _RunningBatch(step, inputs.token_B, sampling)
 
     def _settle(self, group: Sequence[LiveRequest], outcomes: Sequence[Outcome]) -> list[LiveRequest]:
         """Take each request's token or error; end those that are done; the others."""

@@ -11,10 +11,12 @@ import torch
 
 from illava.attention import backend_name
 from illava.cache import PagedCache
+from illava.decode_graphs import DecodeGraphs, can_capture
 from illava.engine import Engine
 from illava.errors import ModelLoadError, RequestError
 from illava.families import load_family
 from illava.families.base import Family
+from illava.kernels import kernels_on
 from illava.plan import EMPTY_PLAN, ReductionPlan, preset
 from illava.requests import Generation, Request, Timing
 
@@ -33,13 +35,14 @@ class VLM:
         max_vision_patches: patches of one tower call, unless a single request has more.
         max_prefill_tokens: prompt tokens of one prefill, unless a single request has more.
         max_chunk_tokens: prompt tokens of one step while others decode; a longer prefill goes on in the next step.
+        decode_graphs: decode steps as CUDA graphs; None where they can be, True refuses where they cannot.
 
     Attributes:
         family: the loaded model.
         engine: the scheduler.
 
     Raises:
-        ModelLoadError: the pool cannot hold a single token.
+        ModelLoadError: the pool cannot hold a single token, or decode graphs were demanded where there are none.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class VLM:
         max_vision_patches: int = 32_768,
         max_prefill_tokens: int = 16_384,
         max_chunk_tokens: int = 4_096,
+        decode_graphs: bool | None = None,
     ) -> None:
         decoder = family.decoder
         page_bytes = 2 * page_size * decoder.num_kv_heads * decoder.head_dim * decoder.dtype.itemsize
@@ -71,6 +75,8 @@ class VLM:
             dtype=decoder.dtype,
             device=decoder.device,
         )
+        captured = can_capture(decoder.device) if decode_graphs is None else decode_graphs
+        graphs = DecodeGraphs(decoder, family.embed, cache, max_batch=max_batch_requests) if captured else None
         self.family = family
         self.engine = Engine(
             family,
@@ -79,6 +85,7 @@ class VLM:
             max_vision_patches=max_vision_patches,
             max_prefill_tokens=max_prefill_tokens,
             max_chunk_tokens=max_chunk_tokens,
+            graphs=graphs,
         )
 
     @classmethod
@@ -95,6 +102,7 @@ class VLM:
         max_vision_patches: int = 32_768,
         max_prefill_tokens: int = 16_384,
         max_chunk_tokens: int = 4_096,
+        decode_graphs: bool | None = None,
     ) -> VLM:
         """Load a model from a folder or from the Hugging Face hub.
 
@@ -109,6 +117,7 @@ class VLM:
             max_vision_patches: see the class.
             max_prefill_tokens: see the class.
             max_chunk_tokens: see the class.
+            decode_graphs: see the class.
 
         Raises:
             ModelLoadError: weights, configuration or dtype that cannot be loaded, or no memory left for the cache.
@@ -125,6 +134,7 @@ class VLM:
             max_vision_patches=max_vision_patches,
             max_prefill_tokens=max_prefill_tokens,
             max_chunk_tokens=max_chunk_tokens,
+            decode_graphs=decode_graphs,
         )
 
     def generate(self, requests: Sequence[Request], *, plan: ReductionPlan | str = EMPTY_PLAN) -> list[Generation]:
@@ -185,6 +195,15 @@ class VLM:
         """What serves the decoder's packed attention: ``varlen`` or ``sdpa``."""
         decoder = self.family.decoder
         return backend_name(decoder.device, decoder.dtype, decoder.head_dim)
+
+    @property
+    def backends(self) -> dict[str, str]:
+        """What was chosen on this machine: packed attention, kernels of scores and paged decode, and decode steps."""
+        return {
+            "attention": self.attention_backend,
+            "kernels": kernels_on(self.family.decoder.device),
+            "decode_steps": "eager" if self.engine.graphs is None else "cuda_graphs",
+        }
 
 
 def _resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:

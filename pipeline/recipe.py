@@ -29,7 +29,7 @@ class Recipe:
     Attributes:
         digest: 32 hex digits over the fields.
         fields: dotted config keys with every ``auto`` resolved, then ``versions.*``, ``model.files``,
-            ``attention_backend`` and ``schema_version``; JSON types.
+            ``attention_backend``, on CUDA ``kernels``, and ``schema_version``; JSON types.
     """
 
     digest: str
@@ -64,6 +64,8 @@ def resolve_recipe(config: JobConfig) -> Recipe:
         "attention_backend": "varlen" if device == "cuda" else "sdpa",
         "schema_version": SCHEMA_VERSION,
     }
+    if device == "cuda":
+        fields["kernels"] = os.environ.get("ILLAVA_KERNELS", "auto")  # see `illava.kernels`
     fields |= {f"versions.{name}": _version(name) for name in _PACKAGES}
     return Recipe(digest_of(fields), dict(sorted(fields.items())))
 

@@ -5,8 +5,10 @@ The interpreter is chosen when triton is imported, which another test of the pro
 
 import pytest
 import torch
+from test_decode_step import composition, make_decoder
 
 from illava.attention import paged_attention
+from illava.decode_step import StaticInputs, decode_step
 from illava.kernels import kernels_on
 from illava.scores import attention_received, causal_attention_received
 
@@ -117,3 +119,16 @@ def test_flat_attention_scores_one_everywhere_when_normalised():
     q, k = torch.zeros(100, 2, 8), torch.zeros(100, 2, 8)
     score = causal_attention_received(q, k, (100,), scope, scale=1.0, normalised=True)
     torch.testing.assert_close(score, torch.ones(100), atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+def test_a_step_over_fixed_tensors_gives_each_request_what_it_gets_alone():
+    decoder, embed = make_decoder()
+    (cache, inputs), (twin_cache, twin_inputs) = (composition((3, 70)) for _ in range(2))
+    static = StaticInputs(decoder, cache, max_batch=8, num_axes=1)
+    static.load(inputs)
+    logits = decode_step(decoder, embed, cache, static.rows(4))[:2]
+    expected = twin(decode_step, decoder, embed, twin_cache, twin_inputs)
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
+    held = cache.num_pages  # the spare page alone may differ: rows without a request wrote there
+    torch.testing.assert_close(cache.k_pool_PSGd[:held], twin_cache.k_pool_PSGd[:held], atol=1e-5, rtol=1e-4)

@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from illava import kernels
+from illava.decode_graphs import DecodeGraphs, bucket_of, can_capture
 from illava.errors import ModelLoadError
 from illava.kernels import kernels_on
 
@@ -64,3 +66,21 @@ def test_what_is_forced_happens_or_is_refused(monkeypatch):
     kernels_on.cache_clear()
     with pytest.raises(ModelLoadError, match="triton is not installed"):
         kernels_on(GPU)
+
+
+def test_decode_graphs_are_refused_where_they_cannot_be_captured(monkeypatch):
+    assert not can_capture(CPU)
+    with pytest.raises(ModelLoadError, match=r"cannot be captured on cpu.*decode_graphs=None"):
+        DecodeGraphs(SimpleNamespace(device=CPU), None, None, max_batch=1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert can_capture(GPU)
+    monkeypatch.setenv("ILLAVA_KERNELS", "torch")
+    kernels_on.cache_clear()
+    assert not can_capture(GPU)  # the twin reads lengths on the host
+
+
+def test_buckets_cover_every_batch_and_waste_less_than_eight_rows():
+    for num_rows in range(1, 31):
+        bucket = bucket_of(num_rows, 30)
+        assert num_rows <= bucket < num_rows + 8
+    assert {bucket_of(n, 30) for n in range(1, 31)} == {1, 2, 4, 8, 16, 24, 30}

@@ -1,0 +1,127 @@
+"""A decode step over fixed tensors may be replayed: the same operations on the same places whatever the batch.
+
+The Triton launches are recorded, not run; what they compute is tested in interpreted_kernels.py.
+"""
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from illava import attention
+from illava.cache import PagedCache
+from illava.decode_step import StaticInputs, StepInputs, decode_step
+from illava.decoder import Decoder
+
+READS_BACK = {"_local_scalar_dense", "item", "nonzero", "_unique2", "masked_select", "is_nonzero", "equal"}
+
+
+def make_decoder():
+    """A decoder of two layers and its word embeddings."""
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=200,
+    )  # fmt: skip
+    model = Qwen2ForCausalLM(config).eval()
+    return Decoder(model.model, model.lm_head), model.get_input_embeddings()
+
+
+def composition(lengths):
+    """Requests that hold ``lengths`` tokens, half as many in the second layer: the cache and a step's inputs."""
+    device = torch.device("cpu")
+    cache = PagedCache(
+        num_layers=2, num_kv_heads=1, head_dim=16, num_pages=80, page_size=8, dtype=torch.float32, device=device
+    )
+    draw = torch.Generator().manual_seed(0)
+    for pool in (cache.k_pool_PSGd, cache.v_pool_PSGd):
+        pool.copy_(torch.randn(pool.shape, generator=draw))
+    held = [(n, -(-n // 2)) for n in lengths]
+    for row, counts in enumerate(held):
+        cache.admit(row, [n + 4 for n in counts])
+    pages = cache.batch(range(len(lengths)), held)
+    return cache, StepInputs(pages, torch.tensor([lengths]), torch.arange(len(lengths)) + 7)
+
+
+def described(value):
+    return (tuple(value.shape), value.stride()) if isinstance(value, torch.Tensor) else value
+
+
+class Operations(TorchDispatchMode):
+    """What a stretch of work asks of the device: operations, shapes and strides in and out, and plain arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.seen.append((func._opname, *(str(tree_map(described, part)) for part in (args, kwargs, result))))
+        return result
+
+    def kernel(self, name):
+        """Stands for a Triton kernel: a launch is one more operation, with its grid."""
+        operations = self
+
+        class Kernel:
+            def __getitem__(self, grid):
+                return lambda *args, **meta: operations.seen.append((name, grid, str(tree_map(described, args)), meta))
+
+        return Kernel()
+
+
+def fixed_step(operations, lengths, monkeypatch):
+    """One recorded step of a bucket of four, and where its inputs lie."""
+    from illava.kernels import paged_decode
+
+    decoder, embed = make_decoder()
+    cache, inputs = composition(lengths)
+    static = StaticInputs(decoder, cache, max_batch=8, num_axes=1)
+    static.load(inputs)
+    monkeypatch.setattr(attention, "kernels_on", lambda device: "triton")
+    for name in ("_attend_split", "_join_splits"):
+        monkeypatch.setattr(paged_decode, name, operations.kernel(name))
+    places = [value.data_ptr() for value in vars(static).values() if isinstance(value, torch.Tensor)]
+    with operations:
+        decode_step(decoder, embed, cache, static.rows(4))
+    assert places == [value.data_ptr() for value in vars(static).values() if isinstance(value, torch.Tensor)]
+    assert static._position_PB[0, : len(lengths)].tolist() == [n + 1 for n in lengths]
+    assert static._length_LB[0, : len(lengths)].tolist() == [n + 1 for n in lengths]
+    return operations.seen
+
+
+@torch.inference_mode()
+def test_a_fixed_step_is_the_same_operations_for_every_batch_and_reads_nothing_back(monkeypatch):
+    first, second = (fixed_step(Operations(), lengths, monkeypatch) for lengths in ((3,), (130, 20, 65)))
+    assert first == second
+    names = [name for name, *_ in first]
+    assert names.count("_attend_split") == names.count("_join_splits") == 2
+    assert len(names) > 50
+    assert not READS_BACK & set(names)
+
+
+@torch.inference_mode()
+def test_the_twin_is_seen_to_depend_on_lengths():
+    """That the recorder can fail: the twin gathers as many pages as a request holds."""
+    decoder, embed = make_decoder()
+    traces = []
+    for lengths in ((3,), (130,)):
+        cache, inputs = composition(lengths)
+        with Operations() as operations:
+            decode_step(decoder, embed, cache, inputs)
+        traces.append(operations.seen)
+    assert traces[0] != traces[1]
+
+
+@torch.inference_mode()
+def test_rows_that_fill_a_bucket_write_to_the_spare_page_only():
+    decoder, _ = make_decoder()
+    cache, inputs = composition((3,))
+    static = StaticInputs(decoder, cache, max_batch=8, num_axes=1)
+    static.load(inputs)
+    pages = static.rows(4).pages
+    for _ in range(20):  # beyond the first page of a table
+        pages.grow()
+        slot_LB = cache.last_slots(pages)
+        assert (slot_LB[:, 1:] // cache.page_size == cache.num_pages).all()
+    assert cache.k_pool_PSGd.shape[0] == cache.num_pages + 1
