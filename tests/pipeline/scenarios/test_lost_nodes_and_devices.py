@@ -65,6 +65,7 @@ def test_a_node_is_lost_with_its_actors_and_loaded_media(nodes, tmp_path) -> Non
     assert list(map(fixed, read_rows(output))) == list(map(fixed, read_rows(tmp_path / "calm")))
 
 
+@pytest.mark.long
 def test_a_lost_device_replaces_the_actor_and_costs_no_item(nodes, tmp_path) -> None:
     config = job_config(
         tmp_path / "out", numbered_items(tmp_path, 12), executor="ray", runtime={"num_reader_actors": 1}
