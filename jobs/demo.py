@@ -19,6 +19,7 @@ def demo(overrides: list[str]) -> int:
     """Both runs, what they wrote, and the worse exit code."""
     from pipeline.config_file import load_config
     from pipeline.evaluation.truth_report import render_truth
+    from pipeline.report.write import write_report
     from pipeline.runner import run_job
 
     path = "configs/demo_questions.yaml"
@@ -27,6 +28,7 @@ def demo(overrides: list[str]) -> int:
     whole = load_config(path, [*overrides, "reduction={preset: none}", f"output.uri={whole_uri}"])
     code = max(run_job(config).exit_code for config in (whole, merged))
     print(render_truth({"whole": whole.output.uri, "merged": merged.output.uri}))
+    print(f"report     {write_report(merged.output.uri, num_overlays=3)}")
     return code
 
 

@@ -118,7 +118,8 @@ def continue_run(
     config = run.config
     pending = pending_shards(run)
     num_pending = count_items(run, pending)
-    tally, workers, spent = Tally(), [], Spending()
+    tally, spent = Tally(), Spending()
+    workers: list[WorkerUsage] = []
     with Interruption() as interruption:
         if pending:
             reopen(run)

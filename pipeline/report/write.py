@@ -52,7 +52,7 @@ def _items(figures: RunFigures, rows: Sequence[ResultRow]) -> list[MediaItem]:
     """The manifest's own lines: they say which version of an object was read."""
     per_shard = figures.record["items_per_shard"]
     manifest = read_frozen_manifest(figures.uri, figures.record["manifest_digest"])
-    found = {}
+    found: dict[str, MediaItem] = {}
     for shard in {row.shard_index for row in rows}:
         found |= {item.item_id: item for item in manifest.slice(shard * per_shard, per_shard)}
     return [found[row.item_id] for row in rows]
