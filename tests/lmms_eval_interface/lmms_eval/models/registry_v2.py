@@ -1,0 +1,11 @@
+"""Excerpt of lmms-eval 0.7.3 (github.com/EvolvingLMMs-Lab/lmms-eval; MIT and Apache-2.0): ``lmms_eval/models/registry_v2.py``."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ModelManifest:
+    model_id: str
+    simple_class_path: str | None = None
+    chat_class_path: str | None = None
+    aliases: tuple[str, ...] = ()

@@ -1,0 +1,126 @@
+"""The harness's model against an excerpt of its interface (tests/lmms_eval_interface).
+
+`benchmarks/lmms_eval_check.py` runs the installed harness itself.
+"""
+
+import importlib
+import sys
+import tomllib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from illava import VLM, Request, SamplingParams, load_preprocessor
+from illava.errors import RequestError
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG, MODEL, CLIPS = (ROOT / "configs" / name for name in ("demo_questions.yaml", "demo/model", "demo/clips"))
+OPTIONS = {"max_new_tokens": 6, "temperature": 0, "do_sample": False, "until": ["\n\n"]}
+
+
+@pytest.fixture(scope="module")
+def plugin():
+    interface = str(ROOT / "tests" / "lmms_eval_interface")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(interface)
+        yield importlib.import_module("pipeline.evaluation.lmms_eval_model")
+    for name in [name for name in sys.modules if name.startswith("lmms_eval") or name.endswith("lmms_eval_model")]:
+        del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def model(plugin):
+    arguments = {"config": str(CONFIG), "model.model_id": str(MODEL), "reduction.steps": "[]", "media.num_frames": 4}
+    built = plugin.HarnessModel.create_from_arg_string(
+        arguments | {"model.kv_cache_bytes": 50_000_000}, {"batch_size": 1, "max_batch_size": None, "device": "cpu"}
+    )
+    yield built
+    built.clean()
+
+
+def asked(plugin, model, docs, *, options=OPTIONS, kind="generate_until"):
+    """Instances as `ConfigurableTask.construct_requests` makes them."""
+    model.task_dict = {"local": {"test": docs}}
+    return [
+        plugin.Instance(
+            kind,
+            (doc["question"], options, lambda doc: doc["visuals"], number, "local", "test"),
+            0,
+            {"task": "local", "doc_id": number, "repeats": 1},
+        )
+        for number, doc in enumerate(docs)
+    ]
+
+
+def test_the_entry_point_names_the_model(plugin):
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["lmms_eval.models"]
+    module, _, name = declared["illava"].partition(":")
+    manifest = getattr(importlib.import_module(module), name)()
+    path, _, cls = manifest.simple_class_path.rpartition(".")
+    assert (manifest.model_id, getattr(importlib.import_module(path), cls)) == ("illava", plugin.HarnessModel)
+    assert plugin.HarnessModel.is_simple
+
+
+def test_answers_are_those_of_the_model_alone_and_a_video_is_loaded_once(plugin, model, monkeypatch):
+    clip = str(sorted(CLIPS.glob("*.mp4"))[0])
+    picture = Image.fromarray(np.random.default_rng(3).integers(0, 256, (90, 120, 4), dtype=np.uint8), "RGBA")
+    texts = ("Is the red object moving right?", "Describe the video.", "What is here?")
+    docs = [{"question": text, "visuals": [clip]} for text in texts[:2]]
+    docs += [{"question": texts[2], "visuals": [[picture]]}, {"question": texts[2], "visuals": None}]
+    loads = Counter()
+    load = model._loader.load
+    monkeypatch.setattr(model._loader, "load", lambda item: loads.update([item.uris[0]]) or load(item))
+    found = model.generate_until(asked(plugin, model, docs))
+    assert loads == {clip: 1}
+    video = load(plugin.MediaItem("x", (clip,), "video", (-1,), ("",))).media
+    image = load_preprocessor(str(MODEL)).images([np.asarray(picture.convert("RGB"))])
+    contents = [(*video, texts[0]), (*video, texts[1]), (*image, texts[2]), (texts[2],)]
+    vlm = VLM.from_pretrained(str(MODEL), kv_cache_bytes=50_000_000, device="cpu", dtype="float32")
+    alone = vlm.generate([Request(str(n), one, SamplingParams(max_new_tokens=6)) for n, one in enumerate(contents)])
+    assert [one.text for one in found] == [one.text for one in alone]
+    counts = [(one.token_counts.input_tokens, one.token_counts.output_tokens) for one in found]
+    assert counts == [(one.usage.num_prompt_tokens, one.usage.num_generated_tokens) for one in alone]
+
+
+def test_what_fails_is_an_empty_answer_that_is_said(plugin, model, tmp_path, capsys):
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    docs = [{"question": "?", "visuals": [str(broken)]}, {"question": "What?", "visuals": None}]
+    first, second = model.generate_until(asked(plugin, model, docs))
+    assert (first.text, first.token_counts) == ("", None)
+    assert second.token_counts.output_tokens > 0
+    assert 'local/0/0 failed and is answered by ""' in capsys.readouterr().err
+
+
+def test_marks_in_the_text_are_where_the_pictures_go(plugin):
+    assert plugin.content_of("What?", ["a", "b"]) == ("a", "b", "What?")
+    assert plugin.content_of("<image>One, <image> two", ["a", "b"]) == ("a", "One, ", "b", " two")
+    with pytest.raises(RequestError, match="1 times <image> for 2 media"):
+        plugin.content_of("<image>", ["a", "b"])
+
+
+def test_options_of_generation(plugin, model, capsys):
+    assert model._sampling({}) == SamplingParams(max_new_tokens=1024)
+    assert model._sampling({"temperature": 0.7, "do_sample": False}) == SamplingParams(max_new_tokens=1024)
+    drawn = model._sampling({"temperature": 0.7, "top_p": 0.9, "max_new_tokens": 5, "image_aspect_ratio": "pad"})
+    assert (drawn.temperature, drawn.top_p, drawn.max_new_tokens) == (0.7, 0.9, 5)
+    assert "['image_aspect_ratio'] have no meaning here" in capsys.readouterr().err
+    with pytest.raises(RequestError, match="num_beams"):
+        model._sampling({"num_beams": 5})
+
+
+def test_an_answer_ends_at_the_first_mark(plugin):
+    done = plugin.Generation("x", "yes\n\nno. B", (1,), "stop", None, None)
+    assert plugin._answer(done, ["\n\n", ""]).text == "yes"
+    assert plugin._answer(done, ".").text == "yes\n\nno"
+    assert plugin._answer(done, None).text == done.text
+
+
+@pytest.mark.parametrize("kind", ["loglikelihood", "generate_until_multi_round"])
+def test_what_it_cannot_do_is_refused_in_words(plugin, model, kind):
+    requests = asked(plugin, model, [{"question": "?", "visuals": None}], kind=kind)
+    with pytest.raises(RequestError, match=f"task local asks for {kind}"):
+        getattr(model, kind)(requests)
