@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 _NUM_SPLITS = 32  # with 4 key heads one request alone makes 128 programs, about one a multiprocessor
-_BLOCK_KEYS = 64
+_BLOCK_BYTES = 128  # of one channel of a block of keys: 64 of them in half precision, 32 in float32
 _MIN_TILE = 16  # what tl.dot takes at least on each side
 
 
@@ -44,7 +44,8 @@ def paged_decode(
         q_BHd, k_pool_PSGd, v_pool_PSGd, block_table_BM, length_B, partial_BHCd, lse_BHC, scale,
         q_BHd.stride(0), q_BHd.stride(1), block_table_BM.stride(0),
         SHARE=share, KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, PAGE=page_size, SPLITS=_NUM_SPLITS,
-        BLOCK_H=max(_MIN_TILE, triton.next_power_of_2(share)), BLOCK_N=_BLOCK_KEYS, BLOCK_D=block_dim,
+        BLOCK_H=max(_MIN_TILE, triton.next_power_of_2(share)), BLOCK_N=_BLOCK_BYTES // k_pool_PSGd.itemsize,
+        BLOCK_D=block_dim, num_stages=2,
     )  # fmt: skip
     out_BHd = torch.empty(batch, num_heads, head_dim, dtype=q_BHd.dtype, device=q_BHd.device)
     _join_splits[(batch, num_heads)](

@@ -51,6 +51,7 @@ def _received(
         "HEAD_DIM": head_dim,
         "BLOCK": _BLOCK,
         "BLOCK_D": max(_MIN_TILE, triton.next_power_of_2(head_dim)),
+        "num_stages": 2,
     }
     grid = (len(block_R3), num_heads)
     _log_sum_exp[grid](q_THd, k_TJd, block_R3, lse_HT, num_tokens, scale, *strides, CAUSAL=scope_T is not None, **shape)
