@@ -94,7 +94,7 @@ def test_a_ray_run_of_several_actors_sums_up_and_is_seen_by_prometheus(tmp_path,
     import ray
 
     monkeypatch.setenv("PYTHONPATH", str(Path(fakes.__file__).parent))
-    config = config_of(tmp_path, media, executor="ray", num_vlms=2, name="metered")
+    config = config_of(tmp_path, media, executor="ray", num_vlms=2).model_copy(update={"name": "metered"})
     runtime = RuntimeConfig(num_vlm_actors={"min": 1, "max": 2}, gpus_per_actor=0, num_reader_actors=2)
     with connect(runtime):
         summary = run_job(config, worker_factory=fakes.barcode_worker)
