@@ -150,6 +150,7 @@ def _render(path: str, media: MediaConfig) -> Iterator[Page]:
 
     try:
         document = pypdfium2.PdfDocument(path)
+        document.init_forms()  # before anything is asked of the document; the wheels have no JavaScript
     except pypdfium2.PdfiumError as error:
         if error.err_code in _ENCRYPTED:
             why = "a password" if error.err_code == _WRONG_PASSWORD else "a security handler that is not known"
@@ -157,7 +158,6 @@ def _render(path: str, media: MediaConfig) -> Iterator[Page]:
         raise ItemError("corrupt_media", f"the PDF cannot be opened: {error}") from error
     with contextlib.closing(document):
         check_num_pages(len(document), media)
-        document.init_forms()
         for number in range(len(document)):
             try:
                 yield _render_page(document, number, media)
