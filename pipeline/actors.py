@@ -150,6 +150,10 @@ class RayCluster:
         needs = {"num_cpus": runtime.cpus_per_actor, "num_gpus": runtime.gpus_per_actor}
         return ray.remote(VLMActor).options(**needs, max_restarts=0).remote(make_worker)
 
+    def placed(self, actor: Any) -> Any:
+        """A reference that is ready when the actor has a process, before any of its calls is answered."""
+        return actor.__ray_ready__.remote()
+
     def load(self, reader: Any, item: MediaItem) -> tuple[Any, Any]:
         """References to the report and to the media."""
         return reader.load.options(num_returns=2).remote(item)

@@ -5,7 +5,6 @@ Pure: reads no clock and knows nothing of Ray, shards or how anything is shown.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -51,14 +50,14 @@ def limit_at(flow: Flow) -> Limit | None:
 class Bottleneck:
     """Seconds by what limited them, since the last verdict."""
 
-    _limited_s: Counter[Limit] = field(default_factory=Counter)
+    _limited_s: dict[Limit, float] = field(default_factory=dict)
     _fetch_s: float = 0.0
     _decode_s: float = 0.0
 
     def see(self, flow: Flow, elapsed_s: float) -> None:
         """So it was for so long."""
         if limit := limit_at(flow):
-            self._limited_s[limit] += elapsed_s
+            self._limited_s[limit] = self._limited_s.get(limit, 0.0) + elapsed_s
 
     def add(self, row: ResultRow) -> None:
         """A row tells what its reader was busy with."""
@@ -69,11 +68,11 @@ class Bottleneck:
         """Such as ``waits for the model (91%)``, of the time since the last call; "" where nothing was seen."""
         if not self._limited_s:
             return ""
-        [(limit, limited_s)] = self._limited_s.most_common(1)
+        limit = max(self._limited_s, key=self._limited_s.__getitem__)
         what = {"model": "the model", "store": "the store (publishing)", "readers": "the readers"}[limit]
         if limit == "readers" and self._fetch_s > self._decode_s:
             what = "the store (fetching)"
-        share = limited_s / sum(self._limited_s.values())
+        share = self._limited_s[limit] / sum(self._limited_s.values())
         self._limited_s.clear()
         self._fetch_s = self._decode_s = 0.0
         return f"waits for {what} ({share:.0%})"

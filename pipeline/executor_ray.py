@@ -10,49 +10,24 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from pipeline.actor_slots import CALLS_PER_ACTOR, ReaderSlot, VLMSlot, kind_of
 from pipeline.actors import ActorLostError, Entry, PayloadLostError, RayCluster
 from pipeline.config import JobConfig
 from pipeline.death_count import DeathCount
-from pipeline.errors import ClusterError
 from pipeline.lease import Lease
 from pipeline.loading.load_report import ItemLoader, ReadingUsage
 from pipeline.passage import Passage, loaded_together
+from pipeline.pool import Patience, change
 from pipeline.scheduler import Scheduler
 from pipeline.worker import VLMWorker, WorkerUsage
 
-CALLS_PER_ACTOR = 2
 # Items a VLM actor holds beyond its batch, so that a freed place is filled within the same call.
 LOOKAHEAD_ITEMS = 4
-START_TIMEOUT_S = 1800.0
-SAY_WAITING_EVERY_S = 30.0
 TURN_S = 0.2
 FAREWELL_S = 5.0
-
-
-@dataclass(slots=True, eq=False)
-class _Reader:
-    actor: Any
-    started: bool = False
-    queue: list[Lease] = field(default_factory=list)
-    calls: set[Any] = field(default_factory=set)
-
-    @property
-    def has_room(self) -> bool:
-        suspect = any(lease.load_suspect for lease in self.queue)
-        return self.started and not suspect and len(self.queue) < CALLS_PER_ACTOR
-
-
-@dataclass(slots=True, eq=False)
-class _VLM:
-    name: str
-    actor: Any
-    started: bool = False
-    calls: set[Any] = field(default_factory=set)
-    usage: WorkerUsage = field(default_factory=WorkerUsage)
 
 
 class RayExecutor:
@@ -79,28 +54,25 @@ class RayExecutor:
         self._cluster, self._scheduler = cluster, scheduler
         self._make_loader, self._make_worker = make_loader, make_worker
         self._most_held = config.model.max_batch_requests + LOOKAHEAD_ITEMS
-        self._fewest_vlms = runtime.num_vlm_actors.min
+        self._most_vlms, self._most_readers = runtime.num_vlm_actors.max, runtime.num_reader_actors
         self._item_timeout_s = runtime.item_timeout_s
         self._vlm_deaths = DeathCount("the VLM actors", runtime.num_vlm_actors.max)
         self._reader_deaths = DeathCount("the readers", runtime.num_reader_actors)
         self._calls: dict[Any, Callable[[Any], None]] = {}
-        self._vlms: list[_VLM] = []
-        self._readers: list[_Reader] = []
+        self._vlms: list[VLMSlot] = []
+        self._readers: list[ReaderSlot] = []
         self._past_usage: list[WorkerUsage] = []
         self._num_spawned = 0
         self.reading = ReadingUsage()
-        self._short_since_s = self._said_waiting_s = time.monotonic()
-        for _ in range(runtime.num_vlm_actors.max):
-            self._spawn_vlm()
-        for _ in range(runtime.num_reader_actors):
-            self._spawn_reader()
+        self._both_placed_s = time.monotonic()
+        self._patience = Patience(runtime.num_vlm_actors.min, now_s=self._both_placed_s)
 
     def turn(self) -> None:
         """Hand out what can be, then take every answer that is there; waits a moment for the first."""
+        self._resize()
         self._feed_readers()
         self._feed_vlms()
         self._check_deadlines()
-        self._check_standing()
         for reference in self._cluster.wait(list(self._calls), TURN_S):
             # An actor's loss takes its other calls with it, some of which may be in this same list.
             take = self._calls.pop(reference, None)
@@ -130,8 +102,9 @@ class RayExecutor:
     # --- readers
 
     def _spawn_reader(self) -> None:
-        reader = _Reader(self._cluster.spawn_reader(self._make_loader))
+        reader = ReaderSlot(self._cluster.spawn_reader(self._make_loader))
         self._readers.append(reader)
+        self._expect(reader, self._cluster.placed(reader.actor), partial(self._placed, reader))
         self._expect(reader, reader.actor.start.remote(), partial(self._reader_started, reader))
 
     def _feed_readers(self) -> None:
@@ -146,7 +119,7 @@ class RayExecutor:
             reader.queue.append(lease)
             self._expect(reader, report, partial(self._loaded, reader, lease))
 
-    def _reader_started(self, reader: _Reader, reference: Any) -> None:
+    def _reader_started(self, reader: ReaderSlot, reference: Any) -> None:
         try:
             self._cluster.result(reference)
         except ActorLostError as reason:
@@ -154,7 +127,7 @@ class RayExecutor:
         else:
             reader.started = True
 
-    def _loaded(self, reader: _Reader, lease: Lease, reference: Any) -> None:
+    def _loaded(self, reader: ReaderSlot, lease: Lease, reference: Any) -> None:
         try:
             report = self._cluster.result(reference)
         except (ActorLostError, PayloadLostError) as reason:
@@ -170,21 +143,21 @@ class RayExecutor:
         else:
             self._scheduler.loaded(lease, report.nbytes)
 
-    def _reader_lost(self, reader: _Reader, reason: Exception) -> None:
+    def _reader_lost(self, reader: ReaderSlot, reason: Exception) -> None:
         num_items = sum(len(lease.group) for lease in reader.queue)
         print(f"a reader was lost ({reason}); its {num_items} items are started again", file=sys.stderr)
         self._forget(reader)
         self._readers.remove(reader)
         self._scheduler.reader_lost(reader.queue)
         self._reader_deaths.one_more(reason, while_starting=not reader.started)
-        self._spawn_reader()
 
     # --- VLM actors
 
     def _spawn_vlm(self) -> None:
         self._num_spawned += 1
-        vlm = _VLM(f"vlm-{self._num_spawned}", self._cluster.spawn_vlm(self._make_worker))
+        vlm = VLMSlot(f"vlm-{self._num_spawned}", self._cluster.spawn_vlm(self._make_worker))
         self._vlms.append(vlm)
+        self._expect(vlm, self._cluster.placed(vlm.actor), partial(self._placed, vlm))
         self._expect(vlm, vlm.actor.start.remote(), partial(self._vlm_started, vlm))
 
     def _feed_vlms(self) -> None:
@@ -205,7 +178,7 @@ class RayExecutor:
             if leases or self._scheduler.num_running(vlm.name):
                 self._advance(vlm, leases)
 
-    def _advance(self, vlm: _VLM, leases: list[Lease]) -> None:
+    def _advance(self, vlm: VLMSlot, leases: list[Lease]) -> None:
         for lease in leases:
             lease.passage.handed()
         payloads = list(dict.fromkeys(lease.payload for lease in leases))
@@ -217,7 +190,7 @@ class RayExecutor:
         call = vlm.actor.advance.remote(entries, *payloads)
         self._expect(vlm, call, partial(self._advanced, vlm, leases))
 
-    def _vlm_started(self, vlm: _VLM, reference: Any) -> None:
+    def _vlm_started(self, vlm: VLMSlot, reference: Any) -> None:
         try:
             self._cluster.result(reference)
         except ActorLostError as reason:
@@ -226,7 +199,7 @@ class RayExecutor:
             vlm.calls.discard(reference)
             vlm.started = True
 
-    def _advanced(self, vlm: _VLM, leases: list[Lease], reference: Any) -> None:
+    def _advanced(self, vlm: VLMSlot, leases: list[Lease], reference: Any) -> None:
         try:
             advance = self._cluster.result(reference)
         except PayloadLostError:
@@ -253,7 +226,7 @@ class RayExecutor:
                 limit = f"runtime.item_timeout_s = {self._item_timeout_s:g} s"
                 self._vlm_lost(vlm, ActorLostError(f"not back from its VLM actor within {limit}"), timed_out=True)
 
-    def _vlm_lost(self, vlm: _VLM, reason: Exception, *, timed_out: bool = False) -> None:
+    def _vlm_lost(self, vlm: VLMSlot, reason: Exception, *, timed_out: bool = False) -> None:
         num_items = self._scheduler.num_running(vlm.name)
         print(f"a VLM actor was lost ({reason}); its {num_items} items are started again", file=sys.stderr)
         self._forget(vlm)
@@ -261,34 +234,55 @@ class RayExecutor:
         self._past_usage.append(vlm.usage)
         self._scheduler.worker_lost(vlm.name, str(reason), timed_out=timed_out)
         self._vlm_deaths.one_more(reason, while_starting=not vlm.started)
-        self._spawn_vlm()
 
     # --- both
 
-    def _expect(self, slot: _Reader | _VLM, reference: Any, take: Callable[[Any], None]) -> None:
+    def _expect(self, slot: ReaderSlot | VLMSlot, reference: Any, take: Callable[[Any], None]) -> None:
         slot.calls.add(reference)
         self._calls[reference] = take
 
-    def _forget(self, slot: _Reader | _VLM) -> None:
+    def _forget(self, slot: ReaderSlot | VLMSlot) -> None:
         """Drop an actor's calls and make sure of its end: one that raised may still hold its GPU."""
         for reference in slot.calls:
             self._calls.pop(reference, None)
         self._cluster.kill(slot.actor)
 
-    def _check_standing(self) -> None:
-        """Say that too few actors stand, now and then; give up when it lasts."""
-        num_vlms, num_readers = (sum(one.started for one in slots) for slots in (self._vlms, self._readers))
+    def _placed(self, slot: ReaderSlot | VLMSlot, reference: Any) -> None:
+        slot.calls.discard(reference)
+        with suppress(ActorLostError):  # then its start failed as well, which says so
+            self._cluster.result(reference)
+            slot.placed = True
+
+    def _resize(self) -> None:
+        """Ask for the actors that are missing, in the order in which work can start; say so while too few stand."""
         now_s = time.monotonic()
-        if num_vlms >= self._fewest_vlms and num_readers:
-            self._short_since_s = self._said_waiting_s = now_s
+        vlms, readers = kind_of(self._vlms, self._most_vlms), kind_of(self._readers, self._most_readers)
+        if vlms.num_placed and readers.num_placed:
+            self._both_placed_s = now_s
+        lacking_s = now_s - self._both_placed_s
+        for_vlms, for_readers = change(vlms, readers, lacking_s=lacking_s), change(readers, vlms, lacking_s=lacking_s)
+        for slots, step, spawn in (
+            (self._vlms, for_vlms, self._spawn_vlm),
+            (self._readers, for_readers, self._spawn_reader),
+        ):
+            for slot in [slot for slot in slots if not slot.placed][: step.withdraw]:
+                self._dismiss(slot)
+            if step.give_up and (idle := [slot for slot in slots if slot.placed and not getattr(slot, "queue", ())]):
+                self._dismiss(idle[-1])
+                self._both_placed_s = now_s
+            for _ in range(step.ask):
+                spawn()
+        num_vlms, num_readers = (sum(one.started for one in slots) for slots in (self._vlms, self._readers))
+        if line := self._patience.check(num_vlms, num_readers, resources=self._cluster.resources, now_s=now_s):
+            print(line, file=sys.stderr)
+
+    def _dismiss(self, slot: ReaderSlot | VLMSlot) -> None:
+        """End an actor for the sake of others: what it holds is begun again, and nobody is suspected."""
+        self._forget(slot)
+        if isinstance(slot, ReaderSlot):
+            self._readers.remove(slot)
             return
-        waited_s = now_s - self._short_since_s
-        message = (
-            f"waiting for actors for {waited_s:.0f} s: {num_vlms} VLM actors of at least {self._fewest_vlms} and "
-            f"{num_readers} readers stand; the cluster has {self._cluster.resources()}"
-        )
-        if waited_s >= START_TIMEOUT_S:
-            raise ClusterError(f"{message}; lower runtime.gpus_per_actor, cpus_per_actor or num_vlm_actors.min")
-        if now_s - self._said_waiting_s >= SAY_WAITING_EVERY_S:
-            self._said_waiting_s = now_s
-            print(message, file=sys.stderr)
+        self._vlms.remove(slot)
+        self._past_usage.append(slot.usage)
+        for lease in self._scheduler.all_running(slot.name):
+            self._scheduler.payload_lost(lease)

@@ -255,6 +255,9 @@ class _Cluster:
     def spawn_reader(self, make_loader) -> _Actor:
         return _Actor(WorkerUsage())
 
+    def placed(self, actor) -> _Answer:
+        return actor.start.remote()
+
     def wait(self, references, timeout_s):
         return list(references)
 
@@ -280,6 +283,7 @@ def test_actors_without_work_are_paid_for_too_and_a_dead_one_harms_no_end(tmp_pa
     cluster = _Cluster()
     scheduler = Scheduler([], lambda index: None, **nothing, **bounds)
     executor = RayExecutor(cluster, config, scheduler, make_loader=None, make_worker=None)
+    executor.turn()  # one of each kind, then the rest
     executor.turn()
     cluster.vlms[1].alive = False
     assert executor.usage() == [WorkerUsage(wall_s=9.0, start_s=1.0, idle_s=8.0), WorkerUsage()]
