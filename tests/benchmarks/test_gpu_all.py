@@ -83,5 +83,6 @@ def test_every_part_runs_on_cpu_and_measures_every_goal(tmp_path, monkeypatch):
     assert {name: part["status"] for name, part in written["parts"].items()} == {name: "ok" for name, *_ in PARTS}
     assert set(written["goals"]) == set(GOALS)
     assert all(goal["held"] != "open" for goal in written["goals"].values())
+    assert 0 < written["parts"]["pipeline"]["plan"]["pipeline"]["busy"] <= 1
     assert written["setting"]["kernels"] == "torch"
     assert written["machine"]["torch"] == torch.__version__
