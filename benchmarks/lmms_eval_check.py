@@ -63,7 +63,8 @@ def harness_answers(folder: Path) -> list[str]:
     subprocess.run([*command, "--log_samples"], cwd=ROOT, env=os.environ | offline, check=True)
     [samples] = (folder / "out").rglob("*_samples_illava_local.jsonl")
     rows = sorted(map(json.loads, samples.read_text().splitlines()), key=lambda row: row["doc_id"])
-    return [row["filtered_resps"][0] for row in rows]
+    # A list of one answer, or the answer itself, as the harness's filter left it.
+    return [found if isinstance(found, str) else found[0] for found in (row["filtered_resps"] for row in rows)]
 
 
 def job_answers(folder: Path, questions: Path) -> list[str]:
