@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -65,6 +66,15 @@ class VLLMSide:
         with suppress(BrokenPipeError):
             self._process.stdin.close()
         self._process.wait()
+
+
+def use_published_names(folder: str) -> None:
+    """Name the tower's weights as published checkpoints do, which vLLM asks for."""
+    file = Path(folder, "model.safetensors")
+    old, new = "vision_tower.", "vision_tower.vision_model."
+    weights = load_file(file)
+    named = {k if k.startswith(new) else k.replace(old, new, 1): weight for k, weight in weights.items()}
+    save_file(named, file, metadata={"format": "pt"})
 
 
 def unexpanded(prompt_ids: tuple[int, ...], video_token_id: int) -> list[int]:
@@ -132,6 +142,7 @@ def main() -> None:
         model = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype=args.dtype).eval()
         vlm = VLM(LlavaOnevision(model, AutoTokenizer.from_pretrained(folder), load_preprocessor(folder)))
         args.video_token_id, stock = model.config.video_token_id, Stock(vlm, model)
+        use_published_names(folder)
         with VLLMSide(args.vllm, folder, args.dtype) as vllm:
             for batch, num_frames in zip(args.batch, frames, strict=True):
                 cells.append(measure(vllm, vlm, stock, batch=batch, frames=num_frames, args=args))
