@@ -34,15 +34,16 @@ def done_items(uri: str, recipe_digest: str, *, own_run_uri: str) -> DoneItems:
     Args:
         uri: a run folder, or a folder of run folders.
         recipe_digest: rows of another recipe do not count.
-        own_run_uri: the run that asks; its own parts do not count. Where it lies in ``uri``, no earlier run is needed:
-            that is the first night.
+        own_run_uri: the run that asks; its own parts do not count. Where it lies directly in ``uri``, no earlier run
+            is needed: that is the first night.
 
     Raises:
         InputError: no run is there, and none is about to be.
     """
-    own = own_run_uri.rstrip("/")
-    runs = [run for run in _runs(uri) if run != own]
-    if not runs and not own.startswith(uri.rstrip("/") + "/"):
+    # In normal form: a run that took its own parts for another's would change its manifest and not resume.
+    own, earlier = (storage.check_uri(one).rstrip("/") for one in (own_run_uri, uri))
+    runs = [run for run in _runs(earlier) if run != own]
+    if not runs and own.rpartition("/")[0] != earlier:
         raise InputError(
             f"input.skip_done_in: {uri} holds no run, neither itself nor one folder deeper (no run.json); name an "
             "earlier output.uri, or the folder in which each night's output.uri lies"
@@ -53,7 +54,7 @@ def done_items(uri: str, recipe_digest: str, *, own_run_uri: str) -> DoneItems:
 def _runs(uri: str) -> list[str]:
     names = storage.list_names(uri)
     if "run.json" in names:
-        return [uri.rstrip("/")]
+        return [uri]
     folders = [storage.join(uri, name.rstrip("/")) for name in names if name.endswith("/")]
     return [folder for folder in folders if storage.exists(storage.join(folder, "run.json"))]
 

@@ -276,6 +276,29 @@ def test_each_night_does_what_no_earlier_night_has_done(config, root):
     assert len(night(4, seed=7).manifest) == 7
 
 
+def test_a_night_knows_its_own_folder_however_it_is_written(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    put_media("in", 4)
+
+    def night(uri):
+        return open_run(
+            config(input={"uri": "in", "skip_done_in": f"file://{tmp_path}/captions/"}, output={"uri": uri})
+        )
+
+    complete(night("captions/night-1"))
+    assert night("./captions/night-1").resumed
+    assert night("captions/night-2").manifest.num_done == 4
+
+
+def test_nights_that_lie_deeper_than_they_are_looked_for_are_refused(config, tmp_path):
+    media, dataset = storage.join(str(tmp_path), "in"), storage.join(str(tmp_path), "captions")
+    put_media(media, 1)
+    with pytest.raises(InputError, match="one folder deeper"):
+        build_manifest(
+            config(input={"uri": media, "skip_done_in": dataset}, output={"uri": f"{dataset}/november/night-1"})
+        )
+
+
 def test_nothing_new_is_an_empty_manifest_not_an_error(config, root):
     media, old = storage.join(root, "in"), storage.join(root, "out")
     put_media(media, 3)
