@@ -60,7 +60,7 @@ def read_json(text: str, schema: dict[str, Any]) -> str:
         written = json.dumps(value, ensure_ascii=False, allow_nan=False)
         written.encode()  # a lone surrogate is JSON to Python, but no text that could be stored
         error = next(_validator(json.dumps(schema)).iter_errors(value), None)
-    except (ValueError, RecursionError) as problem:
+    except (ValueError, OverflowError, RecursionError) as problem:  # a number may be too large to be checked
         raise InvalidAnswerError(f"not JSON: {problem}") from problem
     if error is not None:
         raise InvalidAnswerError(f"{error.json_path}: {error.message}")

@@ -270,6 +270,8 @@ def test_what_is_not_the_json_that_was_asked_for_is_refused(text) -> None:
     assert schema_problem(SCHEMA) is None
     with pytest.raises(InvalidAnswerError, match="surrogate"):
         read_json('"\\ud800"', {})
+    with pytest.raises(InvalidAnswerError, match="too large"):
+        read_json("1" + "0" * 400, {"multipleOf": 0.5})
 
 
 def test_videos_among_documents_are_refused(tmp_path) -> None:
