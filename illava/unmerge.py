@@ -1,8 +1,9 @@
 """Un-merging: cells that were dropped or merged away in the tower come back before pooling or the 2x2 merger.
 
 Each dropped cell keeps what it held when it left and takes over what has happened since to the survivors most like
-it: x_i + mean over k of (x_k' - x_k), k the survivors of largest cosine with x_i in its segment, x_k as they left that
-step, x_k' as they are now. A survivor is as it is now. Steps are undone last first. Knows no tower and no reducer.
+it: x_i + mean over k of (x_k' - x_k), k the survivors of largest cosine with x_i in its segment (all of them where it
+has no more), x_k as they left that step, x_k' as they are now. A survivor is as it is now. Steps are undone last
+first. Knows no tower and no reducer.
 
 Source: a delta reconstruction of ours over nearest survivors; the idea of un-merging a token to its sources' places is
 ToMe's for dense outputs (arXiv 2303.17604, facebookresearch/ToMeSD), which copies the merged token instead.
@@ -34,35 +35,38 @@ class _Undo:
         after_KD: hidden states that came out.
         near_Tn: int64, for each token that went in the survivors it follows, nearest first; a survivor's first is
             itself.
+        num_near_T1: int64, how many of these count: a segment may have fewer survivors than another has neighbours.
     """
 
     assignment: Assignment
     before_TD: Tensor
     after_KD: Tensor
     near_Tn: Tensor
+    num_near_T1: Tensor
 
     @classmethod
     def of(
         cls, assignment: Assignment, lengths: tuple[int, ...], before_TD: Tensor, after_KD: Tensor, num_neighbours: int
     ) -> _Undo:
         """Find each token's survivors; ``lengths`` as the step's reducer saw them."""
-        near_Tn = _nearest(before_TD, after_KD, lengths, assignment.lengths, num_neighbours)
+        near_Tn, num_near_T1 = _nearest(before_TD, after_KD, lengths, assignment.lengths, num_neighbours)
         near_Tn[assignment.kept_K, 0] = torch.arange(assignment.num_kept, device=near_Tn.device)
-        return cls(assignment, before_TD, after_KD, near_Tn)
+        return cls(assignment, before_TD, after_KD, near_Tn, num_near_T1)
 
     def apply(self, now_KD: Tensor) -> Tensor:
         """Hidden states as they are now, [K, D], with the dropped cells restored: [T, D]."""
         moved_KD = now_KD.float() - self.after_KD.float()
         moved_TD = moved_KD[self.near_Tn[:, 0]]
         for n in range(1, self.near_Tn.shape[1]):  # a neighbour at a time: no [T, n, D] is ever whole in memory
-            moved_TD = moved_TD + moved_KD[self.near_Tn[:, n]]
-        restored_TD = (self.before_TD.float() + moved_TD / self.near_Tn.shape[1]).to(now_KD.dtype)
+            moved_TD = moved_TD + torch.where(n < self.num_near_T1, moved_KD[self.near_Tn[:, n]], 0.0)
+        restored_TD = (self.before_TD.float() + moved_TD / self.num_near_T1).to(now_KD.dtype)
         return restored_TD.index_copy(0, self.assignment.kept_K, now_KD)
 
     def matrix(self) -> Tensor:
         """Sparse float32 [T, K]; see `Unmerging.matrix`."""
         num_tokens, num_near = self.near_Tn.shape
-        near_Tn, weight_Tn = self.near_Tn.clone(), torch.full_like(self.near_Tn, 1 / num_near, dtype=torch.float32)
+        near_Tn = self.near_Tn.clone()
+        weight_Tn = (torch.arange(num_near, device=near_Tn.device) < self.num_near_T1) / self.num_near_T1
         kept_K = self.assignment.kept_K
         near_Tn[kept_K] = torch.arange(self.assignment.num_kept, device=near_Tn.device)[:, None]
         index = torch.stack(
@@ -128,13 +132,19 @@ class Unmerging:
 
 def _nearest(
     token_TD: Tensor, survivor_KD: Tensor, lengths: tuple[int, ...], kept: tuple[int, ...], num_neighbours: int
-) -> Tensor:
-    """int64 [T, n], nearest first; n is the smallest segment's survivors at most. No N x M map is ever whole."""
+) -> tuple[Tensor, Tensor]:
+    """int64 [T, n], nearest first, and how many of them count: [T, 1]. No N x M map is ever whole.
+
+    A segment of fewer than n survivors repeats its nearest.
+    """
     token_SND, survivor_SMD = pad(unit(token_TD), lengths, 0.0), pad(unit(survivor_KD), kept, 0.0)
     outside_S1M = ~inside(kept, survivor_SMD.shape[1], token_TD.device)[:, None]
-    num_near, best = min(num_neighbours, *kept), []
+    num_near, best = min(num_neighbours, max(kept)), []
     for block_SBD in token_SND.split(_BLOCK_ROWS, dim=1):
         cosine_SBM = torch.bmm(block_SBD, survivor_SMD.transpose(1, 2)).masked_fill_(outside_S1M, float("-inf"))
         best.append(cosine_SBM.topk(num_near, dim=-1).indices)
-    near_SNn = torch.cat(best, 1) + offsets(kept, token_TD.device)[:, None, None]
-    return unpad(near_SNn, lengths)
+    own_S11 = torch.tensor(kept, device=token_TD.device).clamp(max=num_near)[:, None, None]
+    near_SNn = torch.cat(best, 1)
+    near_SNn = torch.where(torch.arange(num_near, device=near_SNn.device) < own_S11, near_SNn, near_SNn[..., :1])
+    near_SNn = near_SNn + offsets(kept, token_TD.device)[:, None, None]
+    return unpad(near_SNn, lengths), unpad(own_S11.expand(-1, near_SNn.shape[1], 1), lengths)
