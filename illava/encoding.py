@@ -17,7 +17,7 @@ from illava.lifecycle import LiveRequest
 from illava.media.stage import MediaStage
 from illava.prompt import assemble
 from illava.scopes import planned_lengths
-from illava.sharing import beginning, encode_once, medium_keys
+from illava.sharing import KnownMedia, beginning, encode_once, medium_keys
 
 
 class EncodingStage:
@@ -26,15 +26,23 @@ class EncodingStage:
     Args:
         family: the loaded model.
         media: stage ``media`` of its plans.
+        known: the media in flight: what that stage leaves of equal media is equal, too.
         cache: the pool that an assembled prompt must fit into.
         max_patches: patches of one tower call, unless a single request has more.
         max_companions: requests taken beyond the room, since their media are encoded for others.
     """
 
     def __init__(
-        self, family: Family, media: MediaStage, cache: PagedCache, *, max_patches: int, max_companions: int
+        self,
+        family: Family,
+        media: MediaStage,
+        known: KnownMedia,
+        cache: PagedCache,
+        *,
+        max_patches: int,
+        max_companions: int,
     ) -> None:
-        self._family, self._media, self._cache = family, media, cache
+        self._family, self._media, self._known, self._cache = family, media, known, cache
         self._max_patches, self._max_companions = max_patches, max_companions
 
     def choose(self, waiting: Iterable[LiveRequest], room: int) -> list[LiveRequest]:
@@ -65,7 +73,7 @@ class EncodingStage:
     def run(self, group: Sequence[LiveRequest]) -> list[Outcome]:
         """Stage ``media``, then tower, projector and layout in packed calls, then each request's prompt."""
         for live in group:
-            live.show(self._media.apply(live.request, live.plan))
+            live.show(self._known.unify(self._media.apply(live.request, live.plan)))
         for live, encoded in zip(group, encode_once(self._family, group), strict=True):
             live.encoded = encoded
         return [self._assemble(live) for live in group]

@@ -83,14 +83,13 @@ class Engine:
         self.max_vision_patches, self.max_prefill_tokens = max_vision_patches, max_prefill_tokens
         self.device_busy_s = 0.0
         self._now, self._draw = now, draw
-        self._media = MediaStage(family)
+        self._media, self._known = MediaStage(family), KnownMedia()
         self._encoding = EncodingStage(
-            family, self._media, cache, max_patches=max_vision_patches, max_companions=max_batch_requests
+            family, self._media, self._known, cache, max_patches=max_vision_patches, max_companions=max_batch_requests
         )
         self._prefills = PrefillStage(
             family.decoder, cache, max_tokens=max_prefill_tokens, max_chunk_tokens=max_chunk_tokens, draw=draw
         )
-        self._known = KnownMedia()
         self._waiting: deque[LiveRequest] = deque()
         self._encoded: deque[LiveRequest] = deque()
         self._running: list[LiveRequest] = []
@@ -131,9 +130,10 @@ class Engine:
         Errors of one request end up in its generation. What else is raised (out of memory, a device error) leaves
         all requests where they were: `cancel_all` frees them.
         """
-        self._encode()
-        self._prefill()
-        self._decode()
+        with torch.cuda.device_of(self.cache.k_pool_PSGd):  # our kernels and graphs go to the current device
+            self._encode()
+            self._prefill()
+            self._decode()
         finished, self._finished = self._finished, []
         return finished
 

@@ -1,9 +1,9 @@
 """What requests have in common, so that it is computed once: equal media, and equal beginnings of prompts.
 
 Media are equal by content, compared byte for byte, whoever loaded them. Their encoding is shared by requests of one
-group (one plan), unless a reducer draws in the tower: then each request's own seed decides. Prompts that begin alike
-hold equal keys and values there as long as nothing in the decoder looks at what follows: that is so without decoder
-steps. Knows the family's interface; nothing of layers, pages or scheduling.
+group (one plan), unless a reducer draws in the tower or compares pictures with the question: then each request's own
+seed or text decides. Prompts that begin alike hold equal keys and values there as long as nothing in the decoder looks
+at what follows: that is so without decoder steps. Knows the family's interface; nothing of layers, pages or scheduling.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _IN_DECODER = ("decoder_input", "decoder_layer")
 
 
 class KnownMedia:
-    """The pixels of all media in flight, so that equal ones become one array; forgets what nobody holds any more."""
+    """The arrays of all media in flight, so that equal ones become one array; forgets what nobody holds any more."""
 
     def __init__(self) -> None:
-        self._tiles: WeakValueDictionary[Hashable, np.ndarray] = WeakValueDictionary()
+        self._arrays: WeakValueDictionary[Hashable, np.ndarray] = WeakValueDictionary()
 
     def unify(self, request: Request) -> Request:
         """The request, its media replaced by equal ones in flight."""
@@ -39,19 +39,27 @@ class KnownMedia:
         return replace(request, content=content)
 
     def _known(self, medium: VisualInput) -> VisualInput:
-        tiles = medium.tiles
         # A sixteenth of rows and columns finds the candidate; only a candidate is compared in full.
-        sample = zlib.crc32(np.ascontiguousarray(tiles[:, ::16, ::16]).data)
-        known = self._tiles.setdefault((tiles.shape, tiles.dtype.str, sample), tiles)
-        return replace(medium, tiles=known) if known is not tiles and np.array_equal(known, tiles) else medium
+        tiles = self._same(medium.tiles, medium.tiles[:, ::16, ::16])
+        owner = None if medium.owner is None else self._same(medium.owner, medium.owner)
+        return replace(medium, tiles=tiles, owner=owner)
+
+    def _same(self, array: np.ndarray, sample: np.ndarray) -> np.ndarray:
+        """The equal array that is known already, or this one."""
+        key = (array.shape, array.dtype.str, zlib.crc32(np.ascontiguousarray(sample).data))
+        known = self._arrays.setdefault(key, array)
+        return known if known is array or np.array_equal(known, array) else array
 
 
 def medium_keys(live: LiveRequest) -> list[Hashable]:
     """A key for each medium of a request, the same where one encoding serves; valid while the media are alive."""
     drawn = any("seed" in step.reducer.evidence(step.stage) for step in live.plan.steps if step.stage in _IN_TOWER)
     seeds = live.medium_seeds if drawn else (0,) * len(live.media)
+    reducer = live.plan.at("media")
+    compared = reducer is not None and reducer.text_scorer is not None
+    text = tuple(part for part in live.request.content if isinstance(part, str)) if compared else ()
     return [
-        (id(medium.tiles), id(medium.owner), medium.kind, medium.original_size, medium.timestamps_s, seed)
+        (id(medium.tiles), id(medium.owner), medium.kind, medium.original_size, medium.timestamps_s, seed, text)
         for medium, seed in zip(live.media, seeds, strict=True)
     ]
 

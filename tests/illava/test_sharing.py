@@ -21,6 +21,8 @@ def plan_of(*steps):
 
 VISION = {"stage": "vision_block", "layers": [3], "reducer": {"kind": "illava", "keep_ratio": 0.6}}
 DRAWN = {"stage": "vision_block", "layers": [3], "reducer": {"kind": "random", "keep_ratio": 0.6}}
+FRAMES = {"stage": "media", "reducer": {"kind": "fewer_frames", "num_frames": 3}}
+CELLS = {"stage": "media", "reducer": {"kind": "pixel_dedup", "threshold": 250}}
 DECODER = {"stage": "decoder_layer", "layers": [2], "reducer": {"kind": "illava", "keep_ratio": 0.5, "per": "prompt"}}
 
 
@@ -61,7 +63,10 @@ class Watch:
         monkeypatch.setattr(family.decoder, "project", counted)
 
 
-@pytest.mark.parametrize("plan", [EMPTY_PLAN, plan_of(VISION), plan_of(VISION, DECODER), plan_of(DRAWN)])
+ALIKE = [EMPTY_PLAN, plan_of(VISION), plan_of(FRAMES), plan_of(CELLS, VISION)]
+
+
+@pytest.mark.parametrize("plan", [*ALIKE, plan_of(VISION, DECODER), plan_of(DRAWN)])
 def test_questions_on_one_medium_are_answered_as_if_alone(vlm, video, plan, monkeypatch):
     requests = asked_of(video)
     alone = [vlm.generate([request], plan=plan)[0] for request in requests]
@@ -74,7 +79,7 @@ def test_questions_on_one_medium_are_answered_as_if_alone(vlm, video, plan, monk
     decoded = 3 * (ANSWER.max_new_tokens - 1)
     prompts = sum(g.usage.num_prompt_tokens for g in together)
     page_size, visual = vlm.engine.cache.page_size, together[0].usage.num_vision_tokens_kept
-    if plan in (EMPTY_PLAN, plan_of(VISION)):
+    if plan in ALIKE:
         assert watch.tokens - decoded <= prompts - 2 * (visual // page_size * page_size)
     else:
         assert watch.tokens - decoded == prompts
