@@ -103,7 +103,7 @@ class ReductionPlan(BaseModel):
             if data.get("steps"):
                 raise ValueError("give either `preset` or `steps`, not both")
             shipped = preset(data["preset"], layout=data.get("layout")).model_dump()
-            return shipped | {key: data[key] for key in ("unmerge",) if key in data}
+            return shipped | {key: data[key] for key in data if key not in ("preset", "steps", "layout")}
         if isinstance(data, dict):
             return {key: value for key, value in data.items() if key != "preset"}
         return data

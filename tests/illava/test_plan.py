@@ -1,4 +1,4 @@
-"""Plans: the shipped presets against method.md's table, the YAML forms, refusals in words, and the digest."""
+"""Plans: the shipped presets against the table of the method, the YAML forms, refusals in words, and the digest."""
 
 from __future__ import annotations
 
@@ -106,7 +106,13 @@ def test_unmerge_needs_a_true_grid_and_something_to_undo():
     assert plan.digest() != read(f"steps: [{CUT % 1}]").digest()
     assert read("{preset: illava-image, unmerge: {}}").unmerge.num_neighbours == 4
     refuse("{unmerge: {}}", "restores what vision_block steps drop")
-    refuse(f"{{layout: released, unmerge: {{}}, steps: [{CUT % 1}]}}", "the true grid, which layout 'released' gives up")
+    gives_up = "the true grid, which layout 'released' gives up"
+    refuse(f"{{layout: released, unmerge: {{}}, steps: [{CUT % 1}]}}", gives_up)
+
+
+def test_nothing_given_beside_a_preset_is_dropped():
+    refuse("{preset: illava-image, budget: auto, epsilon: 0.2}", "chooses the steps itself")
+    refuse("{preset: illava-image, layuot: released}", "layuot")
 
 
 def test_proportional_attention_is_for_blocks_of_the_tower():
