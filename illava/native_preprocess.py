@@ -134,14 +134,14 @@ class NativePreprocessor(Preprocessor):
         """See `Preprocessor.shrink`: both sides by the root of the ratio, rounded down to whole groups."""
         height, width = medium.tiles.shape[1:3]
         factor = self.geometry.factor_px
-        small = tuple(max(1, int(side / factor * ratio**0.5 + 1e-6)) * factor for side in (height, width))
-        if small == (height, width):
+        low, narrow = (max(1, int(side / factor * ratio**0.5 + 1e-6)) * factor for side in (height, width))
+        if (low, narrow) == (height, width):
             raise PreprocessError(
                 f"a {medium.kind} of {width}x{height} px at model size has too few groups of {factor} px to be read at "
                 f"{ratio:g} of them; lower keep_ratio, or reduce with another method"
             )
         resample = self.image_resample if medium.kind == "image" else self.video_resample
-        return replace(medium, tiles=np.stack([resize(tile, *small, resample) for tile in medium.tiles]))
+        return replace(medium, tiles=np.stack([resize(tile, low, narrow, resample) for tile in medium.tiles]))
 
     def max_nbytes(self, num_frames: int) -> int:
         """See `Preprocessor.max_nbytes`; a count does not say whether it is of images or frames: the larger."""

@@ -7,7 +7,7 @@ Shape suffixes: T tokens packed end to end, S segments, K kept tokens, D channel
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -64,9 +64,9 @@ class Assignment:
 
     def to(self, device: torch.device) -> Assignment:
         """The same on another device."""
-        tensors = (self.kept_K, self.source_E, self.weight_E, self.target_G, self.size_G)
-        kept_K, *edges = (tensor.to(device, non_blocking=True) for tensor in tensors)
-        return Assignment(self.num_tokens, self.lengths, kept_K, *edges, self.group_size)
+        kept_K, source_E, weight_E = self.kept_K.to(device), self.source_E.to(device), self.weight_E.to(device)
+        target_G, size_G = self.target_G.to(device), self.size_G.to(device)
+        return replace(self, kept_K=kept_K, source_E=source_E, weight_E=weight_E, target_G=target_G, size_G=size_G)
 
     def matrix(self) -> Tensor:
         """The mixing matrix as a coalesced sparse COO tensor, [K, T] float32."""

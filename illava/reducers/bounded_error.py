@@ -25,9 +25,8 @@ class BoundedError(Reducer):
 
     Groups are those of a farthest-first traversal: the first centre is the token nearest to the mean of all, every
     next one the token farthest from its own centre; each token belongs to the nearest centre, among equals to the
-    earlier. The first number of centres that keeps the bound is taken; n centres always do. A group's mean stands at its
-    centre.
-    Ties go to the earlier token. Separators (row = -1) are groups of their own, and not in X.
+    earlier. The first number of centres that keeps the bound is taken; n centres always do. A group's mean stands at
+    its centre. Ties go to the earlier token. Separators (row = -1) are groups of their own, and not in X.
 
     Costs k products of all tokens with one, k tokens kept, and a host synchronisation every few of them.
 
@@ -80,10 +79,8 @@ def _grouped(hidden_ND: Tensor, epsilon: float) -> Tensor:
     centre = (hidden_ND - hidden_ND.mean(0)).pow(2).sum(1).argmin()
     owner_N = centre.expand(num).clone()
     gap_N = (hidden_ND - hidden_ND[centre]).pow(2).sum(1)
-    done, answer_N = (
-        torch.zeros((), dtype=torch.bool, device=hidden_ND.device),
-        torch.arange(num, device=hidden_ND.device),
-    )
+    done = torch.zeros((), dtype=torch.bool, device=hidden_ND.device)
+    answer_N = torch.arange(num, device=hidden_ND.device)
     for step in range(num):
         mean_ND = group_mean(hidden_ND, ones_N, owner_N, num)
         fits = (hidden_ND - mean_ND[owner_N]).pow(2).sum() < allowed

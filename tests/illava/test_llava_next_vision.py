@@ -92,7 +92,7 @@ def test_each_of_several_images_is_tiled_and_equals_stock(tiny):
 
 
 def slow_tower(tiny, medium: VisualInput, merges: dict[int, int]):
-    """Stock layers, one tile at a time, with method.md's formula written out; CLS is token 0 and takes no part in it.
+    """Stock layers, one tile at a time, with the paper's formula written out; CLS is token 0 and takes no part in it.
 
     Returns projected survivors, (tile, row, col) of each, and the attention each received in the last block.
     """

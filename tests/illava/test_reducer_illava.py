@@ -13,7 +13,7 @@ from illava.tokens import Tokens, merge
 
 
 def _slow(score: list[float], hidden: torch.Tensor, num_removed: int) -> tuple[torch.Tensor, list[int]]:
-    """One segment, straight from method.md: the merged hidden states and the places that remain."""
+    """One segment, straight from the definition: the merged hidden states and the places that remain."""
     if num_removed == 0:
         return hidden, list(range(len(score)))
     ascending = sorted(range(len(score)), key=lambda j: (score[j], j))

@@ -61,9 +61,9 @@ CONFIGS = [
     {"kind": "frame_merging", "num_frames": 3},
     {"kind": "tome", "keep_ratio": 0.6, "proportional_attention": True},
 ]
-PRUNING = {"attention_pruning", "fastv", "random", "uniform_stride", "divprune", "scope", "vidcom2", "evs", "pyramiddrop"}
+PRUNING = {"attention_pruning", "fastv", "random", "uniform_stride", "divprune", "scope", "vidcom2", "evs"}
 PRUNING |= {"fewer_frames", "lower_resolution", "pixel_prune", "pixel_dedup", "clip_crop", "clipseg_crop"}
-PRUNING |= {"free_videollm"}
+PRUNING |= {"free_videollm", "pyramiddrop"}
 SHAPES_DECIDE = {"greedy", "pooling", "prumerge", "vidcom2", "frame_merging", "fewer_frames", "pixel_prune"}
 SHAPES_DECIDE |= {"pixel_dedup", "clip_crop", "clipseg_crop", "free_videollm", "bounded_error"}
 cases = pytest.mark.parametrize("config", CONFIGS, ids=lambda c: "-".join(str(v) for v in c.values()))
