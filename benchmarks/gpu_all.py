@@ -2,7 +2,7 @@
 
 Random weights made on the device (they say nothing about quality), forced lengths, sides interleaved in one run,
 medians and spread, CUDA events for stages. Each part has a budget of its own and the file is written after each: what
-was stopped says so, and keeps the rounds it had. `goals` puts the measured figures beside those of performance.md.
+was stopped says so, and keeps the rounds it had. `goals` puts the measured figures beside what is aimed at.
 
     python benchmarks/gpu_all.py --json benchmarks/results/gpu_all.json
     python benchmarks/gpu_all.py --dry-run --json /tmp/dry.json     # every part on CPU, tiny; its figures mean nothing
@@ -45,7 +45,7 @@ PARTS: tuple[tuple[str, Part, float], ...] = (
     ("batch_32", gpu_parts.batch_of(32), 120),
     ("pipeline", gpu_parts.pipeline, 90),
 )
-# What performance.md asks for: (where it stands, at least or at most, bound).
+# What is aimed at: (where it stands, at least or at most, bound).
 GOALS: dict[str, tuple[str, str, float]] = {
     "tower under the plan": ("batch_1.speedup.plan_vs_empty.tower", ">=", 1.6),
     "time to first token under the plan": ("batch_1.speedup.plan_vs_empty.first_token", ">=", 2.2),
