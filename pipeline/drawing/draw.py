@@ -49,9 +49,10 @@ def draw_job(config: JobConfig) -> list[str]:
     vlm, task, sampling = load_vlm(config), build_task(config.task), config.sampling
     params = SamplingParams(sampling.max_new_tokens, sampling.temperature, sampling.top_p, config.seed)
     written, sections, base = [], [], config.output.uri.rstrip("/")
-    for number, one in enumerate(loaded):
-        request = Request(one.item.item_id, task.content(one.item, one.media), params, trace=True)
-        section = draw_request(vlm, config, request, title=_title(one))
+    asked = [(one, *turn) for one in loaded for turn in enumerate(task.requests(one.item, one.media))]
+    for number, (one, window, content) in enumerate(asked):
+        request = Request(one.item.item_id, content, params, trace=True)
+        section = draw_request(vlm, config, request, title=_title(one) + f", window {window + 1}" * bool(window))
         sections.append(section)
         for order, figure in enumerate(section.figures):
             name = re.sub(r"[^a-z0-9]+", "-", figure.caption.split(":")[0].lower()).strip("-")

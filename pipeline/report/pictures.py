@@ -107,13 +107,13 @@ class _Tracer:
             return [Picture("kept tokens", reason=self._reason)]
         self._left -= 1
         try:
-            done = self._trace(loaded)
+            return self._trace(loaded, text)
         except Exception as error:  # a model that runs on the cluster may fail here in any way; the report goes on
             self._reason = f"the model cannot be run here: {type(error).__name__}: {error}"
             return [Picture("kept tokens", reason=self._reason)]
-        return list(_drawn(loaded, done, text))
 
-    def _trace(self, loaded: LoadedItem) -> Generation:
+    def _trace(self, loaded: LoadedItem, text: str) -> list[Picture]:
+        """Of the item's first request: the row's text is the answer to all of them."""
         from illava.requests import Request, SamplingParams
         from pipeline.tasks import build_task
         from pipeline.worker import load_vlm
@@ -123,18 +123,19 @@ class _Tracer:
         self._vlm = self._vlm or load_vlm(config)
         drawn = config.sampling
         params = SamplingParams(drawn.max_new_tokens, drawn.temperature, drawn.top_p, config.seed)
-        content = build_task(config.task).content(loaded.item, loaded.media)
+        content, *further = build_task(config.task).requests(loaded.item, loaded.media)
         request = Request(loaded.item.item_id, content, params, trace=True)
         (done,) = self._vlm.generate([request], plan=config.reduction)
         if done.error is not None:
             raise done.error
-        return done
+        tiles = [part.tiles for part in content if not isinstance(part, str)]
+        return list(_drawn(tiles, done, text=None if further else text))
 
 
-def _drawn(loaded: LoadedItem, done: Generation, text: str) -> Iterator[Picture]:
+def _drawn(tiles: Sequence[np.ndarray], done: Generation, *, text: str | None) -> Iterator[Picture]:
     if done.trace is None:
         raise RuntimeError(f"request {done.request_id!r} was answered without the trace it asked for")
-    sheets = _spread(sheets_of(done.trace.patch_place.numpy(), [one.tiles for one in loaded.media]), _MAX_SHEETS)
+    sheets = _spread(sheets_of(done.trace.patch_place.numpy(), tiles), _MAX_SHEETS)
     steps = done.trace.steps
     num_before = next((n for n, step in enumerate(steps) if step.stage == "decoder_layer"), len(steps))
     ends = {"into the language model": num_before, "in its last layer": len(steps)}
@@ -143,7 +144,7 @@ def _drawn(loaded: LoadedItem, done: Generation, text: str) -> Iterator[Picture]
         cells = cells_of(replace(done.trace, steps=steps[:upto]))[-1]
         image = side_by_side([draw_cells(sheet, cells.owner_P) for sheet in sheets], per_row=2)
         yield Picture(f"kept tokens {name}: {_counted(cells)}", png(image))
-    if done.text.strip() != text.strip():
+    if text is not None and done.text.strip() != text.strip():
         yield Picture("the answer here differs from the row's", reason=done.text)
 
 

@@ -105,7 +105,9 @@ class SweepConfig(Section):
         return {"kind": "caption", **task} if isinstance(task, dict) else task
 
     @model_validator(mode="after")
-    def _names_exist_once(self) -> SweepConfig:
+    def _can_be_measured(self) -> SweepConfig:
+        if self.task.kind == "document":
+            raise ValueError("task: a sweep asks one request an item, and a document is asked window by window")
         for name in self.only or ():
             if name not in self.tables:
                 raise ValueError(f"only: no table {name!r}; the tables are: {', '.join(self.tables)}")

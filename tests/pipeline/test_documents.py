@@ -26,6 +26,7 @@ from pipeline.inputs import build_manifest
 from pipeline.json_answers import InvalidAnswerError, read_json, schema_problem
 from pipeline.loading.loader import Loader
 from pipeline.records import MediaItem
+from pipeline.report.write import write_report
 from pipeline.rows import RunInfo
 from pipeline.runner import build_loader, run_job
 from pipeline.verify_rows import check_row
@@ -319,6 +320,9 @@ def test_the_job_reads_documents_with_the_bundled_model(tmp_path) -> None:
     [row] = read_rows(tmp_path / "out")
     assert [one["status"] for one in row["pages"]] == ["ok", "ok"]
     assert violations(tmp_path / "out") == []
+    report = Path(write_report(str(tmp_path / "out"), num_samples=1, num_overlays=1)).read_text()
+    assert "kept tokens in its last layer: " in report, "of the first window, as it was asked"
+    assert "differs from the row" not in report
 
 
 @pytest.mark.long

@@ -154,6 +154,7 @@ def test_names_and_models_are_checked(folder, onevision_folder) -> None:
         ({"only": ["other"]}, "no table 'other'"),
         ({"tables": {"t": [whole | {"models": ["7b"]}]}}, "no model '7b'"),
         ({"tables": {"t": [whole, whole]}}, "two rows 'whole'"),
+        ({"task": {"kind": "document"}}, "window by window"),
     ):
         with pytest.raises(ValueError, match=message):
             config_of(folder, onevision_folder, **changes)
