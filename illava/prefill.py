@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from illava.attention import chunk_attention, packed_attention
+from illava.attention_maps import watcher
 from illava.cache import BatchPages, PagedCache
 from illava.decoder_reduction import DecoderReduction
 from illava.errors import ReductionDidNotFireError
@@ -73,7 +74,9 @@ class PrefillRun:
         """Begin; see `Decoder.begin_prefill`."""
         self._decoder, self._cache, self._pages = decoder, cache, pages
         self._reduction = DecoderReduction(plan, seeds=seeds, traced=traced, scale=decoder.scale)
-        self._bounds = [0, *plan.layers("decoder_layer"), decoder.num_layers]
+        # Who watches the attention is shown every layer: each is a group of its own then.
+        starts = plan.layers("decoder_layer") if watcher() is None else range(1, decoder.num_layers)
+        self._bounds = [0, *starts, decoder.num_layers]
         self._held = tuple(held) or (0,) * len(prompts.lengths)
         if any(self._held) and (len(self._bounds) > 2 or plan.at("decoder_input") is not None):
             raise ValueError("keys held already can be used where no step acts in the decoder")

@@ -151,7 +151,7 @@ def _suggestion(path: str, location: tuple[int | str, ...], schema: type[BaseMod
     near = difflib.get_close_matches(key, siblings, 1)
     if near:
         return f"; did you mean {f'{parent}.' * bool(parent)}{near[0]}?"
-    everywhere = dict(_all_keys(schema, ""))
+    everywhere = dict(sorted(_all_keys(schema, ""), key=lambda named: -named[1].count(".")))  # the shallowest stays
     elsewhere = difflib.get_close_matches(key, everywhere, 1, 0.75)
     if elsewhere:
         return f"; did you mean {everywhere[elsewhere[0]]}?"

@@ -111,7 +111,7 @@ def test_a_sleep_in_every_stage_of_a_real_run_appears_in_that_stage_alone(tmp_pa
     places = {
         "fetch_s": (Staging, "get"),
         "vision_s": (vlm.family, "encode"),
-        "prefill_s": (vlm.family.decoder, "prefill"),
+        "prefill_s": (vlm.family.decoder, "begin_prefill"),
         "decode_s": (vlm.family.decoder, "decode"),
     }
     for stage, (owner, name) in places.items():
