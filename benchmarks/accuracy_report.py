@@ -28,6 +28,30 @@ def text_table(plans: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+SHOWN_TASKS = ("scene", "small", "chart", "document", "direction", "video", "easy_vqa", "caption")
+
+
+def short_table(result: dict[str, Any]) -> str:
+    """For the README: a row a plan, a column a task that counts; exact match in per cent, difference and interval."""
+    plans = result["plans"]
+    tasks = [task for task in SHOWN_TASKS if task in plans["none"]["tasks"]]
+    heads = (f"{task} ({plans['none']['tasks'][task]['num_questions']:.0f})" for task in tasks)
+    lines = [f"| plan | patches | LLM, pictures / clips | {' | '.join(heads)} |", "|---" * (len(tasks) + 3) + "|"]
+    for name, plan in plans.items():
+        share = f"{plan['last_layer_ratio']:.0%} / {plan['clip_last_layer_ratio']:.0%}"
+        cells = (_short_cell(plan["tasks"][task], is_reference=name == "none") for task in tasks)
+        shown = name.removeprefix("compare:")
+        lines.append(f"| {shown} | {plan['patches_kept']:.0%} | {share} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _short_cell(task: dict[str, float], *, is_reference: bool) -> str:
+    percent = {name: 100 * value for name, value in task.items()}
+    if is_reference:
+        return f"**{percent['accuracy']:.1f}** [{percent['low']:.1f}, {percent['high']:.1f}]"
+    return f"{percent['difference']:+.1f} [{percent['difference_low']:+.1f}, {percent['difference_high']:+.1f}]"
+
+
 def _cell(task: dict[str, float], *, is_reference: bool) -> str:
     if is_reference:
         return f"{task['accuracy']:.3f} [{task['low']:.3f}, {task['high']:.3f}]"

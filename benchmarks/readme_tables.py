@@ -202,12 +202,34 @@ def ray_data_table() -> str:
     return "\n".join(lines)
 
 
+def accuracy_table() -> str:
+    """What the toy's answers keep, on the whole frozen set."""
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.accuracy_report import short_table
+
+    (result,) = (found for found in _results("accuracy") if found["setting"]["scale"] == 1)
+    return short_table(result)
+
+
+def compared_table() -> str:
+    """Every method at equal kept tokens, on a part of the frozen set."""
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.accuracy_report import short_table
+
+    (result,) = (found for found in _results("accuracy") if found["setting"]["scale"] < 1)
+    return short_table(result)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "speed": speed_table,
     "family-speed": family_speed_table,
     "methods": methods_table,
     "families": family_table,
     "reducer-overhead": overhead_table,
+    "pipeline": pipeline_table,
+    "ray-data": ray_data_table,
+    "accuracy": accuracy_table,
+    "compared": compared_table,
 }
 
 

@@ -39,8 +39,9 @@ class Budget:
 class Allowance:
     """Whether a running command may begin another shard.
 
-    Money is counted from above: every VLM actor that may exist is paid for from the start on, whether it works, loads
-    or waits; readers' CPU seconds and storage requests are the rows' own.
+    What is begun is finished, so a budget for fewer than ``max_open_shards * items_per_shard`` items is overshot. Money
+    is counted from above: every VLM actor that may exist is paid for from the start on, whether it works, loads or
+    waits; readers' CPU seconds and storage requests are the rows' own.
 
     Args:
         config: prices and actors.
@@ -57,18 +58,18 @@ class Allowance:
         """False once what is spent, and what finishing ``num_in_work`` items will take at the rate so far, is all."""
         if self._budget is None:
             return True
-        spent, num_rows = self.spent(), self._tally.num_rows
+        spent, num_rows = self._spent(self._budget), self._tally.num_rows
         if num_rows and self._spent_at_first_row is None:
             self._spent_at_first_row = spent
-        if num_rows < _MIN_ROWS:
+        if self._spent_at_first_row is None or num_rows < _MIN_ROWS:
             return spent < self._budget.limit
         rate = (spent - self._spent_at_first_row) / (num_rows - 1)
         return spent + rate * num_in_work < self._budget.limit
 
-    def spent(self) -> float:
+    def _spent(self, budget: Budget) -> float:
         """So far, in the budget's unit; the rows' device seconds, paid with the actors, are not paid twice."""
         wall_s = time.monotonic() - self._began_s
-        if self._budget.unit == "s":
+        if budget.unit == "s":
             return wall_s
         standing_s = wall_s * self._config.runtime.num_vlm_actors.max
         return actors_usd(self._config, standing_s - self._tally.gpu_s) + self._tally.cost_usd

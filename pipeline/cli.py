@@ -83,6 +83,8 @@ def _run(options: argparse.Namespace, when_finished: Callable[[str], str] | None
     config = _config(options)
     if options.probe is not None and not options.plan:
         raise ConfigError("--probe measures for a plan; give --plan --probe N")
+    if options.plan and (options.budget or options.one_line):
+        raise ConfigError("--plan runs nothing, so --budget and --one-line mean nothing beside it; leave them out")
     if options.plan:
         return _plan(config, options)
     from pipeline.budget import parse_budget

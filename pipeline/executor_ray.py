@@ -21,6 +21,7 @@ from pipeline.lease import Lease
 from pipeline.loading.load_report import ItemLoader, ReadingUsage
 from pipeline.passage import Passage, loaded_together
 from pipeline.pool import Patience, change
+from pipeline.redaction import redacted, visible
 from pipeline.scheduler import Scheduler
 from pipeline.worker import VLMWorker, WorkerUsage
 
@@ -145,7 +146,7 @@ class RayExecutor:
 
     def _reader_lost(self, reader: ReaderSlot, reason: Exception) -> None:
         num_items = sum(len(lease.group) for lease in reader.queue)
-        print(f"a reader was lost ({reason}); its {num_items} items are started again", file=sys.stderr)
+        print(f"a reader was lost ({visible(str(reason))}); its {num_items} items are started again", file=sys.stderr)
         self._forget(reader)
         self._readers.remove(reader)
         self._scheduler.reader_lost(reader.queue)
@@ -228,11 +229,12 @@ class RayExecutor:
 
     def _vlm_lost(self, vlm: VLMSlot, reason: Exception, *, timed_out: bool = False) -> None:
         num_items = self._scheduler.num_running(vlm.name)
-        print(f"a VLM actor was lost ({reason}); its {num_items} items are started again", file=sys.stderr)
+        said = visible(str(reason))
+        print(f"a VLM actor was lost ({said}); its {num_items} items are started again", file=sys.stderr)
         self._forget(vlm)
         self._vlms.remove(vlm)
         self._past_usage.append(vlm.usage)
-        self._scheduler.worker_lost(vlm.name, str(reason), timed_out=timed_out)
+        self._scheduler.worker_lost(vlm.name, redacted(str(reason)), timed_out=timed_out)
         self._vlm_deaths.one_more(reason, while_starting=not vlm.started)
 
     # --- both

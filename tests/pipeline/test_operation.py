@@ -26,17 +26,20 @@ DASHBOARD = ROOT / "configs" / "grafana" / "illava_jobs.json"
 SNIPPETS = {
     "pandas": """
 import pandas
+
 rows = pandas.read_parquet(f"{RUN}/data")
 failed = rows[rows.status == "failed"][["uri", "error_type", "error_message"]]
 """,
     "duckdb": """
 import duckdb
+
 rows = duckdb.sql(f"SELECT * FROM '{RUN}/data/*.parquet'")
 kept = duckdb.sql("SELECT status, count(*), sum(num_vision_tokens_kept) FROM rows GROUP BY status")
 """,
     "datasets": """
 import pyarrow.parquet
 from datasets import Dataset
+
 rows = Dataset(pyarrow.parquet.read_table(f"{RUN}/data").drop_columns("fields"))  # datasets has no type for a map
 texts = rows.filter(lambda row: row["status"] == "ok").select_columns(["uri", "text"])
 """,
