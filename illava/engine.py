@@ -203,7 +203,7 @@ class Engine:
         token_B = torch.tensor([live.token_ids[-1] for live in group], device=self.decoder.device)
         inputs = StepInputs(pages, torch.stack(positions, 1), token_B)
         if self.graphs is None:
-            step = partial(decode_step, self.decoder, self.family.embed, self.cache, inputs)
+            step: Callable[[], Tensor] = partial(decode_step, self.decoder, self.family.embed, self.cache, inputs)
         else:
             inputs, step = self.graphs.load(inputs)
         sampling = SamplingBatch.of([live.request.sampling for live in group], self.decoder.device)

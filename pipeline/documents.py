@@ -92,7 +92,11 @@ class Document(Task):
     def _answered(self, page: int, window: int, generation: Generation) -> PageRow:
         if generation.error is not None:
             return _failed(page, window, *classify(generation.error), **_counts(generation))
-        answer = {"text": generation.text, "finish_reason": generation.finish_reason, **_counts(generation)}
+        answer: dict[str, Any] = {
+            "text": generation.text,
+            "finish_reason": generation.finish_reason,
+            **_counts(generation),
+        }
         if self.config.json_schema is None:
             return PageRow(page, window, **answer)
         try:
@@ -118,6 +122,6 @@ def _failed(page: int, window: int | None, error_type: str, message: str, **answ
     return PageRow(page, window, "failed", error_type, printable(message, _MESSAGE_CHARS), **answer)
 
 
-def _counts(generation: Generation) -> dict[str, int]:
+def _counts(generation: Generation) -> dict[str, Any]:
     names = ("num_vision_tokens", "num_vision_tokens_kept", "num_decoder_tokens_kept", "num_generated_tokens")
     return {name: getattr(generation.usage, name) for name in names} if generation.usage else {}

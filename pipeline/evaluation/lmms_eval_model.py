@@ -150,7 +150,9 @@ def content_of(context: str, media: Sequence[VisualInput]) -> tuple[str | Visual
         return (*media, context)
     if len(texts) - 1 != len(media):
         raise RequestError(f"the prompt has {len(texts) - 1} times {IMAGE} for {len(media)} media")
-    parts = [part for text, medium in zip(texts, [*media, ""], strict=True) for part in (text, medium)]
+    parts: list[str | VisualInput] = [texts[0]]
+    for text, medium in zip(texts[1:], media, strict=True):
+        parts += [medium, text]
     return tuple(part for part in parts if not isinstance(part, str) or part)
 
 

@@ -104,7 +104,7 @@ class DecoderProcess:
             DoubtError: the present ranges may not give what the whole file gives.
             PipelineError: the child cannot be started at all.
         """
-        request = {"kind": kind, "paths": list(paths), "decoder": decoder, "present": present}
+        request: dict[str, Any] = {"kind": kind, "paths": list(paths), "decoder": decoder, "present": present}
         request["pages_per_request"] = pages_per_request
         return self._ask(request, _decoded, deadline_s)
 
@@ -176,6 +176,6 @@ def _decoded(answer: dict[str, Any], child: Child, deadline_s: float) -> Decoded
         height, width = medium["original_size"]
         own_times_s = times_s if medium["kind"] == "video" and len(times_s) == shape[0] else ()
         media.append(VisualInput(medium["kind"], tiles, (height, width), own_times_s))
-    keys = ("decoder", "partial", "preprocess_s", "cpu_s")
+    said = {key: answer[key] for key in ("decoder", "partial", "preprocess_s", "cpu_s")}
     failed = tuple(FailedPage(**page) for page in answer["failed_pages"])
-    return DecodedMedia(tuple(media), times_s, *(answer[key] for key in keys), failed)
+    return DecodedMedia(tuple(media), times_s, **said, failed_pages=failed)

@@ -8,7 +8,7 @@ of storage, models or rows.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -105,7 +105,7 @@ def load_images(paths: Sequence[str], media: MediaConfig) -> Frames:
     return Frames(frames, (), "pillow")
 
 
-def load_image_pages(path: str, media: MediaConfig) -> Iterator[np.ndarray | ItemError]:
+def load_image_pages(path: str, media: MediaConfig) -> Generator[np.ndarray | ItemError, None, None]:
     """Every picture of a TIFF in order, or why it cannot be read. Raises as `load_images`."""
     from PIL import ImageOps
 
@@ -145,7 +145,7 @@ def _opened(path: str, max_pixels: int, formats: Sequence[str]) -> Iterator[Any]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=formats) as image:
+            with Image.open(path, formats=tuple(formats)) as image:
                 yield image
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ItemError("too_large", _too_many_pixels(max_pixels)) from error

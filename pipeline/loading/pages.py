@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -98,7 +98,7 @@ def load_pages(
     loaded.failed.sort(key=lambda failed: failed.page)
     if not loaded.inputs:
         first = loaded.failed[0]
-        raise ItemError(first.error_type, loaded.partial if len(loaded.failed) > 1 else first.message)
+        raise ItemError(first.error_type, (loaded.partial if len(loaded.failed) > 1 else None) or first.message)
     return loaded
 
 
@@ -112,7 +112,7 @@ def _prepare(window: Sequence[tuple[int, np.ndarray]], preprocessor: Preprocesso
     loaded.preprocess_s += time.perf_counter() - began_s
 
 
-def _open(kind: MediaKind, paths: Sequence[str], media: MediaConfig) -> tuple[str, Iterator[Page]]:
+def _open(kind: MediaKind, paths: Sequence[str], media: MediaConfig) -> tuple[str, Generator[Page, None, None]]:
     if kind != "document":
         return "pillow", _pictures(paths, media)
     (path,) = paths
@@ -127,7 +127,7 @@ def _open(kind: MediaKind, paths: Sequence[str], media: MediaConfig) -> tuple[st
     raise ItemError("unsupported_media", f"neither a PDF nor a TIFF (first bytes {head[:12].hex(' ')})")
 
 
-def _pictures(paths: Sequence[str], media: MediaConfig) -> Iterator[Page]:
+def _pictures(paths: Sequence[str], media: MediaConfig) -> Generator[Page, None, None]:
     check_num_pages(len(paths), media)
     for path in paths:
         try:
@@ -144,7 +144,7 @@ def check_num_pages(num_pages: int, media: MediaConfig) -> None:
         raise ItemError("too_large", f"the document has {num_pages:,} pages; max_pages is {media.max_pages:,}")
 
 
-def _render(path: str, media: MediaConfig) -> Iterator[Page]:
+def _render(path: str, media: MediaConfig) -> Generator[Page, None, None]:
     """A PDF's pages as shown: turned by their /Rotate, forms and annotations drawn, on white."""
     import pypdfium2
 
