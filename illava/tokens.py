@@ -7,6 +7,7 @@ Shape suffixes: T tokens packed end to end, S segments, K kept tokens, D channel
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
