@@ -35,7 +35,7 @@ def sides_at_a_share() -> Iterator[tuple[str, int, ReductionPlan, float]]:
     """(name, 0 for pictures or 1 for clips, plan, share) of all rows that promise equal tokens."""
     for name, pair in compared_plans().items():
         share = next((share for share in (0.5, 0.25) if f"@{share:.0%}" in name), None)
-        if share is not None and "lower_resolution" not in name:
+        if share is not None:
             yield from ((name, side, plan, share) for side, plan in enumerate(pair) if plan.steps)
 
 
