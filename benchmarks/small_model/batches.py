@@ -9,7 +9,6 @@ Letters: B samples, F frames, K patches a frame, V visual tokens, T text tokens.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.small_model.samples import GRID, PATCH_PX, Question, Sample
-from benchmarks.small_model.vocabulary import COLOUR_LABELS, DIRECTIONS, IGNORE
+from benchmarks.small_model.vocabulary import IGNORE
 
 PREFIX = "<|im_start|>user "
 NUM_PATCHES = GRID * GRID
@@ -34,7 +33,8 @@ class Batch:
         label: int64 [B, F, 2, K].
         pooled: whether every four consecutive patches become one token (clips).
         source: int64 [B, V], row of the frames' features, or the last row + 1 for a newline.
-        motion: int64 [B, V], which way a moving shape's token moves (index into DIRECTIONS), -100 elsewhere.
+        place: int64 [B, F, K], where the thing is that a patch belongs to (index into PLACES), -100 elsewhere.
+        relation: int64 [B, V], the word a visual token leads to (index into RELATION_WORDS), -100 elsewhere.
         slot: int64 [B, V], prompt place of each visual token among ``num_slots``.
         ids, block, step: int64 [B, T]: text tokens, their question (-2 = padding), their place within it.
         target: int64 [B, T], the token that follows, -100 where it is not part of an answer.
@@ -45,8 +45,9 @@ class Batch:
     patch: Tensor
     label: Tensor
     pooled: bool
+    place: Tensor
     source: Tensor
-    motion: Tensor
+    relation: Tensor
     slot: Tensor
     num_slots: int
     ids: Tensor
@@ -140,17 +141,10 @@ def video_layout(patch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return source, np.append(slot.reshape(-1), num_frames * half * half)
 
 
-def motion_labels(sample: Sample, label: np.ndarray, source: np.ndarray) -> np.ndarray:
-    """Directions of a clip's tokens from its colour labels [F, 2, K]: int64 [V]; the first frame shows no motion."""
-    moves = [re.fullmatch(r"Which way does the (\w+) object move\?", q.text) for q in sample.questions]
-    named = {m[1]: q.answer for m, q in zip(moves, sample.questions, strict=True) if m}
-    table = np.full(len(COLOUR_LABELS) + 1, IGNORE)
-    for colour, answer in named.items():
-        table[COLOUR_LABELS.index(colour)] = list(DIRECTIONS).index(answer)
-    colour = label[:, 0].reshape(len(label), -1, 4).max(-1)
-    way = table[np.where(colour > 0, colour, len(COLOUR_LABELS))]
-    way[0] = IGNORE
-    return np.append(way.reshape(-1), IGNORE)[source]
+def relation_labels(relation: np.ndarray, source: np.ndarray, *, pooled: bool) -> np.ndarray:
+    """The word each visual token leads to, from that of each patch [F, K]: int64 [V]; newlines lead nowhere."""
+    word = relation.reshape(len(relation), -1, 4).max(-1) if pooled else relation
+    return np.append(word.reshape(-1), IGNORE).astype(np.int64)[source]
 
 
 class QuestionEncoder:
@@ -223,8 +217,9 @@ def assemble(
             layout = image_layout(rng, patch[0], num_base, num_tile)
         else:
             layout = video_layout(patch) if grouped else images_layout(patch)
-        motion = motion_labels(sample, label, layout[0]) if grouped else np.full(len(layout[0]), IGNORE)
-        rows.append((pixels, patch, label, *layout, motion))
+        hints = np.broadcast_to(sample.hints, sample.labels.shape).reshape(len(patch), 2, NUM_PATCHES)
+        relation, place = (np.take_along_axis(hints[:, plane], patch, 1) for plane in (0, 1))
+        rows.append((pixels, patch, label, *layout, relation_labels(relation, layout[0], pooled=grouped), place))
     packed = [encoder.pack(rng, sample.questions, budget) for sample in samples]
     frames = len(samples[0].frames)
     slots = {"image": NUM_PATCHES * 2 + GRID, "images": frames * (NUM_PATCHES + 1)}
@@ -237,7 +232,8 @@ def assemble(
         pooled=grouped,
         source=stacked[3].long(),
         slot=stacked[4].long(),
-        motion=stacked[5].long(),
+        relation=stacked[5].long(),
+        place=stacked[6].long(),
         num_slots=slots.get(medium, frames * (GRID // 2) ** 2 + 1),
         ids=ids,
         block=block,

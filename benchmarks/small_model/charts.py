@@ -19,7 +19,8 @@ def make_chart(rng: np.random.Generator) -> Sample:
     canvas = ground(rng, low=170, high=235) if rng.random() < 0.5 else ground(rng, low=15, high=70)
     _draw(rng, canvas, colours, values)
     pixels = canvas.finish(rng)
-    return Sample("image", pixels[None], canvas.labels[None].copy(), tuple(_questions(rng, colours, values)))
+    asked = tuple(_questions(rng, colours, values))
+    return Sample("image", pixels[None], canvas.labels[None].copy(), asked, canvas.hints[None])
 
 
 def _draw(rng: np.random.Generator, canvas: Canvas, colours: list[str], values: list[int]) -> None:
@@ -39,6 +40,7 @@ def _draw(rng: np.random.Generator, canvas: Canvas, colours: list[str], values: 
     for index, (colour, value) in enumerate(zip(colours, values, strict=True)):
         box = box_alpha(width, unit * value)
         canvas.paint(box, (left + index * pitch, floor - unit * value), shade(rng, colour), colour, "bar")
+        canvas.hint(colour, word=str(value))
 
 
 def _questions(rng: np.random.Generator, colours: list[str], values: list[int]) -> list[Question]:

@@ -16,15 +16,15 @@ _SEEDS_A_STEP, _SEEDS_A_PROCESS = 256, 32
 # A batch is of one kind, so that a cut to few patches is not undone by the fullest picture of another kind.
 _DENSE_SHARES = {"scene": 0.5, "chart": 0.15, "table": 0.2, "lines": 0.15}
 _SHARES = {
-    "scene": 0.42,
-    "chart": 0.14,
-    "table": 0.13,
-    "lines": 0.02,
+    "scene": 0.29,
+    "chart": 0.15,
+    "table": 0.22,
+    "lines": 0.04,
     "pair": 0.04,
     "easy_vqa": 0.04,
-    "motion": 0.15,
+    "motion": 0.17,
     "order": 0.04,
-    "flashes": 0.02,
+    "flashes": 0.01,
 }
 _KEEPS, _KEEP_SHARES = [NUM_PATCHES, 112, 72], [0.7, 0.2, 0.1]
 _CLIP_KEEPS, _CLIP_KEEP_SHARES = [NUM_PATCHES, 100, 64, 40], [0.3, 0.2, 0.25, 0.25]

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.small_model.samples import GRID, PATCH_PX, SIZE_PX
-from benchmarks.small_model.vocabulary import COLOUR_LABELS, COLOURS, IGNORE, KIND_LABELS
+from benchmarks.small_model.vocabulary import COLOUR_LABELS, COLOURS, IGNORE, KIND_LABELS, RELATION_WORDS
 
 GLYPH_WIDTH_PX, GLYPH_HEIGHT_PX = 12, 20
 FONTS = ("sans", "bold", "bitmap")
@@ -19,16 +19,17 @@ _CLEAR, _UNSURE = 0.25, 0.06
 
 
 class Canvas:
-    """A picture in the making, float32 [112, 112, 3], with labels int16 [2, 14, 14]."""
+    """A picture in the making, float32 [112, 112, 3], with labels and hints int16 [2, 14, 14] each."""
 
     def __init__(self, pixels: np.ndarray) -> None:
         self.pixels = pixels
         self.labels = np.zeros((2, GRID, GRID), np.int16)
+        self.hints = np.full((2, GRID, GRID), IGNORE, np.int16)
 
     def copy(self) -> Canvas:
         """An independent canvas with the same content."""
         twin = Canvas(self.pixels.copy())
-        twin.labels = self.labels.copy()
+        twin.labels, twin.hints = self.labels.copy(), self.hints.copy()
         return twin
 
     def paint(self, alpha: np.ndarray, box: tuple[int, int], colour: np.ndarray, colour_name: str, kind: str) -> None:
@@ -54,6 +55,12 @@ class Canvas:
             view = self.labels[plane, top:bottom, left:right]
             view[(cover > _UNSURE) & ~sure] = IGNORE
             view[sure] = label
+
+    def hint(self, colour_name: str, *, word: str | None = None, place: int = IGNORE) -> None:
+        """Say of every patch of a colour which word it leads to, or where the thing is that it belongs to."""
+        mine = self.labels[0] == COLOUR_LABELS.index(colour_name)
+        self.hints[0][mine] = IGNORE if word is None else RELATION_WORDS.index(word)
+        self.hints[1][mine] = place
 
     def finish(self, rng: np.random.Generator, noise: float = 6.0) -> np.ndarray:
         """Add grain and return uint8 pixels."""

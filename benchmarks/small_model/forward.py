@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from benchmarks.small_model.batches import Batch
 from benchmarks.small_model.samples import GRID
-from benchmarks.small_model.vocabulary import COLOUR_LABELS, DIRECTIONS, IGNORE, KIND_LABELS
+from benchmarks.small_model.vocabulary import COLOUR_LABELS, IGNORE, KIND_LABELS, RELATION_WORDS
 
 _DENSE_SCALE = 4.0
 _BACKGROUND_WEIGHT = 0.2
@@ -155,7 +155,7 @@ class TrainingForward:
 
     def dense_loss(self, batch: Batch, feature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Patch classification by word embeddings: (loss, colour accuracy, kind accuracy on foreground)."""
-        total, shares = self._place_loss(batch.patch, feature), []
+        total, shares = self._place_loss(batch, feature), []
         planes = batch.label.reshape(-1, 2, batch.label.shape[-1])
         for plane, (ids, weight) in enumerate(zip(self.ids.patches, (1.0, _IDENTITY_WEIGHT), strict=True)):
             logits, target = self._words(feature, ids), planes[:, plane].reshape(-1)
@@ -170,21 +170,24 @@ class TrainingForward:
         words = self.model.get_input_embeddings().weight
         return (x @ words[ids].to(self.dtype).T).float().flatten(0, 1) * _DENSE_SCALE
 
-    def _place_loss(self, patch: Tensor, feature: Tensor) -> Tensor:
-        """Where a patch is: coarsely by the words of the places, finely in the first two channels."""
-        place = torch.stack([patch // GRID, patch % GRID], -1).reshape(-1, 2)
+    def _place_loss(self, batch: Batch, feature: Tensor) -> Tensor:
+        """Where a patch is, finely in the first two channels; where it or its thing is, by the words of the places."""
+        place = torch.stack([batch.patch // GRID, batch.patch % GRID], -1).reshape(-1, 2)
         third = ((place.float() + 0.5) / GRID * 3).long()
+        owner = batch.place.reshape(-1, 1)
+        third = torch.where(owner >= 0, torch.cat([owner // 3, owner % 3], -1), third)
         coarse = sum(
             F.cross_entropy(self._words(feature, ids), third[:, axis]) for axis, ids in enumerate(self.ids.places)
         )
         fine = F.mse_loss(feature[..., :2].flatten(0, 1).float(), _PLACE_SPAN * (place.float() / (GRID - 1) * 2 - 1))
         return coarse + fine / _PLACE_SPAN
 
-    def motion_loss(self, batch: Batch, middle: Tensor) -> Tensor:
-        """Which way each moving shape's tokens move, read in the middle of the decoder."""
+    def relation_loss(self, batch: Batch, middle: Tensor) -> Tensor:
+        """The word each visual token leads to, read in the middle of the decoder: the way a moving shape goes, the key
+        of a digit's row, the first digit behind a key, the next glyph of a line, the value of a bar."""
         normed = _rms(middle, self._cast(self.decoder.norm.weight)[0])
-        words = self.model.get_input_embeddings().weight[self.ids.directions].to(self.dtype)
-        return F.cross_entropy((normed @ words.T).float().flatten(0, 1), batch.motion.flatten(), ignore_index=IGNORE)
+        words = self.model.get_input_embeddings().weight[self.ids.relations].to(self.dtype)
+        return F.cross_entropy((normed @ words.T).float().flatten(0, 1), batch.relation.flatten(), ignore_index=IGNORE)
 
     def answer_logits(self, batch: Batch, feature: Tensor, prefix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits before each answer token [M, vocabulary], those answer tokens [M], visual states midway [B, V, D]."""
@@ -245,12 +248,12 @@ class WordIds:
     Attributes:
         patches: colours, kinds; padding means background.
         places: rows (top, center, bottom), columns (left, center, right).
-        directions: in the order of `vocabulary.DIRECTIONS`.
+        relations: in the order of `vocabulary.RELATION_WORDS`.
     """
 
     patches: tuple[list[int], list[int]]
     places: tuple[list[int], list[int]]
-    directions: list[int]
+    relations: list[int]
 
 
 def word_ids(tokenizer: object) -> WordIds:
@@ -267,4 +270,4 @@ def word_ids(tokenizer: object) -> WordIds:
         return ids
 
     places = first(("top", "center", "bottom")), first(("left", "center", "right"))
-    return WordIds((first(COLOUR_LABELS), first(KIND_LABELS)), places, first(DIRECTIONS))
+    return WordIds((first(COLOUR_LABELS), first(KIND_LABELS)), places, first(RELATION_WORDS))

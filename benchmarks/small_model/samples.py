@@ -5,10 +5,12 @@ Knows nothing of how samples are drawn or trained on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+
+from benchmarks.small_model.vocabulary import IGNORE
 
 SIZE_PX = 112
 PATCH_PX = 8
@@ -41,12 +43,16 @@ class Sample:
         frames: uint8 [F, 112, 112, 3].
         labels: int16 [F, 2, 14, 14]: colour and kind of each patch (0 background, `vocabulary.IGNORE` unsure).
         questions: in the order they were made.
+        hints: int16 [F or 1, 2, 14, 14], what a patch has to do with its surroundings: a word it leads to (index into
+            `vocabulary.RELATION_WORDS`) and the place of the thing it belongs to (index into `vocabulary.PLACES`);
+            IGNORE where there is none. Training reads them, the benchmark never.
     """
 
     medium: Medium
     frames: np.ndarray
     labels: np.ndarray
     questions: tuple[Question, ...]
+    hints: np.ndarray = field(default_factory=lambda: np.full((1, 2, GRID, GRID), IGNORE, np.int16))
 
 
 def multiple_choice(rng: np.random.Generator, question: Question, wrong: list[str]) -> Question:

@@ -44,12 +44,14 @@ def draw_thing(rng: np.random.Generator, canvas: Canvas, thing: Thing) -> None:
     canvas.paint(alpha, corner, shade(rng, thing.colour), thing.colour, thing.kind)
 
 
-def draw_scene(rng: np.random.Generator, things: list[Thing]) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels and labels of one picture."""
+def draw_scene(rng: np.random.Generator, things: list[Thing]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pixels, labels and hints of one picture."""
     canvas = ground(rng)
     for thing in things:
         draw_thing(rng, canvas, thing)
-    return canvas.finish(rng), canvas.labels
+    for thing in things:
+        canvas.hint(thing.colour, place=thing.cell)
+    return canvas.finish(rng), canvas.labels, canvas.hints
 
 
 def _pick(rng: np.random.Generator, names: object, *, but: str) -> str:
@@ -96,13 +98,13 @@ def make_scene(rng: np.random.Generator) -> Sample:
     """One to five shapes, often with one dot; every question type the scene allows."""
     dots = int(rng.random() < 0.6)
     things = place_things(rng, int(rng.choice([1, 2, 3, 4, 5], p=[0.15, 0.3, 0.25, 0.15, 0.15])), dots=dots)
-    pixels, labels = draw_scene(rng, things)
+    pixels, labels, hints = draw_scene(rng, things)
     asked = [question for thing in things for question in _thing_questions(rng, thing, things)]
     asked += _absent_questions(rng, things)
     asked.append(Question("scene_count", "How many objects are there?", str(len(things))))
     if len(things) <= 3:
         asked.append(Question("caption_image", str(rng.choice(IMAGE_CAPTION_PROMPTS)), caption(things)))
-    return Sample("image", pixels[None], labels[None], tuple(asked))
+    return Sample("image", pixels[None], labels[None], tuple(asked), hints[None])
 
 
 def make_pair(rng: np.random.Generator) -> Sample:
@@ -121,5 +123,5 @@ def make_pair(rng: np.random.Generator) -> Sample:
         asked.append(Question("pair", f"Is there a {shown.colour} object in the {name} image?", answer))
         if sum(one.kind == thing.kind for one in half) == 1:
             asked.append(Question("pair", f"What color is the {thing.kind} in the {name} image?", thing.colour))
-    pixels, labels = (np.stack(part) for part in zip(*drawn, strict=True))
-    return Sample("images", pixels, labels, tuple(asked))
+    pixels, labels, hints = (np.stack(part) for part in zip(*drawn, strict=True))
+    return Sample("images", pixels, labels, tuple(asked), hints)

@@ -25,7 +25,7 @@ from benchmarks.small_model.evaluation import evaluate
 from benchmarks.small_model.forward import TrainingForward, word_ids
 from benchmarks.small_model.muon import Muon
 
-_DENSE_WEIGHT, _MOTION_WEIGHT, _MARKING_WEIGHT, _FLAT_SHARE = 0.2, 0.5, 0.3, 0.6
+_DENSE_WEIGHT, _RELATION_WEIGHT, _MARKING_WEIGHT, _FLAT_SHARE = 0.2, 0.5, 0.3, 0.6
 _WARMUP_STEPS = 60
 _MUON_RATE, _ADAM_RATE = 0.006, 1e-3
 _CLIP_TOWER_EVERY = 3
@@ -171,9 +171,9 @@ class Trainer:
         if train_tower:
             marking = self.forward.marking_loss(batch)
             loss, losses["marking"] = loss + _MARKING_WEIGHT * marking, marking.item()
-        if bool((batch.motion >= 0).any()):
-            motion = self.forward.motion_loss(batch, middle)
-            loss, losses["motion"] = loss + _MOTION_WEIGHT * motion, motion.item()
+        if bool((batch.relation >= 0).any()):
+            relation = self.forward.relation_loss(batch, middle)
+            loss, losses[f"{name}_relation"] = loss + _RELATION_WEIGHT * relation, relation.item()
         loss.backward()
         return losses
 

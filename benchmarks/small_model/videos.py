@@ -12,7 +12,16 @@ import numpy as np
 
 from benchmarks.small_model.drawing import Canvas, ground, shade, shape_alpha
 from benchmarks.small_model.samples import SIZE_PX, Question, Sample, multiple_choice
-from benchmarks.small_model.vocabulary import COLOURS, DIRECTIONS, SHAPES, VIDEO_CAPTION_PROMPTS, article
+from benchmarks.small_model.vocabulary import (
+    COLOUR_LABELS,
+    COLOURS,
+    DIRECTIONS,
+    IGNORE,
+    RELATION_WORDS,
+    SHAPES,
+    VIDEO_CAPTION_PROMPTS,
+    article,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +90,10 @@ def make_motion(rng: np.random.Generator, num_frames: int, *, noise: float = 3.0
     colours = [str(c) for c in rng.permutation(list(COLOURS))[: len(boxes)]]
     moving = [_moving(rng, colour, box) for colour, box in zip(colours, boxes, strict=True)]
     frames, labels = draw_clip(rng, [actor for actor, _ in moving], num_frames, noise=noise)
+    hints = np.full(labels.shape, IGNORE, np.int16)
+    for actor, direction in moving:  # the first frame shows no motion
+        mine = labels[1:, 0] == COLOUR_LABELS.index(actor.colour)
+        hints[1:, 0][mine] = RELATION_WORDS.index(direction)
     asked = []
     for actor, direction in moving:
         which = Question("video_direction", f"Which way does the {actor.colour} object move?", direction)
@@ -97,7 +110,7 @@ def make_motion(rng: np.random.Generator, num_frames: int, *, noise: float = 3.0
         asked.append(Question("video_what", "What color is the moving object?", moving[0][0].colour))
     text = " ".join(f"{article(actor.name)} moves {direction}." for actor, direction in moving)
     asked.append(Question("caption_video", str(rng.choice(VIDEO_CAPTION_PROMPTS)), text))
-    return Sample("video", frames, labels, tuple(asked))
+    return Sample("video", frames, labels, tuple(asked), hints)
 
 
 def _spot(rng: np.random.Generator, cell: int) -> tuple[float, float]:

@@ -27,6 +27,8 @@ OPTION_NAMES = ("A", "B", "C", "D")
 COLOUR_LABELS = ("none", *COLOURS)
 KIND_LABELS = ("none", *SHAPES, "dot", "bar", *GLYPHS)
 IGNORE = -100
+# What a patch can lead to: the way its shape moves, the next glyph, the key of its row, the value of its bar.
+RELATION_WORDS = (*DIRECTIONS, *GLYPHS)
 
 IMAGE_CAPTION_PROMPTS = (
     "Describe the image.",
