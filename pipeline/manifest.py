@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
+from pipeline.parquet import read_table
 from pipeline.records import MediaItem
 
 FIELD_PREFIX = "field:"
@@ -104,7 +105,7 @@ def read_manifest(data: bytes) -> Manifest:
         InputError: not a frozen manifest.
     """
     try:
-        table = pq.read_table(io.BytesIO(data))
+        table = read_table(data)
     except pa.ArrowException as error:
         raise InputError(f"the frozen manifest cannot be read: {error}") from error
     missing = [name for name, kind in COLUMNS.items() if name not in table.column_names or table[name].type != kind]

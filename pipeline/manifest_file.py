@@ -14,9 +14,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
+from pipeline.parquet import read_table
 
 _TEXT, _TEXTS = pa.string(), pa.list_(pa.string())
 _ENDINGS = (".parquet", ".jsonl", ".ndjson", ".csv")
@@ -63,7 +63,7 @@ def parse_manifest_file(name: str, data: bytes) -> UserTable:
 
 def _parse_parquet(name: str, data: bytes) -> UserTable:
     try:
-        table = pq.read_table(io.BytesIO(data))
+        table = read_table(data)
     except pa.ArrowException as error:
         raise InputError(f"manifest {name}: not a readable Parquet file: {error}") from error
     columns = {column: _as_text(table[column]) for column in table.column_names}

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.errors import ROW_ERROR_TYPES, StorageError
 from pipeline.faults import fault_point
+from pipeline.parquet import read_table
 from pipeline.records import SCHEMA_VERSION, ResultRow
 from pipeline.storage.uris import printable
 
@@ -153,8 +154,7 @@ def read_rows(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
     """
     data = storage.read(uri)
     try:
-        names = None if columns is None else list(columns)
-        table = pq.read_table(io.BytesIO(data), columns=names, page_checksum_verification=True)
+        table = read_table(data, columns)
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise StorageError(f"part {uri} cannot be read: {error}") from error

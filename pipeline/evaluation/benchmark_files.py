@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.errors import InputError
 from pipeline.evaluation.adapters import AdaptedItem, adapt, benchmark, group_by_medium
+from pipeline.parquet import read_table
 
 _ENDINGS = (".parquet", ".jsonl", ".json", ".tsv", ".csv")
 
@@ -102,7 +102,7 @@ def read_rows(uri: str) -> Iterator[dict[str, Any]]:
 
 def _read_file(uri: str, data: bytes) -> Iterator[dict[str, Any]]:
     if uri.endswith(".parquet"):
-        for batch in pq.ParquetFile(io.BytesIO(data)).iter_batches(batch_size=64):
+        for batch in read_table(data).to_batches(max_chunksize=64):
             yield from batch.to_pylist()
         return
     text = data.decode("utf-8-sig")

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.errors import RefusedError
+from pipeline.parquet import read_table
 
 FILE = "sweep.parquet"
 
@@ -97,7 +98,7 @@ def read_results(uri: str) -> list[SweepRow]:
     path = f"{uri.rstrip('/')}/{FILE}"
     if not storage.exists(path):
         return []
-    table = pq.read_table(io.BytesIO(storage.read(path)))
+    table = read_table(storage.read(path))
     if table.schema.names != SCHEMA.names:
         raise RefusedError(f"{path} has other columns than this version writes; name another output.uri")
     return [SweepRow(**{**line, "axes": dict(line["axes"])}) for line in table.to_pylist()]
