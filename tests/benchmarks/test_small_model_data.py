@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -15,7 +16,15 @@ from benchmarks.small_model.drawing import glyph_alpha
 from benchmarks.small_model.mixture import CLIPS, KINDS, make
 from benchmarks.small_model.samples import GRID, PATCH_PX
 from benchmarks.small_model.testset import DIGEST, HEADLINES, MEAN_ROWS, headline, load_sample, sample_names, set_digest
-from benchmarks.small_model.vocabulary import COLOUR_LABELS, COLOURS, GLYPHS
+from benchmarks.small_model.vocabulary import (
+    COLOUR_LABELS,
+    COLOURS,
+    GLYPHS,
+    IGNORE,
+    KIND_LABELS,
+    PLACES,
+    RELATION_WORDS,
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -73,6 +82,30 @@ def test_the_tallest_bar_is_the_tallest():
         colours = sample.labels[0, 0]
         heights = {i: np.ptp(np.argwhere(colours == i)[:, 0]) for i in range(1, 9) if (colours == i).any()}
         assert heights[COLOUR_LABELS.index(answer)] == max(heights.values())
+
+
+_ASKED = {
+    "chart": (r"What is the value of the (\w+) bar\?", COLOUR_LABELS, RELATION_WORDS),
+    "table": (r"What is the value of (\w)\?", KIND_LABELS, RELATION_WORDS),
+    "scene": (r"Where is the (\w+) object\?", COLOUR_LABELS, PLACES),
+    "motion": (r"Which way does the (\w+) object move\?", COLOUR_LABELS, RELATION_WORDS),
+}
+
+
+@pytest.mark.parametrize("kind", _ASKED)
+def test_hints_say_what_the_answers_say(kind: str):
+    """Every patch of what a question names carries its answer (a table's key the answer's first digit)."""
+    pattern, names, words = _ASKED[kind]
+    for seed in range(20):
+        sample = make(kind, seed, num_frames=4)
+        labels = sample.labels[-1, 1 if kind == "table" else 0]
+        hints = sample.hints[-1, 1 if kind == "scene" else 0]
+        asked = [(re.fullmatch(pattern, question.text), question.answer) for question in sample.questions]
+        named = {match[1]: answer for match, answer in asked if match}
+        assert named
+        for name, answer in named.items():
+            found = hints[(labels == names.index(name)) & (hints != IGNORE)]
+            assert {words[hint] for hint in found} == ({answer[0]} if kind == "table" else {answer})
 
 
 def test_every_glyph_is_drawn_and_no_two_are_alike():
