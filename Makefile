@@ -23,10 +23,10 @@ demo: | $(VENV)/.base  ## captions and answers beside their truth by the bundled
 	$(RUN) jobs/demo.py
 
 test: $(VENV)/.dev  ## the CPU suite, at most 10 minutes
-	$(RUN) -m pytest -m "not long"
+	$(RUN) -m pytest -m "not long" --durations=15
 
 test-long: $(VENV)/.dev  ## chaos, fuzz, matrices, training smoke, at most 20 minutes
-	$(RUN) -m pytest -m long
+	$(RUN) -m pytest -m long --durations=15
 
 check: $(VENV)/.dev  ## ruff and types
 	$(RUN) -m ruff check .
@@ -34,5 +34,5 @@ check: $(VENV)/.dev  ## ruff and types
 	$(RUN) -m mypy
 
 bench: $(VENV)/.dev  ## the CPU benchmarks; JSON into benchmarks/results/, tables into README.md
-	$(RUN) benchmarks/reduction_speed.py --json benchmarks/results/reduction_speed_cpu.json
+	$(RUN) benchmarks/reduction_speed.py --json benchmarks/results/reduction_speed_cpu_fp32.json
 	$(RUN) benchmarks/readme_tables.py --write

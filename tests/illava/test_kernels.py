@@ -26,6 +26,7 @@ def _decide_anew(monkeypatch):
     kernels_on.cache_clear()
 
 
+@pytest.mark.long
 def test_kernels_under_the_interpreter_are_their_twins_and_a_decode_step_is_static():
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", HERE / "interpreted_kernels.py"]
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}

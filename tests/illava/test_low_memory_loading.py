@@ -90,6 +90,7 @@ def test_weights_of_the_files_own_dtype_stand_in_memory_once(tiny, wide):
     assert 0.9 * weight_bytes < reading < 1.35 * weight_bytes
 
 
+@pytest.mark.long
 def test_converted_weights_stand_in_memory_once_and_a_shard_of_the_others(tiny, wide):
     folder, weight_bytes = wide
     loading, _ = peaks(tiny, folder, "bfloat16")

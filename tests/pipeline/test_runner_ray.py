@@ -153,7 +153,10 @@ def test_a_known_sleep_appears_in_its_stage_only_and_stages_sum_to_the_latency(c
         assert row[stage] + row["queue_s"] + sum(seconds.values()) == pytest.approx(row["latency_s"], rel=0.02)
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "exit_code"),
+    [(signal.SIGKILL, -signal.SIGKILL), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long)],
+)
 def test_a_driver_ended_in_the_middle_takes_its_cluster_along_and_the_run_resumes(
     cluster, tmp_path, number, exit_code
 ) -> None:

@@ -51,7 +51,8 @@ def check_only_item_5_timed_out(rows, *, attempts) -> None:
     assert all(row["text"] == item_id[5:] for item_id, row in rows.items() if item_id != "item-5")
 
 
-@pytest.mark.parametrize("hold_gil", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("hold_gil", [False, True])
 def test_a_forward_that_hangs_is_tried_twice_and_then_a_row(cluster, tmp_path, hold_gil) -> None:
     rows, pids = run(tmp_path, model="HangingVLM", hang=5, hold_gil=hold_gil)
     check_only_item_5_timed_out(rows, attempts=2)
