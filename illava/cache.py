@@ -27,11 +27,13 @@ class BatchPages:
         table_LBM: int32 pages, on the device.
         length_LB: int32 tokens held, on the device.
         host_lengths: the same counts on the host, by layer.
+        host_starts: flat place of each request's first token, by layer, where its pages lie end to end; else -1.
     """
 
     table_LBM: Tensor
     length_LB: Tensor
     host_lengths: list[list[int]]
+    host_starts: list[list[int]]
 
     def grow(self) -> None:
         """Count one more token in every layer of every request."""
@@ -49,6 +51,12 @@ class _Held:
 
     def pages(self) -> Tensor:
         return self.table_LM[_leading(self.counts, self.table_LM.shape[1])]
+
+    def starts(self) -> Tensor:
+        """First page of each layer whose pages lie end to end in the pool, else -1: [L]."""
+        first_L1, width = self.table_LM[:, :1], self.table_LM.shape[1]
+        in_order_LM = self.table_LM == first_L1 + torch.arange(width, dtype=torch.int32)
+        return first_L1[:, 0].where((in_order_LM | ~_leading(self.counts, width)).all(1), -1)
 
 
 class PagedCache:
@@ -140,12 +148,15 @@ class PagedCache:
     def batch(self, owners: Sequence[Hashable], lengths: Sequence[Sequence[int]]) -> BatchPages:
         """The tables of a batch in one tensor on the device; ``lengths[row][layer]`` tokens are held already."""
         tables = [self._held[owner].table_LM for owner in owners]
+        start_LB = torch.stack([self._held[owner].starts() for owner in owners], 1)
         table_LBM = torch.zeros(self.num_layers, len(owners), max(t.shape[1] for t in tables), dtype=torch.int32)
         for row, table_LM in enumerate(tables):
             table_LBM[:, row, : table_LM.shape[1]] = table_LM
         by_layer = [list(counts) for counts in zip(*lengths, strict=True)]
         device = self.k_pool_PSGd.device
-        return BatchPages(table_LBM.to(device), torch.tensor(by_layer, dtype=torch.int32, device=device), by_layer)
+        length_LB = torch.tensor(by_layer, dtype=torch.int32, device=device)
+        starts = torch.where(start_LB < 0, -1, start_LB * self.page_size).tolist()
+        return BatchPages(table_LBM.to(device), length_LB, by_layer, starts)
 
     def prompt_slots(self, table_BM: Tensor, lengths: Sequence[int]) -> Tensor:
         """Flat places of the pool for packed prompts of ``lengths`` tokens in one layer: int64 [T]."""

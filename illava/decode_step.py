@@ -58,7 +58,8 @@ class StaticInputs:
 
     def rows(self, num_rows: int) -> StepInputs:
         """The first rows, as a step reads them: the host knows no lengths here."""
-        pages = BatchPages(self._table_LBM[:, :num_rows], self._length_LB[:, :num_rows], [[]] * len(self._table_LBM))
+        unknown: list[list[int]] = [[]] * len(self._table_LBM)
+        pages = BatchPages(self._table_LBM[:, :num_rows], self._length_LB[:, :num_rows], unknown, unknown)
         return StepInputs(pages, self._position_PB[:, :num_rows], self._token_B[:num_rows])
 
     def load(self, inputs: StepInputs) -> None:

@@ -33,7 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _add_retry(commands: Any) -> None:
-    text = "compute a run's failed rows again and publish their parts anew; all other rows stay as they are"
+    text = (
+        "compute a run's failed rows again, and documents of which the model failed pages, and publish their parts "
+        "anew; all other rows stay as they are"
+    )
     command = commands.add_parser("retry", help=text, description=text, epilog=EXIT_CODES)
     command.add_argument("uri", metavar="RUN_URI", help="a run whose parts all stand")
     command.add_argument("--only", default="", metavar="TYPE,...", help="error types, such as store_error,load_timeout")

@@ -95,6 +95,8 @@ class MediaConfig(Section):
         decoder: ``auto`` is decord, then PyAV for what decord cannot read; ``pyav`` for untrusted media.
         ranged_reads: ``auto`` fetches of a large mp4 or mov in a store only the index and the chosen frames' groups of
             pictures, where that surely gives the same frames (PyAV decodes them); ``off`` fetches whole objects.
+        verify_md5: ``auto`` compares a whole object from S3 with its ETag where that is its MD5 by S3's rule (no upload
+            in parts, no encryption with keys); ``off`` for stores whose ETags are something else.
         load_timeout_s: deadline of one item's load; its child process is killed then.
         max_bytes: largest object that is read.
         max_pixels_per_frame: largest declared width x height.
@@ -109,6 +111,7 @@ class MediaConfig(Section):
     frame_sampling: FrameSampling = rows(UniformSampling())
     decoder: Literal["auto", "decord", "pyav"] = rows("auto")
     ranged_reads: Literal["auto", "off"] = rows("auto")
+    verify_md5: Literal["auto", "off"] = execution("auto")
     load_timeout_s: float = execution(120.0, gt=0)
     max_bytes: int = rows(8_000_000_000, ge=1)
     max_pixels_per_frame: int = rows(64_000_000, ge=1)

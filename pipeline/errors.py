@@ -22,6 +22,7 @@ RowErrorType = Literal[
     "load_timeout",  # deadline passed; the child was killed
     "load_crashed",  # the decoder's child process died
     "load_out_of_memory",  # the child hit its memory limit
+    "media_lost",  # loaded, and gone before the model saw them, repeatedly
     "bad_request",  # the model cannot take this prompt and media
     "prompt_too_long",  # more tokens than the model or the cache holds
     "out_of_memory",  # too large for the device even alone

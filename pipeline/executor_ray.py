@@ -205,8 +205,7 @@ class RayExecutor:
             advance = self._cluster.result(reference)
         except PayloadLostError:
             vlm.calls.discard(reference)
-            for lease in leases:
-                self._scheduler.payload_lost(lease)
+            self._scheduler.payloads_lost(leases)
             return
         except ActorLostError as reason:
             self._vlm_lost(vlm, reason)
@@ -286,5 +285,4 @@ class RayExecutor:
             return
         self._vlms.remove(slot)
         self._past_usage.append(slot.usage)
-        for lease in self._scheduler.all_running(slot.name):
-            self._scheduler.payload_lost(lease)
+        self._scheduler.worker_dismissed(slot.name)

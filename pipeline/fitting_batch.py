@@ -92,10 +92,11 @@ class FittingBatch:
         return refused + self._shrink(reason, failed_s)
 
     def abandon(self) -> None:
-        """Forget every request."""
+        """Forget every request, and a limit of which it is not known yet whether one of them alone had lowered it."""
         self._drop(0.0)
         self._outside.clear()
-        self._did_not_fit.clear()
+        if self._did_not_fit:
+            self.limit, self._did_not_fit = self._limit_before, set()
 
     @property
     def _has_room(self) -> bool:

@@ -39,10 +39,11 @@ class Lease:
         shard_index: the shard it is committed with.
         phase: where it is.
         attempts: times it was started, the present one included.
-        failures: attempts that ended in a retryable error.
+        failures: attempts that ended in a retryable error, or in the loss of what was loaded.
         deaths: workers or readers that died while this item was the only suspect.
         timeouts: workers that were ended because this item, or one beside it, did not come back.
-        suspect: it was in a worker that died; from now on it runs alone, so that its neighbours are safe from it.
+        suspect: it was in a worker that died, or its media were lost too often; from now on it runs alone, so that
+            its neighbours are safe from it.
         load_suspect: likewise, in a reader that died.
         followers: items that this one's load serves too.
         hold: what its media count in flight, together with those they were loaded for.
@@ -70,6 +71,10 @@ class Lease:
     def group(self) -> tuple[Lease, ...]:
         """The item and its followers, in order: what one load serves."""
         return self, *self.followers
+
+    def may_follow(self, head: Lease) -> bool:
+        """Whether the head's load serves this one too. A suspect's is a reader's only one, so it follows suspects only."""
+        return self.asks_about_media_of(head) and (head.load_suspect or not self.load_suspect)
 
     def asks_about_media_of(self, other: Lease) -> bool:
         """Whether one load serves both: the same objects in the same versions, read in the same way."""

@@ -1,5 +1,7 @@
 """`retry`: failed rows are computed again and only their parts are published again; good rows are taken over.
 
+A document of which the model failed pages counts as failed. What comes of it is never worse than what stood there.
+
 A retry is three durable steps: ``_RUN.json`` goes, ``run.json`` is written with a higher attempt and the shards to make
 anew, the parts follow one by one. An interrupted one is therefore seen by anyone who reads the folder: a part older
 than ``run.json`` wants is pending like a missing one. Knows nothing of how items are executed.
@@ -8,6 +10,7 @@ than ``run.json`` wants is pending like a missing one. Knows nothing of how item
 from __future__ import annotations
 
 import json
+import math
 import secrets
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
@@ -30,7 +33,8 @@ def begin_retry(uri: str, *, only: Collection[str] = (), overrides: Sequence[str
 
     Args:
         uri: the run folder.
-        only: error types to compute again; all where empty. An interrupted retry keeps its own.
+        only: error types to compute again, of rows or of a document's pages; all where empty, but for pages that
+            could not be shown. An interrupted retry keeps its own.
         overrides: ``a.b=value`` on the frozen configuration, for what changes no row.
 
     Raises:
@@ -83,30 +87,33 @@ class RetrySink:
         self._run = run
         self._sink = ParquetSink(run)
         self._kept: dict[int, list[ResultRow]] = {}
+        self._partial: dict[int, dict[str, ResultRow]] = {}
 
     def open_shard(self, index: int) -> Shard:
         """The shard's items that have to be computed; called once for each pending shard."""
         shard = self._run.shard(index)
         if index not in self._run.least_attempts:
             return shard
-        kept = list(self._good_rows(index))
+        old, again = self._old_rows(index), _is_retried(self._run.retry_only)
+        kept = [row for row in old if not again(row.status, row.error_type, row.pages)]
         self._kept[index] = kept
+        self._partial[index] = {row.item_id: row for row in old if row.status == "partial"}
         done = {row.item_id for row in kept}
         return Shard(index, tuple(item for item in shard.items if item.item_id not in done))
 
     def publish(self, shard_index: int, rows: Sequence[ResultRow]) -> str:
-        """As `ParquetSink.publish`, of the rows that were computed."""
-        return self._sink.publish(shard_index, [*self._kept.pop(shard_index, ()), *rows])
+        """As `ParquetSink.publish`, of the rows that were computed; a document's older row stands if it has more pages."""
+        partial = self._partial.pop(shard_index, {})
+        best = [min(row, partial.get(row.item_id, row), key=_num_lost_pages) for row in rows]
+        return self._sink.publish(shard_index, [*self._kept.pop(shard_index, ()), *best])
 
-    def _good_rows(self, index: int) -> Iterator[ResultRow]:
-        again = _is_retried(self._run.retry_only)
+    def _old_rows(self, index: int) -> list[ResultRow]:
         try:
-            table = read_rows(storage.join(self._run.uri, "data", part_name(index)))
+            return result_rows(read_rows(storage.join(self._run.uri, "data", part_name(index))))
         except ItemError as error:
             if error.error_type != "not_found":
                 raise
-            return  # taken away by hand: the whole shard is computed
-        yield from (row for row in result_rows(table) if not again(row.status, row.error_type))
+            return []  # taken away by hand: the whole shard is computed
 
 
 def _open(uri: str, overrides: Sequence[str]) -> Run:
@@ -126,12 +133,25 @@ def _open(uri: str, overrides: Sequence[str]) -> Run:
     return adopt(Run(uri, config, recipe, fingerprint, manifest, items_per_shard), record)
 
 
-def _is_retried(only: Collection[str]) -> Callable[[str, str | None], bool]:
-    return lambda status, error_type: status == "failed" and (not only or error_type in only)
+def _is_retried(only: Collection[str]) -> Callable[[str, str | None, Sequence[dict[str, Any]] | None], bool]:
+    """From a row's status, error type and pages to whether it is computed again."""
+
+    def again(status: str, error_type: str | None, pages: Sequence[dict[str, Any]] | None) -> bool:
+        failed = [page for page in pages or () if page["status"] == "failed"]
+        if only:
+            return not {error_type, *(page["error_type"] for page in failed)}.isdisjoint(only)
+        # A page in no window could not be shown: that is the file's doing, and would cost its good pages each time.
+        return status == "failed" or any(page["window"] is not None for page in failed)
+
+    return again
+
+
+def _num_lost_pages(row: ResultRow) -> float:
+    return math.inf if row.status == "failed" else sum(page["status"] == "failed" for page in row.pages or ())
 
 
 def _count_failed(run: Run, indexes: Sequence[int], only: Collection[str]) -> Iterator[tuple[int, int]]:
     again = _is_retried(only)
-    columns = ["status", "error_type"]
+    columns = ["status", "error_type", "pages"]
     for index, table in zip(indexes, read_parts(run.uri, indexes, columns), strict=True):
         yield index, sum(map(again, *(table[name].to_pylist() for name in columns)))

@@ -7,7 +7,7 @@ is complete. Knows nothing of Ray, media, models or clocks: an executor tells it
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.bottleneck import Flow
@@ -183,10 +183,26 @@ class Scheduler:
         """A worker made an item's row."""
         self._close(self._running[worker].pop(row.item_id), row)
 
-    def payload_lost(self, lease: Lease) -> None:
-        """Loaded media are gone before their worker saw them (a node was lost): load again."""
-        self._running[lease.worker].pop(lease.item.item_id)
-        self._wait_again(lease, first=True)
+    def payloads_lost(self, leases: Sequence[Lease]) -> None:
+        """Loaded media are gone before their worker saw them (a node was lost): load again, while tries are left.
+
+        Args:
+            leases: of one call. If of several loads, whose media are gone is not known: the last try is another, alone.
+        """
+        one_load = len({id(lease.hold) for lease in leases}) == 1
+        for lease in reversed(leases):
+            del self._running[lease.worker][lease.item.item_id]
+            lease.failures += 1
+            if one_load and lease.failures >= self._max_attempts:
+                self._fail(lease, "media_lost", f"what was loaded was lost with its node; {lease.attempts} attempts")
+            else:
+                lease.suspect |= lease.failures >= self._max_attempts
+                self._wait_again(lease, first=True)
+
+    def worker_dismissed(self, worker: Hashable) -> None:
+        """A worker was ended for the sake of others: what it held is begun again, and nobody is suspected."""
+        for lease in reversed(self._running.pop(worker, {}).values()):
+            self._wait_again(lease, first=True)
 
     def worker_lost(self, worker: Hashable, reason: str = "unknown", *, timed_out: bool = False) -> None:
         """A worker died: only its items are started again, each of them alone.
@@ -237,9 +253,9 @@ class Scheduler:
         return True
 
     def _take_group(self) -> list[Lease]:
-        """The head of the queue and the neighbours behind it that ask about the same media."""
+        """The head of the queue and the neighbours behind it that may share its load."""
         group = [self._waiting.popleft()]
-        while self._waiting and len(group) < self._max_together and self._waiting[0].asks_about_media_of(group[0]):
+        while self._waiting and len(group) < self._max_together and self._waiting[0].may_follow(group[0]):
             group.append(self._waiting.popleft())
         return group
 

@@ -52,12 +52,16 @@ class PageReader(FakeVLM):
 
     Args:
         answer: format of the answer, from ``{pages}``.
-        broken: a page whose request ends as an error of that request alone.
+        broken: pages whose requests end as an error of those requests alone.
+        error: that error.
     """
 
-    def __init__(self, *, answer: str = "page {pages}", broken: int = -1) -> None:
+    def __init__(
+        self, *, answer: str = "page {pages}", broken: tuple[int, ...] = (), error: Exception | None = None
+    ) -> None:
         super().__init__()
-        self._answer, self._broken_page = answer, broken
+        self._answer, self._broken_pages = answer, frozenset(broken)
+        self._error = error or ValueError("a defect of this request alone")
         self.shown: list[tuple[str, list[int], int]] = []
 
     def step(self) -> list[Generation]:
@@ -70,9 +74,8 @@ class PageReader(FakeVLM):
         vision_s = time.perf_counter() - began_s
         self.device_busy_s += vision_s
         timing = Timing(queue_s=began_s - since_s, vision_s=vision_s, prefill_s=0.0, decode_s=0.0, device_s=vision_s)
-        if self._broken_page in numbers:
-            error = ValueError("a defect of this request alone")
-            return [Generation(request.request_id, "", (), None, None, timing, error=error)]
+        if not self._broken_pages.isdisjoint(numbers):
+            return [Generation(request.request_id, "", (), None, None, timing, error=self._error)]
         text = self._answer.replace("{pages}", ", ".join(map(str, numbers)))
         usage = TokenUsage(100 * len(media), 25 * len(media), 12 * len(media), 6 * len(media), 100 * len(media), 5)
         return [Generation(request.request_id, text, (1, 2), "stop", usage, timing)]

@@ -58,23 +58,26 @@ class Diet:
 
     def questions(self, step: int) -> Batch:
         """Pictures, pairs, clips or easy-VQA with packed questions."""
-        rng = np.random.default_rng([self.seed, 2, step, self.rank])
-        kind = _draw(rng, self.shares)
+        shared, rng = (
+            np.random.default_rng([self.seed, 2, step]),
+            np.random.default_rng([self.seed, 2, step, self.rank]),
+        )
+        kind = _draw(shared, self.shares)  # one kind and size for all processes: none waits for a longer batch
         if kind in CLIPS:
-            return self._clips(rng, kind, step)
-        keep = int(rng.choice(_KEEPS, p=_KEEP_SHARES))
+            return self._clips(shared, rng, kind, step)
+        keep = int(shared.choice(_KEEPS, p=_KEEP_SHARES))
         if kind == "pair":
             return assemble(rng, self._samples(kind, step, self.size // 2), self.encoder, keep=keep)
         if kind == "easy_vqa":
             samples = [easy_vqa_sample(int(rng.integers(1 << 30)), "train") for _ in range(self.size)]
         else:
             samples = self._samples(kind, step, self.size)
-        share = None if rng.random() < _WHOLE_SHARE else float(rng.choice(_BASE_SHARES))
+        share = None if shared.random() < _WHOLE_SHARE else float(shared.choice(_BASE_SHARES))
         return assemble(rng, samples, self.encoder, keep=keep, split=share)
 
-    def _clips(self, rng: np.random.Generator, kind: str, step: int) -> Batch:
-        num_frames = int(rng.choice(_CLIP_FRAMES, p=_CLIP_FRAME_SHARES))
-        keep = int(rng.choice(_CLIP_KEEPS, p=_CLIP_KEEP_SHARES))
+    def _clips(self, shared: np.random.Generator, rng: np.random.Generator, kind: str, step: int) -> Batch:
+        num_frames = int(shared.choice(_CLIP_FRAMES, p=_CLIP_FRAME_SHARES))
+        keep = int(shared.choice(_CLIP_KEEPS, p=_CLIP_KEEP_SHARES))
         count = int(np.clip(_CLIP_PATCHES_A_PICTURE * self.size // (num_frames * keep), 1, self.size))
         return assemble(rng, self._samples(kind, step, count, num_frames=num_frames), self.encoder, keep=keep)
 

@@ -98,19 +98,18 @@ def _load(
     from pipeline.loading.pages import load_pages
     from pipeline.loading.ranged_video import load_present, needed_ranges
 
-    cpu_s = time.process_time()
     kind, is_video = request["kind"], request["kind"] == "video"
     if kind == "document" or request["pages_per_request"]:
         per_request = request["pages_per_request"]
         pages = load_pages(kind, request["paths"], media, preprocessor, pages_per_request=per_request)
         answer, tiles = _described(pages.inputs)
         answer |= {"timestamps_s": (), "decoder": pages.decoder, "partial": pages.partial}
-        answer |= {"preprocess_s": pages.preprocess_s, "cpu_s": time.process_time() - cpu_s}
-        return answer | {"failed_pages": [asdict(page) for page in pages.failed]}, tiles
+        answer |= {"preprocess_s": pages.preprocess_s, "failed_pages": [asdict(page) for page in pages.failed]}
+        return answer, tiles
     if request["present"] is not None:
         (path,) = request["paths"]
         if not request["present"]:
-            return {"ranges": needed_ranges(path, media), "cpu_s": time.process_time() - cpu_s}, []
+            return {"ranges": needed_ranges(path, media)}, []
         frames = load_present(path, media, request["present"])
     elif is_video:
         (path,) = request["paths"]
@@ -125,7 +124,6 @@ def _load(
         "decoder": frames.decoder,
         "partial": frames.partial,
         "preprocess_s": time.perf_counter() - started_s,
-        "cpu_s": time.process_time() - cpu_s,
         "failed_pages": [],
     }
     return answer, tiles

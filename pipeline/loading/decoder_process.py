@@ -10,7 +10,7 @@ import json
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -33,22 +33,14 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True, slots=True)
 class DecodedMedia:
-    """What came back from the child; durations and CPU seconds are the child's own."""
+    """What came back from the child; the duration is the child's own."""
 
     media: tuple[VisualInput, ...]
     timestamps_s: tuple[float, ...]
     decoder: str
     partial: str | None
     preprocess_s: float
-    cpu_s: float
     failed_pages: tuple[FailedPage, ...] = ()
-
-
-class NeededRanges(NamedTuple):
-    """Half-open byte ranges of a file, and the CPU seconds it took the child to find them."""
-
-    ranges: list[tuple[int, int]]
-    cpu_s: float
 
 
 class DecoderProcess:
@@ -75,7 +67,7 @@ class DecoderProcess:
 
     @property
     def cpu_s(self) -> float:
-        """CPU seconds of all children so far, in the kernel's ticks of 10 ms."""
+        """CPU seconds of all children so far, their starts included."""
         return self._past_cpu_s + (self._child.cpu_s if self._child else 0.0)
 
     def load(
@@ -108,7 +100,7 @@ class DecoderProcess:
         request["pages_per_request"] = pages_per_request
         return self._ask(request, _decoded, deadline_s)
 
-    def needed_ranges(self, path: str, *, deadline_s: float) -> NeededRanges:
+    def needed_ranges(self, path: str, *, deadline_s: float) -> list[tuple[int, int]]:
         """Which bytes hold the frames to load of a video of which only the index is there. Raises as `load`."""
         request = {"kind": "video", "paths": [path], "decoder": "pyav", "present": [], "pages_per_request": None}
         return self._ask(request, _needed_ranges, deadline_s)
@@ -162,8 +154,8 @@ def _checked(answer: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def _needed_ranges(answer: dict[str, Any], _child: Child, _deadline_s: float) -> NeededRanges:
-    return NeededRanges([(int(start), int(end)) for start, end in answer["ranges"]], float(answer["cpu_s"]))
+def _needed_ranges(answer: dict[str, Any], _child: Child, _deadline_s: float) -> list[tuple[int, int]]:
+    return [(int(start), int(end)) for start, end in answer["ranges"]]
 
 
 def _decoded(answer: dict[str, Any], child: Child, deadline_s: float) -> DecodedMedia:
@@ -176,6 +168,6 @@ def _decoded(answer: dict[str, Any], child: Child, deadline_s: float) -> Decoded
         height, width = medium["original_size"]
         own_times_s = times_s if medium["kind"] == "video" and len(times_s) == shape[0] else ()
         media.append(VisualInput(medium["kind"], tiles, (height, width), own_times_s))
-    said = {key: answer[key] for key in ("decoder", "partial", "preprocess_s", "cpu_s")}
+    said = {key: answer[key] for key in ("decoder", "partial", "preprocess_s")}
     failed = tuple(FailedPage(**page) for page in answer["failed_pages"])
     return DecodedMedia(tuple(media), times_s, **said, failed_pages=failed)

@@ -6,19 +6,18 @@ Ray, of models or of what becomes of the frames.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from pipeline.errors import ItemError
 from pipeline.loading.child_process import DecordFailedError
 from pipeline.loading.decoder_process import ITEMS_PER_CHILD, MEMORY_BYTES, DecodedMedia, DecoderProcess
+from pipeline.loading.load_meter import LoadMeter
 from pipeline.loading.mp4_index import DoubtError
-from pipeline.loading.ranged_read import RangedLoad, load_by_ranges
+from pipeline.loading.ranged_read import load_by_ranges
 from pipeline.loading.staging import Staging, check_unchanged
-from pipeline.records import LoadedItem, LoadStats, MediaItem
+from pipeline.records import LoadedItem, MediaItem
 from pipeline.storage.uris import is_local
 
 if TYPE_CHECKING:
@@ -65,6 +64,7 @@ class Loader:
             cache_bytes=cache_bytes,
             max_object_bytes=media.max_bytes,
             allowed_roots=allowed_roots,
+            verify_md5=media.verify_md5 == "auto",
         )
         self._decoder = DecoderProcess(media, preprocessor, memory_bytes=memory_bytes, items_per_child=items_per_child)
 
@@ -87,12 +87,15 @@ class Loader:
             raise ItemError(
                 "internal_error", f"an item of kind {item.media_kind} has {len(item.uris)} objects, not one"
             )
-        spent = self._meter()
+        meter = LoadMeter(self._staging, self._decoder, child_s=self._media.load_timeout_s)
         try:
-            return self._load(item)
+            decoded = self._load_by_ranges(item, meter) or self._load_whole(item, meter)
+            _check_unchanged(item)
         except ItemError as error:
-            error.stats = spent()
+            error.stats = meter.spent()
             raise
+        stats = meter.spent(preprocess_s=decoded.preprocess_s, decoder=decoded.decoder)
+        return LoadedItem(item, decoded.media, decoded.timestamps_s, stats, decoded.partial, decoded.failed_pages)
 
     def close(self) -> None:
         """End the child and remove what was staged. Another `load` starts afresh."""
@@ -105,46 +108,7 @@ class Loader:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _meter(self) -> Callable[[], LoadStats]:
-        """Tells what was spent from now on; of a load that failed midway its stages are not known."""
-        staging = self._staging
-        began = time.perf_counter(), time.thread_time() + self._decoder.cpu_s
-        fetched = staging.bytes_fetched, staging.num_requests
-
-        def spent() -> LoadStats:
-            return LoadStats(
-                load_s=time.perf_counter() - began[0],
-                cpu_s=max(0.0, time.thread_time() + self._decoder.cpu_s - began[1]),
-                bytes_fetched=staging.bytes_fetched - fetched[0],
-                storage_requests=staging.num_requests - fetched[1],
-            )
-
-        return spent
-
-    def _load(self, item: MediaItem) -> LoadedItem:
-        spent, started_s, started_cpu_s = self._meter(), time.perf_counter(), time.thread_time()
-        if ranged := self._load_by_ranges(item):
-            decoded, fetch_s = ranged.decoded, ranged.fetch_s
-        else:
-            paths = self._stage(item)
-            fetch_s = time.perf_counter() - started_s
-            try:
-                decoded = self._decode(item, paths)
-            except ItemError as error:
-                _check_unchanged(item)
-                raise ItemError(error.error_type, f"{_name(item)}: {error}", retryable=error.retryable) from error
-        _check_unchanged(item)
-        stats = replace(
-            spent(),
-            fetch_s=fetch_s,
-            load_s=max(0.0, time.perf_counter() - started_s - fetch_s - decoded.preprocess_s),
-            preprocess_s=decoded.preprocess_s,
-            cpu_s=time.thread_time() - started_cpu_s + decoded.cpu_s,
-            decoder=decoded.decoder,
-        )
-        return LoadedItem(item, decoded.media, decoded.timestamps_s, stats, decoded.partial, decoded.failed_pages)
-
-    def _load_by_ranges(self, item: MediaItem) -> RangedLoad | None:
+    def _load_by_ranges(self, item: MediaItem, meter: LoadMeter) -> DecodedMedia | None:
         """The media from a part of the object's bytes; None where that is not asked for, not worth it or doubtful."""
         wanted = self._media.ranged_reads == "auto" and self._media.decoder != "decord" and item.media_kind == "video"
         if not wanted or item.sizes[0] < self._ranged_from_bytes:
@@ -153,31 +117,36 @@ class Loader:
         if copy is None:
             return None
         try:
-            return load_by_ranges(copy, self._staging, self._decoder, timeout_s=self._media.load_timeout_s)
+            return load_by_ranges(copy, self._staging, self._decoder, meter)
         except DoubtError:
             return None
         except ItemError as error:
             raise ItemError(error.error_type, f"{_name(item)}: {error}", retryable=error.retryable) from error
 
-    def _stage(self, item: MediaItem) -> list[str]:
+    def _load_whole(self, item: MediaItem, meter: LoadMeter) -> DecodedMedia:
         paths: list[str] = []
-        for uri, size, etag in zip(item.uris, item.sizes, item.etags, strict=True):
-            paths.append(self._staging.get(uri, size=size, etag=etag, keep=paths).path)
-        return paths
-
-    def _decode(self, item: MediaItem, paths: list[str]) -> DecodedMedia:
-        """Both tries share one deadline: the first with the configured decoder, then PyAV in a fresh child."""
-        deadline_s = time.monotonic() + self._media.load_timeout_s
-        decoder = self._media.decoder
+        with meter.fetching():
+            for uri, size, etag in zip(item.uris, item.sizes, item.etags, strict=True):
+                paths.append(self._staging.get(uri, size=size, etag=etag, keep=paths).path)
         try:
-            per_request = self._pages_per_request
-            return self._decoder.load(
-                item.media_kind, paths, decoder=decoder, deadline_s=deadline_s, pages_per_request=per_request
-            )
+            return self._decode(item, paths, meter)
+        except ItemError as error:
+            _check_unchanged(item)
+            raise ItemError(error.error_type, f"{_name(item)}: {error}", retryable=error.retryable) from error
+
+    def _decode(self, item: MediaItem, paths: list[str], meter: LoadMeter) -> DecodedMedia:
+        """With the configured decoder; what decord refuses or dies of, with PyAV in a fresh child."""
+        decoder, per_request = self._media.decoder, self._pages_per_request
+        try:
+            with meter.child() as deadline_s:
+                return self._decoder.load(
+                    item.media_kind, paths, decoder=decoder, deadline_s=deadline_s, pages_per_request=per_request
+                )
         except DecordFailedError as failure:
             if decoder == "decord":
                 raise failure.error from failure
-            return self._decoder.load(item.media_kind, paths, decoder="pyav", deadline_s=deadline_s)
+            with meter.child() as deadline_s:
+                return self._decoder.load(item.media_kind, paths, decoder="pyav", deadline_s=deadline_s)
 
 
 def _check_unchanged(item: MediaItem) -> None:

@@ -6,67 +6,51 @@ the whole object. Knows no decoder and no row.
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, replace
-
 from pipeline.errors import ItemError
 from pipeline.loading.child_process import DecordFailedError
 from pipeline.loading.decoder_process import DecodedMedia, DecoderProcess
+from pipeline.loading.load_meter import LoadMeter
 from pipeline.loading.mp4_index import DoubtError, fetch_index
 from pipeline.loading.sparse_copy import SparseCopy
 from pipeline.loading.staging import Staging
 
 
-@dataclass(frozen=True, slots=True)
-class RangedLoad:
-    """What came of it, and how long the store took."""
-
-    decoded: DecodedMedia
-    fetch_s: float
-
-
-def load_by_ranges(copy: SparseCopy, staging: Staging, decoder: DecoderProcess, *, timeout_s: float) -> RangedLoad:
+def load_by_ranges(copy: SparseCopy, staging: Staging, decoder: DecoderProcess, meter: LoadMeter) -> DecodedMedia:
     """Decode and preprocess the chosen frames of a video that is fetched in parts.
 
     Args:
         copy: of `Staging.sparse`.
         staging: fetches into it.
         decoder: the child.
-        timeout_s: of the child, in all.
+        meter: of this load, whose later tries have what this one leaves.
 
     Raises:
         DoubtError: the whole object must be read; also for whatever the child said of this file.
         ItemError: from the store, ``changed_object`` among them, or ``load_timeout``.
     """
-    fetch_s = 0.0
 
     def fill(ranges: list[tuple[int, int]]) -> None:
-        nonlocal fetch_s
-        began_s = time.perf_counter()
-        staging.fill(copy, ranges)
-        fetch_s += time.perf_counter() - began_s
+        with meter.fetching():
+            staging.fill(copy, ranges)
 
     def read(start: int, end: int) -> bytes:
         fill([(start, end)])
         return copy.read(start, end)
 
     fetch_index(read, copy.size)
-    began_s = time.monotonic()
     try:
-        needed = decoder.needed_ranges(copy.path, deadline_s=began_s + timeout_s)
+        with meter.child() as deadline_s:
+            needed = decoder.needed_ranges(copy.path, deadline_s=deadline_s)
     except (ItemError, DecordFailedError) as error:
         raise _doubt(error) from error
-    left_s = timeout_s - (time.monotonic() - began_s)
-    if any(not 0 <= start < end <= copy.size for start, end in needed.ranges):
+    if any(not 0 <= start < end <= copy.size for start, end in needed):
         raise DoubtError("its index names bytes outside the object")
-    fill(needed.ranges)
+    fill(needed)
     try:
-        decoded = decoder.load(
-            "video", [copy.path], decoder="pyav", deadline_s=time.monotonic() + left_s, present=copy.present
-        )
+        with meter.child() as deadline_s:
+            return decoder.load("video", [copy.path], decoder="pyav", deadline_s=deadline_s, present=copy.present)
     except (ItemError, DecordFailedError) as error:
         raise _doubt(error) from error
-    return RangedLoad(replace(decoded, cpu_s=decoded.cpu_s + needed.cpu_s), fetch_s)
 
 
 def _doubt(error: Exception) -> Exception:

@@ -47,6 +47,7 @@ class Staging:
         cache_bytes: size of all copies together, at most.
         max_object_bytes: larger objects are refused before they are fetched.
         allowed_roots: local folders that may be read; None where the operator's own configuration named the files.
+        verify_md5: as of `storage.fetch`.
 
     Attributes:
         bytes_fetched: that crossed from the store so far, also for what was then refused.
@@ -60,11 +61,13 @@ class Staging:
         cache_bytes: int,
         max_object_bytes: int,
         allowed_roots: Sequence[str] | None = None,
+        verify_md5: bool = True,
     ) -> None:
         self.bytes_fetched = self.num_requests = 0
         self._cache_bytes = cache_bytes
         self._max_object_bytes = max_object_bytes
         self._allowed_roots = allowed_roots
+        self._verify_md5 = verify_md5
         self._base = Path(cache_dir or tempfile.gettempdir())
         self._folder: Path | None = None
         self._lock: int | None = None
@@ -104,7 +107,7 @@ class Staging:
         path = self._new_path()
         self.num_requests += 1
         try:
-            fetched = storage.fetch(uri, str(path), etag=etag)
+            fetched = storage.fetch(uri, str(path), etag=etag, verify_md5=self._verify_md5)
             if fetched.num_bytes != size:
                 raise ItemError(
                     "changed_object", f"{uri}: the manifest has {size} bytes, the store {fetched.num_bytes}"

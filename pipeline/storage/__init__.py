@@ -135,13 +135,14 @@ def read_range(uri: str, start: int, end: int) -> bytes:
     return _on_object("read", uri, lambda: _backend(uri).read(uri, start, end)) if start < end else b""
 
 
-def fetch(uri: str, path: str, *, etag: str = "") -> Fetched:
+def fetch(uri: str, path: str, *, etag: str = "", verify_md5: bool = True) -> Fetched:
     """Stream an object into a local file, its checksum compared where the store gives one.
 
     Args:
         uri: what to fetch.
         path: the file to write; incomplete where this raises.
         etag: the entity tag it must have; "" accepts any.
+        verify_md5: compare with the entity tag where that is an MD5 by S3's rule.
 
     Raises:
         ItemError: as `stat`; ``changed_object`` where the tag is another one; ``store_error`` where the body is
@@ -149,7 +150,7 @@ def fetch(uri: str, path: str, *, etag: str = "") -> Fetched:
     """
     uri = check_uri(uri)
     if pinned := _backend(uri).pinned(uri, etag):
-        return Fetched(_on_object("fetch", uri, lambda: pinned.copy(path)), 1)
+        return Fetched(_on_object("fetch", uri, lambda: pinned.copy(path, verify_md5=verify_md5)), 1)
     size = _on_object("fetch", uri, lambda: _backend(uri).copy(uri, path))
     if not etag:
         return Fetched(size, 1)

@@ -1,8 +1,9 @@
 """Bytes of one version of one S3 object, checked against what the store says of them.
 
 Every answer must carry the entity tag that was asked for and exactly the bytes it announces; a whole body must also
-have the MD5 that its tag is, and the ``x-amz-checksum-*`` the store sent (the client library compares that one). Works
-on an s3fs file system that `pipeline.storage` opened; imports no client library and knows nothing of media.
+have the MD5 that its tag is, where it is one, and the ``x-amz-checksum-*`` the store sent (the client library compares
+that one). Works on an s3fs file system that `pipeline.storage` opened; imports no client library and knows nothing of
+media.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pipeline.storage.errors import BodyMismatchError, ObjectChangedError, http_
 _CHUNK_BYTES = 1 << 20
 _REQUESTS_AT_ONCE = 8
 _MD5 = re.compile(r"[0-9a-f]{32}")
+_PLAIN_ENCRYPTION = ("x-amz-server-side-encryption", "AES256")
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 Result = TypeVar("Result")
 
@@ -37,9 +39,9 @@ class PinnedObject:
     uri: str
     etag: str
 
-    def copy(self, target: str) -> int:
+    def copy(self, target: str, *, verify_md5: bool = True) -> int:
         """Stream the whole object into a local file; returns its bytes."""
-        return self._wait(self._copy(target))
+        return self._wait(self._copy(target, verify_md5=verify_md5))
 
     def read_ranges(self, ranges: Sequence[tuple[int, int]], *, size: int) -> list[bytes]:
         """The bytes of each half-open range, some requests at a time; ``size`` is the whole object's."""
@@ -48,7 +50,7 @@ class PinnedObject:
     def _wait(self, work: Coroutine[Any, Any, Result]) -> Result:
         return asyncio.run_coroutine_threadsafe(work, self.filesystem.loop).result()
 
-    async def _copy(self, target: str) -> int:
+    async def _copy(self, target: str, *, verify_md5: bool) -> int:
         answer = await self._get()
         num_bytes, md5 = 0, hashlib.md5(usedforsecurity=False)
         async with answer["Body"] as body:
@@ -58,8 +60,11 @@ class PinnedObject:
                     md5.update(chunk)
                     file.write(chunk)
         self._check_length(num_bytes, answer.get("ContentLength", num_bytes))
-        if _tag_is_md5(answer, self.uri) and md5.hexdigest() != _tag(answer):
-            raise BodyMismatchError(f"the body has the MD5 {md5.hexdigest()}, its ETag is {_tag(answer)}")
+        if verify_md5 and _tag_is_md5(answer, self.uri) and md5.hexdigest() != _tag(answer):
+            raise BodyMismatchError(
+                f"the body has the MD5 {md5.hexdigest()}, its ETag is {_tag(answer)}; should this store's ETags be no "
+                "MD5s of whole objects, media.verify_md5=off"
+            )
         return num_bytes
 
     async def _read_ranges(self, ranges: Sequence[tuple[int, int]], size: int) -> list[bytes]:
@@ -110,10 +115,13 @@ def _tag(answer: dict[str, Any]) -> str:
 
 
 def _tag_is_md5(answer: dict[str, Any], uri: str) -> bool:
-    """A tag is no MD5 where the object was uploaded in parts or encrypted with a key, and in directory buckets.
+    """Whether the tag is the MD5 of the whole object, by S3's rule.
 
+    It is none where the object was uploaded in parts ("-" in it), in directory buckets, and under any encryption but
+    the store's own plain one; other stores tell of theirs in headers of other names.
     Source: docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html, ETag.
     """
-    with_key = str(answer.get("ServerSideEncryption") or "").startswith("aws:kms") or "SSECustomerAlgorithm" in answer
+    headers = answer["ResponseMetadata"]["HTTPHeaders"].items()
+    about_keys = [(name, value) for name, value in headers if "encryption" in name or "-sse-" in name]
     in_directory = uri.partition("://")[2].partition("/")[0].endswith("--x-s3")
-    return bool(_MD5.fullmatch(_tag(answer))) and not with_key and not in_directory
+    return bool(_MD5.fullmatch(_tag(answer))) and set(about_keys) <= {_PLAIN_ENCRYPTION} and not in_directory

@@ -193,7 +193,7 @@ def test_answers_are_checked_against_the_schema(tmp_path) -> None:
 
 
 def test_an_error_of_one_window_leaves_the_others(tmp_path) -> None:
-    five = run(tmp_path, broken=2)["five"]
+    five = run(tmp_path, broken=(2,))["five"]
     assert texts(five) == ["page 0", "page 1", None, "page 3", "page 4"]
     assert (five["status"], five["pages"][2]["error_type"]) == ("partial", "internal_error")
 

@@ -43,6 +43,7 @@ EXECUTION_ONLY = {
     "name": "other",
     "input.pattern": "**/*.mp4",
     "media.load_timeout_s": 1.0,
+    "media.verify_md5": "off",
     "model.kv_cache_bytes": 10,
     "model.max_batch_requests": 2,
     "runtime.executor": "ray",
