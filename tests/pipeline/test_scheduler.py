@@ -1,65 +1,16 @@
-"""The scheduling core alone: no Ray, no media, no model. Rows are stood in for by (item_id, error) tuples."""
+"""The scheduling core alone: what is loaded, what goes to whom, when a shard is complete. No Ray, no media, no model."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from typing import NamedTuple
 
 import pytest
+from scheduling import Row, lease_all, load_all, make
 
 from pipeline.errors import ItemError
 from pipeline.lease import Lease
-from pipeline.records import MediaItem, Shard
-from pipeline.scheduler import Scheduler
-
-
-class Row(NamedTuple):
-    item_id: str
-    error_type: str | None = None
-
-
-def make(
-    num_shards: int = 2,
-    per_shard: int = 3,
-    *,
-    inflight: int = 100,
-    open_shards: int = 4,
-    attempts: int = 3,
-    per_medium: int = 1,
-    together: int = 1,
-) -> tuple[Scheduler, list[Row]]:
-    def shard(index: int) -> Shard:
-        ids = range(index * per_shard, (index + 1) * per_shard)
-        return Shard(
-            index, tuple(MediaItem(f"i{n:04}", (f"{n // per_medium}.mp4",), "video", (1,), ("",)) for n in ids)
-        )
-
-    rows: list[Row] = []
-    scheduler = Scheduler(
-        range(num_shards),
-        shard,
-        estimate_bytes=lambda item: 10,
-        failed_row=lambda lease, error_type, message: Row(lease.item.item_id, error_type),
-        on_row=rows.append,
-        max_inflight_bytes=inflight,
-        max_open_shards=open_shards,
-        max_attempts=attempts,
-        max_together=together,
-    )
-    return scheduler, rows
-
-
-def lease_all(scheduler: Scheduler) -> list:
-    leases = []
-    while (lease := scheduler.lease()) is not None:
-        leases.append(lease)
-    return leases
-
-
-def load_all(scheduler: Scheduler) -> None:
-    for lease in lease_all(scheduler):
-        scheduler.loaded(lease, 10)
+from pipeline.records import MediaItem
 
 
 def test_rows_of_a_shard_come_complete_once_and_in_the_order_of_its_items() -> None:
@@ -144,69 +95,6 @@ def test_a_final_failure_is_not_tried_again_and_leaves_neighbours_alone() -> Non
     assert [index for index, _ in scheduler.take_complete()] == [0]
 
 
-def test_only_a_lost_workers_items_are_started_again() -> None:
-    scheduler, rows = make()
-    load_all(scheduler)
-    mine, others = scheduler.assign("a", 2), scheduler.assign("b", 4)
-    scheduler.worker_lost("a")
-    assert [lease.attempts for lease in mine] == [2, 2]
-    assert [lease.attempts for lease in others] == [1, 1, 1, 1]
-    assert all(lease.phase == "running" for lease in others)
-    assert rows == []
-
-
-def test_suspects_run_alone_and_the_killer_is_found_while_its_neighbours_get_their_rows() -> None:
-    scheduler, rows = make(num_shards=4, per_shard=4)
-    poison, restarts = "i0005", 0
-    while not scheduler.done:
-        load_all(scheduler)
-        worker = f"a{restarts}"
-        scheduler.assign(worker, 8)
-        held = dict(scheduler._running[worker])
-        if any(lease.suspect for lease in held.values()):
-            assert len(held) == 1, "a suspect has the worker to itself"
-            assert scheduler.assign(worker, 8) == [], "also against those that are loaded and waiting"
-        if poison in held:
-            scheduler.worker_lost(worker)
-            restarts += 1
-        else:
-            for item_id in held:
-                scheduler.finished(worker, Row(item_id))
-        for index, _rows in scheduler.take_complete():
-            scheduler.published(index)
-    assert Counter(row.item_id for row in rows) == {f"i{n:04}": 1 for n in range(16)}
-    assert [row for row in rows if row.error_type] == [Row(poison, "worker_died")]
-    assert restarts == 3, "once in a crowd, twice alone"
-
-
-def test_an_item_that_kills_its_reader_twice_becomes_a_row_and_those_queued_behind_it_do_not() -> None:
-    scheduler, rows = make(num_shards=1, per_shard=3)
-    killer, behind, other = lease_all(scheduler)
-    scheduler.loaded(other, 10)
-    scheduler.reader_lost([killer, behind])
-    assert rows == []
-    assert scheduler.lease(idle=False) is None, "suspects get a reader to themselves"
-    for _ in range(2):
-        assert scheduler.lease() is killer
-        scheduler.reader_lost([killer])
-    assert rows == [Row("i0000", "worker_died")]
-    assert scheduler.lease() is behind
-    scheduler.loaded(behind, 10)
-    assert len(scheduler.assign("a", 5)) == 2
-
-
-def test_a_payload_lost_with_its_node_is_loaded_again() -> None:
-    scheduler, rows = make(num_shards=1, per_shard=1)
-    load_all(scheduler)
-    [lease] = scheduler.assign("a", 1)
-    lease.payload = "handle"
-    scheduler.payload_lost(lease)
-    assert scheduler.inflight_bytes == 0
-    assert scheduler.lease() is lease
-    assert lease.payload is None
-    assert rows == []
-
-
 @pytest.mark.parametrize("per_medium", [1, 2, 5])
 @pytest.mark.parametrize("seed", range(20))
 def test_random_faults_lose_nothing_and_double_nothing(seed: int, per_medium: int) -> None:
@@ -230,10 +118,12 @@ def test_random_faults_lose_nothing_and_double_nothing(seed: int, per_medium: in
             else:
                 scheduler.loaded(lease, draw.randint(1, 10))
         worker = draw.choice(workers)
-        scheduler.assign(worker, 4 - scheduler.num_running(worker))
+        given = scheduler.assign(worker, 4 - scheduler.num_running(worker))
+        if given and draw.random() < 0.1:
+            scheduler.payloads_lost(given)
         held = list(scheduler._running[worker])
-        if held and draw.random() < 0.05:
-            scheduler.worker_lost(worker)
+        if held and draw.random() < 0.07:
+            draw.choice([scheduler.worker_lost, scheduler.worker_lost, scheduler.worker_dismissed])(worker)
             workers[workers.index(worker)] = f"{worker}'"
         elif held:
             scheduler.finished(worker, Row(draw.choice(held)))
@@ -244,30 +134,6 @@ def test_random_faults_lose_nothing_and_double_nothing(seed: int, per_medium: in
     assert scheduler.done
     assert scheduler.inflight_bytes == 0
     assert Counter(row.item_id for row in rows) == {f"i{n:04}": 1 for n in range(30)}
-
-
-def test_what_does_not_come_back_is_tried_once_more_alone_and_its_neighbours_are_not_charged() -> None:
-    scheduler, rows = make(num_shards=1, per_shard=3)
-    load_all(scheduler)
-    scheduler.assign("a", 3)
-    scheduler.worker_lost("a", "too late", timed_out=True)
-    assert rows == []
-    for worker in ("b", "c", "d"):
-        [lease] = scheduler.assign(worker, 3)
-        if lease.item.item_id == "i0001":
-            scheduler.worker_lost(worker, "too late", timed_out=True)
-        else:
-            scheduler.finished(worker, Row(lease.item.item_id))
-    assert [row for row in rows if row.error_type] == [Row("i0001", "item_timeout")]
-    assert len(rows) == 3
-
-
-def test_one_attempt_is_one_attempt() -> None:
-    scheduler, rows = make(num_shards=1, per_shard=1, attempts=1)
-    load_all(scheduler)
-    scheduler.assign("a", 1)
-    scheduler.worker_lost("a", "too late", timed_out=True)
-    assert rows == [Row("i0000", "item_timeout")]
 
 
 def test_neighbours_on_one_medium_are_one_load_and_go_to_one_worker() -> None:
@@ -315,42 +181,3 @@ def test_a_failed_load_is_each_items_own_failed_row_after_its_own_tries() -> Non
     scheduler.not_loaded(other, ItemError("corrupt_media", ""))
     assert [index for index, _ in scheduler.take_complete()] == [0]
     assert scheduler.inflight_bytes == 0
-
-
-def test_a_medium_that_kills_its_reader_twice_fails_all_who_ask_about_it_and_nobody_else() -> None:
-    scheduler, rows = make(num_shards=1, per_shard=4, per_medium=2, together=4)
-    killer, behind = lease_all(scheduler)
-    scheduler.reader_lost([killer, behind])
-    for _ in range(2):
-        assert scheduler.lease() is killer
-        scheduler.reader_lost([killer])
-    assert sorted(rows) == [Row("i0000", "worker_died"), Row("i0001", "worker_died")]
-    assert scheduler.lease() is behind
-
-
-def test_a_poison_question_is_found_among_harmless_ones_on_the_same_medium() -> None:
-    scheduler, rows = make(num_shards=1, per_shard=3, per_medium=3, together=4)
-    load_all(scheduler)
-    deaths = 0
-    while not scheduler.take_complete():
-        worker = f"a{deaths}"
-        held = [lease.item.item_id for lease in scheduler.assign(worker, 3)]
-        assert len(held) == (3 if deaths == 0 else 1)
-        if "i0001" in held:
-            scheduler.worker_lost(worker)
-            deaths += 1
-        else:
-            scheduler.finished(worker, Row(held[0]))
-    assert sorted(rows) == [Row("i0000"), Row("i0001", "worker_died"), Row("i0002")]
-    assert deaths == 3
-    assert scheduler.inflight_bytes == 0
-
-
-def test_a_shared_payload_lost_with_its_node_is_loaded_once_more_for_all() -> None:
-    scheduler, _ = make(num_shards=1, per_shard=3, per_medium=3, together=4)
-    load_all(scheduler)
-    for lease in scheduler.assign("a", 3):
-        scheduler.payload_lost(lease)
-    assert scheduler.inflight_bytes == 0
-    [lease] = lease_all(scheduler)
-    assert len(lease.group) == 3
