@@ -25,9 +25,9 @@ from benchmarks.engine_vs_transformers import PROMPT, STAGES, Stock, time_ours
 from benchmarks.null_model import null_job
 from benchmarks.roofline import Ceilings, default_ceilings, measure
 from illava import VLM, Preprocessor, Request, SamplingParams, VisualInput
-from illava.attention import paged_attention
 from illava.engine import Engine
 from illava.kernels import kernels_on
+from illava.paged_attention import paged_attention
 from illava.peak_memory import PeakMemory
 from illava.plan import EMPTY_PLAN, ReductionPlan
 from illava.scores import attention_received, causal_attention_received

@@ -1,17 +1,16 @@
-"""Attention over packed sequences and over paged keys: one function each, backends behind them.
+"""Attention over packed sequences: one function for whole segments, one for chunks, backends behind them.
 
 Every caller, tower or decoder, calls these; none asks what machine it runs on. Which backend serves a device is
 decided once, by `backend_name`, from what the installed torch can do there; nothing is tried and silently dropped.
-Knows nothing of models, layers, caches' owners or reduction.
+Knows nothing of models, layers, pages or reduction.
 
-Shape suffixes: T tokens packed end to end, B requests, H query heads, G key/value heads, d head width, P pages of
-the pool, S places of a page, M pages of the longest request.
+Shape suffixes: T tokens packed end to end, H query heads, G key/value heads, d head width.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate, groupby
 from typing import Any, Literal
@@ -19,8 +18,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-
-from illava.kernels import kernels_on
 
 Backend = Literal["sdpa", "varlen"]
 _MASKED_QUERIES = 512  # bounds the mask of a long chunk: 512 x keys
@@ -117,92 +114,6 @@ def _last_queries(q_CHd: Tensor, k_UGd: Tensor, v_UGd: Tensor, scale: float) -> 
         out = scaled_dot_product_attention(q, k, v, attn_mask=sees_BU, scale=scale, enable_gqa=shared)
         outputs.append(out[0].transpose(0, 1))
     return torch.cat(outputs)
-
-
-def paged_attention(
-    q_BHd: Tensor,
-    k_pool_PSGd: Tensor,
-    v_pool_PSGd: Tensor,
-    block_table_BM: Tensor,
-    length_B: Tensor,
-    *,
-    scale: float,
-    host_lengths: Sequence[int],
-    host_starts: Sequence[int] | None = None,
-) -> Tensor:
-    """One new query per request over that request's paged keys: [B, H, d].
-
-    Behind it stands the Triton kernel where `kernels_on` says so, else its twin: that runs unmasked attention over
-    exactly each request's tokens, so that a row never depends on its neighbours (a masked batch over the longest is
-    2.4 times slower at 3,000 tokens on CPU). Pages that lie end to end are read in place; others are gathered first.
-
-    Args:
-        q_BHd: queries.
-        k_pool_PSGd: the whole pool of key pages.
-        v_pool_PSGd: the whole pool of value pages.
-        block_table_BM: int32 pages of each request in order; what lies behind a request's last page is not read.
-        length_B: int32 keys per request, on the device: what a kernel reads.
-        scale: factor on q.k.
-        host_lengths: the same counts as host integers: what the twin reads.
-        host_starts: flat place of each request's first key where its pages lie end to end, else -1; None: not known.
-    """
-    if kernels_on(q_BHd.device) == "triton":
-        from illava.kernels.paged_decode import paged_decode
-
-        return paged_decode(q_BHd, k_pool_PSGd, v_pool_PSGd, block_table_BM, length_B, scale=scale)
-    starts = [-1] * len(host_lengths) if host_starts is None else host_starts
-    return torch.cat(
-        [
-            _paged_sdpa(
-                q_BHd[row:stop], (k_pool_PSGd, v_pool_PSGd), block_table_BM[row:stop], host_lengths[row],
-                start=starts[row], gap=gap, scale=scale,
-            )
-            for row, stop, gap in _stretches(host_lengths, starts)
-        ]
-    )  # fmt: skip
-
-
-def _stretches(lengths: Sequence[int], starts: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Rows that one call can serve, equally long and evenly spaced in the pool: first row, end, places between two."""
-    row = 0
-    while row < len(lengths):
-        stop, gap = row + 1, 0
-        while stop < len(lengths) and lengths[stop] == lengths[row] and (starts[stop] < 0) == (starts[row] < 0):
-            step = 0 if starts[row] < 0 else starts[stop] - starts[stop - 1]
-            if stop > row + 1 and step != gap:
-                break
-            stop, gap = stop + 1, step
-        yield row, stop, gap
-        row = stop
-
-
-def _paged_sdpa(
-    q_BHd: Tensor,
-    pools: tuple[Tensor, Tensor],
-    block_table_BM: Tensor,
-    length: int,
-    *,
-    start: int,
-    gap: int,
-    scale: float,
-) -> Tensor:
-    """Rows of one length in one call; ``start`` < 0 gathers their pages, else row n's keys are read at start + n gap."""
-    num_rows, num_heads, head_dim = q_BHd.shape
-    page_size, num_kv_heads = pools[0].shape[1:3]
-    # The query heads that share a key head stand side by side as its queries: no head is repeated in memory.
-    q_BGhd = q_BHd.view(num_rows, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    if start < 0:
-        pages = block_table_BM[:, : -(-length // page_size)].flatten()
-        k_BNGd, v_BNGd = (pool.index_select(0, pages).view(num_rows, -1, *pool.shape[2:])[:, :length] for pool in pools)
-    else:
-        place = num_kv_heads * head_dim
-        size, stride = (num_rows, length, num_kv_heads, head_dim), (abs(gap) * place, place, head_dim, 1)
-        lowest = min(start, start + (num_rows - 1) * gap) * place
-        k_BNGd, v_BNGd = (pool.as_strided(size, stride, pool.storage_offset() + lowest) for pool in pools)
-    backwards = gap < 0  # what was freed last is taken first, and strides cannot be negative
-    q_BGhd = q_BGhd.flip(0) if backwards else q_BGhd
-    out = scaled_dot_product_attention(q_BGhd, k_BNGd.transpose(1, 2), v_BNGd.transpose(1, 2), scale=scale)
-    return (out.flip(0) if backwards else out).reshape(q_BHd.shape)
 
 
 def backend_name(device: torch.device, dtype: torch.dtype, head_dim: int = 64) -> Backend:

@@ -20,6 +20,16 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
+class LayerPages:
+    """One layer's part of `BatchPages`."""
+
+    table_BM: Tensor
+    length_B: Tensor
+    host_lengths: Sequence[int]
+    host_starts: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
 class BatchPages:
     """Where the keys of a batch of requests lie. Belongs to one composition of the batch; grows a token a step.
 
@@ -34,6 +44,9 @@ class BatchPages:
     length_LB: Tensor
     host_lengths: list[list[int]]
     host_starts: list[list[int]]
+
+    def layer(self, n: int) -> LayerPages:
+        return LayerPages(self.table_LBM[n], self.length_LB[n], self.host_lengths[n], self.host_starts[n])
 
     def grow(self) -> None:
         """Count one more token in every layer of every request."""

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from illava.attention import paged_attention
-from illava.cache import BatchPages, PagedCache
+from illava.cache import BatchPages, LayerPages, PagedCache
 from illava.decoder_reduction import check_decoder_steps
 from illava.errors import ModelLoadError
+from illava.paged_attention import paged_attention
 from illava.plan import ReductionPlan
 from illava.prefill import Prefill, PrefillRun
 from illava.scopes import PackedPrompts
@@ -122,23 +122,22 @@ class Decoder:
         for n, layer in enumerate(self.layers):
             q_BHd, k_BGd, v_BGd = self.project(layer, hidden_BD, rotary)
             cache.write(slot_LB[n], k_BGd, v_BGd)
-            own = pages.table_LBM[n], pages.length_LB[n], pages.host_lengths[n], pages.host_starts[n]
-            mixed_BHd = self.attend_paged(q_BHd, cache, *own)
+            mixed_BHd = self.attend_paged(q_BHd, cache, pages.layer(n))
             hidden_BD = self.finish(layer, hidden_BD, mixed_BHd)
         return self.lm_head(self.norm(hidden_BD))
 
-    def attend_paged(
-        self,
-        q_BHd: Tensor,
-        cache: PagedCache,
-        table_BM: Tensor,
-        length_B: Tensor,
-        host_lengths: Sequence[int],
-        host_starts: Sequence[int],
-    ) -> Tensor:
+    def attend_paged(self, q_BHd: Tensor, cache: PagedCache, pages: LayerPages) -> Tensor:
         """One query per request over its keys of one layer in the cache."""
-        pools, on_host = (cache.k_pool_PSGd, cache.v_pool_PSGd), {"host_lengths": host_lengths, "host_starts": host_starts}
-        return paged_attention(q_BHd, *pools, table_BM, length_B, scale=self.scale, **on_host)
+        return paged_attention(
+            q_BHd,
+            cache.k_pool_PSGd,
+            cache.v_pool_PSGd,
+            pages.table_BM,
+            pages.length_B,
+            scale=self.scale,
+            host_lengths=pages.host_lengths,
+            host_starts=pages.host_starts,
+        )
 
     def rotary_at(self, hidden_TD: Tensor, position_PT: Tensor) -> _Rotary:
         """Cosines and sines at each token's own position: [T, 1, d] each."""

@@ -198,8 +198,8 @@ class PrefillRun:
         decoder, lengths = self._decoder, self._prompts.lengths
         hidden_BD, q_BHd, _ = (_join(parts) for parts in zip(*self._done, strict=True))
         length_B = torch.tensor(lengths, dtype=torch.int32, device=decoder.device)
-        table_BM, starts = self._pages.table_LBM[-1], self._pages.host_starts[-1]
-        mixed_BHd = decoder.attend_paged(q_BHd, self._cache, table_BM, length_B, lengths, starts)
+        pages = replace(self._pages.layer(-1), length_B=length_B, host_lengths=lengths)
+        mixed_BHd = decoder.attend_paged(q_BHd, self._cache, pages)
         logits_BV = decoder.lm_head(decoder.norm(decoder.finish(decoder.layers[-1], hidden_BD, mixed_BHd)))
         found = self._reduction
         return Prefill(logits_BV, self._lengths_LB, self._num_visual_LB, found.errors, found.traces)

@@ -2,7 +2,7 @@
 
 Every request's keys are cut into `_NUM_SPLITS` stretches by its own length alone, so that the launch has one shape
 whatever the lengths (a captured graph may replay it) and a row's result does not depend on its batch. The query heads
-that share a key head are one tile: each key is read once. Its twin is `illava.attention.paged_attention`. Knows
+that share a key head are one tile: each key is read once. Its twin is `illava.paged_attention`. Knows
 nothing of who holds which page.
 
 Shape suffixes: B requests, H query heads, G key/value heads, d head width, P pages of the pool, S places of a page, M
@@ -32,7 +32,7 @@ def paged_decode(
 ) -> Tensor:
     """Attention of each request's query over its first ``length_B`` keys: [B, H, d]; 0 where it has none.
 
-    Args: see `illava.attention.paged_attention`. Nothing is read on the host; what is allocated depends on B alone.
+    Args: see `illava.paged_attention`. Nothing is read on the host; what is allocated depends on B alone.
     """
     (batch, num_heads, head_dim), (page_size, num_kv_heads) = q_BHd.shape, k_pool_PSGd.shape[1:3]
     share = num_heads // num_kv_heads

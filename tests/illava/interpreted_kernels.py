@@ -7,9 +7,9 @@ import pytest
 import torch
 from test_decode_step import composition, make_decoder
 
-from illava.attention import paged_attention
 from illava.decode_step import StaticInputs, decode_step
 from illava.kernels import kernels_on
+from illava.paged_attention import paged_attention
 from illava.scores import attention_received, causal_attention_received
 
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from illava import attention
-from illava.attention import backend_name, packed_attention, paged_attention
+from illava.attention import backend_name, packed_attention
 
 
 def plain(q_THd, k_TGd, v_TGd, lengths, *, causal, scale):
@@ -41,25 +41,6 @@ def test_lengths_must_cover_the_tokens():
     q, k, v = draw(6, 2, 2)
     with pytest.raises(ValueError, match="5 tokens"):
         packed_attention(q, k, v, (2, 3), causal=True, scale=1.0)
-
-
-def test_paged_attention_reads_scattered_pages_and_nothing_beyond_the_length():
-    page_size, lengths = 4, (9, 1, 8)
-    q = torch.randn(3, 4, 8)
-    k_pool, v_pool = torch.full((2, 12, page_size, 2, 8), float("nan")).unbind()
-    table = torch.tensor([[7, 2, 9], [4, 0, 0], [11, 1, 0]], dtype=torch.int32)
-    expected = []
-    for row, n in enumerate(lengths):
-        k, v = torch.randn(2, n, 2, 8).unbind()
-        for i in range(n):
-            k_pool[table[row, i // page_size], i % page_size] = k[i]
-            v_pool[table[row, i // page_size], i % page_size] = v[i]
-        alone = q[row : row + 1].expand(n, 4, 8)
-        expected.append(plain(alone, k, v, (n,), causal=False, scale=0.5)[:1])
-    out = paged_attention(
-        q, k_pool, v_pool, table, torch.tensor(lengths, dtype=torch.int32), scale=0.5, host_lengths=lengths
-    )
-    torch.testing.assert_close(out, torch.cat(expected), atol=1e-6, rtol=1e-5)
 
 
 def test_backend_is_chosen_by_what_the_kernel_can_do(monkeypatch):

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from illava import attention
+from illava import paged_attention
 from illava.cache import PagedCache
 from illava.decode_step import StaticInputs, StepInputs, decode_step
 from illava.decoder import Decoder
@@ -78,7 +78,7 @@ def fixed_step(operations, lengths, monkeypatch):
     cache, inputs = composition(lengths)
     static = StaticInputs(decoder, cache, max_batch=8, num_axes=1)
     static.load(inputs)
-    monkeypatch.setattr(attention, "kernels_on", lambda device: "triton")
+    monkeypatch.setattr(paged_attention, "kernels_on", lambda device: "triton")
     for name in ("_attend_split", "_join_splits"):
         monkeypatch.setattr(paged_decode, name, operations.kernel(name))
     places = [value.data_ptr() for value in vars(static).values() if isinstance(value, torch.Tensor)]
