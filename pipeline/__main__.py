@@ -17,8 +17,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m pipeline", description="Look after run folders; turn benchmarks into manifests."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (run, help_text) in _COMMANDS.items():
-        command = commands.add_parser(name, help=help_text, description=help_text)
+    for name, (run, help_text, exit_codes) in _COMMANDS.items():
+        command = commands.add_parser(name, help=help_text, description=help_text, epilog=f"exit codes: {exit_codes}")
         command.add_argument("uri", metavar="RUN_URI", help="the job's output.uri")
         command.set_defaults(run=lambda options, run=run: run(options.uri))
     _add_retry(commands)
@@ -163,8 +163,16 @@ def _export_for_judge(options: argparse.Namespace) -> int:
 
 
 _COMMANDS = {
-    "verify": (_verify, "check every invariant of a run: each item one row, parts whole, sums right"),
-    "status": (_status, "how far a run has come"),
+    "verify": (
+        _verify,
+        "check every invariant of a run: each item one row, parts whole, sums right",
+        "0 all hold · 4 one does not · 5 infrastructure",
+    ),
+    "status": (
+        _status,
+        "how far a run has come",
+        "0 finished or not, whatever its rows say · 4 no run stands there · 5 infrastructure",
+    ),
 }
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
     from pipeline.records import LoadStats
@@ -39,7 +39,7 @@ ROW_ERROR_TYPES: tuple[str, ...] = get_args(RowErrorType)
 class PipelineError(Exception):
     """Base. The message says what, where, why and the next command; `exit_code` is the process's."""
 
-    exit_code: ClassVar[int] = 5
+    exit_code: int = 5
 
 
 class ConfigError(PipelineError):
@@ -58,6 +58,17 @@ class RefusedError(PipelineError):
     """The output belongs to another run, or verification failed."""
 
     exit_code = 4
+
+
+class InterruptedRunError(PipelineError):
+    """A signal ended a command that has no answer without its end; `exit_code` is 128 + the signal's number."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message, exit_code)
+        self.exit_code = exit_code
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class StorageError(PipelineError):

@@ -73,7 +73,7 @@ class Lease:
         return self, *self.followers
 
     def may_follow(self, head: Lease) -> bool:
-        """Whether the head's load serves this one too. A suspect's is a reader's only one, so it follows suspects only."""
+        """Whether the head's load serves this one too; a suspect, alone in its reader, follows only another."""
         return self.asks_about_media_of(head) and (head.load_suspect or not self.load_suspect)
 
     def asks_about_media_of(self, other: Lease) -> bool:

@@ -102,7 +102,7 @@ class RetrySink:
         return Shard(index, tuple(item for item in shard.items if item.item_id not in done))
 
     def publish(self, shard_index: int, rows: Sequence[ResultRow]) -> str:
-        """As `ParquetSink.publish`, of the rows that were computed; a document's older row stands if it has more pages."""
+        """As `ParquetSink.publish`, of the rows that were computed; of a document the row with more pages stands."""
         partial = self._partial.pop(shard_index, {})
         best = [min(row, partial.get(row.item_id, row), key=_num_lost_pages) for row in rows]
         return self._sink.publish(shard_index, [*self._kept.pop(shard_index, ()), *best])

@@ -147,11 +147,23 @@ def plan_run(config: JobConfig) -> Run:
 
 def pending_shards(run: Run) -> list[int]:
     """Shards without a part, or with one older than a retry wants, ascending."""
-    done = set(list_parts(run.uri))
-    retried = sorted(done & run.least_attempts.keys())
-    found = zip(retried, part_attempts(run.uri, retried), strict=True)
-    done -= {index for index, attempt in found if attempt < run.least_attempts[index]}
+    done = set(done_shards(run.uri, run.least_attempts))
     return [index for index in range(run.num_shards) if index not in done]
+
+
+def done_shards(run_uri: str, least_attempts: Mapping[int, int]) -> list[int]:
+    """Shards whose part stands and is not older than a retry wants, ascending."""
+    done = list_parts(run_uri)
+    retried = [index for index in done if index in least_attempts]
+    found = zip(retried, part_attempts(run_uri, retried), strict=True)
+    stale = {index for index, attempt in found if attempt < least_attempts[index]}
+    return [index for index in done if index not in stale]
+
+
+def wanted_attempts(record: dict[str, Any]) -> dict[int, int]:
+    """From ``run.json``: shard -> the attempt that a retry makes its part anew in."""
+    retried = sorted((int(attempt), shards) for attempt, shards in (record.get("retried_shards") or {}).items())
+    return {index: attempt for attempt, shards in retried for index in shards}
 
 
 def reopen(run: Run) -> None:
@@ -226,13 +238,12 @@ def adopt(run: Run, found: dict[str, Any]) -> Run:
     """
     if found["fingerprint"] != run.fingerprint:
         raise RefusedError(refusal(run, found))
-    retried = sorted((int(attempt), shards) for attempt, shards in (found.get("retried_shards") or {}).items())
     return replace(
         run,
         manifest=read_frozen_manifest(run.uri, found["manifest_digest"]),
         attempt=found["attempt"],
         nonce=found["nonce"],
-        least_attempts={index: attempt for attempt, shards in retried for index in shards},
+        least_attempts=wanted_attempts(found),
         retry_only=tuple(found.get("retry_only") or ()),
         resumed=True,
     )

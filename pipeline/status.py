@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pipeline import storage
-from pipeline.shards import is_finished, read_run_file
+from pipeline.shards import done_shards, is_finished, read_run_file, wanted_attempts
 from pipeline.sink import list_parts
 from pipeline.totals import Totals, run_totals
 
@@ -19,7 +19,7 @@ class RunStatus:
         finished: ``_RUN.json`` stands.
         num_items: of the frozen manifest.
         num_shards: of the run.
-        num_shards_done: parts that stand.
+        num_shards_done: parts that stand, those apart that a retry is yet to make anew.
         attempt: 1, raised by each retry.
         created_at: when the run was opened, ISO 8601 in UTC.
         totals: over the parts that stand.
@@ -44,7 +44,8 @@ def run_status(uri: str) -> RunStatus:
     """
     uri = storage.check_uri(uri).rstrip("/")
     record = read_run_file(uri)
-    done = [index for index in list_parts(uri) if index < record["num_shards"]]
+    standing = [index for index in list_parts(uri) if index < record["num_shards"]]
+    done = [index for index in done_shards(uri, wanted_attempts(record)) if index < record["num_shards"]]
     return RunStatus(
         uri=uri,
         finished=is_finished(uri),
@@ -53,7 +54,7 @@ def run_status(uri: str) -> RunStatus:
         num_shards_done=len(done),
         attempt=record["attempt"],
         created_at=record.get("created_at", ""),
-        totals=run_totals(uri, done),
+        totals=run_totals(uri, standing),
     )
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import fakes
@@ -15,8 +17,9 @@ from fakes import job_config, numbered_items
 
 from illava.errors import PlanError
 from pipeline.__main__ import main as pipeline_main
-from pipeline.cli import guarded, run_cli
-from pipeline.errors import CredentialsError, RefusedError
+from pipeline.budget import BUDGET_EXIT_CODE
+from pipeline.cli import EXIT_CODES, guarded, run_cli
+from pipeline.errors import CredentialsError, InterruptedRunError, PipelineError, RefusedError
 from pipeline.runner import run_job
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -154,10 +157,33 @@ def test_verify_says_what_is_wrong_with_exit_code_4(tmp_path, capsys) -> None:
     assert "part-00000" in capsys.readouterr().out
 
 
+def test_status_tells_and_does_not_judge(tmp_path, capsys) -> None:
+    config = job_config(tmp_path / "out", numbered_items(tmp_path, 9))
+    loader = partial(fakes.fake_loader, failing={"item-3": "store_error"})
+    assert run_job(config, worker_factory=fakes.barcode_worker, loader_factory=loader).exit_code == 3
+    assert pipeline_main(["status", config.output.uri]) == 0
+    assert "1 store_error" in capsys.readouterr().out
+    Path(tmp_path, "out", "_RUN.json").unlink()
+    Path(tmp_path, "out", "data", "part-00000.parquet").unlink()
+    assert pipeline_main(["status", config.output.uri]) == 0
+    assert "unfinished; the same command resumes" in capsys.readouterr().out
+    assert pipeline_main(["status", str(tmp_path / "nowhere")]) == 4
+
+
+def test_readme_help_and_errors_agree_on_exit_codes() -> None:
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    for meaning in " ".join(re.sub(r" \(.*?\)", "", EXIT_CODES).split()).removeprefix("exit codes: ").split(" · "):
+        assert meaning in readme
+    told = {int(code) for code in re.findall(r"\d+", EXIT_CODES)}
+    raised = {kind.exit_code for kind in PipelineError.__subclasses__()}
+    assert told == raised | {0, 3, BUDGET_EXIT_CODE, 130, 143}
+
+
 @pytest.mark.parametrize(
     ("error", "exit_code"),
     [
         (RefusedError("another run"), 4),
+        (InterruptedRunError("by SIGTERM", 143), 143),
         (CredentialsError("expired"), 5),
         (PlanError("no layer 99"), 2),
         (KeyboardInterrupt(), 130),

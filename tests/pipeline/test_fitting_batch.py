@@ -117,3 +117,17 @@ def test_a_request_refused_late_is_an_answer_and_abandoning_forgets_all() -> Non
         batch.submit(request(n)) if n != 3 else None
     batch.abandon()
     assert not batch.has_work
+
+
+def test_an_abandoned_batch_leaves_no_limit_of_which_nobody_knows_who_had_lowered_it() -> None:
+    """One request too large alone: had it been seen alone, the limit would be gone; had all fitted, it would stay."""
+    vlm = SmallDeviceVLM(fits=10 * ITEM_BYTES)
+    batch = FittingBatch(vlm, EMPTY_PLAN)
+    for n in range(8):
+        batch.submit(request(n, side=4 * SIDE if n == 5 else SIDE))
+    batch.step()
+    assert batch.limit == 4
+    batch.abandon()
+    assert batch.limit is None
+    run_all(batch, [request(n) for n in range(10, 18)])
+    assert (vlm.num_failed, vlm.most_inside) == (1, 8)

@@ -21,6 +21,7 @@ from pipeline.retry import begin_retry
 from pipeline.runner import continue_run, run_job
 from pipeline.shards import open_run, read_run_file
 from pipeline.sink import ParquetSink, list_parts, part_attempts, read_parts, result_rows
+from pipeline.status import run_status
 
 BROKEN = {"item-2": "store_error", "item-13": "corrupt_media", "item-17": "store_error"}  # shards 0, 1 and 2 of 4
 
@@ -164,6 +165,7 @@ def test_an_interrupted_retry_keeps_the_error_types_it_began_with(tmp_path):
 
     with pytest.raises(KilledError), injected(die):
         retry(tmp_path / "out", only=["store_error"])
+    assert run_status(str(tmp_path / "out")).num_shards_done == 1, "of two, though both parts stand"
     summary, loaded = retry(tmp_path / "out")
     assert (summary.exit_code, loaded) == (3, ["item-2"]), "item-3 was not asked for"
     assert violations(tmp_path / "out") == []

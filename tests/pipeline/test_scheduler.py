@@ -1,4 +1,4 @@
-"""The scheduling core alone: what is loaded, what goes to whom, when a shard is complete. No Ray, no media, no model."""
+"""The scheduling core alone: what is loaded, what goes to whom, when a shard is complete. No Ray, no model."""
 
 from __future__ import annotations
 

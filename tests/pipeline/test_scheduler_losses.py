@@ -1,4 +1,4 @@
-"""The scheduling core when readers, workers and loaded media are lost: who is tried again, who is alone, who is blamed."""
+"""The scheduling core when readers, workers and media are lost: who is tried again, who alone, who is blamed."""
 
 from __future__ import annotations
 
