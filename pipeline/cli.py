@@ -53,7 +53,7 @@ def guarded(command: Callable[[], int], *, debug: bool) -> int:
 
 def _job_parser(description: str) -> argparse.ArgumentParser:
     parser = common_parser(description)
-    parser.add_argument("--probe", type=int, metavar="N", help="with --plan: run N items, estimate all of them")
+    parser.add_argument("--probe", type=int, metavar="N", help="with --plan: run N media, estimate all items")
     parser.add_argument("--budget", metavar="25USD|3h", help="begin nothing new once this is used up; resumable")
     parser.add_argument("--one-line", action="store_true", help="the summary in one line, for a cron mail")
     return parser

@@ -1,26 +1,28 @@
 """`--plan --probe N`: runs a few of the items still to do, and estimates time and cost of all of them.
 
-The items are drawn by seed, stratified by medium, and run as a job of their own in a temporary folder; the job's output
-is not touched. Knows nothing of what items are.
+Drawn are whole groups: the neighbours about one medium that the job will load once. One question of such a group, run
+alone, would pay for the load that many share. Groups are drawn by seed, stratified by kind of medium, and run as a job
+of their own in a temporary folder; the job's output is not touched. Knows nothing of what items are.
 """
 
 from __future__ import annotations
 
 import secrets
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.config import JobConfig, PricesConfig
 from pipeline.cost import actors_usd
-from pipeline.errors import ConfigError, InputError
+from pipeline.errors import ConfigError, InputError, InterruptedRunError
 from pipeline.estimate import Estimate, draw, estimate_total
 from pipeline.runner import continue_run
 from pipeline.shards import Run, claim, pending_shards, plan_run
 from pipeline.sink import list_parts, read_parts
 
-_MIN_ITEMS = 4
+_MIN_GROUPS = 4
+_Group = list[int]  # places in the manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,8 @@ class Probe:
     Attributes:
         num_items: still to do.
         num_probed: of them, run.
-        num_failed: of those, failed.
+        num_groups: media these were about.
+        num_failed: of the items run, failed.
         device_s: VLM actors' seconds, waiting not counted.
         reader_s: readers' seconds.
         wall_s: of the whole job with the configured actors and readers: the slower side, and one model start.
@@ -41,6 +44,7 @@ class Probe:
 
     num_items: int
     num_probed: int
+    num_groups: int
     num_failed: int
     device_s: Estimate
     reader_s: Estimate
@@ -50,53 +54,71 @@ class Probe:
     priced: bool
 
 
-def probe(config: JobConfig, num_items: int, **options: Any) -> Probe:
-    """Run ``num_items`` of the job's pending items and estimate all of them.
+def probe(config: JobConfig, num_groups: int, **options: Any) -> Probe:
+    """Run all that is asked about ``num_groups`` of the job's pending media, and estimate all items.
 
     Args:
         config: the whole job; its executor is used as it stands.
-        num_items: to run, 4 at least; more where the input has many kinds of media.
+        num_groups: media to run, 4 at least; more where the input has many kinds of media. One with more questions than
+            ``model.max_batch_requests`` counts once for each batch of them.
         options: as `pipeline.runner.run_job` takes them.
 
     Raises:
-        ConfigError: too few items to see a spread.
+        ConfigError: too few media to see a spread.
         InputError: nothing is left to do.
         PipelineError: as the run itself would.
     """
     run = plan_run(config)
     strata = _strata(run)
-    needed = max(_MIN_ITEMS, sum(min(len(stratum), 2) for stratum in strata))
-    if num_items < needed:
-        raise ConfigError(f"--probe {num_items}: this input needs at least {needed}, two of each kind of media")
-    chosen = draw(strata, num_items, seed=config.seed)
+    needed = max(_MIN_GROUPS, sum(min(len(stratum), 2) for stratum in strata))
+    if num_groups < needed:
+        raise ConfigError(f"--probe {num_groups}: this input needs at least {needed}, two of each kind of media")
+    drawn = draw([range(len(stratum)) for stratum in strata], num_groups, seed=config.seed)
+    chosen = [[stratum[number] for number in numbers] for stratum, numbers in zip(strata, drawn, strict=True)]
+    rows, start_s = _run_sample(run, sorted(place for groups in chosen for group in groups for place in group), options)
+    sampled = [[[rows[place] for place in group] for group in groups] for groups in chosen]
+    num_items = sum(len(group) for stratum in strata for group in stratum)
+    return _foretell(config, num_items, [len(stratum) for stratum in strata], sampled, start_s=start_s)
+
+
+def _run_sample(run: Run, places: list[int], options: dict[str, Any]) -> tuple[dict[int, dict[str, Any]], float]:
+    """The rows of these items by their places, run in a temporary folder, and a model's start in seconds."""
     with tempfile.TemporaryDirectory(prefix="illava-probe-") as folder:
-        manifest = run.manifest.take(sorted(place for places in chosen for place in places))
-        sample = claim(replace(run, uri=folder, manifest=manifest, nonce=secrets.token_hex(8), resumed=False))
-        summary = continue_run(sample, **options)
+        manifest = run.manifest.take(places)
+        # One shard: a boundary of shards would part a group.
+        sample = replace(run, uri=folder, manifest=manifest, items_per_shard=len(places), resumed=False)
+        summary = continue_run(claim(replace(sample, nonce=secrets.token_hex(8))), **options)
         rows = {row["item_id"]: row for table in read_parts(folder, list_parts(folder)) for row in table.to_pylist()}
-    if len(rows) < len(manifest):
-        raise InputError(f"the probe was interrupted after {len(rows)} of {len(manifest)} items; nothing is estimated")
-    ids = dict(zip(sorted(place for places in chosen for place in places), manifest.item_ids(), strict=True))
-    sampled = [[rows[ids[place]] for place in places] for places in chosen]
+    if len(rows) < len(places):
+        message = f"the probe was interrupted after {len(rows)} of {len(places)} items; nothing is estimated"
+        raise InterruptedRunError(message, summary.exit_code)
     start_s = max((worker.start_s for worker in summary.workers), default=0.0)
-    return _foretell(config, [len(stratum) for stratum in strata], sampled, start_s=start_s)
+    return {place: rows[name] for place, name in zip(places, manifest.item_ids(), strict=True)}, start_s
 
 
 def _foretell(
-    config: JobConfig, sizes: Sequence[int], sampled: Sequence[Sequence[dict[str, Any]]], *, start_s: float
+    config: JobConfig,
+    num_items: int,
+    sizes: Sequence[int],
+    sampled: Sequence[Sequence[Sequence[dict[str, Any]]]],
+    *,
+    start_s: float,
 ) -> Probe:
     def total(*columns: str) -> Estimate:
-        return estimate_total(sizes, [[sum(row[name] for name in columns) for row in rows] for rows in sampled])
+        return estimate_total(
+            sizes, [[sum(row[name] for row in group for name in columns) for group in groups] for groups in sampled]
+        )
 
     runtime = config.runtime
     num_actors = runtime.num_vlm_actors.max
     device_s, reader_s = total("gpu_s"), total("fetch_s", "load_s", "preprocess_s")
     ends = zip(_ends(device_s), _ends(reader_s), strict=True)
     slower = [max(device / num_actors, reader / runtime.num_reader_actors) + start_s for device, reader in ends]
-    rows = [row for part in sampled for row in part]
+    rows = [row for groups in sampled for group in groups for row in group]
     return Probe(
-        num_items=sum(sizes),
+        num_items=num_items,
         num_probed=len(rows),
+        num_groups=sum(map(len, sampled)),
         num_failed=sum(row["status"] == "failed" for row in rows),
         device_s=device_s,
         reader_s=reader_s,
@@ -111,24 +133,35 @@ def _ends(estimate: Estimate) -> tuple[float, float, float]:
     return estimate.total, estimate.low, estimate.high
 
 
-def _strata(run: Run) -> list[list[int]]:
-    """Places of the pending items, by kind of medium: what they cost differs most between kinds."""
-    kinds = run.manifest.table["media_kind"].to_pylist()
-    found: dict[str, list[int]] = {}
+def _strata(run: Run) -> list[list[_Group]]:
+    """The pending groups, by kind of medium: what they cost differs most between kinds."""
+    found: dict[str, list[_Group]] = {}
     for index in pending_shards(run):
-        start = index * run.items_per_shard
-        for place in range(start, min(start + run.items_per_shard, len(kinds))):
-            found.setdefault(kinds[place], []).append(place)
+        for kind, group in _groups(run, index * run.items_per_shard):
+            found.setdefault(kind, []).append(group)
     if not found:
         raise InputError(f"{run.uri}: nothing is left to do, so there is nothing to estimate")
     return [found[kind] for kind in sorted(found)]
 
 
+def _groups(run: Run, start: int) -> Iterator[tuple[str, _Group]]:
+    """A shard's groups as `pipeline.scheduler` makes them: neighbours about one medium, a batch's worth at most."""
+    columns = run.manifest.table.select(["media_kind", "uris", "sizes", "etags"])
+    media = columns.slice(start, run.items_per_shard).to_pylist()
+    first = 0
+    for place, medium in enumerate(media[1:], start=1):
+        if medium != media[first] or place - first == run.config.model.max_batch_requests:
+            yield media[first]["media_kind"], [*range(start + first, start + place)]
+            first = place
+    yield media[first]["media_kind"], [*range(start + first, start + len(media))]
+
+
 def render_probe(found: Probe) -> str:
     """The estimate as the lines printed below a plan."""
     slow = "readers" if found.wall_s.total and found.reader_s.total > found.device_s.total else "model"
+    media = f", all about {found.num_groups} media" if found.num_groups < found.num_probed else ""
     lines = [
-        ("probe", f"{found.num_probed} of {found.num_items:,} items were run, {found.num_failed} failed"),
+        ("probe", f"{found.num_probed} of {found.num_items:,} items were run{media}, {found.num_failed} failed"),
         ("time", f"{_span(found.wall_s, _clock)} with the configured actors and readers; one model start included"),
         ("", f"model {_span(found.device_s, _clock)}, readers {_span(found.reader_s, _clock)} in all; most by {slow}"),
     ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import replace
+from functools import partial
 
 import fakes
 import pytest
@@ -11,6 +13,7 @@ from fakes import fake_loader, job_config, read_rows, violations
 
 from pipeline import budget as budgets
 from pipeline.budget import Allowance, Budget, parse_budget
+from pipeline.cli import guarded
 from pipeline.errors import ConfigError, InputError
 from pipeline.probe import probe, render_probe
 from pipeline.runner import run_job
@@ -50,22 +53,49 @@ def run(config, **options):
     return run_job(config, worker_factory=costly_worker, loader_factory=fake_loader, **options)
 
 
-def test_sixteen_probes_foretell_the_cost_of_a_mixed_set(tmp_path) -> None:
-    config = config_of(tmp_path, 210)
-    run(config)
+def question_items(folder) -> dict:
+    """238 questions about 64 media, 1 to 6 on each or 9, which is more than one batch; every third an image."""
+    numbers = [9 if medium % 16 == 5 else medium * 7 % 6 + 1 for medium in range(64)]
+    uris = [
+        f"{medium}.{'png' if medium % 3 == 0 else 'mp4'}" for medium, count in enumerate(numbers) for _ in range(count)
+    ]
+    lines = [json.dumps({"id": f"item-{n}", "uri": uri}) for n, uri in enumerate(uris)]
+    (folder / "items.jsonl").write_text("\n".join(lines))
+    return {"manifest": str(folder / "items.jsonl")}
+
+
+def foretold(tmp_path, source, **sections):
+    """Sixteen probes under each of twenty seeds, how often cost and device seconds lay inside, and the actual cost."""
+    run(job_config(tmp_path / "out", source, **sections))
     rows = read_rows(tmp_path / "out")
     actual_usd, actual_s = sum(row["cost_usd"] for row in rows), sum(row["gpu_s"] for row in rows)
-    inside_usd = inside_s = 0
+    probes = []
     for seed in range(20):
-        asked = config_of(tmp_path, 210, out="never").model_copy(update={"seed": seed})
-        found = probe(asked, 16, worker_factory=costly_worker, loader_factory=fake_loader)
-        assert (found.num_items, found.num_probed, found.num_failed) == (210, 16, 0)
-        inside_usd += found.items_usd.low <= actual_usd <= found.items_usd.high
-        inside_s += found.device_s.low <= actual_s <= found.device_s.high
+        asked = job_config(tmp_path / "never", source, **sections).model_copy(update={"seed": seed})
+        probes.append(probe(asked, 16, worker_factory=costly_worker, loader_factory=fake_loader))
+    assert not (tmp_path / "never").exists()
+    assert {(found.num_items, found.num_groups, found.num_failed) for found in probes} == {(len(rows), 16, 0)}
+    inside_usd = sum(found.items_usd.low <= actual_usd <= found.items_usd.high for found in probes)
+    inside_s = sum(found.device_s.low <= actual_s <= found.device_s.high for found in probes)
+    return probes, inside_usd, inside_s, actual_usd
+
+
+def test_sixteen_probes_foretell_the_cost_of_a_mixed_set(tmp_path) -> None:
+    source = mixed_items(tmp_path, 210)
+    probes, inside_usd, inside_s, _ = foretold(tmp_path, source, prices=PRICES, runtime={"gpus_per_actor": 1})
     assert inside_usd >= 18
     assert inside_s >= 18
-    assert not (tmp_path / "never").exists()
-    assert "16 of 210 items were run, 0 failed" in render_probe(found)
+    assert "16 of 210 items were run, 0 failed" in render_probe(probes[-1])
+
+
+def test_sixteen_probes_foretell_the_cost_of_many_questions_on_one_medium(tmp_path) -> None:
+    # A load costs 10 USD and is shared by a medium's questions, each of which costs 0.1 to 2.9 USD.
+    sections = {"prices": PRICES | {"cpu_hour_usd": 36e6}, "runtime": {"gpus_per_actor": 1, "cpus_per_actor": 0}}
+    probes, inside_usd, inside_s, actual_usd = foretold(tmp_path, question_items(tmp_path), **sections)
+    assert inside_usd >= 18
+    assert inside_s >= 18
+    assert sum(found.items_usd.total for found in probes) / 20 == pytest.approx(actual_usd, rel=0.1)
+    assert f"{probes[0].num_probed} of 238 items were run, all about 16 media" in render_probe(probes[0])
 
 
 def test_a_probe_says_what_it_cannot_do(tmp_path) -> None:
@@ -75,6 +105,20 @@ def test_a_probe_says_what_it_cannot_do(tmp_path) -> None:
     run(config)
     with pytest.raises(InputError, match="nothing is left to do"):
         probe(config, 16)
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_interrupted_probe_ends_with_the_interrupts_own_code(tmp_path, capsys, number, exit_code) -> None:
+    def signalling(config, run_info) -> VLMWorker:
+        worker = costly_worker(config, run_info)
+        step = worker.step
+        worker.step = lambda: signal.raise_signal(number) or step()
+        return worker
+
+    config = config_of(tmp_path, 20, model={"max_batch_requests": 1})
+    command = partial(probe, config, 16, worker_factory=signalling, loader_factory=fake_loader)
+    assert guarded(command, debug=False) == exit_code
+    assert "the probe was interrupted after 0 of 16 items; nothing is estimated" in capsys.readouterr().err
 
 
 def test_failed_probes_are_counted_and_unset_prices_are_said(tmp_path) -> None:
