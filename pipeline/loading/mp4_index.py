@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-_HEAD_BYTES = 1 << 15
+_FIRST_BYTES = 1 << 12  # the outermost headers in front; the index, where it stands behind them, then to the byte
+_NEXT_BYTES = 1 << 15  # behind the media: mostly the whole index, and then the file ends
 _MAX_BOXES = 64
 _MAX_INDEX_BYTES = 1 << 26
 _HARMLESS = frozenset({b"ftyp", b"free", b"skip", b"wide", b"mdat"})
@@ -34,7 +35,8 @@ def fetch_index(read: Callable[[int, int], bytes], size: int) -> None:
         if place >= size:
             break
         if place + 16 > start + len(buffer) and start + len(buffer) < size:
-            start, buffer = place, read(place, min(size, place + _HEAD_BYTES))
+            length = _NEXT_BYTES if place else _FIRST_BYTES
+            start, buffer = place, read(place, min(size, place + length))
         kind, end = _box(buffer[place - start :], place, size)
         found.append(kind)
         if kind in {b"ftyp", b"moov"}:

@@ -53,6 +53,19 @@ COUNT: list[int] = []
 
 
 @dataclass(frozen=True)
+class SpinsThenDies(SignalsItself):
+    """Ends its process after so much CPU."""
+
+    cpu_s: float = 0.0
+
+    def video(self, frames: Sequence[np.ndarray]) -> VisualInput:
+        until_s = time.process_time() + self.cpu_s * (self.only_with in sys.modules)
+        while time.process_time() < until_s:
+            pass
+        return super().video(frames)
+
+
+@dataclass(frozen=True)
 class ReadsAsFileObject(Untouched):
     """Gives decord a file object, which is how the mutants in data/ end it with a real SIGSEGV."""
 

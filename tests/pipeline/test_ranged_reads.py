@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 from clips import write_barcode_video, write_truncated, write_video
 from long_videos import noisy_frames, write_long_video
+from ranged_copies import assert_same, ranged
 
 from illava.preprocess import load_preprocessor
 from pipeline import storage
 from pipeline.config import FpsSampling, KeyframeSampling, MediaConfig
 from pipeline.errors import ItemError
-from pipeline.loading.gop_ranges import byte_ranges
 from pipeline.loading.loader import Loader
 from pipeline.loading.media import load_video
-from pipeline.loading.mp4_index import DoubtError, fetch_index
-from pipeline.loading.ranged_video import load_present, needed_ranges, survey
+from pipeline.loading.mp4_index import DoubtError
 from pipeline.loading.sparse_copy import SparseCopy
 from pipeline.records import MediaItem
 
@@ -26,30 +25,6 @@ MEDIA = MediaConfig(num_frames=8)
 H264 = {"crf": "23", "preset": "veryfast", "threads": "1", "bf": "3"}
 X265 = "log-level=none:pools=1:frame-threads=1"
 FRONT = {"movflags": "+faststart"}
-
-
-def ranged(path, media=MEDIA):
-    """(frames, the copy they came from), from those bytes alone; raises DoubtError."""
-    info = storage.stat(str(path))
-    copy = SparseCopy(f"{path}.sparse", info.uri, info.size, info.etag)
-    try:
-
-        def read(start, end):
-            copy.fetch(copy.missing([(start, end)]))
-            return copy.read(start, end)
-
-        fetch_index(read, info.size)
-        copy.fetch(copy.missing(needed_ranges(copy.path, media)))
-        return load_present(copy.path, media, copy.present), copy
-    finally:
-        Path(copy.path).unlink()
-
-
-def assert_same(frames, expected):
-    assert frames.timestamps_s == expected.timestamps_s
-    assert (frames.partial, expected.partial) == (None, None)
-    for one, other in zip(frames.frames, expected.frames, strict=True):
-        np.testing.assert_array_equal(one, other)
 
 
 VIDEOS = {
@@ -90,22 +65,17 @@ def test_frames_are_those_of_the_whole_file(tmp_path, frames, name, container_op
         assert copy.num_bytes < 0.75 * copy.size
 
 
-def test_no_more_bytes_than_a_tenth_beyond_the_smallest_set(tmp_path, frames):
+def test_eight_frames_of_two_minutes_cost_at_most_fifteen_hundredths(tmp_path):
     path = write_long_video(tmp_path / "v.mp4", tmp_path, duration_s=120, fps=10)
-    found, copy = ranged(path)
+    found, copy = ranged(path, MEDIA)
     assert_same(found, load_video(str(path), MEDIA, decoder="auto"))
     assert copy.num_bytes <= 0.15 * copy.size
-    sparse_groups = write_video(tmp_path / "w.mp4", frames, keyframe_interval=60, options=H264)
-    found, copy = ranged(sparse_groups, MediaConfig(num_frames=4))
-    _, needed, _ = survey(str(sparse_groups), MediaConfig(num_frames=4))
-    smallest = sum(packet.num_bytes for one in needed for packet in one.packets)
-    assert sum(end - start for start, end in byte_ranges(needed)) <= 1.1 * smallest
 
 
 @pytest.mark.long
 def test_eight_frames_of_twenty_minutes_cost_a_fiftieth(tmp_path):
     path = write_long_video(tmp_path / "v.mp4", tmp_path, duration_s=1200, faststart=True)
-    found, copy = ranged(path)
+    found, copy = ranged(path, MEDIA)
     assert_same(found, load_video(str(path), MEDIA, decoder="auto"))
     assert copy.num_bytes <= 0.02 * copy.size
 
@@ -138,7 +108,7 @@ def doubtful_files(folder):
 def test_everything_unusual_is_a_doubt(tmp_path):
     for path, word in doubtful_files(tmp_path).items():
         with pytest.raises(DoubtError, match=word):
-            ranged(path)
+            ranged(path, MEDIA)
     with pytest.raises(DoubtError, match="key frames"):
         ranged(tmp_path / "whole.mp4", MediaConfig(num_frames=2, frame_sampling=KeyframeSampling()))
 
@@ -151,7 +121,7 @@ def test_frames_cut_by_an_edit_list_are_a_doubt(tmp_path):
     data[place + 4 : place + 8] = (start + 20 * 1024).to_bytes(4)
     path.write_bytes(data)
     with pytest.raises(DoubtError):
-        ranged(path)
+        ranged(path, MEDIA)
 
 
 # ---- mutants ----
@@ -187,7 +157,7 @@ def check_mutants(folder, seeds):
         rng = np.random.default_rng(seed)
         path = folder / "mutant.mp4"
         path.write_bytes(mutant(bases[seed % len(bases)].read_bytes(), rng))
-        found = outcome(lambda path=path: ranged(path)[0])
+        found = outcome(lambda path=path: ranged(path, MEDIA)[0])
         if found is None:
             continue
         num_read += 1

@@ -1,0 +1,39 @@
+"""A local video read as from a store, by ranges; for tests of ranged reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import storage
+from pipeline.config import MediaConfig
+from pipeline.loading.media import Frames
+from pipeline.loading.mp4_index import fetch_index
+from pipeline.loading.ranged_video import load_present, needed_ranges
+from pipeline.loading.sparse_copy import SparseCopy
+
+
+def ranged(path: str | Path, media: MediaConfig) -> tuple[Frames, SparseCopy]:
+    """The chosen frames, and the copy they came from, from those bytes alone; raises DoubtError."""
+    info = storage.stat(str(path))
+    copy = SparseCopy(f"{path}.sparse", info.uri, info.size, info.etag)
+    try:
+
+        def read(start: int, end: int) -> bytes:
+            copy.fetch(copy.missing([(start, end)]))
+            return copy.read(start, end)
+
+        fetch_index(read, info.size)
+        copy.fetch(copy.missing(needed_ranges(copy.path, media)))
+        return load_present(copy.path, media, copy.present), copy
+    finally:
+        Path(copy.path).unlink()
+
+
+def assert_same(frames: Frames, expected: Frames) -> None:
+    """Times and every pixel."""
+    assert frames.timestamps_s == expected.timestamps_s
+    assert (frames.partial, expected.partial) == (None, None)
+    for one, other in zip(frames.frames, expected.frames, strict=True):
+        np.testing.assert_array_equal(one, other)
