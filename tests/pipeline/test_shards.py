@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from runs import complete, make_config, put_media, shard_rows
-from test_recipe import EXECUTION_ONLY, OTHER_VALUES, nested
 
 from pipeline import storage
 from pipeline.errors import RefusedError, StorageError
@@ -23,18 +22,6 @@ def config(model_folder, root):
         changes.setdefault("output", {})
         changes["input"] = {"uri": storage.join(root, "in")} | changes["input"]
         changes["output"] = {"uri": storage.join(root, "out")} | changes["output"]
-        return make_config(model_folder, **changes)
-
-    return make
-
-
-@pytest.fixture
-def local_config(model_folder, tmp_path):
-    put_media(str(tmp_path / "in"), 3)
-
-    def make(**changes):
-        changes["input"] = {"uri": str(tmp_path / "in")} | changes.get("input", {})
-        changes["output"] = {"uri": str(tmp_path / "out")} | changes.get("output", {})
         return make_config(model_folder, **changes)
 
     return make
@@ -78,32 +65,6 @@ def test_files_with_other_names_are_no_parts(config):
     for name in ("part-1.parquet", "part-00001.parquet.bak", ".part-00001.parquet~x.tmp", "part-000001.parquet"):
         storage.write_atomic(storage.join(run.uri, "data", name), b"x")
     assert pending_shards(run) == [0, 1, 2]
-
-
-@pytest.mark.parametrize("key", EXECUTION_ONLY)
-def test_what_only_affects_execution_resumes(local_config, key):
-    first = open_run(local_config())
-    again = open_run(local_config(**nested(key, EXECUTION_ONLY[key])))
-    assert again.resumed
-    assert again.fingerprint == first.fingerprint
-
-
-@pytest.mark.parametrize("key", OTHER_VALUES)
-def test_what_can_change_a_row_is_refused_by_name_with_both_values(local_config, key):
-    open_run(local_config())
-    changes = nested(key, OTHER_VALUES[key])
-    if key == "model.model_id":
-        changes["model"]["revision"] = "1" * 40
-    with pytest.raises(RefusedError, match=rf"{key}: .* there, .* here") as caught:
-        open_run(local_config(**changes))
-    assert caught.value.exit_code == 4
-    assert "Choose a new output.uri" in str(caught.value)
-
-
-def test_another_shard_size_is_refused(local_config):
-    open_run(local_config())
-    with pytest.raises(RefusedError, match=r"output.items_per_shard: 4 there, 5 here"):
-        open_run(local_config(output={"items_per_shard": 5}))
 
 
 def test_a_changed_input_is_refused_and_leaves_the_run_as_it_is(config, root):
