@@ -2,19 +2,20 @@
 
 python benchmarks/reader_throughput.py --json benchmarks/results/reader_throughput_cpu.json
 
-The sides take turns; ratios are of medians of CPU seconds, the child's included, which other work on the machine
-hardly moves. Decoding and preprocessing
-are the same code in both processes. Ranged reads go over local files: what they save is bytes, on a network also time.
+The sides take turns, one after another in each round. A ratio is made of two sides of the same round; its median over
+the rounds is given with the least and the most. Wall time needs an idle machine; CPU seconds, the child's included,
+hardly mind. All sides end at the same frames at model size, so that what differs is only where and how it is done.
+Ranged reads go over local files: what they save is bytes, on a network also time.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -30,18 +31,30 @@ from pipeline.loading.mp4_index import fetch_index  # noqa: E402
 from pipeline.loading.ranged_video import load_present, needed_ranges  # noqa: E402
 from pipeline.loading.sparse_copy import SparseCopy  # noqa: E402
 
+FILES = (  # seconds, px, frames
+    (120, 320, 8),
+    (60, 640, 32),
+    (1200, 320, 8),
+)
+RATIOS = {
+    "isolation": ("decord_isolated", "decord_here"),
+    "isolated_against_decord_alone": ("decord_isolated", "decord_alone"),
+    "isolation_pyav": ("pyav_isolated", "pyav_here"),
+    "ranged_against_whole": ("ranged_here", "pyav_here"),
+}
 
-def bare_decord(path: str, num_frames: int) -> None:
+
+def decord_alone(path: str, num_frames: int) -> Any:
     """decord as a script would use it: no checks, no child."""
     import decord
     import numpy as np
 
     reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)
-    reader.get_batch(np.linspace(0, len(reader) - 1, num_frames, dtype=int)).asnumpy()
+    return list(reader.get_batch(np.linspace(0, len(reader) - 1, num_frames, dtype=int)).asnumpy())
 
 
-def by_ranges(path: str, media: MediaConfig, folder: Path) -> float:
-    """Share of the file's bytes that were read."""
+def by_ranges(path: str, media: MediaConfig, folder: Path) -> tuple[Any, float]:
+    """The frames, and the share of the file's bytes that were read."""
     info, target = storage.stat(path), folder / "sparse"
     target.unlink(missing_ok=True)
     copy = SparseCopy(str(target), info.uri, info.size, info.etag)
@@ -52,20 +65,27 @@ def by_ranges(path: str, media: MediaConfig, folder: Path) -> float:
 
     fetch_index(read, info.size)
     copy.fetch(copy.missing(needed_ranges(copy.path, media)))
-    load_present(copy.path, media, copy.present)
-    return copy.num_bytes / copy.size
+    return load_present(copy.path, media, copy.present).frames, copy.num_bytes / copy.size
 
 
-def take_turns(sides: dict[str, Callable[[], Any]], rounds: int, clock: Callable[[], float]) -> dict[str, float]:
-    """Median CPU seconds of each side, after one round that is not counted."""
-    times_s: dict[str, list[float]] = {name: [] for name in sides}
+def take_turns(
+    sides: dict[str, Callable[[], Any]], rounds: int, clocks: dict[str, Callable[[], float]]
+) -> dict[str, dict[str, list[float]]]:
+    """Clock -> side -> seconds of each round, after one that is not counted."""
+    spent: dict[str, dict[str, list[float]]] = {clock: {side: [] for side in sides} for clock in clocks}
     for count in range(rounds + 1):
         for name, side in sides.items():
-            began_s = clock()
+            began = {clock: read() for clock, read in clocks.items()}
             side()
-            if count:
-                times_s[name].append(clock() - began_s)
-    return {name: statistics.median(values) for name, values in times_s.items()}
+            for clock, read in clocks.items():
+                if count:
+                    spent[clock][name].append(read() - began[clock])
+    return spent
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """The median, the least and the most."""
+    return {"median": median(values), "min": min(values), "max": max(values)}
 
 
 def measure(path: str, num_frames: int, rounds: int, preprocessor: Any, folder: Path) -> dict[str, Any]:
@@ -80,33 +100,35 @@ def measure(path: str, num_frames: int, rounds: int, preprocessor: Any, folder: 
         child.load("video", [path], decoder=decoder, deadline_s=time.monotonic() + 600)
 
     sides = {
-        "bare_decord_s": lambda: bare_decord(path, num_frames),
-        "decord_here_s": lambda: here("auto"),
-        "decord_isolated_s": lambda: isolated("auto"),
-        "pyav_here_s": lambda: here("pyav"),
-        "pyav_isolated_s": lambda: isolated("pyav"),
-        "ranged_here_s": lambda: by_ranges(path, media, folder),
+        "decord_alone": lambda: preprocessor.video(decord_alone(path, num_frames)),
+        "decord_here": lambda: here("auto"),
+        "decord_isolated": lambda: isolated("auto"),
+        "pyav_here": lambda: here("pyav"),
+        "pyav_isolated": lambda: isolated("pyav"),
+        "ranged_here": lambda: preprocessor.video(by_ranges(path, media, folder)[0]),
     }
+    clocks = {"wall_s": time.perf_counter, "cpu_s": lambda: time.process_time() + child.cpu_s}
     try:
-        median_s = take_turns(sides, rounds, lambda: time.process_time() + child.cpu_s)
+        spent = take_turns(sides, rounds, clocks)
     finally:
         child.close()
     ratios = {
-        "isolation_decord": median_s["decord_isolated_s"] / median_s["decord_here_s"],
-        "isolation_pyav": median_s["pyav_isolated_s"] / median_s["pyav_here_s"],
-        "checks_and_preprocessing": median_s["decord_here_s"] / median_s["bare_decord_s"],
-        "ranged_bytes_ratio": by_ranges(path, media, folder),
+        clock: {
+            name: spread([a / b for a, b in zip(of_sides[one], of_sides[other], strict=True)])
+            for name, (one, other) in RATIOS.items()
+        }
+        for clock, of_sides in spent.items()
     }
-    return {"median": median_s, "ratios": ratios}
+    seconds = {clock: {side: spread(values) for side, values in found.items()} for clock, found in spent.items()}
+    return {"seconds": seconds, "ratios": ratios, "ranged_bytes_ratio": by_ranges(path, media, folder)[1]}
 
 
 def main() -> None:
-    """Measure a two-minute and a twenty-minute file."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure three files."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", required=True)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--files", type=int, default=3, help="1: two minutes; 3: twenty minutes too")
-    parser.add_argument("--side-px", type=int, default=320)
+    parser.add_argument("--rounds", type=int, default=7, help="at least 5 for figures that are shown")
+    parser.add_argument("--files", type=int, default=len(FILES), help="only the first so many")
     args = parser.parse_args()
     from long_videos import write_long_video
     from models import make_onevision
@@ -117,15 +139,23 @@ def main() -> None:
     with TemporaryDirectory() as name:
         folder = Path(name)
         preprocessor = load_preprocessor(str(make_onevision(folder / "model")))
-        for duration_s, num_frames in ((120, 8), (120, 32), (1200, 8))[: args.files]:
-            path = folder / f"{duration_s}.mp4"
-            if not path.exists():
-                write_long_video(path, folder, duration_s=duration_s, side=args.side_px)
-            setting = {"duration_s": duration_s, "num_frames": num_frames, "side_px": args.side_px, "fps": 15}
+        for duration_s, side_px, num_frames in FILES[: args.files]:
+            path = folder / f"{duration_s}-{side_px}.mp4"
+            write_long_video(path, folder, duration_s=duration_s, side=side_px)
+            setting = {"duration_s": duration_s, "num_frames": num_frames, "side_px": side_px, "fps": 15}
             measured = measure(str(path), num_frames, args.rounds, preprocessor, folder)
             results.append({"setting": setting, "num_bytes": path.stat().st_size, **measured})
-            print(setting, {name: round(value, 3) for name, value in measured["ratios"].items()}, flush=True)
+            show(setting, measured)
     write_json(args.json, {"benchmark": "reader_throughput", "rounds": args.rounds, "results": results})
+
+
+def show(setting: dict[str, Any], measured: dict[str, Any]) -> None:
+    """One file's ratios, a line each."""
+    print(setting, f"bytes read by ranges: {measured['ranged_bytes_ratio']:.1%} of the file")
+    for clock, ratios in measured["ratios"].items():
+        for name, ratio in ratios.items():
+            said = f"{ratio['median']:.3f} (from {ratio['min']:.3f} to {ratio['max']:.3f})"
+            print(f"  {clock:<7} {name:<30} {said}", flush=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import pytest
 sys.path.append(str(Path(__file__).resolve().parents[3] / "benchmarks"))
 
 import fuzz_media
+import media_mutants
 
 from pipeline.errors import ROW_ERROR_TYPES
 
@@ -35,12 +36,22 @@ def test_a_thousand_mutants_have_their_rows(tmp_path) -> None:
     check(range(1000), tmp_path)
 
 
+@pytest.mark.long
+def test_on_ray_no_mutant_ends_a_reader_or_the_driver(tmp_path) -> None:
+    outcome = fuzz_media.play(range(60), tmp_path, "ray")
+    assert outcome.violations == []
+    assert outcome.num_deaths == {"reader": 0, "vlm": 0, "driver": 0}
+    assert outcome.results.total() == 60
+
+
 def test_a_seed_is_the_same_mutant_wherever_it_is_played() -> None:
-    assert fuzz_media.mutant(30) == fuzz_media.mutant(30)
-    different = {fuzz_media.mutant(seed)[1] for seed in range(60)}
+    assert media_mutants.mutant(30) == media_mutants.mutant(30)
+    different = {media_mutants.mutant(seed)[1] for seed in range(60)}
     assert len(different) == 60
-    assert not different & set(fuzz_media.originals().values())
-    assert {fuzz_media.mutant(seed)[0] for seed in range(200)} == {Path(name).suffix for name in fuzz_media.originals()}
+    assert not different & set(media_mutants.originals().values())
+    assert {media_mutants.mutant(seed)[0] for seed in range(200)} == {
+        Path(name).suffix for name in media_mutants.originals()
+    }
 
 
 def test_a_lost_row_and_a_defect_are_found(tmp_path, monkeypatch) -> None:

@@ -9,7 +9,6 @@ import json
 import os
 import socket
 import struct
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,13 +16,10 @@ from pathlib import Path
 import awkward_documents
 import fakes
 import pytest
+from digest_model import digest_worker
 from misbehaving import Untouched
 from runs import make_config
 from video_writers import altered, clip
-
-sys.path.append(str(Path(__file__).resolve().parents[3] / "benchmarks"))
-
-import fuzz_media
 
 from pipeline import storage
 from pipeline.config import MediaConfig
@@ -198,7 +194,7 @@ def run(folder: Path, rows: list[dict], **sections) -> list[dict]:
     manifest = folder / "media" / "manifest.jsonl"
     manifest.write_text("\n".join(map(json.dumps, rows)))
     config = fakes.job_config(folder / "out", {"manifest": str(manifest)}, **sections)
-    run_job(config, worker_factory=fuzz_media.pixel_worker)
+    run_job(config, worker_factory=digest_worker)
     made = fakes.read_rows(folder / "out")
     assert fakes.violations(folder / "out") == []
     assert CANARY not in json.dumps(made)
