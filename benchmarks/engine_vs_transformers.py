@@ -1,11 +1,14 @@
 """The engine against stock transformers `generate`: tower, prefill, decode per step and end to end, by batch size.
 
-Same weights, same clips, same prompt ids, same forced number of new tokens. Three sides, interleaved in one run: stock
-`generate` (SDPA attention), the engine without reduction, the engine under a plan. Medians of the rounds. Ratios are
-stock's seconds over ours (above 1: ours is faster); random weights say nothing about quality. On CPU only the ratios
-mean something.
+Same weights, same clips, same prompt ids, same forced number of new tokens, same threads. Three sides, interleaved in
+one run: stock `generate` (SDPA attention), the engine without reduction, the engine under a plan. A round gives a
+ratio, stock's seconds over ours (above 1: ours is faster); reported are their median and range, and "equal within
+spread" where the range holds 1. Decode steps are measured beside that over caches filled beforehand, in rounds of
+their own: with a tower that takes seconds a frame there would be too few. Random weights say nothing about quality. On
+CPU only the ratios mean something.
 
-    python benchmarks/engine_vs_transformers.py --size so400m-0.5b --batch 1 --frames 4 --json OUT.json
+    python benchmarks/engine_vs_transformers.py --batch 1 --frames 4 --json OUT.json                  # 8 minutes, idle
+    python benchmarks/engine_vs_transformers.py --batch 8 --frames 1 --decode-batch --json OUT.json
     python benchmarks/engine_vs_transformers.py --size tiny --batch 1 8 32 --frames 8     # seconds, for a quick look
 """
 
@@ -27,6 +30,7 @@ from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.decode_steps import PAIRS, measure_steps, spread
 from benchmarks.machine import write_json
 from benchmarks.random_onevision import SIZES, make_random_onevision
 from illava import VLM, Request, SamplingParams, VisualInput, load_preprocessor, preset
@@ -133,18 +137,12 @@ def measure(vlm: VLM, model: Any, videos: list[VisualInput], args: argparse.Name
     median = {
         name: {stage: statistics.median(r[stage] for r in rounds) for stage in STAGES} for name, rounds in sides.items()
     }
-    spread = {
-        name: {stage: max(r[stage] for r in rounds) / min(r[stage] for r in rounds) for stage in STAGES}
-        for name, rounds in sides.items()
-    }
-    pairs = {
-        "empty_vs_stock": ("stock", "empty"),
-        "plan_vs_stock": ("stock", "plan"),
-        "plan_vs_empty": ("empty", "plan"),
-    }
     ratios = {
-        name: {stage: median[slower][stage] / median[faster][stage] for stage in STAGES}
-        for name, (slower, faster) in pairs.items()
+        name: {
+            stage: spread([a[stage] / b[stage] for a, b in zip(sides[slower], sides[faster], strict=True)])
+            for stage in STAGES
+        }
+        for name, (slower, faster) in PAIRS.items()
     }
     flips = sum(a != b for a, b in zip(sides["stock"][0]["tokens"], sides["empty"][0]["tokens"], strict=True))
     return {
@@ -154,12 +152,11 @@ def measure(vlm: VLM, model: Any, videos: list[VisualInput], args: argparse.Name
         "decoder_tokens_kept": {side: sides[side][0]["decoder_tokens_kept"] for side in ("empty", "plan")},
         "ratios": ratios,
         "median_s": median,
-        "max_over_min": spread,
     }
 
 
 def main() -> None:
-    """Build the model, measure every batch size, print, write."""
+    """Build the model, measure every cell, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=sorted(SIZES), default="so400m-0.5b")
     parser.add_argument("--preset", help="illava-video, or illava-small-video for the tiny shape, unless given")
@@ -168,26 +165,65 @@ def main() -> None:
     parser.add_argument("--frames", type=int, nargs="+", default=[4, 1], help="of a clip, for each batch size in turn")
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--decode-batch", type=int, nargs="*", default=[1, 8], help="cells of decode steps alone")
+    parser.add_argument("--decode-frames", type=int, nargs="+", default=[4], help="whose tokens fill those caches")
+    parser.add_argument("--decode-steps", type=int, default=32, help="of a round")
+    parser.add_argument("--decode-rounds", type=int, default=7)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--json", help="write the result here")
     args = parser.parse_args()
     args.preset = args.preset or ("illava-small-video" if args.size == "tiny" else "illava-video")
-    frames = (args.frames * len(args.batch))[: len(args.batch)]
+    vlm, model = random_model(args)
+    cells = [measure(vlm, model, clips_of(vlm, *asked), args) for asked in paired(args.batch, args.frames)]
+    num_text = len(vlm.family.render((PROMPT,), []).token_ids)
+    decode_cells = [
+        measure_steps(
+            vlm,
+            model,
+            preset(args.preset, layout=args.layout),
+            batch=batch,
+            frames=frames,
+            num_text=num_text,
+            steps=args.decode_steps,
+            rounds=args.decode_rounds,
+        )
+        for batch, frames in paired(args.decode_batch, args.decode_frames)
+    ]
+    print("\n".join(line for cell in cells + decode_cells for line in said(cell)))
+    keys = ("size", "preset", "layout", "new_tokens", "rounds", "dtype", "decode_steps", "decode_rounds")
+    result = {"setting": {key: getattr(args, key) for key in keys}, "cells": cells, "decode_cells": decode_cells}
+    if args.json:
+        write_json(args.json, {"benchmark": "engine_vs_transformers", **result})
+
+
+def said(cell: dict[str, Any]) -> Iterator[str]:
+    """A cell in lines."""
+    for pair, found in cell["ratios"].items():
+        for stage, one in (found if "tower" in found else {"decode step alone": found}).items():
+            ratio = f"{one['median']:.2f}x ({one['min']:.2f} to {one['max']:.2f})"
+            yield f"batch {cell['batch']}, {cell['frames']} frames, {pair:15s} {stage:18s} {ratio} {one['verdict']}"
+
+
+def paired(batches: list[int], frames: list[int]) -> list[tuple[int, int]]:
+    """Each batch size with its number of frames; the last number serves all further ones."""
+    return list(zip(batches, frames + frames[-1:] * len(batches), strict=False))
+
+
+def random_model(args: argparse.Namespace) -> tuple[VLM, Any]:
+    """The engine and stock's model, on the same weights."""
     with tempfile.TemporaryDirectory() as folder:
         make_random_onevision(folder, args.size)
         model = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype=args.dtype).eval()
-        preprocessor = load_preprocessor(folder)
-        vlm = VLM(LlavaOnevision(model, AutoTokenizer.from_pretrained(folder), preprocessor))
-    side, rng, cells = preprocessor.geometry.tile_px, np.random.default_rng(0), []
-    for batch, num_frames in zip(args.batch, frames, strict=True):
-        clips = rng.integers(0, 256, (batch, num_frames, side, side, 3), dtype=np.uint8)
-        cells.append(measure(vlm, model, [preprocessor.video(clip) for clip in clips], args))
-        for name, ratio in cells[-1]["ratios"].items():
-            said = "  ".join(f"{stage} {ratio[stage]:.2f}x" for stage in STAGES)
-            print(f"batch {batch}, {num_frames} frames, {name:15s} {said}", flush=True)
-    setting = {key: getattr(args, key) for key in ("size", "preset", "layout", "new_tokens", "rounds", "dtype")}
-    if args.json:
-        write_json(args.json, {"benchmark": "engine_vs_transformers", "setting": setting, "cells": cells})
+        family = LlavaOnevision(model, AutoTokenizer.from_pretrained(folder), load_preprocessor(folder))
+    return VLM(family), model
+
+
+def clips_of(vlm: VLM, batch: int, frames: int) -> list[VisualInput]:
+    """Random clips at model size."""
+    preprocessor = vlm.family.preprocessor
+    side = preprocessor.geometry.tile_px
+    clips = np.random.default_rng(0).integers(0, 256, (batch, frames, side, side, 3), dtype=np.uint8)
+    return [preprocessor.video(clip) for clip in clips]
 
 
 if __name__ == "__main__":

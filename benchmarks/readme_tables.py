@@ -63,13 +63,13 @@ def family_speed_table() -> str:
 
 
 def engine_table() -> str:
-    """The engine against stock `generate`, one row a batch size and comparison."""
+    """The engine against stock `generate`, one row a cell and comparison: median ratio, range of the rounds."""
     lines = [
-        "| model shapes (random weights) | clips x frames, new tokens | what against what | tower | prefill "
-        "| decode step | end to end | machine |",
+        "| model shapes (random weights) | clips x frames | what against what | tower | prefill | decode step "
+        "| end to end | machine |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    said = {
+    words = {
         "empty_vs_stock": "no merging against stock",
         "plan_vs_stock": "{} against stock",
         "plan_vs_empty": "{} against no merging",
@@ -77,16 +77,22 @@ def engine_table() -> str:
     for result in _results("engine_vs_transformers"):
         setting, machine = result["setting"], result["machine"]
         where = machine["gpu"] or f"{machine['cpu']}, {machine['torch_threads']} threads"
-        for cell in result["cells"]:
-            for name, words in said.items():
+        whole = [(cell, f"{setting['rounds']} rounds") for cell in result["cells"]]
+        alone = [(cell, f"{setting['decode_rounds']} rounds, steps alone") for cell in result["decode_cells"]]
+        for cell, rounds in whole + alone:
+            for name, said in words.items():
                 ratio = cell["ratios"][name]
-                stages = " | ".join(f"{ratio[stage]:.2f}x" for stage in ("tower", "prefill", "decode", "total"))
+                by_stage = ratio if "tower" in ratio else {"decode": ratio}
+                stages = " | ".join(_ratio(by_stage.get(stage)) for stage in ("tower", "prefill", "decode", "total"))
                 lines.append(
-                    f"| {setting['size']}, {setting['dtype']} | {cell['batch']} x {cell['frames']}, "
-                    f"{setting['new_tokens']} | {words.format(setting['preset'])} | {stages} "
-                    f"| {where}, {setting['rounds']} rounds |"
+                    f"| {setting['size']}, {setting['dtype']} | {cell['batch']} x {cell['frames']} "
+                    f"| {said.format(setting['preset'])} | {stages} | {where}, {rounds} |"
                 )
     return "\n".join(lines)
+
+
+def _ratio(found: dict[str, Any] | None) -> str:
+    return "" if found is None else f"{found['median']:.2f}x ({found['min']:.2f} to {found['max']:.2f})"
 
 
 def methods_table() -> str:

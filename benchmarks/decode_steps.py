@@ -1,0 +1,128 @@
+"""Decode steps alone, over caches as long as a prompt's: stock `generate`, the engine without and with a plan.
+
+Keys and values are random and lie in the caches before the clock starts, so that neither tower nor prefill has to run:
+a step's time depends on their number alone. The engine decodes by its own `step`, stock by `generate` over a cache that
+is filled already. What the plan's cache holds in each layer is counted from geometry. Measures steps; writes nothing.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from illava import VLM, Request, SamplingParams
+from illava.counts import expected_counts
+from illava.lifecycle import LiveRequest
+from illava.plan import EMPTY_PLAN, ReductionPlan
+from illava.tower_counts import MediumShape
+
+PAIRS = {"empty_vs_stock": ("stock", "empty"), "plan_vs_stock": ("stock", "plan"), "plan_vs_empty": ("empty", "plan")}
+SIDES = ("stock", "empty", "plan")
+
+
+def layer_lengths(vlm: VLM, plan: ReductionPlan, *, frames: int, num_text: int) -> list[int]:
+    """Tokens that each decoder layer holds of a prompt with one clip and ``num_text`` tokens of text."""
+    family, lengths = vlm.family, []
+    side = family.preprocessor.geometry.tile_px
+    for layer in range(family.decoder.num_layers):
+        steps = tuple(s for s in plan.steps if s.stage != "decoder_layer" or s.layers[0] <= layer)
+        counts = expected_counts(
+            family.preprocessor.geometry,
+            plan.model_copy(update={"steps": steps}),
+            [MediumShape("video", side, side, frames)],
+            num_vision_blocks=10**6,
+            num_decoder_layers=family.decoder.num_layers,
+        )
+        lengths.append(num_text + counts.num_decoder_tokens_kept)
+    return lengths
+
+
+def time_engine(vlm: VLM, lengths: Sequence[int], *, batch: int, steps: int, plan: ReductionPlan = EMPTY_PLAN) -> float:
+    """Seconds of one of the engine's decode steps for ``batch`` requests that hold ``lengths`` tokens by layer."""
+    engine, sampling = vlm.engine, SamplingParams(max_new_tokens=steps + 2, min_new_tokens=steps + 2)
+    for n in range(batch):
+        live = LiveRequest(Request(str(n), ("decoding",), sampling), plan, (), now=time.perf_counter())
+        live.lengths, live.num_visual, live.token_ids = list(lengths), [0] * len(lengths), [n]
+        live.next_position_P = torch.tensor([lengths[0]])
+        engine.cache.admit(live.request_id, [length + steps + 2 for length in lengths])
+        engine._running.append(live)
+    engine.step()  # composes the batch, as the step that ends a prefill does
+    started = time.perf_counter()
+    for _ in range(steps):
+        done = engine.step()
+    taken_s = time.perf_counter() - started
+    if len(done) != batch or any(generation.error for generation in done):
+        raise RuntimeError(f"{len(done)} of {batch} requests ended as asked; {[g.error for g in done if g.error]}")
+    return taken_s / steps
+
+
+@torch.inference_mode()
+def time_stock(model: Any, num_tokens: int, *, batch: int, steps: int) -> float:
+    """Seconds of one step of stock `generate` for ``batch`` rows of ``num_tokens`` tokens; its first is not counted."""
+    config = model.config.text_config
+    width = config.hidden_size // config.num_attention_heads
+    cache, shape = DynamicCache(config=config), (batch, config.num_key_value_heads, num_tokens, width)
+    for layer in range(config.num_hidden_layers):
+        cache.update(*torch.randn(2, *shape, dtype=model.dtype).unbind(), layer)
+    stamps: list[float] = []
+    hook = model.register_forward_hook(lambda *_: stamps.append(time.perf_counter()))
+    try:
+        ids = torch.full((batch, num_tokens + 1), 7)
+        new = steps + 1
+        model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            past_key_values=cache,
+            max_new_tokens=new,
+            min_new_tokens=new,
+            do_sample=False,
+        )
+        ended = time.perf_counter()
+    finally:
+        hook.remove()
+    if len(stamps) != new or cache.get_seq_length() != num_tokens + new:
+        raise RuntimeError(f"{len(stamps)} forward passes left {cache.get_seq_length()} keys of {num_tokens} + {new}")
+    return (ended - stamps[0]) / steps
+
+
+def measure_steps(
+    vlm: VLM, model: Any, plan: ReductionPlan, *, batch: int, frames: int, num_text: int, steps: int, rounds: int
+) -> dict[str, Any]:
+    """One cell: the three sides in turn, round by round, after a warm-up round of two steps."""
+    whole = layer_lengths(vlm, EMPTY_PLAN, frames=frames, num_text=num_text)
+    kept = layer_lengths(vlm, plan, frames=frames, num_text=num_text)
+    vlm.engine.cache.k_pool_PSGd.zero_()  # memory that was never written may hold NaN
+    vlm.engine.cache.v_pool_PSGd.zero_()
+
+    def one_round(num: int) -> dict[str, float]:
+        return {
+            "stock": time_stock(model, whole[0], batch=batch, steps=num),
+            "empty": time_engine(vlm, whole, batch=batch, steps=num),
+            "plan": time_engine(vlm, kept, batch=batch, steps=num, plan=plan),
+        }
+
+    one_round(2)
+    seen = [one_round(steps) for _ in range(rounds)]
+    return {
+        "batch": batch,
+        "frames": frames,
+        "keys_by_layer": {"empty": sorted(set(whole)), "plan": sorted(set(kept), reverse=True)},
+        "median_s": {side: statistics.median(one[side] for one in seen) for side in SIDES},
+        "ratios": {
+            name: spread([one[slower] / one[faster] for one in seen]) for name, (slower, faster) in PAIRS.items()
+        },
+    }
+
+
+def spread(ratios: Sequence[float]) -> dict[str, float | str]:
+    """Median and range of the rounds' own ratios, and what they let one say."""
+    low, high = min(ratios), max(ratios)
+    verdict = "faster" if low > 1 else "slower" if high < 1 else "equal within spread"
+    if len(ratios) < 3:
+        verdict = "too few rounds to say"
+    return {"median": statistics.median(ratios), "min": low, "max": high, "verdict": verdict}
