@@ -26,20 +26,13 @@ KINDS: dict[str, dict[str, dict[str, Any]]] = {
         "KeyframeSampling": {"kind": "keyframe"},
     },
 }
-OTHER_VALUES: dict[str, Any] = {
-    "name": "other",
+# Another value for each key; a key stands in the table of what it is meant to affect.
+ROWS_VALUES: dict[str, Any] = {
     "seed": 1,
-    "input.uri": "{folder}/elsewhere",
-    "input.pattern": "**/*.mp4",
-    "input.manifest": "{folder}/copy.jsonl",
-    "input.limit": 99,
-    "input.skip_done_in": "{folder}",  # its first night
     "media.num_frames": 8,
     "media.frame_sampling.fps": 3.0,
     "media.decoder": "pyav",
     "media.ranged_reads": "off",
-    "media.verify_md5": "off",
-    "media.load_timeout_s": 1.0,
     "media.max_bytes": 10,
     "media.max_pixels_per_frame": 10,
     "media.max_duration_s": 10.0,
@@ -50,8 +43,6 @@ OTHER_VALUES: dict[str, Any] = {
     "model.revision": "0" * 40,
     "model.dtype": "bfloat16",
     "model.device": "cuda",
-    "model.kv_cache_bytes": 10,
-    "model.max_batch_requests": 2,
     "reduction": {"preset": "illava-video"},
     "task.prompt": "Other.",
     "task.metric": "anls",
@@ -63,6 +54,18 @@ OTHER_VALUES: dict[str, Any] = {
     "sampling.max_new_tokens": 5,
     "sampling.temperature": 0.5,
     "sampling.top_p": 0.5,
+}
+EXECUTION_VALUES: dict[str, Any] = {
+    "name": "other",
+    "input.uri": "{folder}/elsewhere",
+    "input.pattern": "**/*.mp4",
+    "input.manifest": "{folder}/copy.jsonl",
+    "input.limit": 99,
+    "input.skip_done_in": "{folder}",  # its first night
+    "media.verify_md5": "off",
+    "media.load_timeout_s": 1.0,
+    "model.kv_cache_bytes": 10,
+    "model.max_batch_requests": 2,
     "runtime.executor": "ray",
     "runtime.num_vlm_actors.min": 2,
     "runtime.num_vlm_actors.max": 3,
@@ -135,7 +138,7 @@ def with_another_value(config: JobConfig, leaf: Leaf, folder) -> JobConfig:
         kinds = list(KINDS[section])
         _put(data, section, KINDS[section][kinds[kinds.index(leaf.owner) - 1]])
     else:
-        value = OTHER_VALUES[leaf.key]
+        value = (ROWS_VALUES | EXECUTION_VALUES)[leaf.key]
         _put(data, leaf.key, value.format(folder=folder) if isinstance(value, str) else value)
     for key, value in _ALONG.get(leaf.key, {}).items():
         _put(data, key, value)

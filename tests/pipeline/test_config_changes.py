@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from config_changes import KINDS, OTHER_VALUES, config_with, leaves, with_another_value
+from config_changes import EXECUTION_VALUES, KINDS, ROWS_VALUES, config_with, leaves, with_another_value
 
 from pipeline import storage
 from pipeline.errors import RefusedError
@@ -15,7 +15,7 @@ from pipeline.shards import open_run
 LEAVES = list(leaves())
 ROWS = [leaf for leaf in LEAVES if leaf.affects == "rows"]
 ANOTHER_RUN = {"output.uri", "output.items_per_shard"}  # where a run stands, and what it is cut into
-EXECUTION = [leaf for leaf in LEAVES if leaf.affects == "execution" and leaf.key not in ANOTHER_RUN]
+EXECUTION = [leaf for leaf in LEAVES if leaf not in ROWS and leaf.key not in ANOTHER_RUN]
 
 
 @pytest.fixture
@@ -37,7 +37,9 @@ def config_of(model_folder, folder):
 
 
 def test_every_key_has_another_value_and_there_is_none_without_a_key() -> None:
-    assert {leaf.key for leaf in LEAVES} == OTHER_VALUES.keys() | {f"{section}.kind" for section in KINDS}
+    """A key declared as what it is not would stand in the other table."""
+    assert {leaf.key for leaf in ROWS} == ROWS_VALUES.keys() | {f"{section}.kind" for section in KINDS}
+    assert {leaf.key for leaf in LEAVES} - {leaf.key for leaf in ROWS} == EXECUTION_VALUES.keys()
     assert {leaf.owner for leaf in LEAVES} >= {owner for kinds in KINDS.values() for owner in kinds}
 
 
