@@ -1,11 +1,14 @@
 """Paged attention's twin against the plain softmax formula: scattered pages, pages end to end, rows that lie alike."""
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from illava import VLM, ReductionPlan, Request, SamplingParams, load_preprocessor
 from illava.cache import PagedCache
 from illava.paged_attention import paged_attention
+from illava.plan import EMPTY_PLAN
 
 PAGE_SIZE, NUM_KV_HEADS, WIDTH, NUM_PAGES = 4, 2, 8, 40
 
@@ -33,14 +36,16 @@ def places(tables):
 
 
 class Calls(TorchDispatchMode):
-    """Counts attention calls and gathers."""
+    """What was called, and how many keys attention read."""
 
     def __init__(self):
         super().__init__()
-        self.names = []
+        self.names, self.num_keys = [], 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.names.append(func._opname)
+        if "scaled_dot_product" in func._opname:
+            self.num_keys += args[1].shape[0] * args[1].shape[2]
         return func(*args, **(kwargs or {}))
 
     def count(self, word):
@@ -87,3 +92,31 @@ def test_the_cache_knows_whose_pages_lie_end_to_end():
     cache.admit("e", [4, 4])
     cache.trim("d", [4, 4])  # one page a layer is left, which is always in place
     assert -1 not in [start for layer in cache.batch("d", [[3, 3]]).host_starts for start in layer]
+
+
+def test_a_reduced_request_reads_fewer_keys_by_the_same_operations(onevision_folder):
+    """A plan costs a decode step nothing: per layer the same calls, over less; nothing is gathered on either side."""
+    family = VLM.from_pretrained(str(onevision_folder)).family
+    steps = [
+        {"stage": "vision_block", "layers": [2, 3], "reducer": {"kind": "illava", "num_merged": 6}},
+        {"stage": "decoder_layer", "layers": [2], "reducer": {"kind": "illava", "keep_ratio": 0.5, "per": "prompt"}},
+    ]
+    frames = np.random.default_rng(0).integers(0, 256, (2, 4, 48, 64, 3), dtype=np.uint8)
+    videos, sampling = map(load_preprocessor(str(onevision_folder)).video, frames), SamplingParams(6, min_new_tokens=6)
+    requests = [Request(str(n), (video, "What happens?"), sampling) for n, video in enumerate(videos)]
+    seen = []
+    for plan in (EMPTY_PLAN, ReductionPlan.model_validate({"steps": steps})):
+        vlm = VLM(family, kv_cache_bytes=8 << 20)
+        for request in requests:
+            vlm.submit(request, plan=plan)
+        vlm.step()
+        held = sum(n + len(live.token_ids) for live in vlm.engine._running for n in live.lengths)
+        with Calls() as calls:
+            vlm.step()
+        assert calls.num_keys == held
+        seen.append(calls)
+    empty, reduced = seen
+    assert reduced.names == empty.names
+    assert reduced.num_keys < empty.num_keys
+    assert empty.count("scaled_dot_product") == family.decoder.num_layers
+    assert empty.count("index_select") == 0
