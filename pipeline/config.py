@@ -130,7 +130,7 @@ class ModelConfig(Section):
         dtype: ``auto`` is bfloat16 on CUDA and float32 on CPU.
         device: ``auto`` is CUDA where Ray gives each actor a GPU (``runtime.executor`` ray, ``runtime.gpus_per_actor``
             > 0), else CPU; the local executor uses a GPU only where this says ``cuda``.
-        kv_cache_bytes: size of the paged key/value pool; null takes what the device has left, 1 GB on CPU.
+        kv_cache_bytes: size of the paged key/value pool; null takes 60 % of what the weights leave, 2 GiB on CPU.
         max_batch_requests: requests in one running decode batch, at most.
     """
 
@@ -187,7 +187,8 @@ class RuntimeConfig(Section):
             looks between two steps of the batch: a step that never returns is seen on Ray only.
         max_open_shards: shards in work at once; bounds what a crash can cost.
         cache_dir: local staging of fetched objects; null is a temporary folder.
-        cache_bytes: size of that staging area.
+        cache_bytes: of all readers' staging together, shared out equally; an object that is larger than a reader's
+            share, and not read by ranges, is a failed row.
     """
 
     executor: Literal["ray", "local"] = execution("ray")
