@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+import torch
 from torch import Tensor
 
 from illava.errors import ILLaVAError, NumericalError
@@ -53,8 +54,13 @@ def draw_next(logits_BV: Tensor, sampling: SamplingBatch, group: Sequence[LiveRe
 
 
 def outcomes_of(drawn_2B: Tensor, group: Sequence[LiveRequest]) -> list[Outcome]:
-    """The same on the host: a step's one copy, at its end."""
-    drawn = zip(group, *drawn_2B.tolist(), strict=True)
+    """The same on the host: a step's one copy, at its end. Log-probabilities go to the requests that asked for them."""
+    drawn_2B = drawn_2B.cpu()
+    for logprob_B in drawn_2B[2:].int().view(torch.float32).tolist():
+        for live, logprob in zip(group, logprob_B, strict=True):
+            if live.request.sampling.logprobs:
+                live.token_logprobs[len(live.token_ids) :] = [logprob]
+    drawn = zip(group, *drawn_2B[:2].tolist(), strict=True)
     return [token_id if finite else _not_finite(live) for live, token_id, finite in drawn]
 
 

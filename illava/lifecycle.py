@@ -41,6 +41,7 @@ class LiveRequest:
         num_visual: visual tokens among them, per layer.
         next_position_P: position of the first generated token; there from prefill on.
         token_ids: drawn so far.
+        token_logprobs: of these tokens, where the request asked for it.
         trace: where the request asked for it, from prefill on.
         device_s: its share of the steps so far.
     """
@@ -66,6 +67,7 @@ class LiveRequest:
         self.num_visual: list[int] = []
         self.next_position_P: Tensor
         self.token_ids: list[int] = []
+        self.token_logprobs: list[float] = []
         self.trace: TokenTrace | None = None
         self.device_s = 0.0
         self._seconds: dict[State, float] = {"queue": 0.0, "vision": 0.0, "prefill": 0.0, "decode": 0.0}
@@ -128,4 +130,7 @@ class LiveRequest:
                 num_generated_tokens=len(self.token_ids),
                 content=self.content,
             )
-        return Generation(self.request_id, text, tuple(self.token_ids), reason, usage, timing, self.trace, error)
+        drawn, logprobs = tuple(self.token_ids), None
+        if self.request.sampling.logprobs:
+            logprobs = tuple(self.token_logprobs[: len(drawn)])
+        return Generation(self.request_id, text, drawn, reason, usage, timing, self.trace, error, logprobs)

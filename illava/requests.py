@@ -27,6 +27,7 @@ class SamplingParams:
         top_p: nucleus share in (0, 1].
         seed: every draw comes from hash(seed, request_id, step), never from a shared generator.
         min_new_tokens: stop tokens are ignored before this many (for timing at forced lengths).
+        logprobs: give `Generation.token_logprobs`.
     """
 
     max_new_tokens: int = 128
@@ -34,6 +35,7 @@ class SamplingParams:
     top_p: float = 1.0
     seed: int = 0
     min_new_tokens: int = 0
+    logprobs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +156,8 @@ class Generation:
         timing: seconds by state.
         trace: where the request asked for it.
         error: what went wrong with this request alone.
+        token_logprobs: natural logarithm of each drawn token's probability by the model itself, before temperature and
+            top_p; where the request asked for it.
     """
 
     request_id: str
@@ -164,3 +168,4 @@ class Generation:
     timing: Timing
     trace: TokenTrace | None = None
     error: Exception | None = None
+    token_logprobs: tuple[float, ...] | None = None

@@ -80,6 +80,8 @@ class SamplingBatch:
 def draw_tokens(logits_BV: Tensor, batch: SamplingBatch, draws: Sequence[float]) -> Tensor:
     """The next token of each row, and whether the row's logits were finite: int64 [2, B]. Nothing waits for the device.
 
+    Where a row wants log-probabilities, a third row has those of all drawn tokens: the bits of a float32.
+
     Args:
         logits_BV: any float dtype.
         batch: of the same rows.
@@ -93,7 +95,11 @@ def draw_tokens(logits_BV: Tensor, batch: SamplingBatch, draws: Sequence[float])
         temperature_R, top_p_R = batch.wanted_R2[:, 0], batch.wanted_R2[:, 1]
         chosen_R = _nucleus(logits_BV.index_select(0, batch.index_R), temperature_R, top_p_R, draw_R)
         token_B = token_B.index_copy(0, batch.index_R, chosen_R)
-    return torch.stack([token_B, finite_B.long()])
+    drawn = [token_B, finite_B.long()]
+    if any(own.logprobs for own in batch.params):
+        logprob_B = logits_BV.gather(1, token_B[:, None]).squeeze(1) - logits_BV.logsumexp(-1)
+        drawn.append(logprob_B.view(torch.int32).long())
+    return torch.stack(drawn)
 
 
 def _nucleus(logits_RV: Tensor, temperature_R: Tensor, top_p_R: Tensor, draw_R: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from illava.requests import SamplingParams
 from illava.sampling import SamplingBatch, check_sampling, derive_seed, draw_tokens, uniform_draw
 
 GREEDY = SamplingParams()
+LOUD = SamplingParams(logprobs=True)
 HOT = SamplingParams(temperature=0.8, top_p=0.9)
 
 
@@ -22,7 +23,8 @@ def test_drawing_waits_for_nothing():
     with FakeTensorMode():  # raises on whatever a device would have to be asked for
         batch = SamplingBatch.of([HOT, GREEDY, HOT], torch.device("cpu"))
         drawn = draw_tokens(torch.randn(3, 50), batch, [0.1, 0.7])
-    assert tuple(drawn.shape) == (2, 3)
+        told = draw_tokens(torch.randn(3, 50), SamplingBatch.of([LOUD] * 3, torch.device("cpu")), [])
+    assert (tuple(drawn.shape), tuple(told.shape)) == ((2, 3), (3, 3))
 
 
 def test_greedy_takes_the_largest():
