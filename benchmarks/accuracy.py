@@ -1,8 +1,9 @@
 """What token reduction does to answers: exact match on the toy model's frozen test set, plan by plan, paired.
 
-Every answer is decoded by `VLM.generate`; the questions of one picture share its tower pass (see `answering.py`), and a
-sample of them is asked again without that. Finished work lies in --work-dir: the same command again goes on there, and
-more plans may be added. The figures are this project's own toy model's and stand for nothing else.
+Every answer is decoded by `VLM.generate`; the questions of one picture share its tower pass, plans share what they do
+alike (see `answering.py`), and a sample of the questions is asked again without that. Finished work lies in --work-dir:
+the same command again goes on there, and more plans may be added. The figures are this project's own toy model's and
+stand for nothing else.
 
     python benchmarks/accuracy.py --plans sweep --third-party easy_vqa mnist --processes 2 --work-dir runs/accuracy \\
         --json benchmarks/results/accuracy.json --svg benchmarks/results/accuracy.svg
@@ -26,13 +27,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.accuracy_findings import findings, summarise
-from benchmarks.accuracy_report import svg_plot, text_table
+from benchmarks.accuracy_report import scope_notes, svg_plot, text_table
 from benchmarks.machine import write_json
 from benchmarks.small_model.answering import Answerer
-from benchmarks.small_model.compared_plans import compared_plans
+from benchmarks.small_model.compared_plans import about, compared_plans, left_out
 from benchmarks.small_model.sweep_plans import BLOCKS, SWEEP, plan_named
-from benchmarks.small_model.testset import THIRD_PARTY, load_sample, sample_names, set_digest
+from benchmarks.small_model.testset import THIRD_PARTY, TestSample, load_sample, sample_names, set_digest
 from illava.model_files import require_trained
+from illava.plan import ReductionPlan
 
 MODEL = Path(__file__).resolve().parents[1] / "configs" / "demo" / "model"
 _PARTS = 8  # of a plan: what is lost when a process ends
@@ -60,61 +62,73 @@ class Setting:
 _loaded: dict[str, Answerer] = {}  # one a process
 
 
-def answer_part(setting: Setting, plan: str, part: int) -> dict[str, Any]:
-    """One plan's answers to every `_PARTS`-th sample; runs in a worker process."""
+def answer_part(setting: Setting, plans: Sequence[str], part: int, work_dir: Path) -> None:
+    """Plan by plan, answers to every `_PARTS`-th sample, into ``work_dir``; runs in a worker process.
+
+    A plan's CPU seconds are those of what no plan before it had done for the same samples.
+    """
     import torch
 
     torch.set_num_threads(1)
     if setting.model not in _loaded:
         _loaded[setting.model] = Answerer(setting.model)
     answerer = _loaded[setting.model]
+    answerer.forget()
     started = time.process_time()
     names = sample_names(scale=setting.scale, first_seed=setting.first_seed, third_party=setting.third_party)
     samples = [load_sample(name) for name in names[part::_PARTS]]
-    rows, num_tokens, disagreed, checked = [], [], 0, 0
-    for is_clip in (False, True):
-        own = [sample for sample in samples if sample.is_clip == is_clip]
-        reduction = plan_named(plan, clip=is_clip, blocks=setting.blocks)
-        answers = answerer.answer(own, reduction)
-        for sample, texts in zip(own, answers.texts, strict=True):
-            rows += [
-                [sample.sample_id, question.task, question.text, question.answer, text]
-                for question, text in zip(sample.questions, texts, strict=True)
-            ]
-        num_tokens += [[is_clip, *counts] for counts in answers.num_tokens]
-        again = own[:: max(1, len(own) // _CHECKED)][:_CHECKED]
-        texts = [answers.texts[own.index(sample)][0] for sample in again]
-        disagreed += answerer.disagreements(again, texts, reduction)
-        checked += len(again)
+    digests = {sample.sample_id: sample.digest() for sample in samples}
+    sides: dict[str, dict[str, Any]] = {}  # what pictures or clips were answered under a plan: several may be equal
+    for plan in plans:
+        found = []
+        for is_clip in (False, True):
+            reduction = plan_named(plan, clip=is_clip, blocks=setting.blocks)
+            key = f"{is_clip} {reduction!r}"
+            if key not in sides:
+                own = [sample for sample in samples if sample.is_clip == is_clip]
+                sides[key] = _answer_side(answerer, own, reduction)
+            found.append(sides[key])
+        result = {name: found[0][name] + found[1][name] for name in found[0]}
+        cpu_s = round(time.process_time() - started, 2)
+        _keep(setting, plan, part, {"samples": digests, **result, "cpu_s": cpu_s}, work_dir)
+        started = time.process_time()
+
+
+def _answer_side(answerer: Answerer, own: Sequence[TestSample], reduction: ReductionPlan) -> dict[str, Any]:
+    """Answers to the pictures, or to the clips, of a part; some are asked again, alone."""
+    answers = answerer.answer(own, reduction)
+    rows = [
+        [sample.sample_id, question.task, question.text, question.answer, text]
+        for sample, texts in zip(own, answers.texts, strict=True)
+        for question, text in zip(sample.questions, texts, strict=True)
+    ]
+    places = range(len(own))[:: max(1, len(own) // _CHECKED)][:_CHECKED]
+    texts = [answers.texts[place][0] for place in places]
     return {
-        "samples": {sample.sample_id: sample.digest() for sample in samples},
         "answers": rows,
-        "num_tokens": num_tokens,
-        "checked": checked,
-        "disagreed": disagreed,
-        "cpu_s": round(time.process_time() - started, 2),
+        "num_tokens": [[sample.is_clip, *counts] for sample, counts in zip(own, answers.num_tokens, strict=True)],
+        "checked": len(places),
+        "disagreed": answerer.disagreements([own[place] for place in places], texts, reduction),
     }
 
 
 def answer_all(setting: Setting, plans: Sequence[str], work_dir: Path, num_processes: int) -> None:
-    """Every part of every plan that does not lie in ``work_dir`` yet, plan by plan.
+    """Every part of every plan that does not lie in ``work_dir`` yet; a process does all plans of a part.
 
     Raises:
         SystemExit: what lies there belongs to other weights, another set or another plan.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
-    open_parts = [
-        (plan, part) for plan in plans for part in range(_PARTS) if not _is_done(setting, plan, part, work_dir)
-    ]
-    print(f"{len(open_parts)} of {len(plans) * _PARTS} parts to do", file=sys.stderr)
+    todo = {part: [plan for plan in plans if not _is_done(setting, plan, part, work_dir)] for part in range(_PARTS)}
+    todo = {part: own for part, own in todo.items() if own}
+    print(f"{sum(map(len, todo.values()))} of {len(plans) * _PARTS} parts to do", file=sys.stderr)
     if num_processes == 1:
-        for plan, part in open_parts:
-            _keep(setting, plan, part, answer_part(setting, plan, part), work_dir)
+        for part, own in todo.items():
+            answer_part(setting, own, part, work_dir)
         return
     with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
-        running = [(plan, part, pool.submit(answer_part, setting, plan, part)) for plan, part in open_parts]
-        for plan, part, found in running:
-            _keep(setting, plan, part, found.result(), work_dir)
+        for running in [pool.submit(answer_part, setting, own, part, work_dir) for part, own in todo.items()]:
+            running.result()
 
 
 def _file(work_dir: Path, plan: str, part: int) -> Path:
@@ -157,6 +171,7 @@ def collect(setting: Setting, plans: Sequence[str], work_dir: Path) -> dict[str,
         "answered_otherwise": sum(part["disagreed"] for own in parts.values() for part in own),
         "plans": summaries,
         "findings": findings(parts),
+        **({"compared": about(), "left_out": left_out()} if set(compared_plans()) <= set(plans) else {}),
     }
 
 
@@ -187,7 +202,7 @@ def main(argv: Iterable[str] | None = None) -> None:
     setting = Setting(args.model, args.scale, args.first_seed, tuple(args.third_party), tuple(args.blocks))
     answer_all(setting, plans, args.work_dir, args.processes)
     result = collect(setting, plans, args.work_dir)
-    print(text_table(result["plans"]))
+    print("\n".join([text_table(result["plans"]), *scope_notes(result)]))
     if args.json:
         write_json(args.json, result)
     if args.svg:

@@ -28,6 +28,12 @@ def text_table(plans: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def scope_notes(result: dict[str, Any]) -> list[str]:
+    """What the rows of a comparison of methods are, and which methods have none, and why."""
+    left_out = [f"- `{kind}` is not among them: {reason}." for kind, reason in result.get("left_out", {}).items()]
+    return [*(f"- {sentence}" for sentence in result.get("compared", [])), *left_out]
+
+
 SHOWN_TASKS = ("scene", "small", "chart", "document", "direction", "video", "easy_vqa", "caption")
 
 
@@ -42,7 +48,8 @@ def short_table(result: dict[str, Any]) -> str:
         cells = (_short_cell(plan["tasks"][task], is_reference=name == "none") for task in tasks)
         shown = name.removeprefix("compare:")
         lines.append(f"| {shown} | {plan['patches_kept']:.0%} | {share} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    notes = scope_notes(result)
+    return "\n".join([*lines, "", *notes] if notes else lines)
 
 
 def _short_cell(task: dict[str, float], *, is_reference: bool) -> str:

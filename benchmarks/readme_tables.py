@@ -216,16 +216,21 @@ def accuracy_table() -> str:
     sys.path.insert(0, str(ROOT))
     from benchmarks.accuracy_report import short_table
 
-    (result,) = (found for found in _results("accuracy") if found["setting"]["scale"] == 1)
+    (result,) = (found for found in _results("accuracy") if not _compares(found))
     return short_table(result)
 
 
+def _compares(result: dict[str, Any]) -> bool:
+    """Whether an accuracy result is the comparison of all methods."""
+    return any(name.startswith("compare:") for name in result["plans"])
+
+
 def compared_table() -> str:
-    """Every method at equal kept tokens, on a part of the frozen set."""
+    """Every method at equal kept tokens, on the frozen set."""
     sys.path.insert(0, str(ROOT))
     from benchmarks.accuracy_report import short_table
 
-    (result,) = (found for found in _results("accuracy") if found["setting"]["scale"] < 1)
+    (result,) = (found for found in _results("accuracy") if _compares(found))
     return short_table(result)
 
 

@@ -1,27 +1,31 @@
 """Answers of the toy model to many questions: `VLM.generate` itself, with one tower pass a picture, not one a question.
 
-`SharedEncoding` stands before the family: a medium that several requests name goes through the tower once. What lies
-behind it (layout, prompt, prefill, reductions in the decoder, paged decoding) is the engine's, question by question.
-`disagreements` asks a sample of the questions again through an untouched `VLM.generate`. Knows no test set's meaning.
+`SharedEncoding` stands before the family: a medium that several requests name goes through the tower once, and the
+blocks before a plan's first step run once for all plans (see `shared_tower.py`). What lies behind it (layout, prompt,
+prefill, reductions in the decoder, paged decoding) is the engine's, question by question. `disagreements` asks a sample
+of the questions again through an untouched `VLM.generate`. Knows no test set's meaning.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.small_model.samples import Question, Sample
+from benchmarks.small_model.samples import Question
+from benchmarks.small_model.shared_tower import SharedTiles, SharedTower
 from benchmarks.small_model.testset import TestSample
 from illava import VLM, Preprocessor, Request, SamplingParams
 from illava.families.base import EncodedMedium
 from illava.plan import ReductionPlan
+from illava.preprocess import VisualInput
 from illava.requests import Generation
 
-CHUNK = 32  # samples whose questions share a running batch
+CHUNK = 128  # samples whose questions share a running batch: long captions end beside short answers
 _CAPTION_TOKENS, _ANSWER_TOKENS = 64, 8
 # Eight tiles a tower call stay in a core's cache: a quarter faster than 128.
-_OPTIONS: dict[str, Any] = {"max_vision_patches": 16 * 196, "kv_cache_bytes": 256 << 20}
+_OPTIONS: dict[str, Any] = {"max_vision_patches": 16 * 196, "kv_cache_bytes": 512 << 20}
 
 
 class SharedEncoding:
@@ -32,7 +36,7 @@ class SharedEncoding:
 
     def __init__(self, family: Any) -> None:
         self._family = family
-        self._known: dict[int, tuple[Any, EncodedMedium]] = {}
+        self._known: dict[Hashable, tuple[Any, EncodedMedium]] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._family, name)
@@ -45,17 +49,16 @@ class SharedEncoding:
         self, media: Sequence[Any], plan: ReductionPlan, *, trace: bool, seeds: Sequence[int] | None = None
     ) -> list[EncodedMedium]:
         """See `Family.encode`."""
-        first: dict[int, int] = {}
-        for place, medium in enumerate(media):
-            if id(medium) not in self._known:
-                first.setdefault(id(medium), place)
+        keys = [(id(medium.tiles), id(medium.owner), medium.kind) for medium in media]
+        first: dict[Hashable, int] = {}
+        for place, key in enumerate(keys):
+            if key not in self._known:
+                first.setdefault(key, place)
         fresh = [media[place] for place in first.values()]
         own_seeds = None if seeds is None else [seeds[place] for place in first.values()]
-        for medium, encoded in zip(
-            fresh, self._family.encode(fresh, plan, trace=trace, seeds=own_seeds) if fresh else [], strict=True
-        ):
-            self._known[id(medium)] = medium, encoded
-        return [self._known[id(medium)][1] for medium in media]
+        encoded = self._family.encode(fresh, plan, trace=trace, seeds=own_seeds) if fresh else []
+        self._known |= zip(first, zip(fresh, encoded, strict=True), strict=True)
+        return [self._known[key][1] for key in keys]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +86,17 @@ class Answerer:
 
         self.preprocessor: Preprocessor = load_preprocessor(model)
         self.plain = VLM.from_pretrained(model, dtype="float32", device="cpu", **_OPTIONS)
-        self._shared = SharedEncoding(self.plain.family)
+        family: Any = copy.copy(self.plain.family)
+        self.tower = family.tower = SharedTower(family.tower)
+        family.encoder = SharedTiles(family, self.tower)
+        self._shared = SharedEncoding(family)
+        self._media_of: dict[str, tuple[VisualInput, ...]] = {}
         self._vlm = VLM(self._shared, max_batch_requests=4 * CHUNK, **_OPTIONS)  # type: ignore[arg-type]
+
+    def forget(self) -> None:
+        """Drop what is kept from plan to plan: prepared media, and what the tower's first blocks made of them."""
+        self.tower.forget()
+        self._media_of.clear()
 
     def answer(self, samples: Sequence[TestSample], plan: ReductionPlan) -> Answers:
         """Every question of samples that go through one plan.
@@ -119,16 +131,18 @@ class Answerer:
         return sum(_sound(one).text.strip() != text for one, text in zip(found, texts, strict=True))
 
     def _requests(self, one: TestSample) -> list[Request]:
-        media = self._media(one.sample)
+        media = self._media(one)
         return [
             Request(f"{one.sample_id}/{number}", (*media, question.text), _sampling(question))
             for number, question in enumerate(one.questions)
         ]
 
-    def _media(self, sample: Sample) -> tuple[Any, ...]:
-        if sample.medium == "video":
-            return (self.preprocessor.video(sample.frames),)
-        return tuple(self.preprocessor.images(sample.frames))
+    def _media(self, one: TestSample) -> tuple[VisualInput, ...]:
+        if one.sample_id not in self._media_of:
+            frames = one.sample.frames
+            made = [self.preprocessor.video(frames)] if one.is_clip else self.preprocessor.images(frames)
+            self._media_of[one.sample_id] = tuple(made)
+        return self._media_of[one.sample_id]
 
 
 def _sampling(question: Question) -> SamplingParams:

@@ -36,6 +36,11 @@ def compared_plans(path: Path = FILE) -> dict[str, tuple[ReductionPlan, Reductio
     return found
 
 
+def about(path: Path = FILE) -> list[str]:
+    """What is compared, in sentences."""
+    return list(_content(path)["about"])
+
+
 def left_out(path: Path = FILE) -> dict[str, str]:
     """Registered methods that no row has, and why."""
     return dict(_content(path)["left_out"])

@@ -6,11 +6,14 @@ Knows placeholders and counts; nothing of pixels, features or positions.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from illava.errors import ModelLoadError, RequestError
 from illava.families.base import RenderedPrompt
 from illava.preprocess import VisualInput
+
+_KNOWN = 256  # turns whose text and ids are remembered
 
 
 class ChatPrompt:
@@ -26,6 +29,8 @@ class ChatPrompt:
         self._tokenizer = tokenizer
         self._kind_of_id = {token_id: kind for kind, token_id in placeholder_ids.items()}
         self._placeholders = [tokenizer.convert_ids_to_tokens(token_id) for token_id in placeholder_ids.values()]
+        # A job asks most items in the same words, and a template costs as much as a decode step of a small model.
+        self._templated, self.tokenize = lru_cache(_KNOWN)(self._apply), lru_cache(_KNOWN)(self._tokenize)
 
     def render(self, content: Sequence[str | VisualInput], num_slots: Sequence[int]) -> RenderedPrompt:
         """Ids of one user turn and the opening of the answer.
@@ -69,20 +74,22 @@ class ChatPrompt:
         """
         if not content:
             raise RequestError("the request is empty; give some text or media")
-        parts = []
         for part in content:
             if isinstance(part, str):
                 self._refuse_placeholders(part)
-            parts.append({"type": "text", "text": part} if isinstance(part, str) else {"type": part.kind})
+        return self._templated(tuple(("text", part) if isinstance(part, str) else (part.kind, "") for part in content))
+
+    def _apply(self, parts: tuple[tuple[str, str], ...]) -> str:
+        turn = [{"type": kind, "text": text} if kind == "text" else {"type": kind} for kind, text in parts]
         return self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": parts}], add_generation_prompt=True, tokenize=False
+            [{"role": "user", "content": turn}], add_generation_prompt=True, tokenize=False
         )
 
-    def tokenize(self, text: str) -> list[int]:
+    def _tokenize(self, text: str) -> tuple[int, ...]:
         """Ids of a turn's text."""
         # A template may write the first token itself; processors do the same (processing_utils.py:apply_chat_template)
         begun = self._tokenizer.bos_token is not None and text.startswith(self._tokenizer.bos_token)
-        return self._tokenizer(text, add_special_tokens=not begun)["input_ids"]
+        return tuple(self._tokenizer(text, add_special_tokens=not begun)["input_ids"])
 
     def _refuse_placeholders(self, text: str) -> None:
         for placeholder in self._placeholders:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from benchmarks import accuracy
+from benchmarks.accuracy_report import scope_notes
 from benchmarks.random_onevision import make_random_onevision
-from benchmarks.small_model.compared_plans import compared_plans, left_out
+from benchmarks.small_model.compared_plans import about, compared_plans, left_out
 from benchmarks.small_model.sweep_plans import plan_named
 from illava import VLM, Request, SamplingParams, load_preprocessor
 from illava.counts import expected_counts
@@ -81,9 +82,18 @@ def test_the_bundled_model_accepts_every_plan() -> None:
 
 
 def test_the_layouts_differ_in_nothing_but_the_layout() -> None:
-    released, geometric = (compared_plans()[f"compare:layout {name}"][0] for name in ("released", "geometric"))
-    assert (released.layout, geometric.layout) == ("released", "geometric")
-    assert released.steps == geometric.steps
+    for side in (0, 1):
+        released, geometric = (compared_plans()[f"compare:illava@50%{end}"][side] for end in (", layout released", ""))
+        assert (released.layout, geometric.layout) == ("released", "geometric")
+        towers = [[step for step in plan.steps if step.stage == "vision_block"] for plan in (released, geometric)]
+        assert towers[0] == towers[1]
+
+
+def test_what_is_left_out_stands_under_the_table_with_its_reason() -> None:
+    notes = "\n".join(scope_notes({"compared": about(), "left_out": left_out()}))
+    assert len(left_out()) == 4
+    assert all(f"`{kind}` is not among them: {reason}" in notes for kind, reason in left_out().items())
+    assert scope_notes({}) == []
 
 
 def test_a_model_of_random_weights_is_refused_with_the_reason(tmp_path) -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -15,6 +16,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import accuracy
 from benchmarks.accuracy_findings import findings
 from benchmarks.small_model.answering import Answerer, SharedEncoding
+from benchmarks.small_model.shared_tower import untouched_blocks
 from benchmarks.small_model.sweep_plans import METHODS, SWEEP, patches_kept, plan_named
 from benchmarks.small_model.testset import load_sample, sample_names
 
@@ -46,7 +48,7 @@ def test_shared_tower_passes_answer_as_plain_generate_does(answerer: Answerer, p
 
 def test_a_picture_goes_through_the_tower_once_a_plan(answerer: Answerer):
     sample = load_sample(("scene", 900_001))
-    medium = answerer._media(sample.sample)[0]
+    medium = answerer._media(sample)[0]
     passes = []
 
     class Family:
@@ -62,6 +64,29 @@ def test_a_picture_goes_through_the_tower_once_a_plan(answerer: Answerer):
     assert passes == [(1, none, [7]), (1, half, [9])]
 
 
+@pytest.mark.parametrize("plan", ["none", "illava-small:released", "tome@0.5", "compare:pixel_prune, own count"])
+def test_what_plans_share_of_the_tower_is_what_each_would_compute(answerer: Answerer, plan: str):
+    """Features and places against the untouched family, at first and from remembered states."""
+    answerer.forget()
+    media, reduction = answerer._media(load_sample(("chart", 900_000))), plan_named(plan)
+    (wanted,) = answerer.plain.family.encode(media, reduction, trace=False, seeds=[3])
+    family = answerer._shared._family
+    num_run = []
+    for _ in range(2):
+        (found,) = family.encode(media, reduction, trace=False, seeds=[3])
+        torch.testing.assert_close(found.feature_KD, wanted.feature_KD, rtol=1e-4, atol=1e-5)
+        assert torch.equal(found.place_K3, wanted.place_K3)
+        num_run.append(answerer.tower.num_run)
+    assert num_run[0] == num_run[1], "what was known was run again"
+
+
+def test_blocks_that_a_plan_leaves_alone():
+    at = {name: untouched_blocks(plan_named(name), 10) for name in ("none", "illava@0.5", "compare:visionzip@50%")}
+    assert at == {"none": 10, "illava@0.5": 2, "compare:visionzip@50%": 2}
+    assert untouched_blocks(plan_named("compare:prumerge+, own count"), 10) == 9, "its last block is measured"
+    assert untouched_blocks(plan_named("compare:fastv before layer 2@25%"), 10) == 10
+
+
 def test_a_small_run_writes_json_table_and_plot_and_goes_on(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(accuracy, "_PARTS", 1)
     result, plot = tmp_path / "a.json", tmp_path / "a.svg"
@@ -69,7 +94,7 @@ def test_a_small_run_writes_json_table_and_plot_and_goes_on(tmp_path: Path, caps
     accuracy.main([*command, "--plans", "least_attended@0.5"])
     asked = []
     answer = accuracy.answer_part
-    monkeypatch.setattr(accuracy, "answer_part", lambda *what: asked.append(what[1]) or answer(*what))
+    monkeypatch.setattr(accuracy, "answer_part", lambda *what: asked.extend(what[1]) or answer(*what))
     plans = ["none", "least_attended@0.5", "illava-small"]
     accuracy.main([*command, "--plans", *plans])
     assert set(asked) == {"illava-small"}, "what lay there is not answered again"

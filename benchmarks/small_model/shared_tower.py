@@ -1,0 +1,111 @@
+"""A tower that goes on from where it has been: until a plan first acts, its blocks make the same of a tile.
+
+Beside the family's own `TileEncoder`: equal tiles (a small picture's two, the same picture under another plan) share
+the blocks before the first that reduces or is measured. Knows plans by their stages; no reducer, no question.
+
+Shape suffixes: T tokens packed end to end, F tiles, N patches of a tile, K kept tokens, D channels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from illava.families.base import EncodedMedium
+from illava.families.encoder_blocks import run_blocks
+from illava.families.llava_onevision import LlavaOnevision
+from illava.families.siglip import SiglipTower
+from illava.families.tile_encoder import TileEncoder
+from illava.plan import EMPTY_PLAN, ReductionPlan
+from illava.preprocess import VisualInput
+from illava.vision import VisionReduction
+
+
+class SharedTower:
+    """Stands before a tower without CLS token and remembers, by the bytes of a tile, the states plans start from.
+
+    Attributes:
+        has_cls: of the tower.
+        num_blocks: of the tower.
+        depth: blocks that the plan at hand leaves alone; see `untouched_blocks`.
+        num_run: tiles that went through blocks on their own account, for tests.
+    """
+
+    has_cls = False
+
+    def __init__(self, tower: SiglipTower) -> None:
+        self._tower, self._blocks = tower, tower._blocks
+        self.num_blocks, self.depth, self.num_run = tower.num_blocks, 0, 0
+        self._embedded_TD: Tensor | None = None
+        self._keys: list[bytes] = []
+        self._states_ND: dict[int, dict[bytes, Tensor]] = defaultdict(dict)  # by depth, by tile
+
+    def forget(self) -> None:
+        """Drop all states."""
+        self._states_ND.clear()
+
+    def embed(self, pixels_F3HW: Tensor) -> Tensor:
+        """See `SiglipTower.embed`."""
+        self._keys = [hashlib.sha256(tile.numpy().data).digest() for tile in pixels_F3HW]
+        self._embedded_TD = self._tower.embed(pixels_F3HW)
+        return self._embedded_TD
+
+    def run(self, hidden_TD: Tensor, reduction: VisionReduction) -> Tensor:
+        """See `SiglipTower.run`; where stage ``media`` took patches away, nothing is shared."""
+        if hidden_TD is not self._embedded_TD:
+            return self._tower.run(hidden_TD, reduction)
+        known_ND = self._states_ND[self.depth]
+        tiles_FND = hidden_TD.view(len(self._keys), -1, hidden_TD.shape[-1])
+        fresh = {key: place for place, key in enumerate(self._keys) if key not in known_ND}
+        if fresh:
+            begun_FND = self._begin(tiles_FND[list(fresh.values())])
+            known_ND.update(zip(fresh, begun_FND, strict=True))
+        hidden_TD = torch.cat([known_ND[key] for key in self._keys])
+        return run_blocks(self._blocks[self.depth :], hidden_TD, _Later(reduction, self.depth))  # type: ignore[arg-type]
+
+    def _begin(self, tiles_FND: Tensor) -> Tensor:
+        """The blocks that no plan at hand acts in."""
+        num_tiles, num_patches, _ = tiles_FND.shape
+        self.num_run += num_tiles
+        place_T3 = torch.zeros(num_tiles * num_patches, 3, dtype=torch.long)
+        nothing = VisionReduction(EMPTY_PLAN, (num_patches,) * num_tiles, place_T3, num_blocks=self.depth)
+        return run_blocks(self._blocks[: self.depth], tiles_FND.flatten(0, 1), nothing).view_as(tiles_FND)
+
+
+class _Later:
+    """A reduction whose blocks are counted from ``depth``."""
+
+    def __init__(self, reduction: VisionReduction, depth: int) -> None:
+        self._reduction, self._depth = reduction, depth
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reduction, name)
+
+    def at(self, block: int, *given: Tensor, scale: float) -> Tensor:
+        return self._reduction.at(block + self._depth, *given, scale=scale)
+
+
+class SharedTiles(TileEncoder):
+    """The family's encoder over a `SharedTower`."""
+
+    def __init__(self, family: LlavaOnevision, tower: SharedTower) -> None:
+        super().__init__(tower, family._projector, family.encoder._newline_D, family.preprocessor)
+        self._shared = tower
+
+    def encode(
+        self, media: Sequence[VisualInput], plan: ReductionPlan, *, trace: bool, seeds: Sequence[int] | None = None
+    ) -> list[EncodedMedium]:
+        """See `Family.encode`."""
+        self._shared.depth = untouched_blocks(plan, self._shared.num_blocks)
+        return super().encode(media, plan, trace=trace, seeds=seeds)
+
+
+def untouched_blocks(plan: ReductionPlan, num_blocks: int) -> int:
+    """Leading blocks of the tower that a plan neither reduces in nor measures; the last serves stages behind it."""
+    later = plan.at("vision_output") is not None or plan.at("decoder_input") is not None
+    return min([*plan.layers("vision_block"), num_blocks - later])
