@@ -16,7 +16,8 @@ $(VENV)/.base: pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/.base
-	$(VENV)/bin/pip install -q -e ".[dev]"
+	$(VENV)/bin/pip install -q -e ".[dev,lmms-eval]"
+	$(VENV)/bin/pip install -q --no-deps lmms-eval==0.7.3  # asks for av < 16; see pyproject.toml
 	@touch $@
 
 demo: | $(VENV)/.base  ## captions and answers beside their truth by the bundled model, with merging and without, on local Ray, CPU

@@ -1,7 +1,7 @@
 """Runs the installed lmms-eval itself with model `illava` on a local task, and holds its answers to a job's own rows.
 
     pip install -e ".[lmms-eval]" && pip install --no-deps lmms-eval==0.7.3
-    python benchmarks/lmms_eval_check.py --folder FOLDER [--count 6]
+    python benchmarks/lmms_eval_check.py --folder FOLDER [--count 6] [--json benchmarks/results/lmms_eval_check.json]
 
 The task: questions of configs/demo/clips, answered by the bundled model. Nothing is downloaded.
 """
@@ -13,6 +13,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -77,19 +79,27 @@ def job_answers(folder: Path, questions: Path) -> list[str]:
     ]
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """1 where an answer differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="empty; where task and answers go")
     parser.add_argument("--count", type=int, default=6)
-    options = parser.parse_args()
+    parser.add_argument("--json", type=Path, help="where the answers side by side are written")
+    options = parser.parse_args(arguments)
     folder = options.folder.resolve()
     folder.mkdir(parents=True)
     questions = write_task(folder, options.count)
-    pairs = list(zip(harness_answers(folder), job_answers(folder, questions), strict=True))
-    for harness, job in pairs:
-        print("same" if harness == job else "DIFFERS", repr(harness), repr(job))
-    return int(any(harness != job for harness, job in pairs))
+    asked = [json.loads(line)["question"] for line in questions.read_text().splitlines()]
+    rows = zip(asked, harness_answers(folder), job_answers(folder, questions), strict=True)
+    answers = [dict(zip(("question", "harness", "job"), row, strict=True)) for row in rows]
+    num_same = sum(row["harness"] == row["job"] for row in answers)
+    for row in answers:
+        print("same" if row["harness"] == row["job"] else "DIFFERS", row)
+    if options.json:
+        counts = {"num_questions": len(answers), "num_same": num_same}
+        found = {"benchmark": "lmms_eval_check", "lmms_eval": version("lmms-eval"), **counts, "answers": answers}
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    return int(num_same < len(answers))
 
 
 if __name__ == "__main__":

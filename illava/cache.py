@@ -108,36 +108,42 @@ class PagedCache:
         return sum(-(-n // self.page_size) for n in lengths)
 
     def admit(
-        self, owner: Hashable, lengths: Sequence[int], *, like: Hashable | None = None, num_alike: int = 0
+        self, owner: Hashable, lengths: Sequence[int], *, like: Hashable | None = None, alike: Sequence[int] = ()
     ) -> None:
         """Take the pages for ``lengths[layer]`` tokens in each layer.
 
         Args:
             owner: who takes them.
             lengths: tokens by layer.
-            like: another owner, whose first pages serve this one too; each is free once nobody holds it.
-            num_alike: tokens, in every layer, that both have in common: whole pages, which nobody writes any more.
+            like: another owner, whose first tokens serve this one too. Whole pages of them belong to both, and are
+                free once nobody holds them; what lies on the page behind is copied.
+            alike: leading tokens by layer that both have in common, which nobody writes any more.
 
         Raises:
             MemoryError: fewer pages are free; ask `num_free_pages` first.
         """
         if owner in self._held:
             raise ValueError(f"request {owner!r} already holds pages")
+        alike = alike if like is not None else (0,) * self.num_layers
+        if any(n >= length for n, length in zip(alike, lengths, strict=True)):
+            raise ValueError(f"{tuple(alike)} tokens in common leave request {owner!r} none of its own")
         counts = tuple(-(-n // self.page_size) for n in lengths)
-        if num_alike % self.page_size or num_alike > min(lengths):
-            raise ValueError(f"{num_alike} tokens in common are not whole pages within {min(lengths)} tokens")
-        num_shared = num_alike // self.page_size
-        needed = sum(counts) - num_shared * self.num_layers
+        shared = [n // self.page_size for n in alike]
+        needed = sum(counts) - sum(shared)
         if needed > self.num_free_pages:
             raise MemoryError(f"request {owner!r} needs {needed} pages, {self.num_free_pages} are free")
         self.num_free_pages -= needed
-        table_LM = torch.zeros(self.num_layers, max(counts), dtype=torch.int32)
+        width = max(counts)
+        table_LM = torch.zeros(self.num_layers, width, dtype=torch.int32)
         taken = self._free_P[self.num_free_pages : self.num_free_pages + needed]
-        own = _leading(counts, table_LM.shape[1])
-        own[:, :num_shared] = False
-        table_LM[own] = taken
-        if num_shared:
-            table_LM[:, :num_shared] = self._held[like].table_LM[:, :num_shared]
+        table_LM[_leading(counts, width) & ~_leading(shared, width)] = taken
+        if like is not None:
+            theirs_LM = self._held[like].table_LM
+            both_LM = _leading(shared, max(shared))
+            table_LM[:, : max(shared)][both_LM] = theirs_LM[:, : max(shared)][both_LM]
+            partial = [layer for layer, n in enumerate(alike) if n % self.page_size]
+            column = [shared[layer] for layer in partial]
+            self._copy_pages(theirs_LM[partial, column], table_LM[partial, column])
         self._held[owner] = held = _Held(table_LM, counts)
         self._num_holders_P[held.pages().long()] += 1
 
@@ -210,6 +216,12 @@ class PagedCache:
         if not torch.equal(counted_P.int(), self._num_holders_P):
             wrong = int((counted_P != self._num_holders_P).sum())
             raise RuntimeError(f"{wrong} pages have another number of holders than is counted")
+
+    def _copy_pages(self, source: Tensor, target: Tensor) -> None:
+        device = self.k_pool_PSGd.device
+        source, target = source.to(device), target.long().to(device)
+        for pool_PSGd in (self.k_pool_PSGd, self.v_pool_PSGd):
+            pool_PSGd.index_copy_(0, target, pool_PSGd.index_select(0, source))
 
     def _give_back(self, pages: Tensor) -> None:
         """One holder less; what nobody holds is free."""

@@ -103,13 +103,13 @@ class Decoder:
         *,
         seeds: Sequence[int],
         traced: Sequence[int] = (),
-        held: Sequence[int] = (),
+        held: Sequence[Sequence[int]] = (),
     ) -> PrefillRun:
         """The same, to be advanced by chunks.
 
         Args: see `prefill`.
-            held: of each request, the leading tokens whose keys and values its pages hold already, in every layer;
-                fewer than the prompt has, and nothing where the plan acts in the decoder.
+            held: of each request and layer, the tokens before these prompts' own whose keys and values its pages hold
+                already. No visual token may then follow that a decoder step would have ranked with those.
         """
         return PrefillRun(self, prompts, plan, cache, pages, seeds=seeds, traced=traced, held=held)
 

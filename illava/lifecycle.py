@@ -35,7 +35,8 @@ class LiveRequest:
         encoded: what the tower made of them, until prefill.
         prompt: assembled from it; there between the tower and prefill.
         beginning: what its tokens are, piece by piece; see `illava.sharing`.
-        held: leading tokens whose keys and values are another request's pages.
+        held: leading tokens, as assembled, whose keys and values another request has computed.
+        held_by_layer: of these, what each decoder layer holds; and how many of them are visual.
         reserved: tokens per decoder layer that pages are taken for, the answer included.
         lengths: tokens per decoder layer that prefill left in the cache.
         num_visual: visual tokens among them, per layer.
@@ -62,6 +63,7 @@ class LiveRequest:
         self.prompt: Prompt
         self.beginning: list[tuple[Hashable, int]] = []
         self.held = 0
+        self.held_by_layer: tuple[list[int], list[int]] = ([], [])
         self.reserved: list[int] = []
         self.lengths: list[int] = []
         self.num_visual: list[int] = []

@@ -40,7 +40,7 @@ class Prefill:
 
     Attributes:
         logits_BV: after each request's last token.
-        lengths_LB: tokens of each request in each layer, by layer.
+        lengths_LB: tokens of each request that were computed in each layer, by layer.
         num_visual_LB: visual tokens among them.
         errors: what ended one request alone; its neighbours' results stand.
         traces: decoder steps of the requests that asked for them.
@@ -69,7 +69,7 @@ class PrefillRun:
         *,
         seeds: Sequence[int],
         traced: Sequence[int] = (),
-        held: Sequence[int] = (),
+        held: Sequence[Sequence[int]] = (),
     ) -> None:
         """Begin; see `Decoder.begin_prefill`."""
         self._decoder, self._cache, self._pages = decoder, cache, pages
@@ -77,9 +77,9 @@ class PrefillRun:
         # Who watches the attention is shown every layer: each is a group of its own then.
         starts = plan.layers("decoder_layer") if watcher() is None else range(1, decoder.num_layers)
         self._bounds = [0, *starts, decoder.num_layers]
-        self._held = tuple(held) or (0,) * len(prompts.lengths)
-        if any(self._held) and (len(self._bounds) > 2 or plan.at("decoder_input") is not None):
-            raise ValueError("keys held already can be used where no step acts in the decoder")
+        self._held_LB = list(zip(*held, strict=True)) or [(0,) * len(prompts.lengths)] * decoder.num_layers
+        if any(map(any, self._held_LB)) and watcher() is not None:
+            raise ValueError("attention is watched over whole prompts: nothing of them can be held already")
         self._lengths_LB: list[tuple[int, ...]] = []
         self._num_visual_LB: list[tuple[int, ...]] = []
         self._group = 0
@@ -112,7 +112,7 @@ class PrefillRun:
             raise RuntimeError(f"layer {first} has {num_tokens} tokens; counted were {sum(lengths)}")
         self._prompts, self._starts = prompts, [0, *accumulate(lengths)]
         self._rotary = self._decoder.rotary_at(prompts.hidden_TD, prompts.position_PT)
-        self._left = [(row, self._held[row], stop) for row, stop in enumerate(lengths) if self._held[row] < stop]
+        self._left = [(row, 0, stop) for row, stop in enumerate(lengths) if stop]
         self._done: list[tuple[Tensor, Tensor, Tensor]] = []  # of each chunk: hidden, queries, keys behind the group
         self._lengths_LB += [lengths] * (stop - first)
         self._num_visual_LB += [prompts.counts.num_visual] * (stop - first)
@@ -150,7 +150,7 @@ class PrefillRun:
         for n in range(first, stop):
             layer = self._decoder.layers[n]
             q_CHd, k_CGd, v_CGd = self._decoder.project(layer, hidden_CD, rotary)
-            slot_C = self._cache.span_slots(self._pages.table_LBM[n], spans)
+            slot_C = self._cache.span_slots(self._pages.table_LBM[n], self._behind_held(n, spans))
             self._cache.write(slot_C, k_CGd, v_CGd)
             if n == self._decoder.num_layers - 1:
                 break  # only the last tokens' outputs are read there: `_result`
@@ -186,16 +186,23 @@ class PrefillRun:
     def _attend(self, n: int, spans: tuple[_Span, ...], q_CHd: Tensor, k_CGd: Tensor, v_CGd: Tensor) -> Tensor:
         """Attention of a chunk's queries over their request's keys so far; earlier chunks' lie in the cache."""
         lengths, scale = [end - begin for _, begin, end in spans], self._decoder.scale
-        if all(begin == 0 for _, begin, _ in spans):
+        in_cache = self._behind_held(n, spans)
+        if all(begin == 0 for _, begin, _ in in_cache):
             return packed_attention(q_CHd, k_CGd, v_CGd, lengths, causal=True, scale=scale)
-        so_far = tuple((row, 0, end) for row, _, end in spans)
+        so_far = tuple((row, 0, end) for row, _, end in in_cache)
         k_UGd, v_UGd = self._cache.read(self._cache.span_slots(self._pages.table_LBM[n], so_far))
-        key_lengths = [end for _, _, end in spans]
+        key_lengths = [end for _, _, end in in_cache]
         return chunk_attention(q_CHd, k_UGd, v_UGd, lengths, key_lengths, scale=scale)
+
+    def _behind_held(self, n: int, spans: Sequence[_Span]) -> tuple[_Span, ...]:
+        """Where spans of these prompts lie in the cache's layer n: behind what was there before."""
+        held_B = self._held_LB[n]
+        return tuple((row, held_B[row] + begin, held_B[row] + end) for row, begin, end in spans)
 
     def _result(self) -> Prefill:
         """The last layer's outputs are wanted at last tokens only: asked for as a decode step does."""
-        decoder, lengths = self._decoder, self._prompts.lengths
+        decoder = self._decoder
+        lengths = [n + own for n, own in zip(self._held_LB[-1], self._prompts.lengths, strict=True)]
         hidden_BD, q_BHd, _ = (_join(parts) for parts in zip(*self._done, strict=True))
         length_B = torch.tensor(lengths, dtype=torch.int32, device=decoder.device)
         pages = replace(self._pages.layer(-1), length_B=length_B, host_lengths=lengths)

@@ -16,7 +16,7 @@ from illava.lifecycle import LiveRequest
 from illava.prefill import Prefill, PrefillRun
 from illava.prompt import join_trace, pack
 from illava.sampling import SamplingBatch, derive_seed
-from illava.sharing import num_common
+from illava.sharing import held_of, num_common
 
 
 class PrefillStage:
@@ -67,21 +67,23 @@ class PrefillStage:
     def _admit(self, encoded: Iterable[LiveRequest], running: Sequence[LiveRequest], room: int) -> list[LiveRequest]:
         group: list[LiveRequest] = []
         for live in front(encoded, room, self._max_tokens, lambda live: live.prompt.num_tokens):
-            held, like = max(((self._num_alike(live, other), other.request_id) for other in running), default=(0, ""))
+            like = max(running, key=lambda other: self._num_alike(live, other), default=live)
+            held = self._num_alike(live, like) if running else 0
             if any(self._num_alike(live, other) > held for other in group):
                 continue
-            shared_pages = held // self._cache.page_size * self._decoder.num_layers
+            nothing = [0] * self._decoder.num_layers
+            alike, visual = held_of(like, held) if held else (nothing, nothing)
+            shared_pages = sum(n // self._cache.page_size for n in alike)
             if self._cache.num_pages_for(live.reserved) - shared_pages > self._cache.num_free_pages:
                 break
-            self._cache.admit(live.request_id, live.reserved, like=like, num_alike=held)
-            live.held = held
+            self._cache.admit(live.request_id, live.reserved, like=like.request_id if held else None, alike=alike)
+            live.held, live.held_by_layer = held, (alike, visual)
             group.append(live)
         return group
 
     def _num_alike(self, live: LiveRequest, other: LiveRequest) -> int:
-        """Whole pages' tokens that begin both prompts; the last token is never among them, it has to be computed."""
-        alike = min(num_common(live, other), live.prompt.num_tokens - 1)
-        return alike // self._cache.page_size * self._cache.page_size
+        """Tokens that begin both prompts; the last token is never among them, it has to be computed."""
+        return min(num_common(live, other), live.prompt.num_tokens - 1)
 
     def _whole(self, group: Sequence[LiveRequest]) -> list[Outcome]:
         done = self._begin(group).advance()
@@ -92,21 +94,22 @@ class PrefillStage:
     def _begin(self, group: Sequence[LiveRequest]) -> PrefillRun:
         empty = [[0] * self._decoder.num_layers] * len(group)
         return self._decoder.begin_prefill(
-            pack([live.prompt for live in group]),
+            pack([live.prompt.after(live.held) for live in group]),
             group[0].plan,
             self._cache,
             self._cache.batch([live.request_id for live in group], empty),
             seeds=[derive_seed(live.request.sampling.seed, live.request_id) for live in group],
             traced=[row for row, live in enumerate(group) if live.request.trace],
-            held=[live.held for live in group],
+            held=[live.held_by_layer[0] for live in group],
         )
 
     def _prefilled(self, done: Prefill, group: Sequence[LiveRequest]) -> list[Outcome]:
         sampling = SamplingBatch.of([live.request.sampling for live in group], self._decoder.device)
         outcomes = outcomes_of(self._draw(done.logits_BV, sampling, group), group)
         for row, live in enumerate(group):
-            live.lengths = [lengths[row] for lengths in done.lengths_LB]
-            live.num_visual = [counts[row] for counts in done.num_visual_LB]
+            held, visual = live.held_by_layer
+            live.lengths = [n + lengths[row] for n, lengths in zip(held, done.lengths_LB, strict=True)]
+            live.num_visual = [n + counts[row] for n, counts in zip(visual, done.num_visual_LB, strict=True)]
             live.next_position_P = live.prompt.next_position_P
             self._cache.trim(live.request_id, [n + live.request.sampling.max_new_tokens for n in live.lengths])
             if row in done.traces:

@@ -66,6 +66,24 @@ class Prompt:
     def num_tokens(self) -> int:
         return self.hidden_TD.shape[0]
 
+    def after(self, num_tokens: int) -> Prompt:
+        """The same without its first tokens; ``pieces`` stay."""
+        runs, left = [], num_tokens
+        for run in self.runs:
+            taken = min(left, run.length)
+            left -= taken
+            if taken < run.length:
+                runs.append(replace(run, length=run.length - taken))
+        return replace(
+            self,
+            hidden_TD=self.hidden_TD[num_tokens:],
+            position_PT=self.position_PT[:, num_tokens:],
+            place_T4=self.place_T4[num_tokens:],
+            score_T=None if self.score_T is None else self.score_T[num_tokens:],
+            runs=tuple(runs),
+            deepstack=tuple(layer_TD[num_tokens:] for layer_TD in self.deepstack),
+        )
+
 
 def media_of(request: Request) -> tuple[VisualInput, ...]:
     """The request's images and videos in the order they are read."""

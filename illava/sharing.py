@@ -3,7 +3,7 @@
 Media are equal by content, compared byte for byte, whoever loaded them. Their encoding is shared by requests of one
 group (one plan), unless a reducer draws in the tower or compares pictures with the question: then each request's own
 seed or text decides. Prompts that begin alike hold equal keys and values there as long as nothing in the decoder looks
-at what follows: that is so without decoder steps. Knows the family's interface; nothing of layers, pages or scheduling.
+at what follows: that is so without decoder steps, and with steps whose scores the question does not enter. Knows the family's interface; nothing of layers, pages or scheduling.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from illava.requests import Request
 
 _IN_TOWER = ("media", "vision_block", "vision_output")
 _IN_DECODER = ("decoder_input", "decoder_layer")
+_OF_VISUAL_TOKENS = frozenset({"attention_received", "causal_normalised_attention", "keys", "sizes"})  # of their scope
 
 
 class KnownMedia:
@@ -100,21 +101,43 @@ def beginning(live: LiveRequest) -> list[tuple[Hashable, int]]:
 
 
 def num_common(one: LiveRequest, other: LiveRequest) -> int:
-    """Leading tokens whose keys and values two requests have in common.
+    """Leading tokens, as assembled, whose keys and values two requests have in common in every layer.
 
-    0 where their plan acts in the decoder, and where no medium is among them: a system prompt is not worth a wait.
+    0 where no medium is among them: a system prompt is not worth a wait. 0 where the plan acts in the decoder, unless
+    it looks at visual tokens alone and all of them are among the common ones: then it leaves the same of both.
     """
-    if one.plan != other.plan or any(step.stage in _IN_DECODER for step in one.plan.steps):
+    if one.plan != other.plan:
         return 0
-    common, has_medium = 0, False
-    for mine, its in zip(one.beginning, other.beginning, strict=False):
-        if mine == its:
-            common += mine[1]
-            has_medium = has_medium or not isinstance(mine[0], TextPiece)
-            continue
-        (key, _), (other_key, _) = mine, its
-        if isinstance(key, TextPiece) and isinstance(other_key, TextPiece):
-            pairs = zip(key.token_ids, other_key.token_ids, strict=False)
-            common += sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        break
-    return common if has_medium else 0
+    common, pairs = 0, list(zip(one.beginning, other.beginning, strict=False))
+    num_equal = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    common = sum(length for _, length in one.beginning[:num_equal])
+    if not any(_is_visual(piece) for piece, _ in one.beginning[:num_equal]):
+        return 0
+    steps = [step for step in one.plan.steps if step.stage in _IN_DECODER]
+    if steps:
+        blind = all(step.reducer.evidence(step.stage) <= _OF_VISUAL_TOKENS for step in steps)
+        rest = one.beginning[num_equal:] + other.beginning[num_equal:]
+        if not blind or one.request.trace or any(_is_visual(piece) for piece, _ in rest):
+            return 0
+    if num_equal < len(pairs):
+        (piece, _), (other_piece, _) = pairs[num_equal]
+        if isinstance(piece, TextPiece) and isinstance(other_piece, TextPiece):
+            ids = zip(piece.token_ids, other_piece.token_ids, strict=False)
+            common += sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], ids))
+    return common
+
+
+def held_of(other: LiveRequest, common: int) -> tuple[list[int], list[int]]:
+    """What a prefilled request holds of its first ``common`` tokens as assembled: tokens, and visual ones, by layer.
+
+    What follows them was not reduced: see `num_common`.
+    """
+    behind, visual_behind = -common, 0
+    for piece, length in other.beginning:
+        behind += length
+        visual_behind += max(0, min(behind, length)) if _is_visual(piece) else 0
+    return [n - behind for n in other.lengths], [n - visual_behind for n in other.num_visual]
+
+
+def _is_visual(piece: Hashable) -> bool:
+    return not isinstance(piece, TextPiece)

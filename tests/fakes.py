@@ -149,11 +149,12 @@ class FakeLoader:
         poison: an item id whose load ends the process by SIGKILL.
         failing: item id -> error type.
         retryable: the same, for errors that may pass.
+        passing: items whose first load fails as a store does that has a bad moment; of each loader.
     """
 
-    def __init__(self, *, side=56, sleeps=None, poison="", failing=None, retryable=False) -> None:
+    def __init__(self, *, side=56, sleeps=None, poison="", failing=None, retryable=False, passing=()) -> None:
         self._side, self._sleeps, self._poison = side, sleeps or {}, poison
-        self._failing, self._retryable = failing or {}, retryable
+        self._failing, self._retryable, self._passing = failing or {}, retryable, set(passing)
 
     def load(self, item: MediaItem) -> LoadedItem:
         from clips import barcode_frame
@@ -162,6 +163,9 @@ class FakeLoader:
             os.kill(os.getpid(), signal.SIGKILL)
         if item.item_id in self._failing:
             raise ItemError(self._failing[item.item_id], "made to fail", retryable=self._retryable)
+        if item.item_id in self._passing:
+            self._passing.remove(item.item_id)
+            raise ItemError("store_error", "503 Slow Down", retryable=True)
         stamps, since_s = {}, time.perf_counter()
         for stage in ("fetch_s", "load_s", "preprocess_s"):
             time.sleep(self._sleeps.get(stage, 0.0))

@@ -16,10 +16,10 @@ _SEEDS_A_STEP, _SEEDS_A_PROCESS = 256, 32
 # A batch is of one kind, so that a cut to few patches is not undone by the fullest picture of another kind.
 _DENSE_SHARES = {"scene": 0.5, "chart": 0.15, "table": 0.2, "lines": 0.15}
 _SHARES = {
-    "scene": 0.29,
-    "chart": 0.15,
-    "table": 0.22,
-    "lines": 0.04,
+    "scene": 0.27,
+    "chart": 0.11,
+    "table": 0.3,
+    "lines": 0.03,
     "pair": 0.04,
     "easy_vqa": 0.04,
     "motion": 0.17,

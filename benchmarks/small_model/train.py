@@ -18,7 +18,13 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from transformers import AutoTokenizer
 
-from benchmarks.small_model.architecture import build_config, build_model, build_tokenizer, write_folder
+from benchmarks.small_model.architecture import (
+    build_config,
+    build_model,
+    build_tokenizer,
+    let_spaced_words_start_alike,
+    write_folder,
+)
 from benchmarks.small_model.batches import QuestionEncoder
 from benchmarks.small_model.diet import Diet
 from benchmarks.small_model.evaluation import evaluate
@@ -47,6 +53,7 @@ class Trainer:
         self._wait()
         self.tokenizer = AutoTokenizer.from_pretrained(saved_tokenizer)
         self.model = build_model(build_config(self.tokenizer), seed=args.seed).to(args.device).train()
+        let_spaced_words_start_alike(self.model, self.tokenizer)
         self.encoder = QuestionEncoder(self.tokenizer)
         self.prefix = torch.tensor(self.encoder.prefix, device=args.device)
         dtype = torch.bfloat16 if args.device == "cuda" else torch.float32

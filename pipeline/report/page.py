@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,12 @@ def _seconds(value: float) -> str:
 
 
 def _usd(value: float) -> str:
-    return f"${value:,.2f}" if value >= 100 else f"${value:.3g}" if abs(value) >= 0.0005 else f"${value:.2e}"
+    """Three digits at least, never with an exponent; below a tenth of a millionth only that it is so."""
+    if abs(value) >= 100 or not value:
+        return f"${value:,.2f}"
+    if abs(value) < 1e-7:
+        return "under $0.0000001"
+    return f"${value:.{max(2, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
 def _count(value: float) -> str:

@@ -107,25 +107,32 @@ class _Tracer:
             return [Picture("kept tokens", reason=self._reason)]
         self._left -= 1
         try:
-            return self._trace(loaded, text)
+            self._vlm = self._vlm or self._load()
         except Exception as error:  # a model that runs on the cluster may fail here in any way; the report goes on
             self._reason = f"the model cannot be run here: {type(error).__name__}: {error}"
             return [Picture("kept tokens", reason=self._reason)]
+        try:
+            return self._trace(self._vlm, loaded, text)
+        except Exception as error:  # of this item alone; the next one may well be drawn
+            return [Picture("kept tokens", reason=f"cannot be drawn: {type(error).__name__}: {error}")]
 
-    def _trace(self, loaded: LoadedItem, text: str) -> list[Picture]:
+    def _load(self) -> VLM:
+        from pipeline.worker import load_vlm
+
+        check_drawable(self._config)
+        return load_vlm(self._config)
+
+    def _trace(self, vlm: VLM, loaded: LoadedItem, text: str) -> list[Picture]:
         """Of the item's first request: the row's text is the answer to all of them."""
         from illava.requests import Request, SamplingParams
         from pipeline.tasks import build_task
-        from pipeline.worker import load_vlm
 
         config = self._config
-        check_drawable(config)
-        self._vlm = self._vlm or load_vlm(config)
         drawn = config.sampling
         params = SamplingParams(drawn.max_new_tokens, drawn.temperature, drawn.top_p, config.seed)
         content, *further = build_task(config.task).requests(loaded.item, loaded.media)
         request = Request(loaded.item.item_id, content, params, trace=True)
-        (done,) = self._vlm.generate([request], plan=config.reduction)
+        (done,) = vlm.generate([request], plan=config.reduction)
         if done.error is not None:
             raise done.error
         tiles = [part.tiles for part in content if not isinstance(part, str)]

@@ -250,11 +250,11 @@ def test_the_judges_file_of_a_run(tmp_path, capsys):
 
 
 def test_adapt_on_the_command_line(tmp_path, capsys):
-    from published_rows import PUBLISHED
+    from published_video_rows import VIDEO_ROWS
 
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "v_p1.mp4").write_bytes(b"x")
-    (tmp_path / "rows.jsonl").write_text(json.dumps(PUBLISHED["videodc"][0]))
+    (tmp_path / "rows.jsonl").write_text(json.dumps(VIDEO_ROWS["videodc"][0]))
     target = str(tmp_path / "m.jsonl")
     arguments = [str(tmp_path / "rows.jsonl"), "--media", str(tmp_path / "videos"), "--manifest", target]
     assert main(["adapt", "videodc", *arguments]) == 0

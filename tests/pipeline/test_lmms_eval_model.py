@@ -1,20 +1,19 @@
-"""The harness's model against an excerpt of its interface (tests/lmms_eval_interface).
+"""The harness's model, built and asked as the installed lmms-eval does it (the Makefile installs it).
 
-`benchmarks/lmms_eval_check.py` runs the installed harness itself.
+`test_lmms_eval_tasks.py` runs the harness's own command.
 """
 
-import importlib
-import sys
-import tomllib
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from lmms_eval.models.registry_v2 import ModelRegistryV2
 from PIL import Image
 
 from illava import VLM, Request, SamplingParams, load_preprocessor
 from illava.errors import RequestError
+from pipeline.evaluation import lmms_eval_model as plugin
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG, MODEL, CLIPS = (ROOT / "configs" / name for name in ("demo_questions.yaml", "demo/model", "demo/clips"))
@@ -22,26 +21,14 @@ OPTIONS = {"max_new_tokens": 6, "temperature": 0, "do_sample": False, "until": [
 
 
 @pytest.fixture(scope="module")
-def plugin():
-    interface = str(ROOT / "tests" / "lmms_eval_interface")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(interface)
-        yield importlib.import_module("pipeline.evaluation.lmms_eval_model")
-    for name in [name for name in sys.modules if name.startswith("lmms_eval") or name.endswith("lmms_eval_model")]:
-        del sys.modules[name]
-
-
-@pytest.fixture(scope="module")
-def model(plugin):
-    arguments = {"config": str(CONFIG), "model.model_id": str(MODEL), "reduction.steps": "[]", "media.num_frames": 4}
-    built = plugin.HarnessModel.create_from_arg_string(
-        arguments | {"model.kv_cache_bytes": 50_000_000}, {"batch_size": 1, "max_batch_size": None, "device": "cpu"}
-    )
+def model():
+    keys = f"config={CONFIG},model.model_id={MODEL},reduction.steps=[],media.num_frames=4,model.kv_cache_bytes=50000000"
+    built = plugin.HarnessModel.create_from_arg_string(keys, {"batch_size": 1, "max_batch_size": None, "device": "cpu"})
     yield built
     built.clean()
 
 
-def asked(plugin, model, docs, *, options=OPTIONS, kind="generate_until"):
+def asked(model, docs, *, options=OPTIONS, kind="generate_until"):
     """Instances as `ConfigurableTask.construct_requests` makes them."""
     model.task_dict = {"local": {"test": docs}}
     return [
@@ -55,16 +42,14 @@ def asked(plugin, model, docs, *, options=OPTIONS, kind="generate_until"):
     ]
 
 
-def test_the_entry_point_names_the_model(plugin):
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["lmms_eval.models"]
-    module, _, name = declared["illava"].partition(":")
-    manifest = getattr(importlib.import_module(module), name)()
-    path, _, cls = manifest.simple_class_path.rpartition(".")
-    assert (manifest.model_id, getattr(importlib.import_module(path), cls)) == ("illava", plugin.HarnessModel)
+def test_the_harness_finds_the_model_by_its_entry_point():
+    harness = ModelRegistryV2()
+    harness.load_entrypoint_manifests("lmms_eval.models")
+    assert harness.get_model_class("illava") is plugin.HarnessModel
     assert plugin.HarnessModel.is_simple
 
 
-def test_answers_are_those_of_the_model_alone_and_a_video_is_loaded_once(plugin, model, monkeypatch):
+def test_answers_are_those_of_the_model_alone_and_a_video_is_loaded_once(model, monkeypatch):
     clip = str(sorted(CLIPS.glob("*.mp4"))[0])
     picture = Image.fromarray(np.random.default_rng(3).integers(0, 256, (90, 120, 4), dtype=np.uint8), "RGBA")
     texts = ("Is the red object moving right?", "Describe the video.", "What is here?")
@@ -73,7 +58,7 @@ def test_answers_are_those_of_the_model_alone_and_a_video_is_loaded_once(plugin,
     loads = Counter()
     load = model._loader.load
     monkeypatch.setattr(model._loader, "load", lambda item: loads.update([item.uris[0]]) or load(item))
-    found = model.generate_until(asked(plugin, model, docs))
+    found = model.generate_until(asked(model, docs))
     assert loads == {clip: 1}
     video = load(plugin.MediaItem("x", (clip,), "video", (-1,), ("",))).media
     image = load_preprocessor(str(MODEL)).images([np.asarray(picture.convert("RGB"))])
@@ -85,24 +70,24 @@ def test_answers_are_those_of_the_model_alone_and_a_video_is_loaded_once(plugin,
     assert counts == [(one.usage.num_prompt_tokens, one.usage.num_generated_tokens) for one in alone]
 
 
-def test_what_fails_is_an_empty_answer_that_is_said(plugin, model, tmp_path, capsys):
+def test_what_fails_is_an_empty_answer_that_is_said(model, tmp_path, capsys):
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video")
     docs = [{"question": "?", "visuals": [str(broken)]}, {"question": "What?", "visuals": None}]
-    first, second = model.generate_until(asked(plugin, model, docs))
+    first, second = model.generate_until(asked(model, docs))
     assert (first.text, first.token_counts) == ("", None)
     assert second.token_counts.output_tokens > 0
     assert 'local/0/0 failed and is answered by ""' in capsys.readouterr().err
 
 
-def test_marks_in_the_text_are_where_the_pictures_go(plugin):
+def test_marks_in_the_text_are_where_the_pictures_go():
     assert plugin.content_of("What?", ["a", "b"]) == ("a", "b", "What?")
     assert plugin.content_of("<image>One, <image> two", ["a", "b"]) == ("a", "One, ", "b", " two")
     with pytest.raises(RequestError, match="1 times <image> for 2 media"):
         plugin.content_of("<image>", ["a", "b"])
 
 
-def test_options_of_generation(plugin, model, capsys):
+def test_options_of_generation(model, capsys):
     assert model._sampling({}) == SamplingParams(max_new_tokens=1024)
     assert model._sampling({"temperature": 0.7, "do_sample": False}) == SamplingParams(max_new_tokens=1024)
     drawn = model._sampling({"temperature": 0.7, "top_p": 0.9, "max_new_tokens": 5, "image_aspect_ratio": "pad"})
@@ -112,7 +97,7 @@ def test_options_of_generation(plugin, model, capsys):
         model._sampling({"num_beams": 5})
 
 
-def test_an_answer_ends_at_the_first_mark(plugin):
+def test_an_answer_ends_at_the_first_mark():
     done = plugin.Generation("x", "yes\n\nno. B", (1,), "stop", None, None)
     assert plugin._answer(done, ["\n\n", ""]).text == "yes"
     assert plugin._answer(done, ".").text == "yes\n\nno"
@@ -120,7 +105,7 @@ def test_an_answer_ends_at_the_first_mark(plugin):
 
 
 @pytest.mark.parametrize("kind", ["loglikelihood", "generate_until_multi_round"])
-def test_what_it_cannot_do_is_refused_in_words(plugin, model, kind):
-    requests = asked(plugin, model, [{"question": "?", "visuals": None}], kind=kind)
+def test_what_it_cannot_do_is_refused_in_words(model, kind):
+    requests = asked(model, [{"question": "?", "visuals": None}], kind=kind)
     with pytest.raises(RequestError, match=f"task local asks for {kind}"):
         getattr(model, kind)(requests)

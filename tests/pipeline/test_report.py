@@ -5,18 +5,20 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from runs import complete, make_config, make_row, put_media
 
+from illava.preprocess import VisualInput
 from pipeline import storage
 from pipeline.__main__ import main
 from pipeline.cost import Spending
 from pipeline.drawing.raster import png
 from pipeline.records import LoadedItem, LoadStats
 from pipeline.report.figures import run_figures
-from pipeline.report.page import MAX_BYTES, render_report
+from pipeline.report.page import MAX_BYTES, _usd, render_report
 from pipeline.report.pictures import Picture
 from pipeline.report.write import write_report
 from pipeline.sessions import Session
@@ -66,10 +68,10 @@ def test_a_finished_run_has_its_report_beside_its_data(opened) -> None:
     # 21 rows of 1568 -> 800 -> 560, and 0.001 USD a row, failed ones as well.
     assert "into the LLM 16,800 51.0%" in page
     assert "in its last layer 11,760 35.7%" in page
-    assert "items $0.023 2.3%" in page
-    assert "lost: work that is in no row $0.01 1.0%" in page
-    assert "run $1 100.0%" in page
-    assert "$0.0435 an item · $43.5 per 1,000 items · $5.95e-05 a kept token" in page
+    assert "items $0.0230 2.3%" in page
+    assert "lost: work that is in no row $0.0100 1.0%" in page
+    assert "run $1.00 100.0%" in page
+    assert "$0.0435 an item · $43.50 per 1,000 items · $0.0595 per 1,000 kept tokens" in page
     assert "corrupt_media 2 cannot be decoded" in page
     assert "preprocessor cannot be loaded here" in page
 
@@ -125,7 +127,6 @@ def test_pictures_that_are_too_many_are_left_out_by_name(opened) -> None:
 
 def test_frames_come_through_the_runs_own_loader(opened, monkeypatch) -> None:
     """The items asked for are the manifest's, with the versions that were read; one that fails leaves the others."""
-    from illava.preprocess import VisualInput
     from pipeline import runner
     from pipeline.errors import ItemError
     from pipeline.report import pictures
@@ -153,6 +154,61 @@ def test_frames_come_through_the_runs_own_loader(opened, monkeypatch) -> None:
     assert page.count("data:image/png") == 2
     assert "the media cannot be read again: it is another object now" in page
     assert page.count("not asked for; --overlays N loads the model here") == 2
+
+
+class Tracing:
+    """Stands for the model: its second answer is an error of that item alone."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def generate(self, requests, *, plan):
+        (request,) = requests
+        self.asked.append(request.request_id)
+        return [SimpleNamespace(error=ValueError("too long for this machine") if len(self.asked) == 2 else None)]
+
+
+def test_an_overlay_that_fails_takes_none_of_the_others_with_it(opened, monkeypatch) -> None:
+    from pipeline import worker
+    from pipeline.report import pictures
+
+    model, items = Tracing(), opened.manifest.items[:4]
+    frames = np.zeros((2, 32, 48, 3), np.uint8)
+    loaded = [LoadedItem(item, (VisualInput("video", frames, (32, 48)),), (0.0, 1.0), LoadStats()) for item in items]
+    monkeypatch.setattr(worker, "load_vlm", lambda config: model)
+    monkeypatch.setattr(pictures, "_drawn", lambda tiles, done, *, text: [Picture(text, b"drawn")])
+    tracer = pictures._Tracer(opened.config, 3)
+    found = [tracer.overlays(one, one.item.item_id) for one in loaded]
+    assert model.asked == [item.item_id for item in items[:3]]
+    assert [one.png for (one,) in found] == [b"drawn", None, b"drawn", None]
+    assert found[1][0].reason == "cannot be drawn: ValueError: too long for this machine"
+    assert found[3][0].reason.startswith("not asked for; --overlays N")
+
+
+def test_a_model_that_cannot_be_loaded_is_tried_once(opened, monkeypatch) -> None:
+    from pipeline import worker
+    from pipeline.report import pictures
+
+    tried = []
+
+    def load(config):
+        tried.append(config)
+        raise OSError("no such model here")
+
+    monkeypatch.setattr(worker, "load_vlm", load)
+    tracer = pictures._Tracer(opened.config, 2)
+    reasons = [one.reason for _ in range(3) for one in tracer.overlays(None, "")]
+    assert reasons == ["the model cannot be run here: OSError: no such model here"] * 3
+    assert len(tried) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0, "$0.00"), (1234.5, "$1,234.50"), (43.478, "$43.48"), (0.0435, "$0.0435"), (1.21e-7, "$0.000000121")]
+    + [(2.8e-11, "under $0.0000001"), (-0.0123, "$-0.0123")],
+)
+def test_money_is_never_shown_with_an_exponent(value, shown) -> None:
+    assert _usd(value) == shown
 
 
 def test_the_command_prints_where_it_is(opened, capsys) -> None:
