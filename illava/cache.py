@@ -125,7 +125,7 @@ class PagedCache:
         if owner in self._held:
             raise ValueError(f"request {owner!r} already holds pages")
         alike = alike if like is not None else (0,) * self.num_layers
-        if any(n >= length for n, length in zip(alike, lengths, strict=True)):
+        if any(0 < length <= n for n, length in zip(alike, lengths, strict=True)):
             raise ValueError(f"{tuple(alike)} tokens in common leave request {owner!r} none of its own")
         counts = tuple(-(-n // self.page_size) for n in lengths)
         shared = [n // self.page_size for n in alike]

@@ -3,7 +3,8 @@
 Media are equal by content, compared byte for byte, whoever loaded them. Their encoding is shared by requests of one
 group (one plan), unless a reducer draws in the tower or compares pictures with the question: then each request's own
 seed or text decides. Prompts that begin alike hold equal keys and values there as long as nothing in the decoder looks
-at what follows: that is so without decoder steps, and with steps whose scores the question does not enter. Knows the family's interface; nothing of layers, pages or scheduling.
+at what follows: that is so without decoder steps, and with steps whose scores the question does not enter. Knows the
+family's interface; nothing of layers, pages or scheduling.
 """
 
 from __future__ import annotations

@@ -84,3 +84,32 @@ def test_what_is_written_is_found_through_the_tables():
             keys = cache.k_pool_PSGd[pages.table_LBM[layer, row].long()].view(-1, 2)[: n + 1, 0]
             expected = [100.0 * layer + start + i for i in range(n)] + [1000.0 * (row + 1) + layer]
             assert keys.tolist() == expected
+
+
+def test_what_two_owners_have_in_common_is_shared_by_pages_and_the_rest_copied():
+    """Layers may have different numbers in common; the second owner's writes never reach the first one's pages."""
+    cache = make_cache()
+    alike, lengths = [9, 9, 4], [13, 13, 6]
+    cache.admit("a", lengths)
+    first = cache.batch(["a"], [alike])
+    for layer, n in enumerate(alike):
+        tag = (100.0 * layer + torch.arange(n))[:, None, None].expand(-1, 1, 2)
+        cache.write(cache.prompt_slots(first.table_LBM[layer], (n,)), tag, -tag)
+    free = cache.num_free_pages
+    cache.admit("b", lengths, like="a", alike=alike)
+    assert free - cache.num_free_pages == (4 - 2) + (4 - 2) + (2 - 1)
+    cache.check()
+    both = cache.batch(["a", "b"], [alike, alike])
+    assert (both.table_LBM[:, 0] != both.table_LBM[:, 1]).sum(1).tolist()[0] == 2
+    for layer, n in enumerate(alike):
+        slots = cache.span_slots(both.table_LBM[layer], ((1, n, n + 1),))
+        cache.write(slots, torch.full((1, 1, 2), -7.0), torch.full((1, 1, 2), 7.0))
+        for row in (0, 1):
+            keys, values = cache.read(cache.span_slots(both.table_LBM[layer], ((row, 0, n),)))
+            assert keys[:, 0, 0].tolist() == [100.0 * layer + i for i in range(n)]
+            assert torch.equal(values, -keys)
+    cache.free("a")
+    cache.free("b")
+    assert cache.num_free_pages == 60
+    with pytest.raises(ValueError, match="none of its own"):
+        cache.admit("c", [4, 4, 4], like="b", alike=[4, 4, 4])

@@ -385,11 +385,20 @@ def test_a_chunk_costs_no_more_than_its_budget(decoder, monkeypatch):
         assert sum(seen) <= 5 * decoder.num_layers
 
 
-def test_keys_that_are_held_already_are_not_computed_again(decoder):
+@pytest.mark.parametrize("max_tokens", [None, 3])
+@pytest.mark.parametrize("which", ["empty", "paper"])
+def test_keys_that_are_held_already_are_not_computed_again(decoder, which, max_tokens, monkeypatch):
+    """With a step in the decoder, too, that has ranked all visual tokens before: each layer holds its own number."""
+    plan = EMPTY_PLAN if which == "empty" else illava_plan(score=which)
     prompts = [make_prompt(video_runs(), seed=1), make_prompt(video_runs(5), seed=3)]
-    whole, cache = run_prefill(decoder, prompts)
-    for max_tokens in (None, 6):
-        done, _, _ = run_in_chunks(decoder, prompts, EMPTY_PLAN, max_tokens, held=(8, 20), cache=cache)
-        torch.testing.assert_close(done.logits_BV, whole.logits_BV, atol=1e-5, rtol=0)
-    with pytest.raises(ValueError, match="no step acts in the decoder"):
-        run_in_chunks(decoder, prompts, illava_plan(), None, held=(8, 20), cache=cache)
+    whole, cache = run_prefill(decoder, prompts, plan)
+    num_own = [1, 2] if plan.steps else [20, 2]  # of the last tokens; the first prompt's would be visual
+    held = [[layer[row] - n for layer in whole.lengths_LB] for row, n in enumerate(num_own)]
+    behind = [p.after(p.num_tokens - n) for p, n in zip(prompts, num_own, strict=True)]
+    seen, stock = [], decoder.project
+    monkeypatch.setattr(decoder, "project", lambda layer, x, rotary: seen.append(len(x)) or stock(layer, x, rotary))
+    done, _, _ = run_in_chunks(decoder, behind, plan, max_tokens, held=held, cache=cache)
+    torch.testing.assert_close(done.logits_BV, whole.logits_BV, atol=1e-5, rtol=0)
+    assert sum(seen) == sum(num_own) * decoder.num_layers
+    assert done.lengths_LB == [tuple(num_own)] * decoder.num_layers
+    assert not done.errors

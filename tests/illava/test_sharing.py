@@ -24,6 +24,8 @@ DRAWN = {"stage": "vision_block", "layers": [3], "reducer": {"kind": "random", "
 FRAMES = {"stage": "media", "reducer": {"kind": "fewer_frames", "num_frames": 3}}
 CELLS = {"stage": "media", "reducer": {"kind": "pixel_dedup", "threshold": 250}}
 DECODER = {"stage": "decoder_layer", "layers": [2], "reducer": {"kind": "illava", "keep_ratio": 0.5, "per": "prompt"}}
+PER_FRAME = {"stage": "decoder_input", "reducer": {"kind": "illava", "keep_per_frame": 10}}
+ASKED = {**DECODER, "reducer": {**DECODER["reducer"], "score": "released"}}  # by the question's last token
 
 
 @pytest.fixture(scope="module")
@@ -47,26 +49,34 @@ def asked_of(medium):
 
 
 class Watch:
-    """Counts the media the tower is given and the tokens that layer 0 projects."""
+    """Counts the media the tower is given and the tokens that the layers project."""
 
     def __init__(self, family, monkeypatch):
-        self.media, self.tokens = [], 0
+        self.media, self.tokens = [], [0] * family.decoder.num_layers
+        layers = family.decoder.layers
         encode, project = family.encode, family.decoder.project
         monkeypatch.setattr(
             family, "encode", lambda media, *a, **k: self.media.append(len(media)) or encode(media, *a, **k)
         )
 
         def counted(layer, hidden, rotary):
-            self.tokens += len(hidden) if layer is family.decoder.layers[0] else 0
+            self.tokens[layers.index(layer)] += len(hidden)
             return project(layer, hidden, rotary)
 
         monkeypatch.setattr(family.decoder, "project", counted)
 
 
-ALIKE = [EMPTY_PLAN, plan_of(VISION), plan_of(FRAMES), plan_of(CELLS, VISION)]
+ALIKE = [
+    EMPTY_PLAN,
+    plan_of(VISION),
+    plan_of(FRAMES),
+    plan_of(CELLS, VISION),
+    plan_of(VISION, DECODER),  # scored by visual tokens alone: its later layers, too, hold the same of all questions
+    plan_of(PER_FRAME, DECODER),
+]
 
 
-@pytest.mark.parametrize("plan", [*ALIKE, plan_of(VISION, DECODER), plan_of(DRAWN)])
+@pytest.mark.parametrize("plan", [*ALIKE, plan_of(VISION, ASKED), plan_of(DRAWN)])
 def test_questions_on_one_medium_are_answered_as_if_alone(vlm, video, plan, monkeypatch):
     requests = asked_of(video)
     alone = [vlm.generate([request], plan=plan)[0] for request in requests]
@@ -77,17 +87,21 @@ def test_questions_on_one_medium_are_answered_as_if_alone(vlm, video, plan, monk
     assert [g.usage for g in together] == [g.usage for g in alone]
     assert watch.media == [3 if plan == plan_of(DRAWN) else 1]  # draws differ by request
     decoded = 3 * (ANSWER.max_new_tokens - 1)
-    prompts = sum(g.usage.num_prompt_tokens for g in together)
-    page_size, visual = vlm.engine.cache.page_size, together[0].usage.num_vision_tokens_kept
-    if plan in ALIKE:
-        assert watch.tokens - decoded <= prompts - 2 * (visual // page_size * page_size)
-    else:
-        assert watch.tokens - decoded == prompts
+    usage = together[0].usage
+    visual = {0: usage.num_vision_tokens_kept, -1: usage.num_decoder_tokens_kept}
+    for layer, kept in visual.items():
+        text = sum(g.usage.num_prompt_tokens - g.usage.num_vision_tokens_kept for g in together)
+        computed = watch.tokens[layer] - decoded
+        if plan in ALIKE:  # of the visual tokens once, and of what stands before them
+            assert kept < computed < kept + text
+        else:
+            assert computed == 3 * kept + text
     vlm.engine.cache.check()
     assert vlm.engine.cache.num_free_pages == vlm.engine.cache.num_pages
 
 
-def test_a_full_batch_does_not_split_the_questions_on_one_medium(vlm, video, monkeypatch):
+@pytest.mark.parametrize("plan", [EMPTY_PLAN, plan_of(PER_FRAME, DECODER)])
+def test_a_full_batch_does_not_split_the_questions_on_one_medium(vlm, video, plan, monkeypatch):
     """One place becomes free at a time; the waiting questions are encoded together all the same."""
     other = replace(video, tiles=255 - video.tiles)
     watch = Watch(vlm.family, monkeypatch)
@@ -96,11 +110,11 @@ def test_a_full_batch_does_not_split_the_questions_on_one_medium(vlm, video, mon
         for name, medium in (("a", video), ("b", other))
         for n, question in enumerate(QUESTIONS)
     ]
-    alone = [vlm.generate([request])[0].token_ids for request in requests]
+    alone = [vlm.generate([request], plan=plan)[0].token_ids for request in requests]
     watch.media.clear()
     engine = Engine(vlm.family, vlm.engine.cache, max_batch_requests=2)
     for request in requests:
-        engine.submit(request)
+        engine.submit(request, plan)
     done, most_running = {}, 0
     while engine.has_work:
         done |= {generation.request_id: generation.token_ids for generation in engine.step()}
@@ -172,16 +186,18 @@ def test_every_family_shares_and_chunks_without_changing_an_answer(make, tmp_pat
     picture = np.random.default_rng(3).integers(0, 256, (64, 48, 3), dtype=np.uint8)
     (image,) = load_preprocessor(folder).images([picture])
     requests = asked_of(image)
-    alone = [vlm.generate([request])[0].token_ids for request in requests]
-    watch = Watch(vlm.family, monkeypatch)
-    engine = Engine(vlm.family, vlm.engine.cache, max_chunk_tokens=7)
-    for request in requests:
-        engine.submit(request)
-    done = {}
-    while engine.has_work:
-        done |= {g.request_id: g.token_ids for g in engine.step()}
-    assert [done[r.request_id] for r in requests] == alone
-    assert watch.media == [1]
+    for plan in (EMPTY_PLAN, plan_of(DECODER)):
+        alone = [vlm.generate([request], plan=plan)[0].token_ids for request in requests]
+        with monkeypatch.context() as patch:
+            watch = Watch(vlm.family, patch)
+            engine = Engine(vlm.family, vlm.engine.cache, max_chunk_tokens=7)
+            for request in requests:
+                engine.submit(request, plan)
+            done = {}
+            while engine.has_work:
+                done |= {g.request_id: g.token_ids for g in engine.step()}
+        assert [done[r.request_id] for r in requests] == alone
+        assert watch.media == [1]
 
 
 @pytest.mark.parametrize("plan", [EMPTY_PLAN, plan_of(VISION, DECODER)])
