@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from illava.attention_maps import watcher
 from illava.batching import Draw, Outcome, draw_next, front, isolated, outcomes_of
 from illava.cache import PagedCache
 from illava.decoder import Decoder
@@ -82,8 +83,11 @@ class PrefillStage:
         return group
 
     def _num_alike(self, live: LiveRequest, other: LiveRequest) -> int:
-        """Tokens that begin both prompts; the last token is never among them, it has to be computed."""
-        return min(num_common(live, other), live.prompt.num_tokens - 1)
+        """Tokens that begin both prompts; the last token is never among them, it has to be computed.
+
+        None where attention is watched: whole prompts are shown.
+        """
+        return 0 if watcher() is not None else min(num_common(live, other), live.prompt.num_tokens - 1)
 
     def _whole(self, group: Sequence[LiveRequest]) -> list[Outcome]:
         done = self._begin(group).advance()
