@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -100,7 +99,8 @@ def _usd(value: float) -> str:
         return f"${value:,.2f}"
     if abs(value) < 1e-7:
         return "under $0.0000001"
-    return f"${value:.{max(2, 2 - math.floor(math.log10(abs(value))))}f}"
+    exponent = int(f"{value:.2e}".partition("e")[2])
+    return f"${value:.{max(2, 2 - exponent)}f}"
 
 
 def _count(value: float) -> str:

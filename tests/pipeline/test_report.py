@@ -71,7 +71,7 @@ def test_a_finished_run_has_its_report_beside_its_data(opened) -> None:
     assert "items $0.0230 2.3%" in page
     assert "lost: work that is in no row $0.0100 1.0%" in page
     assert "run $1.00 100.0%" in page
-    assert "$0.0435 an item · $43.50 per 1,000 items · $0.0595 per 1,000 kept tokens" in page
+    assert "$0.0435 an item · $43.48 per 1,000 items · $0.0595 per 1,000 kept tokens" in page
     assert "corrupt_media 2 cannot be decoded" in page
     assert "preprocessor cannot be loaded here" in page
 
@@ -204,8 +204,10 @@ def test_a_model_that_cannot_be_loaded_is_tried_once(opened, monkeypatch) -> Non
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(0, "$0.00"), (1234.5, "$1,234.50"), (43.478, "$43.48"), (0.0435, "$0.0435"), (1.21e-7, "$0.000000121")]
-    + [(2.8e-11, "under $0.0000001"), (-0.0123, "$-0.0123")],
+    [
+        *((0, "$0.00"), (1234.5, "$1,234.50"), (43.478, "$43.48"), (0.0435, "$0.0435"), (0.00999999, "$0.0100")),
+        *((1.21e-7, "$0.000000121"), (2.8e-11, "under $0.0000001"), (-0.0123, "$-0.0123")),
+    ],
 )
 def test_money_is_never_shown_with_an_exponent(value, shown) -> None:
     assert _usd(value) == shown
