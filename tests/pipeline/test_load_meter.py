@@ -60,9 +60,8 @@ def test_a_doubted_ranged_read_is_loading_time_and_shortens_the_deadline(s3_buck
 def test_decord_s_try_before_pyav_counts_with_its_cpu_and_its_time(tmp_path, asked):
     path = write_barcode_video(tmp_path / "v.mp4", 6)
     calm = load(str(path), tmp_path, Untouched(), decoder="pyav").stats
-    stats = load(str(path), tmp_path, SpinsThenDies(only_with="decord", cpu_s=5 * TRY_S)).stats
+    stats = load(str(path), tmp_path, SpinsThenDies(only_with="decord", cpu_s=2 * TRY_S)).stats
     assert stats.decoder == "pyav"
-    assert stats.cpu_s >= 5 * TRY_S
-    assert stats.load_s >= 5 * TRY_S
-    assert stats.cpu_s - calm.cpu_s > 4 * TRY_S
-    assert asked[-1] <= asked[-2] - 5 * TRY_S
+    assert stats.cpu_s > calm.cpu_s + TRY_S, "also another child's start"
+    assert stats.load_s >= 2 * TRY_S
+    assert asked[-1] <= asked[-2] - 2 * TRY_S

@@ -1,6 +1,7 @@
 """Ranged reads: the frames of the whole file from a part of its bytes, or an honest reading of the whole; never others.
 
-About 20 s in `make test`; 300 mutants, about 60 s, in `make test-long`.
+How few bytes, and where the index lies, is in `test_smallest_bytes.py`. About 12 s in `make test`; 300 mutants, about
+60 s, in `make test-long`.
 """
 
 from pathlib import Path
@@ -46,12 +47,9 @@ def frames():
     return noisy_frames(180)
 
 
-@pytest.mark.parametrize("container_options", [{}, FRONT], ids=["index behind", "index in front"])
 @pytest.mark.parametrize("name", VIDEOS)
-def test_frames_are_those_of_the_whole_file(tmp_path, frames, name, container_options):
-    path = write_video(
-        tmp_path / "v.mp4", frames, keyframe_interval=10, container_options=container_options, **VIDEOS[name]
-    )
+def test_frames_are_those_of_the_whole_file(tmp_path, frames, name):
+    path = write_video(tmp_path / "v.mp4", frames, keyframe_interval=10, **VIDEOS[name])
     for media in (MEDIA, MediaConfig(num_frames=5, frame_sampling=FpsSampling(fps=0.4))):
         try:
             found, copy = ranged(path, media)
@@ -146,7 +144,10 @@ def outcome(read):
 
 
 def check_mutants(folder, seeds):
-    """How many were read by ranges; each must give what the whole file gives."""
+    """How many were read by ranges; each must give what the whole file gives.
+
+    Damage in bytes that no wanted frame needs is seen by a whole read alone, which then may lose frames, and says so.
+    """
     frames = noisy_frames(120, side=96)
     bases = [
         write_video(folder / f"{place}.mp4", frames, keyframe_interval=10, container_options=FRONT, **VIDEOS[name])
@@ -162,9 +163,10 @@ def check_mutants(folder, seeds):
             continue
         num_read += 1
         whole = load_video(str(path), MEDIA, decoder="pyav")
-        assert found.timestamps_s == whole.timestamps_s, f"seed {seed}"
-        for one, other in zip(found.frames, whole.frames, strict=True):
-            assert np.array_equal(one, other), f"seed {seed}"
+        assert found.timestamps_s == whole.timestamps_s or whole.partial, f"seed {seed}"
+        frame_at = dict(zip(found.timestamps_s, found.frames, strict=True))
+        for time_s, frame in zip(whole.timestamps_s, whole.frames, strict=True):
+            assert np.array_equal(frame, frame_at[time_s]), f"seed {seed}"
     return num_read
 
 
