@@ -6,7 +6,7 @@ weights say nothing about quality. On CPU only the ratios mean something.
     python benchmarks/reduction_speed.py --size so400m-0.5b --frames 8 --rounds 3 --json OUT.json
     python benchmarks/reduction_speed.py --dtype bfloat16 --frames 1 --rounds 5 --without-stock --json OUT.json
 
-The second is for a CPU without bfloat16 arithmetic, where matrix products take three to four times as long as in float32.
+The second is for a CPU without bfloat16 arithmetic, where matrix products take three to four times as long.
 """
 
 from __future__ import annotations
