@@ -128,6 +128,7 @@ def _engine(vlm: VLM, draw: Draw) -> Engine:
         max_batch_requests=own.max_batch_requests,
         max_vision_patches=own.max_vision_patches,
         max_prefill_tokens=own.max_prefill_tokens,
+        max_chunk_tokens=own.max_chunk_tokens,
         draw=draw,
     )
 

@@ -81,6 +81,7 @@ class Engine:
         self.family, self.decoder, self.cache, self.graphs = family, family.decoder, cache, graphs
         self.max_batch_requests = max_batch_requests
         self.max_vision_patches, self.max_prefill_tokens = max_vision_patches, max_prefill_tokens
+        self.max_chunk_tokens = max_chunk_tokens
         self.device_busy_s = 0.0
         self._now, self._draw = now, draw
         self._media, self._known = MediaStage(family), KnownMedia()

@@ -80,7 +80,9 @@ class LlavaNext(Family):
         """See `Family.check`."""
         check_media(plan, self.model_type, reads_videos=False)
         patches = self.geometry.grid**2
-        left = tokens_left(plan, num_blocks=self.num_vision_blocks, tokens_per_tile=patches, has_cls=True)
+        left = tokens_left(
+            plan, num_blocks=self.num_vision_blocks, tokens_per_tile=patches, has_cls=True, reads_videos=False
+        )
         if plan.layout == "released":
             square_side(left, tokens_per_tile=patches)
         for step in plan.steps:

@@ -14,7 +14,12 @@ from illava.vision import CLS_EVIDENCE, VISION_EVIDENCE
 
 
 def tokens_left(
-    plan: ReductionPlan, *, num_blocks: int, tokens_per_tile: int | None, has_cls: bool = False
+    plan: ReductionPlan,
+    *,
+    num_blocks: int,
+    tokens_per_tile: int | None,
+    has_cls: bool = False,
+    reads_videos: bool = True,
 ) -> int | None:
     """Tokens of one tile after the tower's steps; None where the data decide.
 
@@ -23,6 +28,7 @@ def tokens_left(
         num_blocks: blocks the tower runs.
         tokens_per_tile: patches, CLS apart; None where they depend on the picture.
         has_cls: the tower has a CLS token, so its attention is known.
+        reads_videos: there are frames that could be joined.
 
     Raises:
         PlanError: a block the tower does not run, evidence it does not have, or a step that would remove nothing.
@@ -46,7 +52,7 @@ def tokens_left(
         lacking = reducer.evidence(stage) - (CLS_EVIDENCE if has_cls else VISION_EVIDENCE)[stage]
         if lacking:
             raise PlanError(f"{reducer.kind!r} at {where} needs {', '.join(sorted(lacking))}: not known in this tower")
-        if reducer.joins_frames and has_cls:
+        if reducer.joins_frames and not reads_videos:
             raise PlanError(f"{reducer.kind!r} at {where} joins a video's frames, but this model reads images only")
         if reducer.joins_frames:
             continue  # fewer frames, each as large as before

@@ -18,7 +18,8 @@ class ClipSegCrop(Reducer):
     Over all boxes of at most floor(R C ``keep_ratio``) cells of an R x C frame or tile, the one whose relevances sum to
     most is kept, each frame and tile by itself; of equals the flattest, then the topmost, then the leftmost.
 
-    Relevance of a pixel: the logistic of CLIPSeg's logit for the text; averaged over each cell.
+    Relevance of a pixel: the logistic of CLIPSeg's logit for the text; a cell's is the mean around its middle, weighted
+    by a triangle that reaches to its neighbours' middles (bilinear with antialiasing).
 
     Attributes:
         keep_ratio: share of a frame's cells at most.

@@ -54,41 +54,41 @@ class PixelPrune(Reducer):
         from illava.tokens import keep_owners
 
         grid = FrameGrid.of(tokens)
-        value_FRCX = grid.values(tokens.hidden_TD.float(), float("nan"))  # a missing cell is like no other
+        known_T = torch.ones(sum(tokens.lengths), dtype=torch.bool, device=grid.cell_FRC.device)
         if self.skip_padding:
-            stays_T = ~evidence.measured("padding")
-            value_FRCX[~grid.values(stays_T, True)] = float("nan")
-        owner_FRC = _owners(value_FRCX, grid, self.threshold)
+            known_T = ~evidence.measured("padding")
+        owner_FRC = _owners(tokens.hidden_TD, known_T, grid, self.threshold)
         owner_T = torch.full((sum(tokens.lengths),), -1, device=owner_FRC.device)
         owner_T[grid.cell_FRC[grid.cell_FRC >= 0]] = owner_FRC[grid.cell_FRC >= 0]
         if self.skip_padding:
-            owner_T = _without_padding(owner_T, ~stays_T, grid)
+            owner_T = _without_padding(owner_T, ~known_T, grid)
         return keep_owners(owner_T, tokens.lengths)
 
 
-def _owners(value_FRCX: Tensor, grid: FrameGrid, threshold: float) -> Tensor:
-    """The packed cell that each place is reconstructed as, int64 [F, R, C]; a diagonal of all frames at a time."""
+def _owners(value_TX: Tensor, known_T: Tensor, grid: FrameGrid, threshold: float) -> Tensor:
+    """The packed cell that each place is reconstructed as, int64 [F, R, C]; a diagonal of all frames at a time.
+
+    What a place is reconstructed as is its owner's value, so that the picture is held once, as it came.
+    """
     import torch
 
-    known_FRCX, owner_FRC = value_FRCX.clone(), grid.cell_FRC.clone()
-    _, rows, cols, _ = value_FRCX.shape
+    owner_FRC = grid.cell_FRC.clone()
+    _, rows, cols = owner_FRC.shape
 
-    def near(first: Tensor, second: Tensor) -> Tensor:
-        return (first - second).abs().amax(-1) <= threshold  # false for nan
+    def near(first_FN: Tensor, second_FN: Tensor) -> Tensor:
+        gap_FN = (value_TX[first_FN].float() - value_TX[second_FN].float()).abs().amax(-1)
+        there_FN = (first_FN >= 0) & (second_FN >= 0) & known_T[first_FN] & known_T[second_FN]
+        return there_FN & (gap_FN <= threshold)  # a missing cell, or padding, is like no other
 
     for diagonal in range(1, rows + cols - 1):
-        row_N = torch.arange(max(0, diagonal - cols + 1), min(rows, diagonal + 1), device=value_FRCX.device)
+        row_N = torch.arange(max(0, diagonal - cols + 1), min(rows, diagonal + 1), device=owner_FRC.device)
         col_N = diagonal - row_N
-        left, up = (row_N, (col_N - 1).clamp(min=0)), ((row_N - 1).clamp(min=0), col_N)
-        corner_FNX = known_FRCX[:, up[0], left[1]]
-        left_FNX, up_FNX = known_FRCX[:, *left], known_FRCX[:, *up]
-        vertical_FN = near(corner_FNX, left_FNX) & ~near(corner_FNX, up_FNX) & (row_N > 0) & (col_N > 0)
-        from_up_FN = vertical_FN | (col_N == 0)
-        predicted_FNX = torch.where(from_up_FN[..., None], up_FNX, left_FNX)
-        same_FN = near(value_FRCX[:, row_N, col_N], predicted_FNX)
-        source_FN = torch.where(from_up_FN, owner_FRC[:, *up], owner_FRC[:, *left])
-        known_FRCX[:, row_N, col_N] = torch.where(same_FN[..., None], predicted_FNX, known_FRCX[:, row_N, col_N])
-        owner_FRC[:, row_N, col_N] = torch.where(same_FN, source_FN, owner_FRC[:, row_N, col_N])
+        left_N, up_N = (col_N - 1).clamp(min=0), (row_N - 1).clamp(min=0)
+        corner_FN, left_FN, up_FN = owner_FRC[:, up_N, left_N], owner_FRC[:, row_N, left_N], owner_FRC[:, up_N, col_N]
+        vertical_FN = near(corner_FN, left_FN) & ~near(corner_FN, up_FN) & (row_N > 0) & (col_N > 0)
+        predicted_FN = torch.where(vertical_FN | (col_N == 0), up_FN, left_FN)
+        own_FN = grid.cell_FRC[:, row_N, col_N]
+        owner_FRC[:, row_N, col_N] = torch.where(near(own_FN, predicted_FN), predicted_FN, own_FN)
     return owner_FRC
 
 

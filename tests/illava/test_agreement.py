@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import replace
 
@@ -11,7 +12,10 @@ import torch
 from models_qwen import make_qwen3_vl
 
 from illava import VLM, Request, SamplingParams, load_preprocessor, measure_agreement
+from illava.agreement import _engine
+from illava.batching import draw_next
 from illava.cache import PagedCache
+from illava.engine import Engine
 from illava.errors import ModelLoadError, RandomWeightsError, RequestError
 from illava.families.base import Run
 from illava.model_files import declare_random_weights, require_trained
@@ -124,6 +128,13 @@ def test_the_reference_is_greedy_and_the_models_own(tiny) -> None:
     answers = vlm.generate(greedy)
     for found, answer in zip(measure_agreement(vlm, requests, plan), answers, strict=True):
         assert found.reference.token_ids == answer.token_ids
+
+
+def test_its_engine_has_every_limit_of_the_models_own(tiny) -> None:
+    limits = [name for name in inspect.signature(Engine).parameters if name.startswith("max_")]
+    given = {name: 5 + number for number, name in enumerate(limits)}
+    engine = _engine(VLM(tiny[0].family, kv_cache_bytes=1 << 20, **given), draw_next)
+    assert {name: getattr(engine, name) for name in limits} == given
 
 
 def test_one_request_that_fails_harms_no_other(tiny) -> None:

@@ -1,15 +1,56 @@
-"""Random ragged inputs for reducers, and the dense view of what they answer."""
+"""A setting of every registered reducer, random ragged inputs for them, and the dense view of what they answer."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
-from illava.reducers import Evidence, Reducer
+from illava.reducers import AnyReducer, Evidence, Reducer
 from illava.tokens import Assignment, Tokens
 
+ADAPTER = TypeAdapter(AnyReducer)
+CONFIGS = [
+    {"kind": "illava", "keep_ratio": 0.6},
+    {"kind": "illava", "num_merged": 4},
+    {"kind": "illava_2026", "keep_ratio": 0.6},
+    {"kind": "illava_2026", "num_merged": 2},
+    {"kind": "attention_pruning", "keep_ratio": 0.6},
+    {"kind": "fastv", "keep_ratio": 0.5},
+    {"kind": "random", "keep_ratio": 0.4},
+    {"kind": "uniform_stride", "keep_ratio": 0.6},
+    {"kind": "uniform_stride", "num_merged": 7},
+    {"kind": "pooling", "grid": [2, 3]},
+    {"kind": "tome", "keep_ratio": 0.6},
+    {"kind": "tome", "keep_ratio": 0.5},
+    {"kind": "greedy", "keep_ratio": 0.3},
+    {"kind": "greedy", "num_merged": 5},
+    {"kind": "kmeans", "keep_ratio": 0.4},
+    {"kind": "kmeans", "keep_per_frame": 6},
+    {"kind": "prumerge"},
+    {"kind": "prumerge", "plus": True, "num_neighbours": 4, "saliency": "cls_attention"},
+    {"kind": "visionzip", "keep_ratio": 0.5},
+    {"kind": "visionzip", "keep_ratio": 0.2, "contextual_share": 0.5, "saliency": "cls_attention"},
+    {"kind": "divprune", "keep_ratio": 0.5},
+    {"kind": "scope", "keep_ratio": 0.5, "alpha": 0.5},
+    {"kind": "vidcom2", "keep_ratio": 0.5},
+    {"kind": "evs", "keep_ratio": 0.6},
+    {"kind": "evs", "threshold": 0.1},
+    {"kind": "fewer_frames", "keep_ratio": 0.5},
+    {"kind": "lower_resolution", "keep_ratio": 0.5},
+    {"kind": "pixel_prune", "threshold": 2.0},
+    {"kind": "pixel_dedup", "threshold": 2.0},
+    {"kind": "clip_crop", "keep_ratio": 0.5, "scorer": {"model_id": "m"}},
+    {"kind": "clipseg_crop", "keep_ratio": 0.4, "scorer": {"model_id": "m"}},
+    {"kind": "free_videollm", "num_slow": 1, "num_middle": 0, "fast_grid": (2, 2), "scorer": {"model_id": "m"}},
+    {"kind": "bounded_error", "epsilon": 0.8},
+    {"kind": "pyramiddrop"},
+    {"kind": "frame_merging"},
+    {"kind": "frame_merging", "num_frames": 3},
+    {"kind": "tome", "keep_ratio": 0.6, "proportional_attention": True},
+]
 # (frames, rows, columns) of each segment
 SHAPES = ((2, 4, 5), (1, 3, 3), (3, 2, 4), (1, 1, 1), (2, 5, 5))
 
@@ -86,3 +127,9 @@ def groups_matrix(groups: dict[int, list[int]], sizes: list[float], num_tokens: 
         for member in groups[representative]:
             matrix_KN[row, member] = sizes[member] / total
     return matrix_KN
+
+
+def build(config):
+    """A reducer and the first of its stages."""
+    reducer = ADAPTER.validate_python(config)
+    return reducer, sorted(reducer.stages)[0]

@@ -13,6 +13,7 @@ from illava.geometry import destinations
 from illava.reducers import (
     BoundedError,
     ClipCrop,
+    ClipSegCrop,
     Evidence,
     FewerFrames,
     FreeVideoLLM,
@@ -165,13 +166,12 @@ def slow_box(relevance_RC: torch.Tensor, shapes: list[tuple[int, int]]) -> set[t
     return found
 
 
+@pytest.mark.parametrize("crop", [ClipCrop, ClipSegCrop])
 @pytest.mark.parametrize("keep", [0.1, 0.35, 0.7])
-def test_a_crop_is_the_box_of_largest_relevance(keep):
+def test_a_crop_is_the_box_of_largest_relevance(crop, keep):
     tokens = random_picture(0, (4, 5, 6))
     relevance_T = torch.rand(120, generator=torch.Generator().manual_seed(1)) ** 4
-    assignment = ClipCrop(keep_ratio=keep, scorer=SCORER).assign(
-        tokens, Evidence(text_relevance_T=relevance_T), "media"
-    )
+    assignment = crop(keep_ratio=keep, scorer=SCORER).assign(tokens, Evidence(text_relevance_T=relevance_T), "media")
     kept = {tuple(place) for place in tokens.place_T3[assignment.kept_K].tolist()}
     budget = math.floor(30 * keep)
     shapes = [(h, w) for h in range(1, 6) for w in range(1, 7) if h * w <= budget]

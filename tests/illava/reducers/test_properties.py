@@ -2,76 +2,28 @@
 
 from __future__ import annotations
 
-import inspect
-import pkgutil
 import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
 import torch
-from pydantic import TypeAdapter, ValidationError
-from reducer_cases import assign_each, dense, ragged, segments
+from pydantic import ValidationError
+from reducer_cases import ADAPTER, CONFIGS, assign_each, build, dense, ragged, segments
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import illava.reducers
 from illava.plan import ReductionPlan
-from illava.reducers import REDUCERS, AnyReducer, Evidence
+from illava.reducers import REDUCERS, Evidence
 from illava.tokens import Tokens, merge, pad, unpad
 
-ADAPTER = TypeAdapter(AnyReducer)
-CONFIGS = [
-    {"kind": "illava", "keep_ratio": 0.6},
-    {"kind": "illava", "num_merged": 4},
-    {"kind": "illava_2026", "keep_ratio": 0.6},
-    {"kind": "illava_2026", "num_merged": 2},
-    {"kind": "attention_pruning", "keep_ratio": 0.6},
-    {"kind": "fastv", "keep_ratio": 0.5},
-    {"kind": "random", "keep_ratio": 0.4},
-    {"kind": "uniform_stride", "keep_ratio": 0.6},
-    {"kind": "uniform_stride", "num_merged": 7},
-    {"kind": "pooling", "grid": [2, 3]},
-    {"kind": "tome", "keep_ratio": 0.6},
-    {"kind": "tome", "keep_ratio": 0.5},
-    {"kind": "greedy", "keep_ratio": 0.3},
-    {"kind": "greedy", "num_merged": 5},
-    {"kind": "kmeans", "keep_ratio": 0.4},
-    {"kind": "kmeans", "keep_per_frame": 6},
-    {"kind": "prumerge"},
-    {"kind": "prumerge", "plus": True, "num_neighbours": 4, "saliency": "cls_attention"},
-    {"kind": "visionzip", "keep_ratio": 0.5},
-    {"kind": "visionzip", "keep_ratio": 0.2, "contextual_share": 0.5, "saliency": "cls_attention"},
-    {"kind": "divprune", "keep_ratio": 0.5},
-    {"kind": "scope", "keep_ratio": 0.5, "alpha": 0.5},
-    {"kind": "vidcom2", "keep_ratio": 0.5},
-    {"kind": "evs", "keep_ratio": 0.6},
-    {"kind": "evs", "threshold": 0.1},
-    {"kind": "fewer_frames", "keep_ratio": 0.5},
-    {"kind": "lower_resolution", "keep_ratio": 0.5},
-    {"kind": "pixel_prune", "threshold": 2.0},
-    {"kind": "pixel_dedup", "threshold": 2.0},
-    {"kind": "clip_crop", "keep_ratio": 0.5, "scorer": {"model_id": "m"}},
-    {"kind": "clipseg_crop", "keep_ratio": 0.4, "scorer": {"model_id": "m"}},
-    {"kind": "free_videollm", "num_slow": 1, "num_middle": 0, "fast_grid": (2, 2), "scorer": {"model_id": "m"}},
-    {"kind": "bounded_error", "epsilon": 0.8},
-    {"kind": "pyramiddrop"},
-    {"kind": "frame_merging"},
-    {"kind": "frame_merging", "num_frames": 3},
-    {"kind": "tome", "keep_ratio": 0.6, "proportional_attention": True},
-]
 PRUNING = {"attention_pruning", "fastv", "random", "uniform_stride", "divprune", "scope", "vidcom2", "evs"}
 PRUNING |= {"fewer_frames", "lower_resolution", "pixel_prune", "pixel_dedup", "clip_crop", "clipseg_crop"}
 PRUNING |= {"free_videollm", "pyramiddrop"}
 SHAPES_DECIDE = {"greedy", "pooling", "prumerge", "vidcom2", "frame_merging", "fewer_frames", "pixel_prune"}
 SHAPES_DECIDE |= {"pixel_dedup", "clip_crop", "clipseg_crop", "free_videollm", "bounded_error"}
 cases = pytest.mark.parametrize("config", CONFIGS, ids=lambda c: "-".join(str(v) for v in c.values()))
-
-
-def build(config):
-    reducer = ADAPTER.validate_python(config)
-    return reducer, sorted(reducer.stages)[0]
 
 
 def check_valid(reducer, tokens, assignment):
@@ -224,30 +176,11 @@ def test_fixed_counts_wait_for_no_device(config):
             assert shape == (assignment.num_kept, tokens.hidden_TD.shape[1])
 
 
-@pytest.mark.parametrize("kind", [k for k, cls in REDUCERS.items() if "keep_per_frame" in cls.model_fields])
-def test_keeping_all_is_the_identity(kind):
-    reducer, stage = build({"kind": kind, "keep_per_frame": 10_000})
-    tokens, evidence = ragged(8)
-    assignment = reducer.assign(tokens, evidence, stage)
-    assert torch.equal(dense(assignment), torch.eye(sum(tokens.lengths)))
-    assert torch.equal(merge(assignment, tokens.hidden_TD), tokens.hidden_TD)
-
-
 def test_another_seed_draws_other_tokens():
     reducer, stage = build({"kind": "random", "keep_ratio": 0.5})
     tokens, evidence = ragged(9)
     other = replace(evidence, seeds=tuple(s + 1 for s in evidence.seeds))
     assert not torch.equal(reducer.assign(tokens, evidence, stage).kept_K, reducer.assign(tokens, other, stage).kept_K)
-
-
-def test_every_method_is_registered_tested_and_sourced():
-    modules = {m.name for m in pkgutil.iter_modules(illava.reducers.__path__)}
-    assert set(REDUCERS) == modules - {"base", "budget", "grouping", "pruning", "frame_grid", "relevance_box"}
-    assert {c["kind"] for c in CONFIGS} == set(REDUCERS)
-    for kind, cls in REDUCERS.items():
-        text = inspect.getdoc(inspect.getmodule(cls)) + inspect.getdoc(cls)
-        assert "Source: " in text, f"{kind} names no source"
-        assert cls.stages
 
 
 def test_reducers_ask_only_for_evidence_they_read():
