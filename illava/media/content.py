@@ -25,7 +25,8 @@ class ContentStatistics:
     Attributes:
         padding_share: cells beside the picture.
         frame_similarity: of cells with a frame before theirs, the share that equals the cell there; 0 for an image.
-        unique_share: of all other cells, the share of different ones.
+        unique_share: of all other cells, the share of different ones; a tile that is the base tile again (a picture no
+            larger than one) is not counted twice.
     """
 
     padding_share: float
@@ -38,14 +39,18 @@ class ContentStatistics:
         levels_TX = np.ascontiguousarray(cells.pixels_TX >> _LEVELS_SHIFT)
         frame_T = cells.place_T3[:, 0]
         per_frame = int((frame_T == 0).sum())
-        repeated_T = np.zeros(len(frame_T), bool)
-        if len(cells.lengths) == 1 and len(frame_T) > per_frame:
+        repeated_T, is_video = np.zeros(len(frame_T), bool), len(cells.lengths) == 1 and len(frame_T) > per_frame
+        if is_video:
             repeated_T[per_frame:] = (levels_TX[per_frame:] == levels_TX[:-per_frame]).all(1)
+        else:
+            tiles_FPX = levels_TX.reshape(-1, per_frame, levels_TX.shape[1])
+            is_base_F = (tiles_FPX == tiles_FPX[:1]).all((1, 2))
+            repeated_T[per_frame:] = is_base_F[1:].repeat(per_frame)
         told_T = ~repeated_T & ~cells.padding_T
         rows = levels_TX[told_T].view(f"V{levels_TX.shape[1]}")
         return cls(
             padding_share=float(cells.padding_T.mean()),
-            frame_similarity=float(repeated_T[per_frame:].mean()) if len(frame_T) > per_frame else 0.0,
+            frame_similarity=float(repeated_T[per_frame:].mean()) if is_video else 0.0,
             unique_share=len({row.tobytes() for row in rows}) / max(1, len(rows)),
         )
 

@@ -81,8 +81,8 @@ def test_what_plans_share_of_the_tower_is_what_each_would_compute(answerer: Answ
 
 
 def test_blocks_that_a_plan_leaves_alone():
-    at = {name: untouched_blocks(plan_named(name), 10) for name in ("none", "illava@0.5", "compare:visionzip@50%")}
-    assert at == {"none": 10, "illava@0.5": 2, "compare:visionzip@50%": 2}
+    at = {name: untouched_blocks(plan_named(name), 10) for name in ("none", "illava@0.5", "compare:visionzip@25%")}
+    assert at == {"none": 10, "illava@0.5": 2, "compare:visionzip@25%": 2}
     assert untouched_blocks(plan_named("compare:prumerge+, own count"), 10) == 9, "its last block is measured"
     assert untouched_blocks(plan_named("compare:fastv before layer 2@25%"), 10) == 10
 
