@@ -32,9 +32,9 @@ from pipeline.loading.ranged_video import load_present, needed_ranges  # noqa: E
 from pipeline.loading.sparse_copy import SparseCopy  # noqa: E402
 
 FILES = (  # seconds, px, frames
+    (120, 160, 8),
     (120, 320, 8),
-    (60, 640, 32),
-    (1200, 320, 8),
+    (60, 640, 8),
 )
 RATIOS = {
     "isolation": ("decord_isolated", "decord_here"),
