@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.result_files import results  # noqa: E402
 from benchmarks.speed_tables import (  # noqa: E402
+    device_of,
     engine_table,
     family_speed_table,
     pipeline_table,
@@ -88,7 +89,7 @@ def overhead_table() -> str:
     ]
     for result in results("reducer_overhead"):
         total, machine = result["segments"] * result["tokens_per_segment"], result["machine"]
-        where = machine["gpu"] or f"{machine['cpu']}, {machine['torch_threads']} threads"
+        where = device_of(machine)
         for name, row in sorted(result["methods"].items(), key=lambda item: item[1]["tower_share"]):
             score = f"{100 * row['score_share']:.1f} %" if row["score_share"] else "-"
             lines.append(

@@ -20,7 +20,7 @@ def speed_table() -> str:
     ]
     for result in results("reduction_speed"):
         setting, ratio, machine = result["setting"], result["ratios"], result["machine"]
-        where = machine["gpu"] or f"{machine['cpu']}, {machine['torch_threads']} threads"
+        where = device_of(machine)
         tower, prefill = (
             f"{ratio[key]:.2f}x" if key in ratio else "" for key in ("tower_empty_vs_stock", "prefill_empty_vs_stock")
         )
@@ -33,6 +33,11 @@ def speed_table() -> str:
     return "\n".join(lines)
 
 
+def device_of(machine: dict[str, Any]) -> str:
+    """The GPU, or the CPU and the threads that were used."""
+    return machine["gpu"] or f"{machine['cpu']}, {machine['torch_threads']} threads"
+
+
 def family_speed_table() -> str:
     """The same ratios for other families, at true tower shapes."""
     lines = [
@@ -43,7 +48,7 @@ def family_speed_table() -> str:
     for result in results("family_speed"):
         setting, ratio, machine = result["setting"], result["ratios"], result["machine"]
         empty, plan = result["median"]["empty"], result["median"]["plan"]
-        where = machine["gpu"] or f"{machine['cpu']}, {machine['torch_threads']} threads"
+        where = device_of(machine)
         lines.append(
             f"| {setting['size']} | {setting['preset']}, {setting['layout']} | {empty['patches']:.0f} "
             f"| {empty['vision_tokens_kept']:.0f} -> {plan['vision_tokens_kept']:.0f}, "
@@ -70,7 +75,7 @@ def engine_table() -> str:
     }
     for result in results("engine_vs_transformers"):
         setting, machine = result["setting"], result["machine"]
-        where = machine["gpu"] or f"{machine['cpu']}, {machine['torch_threads']} threads"
+        where = device_of(machine)
         whole = [(cell, f"{setting['rounds']} rounds") for cell in result["cells"]]
         alone = [(cell, f"{setting['decode_rounds']} rounds, steps alone") for cell in result["decode_cells"]]
         for cell, rounds in whole + alone:

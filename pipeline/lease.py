@@ -9,7 +9,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pipeline.records import MediaItem
+from pipeline.records import LOAD_FIELDS, MediaItem
 
 Phase = Literal["waiting", "loading", "loaded", "running", "done"]
 
@@ -78,10 +78,4 @@ class Lease:
 
     def asks_about_media_of(self, other: Lease) -> bool:
         """Whether one load serves both: the same objects in the same versions, read in the same way."""
-        mine, theirs = self.item, other.item
-        return (mine.uris, mine.sizes, mine.etags, mine.media_kind) == (
-            theirs.uris,
-            theirs.sizes,
-            theirs.etags,
-            theirs.media_kind,
-        )
+        return all(getattr(self.item, name) == getattr(other.item, name) for name in LOAD_FIELDS)

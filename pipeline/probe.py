@@ -17,6 +17,7 @@ from pipeline.config import JobConfig, PricesConfig
 from pipeline.cost import actors_usd
 from pipeline.errors import ConfigError, InputError, InterruptedRunError
 from pipeline.estimate import Estimate, draw, estimate_total
+from pipeline.records import LOAD_FIELDS
 from pipeline.runner import continue_run
 from pipeline.shards import Run, claim, pending_shards, plan_run
 from pipeline.sink import list_parts, read_parts
@@ -146,7 +147,7 @@ def _strata(run: Run) -> list[list[_Group]]:
 
 def _groups(run: Run, start: int) -> Iterator[tuple[str, _Group]]:
     """A shard's groups as `pipeline.scheduler` makes them: neighbours about one medium, a batch's worth at most."""
-    columns = run.manifest.table.select(["media_kind", "uris", "sizes", "etags"])
+    columns = run.manifest.table.select(LOAD_FIELDS)
     media = columns.slice(start, run.items_per_shard).to_pylist()
     first = 0
     for place, medium in enumerate(media[1:], start=1):

@@ -31,6 +31,11 @@ class ObjectInfo:
     etag: str
 
 
+# Neighbours of the manifest that are equal in these are served by one load: the same objects in the same versions, read
+# in the same way.
+LOAD_FIELDS = ["media_kind", "uris", "sizes", "etags"]
+
+
 @dataclass(frozen=True, slots=True)
 class MediaItem:
     """One line of the frozen manifest: one request's media and one question.

@@ -10,6 +10,7 @@ import zipfile
 from typing import Any
 
 from awkward_media import AwkwardFile, holding
+from pdf_files import pdf_bytes
 from PIL import Image
 from video_writers import clip, write_wav
 
@@ -126,16 +127,7 @@ def pdf(pages: int = 1, *, box: str = "0 0 200 100", trailer: str = "", extra: s
         "<< /Producer (awkward) >>",
         *(f"<< /Type /Page /Parent 2 0 R /MediaBox [{box}] >>" for _ in range(min(pages, 50))),
     ]
-    out, places = bytearray(b"%PDF-1.7\n"), []
-    for number, body in enumerate(objects, 1):
-        places.append(len(out))
-        out += f"{number} 0 obj\n{body}\nendobj\n".encode()
-    start = len(out)
-    out += f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n".encode()
-    out += b"".join(f"{place:010} 00000 n \n".encode() for place in places)
-    return bytes(
-        out + f"trailer << /Size {len(objects) + 1} /Root 1 0 R {trailer} >>\nstartxref\n{start}\n%%EOF\n".encode()
-    )
+    return pdf_bytes(objects, trailer)
 
 
 _ENCRYPT = f"/Encrypt << /Filter /Standard /V 1 /R 2 /O <{'ab' * 32}> /U <{'cd' * 32}> /P -4 >> /ID [<00> <00>]"

@@ -29,6 +29,18 @@ def page(number: int, *, rotate: int = 0, box: str | None = None) -> tuple[str, 
     return f"/MediaBox [{box or f'0 0 {PAGE_WIDTH} {PAGE_HEIGHT}'}] /Rotate {rotate}", "\n".join(fills)
 
 
+def pdf_bytes(objects: list[str], trailer: str = "") -> bytes:
+    """Objects 1, 2, ... (the first is the catalog) as a file with a cross-reference table."""
+    out, places = bytearray(b"%PDF-1.7\n"), []
+    for number, body in enumerate(objects, 1):
+        places.append(len(out))
+        out += f"{number} 0 obj\n{body}\nendobj\n".encode()
+    start, size = len(out), len(objects) + 1
+    out += f"xref\n0 {size}\n0000000000 65535 f \n".encode()
+    out += b"".join(f"{place:010} 00000 n \n".encode() for place in places)
+    return bytes(out + f"trailer << /Size {size} /Root 1 0 R {trailer} >>\nstartxref\n{start}\n%%EOF\n".encode())
+
+
 def write_pdf(path: Path, pages: list[tuple[str, str]]) -> Path:
     """A PDF of those pages: (dictionary entries, content stream) each."""
     kids = " ".join(f"{3 + 2 * n} 0 R" for n in range(len(pages)))
@@ -36,14 +48,7 @@ def write_pdf(path: Path, pages: list[tuple[str, str]]) -> Path:
     for n, (entries, content) in enumerate(pages):
         objects.append(f"<< /Type /Page /Parent 2 0 R {entries} /Contents {4 + 2 * n} 0 R >>")
         objects.append(f"<< /Length {len(content)} >>\nstream\n{content}\nendstream")
-    out, places = bytearray(b"%PDF-1.7\n"), []
-    for number, body in enumerate(objects, 1):
-        places.append(len(out))
-        out += f"{number} 0 obj\n{body}\nendobj\n".encode()
-    start = len(out)
-    out += f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n".encode()
-    out += b"".join(f"{place:010} 00000 n \n".encode() for place in places)
-    path.write_bytes(out + f"trailer << /Size {len(objects) + 1} /Root 1 0 R >>\nstartxref\n{start}\n%%EOF\n".encode())
+    path.write_bytes(pdf_bytes(objects))
     return path
 
 

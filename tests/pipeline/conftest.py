@@ -9,6 +9,9 @@ import urllib.request
 import uuid
 
 import pytest
+from wrong_store import WrongStore
+
+from pipeline import storage
 
 _REGION = "eu-west-1"  # moto refuses a CreateBucket that names us-east-1
 
@@ -95,3 +98,19 @@ def model_folder(tmp_path):
 def own_cache(tmp_path, monkeypatch):
     """Hashes of files are remembered in the test's own folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def wrong_server():
+    """A store that answers with wrong bytes; see `wrong_store`."""
+    with WrongStore().serving() as server:
+        yield server
+
+
+@pytest.fixture
+def wrong_store(wrong_server, monkeypatch):
+    """The same, as where S3 is, and nobody waits before asking again."""
+    for name, value in wrong_server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(storage, "_RETRY_S", 0.0)
+    return wrong_server

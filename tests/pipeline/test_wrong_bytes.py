@@ -8,7 +8,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from wrong_store import WRONG_BODIES, WRONG_RANGES, WRONG_VERSIONS, Served, WrongStore
+from wrong_store import WRONG_BODIES, WRONG_RANGES, WRONG_VERSIONS, Served
 
 from pipeline import storage
 from pipeline.errors import ItemError
@@ -19,22 +19,13 @@ URI = "s3://bucket/object"
 NO_MD5 = "0123456789abcdef" * 2
 
 
-@pytest.fixture(scope="module")
-def server():
-    with WrongStore().serving() as server:
-        yield server
-
-
 @pytest.fixture
-def serve(server, monkeypatch):
+def serve(wrong_store):
     """Serve ``s3://bucket/object``."""
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(storage, "_RETRY_S", 0.0)
 
     def put(**options):
         served = Served(OLD, NEW, **options)
-        server.put(URI, served)
+        wrong_store.put(URI, served)
         return served
 
     return put

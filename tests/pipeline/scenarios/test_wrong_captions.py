@@ -17,9 +17,8 @@ from clips import write_video
 from digest_model import digest_worker
 from long_videos import noisy_frames
 from PIL import Image
-from wrong_store import ALWAYS, WRONG_BODIES, WRONG_RANGES, WRONG_VERSIONS, Served, WrongStore
+from wrong_store import ALWAYS, WRONG_BODIES, WRONG_RANGES, WRONG_VERSIONS, Served
 
-from pipeline import storage
 from pipeline.loading.loader import Loader
 from pipeline.runner import run_job
 
@@ -32,21 +31,6 @@ CASES = [
     *(("video", fault, 0, many) for fault in FROM_RANGES for many in (ALWAYS, 1)),
     *(("video", fault, 2, ALWAYS) for fault in FROM_RANGES),
 ]
-
-
-@pytest.fixture(scope="module")
-def server():
-    with WrongStore().serving() as server:
-        yield server
-
-
-@pytest.fixture
-def store(server, monkeypatch):
-    """The server, as where S3 is."""
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(storage, "_RETRY_S", 0.0)
-    return server
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +57,12 @@ def _padded(mp4: bytes, size: int) -> bytes:
     return mp4 + (size - len(mp4)).to_bytes(4) + b"free" + bytes(size - len(mp4) - 8)
 
 
-def run(store, folder, served, **media):
+def run(wrong_store, folder, served, **media):
     """Item id -> row, of one run over those objects."""
     lines = []
     for item_id, one in served.items():
         uri = f"s3://bucket/{item_id}"
-        store.put(uri, one)
+        wrong_store.put(uri, one)
         lines.append(json.dumps({"item_id": item_id, "uri": uri, "size": len(one.old), "etag": one.etag}))
     (folder / "items.jsonl").write_text("\n".join(lines))
 
@@ -113,9 +97,9 @@ def served_cases(versions, num_items):
 
 
 @pytest.mark.parametrize("num_items", [len(CASES), pytest.param(500, marks=pytest.mark.long)])
-def test_wrong_answers_give_no_caption_of_their_bytes(store, versions, tmp_path, num_items):
+def test_wrong_answers_give_no_caption_of_their_bytes(wrong_store, versions, tmp_path, num_items):
     served = served_cases(versions, num_items)
-    rows = run(store, tmp_path, served)
+    rows = run(wrong_store, tmp_path, served)
     assert set(rows) == set(served)
     right = {kind: rows[name]["text"] for name in rows for kind in versions if name.startswith(f"old-{kind}")}
     other = {kind: rows[name]["text"] for name in rows for kind in versions if name.startswith(f"new-{kind}")}
@@ -136,16 +120,16 @@ def test_wrong_answers_give_no_caption_of_their_bytes(store, versions, tmp_path,
     assert len(statuses) == 4
 
 
-def test_videos_here_are_read_by_ranges(store, versions, tmp_path):
+def test_videos_here_are_read_by_ranges(wrong_store, versions, tmp_path):
     served = {"old.mp4": Served(*versions["video"])}
-    (row,) = run(store, tmp_path, served).values()
+    (row,) = run(wrong_store, tmp_path, served).values()
     assert 0 < row["bytes_fetched"] < 0.6 * len(served["old.mp4"].old)
-    assert store.num_asked["/bucket/old.mp4"] >= 3, "so a case that is right twice is wrong within one load"
+    assert wrong_store.num_asked["/bucket/old.mp4"] >= 3, "so a case that is right twice is wrong within one load"
 
 
 @pytest.mark.parametrize(("verify", "status"), [("auto", "failed"), ("off", "ok")])
-def test_a_store_whose_tags_are_no_md5_can_be_told(store, versions, tmp_path, verify, status):
+def test_a_store_whose_tags_are_no_md5_can_be_told(wrong_store, versions, tmp_path, verify, status):
     served = {"old.bmp": Served(*versions["picture"], tag="0123456789abcdef" * 2)}
-    (row,) = run(store, tmp_path, served, verify_md5=verify).values()
+    (row,) = run(wrong_store, tmp_path, served, verify_md5=verify).values()
     assert row["status"] == status
     assert ("media.verify_md5=off" in (row["error_message"] or "")) == (status == "failed")
