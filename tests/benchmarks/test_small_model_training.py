@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.small_model.batches import NUM_PATCHES, QuestionEncoder, assemble, num_needed
+from benchmarks.small_model.curve import read_log, svg_plot, table
 from benchmarks.small_model.forward import TrainingForward, word_ids
 from benchmarks.small_model.mixture import make
 from benchmarks.small_model.muon import orthogonalise
@@ -134,6 +135,11 @@ def test_smoke_training_writes_a_model_and_goes_on_where_it_stopped(tmp_path: Pa
     losses = [record["still"] for record in again if "still" in record]  # on questions about pictures, both runs
     assert len(losses) >= 3
     assert losses[-1] < 0.9 * losses[0]
+    curve = read_log(tmp_path / "work" / "log.jsonl")
+    assert curve["steps"] == again[-1]["step"]
+    assert curve["resumed_at"] == [resumed["resumed_at"]]
+    assert len(curve["validations"]) == 2  # one at the end of each run
+    assert svg_plot(curve).count("<polyline") == table(curve).count("\n") - 1
     trained = LlavaOnevisionForConditionalGeneration.from_pretrained(tmp_path / "model", dtype=torch.float32)
     assert sum(p.numel() for p in trained.parameters()) < 4e6
     assert (tmp_path / "model" / "model.safetensors").stat().st_size < 16e6
