@@ -17,6 +17,7 @@ import awkward_documents
 import fakes
 import pytest
 from digest_model import digest_worker
+from hostile_addresses import hostile_addresses, literal_names
 from misbehaving import Untouched
 from runs import make_config
 from video_writers import altered, clip
@@ -85,93 +86,9 @@ def secret(tmp_path, monkeypatch) -> Path:
     return tmp_path / "secret.mp4"
 
 
-def hostile_addresses(listener, secret) -> list[str]:
-    """Each must be refused when the manifest is read, and again by whoever opens it."""
-    url, port = listener.url, listener.port
-    schemes = (
-        "https",
-        "ftp",
-        "sftp",
-        "rtsp",
-        "rtmp",
-        "gopher",
-        "dict",
-        "ws",
-        "smb",
-        "hdfs",
-        "memory",
-        "s3a",
-        "S3",
-        "FILE",
-    )
-    hosts = ("localhost", "[::1]", "[::ffff:127.0.0.1]", "2130706433", "0x7f000001", "0177.0.0.1", "127.1", "0")
-    return [
-        f"{url}/a.mp4",
-        *(f"{scheme}://127.0.0.1:{port}/a.mp4" for scheme in schemes),
-        *(f"http://{host}:{port}/a.mp4" for host in hosts),
-        f"http://user:{CANARY}@127.0.0.1:{port}/a.mp4",
-        f"https://127.0.0.1:{port}/a.mp4?X-Amz-Signature={CANARY}",
-        "http://169.254.169.254/latest/meta-data/a.mp4",
-        *(f"{chain}::{url}/a.mp4" for chain in ("simplecache", "filecache", "blockcache", "zip://a.mp4")),
-        "simplecache::s3://bucket/a.mp4",
-        f"tar://a.mp4::file://{secret}",
-        f"concat:{secret}|{url}/a.mp4",
-        f"s3://user:{CANARY}@bucket/a.mp4",
-        f"s3://127.0.0.1:{port}/a.mp4",
-        "s3://127.0.0.1/a.mp4",
-        "gs://169.254.169.254/latest/a.mp4",
-        "s3://[::1]/a.mp4",
-        "s3:///a.mp4",
-        "s3://b/a.mp4",
-        "s3://bucket/../other/a.mp4",
-        "s3://bucket/a.mp4?versionId=1",
-        "s3://bucket\\@127.0.0.1/a.mp4",
-        "s3://bucket/a\n.mp4",
-        f"file://localhost{secret}",
-        f"file://127.0.0.1{secret}",
-        f"file:{secret}",
-        f"file://{secret}",
-        str(secret),
-        f"/{secret}",
-        "../secret.mp4",
-        "media/../../secret.mp4",
-        f"{secret.parent}/media/../secret.mp4",
-        "..\\secret.mp4",
-        "\\\\127.0.0.1\\share\\a.mp4",
-        "a\0.mp4",
-        "a\x1b[2J.mp4",
-        "a\r.mp4",
-        "a\u2028.mp4",
-        "a\x85.mp4",
-        "/proc/self/environ.mp4",
-        "/dev/stdin.mp4",
-    ]
-
-
-def literal_names(listener) -> list[str]:
-    """Odd names of files that do not exist: taken as they stand, so they are not found."""
-    return [
-        "%2e%2e/secret.mp4",
-        "..%2fsecret.mp4",
-        "%00.mp4",
-        "~/secret.mp4",
-        "$HOME/secret.mp4",
-        "$(cat ..%2fsecret.mp4).mp4",
-        "`id`.mp4",
-        "|cat secret.mp4",
-        "*.mp4",
-        "pipe:0.mp4",
-        f"cache:{listener.url}/a.mp4",
-        f"async:{listener.url}/a.mp4",
-        "s3:bucket//a.mp4",
-        "subfile,,start,0,end,0,,:secret.mp4",
-        f"data:video/mp4;base64,AAAA.mp4?{listener.port}",
-    ]
-
-
 def test_hostile_addresses_are_refused_with_their_lines(model_folder, listener, secret) -> None:
     media = str(secret.parent / "media")
-    addresses = hostile_addresses(listener, secret)
+    addresses = hostile_addresses(listener.url, secret, CANARY)
     assert len(addresses) >= 60
     for address in addresses:
         manifest = Path(media, "manifest.jsonl")
@@ -204,7 +121,7 @@ def run(folder: Path, rows: list[dict], **sections) -> list[dict]:
 
 
 def test_odd_names_are_taken_literally(listener, secret) -> None:
-    names = literal_names(listener)
+    names = literal_names(listener.url)
     rows = [{"item_id": f"{n:02}", "uri": name, "media_kind": "video"} for n, name in enumerate(names)]
     made = run(secret.parent, rows)
     assert {row["error_type"] for row in made} == {"not_found", "unsafe_uri"}
