@@ -7,18 +7,17 @@ import signal
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import boto3
 import clips
 import fakes
 import pytest
 import yaml
+from actors_without_ray import Cluster, idle_scheduler
 from fakes import fixed, job_config, numbered_items, violations
 
 from pipeline import storage
 from pipeline.__main__ import main as pipeline_main
-from pipeline.actors import ActorLostError
 from pipeline.cli import run_cli
 from pipeline.config import JobConfig
 from pipeline.errors import InputError, ItemError, RefusedError
@@ -26,7 +25,6 @@ from pipeline.executor_ray import RayExecutor
 from pipeline.records import MediaItem, ResultRow
 from pipeline.rows import RowMaker, RunInfo
 from pipeline.runner import run_job
-from pipeline.scheduler import Scheduler
 from pipeline.sink import list_parts, read_parts
 from pipeline.summary import Tally, render_summary
 from pipeline.worker import VLMWorker, WorkerUsage
@@ -227,62 +225,11 @@ def test_s3_in_and_out_on_ray_gives_the_rows_of_a_local_run(
         assert {name for name in fixed(local) if local[name] != remote[name]} == elsewhere
 
 
-class _Answer:
-    def __init__(self, value) -> None:
-        self.value = value
-
-
-class _Actor:
-    """Answers every call at once; `alive` is switched off by a test."""
-
-    def __init__(self, usage: WorkerUsage) -> None:
-        self.alive, self._answers = True, {"start": 1, "usage": usage, "close": None}
-
-    def __getattr__(self, method: str):
-        return SimpleNamespace(remote=lambda: _Answer(self._answers[method] if self.alive else ActorLostError("gone")))
-
-
-class _Cluster:
-    """Actors without Ray."""
-
-    def __init__(self) -> None:
-        self.vlms: list[_Actor] = []
-
-    def spawn_vlm(self, make_worker) -> _Actor:
-        self.vlms.append(_Actor(WorkerUsage(wall_s=9.0, start_s=1.0, idle_s=8.0)))
-        return self.vlms[-1]
-
-    def spawn_reader(self, make_loader) -> _Actor:
-        return _Actor(WorkerUsage())
-
-    def placed(self, actor) -> _Answer:
-        return actor.start.remote()
-
-    def wait(self, references, timeout_s):
-        return list(references)
-
-    wait_all = wait
-
-    def result(self, reference):
-        if isinstance(reference.value, Exception):
-            raise reference.value
-        return reference.value
-
-    def kill(self, actor) -> None:
-        actor.alive = False
-
-    def resources(self) -> str:
-        return "2 CPU"
-
-
 def test_actors_without_work_are_paid_for_too_and_a_dead_one_harms_no_end(tmp_path) -> None:
     """Asked at the end: an actor that never had an item has answered no call that would say how long it stood."""
     config = job_config(tmp_path, {"uri": "unused"}, num_vlms=2)
-    nothing: dict = dict.fromkeys(("estimate_bytes", "failed_row", "on_row"))
-    bounds = {"max_inflight_bytes": 1, "max_open_shards": 1, "max_attempts": 1}
-    cluster = _Cluster()
-    scheduler = Scheduler([], lambda index: None, **nothing, **bounds)
-    executor = RayExecutor(cluster, config, scheduler, make_loader=None, make_worker=None)
+    cluster = Cluster()
+    executor = RayExecutor(cluster, config, idle_scheduler(), make_loader=None, make_worker=None)
     executor.turn()  # one of each kind, then the rest
     executor.turn()
     cluster.vlms[1].alive = False

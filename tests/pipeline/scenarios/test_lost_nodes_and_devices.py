@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import fakes
 import harmful_models
+import one_of_two_drivers
 import pytest
 import ray
 from fakes import fixed, job_config, numbered_items, read_rows, violations
@@ -103,19 +105,16 @@ def test_vlm_actors_that_all_die_at_work_end_the_job_with_a_message_within_a_min
     assert time.monotonic() - began_s < 60
 
 
-def test_two_drivers_on_one_run_leave_every_item_once(tmp_path) -> None:
-    output, source = tmp_path / "out", numbered_items(tmp_path, 40)
-    code = (
-        "import sys; from functools import partial; import fakes; from pipeline.runner import run_job\n"
-        f"config = fakes.job_config({str(output)!r}, {source!r})\n"
-        "work = partial(fakes.barcode_worker, sleeps={'decode_s': 0.05})\n"
-        "sys.exit(run_job(config, worker_factory=work, loader_factory=fakes.fake_loader).exit_code)\n"
-    )
+def test_two_drivers_that_claim_and_publish_at_the_same_moments_leave_every_item_once(tmp_path) -> None:
+    output, source, gates = tmp_path / "out", numbered_items(tmp_path, 40), tmp_path / "gates"
+    gates.mkdir()
     root = Path(fakes.__file__).resolve().parents[1]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")])}
-    command = [sys.executable, "-c", code]
-    drivers = [subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE) for _ in range(2)]
-    ends = [driver.communicate(timeout=180)[1].decode() for driver in drivers]
+    command = [sys.executable, one_of_two_drivers.__file__, str(output), json.dumps(source), str(gates)]
+    start = partial(subprocess.Popen, cwd=root, env=environment, stderr=subprocess.PIPE)
+    drivers = [start([*command, name]) for name in ("one", "other")]
+    ends = [driver.communicate(timeout=300)[1].decode() for driver in drivers]
     assert [driver.returncode for driver in drivers] == [0, 0], ends
+    assert len(list(gates.iterdir())) == 2 * (1 + 5)  # both made every one of the five parts
     assert [row["text"] for row in read_rows(output)] == [str(n) for n in range(40)]
     assert violations(output) == []

@@ -6,11 +6,14 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from actors_without_ray import Cluster, idle_scheduler
+from fakes import job_config
 
 from illava.requests import Generation, Timing
 from pipeline import storage
 from pipeline.cli import guarded
 from pipeline.errors import ItemError, PipelineError
+from pipeline.executor_ray import RayExecutor
 from pipeline.loading.load_report import load_reported
 from pipeline.records import MediaItem
 from pipeline.redaction import redacted, visible
@@ -67,6 +70,22 @@ def test_addresses_lose_user_info_and_signatures_only(text, shown) -> None:
     if CANARY in text and "/" in CANARY and "@" in text:
         text = text.replace(CANARY, CANARY.replace("/", ""))
     assert redacted(text) == shown
+
+
+def test_a_secret_that_begins_with_another_is_blotted_out_whole(monkeypatch) -> None:
+    monkeypatch.setenv("A_TOKEN", CANARY)
+    monkeypatch.setenv("B_TOKEN", f"{CANARY}-and-more")
+    assert redacted(f"first {CANARY}-and-more, then {CANARY}") == "first ***, then ***"
+
+
+def test_the_last_words_of_an_actor_are_redacted_on_their_way_to_a_row_and_to_the_terminal(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", CANARY)
+    scheduler, reasons = idle_scheduler(), []
+    monkeypatch.setattr(scheduler, "worker_lost", lambda name, reason, **_: reasons.append(reason))
+    config, cluster = job_config("unused", {"uri": "unused"}), Cluster(last_words=f"hub said {CANARY}")
+    RayExecutor(cluster, config, scheduler, make_loader=None, make_worker=None).turn()
+    assert reasons == ["hub said ***"]
+    assert capsys.readouterr().err.count("was lost (hub said ***)") == 2  # a VLM actor and a reader
 
 
 def test_short_values_do_not_blot_out_words(monkeypatch) -> None:

@@ -1,0 +1,73 @@
+"""A cluster whose actors answer every call at once, in this process; for tests of what the driver makes of answers."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from pipeline.actors import ActorLostError
+from pipeline.scheduler import Scheduler
+from pipeline.worker import WorkerUsage
+
+
+class Answer:
+    def __init__(self, value) -> None:
+        self.value = value
+
+
+class Actor:
+    """`alive` is switched off by a test; then every answer is its loss, with its `last_words`."""
+
+    def __init__(self, usage: WorkerUsage, *, last_words: str | None) -> None:
+        self.alive, self._last_words = last_words is None, last_words or "gone"
+        self._answers = {"start": 1, "usage": usage, "close": None}
+
+    def __getattr__(self, method: str):
+        return SimpleNamespace(remote=lambda: self._answer(method))
+
+    def _answer(self, method: str) -> Answer:
+        return Answer(self._answers[method] if self.alive else ActorLostError(self._last_words))
+
+
+class Cluster:
+    """The surface of `pipeline.actors.RayCluster` that an executor without items uses.
+
+    Args:
+        last_words: of all its actors, which are then dead before they have started.
+    """
+
+    def __init__(self, *, last_words: str | None = None) -> None:
+        self.vlms: list[Actor] = []
+        self._last_words = last_words
+
+    def spawn_vlm(self, make_worker) -> Actor:
+        usage = WorkerUsage(wall_s=9.0, start_s=1.0, idle_s=8.0)
+        self.vlms.append(Actor(usage, last_words=self._last_words))
+        return self.vlms[-1]
+
+    def spawn_reader(self, make_loader) -> Actor:
+        return Actor(WorkerUsage(), last_words=self._last_words)
+
+    def placed(self, actor) -> Answer:
+        return actor.start.remote()
+
+    def wait(self, references, timeout_s):
+        return list(references)
+
+    wait_all = wait
+
+    def result(self, reference):
+        if isinstance(reference.value, Exception):
+            raise reference.value
+        return reference.value
+
+    def kill(self, actor) -> None:
+        actor.alive = False
+
+    def resources(self) -> str:
+        return "2 CPU"
+
+
+def idle_scheduler() -> Scheduler:
+    """One that has no items."""
+    nothing: dict = dict.fromkeys(("estimate_bytes", "failed_row", "on_row"))
+    return Scheduler([], lambda index: None, **nothing, max_inflight_bytes=1, max_open_shards=1, max_attempts=1)
