@@ -2,8 +2,8 @@
 
 A reduction inside the decoder leaves later layers fewer tokens than earlier ones, so every request has a page table of
 its own for every layer, and requests of different plans share one pool and one batch. Pages for a request's whole
-life (prompt and every token it may draw) are taken at admission: nothing runs out in the middle of an answer.
-Knows nothing of models, prompts or plans.
+life (prompt and every token it may draw) are taken at admission, end to end where there is room: nothing runs out in
+the middle of an answer. Knows nothing of models, prompts or plans.
 
 Shape suffixes: L layers, B requests of a batch, M pages of the longest table, T tokens, P pages of the pool, S places
 of a page, G key/value heads, d head width.
@@ -17,6 +17,8 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+from illava.free_pages import FreePages
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +100,13 @@ class PagedCache:
         shape = (num_pages + 1, page_size, num_kv_heads, head_dim)  # the spare page: see `illava.decode_step`
         self.k_pool_PSGd = torch.empty(shape, dtype=dtype, device=device)
         self.v_pool_PSGd = torch.empty(shape, dtype=dtype, device=device)
-        self.num_free_pages = num_pages
-        self._free_P = torch.arange(num_pages, dtype=torch.int32)  # the first num_free_pages entries are free
+        self._free = FreePages(num_pages)
         self._num_holders_P = torch.zeros(num_pages, dtype=torch.int32)
         self._held: dict[Hashable, _Held] = {}
+
+    @property
+    def num_free_pages(self) -> int:
+        return self._free.count
 
     def num_pages_for(self, lengths: Sequence[int]) -> int:
         """Pages that a request of these tokens per layer takes: the sum over layers of ceil(length / page_size)."""
@@ -129,14 +134,12 @@ class PagedCache:
             raise ValueError(f"{tuple(alike)} tokens in common leave request {owner!r} none of its own")
         counts = tuple(-(-n // self.page_size) for n in lengths)
         shared = [n // self.page_size for n in alike]
-        needed = sum(counts) - sum(shared)
-        if needed > self.num_free_pages:
-            raise MemoryError(f"request {owner!r} needs {needed} pages, {self.num_free_pages} are free")
-        self.num_free_pages -= needed
+        own = [n - of_both for n, of_both in zip(counts, shared, strict=True)]
+        if sum(own) > self.num_free_pages:
+            raise MemoryError(f"request {owner!r} needs {sum(own)} pages, {self.num_free_pages} are free")
         width = max(counts)
         table_LM = torch.zeros(self.num_layers, width, dtype=torch.int32)
-        taken = self._free_P[self.num_free_pages : self.num_free_pages + needed]
-        table_LM[_leading(counts, width) & ~_leading(shared, width)] = taken
+        table_LM[_leading(counts, width) & ~_leading(shared, width)] = self._free.take(own)
         if like is not None:
             theirs_LM = self._held[like].table_LM
             both_LM = _leading(shared, max(shared))
@@ -208,9 +211,9 @@ class PagedCache:
         Raises:
             RuntimeError: which is not so.
         """
-        held_P = torch.cat([self._free_P[:0], *(held.pages() for held in self._held.values())]).long()
+        held_P = torch.cat([torch.empty(0, dtype=torch.int32), *(held.pages() for held in self._held.values())]).long()
         counted_P = torch.bincount(held_P, minlength=self.num_pages)
-        pages = torch.cat([self._free_P[: self.num_free_pages].long(), held_P.unique()])
+        pages = torch.cat([self._free.pages().long(), held_P.unique()])
         if not torch.equal(pages.sort().values, torch.arange(self.num_pages)):
             raise RuntimeError(f"{pages.unique().numel()} of {self.num_pages} pages accounted for in {pages.numel()}")
         if not torch.equal(counted_P.int(), self._num_holders_P):
@@ -226,10 +229,7 @@ class PagedCache:
     def _give_back(self, pages: Tensor) -> None:
         """One holder less; what nobody holds is free."""
         self._num_holders_P[pages.long()] -= 1
-        pages = pages[self._num_holders_P[pages.long()] == 0]
-        count = pages.numel()
-        self._free_P[self.num_free_pages : self.num_free_pages + count] = pages
-        self.num_free_pages += count
+        self._free.give_back(pages[self._num_holders_P[pages.long()] == 0])
 
 
 @lru_cache(maxsize=8)

@@ -68,7 +68,7 @@ def _stretches(lengths: Sequence[int], starts: Sequence[int]) -> Iterator[tuple[
         stop, gap = row + 1, 0
         while stop < len(lengths) and lengths[stop] == lengths[row] and (starts[stop] < 0) == (starts[row] < 0):
             step = 0 if starts[row] < 0 else starts[stop] - starts[stop - 1]
-            if stop > row + 1 and step != gap:
+            if step < 0 or (stop > row + 1 and step != gap):  # strides cannot be negative
                 break
             stop, gap = stop + 1, step
         yield row, stop, gap
@@ -95,10 +95,7 @@ def _paged_sdpa(
         k_BNGd, v_BNGd = (pool.index_select(0, pages).view(num_rows, -1, *pool.shape[2:])[:, :length] for pool in pools)
     else:
         place = num_kv_heads * head_dim
-        size, stride = (num_rows, length, num_kv_heads, head_dim), (abs(gap) * place, place, head_dim, 1)
-        lowest = min(start, start + (num_rows - 1) * gap) * place
-        k_BNGd, v_BNGd = (pool.as_strided(size, stride, pool.storage_offset() + lowest) for pool in pools)
-    backwards = gap < 0  # what was freed last is taken first, and strides cannot be negative
-    q_BGhd = q_BGhd.flip(0) if backwards else q_BGhd
+        size, stride = (num_rows, length, num_kv_heads, head_dim), (gap * place, place, head_dim, 1)
+        k_BNGd, v_BNGd = (pool.as_strided(size, stride, pool.storage_offset() + start * place) for pool in pools)
     out = scaled_dot_product_attention(q_BGhd, k_BNGd.transpose(1, 2), v_BNGd.transpose(1, 2), scale=scale)
-    return (out.flip(0) if backwards else out).reshape(q_BHd.shape)
+    return out.reshape(q_BHd.shape)

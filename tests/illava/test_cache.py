@@ -113,3 +113,42 @@ def test_what_two_owners_have_in_common_is_shared_by_pages_and_the_rest_copied()
     assert cache.num_free_pages == 60
     with pytest.raises(ValueError, match="none of its own"):
         cache.admit("c", [4, 4, 4], like="b", alike=[4, 4, 4])
+
+
+def starts(cache, owners):
+    """Of each layer, the flat place where each owner's pages begin; -1 where they do not lie end to end."""
+    return cache.batch(owners, [[1] * cache.num_layers] * len(owners)).host_starts
+
+
+def test_a_pool_that_has_served_other_batches_serves_the_next_as_the_first_one():
+    """Lengths change from batch to batch (plans, clips) and requests end in any order: rows are still alike."""
+    cache, rng = make_cache(num_pages=200), random.Random(0)
+    for lengths in [[30, 30, 30], [30, 12, 7], [9, 9, 9], [22, 5, 5]] * 3:
+        owners = list("abcdefgh")
+        for owner in owners:
+            cache.admit(owner, lengths)
+        needed = cache.page_size * cache.num_pages_for(lengths)
+        assert starts(cache, owners)[0][0] == 0
+        for of_layer in starts(cache, owners):
+            assert of_layer == [of_layer[0] + n * needed for n in range(8)]
+        for owner in rng.sample(owners, 8):
+            cache.free(owner)
+            cache.check()
+
+
+def test_pages_lie_in_pieces_only_where_no_run_of_free_ones_is_long_enough():
+    cache = make_cache(num_pages=18)
+    for owner in "abc":
+        cache.admit(owner, [8, 8, 8])  # six pages each
+    cache.free("a")
+    cache.free("c")  # twelve are free, six before b and six behind it
+    cache.admit("layers", [16, 12, 4])  # no run holds eight; one each holds the first layer and the second
+    assert starts(cache, ["layers"]) == [[0], [48], [16]]
+    cache.admit("pieces", [0, 4, 12])  # one page is left before b, three behind it: they hold all of it
+    assert starts(cache, ["pieces"])[1:] == [[20], [60]]
+    cache.check()
+    cache.free("pieces")
+    cache.admit("in two", [0, 0, 16])
+    assert starts(cache, ["in two"])[2] == [-1]
+    cache.check()
+    assert cache.num_free_pages == 0

@@ -58,7 +58,7 @@ class Calls(TorchDispatchMode):
         ([[7, 2, 9], [4], [11, 1]], (9, 1, 8), 3, 4),
         ([[7, 2, 9], [4, 1, 0], [11, 5, 3]], (9, 9, 9), 1, 2),
         ([[3, 4, 5], [9, 10, 11], [15, 16, 17]], (9, 9, 9), 1, 0),
-        ([[15, 16, 17], [9, 10, 11], [3, 4, 5]], (9, 9, 9), 1, 0),
+        ([[15, 16, 17], [9, 10, 11], [3, 4, 5]], (9, 9, 9), 3, 0),
         ([[3, 4, 5], [9, 10, 11], [30, 31, 32]], (9, 9, 9), 2, 0),
         ([[3, 4, 5], [9, 10], [20, 1], [30]], (9, 5, 5, 2), 4, 2),
     ],
@@ -81,10 +81,12 @@ def test_the_cache_knows_whose_pages_lie_end_to_end():
     )  # fmt: skip
     for owner in "abc":
         cache.admit(owner, [8, 8])  # two pages in each of two layers
-    assert cache.batch("abc", [[5, 5]] * 3).host_starts == [[48, 32, 16], [56, 40, 24]]
+    assert cache.batch("abc", [[5, 5]] * 3).host_starts == [[0, 16, 32], [8, 24, 40]]
     cache.free("a")
+    cache.admit("c2", [8, 8])
     cache.free("c")
-    cache.admit("d", [12, 12])  # c's four pages, and two of a's before them
+    cache.free("c2")  # free are now four pages before b, and eight behind it
+    cache.admit("d", [20, 20])
     starts = cache.batch("d", [[9, 9]]).host_starts
     tables = cache.batch("d", [[9, 9]]).table_LBM[:, 0].tolist()
     assert starts == [[start] for start in places(tables)]
