@@ -8,12 +8,9 @@ Where a tower has a CLS token, it leads every segment: it is a query and a key o
 token (attention received is the mean over all queries of the segment, CLS included), but no reducer sees it, so it is
 never merged, dropped or counted. It leaves behind the last block, before ``vision_output``. What ``vision_output``
 measures (attention received, keys) is the last block's; a token merged there keeps the value of its own place.
-
 Sizes count the patches (or groups) that a token stands for since the tower's first step; the decoder counts anew.
-
 Where a tower's merger joins square groups of patches, reducers see whole groups as their tokens (`illava.groups`).
 A method that joins frames sees a video's frames as one segment; afterwards the joined frame is a segment.
-
 Under proportional attention (ToMe) every block behind the first such step attends with `key_bias_T`, log size, and is
 scored with it. Under the plan's ``unmerge`` the whole grid is back behind the last block (`illava.unmerge`).
 
@@ -56,7 +53,6 @@ CLS_EVIDENCE: dict[Stage, frozenset[EvidenceKind]] = {
 }
 # What a block's attention gives; the rest is kept from step to step.
 _OF_BLOCK: frozenset[EvidenceKind] = frozenset({"attention_received", "cls_attention", "keys"})
-
 
 _State = tuple[tuple[int, ...], Tensor, Segments, Tensor | None, Sequence[int] | None, list[VisionStep]]
 
@@ -154,6 +150,11 @@ class VisionReduction:
             return hidden_TD
         evidence = Evidence(attention_received_T=score_T, keys_THd=keys_THd, cls_attention_T=cls_score_T)
         return self._reduce(reducer, "vision_block", block, hidden_TD, evidence)
+
+    def asks(self, block: int) -> bool:
+        """Whether `at` reads this block's queries and keys; where it does not, it has nothing to do."""
+        measured_later = block == self._last_block and bool(self._later)
+        return measured_later or self._plan.at("vision_block", block) is not None or watcher() is not None
 
     def after_tower(self, hidden_TD: Tensor) -> Tensor:
         """Drop CLS, un-merge and reduce at ``vision_output`` where configured; check that every step of the tower ran.
