@@ -188,7 +188,7 @@ class RuntimeConfig(Section):
         max_open_shards: shards in work at once; bounds what a crash can cost.
         cache_dir: local staging of fetched objects; null is a temporary folder.
         cache_bytes: of all readers' staging together, shared out equally; an object that is larger than a reader's
-            share, and not read by ranges, is a failed row.
+            share, and not read by ranges, is a failed row ``too_large``, however large ``media.max_bytes`` is.
     """
 
     executor: Literal["ray", "local"] = execution("ray")
@@ -202,6 +202,11 @@ class RuntimeConfig(Section):
     max_open_shards: int = execution(4, ge=1)
     cache_dir: str | None = execution(None)
     cache_bytes: int = execution(20_000_000_000, ge=1)
+
+    @property
+    def reader_cache_bytes(self) -> int:
+        """One reader's share of `cache_bytes`."""
+        return self.cache_bytes // self.num_reader_actors
 
 
 class PricesConfig(Section):

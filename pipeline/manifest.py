@@ -66,6 +66,16 @@ class Manifest:
         """Bytes of all objects whose size is known."""
         return sum(int(np.maximum(chunk.flatten().to_numpy(), 0).sum()) for chunk in self.table["sizes"].chunks)
 
+    def num_stored(self, *, above: int, most: int) -> int:
+        """Objects in a store that have more than ``above`` and at most ``most`` bytes, where their size is known."""
+        count = 0
+        for chunk in self.table.select(["uris", "sizes"]).to_batches():
+            uris, sizes = (column.flatten() for column in chunk.columns)
+            asked = pc.and_(pc.greater(sizes, above), pc.less_equal(sizes, most))
+            stored = pc.or_(pc.starts_with(uris, "s3://"), pc.starts_with(uris, "gs://"))
+            count += pc.sum(pc.and_(asked, stored)).as_py() or 0
+        return count
+
     def slice(self, start: int, count: int) -> tuple[MediaItem, ...]:
         """Items ``start`` .. ``start + count - 1``."""
         return tuple(_item(row) for row in self.table.slice(start, count).to_pylist())

@@ -41,6 +41,7 @@ def render_plan(config: JobConfig) -> str:
     ]
     if num_items:
         lines += _token_lines(config, shapes, num_items)
+    lines += _cache_lines(run)
     lines.append(_line("output", f"{run.uri} ({'resumes' if run.resumed else 'new'})"))
     return "\n".join(lines)
 
@@ -66,6 +67,18 @@ def _token_lines(config: JobConfig, shapes: Counter[_Shape], num_items: int) -> 
     if any(kind not in {"video", "document"} and count == 1 for kind, count in shapes):
         notes.append(f"images of {ASSUMED_IMAGE_PX} x {ASSUMED_IMAGE_PX} px")
     return [*lines, _line("", "counted for " + " and ".join(notes))] if notes else lines
+
+
+def _cache_lines(run: Run) -> list[str]:
+    """What ``media.max_bytes`` admits and a reader's share of the cache does not hold."""
+    share = run.config.runtime.reader_cache_bytes
+    count = run.manifest.num_stored(above=share, most=run.config.media.max_bytes)
+    if not count:
+        return []
+    return [
+        _line("above cache", f"{count:,} objects exceed a reader's share of runtime.cache_bytes ({_bytes(share)}, by"),
+        _line("", "runtime.num_reader_actors): those not read by ranges will be failed rows too_large"),
+    ]
 
 
 def _counts(config: JobConfig, model: ModelShape, shape: _Shape) -> TokenCounts:

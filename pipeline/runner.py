@@ -73,7 +73,7 @@ def build_loader(config: JobConfig, preprocessor: Preprocessor) -> ItemLoader:
         config.media,
         preprocessor,
         cache_dir=runtime.cache_dir,
-        cache_bytes=runtime.cache_bytes // runtime.num_reader_actors,
+        cache_bytes=runtime.reader_cache_bytes,
         allowed_roots=media_roots(config),
         pages_per_request=build_task(config.task).media_per_request,
     )

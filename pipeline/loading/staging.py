@@ -12,13 +12,14 @@ import os
 import shutil
 import tempfile
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import storage
 from pipeline.errors import ItemError, StorageError
 from pipeline.loading.sparse_copy import SparseCopy
+from pipeline.storage.errors import is_disk_full
 
 _PREFIX = "illava-staging-"
 _LOCK = "owner.lock"
@@ -107,7 +108,8 @@ class Staging:
         path = self._new_path()
         self.num_requests += 1
         try:
-            fetched = storage.fetch(uri, str(path), etag=etag, verify_md5=self._verify_md5)
+            with self._stopping_at_a_full_disk():
+                fetched = storage.fetch(uri, str(path), etag=etag, verify_md5=self._verify_md5)
             if fetched.num_bytes != size:
                 raise ItemError(
                     "changed_object", f"{uri}: the manifest has {size} bytes, the store {fetched.num_bytes}"
@@ -148,7 +150,8 @@ class Staging:
         missing = copy.missing(ranges)
         self._make_room(sum(end - start for start, end in missing), ())
         self.num_requests += len(missing)
-        copy.fetch(missing)
+        with self._stopping_at_a_full_disk():
+            copy.fetch(missing)
         self.bytes_fetched += sum(end - start for start, end in missing)
 
     def _drop_sparse(self) -> None:
@@ -170,12 +173,26 @@ class Staging:
         if size > self._max_object_bytes:
             raise ItemError("too_large", f"{uri} has {size:,} bytes; max_bytes is {self._max_object_bytes:,}")
 
+    @contextlib.contextmanager
+    def _stopping_at_a_full_disk(self) -> Iterator[None]:
+        """What fails for want of room is no fault of this item, and the next one would fail as well."""
+        try:
+            yield
+        except (OSError, ItemError) as error:
+            if not is_disk_full(error):
+                raise
+            raise StorageError(
+                f"no space is left below {self._base} for what is fetched: set runtime.cache_dir, or lower "
+                "runtime.cache_bytes; then run the same command again: it resumes"
+            ) from error
+
     def _make_room(self, num_bytes: int, keep: Sequence[str]) -> None:
         kept_bytes = sum(size for (_, size, _), path in self._copies.items() if str(path) in keep)
         if kept_bytes + num_bytes > self._cache_bytes:
             raise ItemError(
                 "too_large",
-                f"{kept_bytes + num_bytes:,} bytes must be staged at once; cache_bytes is {self._cache_bytes:,}",
+                f"{kept_bytes + num_bytes:,} bytes must be staged at once; a reader's share of runtime.cache_bytes (by "
+                f"runtime.num_reader_actors) is {self._cache_bytes:,}. Raise it and retry with --only too_large",
             )
         for key, path in list(self._copies.items()):
             sparse_bytes = self._sparse.num_bytes if self._sparse else 0

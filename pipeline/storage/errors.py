@@ -80,13 +80,18 @@ def storage_error(verb: str, uri: str, error: Exception) -> Exception:
     if _about_credentials(error):
         return _credentials_error(verb, uri, error)
     message, hint = f"cannot {verb} {printable(uri)}: {_reason(error)}", ""
-    if any(isinstance(e, OSError) and e.errno == errno.ENOSPC for e in _chain(error)):
+    if is_disk_full(error):
         hint = "; free some space, then run the same command again: it resumes"
     elif isinstance(error, FileNotFoundError):
         hint = "; check the address and that the bucket or folder exists"
     elif isinstance(error, PermissionError):
         hint = "; the credentials in use may not do this here"
     return StorageError(message + hint)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a local disk, or this user's share of it, has no room left."""
+    return any(isinstance(e, OSError) and e.errno in {errno.ENOSPC, errno.EDQUOT} for e in _chain(error))
 
 
 def http_code(error: BaseException) -> str:

@@ -86,6 +86,20 @@ def test_plan_prints_tokens_and_shards_without_ray_or_torch_and_writes_nothing(t
     assert not output.exists()
 
 
+def test_plan_counts_stored_objects_that_no_reader_can_hold(tmp_path) -> None:
+    """Of two readers: a share of 5 GB, below the 8 GB of ``media.max_bytes``. Local objects are used in place."""
+    from pipeline.plan_report import render_plan
+
+    sizes = {"s3://bucket/a.mp4": 5 * 10**9 + 1, "gs://bucket/b.mp4": 8 * 10**9, f"{tmp_path}/c.mp4": 6 * 10**9}
+    sizes |= {"s3://bucket/d.mp4": 5 * 10**9, "s3://bucket/e.mp4": 8 * 10**9 + 1, "s3://bucket/f.mp4": -1}
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text("\n".join(json.dumps({"uri": uri, "size": size}) for uri, size in sizes.items()))
+    config = partial(job_config, tmp_path / "out", {"manifest": str(manifest)}, media={"num_frames": 2})
+    said = render_plan(config(runtime={"cache_bytes": 10**10}))
+    assert "2 objects exceed a reader's share of runtime.cache_bytes (5 GB, by" in said
+    assert "exceed" not in render_plan(config(runtime={"cache_bytes": 16 * 10**9}))
+
+
 def test_what_the_plan_expects_is_what_the_rows_measure(tmp_path, onevision_folder, capsys) -> None:
     """Videos and image sets through a real model; every count that the plan calls exact."""
     import clips

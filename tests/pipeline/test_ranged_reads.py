@@ -189,11 +189,12 @@ def preprocessor(onevision_folder):
 
 @pytest.fixture
 def open_loader(preprocessor, tmp_path, request):
-    def make(**media):
+    def make(*, cache_bytes=10_000_000, **media):
         loader = Loader(
             MediaConfig(num_frames=4, **media),
             preprocessor,
             cache_dir=str(tmp_path / "cache"),
+            cache_bytes=cache_bytes,
             ranged_from_bytes=100_000,
         )
         request.addfinalizer(loader.close)
@@ -223,6 +224,19 @@ def test_a_stored_video_costs_its_chosen_frames_and_gives_the_same(open_loader, 
     assert whole.stats.bytes_fetched == item.sizes[0]
     assert 3 <= by_ranges.stats.storage_requests <= 7
     assert loader.load(item).stats.bytes_fetched == 0  # another question about the same video
+
+
+def test_what_is_larger_than_the_cache_is_read_by_ranges_or_fails_alone(open_loader, s3_bucket, tmp_path, frames):
+    path = write_video(tmp_path / "v.mp4", frames, keyframe_interval=10, options=H264)
+    item = item_of(put(f"{s3_bucket}/v.mp4", path))
+    small = item_of(put(f"{s3_bucket}/s.mp4", write_video(tmp_path / "s.mp4", frames[:2], options=H264)))
+    share = item.sizes[0] - 1
+    assert len(open_loader(cache_bytes=share).load(item).frame_timestamps_s) == 4
+    whole_only = open_loader(cache_bytes=share, ranged_reads="off")
+    with pytest.raises(ItemError, match=rf"runtime\.cache_bytes .* is {share:,}") as caught:
+        whole_only.load(item)
+    assert caught.value.error_type == "too_large"
+    assert len(whole_only.load(small).frame_timestamps_s) == 2
 
 
 def test_a_doubtful_video_is_read_whole_and_the_index_is_counted(open_loader, s3_bucket, tmp_path, frames):

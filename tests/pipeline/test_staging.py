@@ -1,5 +1,6 @@
 """Objects on the local disk: fetched once, bounded, compared with the manifest, and gone afterwards."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -9,7 +10,9 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import ItemError, StorageError
+from pipeline.loading.sparse_copy import SparseCopy
 from pipeline.loading.staging import Staging
+from pipeline.storage.s3_read import PinnedObject
 
 
 @pytest.fixture
@@ -142,3 +145,17 @@ def test_a_disk_that_cannot_be_written_stops_the_run(s3_bucket, tmp_path):
     staging = Staging(cache_dir=str(tmp_path / "file"), cache_bytes=1000, max_object_bytes=1000)
     with pytest.raises(StorageError, match=r"runtime\.cache_dir"):
         get(staging, info)
+
+
+def test_a_full_disk_stops_the_run_instead_of_failing_items(stage, s3_bucket, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    info, staging = put(s3_bucket, "a", 100), stage()
+    sparse = staging.sparse(info.uri, size=info.size, etag=info.etag)
+    monkeypatch.setattr(PinnedObject, "copy", lambda *_, **__: full())
+    with pytest.raises(StorageError, match=r"no space is left below .*runtime\.cache_bytes.*resumes"):
+        get(staging, info)
+    monkeypatch.setattr(SparseCopy, "fetch", full)
+    with pytest.raises(StorageError, match="no space is left below"):
+        staging.fill(sparse, [(0, 10)])
