@@ -1,32 +1,22 @@
-"""Reduction in the Qwen towers against a slow tower written apart, and what survivors keep: places, positions, text."""
+"""Reduction in the Qwen towers against a slow tower written apart; traces, other reducers, plans that make no sense."""
 
-import dataclasses
 import math
 
-import numpy as np
 import pytest
 import torch
-import transformers
 from models_qwen import FAMILIES
+from qwen_towers import BLOCKS, encode, load, picture, plan, video
 from torch.nn.functional import interpolate
 
-from illava import VLM, Request, SamplingParams, load_preprocessor
 from illava.errors import PlanError
-from illava.families.base import Run
 from illava.plan import ReductionPlan, preset
-from illava.prompt import assemble, media_of, pack
 from illava.reducers import REDUCERS
 from illava.vision import VISION_EVIDENCE
-
-BLOCKS = {"qwen2_vl": (2, 3), "qwen2_5_vl": (1, 3), "qwen3_vl": (1, 3)}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def loaded(request, tmp_path_factory):
-    make, stock_class = FAMILIES[request.param]
-    folder = make(tmp_path_factory.mktemp(request.param))
-    stock = getattr(transformers, stock_class).from_pretrained(folder, dtype=torch.float32).eval()
-    return VLM.from_pretrained(str(folder), kv_cache_bytes=8 << 20), stock, load_preprocessor(str(folder))
+    return load(request.param, tmp_path_factory.mktemp(request.param))
 
 
 @pytest.fixture(scope="module")
@@ -37,28 +27,6 @@ def vlm(loaded):
 @pytest.fixture(scope="module")
 def pre(loaded):
     return loaded[2]
-
-
-def picture(height, width, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def video(pre, count, height, width):
-    return pre.video(
-        [picture(height, width, seed) for seed in range(count)], timestamps_s=[0.7 * n for n in range(count)]
-    )
-
-
-def plan(vlm, *, decoder: bool = False, **budget) -> ReductionPlan:
-    reducer = {"kind": "illava", **(budget or {"keep_ratio": 0.7})}
-    steps = [{"stage": "vision_block", "layers": BLOCKS[vlm.family.model_type], "reducer": reducer}]
-    if decoder:
-        steps.append({"stage": "decoder_layer", "layers": [1, 2], "reducer": {"kind": "illava", "keep_ratio": 0.8}})
-    return ReductionPlan(steps=steps)
-
-
-def encode(vlm, media, which, *, trace=False):
-    return vlm.family.encode(media, which, trace=trace)
 
 
 # The oracle: one temporal patch at a time, patches as a dict of places, attention maps written out.
@@ -180,122 +148,6 @@ def test_scores_for_the_decoder_are_means_over_groups(vlm, pre):
     (encoded,) = encode(vlm, [video(pre, 4, 24, 40)], which)
     per_segment = encoded.score_K.view(2, -1)
     torch.testing.assert_close(per_segment.mean(1), torch.full((2,), 1 / (4 * per_segment.shape[1])))
-
-
-# Positions and text in the prompt
-
-
-def true_positions(prompt_ids, grids, visual_ids):
-    """Three axes for every slot, counted by hand; ``grids``: (times, rows, cols, interval) of groups, in order."""
-    positions, position, slot, grids = [], 0, 0, list(grids)
-    while slot < len(prompt_ids):
-        if prompt_ids[slot] not in visual_ids:
-            positions.append((position,) * 3)
-            position, slot = position + 1, slot + 1
-            continue
-        times, rows, cols, interval = grids.pop(0)
-        for time in range(times):
-            for row in range(rows):
-                positions += [(position + int(time * interval), position + row, position + col) for col in range(cols)]
-        position += max(rows, cols)
-        slot += times * rows * cols
-    return positions
-
-
-def prompt_grids(vlm, media):
-    """Grids of every medium as they stand in the prompt: Qwen3 writes a video frame by frame."""
-    interval = {"qwen2_vl": 1, "qwen2_5_vl": 2 * 1.4, "qwen3_vl": 1}[vlm.family.model_type]
-    apart, grids = vlm.family.model_type == "qwen3_vl", []
-    for grid in map(vlm.family.encoder.grid, media):
-        times, rows, cols = grid.times, grid.rows // 2, grid.cols // 2
-        grids.append([(1, rows, cols, 1)] * times if apart else [(times, rows, cols, interval)])
-    return grids
-
-
-def test_survivors_keep_their_true_positions_and_text_its_order(vlm, pre):
-    first, second = pre.images([picture(40, 66), picture(64, 30)])
-    content = ("A ", first, " in between ", second, video(pre, 8, 24, 40), " end?")
-    request, which = Request("r", content), plan(vlm)
-    media = media_of(request)
-    encoded = encode(vlm, media, which)
-    prompt = assemble(vlm.family, request, encoded)
-    ids = vlm.family.render(content, [medium.num_slots for medium in encoded]).token_ids
-    to_id = vlm.family._tokenizer.convert_tokens_to_ids
-    visual_ids = {to_id("<|image_pad|>"), to_id("<|video_pad|>")}
-    grids = prompt_grids(vlm, media)
-    truth = true_positions(ids, [grid for own in grids for grid in own], visual_ids)
-    # which slots survive, from places alone
-    starts = [n for n, token in enumerate(ids) if token in visual_ids and ids[n - 1] not in visual_ids]
-    alive = {n for n, token in enumerate(ids) if token not in visual_ids}
-    for medium, own in zip(encoded, grids, strict=True):
-        begins, (times, rows, cols, _) = [starts.pop(0) for _ in own], own[0]
-        for time, row, col in medium.place_K3.tolist():
-            begin, inner = (begins[time], 0) if times == 1 else (begins[0], time)
-            alive.add(begin + (inner * rows + row) * cols + col)
-    assert not starts
-    assert prompt.position_PT.T.tolist() == [list(truth[slot]) for slot in sorted(alive)]
-    assert prompt.next_position_P.tolist() == [truth[-1][0] + 1] * 3
-    text = [token for token in ids if token not in visual_ids]
-    is_text = prompt.place_T4[:, 0] < 0
-    assert torch.equal(prompt.hidden_TD[is_text], vlm.family.embed(torch.tensor(text)))
-    assert prompt.place_T4[:, 0][~is_text].unique_consecutive().tolist() == [0, 1, 2]
-
-
-# Batches and the cache
-
-
-def mixed_requests(pre):
-    sampling = SamplingParams(max_new_tokens=6)
-    first, second = pre.images([picture(40, 66), picture(64, 30, 3)])
-    contents = [(first, "What?"), ("A", second, "B", first, "C?"), (video(pre, 7, 24, 40), "See"), (first, second, "?")]
-    return [Request(f"r{n}", parts, sampling) for n, parts in enumerate(contents)]
-
-
-def test_a_merged_batch_equals_its_items_alone(vlm, pre):
-    requests, which = mixed_requests(pre), plan(vlm, decoder=True)
-    together = vlm.generate(requests, plan=which)
-    for generation, request in zip(together, requests, strict=True):
-        (alone,) = vlm.generate([request], plan=which)
-        assert generation.error is None
-        assert generation.token_ids == alone.token_ids
-        assert generation.usage == alone.usage
-        usage = generation.usage
-        assert usage.num_decoder_tokens_kept < usage.num_vision_tokens_kept < usage.num_vision_tokens
-    media = [medium for request in requests for medium in media_of(request)]
-    for joint, medium in zip(encode(vlm, media, which), media, strict=True):
-        (alone,) = encode(vlm, [medium], which)
-        torch.testing.assert_close(joint.feature_KD, alone.feature_KD, atol=1e-5, rtol=1e-5)
-        assert torch.equal(joint.slot_K, alone.slot_K)
-
-
-@torch.inference_mode()
-def test_cached_decoding_equals_a_prefill_of_the_longer_prompt(vlm, pre):
-    which, decoder, cache = plan(vlm, decoder=True), vlm.family.decoder, vlm.engine.cache
-    for request in mixed_requests(pre):
-        (generation,) = vlm.generate([request], plan=which)
-        prompt = assemble(vlm.family, request, encode(vlm, media_of(request), which))
-        for step, token in enumerate(generation.token_ids):
-            cache.admit("longer", [prompt.num_tokens] * decoder.num_layers)
-            pages = cache.batch(["longer"], [[0] * decoder.num_layers])
-            logits = decoder.prefill(pack([prompt]), which, cache, pages, seeds=[0]).logits_BV[0]
-            cache.free("longer")
-            best = logits.topk(2)
-            assert best.values[0] - best.values[1] > 1e-3, "this fixture has a near-tie: choose another"
-            assert int(best.indices[0]) == token, (request.request_id, step)
-            prompt = longer(vlm, prompt, token, step)
-
-
-def longer(vlm, prompt, token, step):
-    """The prompt with a drawn token behind it, as text."""
-    position_P1 = (prompt.next_position_P + step)[:, None]
-    return dataclasses.replace(
-        prompt,
-        hidden_TD=torch.cat([prompt.hidden_TD, vlm.family.embed(torch.tensor([token]))]),
-        position_PT=torch.cat([prompt.position_PT, position_P1], 1),
-        place_T4=torch.cat([prompt.place_T4, torch.full((1, 4), -1)]),
-        runs=(*prompt.runs, Run(1)),
-        deepstack=tuple(torch.cat([layer, torch.zeros(1, layer.shape[1])]) for layer in prompt.deepstack),
-    )
 
 
 # Traces, other reducers, plans that make no sense

@@ -1,0 +1,92 @@
+"""The tiny LLaVA-OneVision's tower for its vision tests: media, plans, and survivors read off the trace alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from models import make_onevision
+from transformers import LlavaOnevisionForConditionalGeneration
+
+from illava.families import load_family
+from illava.families.base import EncodedMedium
+from illava.plan import ReductionPlan
+from illava.preprocess import VisualInput, load_preprocessor
+
+GRID = 7
+# (height, width): square, wide, tall, very wide (unpadded to less than a tile), exactly the largest canvas
+SIZES = [(100, 100), (60, 150), (150, 60), (40, 300), (168, 168)]
+
+
+def load(folder: Path):
+    """The stock model, the family and its preprocessor."""
+    stock = LlavaOnevisionForConditionalGeneration.from_pretrained(folder).eval()
+    return stock, load_family(str(folder), dtype=torch.float32, device="cpu"), load_preprocessor(str(folder))
+
+
+def load_tight(folder: Path):
+    """The same of a model whose budget of one tile makes every larger image go through the resize."""
+    return load(make_onevision(folder, max_tiles=1))
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    row, col = np.mgrid[0:height, 0:width]
+    smooth = np.stack([row * 255 / height, col * 255 / width, 127 + 100 * np.sin((row + 2 * col) / 9)], axis=-1)
+    return np.clip(smooth + rng.normal(0, 30, smooth.shape), 0, 255).astype(np.uint8)
+
+
+def clip(num_frames: int, seed: int = 0) -> np.ndarray:
+    return np.stack([picture(60, 90, seed * 100 + n) for n in range(num_frames)])
+
+
+def plan(layout: str = "geometric", *, num_merged: int = 6, budget: dict | None = None) -> ReductionPlan:
+    """49 patches, four cuts of 6 leave 25 = 5 x 5."""
+    steps = [{"stage": "vision_block", "layers": [2, 3, 4, 5], "reducer": {"kind": "illava", "num_merged": num_merged}}]
+    if budget is not None:
+        steps.append({"stage": "decoder_input", "reducer": {"kind": "illava", **budget}})
+    return ReductionPlan(layout=layout, steps=steps)
+
+
+def encode_one(family, medium: VisualInput, plan: ReductionPlan, *, trace: bool = False) -> EncodedMedium:
+    (encoded,) = family.encode([medium], plan, trace=trace)
+    _check_contract(encoded)
+    return encoded
+
+
+def _check_contract(encoded: EncodedMedium) -> None:
+    num_kept = encoded.feature_KD.shape[0]
+    assert encoded.slot_K.shape == (num_kept,)
+    assert encoded.place_K3.shape == (num_kept, 3)
+    assert torch.equal(encoded.slot_K, encoded.slot_K.unique())
+    assert int(encoded.slot_K[-1]) < encoded.num_slots
+    assert sum(count for _, count in encoded.frame_counts) == num_kept
+
+
+def tower_survivors(family, medium: VisualInput, plan: ReductionPlan) -> tuple[torch.Tensor, list[list], dict]:
+    """Oracle: projected survivors, the place of each by tile, and the survivor that every cell went into.
+
+    Reads the trace's tower matrices only: a cell belongs to the row that its weight ends up in.
+    """
+    encoded = encode_one(family, medium, plan, trace=True)
+    matrix = torch.eye(encoded.num_patches)
+    for step in encoded.trace[:-1]:
+        matrix = step.matrix.to_dense() @ matrix
+    assert encoded.trace[-1].stage == "layout"
+    place = encoded.trace[-2].place[:, 1:].tolist()
+    owner = {}
+    for cell, (_, tile, row, col) in enumerate(encoded.patch_place_P4.tolist()):
+        (rows,) = matrix[:, cell].nonzero(as_tuple=True)
+        assert len(rows) == 1
+        owner[tile, row, col] = int(rows[0])
+    return matrix, place, owner
+
+
+def projected(family, medium: VisualInput, plan: ReductionPlan) -> torch.Tensor:
+    """Survivors at LLM width in packed order, before any layout."""
+    seen = []
+    hook = family._projector.register_forward_hook(lambda module, args, out: seen.append(out))
+    family.encode([medium], plan, trace=False)
+    hook.remove()
+    return seen[0]

@@ -1,0 +1,45 @@
+"""Tiny Qwen models of every family, loaded with their stock twins, and the media and plans their vision tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from models_qwen import FAMILIES
+
+from illava import VLM, load_preprocessor
+from illava.plan import ReductionPlan
+
+BLOCKS = {"qwen2_vl": (2, 3), "qwen2_5_vl": (1, 3), "qwen3_vl": (1, 3)}
+
+
+def load(family: str, folder: Path):
+    """The model, its stock twin and its preprocessor, made in an empty folder."""
+    make, stock_class = FAMILIES[family]
+    folder = make(folder)
+    stock = getattr(transformers, stock_class).from_pretrained(folder, dtype=torch.float32).eval()
+    return VLM.from_pretrained(str(folder), kv_cache_bytes=8 << 20), stock, load_preprocessor(str(folder))
+
+
+def picture(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def video(pre, count, height, width):
+    return pre.video(
+        [picture(height, width, seed) for seed in range(count)], timestamps_s=[0.7 * n for n in range(count)]
+    )
+
+
+def plan(vlm, *, decoder: bool = False, **budget) -> ReductionPlan:
+    reducer = {"kind": "illava", **(budget or {"keep_ratio": 0.7})}
+    steps = [{"stage": "vision_block", "layers": BLOCKS[vlm.family.model_type], "reducer": reducer}]
+    if decoder:
+        steps.append({"stage": "decoder_layer", "layers": [1, 2], "reducer": {"kind": "illava", "keep_ratio": 0.8}})
+    return ReductionPlan(steps=steps)
+
+
+def encode(vlm, media, which, *, trace=False):
+    return vlm.family.encode(media, which, trace=trace)
