@@ -1,9 +1,9 @@
 """What token reduction does to answers: exact match on the toy model's frozen test set, plan by plan, paired.
 
 Every answer is decoded by `VLM.generate`; the questions of one picture share its tower pass, plans share what they do
-alike (see `answering.py`), and a sample of the questions is asked again without that. Finished work lies in --work-dir:
-the same command again goes on there, and more plans may be added. The figures are this project's own toy model's and
-stand for nothing else.
+alike (see `answering.py`), and a sample of the questions is asked again without that. Finished work lies in --work-dir
+by weights, plan and samples: the same command again goes on there, another one uses what both have in common. After a
+change of code give another folder. The figures are this project's own toy model's and stand for nothing else.
 
     python benchmarks/accuracy.py --plans sweep --third-party easy_vqa mnist --processes 2 --work-dir runs/accuracy \\
         --json benchmarks/results/accuracy.json --svg benchmarks/results/accuracy.svg
@@ -12,14 +12,12 @@ stand for nothing else.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -28,44 +26,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.accuracy_findings import findings, summarise
 from benchmarks.accuracy_report import scope_notes, svg_plot, text_table
+from benchmarks.accuracy_store import Setting, Unit, keep, kept, unfinished
 from benchmarks.machine import write_json
 from benchmarks.small_model.answering import Answerer
 from benchmarks.small_model.compared_plans import about, compared_plans, left_out
 from benchmarks.small_model.sweep_plans import BLOCKS, SWEEP, plan_named
-from benchmarks.small_model.testset import THIRD_PARTY, TestSample, load_sample, sample_names, set_digest
+from benchmarks.small_model.testset import THIRD_PARTY, TestSample, load_sample, set_digest
 from illava.model_files import require_trained
 from illava.plan import ReductionPlan
 
 MODEL = Path(__file__).resolve().parents[1] / "configs" / "demo" / "model"
-_PARTS = 8  # of a plan: what is lost when a process ends
-_CHECKED = 3  # questions a part and medium that are asked again, alone
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """What the answers depend on beside the plan; pickled into every process."""
-
-    model: str
-    scale: float
-    first_seed: int
-    third_party: tuple[str, ...]
-    blocks: tuple[int, ...]
-
-    def key(self, plan: str) -> dict[str, Any]:
-        """What tells one part's answers from those of other weights, another set or another plan of that name."""
-        weights = hashlib.sha256((Path(self.model) / "model.safetensors").read_bytes()).hexdigest()[:16]
-        plans = repr([plan_named(plan, clip=clip, blocks=self.blocks) for clip in (False, True)])
-        chosen = {name: value for name, value in asdict(self).items() if name not in ("model", "blocks")}
-        return {"weights": weights, "plan": hashlib.sha256(plans.encode()).hexdigest()[:16], "parts": _PARTS, **chosen}
-
+_CHECKED = 3  # questions of a unit that are asked again, alone
 
 _loaded: dict[str, Answerer] = {}  # one a process
 
 
-def answer_part(setting: Setting, plans: Sequence[str], part: int, work_dir: Path) -> None:
-    """Plan by plan, answers to every `_PARTS`-th sample, into ``work_dir``; runs in a worker process.
+def answer_units(setting: Setting, units: Sequence[Unit], work_dir: Path) -> None:
+    """Answers to the same samples under several plans, into ``work_dir``; runs in a worker process.
 
-    A plan's CPU seconds are those of what no plan before it had done for the same samples.
+    A unit's CPU seconds are those of what no unit before it had done for these samples.
     """
     import torch
 
@@ -75,27 +54,20 @@ def answer_part(setting: Setting, plans: Sequence[str], part: int, work_dir: Pat
     answerer = _loaded[setting.model]
     answerer.forget()
     started = time.process_time()
-    names = sample_names(scale=setting.scale, first_seed=setting.first_seed, third_party=setting.third_party)
-    samples = [load_sample(name) for name in names[part::_PARTS]]
+    samples = [load_sample(name) for name in units[0].names(setting)]
     digests = {sample.sample_id: sample.digest() for sample in samples}
-    sides: dict[str, dict[str, Any]] = {}  # what pictures or clips were answered under a plan: several may be equal
-    for plan in plans:
-        found = []
-        for is_clip in (False, True):
-            reduction = plan_named(plan, clip=is_clip, blocks=setting.blocks)
-            key = f"{is_clip} {reduction!r}"
-            if key not in sides:
-                own = [sample for sample in samples if sample.is_clip == is_clip]
-                sides[key] = _answer_side(answerer, own, reduction)
-            found.append(sides[key])
-        result = {name: found[0][name] + found[1][name] for name in found[0]}
-        cpu_s = round(time.process_time() - started, 2)
-        _keep(setting, plan, part, {"samples": digests, **result, "cpu_s": cpu_s}, work_dir)
+    for unit in units:
+        found = _answer(answerer, samples, setting.plan(unit.plan, unit.group))
+        found |= {"samples": digests, "cpu_s": round(time.process_time() - started, 2)}
+        keep(setting, unit, found, work_dir)
+        right = [row[3] == row[4] for row in found["answers"]]
+        said = f"{unit.plan}, {unit.group} part {unit.part}: {sum(right)}/{len(right)}, {found['cpu_s']} CPU s"
+        print(said, file=sys.stderr, flush=True)
         started = time.process_time()
 
 
-def _answer_side(answerer: Answerer, own: Sequence[TestSample], reduction: ReductionPlan) -> dict[str, Any]:
-    """Answers to the pictures, or to the clips, of a part; some are asked again, alone."""
+def _answer(answerer: Answerer, own: Sequence[TestSample], reduction: ReductionPlan) -> dict[str, Any]:
+    """Answers to samples under one plan; some are asked again, alone."""
     answers = answerer.answer(own, reduction)
     rows = [
         [sample.sample_id, question.task, question.text, question.answer, text]
@@ -113,62 +85,34 @@ def _answer_side(answerer: Answerer, own: Sequence[TestSample], reduction: Reduc
 
 
 def answer_all(setting: Setting, plans: Sequence[str], work_dir: Path, num_processes: int) -> None:
-    """Every part of every plan that does not lie in ``work_dir`` yet; a process does all plans of a part.
-
-    Raises:
-        SystemExit: what lies there belongs to other weights, another set or another plan.
-    """
-    work_dir.mkdir(parents=True, exist_ok=True)
-    todo = {part: [plan for plan in plans if not _is_done(setting, plan, part, work_dir)] for part in range(_PARTS)}
-    todo = {part: own for part, own in todo.items() if own}
-    print(f"{sum(map(len, todo.values()))} of {len(plans) * _PARTS} parts to do", file=sys.stderr)
+    """Every unit that does not lie in ``work_dir`` yet; a process does all plans over the same samples."""
+    todo = unfinished(setting, plans, work_dir)
+    print(f"{len(todo)} units to do, {len({unit.plan for unit in todo})} plans", file=sys.stderr, flush=True)
+    tasks = [list(units) for _, units in groupby(todo, key=lambda unit: (unit.group, unit.part))]
     if num_processes == 1:
-        for part, own in todo.items():
-            answer_part(setting, own, part, work_dir)
+        for units in tasks:
+            answer_units(setting, units, work_dir)
         return
     with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
-        for running in [pool.submit(answer_part, setting, own, part, work_dir) for part, own in todo.items()]:
+        for running in [pool.submit(answer_units, setting, units, work_dir) for units in tasks]:
             running.result()
-
-
-def _file(work_dir: Path, plan: str, part: int) -> Path:
-    return work_dir / f"{plan.replace(':', '_')}.{part}.json"
-
-
-def _is_done(setting: Setting, plan: str, part: int, work_dir: Path) -> bool:
-    path = _file(work_dir, plan, part)
-    if not path.exists():
-        return False
-    found, wanted = json.loads(path.read_text())["key"], json.loads(json.dumps(setting.key(plan)))
-    if found != wanted:
-        differing = ", ".join(name for name in wanted if found.get(name) != wanted[name])
-        raise SystemExit(f"{path} was made with other {differing}; give another --work-dir, or delete this one")
-    return True
-
-
-def _keep(setting: Setting, plan: str, part: int, result: dict[str, Any], work_dir: Path) -> None:
-    path = _file(work_dir, plan, part)
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    unfinished.write_text(json.dumps({"key": setting.key(plan), **result}))
-    unfinished.replace(path)
-    right = [row[3] == row[4] for row in result["answers"]]
-    print(f"{plan} part {part}: {sum(right)}/{len(right)}, {result['cpu_s']} CPU s", file=sys.stderr, flush=True)
 
 
 def collect(setting: Setting, plans: Sequence[str], work_dir: Path) -> dict[str, Any]:
     """The result: per plan its rows against no reduction, the digest of the set, the checks' outcome."""
-    parts = {plan: [json.loads(_file(work_dir, plan, part).read_text()) for part in range(_PARTS)] for plan in plans}
+    parts = kept(setting, plans, work_dir)
     samples = {name: digest for part in parts["none"] for name, digest in part["samples"].items()}
     summaries = summarise({plan: parts[plan] for plan in plans}, setting.blocks)
+    distinct = {id(part): part for own in parts.values() for part in own}.values()
     return {
         "benchmark": "accuracy",
         "model": Path(setting.model).name,
-        "setting": {**setting.key("none"), "blocks": list(setting.blocks)},
+        "setting": {**asdict(setting), "model": Path(setting.model).name, "weights": setting.digest()},
         "test_set": set_digest(samples),
         "num_samples": len(samples),
         "num_questions": sum(len(part["answers"]) for part in parts["none"]),
-        "asked_again": sum(part["checked"] for own in parts.values() for part in own),
-        "answered_otherwise": sum(part["disagreed"] for own in parts.values() for part in own),
+        "asked_again": sum(part["checked"] for part in distinct),
+        "answered_otherwise": sum(part["disagreed"] for part in distinct),
         "plans": summaries,
         "findings": findings(parts),
         **({"compared": about(), "left_out": left_out()} if set(compared_plans()) <= set(plans) else {}),

@@ -1,7 +1,8 @@
 """A tower that goes on from where it has been: until a plan first acts, its blocks make the same of a tile.
 
 Beside the family's own `TileEncoder`: equal tiles (a small picture's two, the same picture under another plan) share
-the blocks before the first that reduces or is measured. Knows plans by their stages; no reducer, no question.
+the blocks before the first that reduces or is measured. Those of one call share the others, too, if every reduction
+leaves bit by bit the same of them. Knows plans by their stages; no reducer, no question.
 
 Shape suffixes: T tokens packed end to end, F tiles, N patches of a tile, K kept tokens, D channels.
 """
@@ -11,7 +12,6 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,14 +33,17 @@ class SharedTower:
         has_cls: of the tower.
         num_blocks: of the tower.
         depth: blocks that the plan at hand leaves alone; see `untouched_blocks`.
-        num_run: tiles that went through blocks on their own account, for tests.
+        shares_later: whether equal tiles of one call go through the other blocks once.
+        num_run: tiles that went through those first blocks on their own account, for tests.
+        num_later: tiles that went through the others, for tests.
     """
 
     has_cls = False
 
     def __init__(self, tower: SiglipTower) -> None:
         self._tower, self._blocks = tower, tower._blocks
-        self.num_blocks, self.depth, self.num_run = tower.num_blocks, 0, 0
+        self.num_blocks, self.depth, self.shares_later = tower.num_blocks, 0, True
+        self.num_run = self.num_later = 0
         self._embedded_TD: Tensor | None = None
         self._keys: list[bytes] = []
         self._states_ND: dict[int, dict[bytes, Tensor]] = defaultdict(dict)  # by depth, by tile
@@ -65,8 +68,13 @@ class SharedTower:
         if fresh:
             begun_FND = self._begin(tiles_FND[list(fresh.values())])
             known_ND.update(zip(fresh, begun_FND, strict=True))
-        hidden_TD = torch.cat([known_ND[key] for key in self._keys])
-        return run_blocks(self._blocks[self.depth :], hidden_TD, _Later(reduction, self.depth))  # type: ignore[arg-type]
+        places = range(len(self._keys))
+        later = _Later(
+            reduction, self.depth, [self._keys.index(self._keys[n]) if self.shares_later else n for n in places]
+        )
+        self.num_later += len(later.run)
+        begun_TD = torch.cat([known_ND[self._keys[tile]] for tile in later.run])
+        return run_blocks(self._blocks[self.depth :], begun_TD, later)  # type: ignore[arg-type]
 
     def _begin(self, tiles_FND: Tensor) -> Tensor:
         """The blocks that no plan at hand acts in."""
@@ -77,17 +85,72 @@ class SharedTower:
         return run_blocks(self._blocks[: self.depth], tiles_FND.flatten(0, 1), nothing).view_as(tiles_FND)
 
 
+class _TilesDifferError(Exception):
+    """A reduction left different tokens of equal tiles."""
+
+
 class _Later:
-    """A reduction whose blocks are counted from ``depth``."""
+    """A reduction whose blocks are counted from ``depth``, and which sees all tiles where equal ones were run once.
 
-    def __init__(self, reduction: VisionReduction, depth: int) -> None:
+    Attributes:
+        run: the tiles that the blocks see.
+    """
+
+    def __init__(self, reduction: VisionReduction, depth: int, first_like: list[int]) -> None:
+        """Begin behind the first blocks.
+
+        Args:
+            reduction: over all tiles.
+            depth: blocks that were run already.
+            first_like: of each tile, the first that stands for it.
+        """
         self._reduction, self._depth = reduction, depth
+        self._first_like, self.run = first_like, list(dict.fromkeys(first_like))
+        self._all_run = len(self.run) == len(first_like)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._reduction, name)
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        lengths = self._reduction.lengths
+        return lengths if self._all_run else tuple(lengths[tile] for tile in self.run)
+
+    @property
+    def key_bias_T(self) -> Tensor | None:
+        bias_T = self._reduction.key_bias_T
+        return None if bias_T is None else self._of_run(bias_T)
+
+    def asks(self, block: int) -> bool:
+        """See `VisionReduction.asks`."""
+        return self._reduction.asks(block + self._depth)
 
     def at(self, block: int, *given: Tensor, scale: float) -> Tensor:
-        return self._reduction.at(block + self._depth, *given, scale=scale)
+        """See `VisionReduction.at`.
+
+        Raises:
+            _TilesDifferError: one tile cannot stand for another any more.
+        """
+        return self._of_run(self._reduction.at(block + self._depth, *map(self._of_all, given), scale=scale))
+
+    def after_tower(self, hidden_TD: Tensor) -> Tensor:
+        """See `VisionReduction.after_tower`."""
+        return self._reduction.after_tower(self._of_all(hidden_TD))
+
+    def _of_all(self, value_TX: Tensor) -> Tensor:
+        """From the tiles that were run to all tiles."""
+        if self._all_run:
+            return value_TX
+        own = dict(zip(self.run, value_TX.split(self.lengths), strict=True))
+        return torch.cat([own[tile] for tile in self._first_like])
+
+    def _of_run(self, value_TX: Tensor) -> Tensor:
+        """From all tiles to those that are run, which must be all there is to know."""
+        if self._all_run:
+            return value_TX
+        own = value_TX.split(self._reduction.lengths)
+        if len(own) != len(self._first_like):
+            raise _TilesDifferError
+        if not all(torch.equal(tile_KX, own[first]) for tile_KX, first in zip(own, self._first_like, strict=True)):
+            raise _TilesDifferError
+        return torch.cat([own[tile] for tile in self.run])
 
 
 class SharedTiles(TileEncoder):
@@ -102,7 +165,12 @@ class SharedTiles(TileEncoder):
     ) -> list[EncodedMedium]:
         """See `Family.encode`."""
         self._shared.depth = untouched_blocks(plan, self._shared.num_blocks)
-        return super().encode(media, plan, trace=trace, seeds=seeds)
+        self._shared.shares_later = not any("seed" in step.reducer.evidence(step.stage) for step in plan.steps)
+        try:
+            return super().encode(media, plan, trace=trace, seeds=seeds)
+        except _TilesDifferError:
+            self._shared.shares_later = False
+            return super().encode(media, plan, trace=trace, seeds=seeds)
 
 
 def untouched_blocks(plan: ReductionPlan, num_blocks: int) -> int:

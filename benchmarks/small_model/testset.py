@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.small_model.mixture import make
+from benchmarks.small_model.mixture import CLIPS, make
 from benchmarks.small_model.samples import Question, Sample
 
 # Samples a kind at full size: 2,000 pictures beside 100 pairs, and 300 clips.
@@ -27,6 +27,7 @@ SIZES = {
     "flashes": 20,
 }
 THIRD_PARTY = {"easy_vqa": 500, "mnist": 200}  # the first of easy-VQA's official test split
+GENERATED_GROUPS = ("pictures", "clips")
 CLIP_FRAMES = 8
 _QUESTIONS_A_STILL, _QUESTIONS_A_CLIP = 2, 3  # a clip costs the tower eight times as much
 DIGEST = "c9f238afe604f3d7"  # of the full set without third-party kinds
@@ -85,6 +86,13 @@ class TestSample:
 def headline(task: str) -> str:
     """The row a task counts towards."""
     return next(name for name, tasks in HEADLINES.items() if task in tasks)
+
+
+def group_of(kind: str) -> str:
+    """Which samples a kind is asked together with: of one medium, and third-party kinds apart."""
+    if kind in THIRD_PARTY:
+        return kind
+    return GENERATED_GROUPS[kind in CLIPS]
 
 
 def choose_questions(sample: Sample, seed: int) -> tuple[Question, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,12 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import accuracy
+from benchmarks import accuracy, accuracy_store
 from benchmarks.accuracy_findings import findings
+from benchmarks.accuracy_store import Setting, Unit, keep, unfinished
 from benchmarks.small_model.answering import Answerer, SharedEncoding
 from benchmarks.small_model.shared_tower import untouched_blocks
-from benchmarks.small_model.sweep_plans import METHODS, SWEEP, patches_kept, plan_named
+from benchmarks.small_model.sweep_plans import BLOCKS, METHODS, SWEEP, patches_kept, plan_named
 from benchmarks.small_model.testset import load_sample, sample_names
 
 MODEL = str(accuracy.MODEL)
@@ -64,20 +66,24 @@ def test_a_picture_goes_through_the_tower_once_a_plan(answerer: Answerer):
     assert passes == [(1, none, [7]), (1, half, [9])]
 
 
-@pytest.mark.parametrize("plan", ["none", "illava-small:released", "tome@0.5", "compare:pixel_prune, own count"])
+@pytest.mark.parametrize(
+    "plan", ["none", "illava-small:released", "tome@0.5", "random@0.5", "compare:pixel_prune, own count"]
+)
 def test_what_plans_share_of_the_tower_is_what_each_would_compute(answerer: Answerer, plan: str):
     """Features and places against the untouched family, at first and from remembered states."""
     answerer.forget()
     media, reduction = answerer._media(load_sample(("chart", 900_000))), plan_named(plan)
     (wanted,) = answerer.plain.family.encode(media, reduction, trace=False, seeds=[3])
     family = answerer._shared._family
-    num_run = []
+    num_run, later = [], answerer.tower.num_later
     for _ in range(2):
         (found,) = family.encode(media, reduction, trace=False, seeds=[3])
         torch.testing.assert_close(found.feature_KD, wanted.feature_KD, rtol=1e-4, atol=1e-5)
         assert torch.equal(found.place_K3, wanted.place_K3)
         num_run.append(answerer.tower.num_run)
     assert num_run[0] == num_run[1], "what was known was run again"
+    apart = 2 if plan == "random@0.5" else 1  # of the picture's two tiles, which are equal
+    assert answerer.tower.num_later - later == 2 * apart
 
 
 def test_blocks_that_a_plan_leaves_alone():
@@ -88,16 +94,18 @@ def test_blocks_that_a_plan_leaves_alone():
 
 
 def test_a_small_run_writes_json_table_and_plot_and_goes_on(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(accuracy, "_PARTS", 1)
+    monkeypatch.setattr(accuracy_store, "PARTS", 1)
     result, plot = tmp_path / "a.json", tmp_path / "a.svg"
     command = ["--scale", "0.001", "--work-dir", str(tmp_path / "work"), "--json", str(result), "--svg", str(plot)]
     accuracy.main([*command, "--plans", "least_attended@0.5"])
-    asked = []
-    answer = accuracy.answer_part
-    monkeypatch.setattr(accuracy, "answer_part", lambda *what: asked.extend(what[1]) or answer(*what))
+    next((tmp_path / "work").rglob("clips_*.json")).unlink()  # as if the run had been stopped
+    asked: list[Unit] = []
+    answer = accuracy.answer_units
+    monkeypatch.setattr(accuracy, "answer_units", lambda *what: asked.extend(what[1]) or answer(*what))
     plans = ["none", "least_attended@0.5", "illava-small"]
     accuracy.main([*command, "--plans", *plans])
-    assert set(asked) == {"illava-small"}, "what lay there is not answered again"
+    assert len(asked) == 3, "what lay there is answered again, or what was missing is not"
+    assert {unit.group for unit in asked if unit.plan != "illava-small"} == {"clips"}
     found = json.loads(result.read_text())
     assert list(found["plans"]) == plans
     assert found["asked_again"] >= 3
@@ -111,8 +119,29 @@ def test_a_small_run_writes_json_table_and_plot_and_goes_on(tmp_path: Path, caps
     table = capsys.readouterr().out
     assert all(f"| {plan} |" in table for plan in plans)
     assert plot.read_text().startswith("<svg")
-    with pytest.raises(SystemExit, match="made with other scale"):
-        accuracy.main([*command, "--scale", "0.002", "--plans", "none"])
+
+
+def test_equal_work_is_found_again_and_other_weights_find_none_of_it(tmp_path: Path):
+    models = {name: tmp_path / name for name in ("first", "second")}
+    for name, folder in models.items():
+        folder.mkdir()
+        (folder / "model.safetensors").write_text(name)
+    setting, plans = Setting(str(models["first"]), 1.0, 0, (), BLOCKS), ["none", "illava@0.5"]
+    everything = unfinished(setting, plans, tmp_path)
+    assert len(everything) == 2 * 2 * accuracy_store.PARTS
+    for unit in everything:
+        keep(setting, unit, {}, tmp_path)
+    assert unfinished(setting, plans, tmp_path) == []
+    compared = [*plans, "compare:illava@50%", "compare:evs@25%, clips"]
+    more = unfinished(replace(setting, third_party=("mnist",)), compared, tmp_path)
+    assert {(unit.plan, unit.group) for unit in more} == {
+        *(("compare:illava@50%", "clips"), ("compare:evs@25%, clips", "clips")),  # their pictures' plans were asked
+        *(("none", "mnist"), ("illava@0.5", "mnist")),
+    }
+    for other in ({"model": str(models["second"])}, {"scale": 0.5}, {"first_seed": 1}):
+        assert unfinished(replace(setting, **other), plans, tmp_path) == everything
+    moved = unfinished(replace(setting, blocks=(3, 4, 5, 6)), plans, tmp_path)
+    assert {unit.plan for unit in moved} == {"illava@0.5"}
 
 
 def _parts(rights: dict[str, list[bool]]) -> dict[str, list[dict]]:
