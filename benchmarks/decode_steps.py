@@ -7,9 +7,9 @@ is filled already. What the plan's cache holds in each layer is counted from geo
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,9 +20,6 @@ from illava.counts import expected_counts
 from illava.lifecycle import LiveRequest
 from illava.plan import EMPTY_PLAN, ReductionPlan
 from illava.tower_counts import MediumShape
-
-PAIRS = {"empty_vs_stock": ("stock", "empty"), "plan_vs_stock": ("stock", "plan"), "plan_vs_empty": ("empty", "plan")}
-SIDES = ("stock", "empty", "plan")
 
 
 def layer_lengths(vlm: VLM, plan: ReductionPlan, *, frames: int, num_text: int) -> list[int]:
@@ -90,39 +87,16 @@ def time_stock(model: Any, num_tokens: int, *, batch: int, steps: int) -> float:
     return (ended - stamps[0]) / steps
 
 
-def measure_steps(
-    vlm: VLM, model: Any, plan: ReductionPlan, *, batch: int, frames: int, num_text: int, steps: int, rounds: int
-) -> dict[str, Any]:
-    """One cell: the three sides in turn, round by round, after a warm-up round of two steps."""
+def step_calls(
+    vlm: VLM, model: Any, plan: ReductionPlan, *, batch: int, frames: int, num_text: int, steps: int
+) -> dict[str, Callable[[], float]]:
+    """The three sides as calls, each giving seconds of one step over caches as long as a prompt's."""
     whole = layer_lengths(vlm, EMPTY_PLAN, frames=frames, num_text=num_text)
     kept = layer_lengths(vlm, plan, frames=frames, num_text=num_text)
     vlm.engine.cache.k_pool_PSGd.zero_()  # memory that was never written may hold NaN
     vlm.engine.cache.v_pool_PSGd.zero_()
-
-    def one_round(num: int) -> dict[str, float]:
-        return {
-            "stock": time_stock(model, whole[0], batch=batch, steps=num),
-            "empty": time_engine(vlm, whole, batch=batch, steps=num),
-            "plan": time_engine(vlm, kept, batch=batch, steps=num, plan=plan),
-        }
-
-    one_round(2)
-    seen = [one_round(steps) for _ in range(rounds)]
     return {
-        "batch": batch,
-        "frames": frames,
-        "keys_by_layer": {"empty": sorted(set(whole)), "plan": sorted(set(kept), reverse=True)},
-        "median_s": {side: statistics.median(one[side] for one in seen) for side in SIDES},
-        "ratios": {
-            name: spread([one[slower] / one[faster] for one in seen]) for name, (slower, faster) in PAIRS.items()
-        },
+        "stock": partial(time_stock, model, whole[0], batch=batch, steps=steps),
+        "empty": partial(time_engine, vlm, whole, batch=batch, steps=steps),
+        "plan": partial(time_engine, vlm, kept, batch=batch, steps=steps, plan=plan),
     }
-
-
-def spread(ratios: Sequence[float]) -> dict[str, float | str]:
-    """Median and range of the rounds' own ratios, and what they let one say."""
-    low, high = min(ratios), max(ratios)
-    verdict = "faster" if low > 1 else "slower" if high < 1 else "equal within spread"
-    if len(ratios) < 3:
-        verdict = "too few rounds to say"
-    return {"median": statistics.median(ratios), "min": low, "max": high, "verdict": verdict}

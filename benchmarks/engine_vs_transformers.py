@@ -1,14 +1,14 @@
 """The engine against stock transformers `generate`: tower, prefill, decode per step and end to end, by batch size.
 
-Same weights, same clips, same prompt ids, same forced number of new tokens, same threads. Three sides, interleaved in
-one run: stock `generate` (SDPA attention), the engine without reduction, the engine under a plan. A round gives a
-ratio, stock's seconds over ours (above 1: ours is faster); reported are their median and range, and "equal within
-spread" where the range holds 1. Decode steps are measured beside that over caches filled beforehand, in rounds of
-their own: with a tower that takes seconds a frame there would be too few. Random weights say nothing about quality. On
-CPU only the ratios mean something.
+Same weights, same clips, same prompt ids, same forced number of new tokens, same threads. Three sides by turns in one
+run: stock (SDPA attention), the engine without reduction, the engine under a plan. A round gives a ratio, stock's
+seconds over ours (above 1: ours is faster); reported are their median, its 95 % interval and their range, and a verdict
+by the interval. Each stage alone has rounds of its own (`stages_alone`, decode steps over caches filled beforehand);
+`--stages whole` answers whole requests instead, stages by their own stopwatches. Random weights say nothing about
+quality. On CPU only the ratios mean something.
 
-    python benchmarks/engine_vs_transformers.py --batch 1 --frames 4 --json OUT.json                  # 8 minutes, idle
-    python benchmarks/engine_vs_transformers.py --batch 8 --frames 1 --decode-batch --json OUT.json
+    python benchmarks/engine_vs_transformers.py --json OUT.json                       # 16 minutes on two idle cores
+    python benchmarks/engine_vs_transformers.py --stages whole --batch 8 --frames 1 --rounds 5 --json OUT.json
     python benchmarks/engine_vs_transformers.py --size tiny --batch 1 8 32 --frames 8     # seconds, for a quick look
 """
 
@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,17 @@ from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.decode_steps import PAIRS, measure_steps, spread
 from benchmarks.machine import write_json
+from benchmarks.paired_rounds import PAIRS, by_turns, compared
 from benchmarks.random_onevision import SIZES, make_random_onevision
+from benchmarks.stages_alone import Cell
 from illava import VLM, Request, SamplingParams, VisualInput, load_preprocessor, preset
 from illava.families.llava_onevision import LlavaOnevision
 from illava.plan import EMPTY_PLAN, ReductionPlan
 
 PROMPT = "describe the video in two sentences"
 STAGES = ("tower", "prefill", "decode", "total")
+ALONE = ("tower", "prefill", "decode")
 
 
 def time_ours(
@@ -123,36 +126,45 @@ class Stock:
             outer.remove()
 
 
-def measure(vlm: VLM, model: Any, videos: list[VisualInput], args: argparse.Namespace) -> dict[str, Any]:
-    """One cell: stock, empty plan and plan in turn, round by round, after a warm-up of one short answer each."""
+def measure_whole(vlm: VLM, model: Any, videos: list[VisualInput], args: argparse.Namespace) -> dict[str, Any]:
+    """Whole answers of one cell by all sides, after a warm-up of one short answer each."""
     plan, stock = preset(args.preset, layout=args.layout), Stock(vlm, model)
-    stock.time(videos[:1], 2)
-    time_ours(vlm, videos[:1], 2, EMPTY_PLAN)
-    time_ours(vlm, videos[:1], 2, plan)
-    sides: dict[str, list[dict[str, Any]]] = {"stock": [], "empty": [], "plan": []}
-    for _ in range(args.rounds):
-        sides["stock"].append(stock.time(videos, args.new_tokens))
-        sides["empty"].append(time_ours(vlm, videos, args.new_tokens, EMPTY_PLAN))
-        sides["plan"].append(time_ours(vlm, videos, args.new_tokens, plan))
-    median = {
-        name: {stage: statistics.median(r[stage] for r in rounds) for stage in STAGES} for name, rounds in sides.items()
-    }
-    ratios = {
-        name: {
-            stage: spread([a[stage] / b[stage] for a, b in zip(sides[slower], sides[faster], strict=True)])
-            for stage in STAGES
+
+    def sides(videos: list[VisualInput], new_tokens: int) -> dict[str, Callable[[], dict[str, Any]]]:
+        return {
+            "stock": partial(stock.time, videos, new_tokens),
+            "empty": partial(time_ours, vlm, videos, new_tokens, EMPTY_PLAN),
+            "plan": partial(time_ours, vlm, videos, new_tokens, plan),
         }
-        for name, (slower, faster) in PAIRS.items()
-    }
-    flips = sum(a != b for a, b in zip(sides["stock"][0]["tokens"], sides["empty"][0]["tokens"], strict=True))
+
+    by_turns(sides(videos[:1], 2), 1)
+    seen = by_turns(sides(videos, args.new_tokens), args.rounds)
+    seconds = {stage: {side: [one[stage] for one in rounds] for side, rounds in seen.items()} for stage in STAGES}
+    by_stage = {stage: compared(of_stage) for stage, of_stage in seconds.items()}
+    flips = sum(a != b for a, b in zip(seen["stock"][0]["tokens"], seen["empty"][0]["tokens"], strict=True))
     return {
         "batch": len(videos),
         "frames": len(videos[0].tiles),
         "answers_of_empty_plan_unlike_stock": flips,
-        "decoder_tokens_kept": {side: sides[side][0]["decoder_tokens_kept"] for side in ("empty", "plan")},
-        "ratios": ratios,
-        "median_s": median,
+        "decoder_tokens_kept": {side: seen[side][0]["decoder_tokens_kept"] for side in ("empty", "plan")},
+        "ratios": {name: {stage: by_stage[stage][name] for stage in STAGES} for name in PAIRS},
+        "median_s": {side: {stage: statistics.median(seconds[stage][side]) for stage in STAGES} for side in seen},
     }
+
+
+def measure_stages(vlm: VLM, model: Any, videos: list[VisualInput], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Stages alone, each in rounds of its own, after a warm-up: the tower's by one clip, the others' by a call."""
+    plan = preset(args.preset, layout=args.layout)
+    cell, first = (Cell(vlm, model, clips, PROMPT, plan) for clips in (videos, videos[:1]))
+    found = []
+    for stage in (stage for stage in ALONE if stage in args.stages):
+        by_turns((first if stage == "tower" else cell).calls(stage, steps=2), 1)
+        seconds = by_turns(cell.calls(stage, steps=args.decode_steps), args.rounds)
+        median_s = {side: statistics.median(of_side) for side, of_side in seconds.items()}
+        where = {"stage": stage, "batch": len(videos), "frames": len(videos[0].tiles)}
+        found.append({**where, "median_s": median_s, "ratios": compared(seconds)})
+        print("\n".join(said(found[-1])), flush=True)
+    return found
 
 
 def main() -> None:
@@ -163,45 +175,34 @@ def main() -> None:
     parser.add_argument("--layout", choices=["geometric", "released"], default="geometric")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--frames", type=int, nargs="+", default=[4, 1], help="of a clip, for each batch size in turn")
-    parser.add_argument("--new-tokens", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--decode-batch", type=int, nargs="*", default=[1, 8], help="cells of decode steps alone")
-    parser.add_argument("--decode-frames", type=int, nargs="+", default=[4], help="whose tokens fill those caches")
-    parser.add_argument("--decode-steps", type=int, default=32, help="of a round")
-    parser.add_argument("--decode-rounds", type=int, default=7)
+    parser.add_argument("--stages", nargs="+", choices=[*ALONE, "whole"], default=list(ALONE), help="whole: answers")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--decode-steps", type=int, default=16, help="of a round of decode steps alone")
+    parser.add_argument("--new-tokens", type=int, default=32, help="of whole answers")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--json", help="write the result here")
     args = parser.parse_args()
     args.preset = args.preset or ("illava-small-video" if args.size == "tiny" else "illava-video")
     vlm, model = random_model(args)
-    cells = [measure(vlm, model, clips_of(vlm, *asked), args) for asked in paired(args.batch, args.frames)]
-    num_text = len(vlm.family.render((PROMPT,), []).token_ids)
-    decode_cells = [
-        measure_steps(
-            vlm,
-            model,
-            preset(args.preset, layout=args.layout),
-            batch=batch,
-            frames=frames,
-            num_text=num_text,
-            steps=args.decode_steps,
-            rounds=args.decode_rounds,
-        )
-        for batch, frames in paired(args.decode_batch, args.decode_frames)
-    ]
-    print("\n".join(line for cell in cells + decode_cells for line in said(cell)))
-    keys = ("size", "preset", "layout", "new_tokens", "rounds", "dtype", "decode_steps", "decode_rounds")
-    result = {"setting": {key: getattr(args, key) for key in keys}, "cells": cells, "decode_cells": decode_cells}
-    if args.json:
-        write_json(args.json, {"benchmark": "engine_vs_transformers", **result})
+    keys = ("size", "preset", "layout", "new_tokens", "rounds", "dtype", "decode_steps")
+    result: dict[str, Any] = {"setting": {key: getattr(args, key) for key in keys}, "cells": [], "stage_cells": []}
+    for asked in paired(args.batch, args.frames):
+        clips = clips_of(vlm, *asked)
+        result["stage_cells"] += measure_stages(vlm, model, clips, args)
+        if "whole" in args.stages:
+            result["cells"].append(measure_whole(vlm, model, clips, args))
+            print("\n".join(said(result["cells"][-1])), flush=True)
+        if args.json:
+            write_json(args.json, {"benchmark": "engine_vs_transformers", **result})
 
 
 def said(cell: dict[str, Any]) -> Iterator[str]:
     """A cell in lines."""
     for pair, found in cell["ratios"].items():
-        for stage, one in (found if "tower" in found else {"decode step alone": found}).items():
-            ratio = f"{one['median']:.2f}x ({one['min']:.2f} to {one['max']:.2f})"
-            yield f"batch {cell['batch']}, {cell['frames']} frames, {pair:15s} {stage:18s} {ratio} {one['verdict']}"
+        for stage, one in ({f"{cell['stage']} alone": found} if "stage" in cell else found).items():
+            ratio = f"{one['median']:.2f}x [{one['low']:.2f}, {one['high']:.2f}]"
+            where = f"batch {cell['batch']}, {cell['frames']} frames, {pair:15s} {stage:14s}"
+            yield f"{where} {ratio} ({one['min']:.2f} to {one['max']:.2f}) {one['verdict']}"
 
 
 def paired(batches: list[int], frames: list[int]) -> list[tuple[int, int]]:

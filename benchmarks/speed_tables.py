@@ -75,19 +75,31 @@ def engine_table() -> str:
     }
     for result in results("engine_vs_transformers"):
         setting, machine = result["setting"], result["machine"]
-        where = device_of(machine)
-        whole = [(cell, f"{setting['rounds']} rounds") for cell in result["cells"]]
-        alone = [(cell, f"{setting['decode_rounds']} rounds, steps alone") for cell in result["decode_cells"]]
-        for cell, rounds in whole + alone:
+        where, rounds = device_of(machine), f"{setting['rounds']} rounds"
+        whole = [(cell["batch"], cell["frames"], cell["ratios"], rounds) for cell in result["cells"]]
+        for batch, frames, ratios, how in whole + _alone(result, setting):
             for name, said in words.items():
-                ratio = cell["ratios"][name]
-                by_stage = ratio if "tower" in ratio else {"decode": ratio}
+                by_stage = ratios[name]
                 stages = " | ".join(_ratio(by_stage.get(stage)) for stage in ("tower", "prefill", "decode", "total"))
                 lines.append(
-                    f"| {setting['size']}, {setting['dtype']} | {cell['batch']} x {cell['frames']} "
-                    f"| {said.format(setting['preset'])} | {stages} | {where}, {rounds} |"
+                    f"| {setting['size']}, {setting['dtype']} | {batch} x {frames} "
+                    f"| {said.format(setting['preset'])} | {stages} | {where}, {how} |"
                 )
     return "\n".join(lines)
+
+
+def _alone(result: dict[str, Any], setting: dict[str, Any]) -> list[tuple[int, int, dict[str, Any], str]]:
+    """Batch, frames, ratios by pair and stage, and how: what was measured alone of a batch in one row."""
+    cells, how = result.get("stage_cells", []), f"{setting['rounds']} rounds of each stage alone"
+    if "decode_cells" in result:  # files from before towers and prefills had rounds of their own
+        cells = [{"stage": "decode", **cell} for cell in result["decode_cells"]]
+        how = f"{setting['decode_rounds']} rounds, steps alone"
+    found: dict[tuple[int, int], dict[str, Any]] = {}
+    for cell in cells:
+        of_batch = found.setdefault((cell["batch"], cell["frames"]), {name: {} for name in cell["ratios"]})
+        for name, ratio in cell["ratios"].items():
+            of_batch[name][cell["stage"]] = ratio
+    return [(*where, ratios, how) for where, ratios in found.items()]
 
 
 def vllm_table() -> str:
