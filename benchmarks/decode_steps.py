@@ -65,7 +65,8 @@ def time_stock(model: Any, num_tokens: int, *, batch: int, steps: int) -> float:
     width = config.hidden_size // config.num_attention_heads
     cache, shape = DynamicCache(config=config), (batch, config.num_key_value_heads, num_tokens, width)
     for layer in range(config.num_hidden_layers):
-        cache.update(*torch.randn(2, *shape, dtype=model.dtype).unbind(), layer)
+        keys, values = torch.randn(2, *shape, dtype=model.dtype)
+        cache.update(keys, values, layer)
     stamps: list[float] = []
     hook = model.register_forward_hook(lambda *_: stamps.append(time.perf_counter()))
     try:
