@@ -5,7 +5,7 @@ prompts of different lengths lie end to end and tokens may be reduced before any
 equal the borrowed model's. Knows no family, no media and no reducer.
 
 Shape suffixes: T packed tokens, B requests, D model width, H query heads, G key/value heads, d head width, P rotary
-axes, L layers, V vocabulary.
+axes, L layers, V vocabulary, M channels within the MLP, X rows of a stretch.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from illava.prefill import Prefill, PrefillRun
 from illava.scopes import PackedPrompts
 
 _Rotary = tuple[Tensor, Tensor]
+_CPU_ROWS = 64  # 1 MiB at Qwen2-0.5B's width: half of an L2 cache
 
 
 class Decoder:
@@ -159,7 +160,17 @@ class Decoder:
     def finish(self, layer: Any, hidden_TD: Tensor, mixed_THd: Tensor) -> Tensor:
         """The rest of a block after attention: output projection, residuals and MLP."""
         hidden_TD = hidden_TD + layer.self_attn.o_proj(mixed_THd.flatten(1))
-        return hidden_TD + layer.mlp(layer.post_attention_layernorm(hidden_TD))
+        normed_TD = layer.post_attention_layernorm(hidden_TD)
+        few = hidden_TD.is_cuda or len(hidden_TD) <= _CPU_ROWS
+        return hidden_TD + (layer.mlp(normed_TD) if few else _mlp_in_place(layer.mlp, normed_TD))
+
+
+def _mlp_in_place(mlp: Any, normed_TD: Tensor) -> Tensor:
+    """Hugging Face's own forward, with half of its wide results: on CPU each is fresh memory, zeroed page by page."""
+    gate_TM, up_TM = mlp.gate_proj(normed_TD), mlp.up_proj(normed_TD)
+    for gate_XM, up_XM in zip(gate_TM.split(_CPU_ROWS), up_TM.split(_CPU_ROWS), strict=True):
+        torch.mul(mlp.act_fn(gate_XM), up_XM, out=gate_XM)
+    return mlp.down_proj(gate_TM)
 
 
 def _slides(layers: Sequence[Any], config: Any) -> bool:

@@ -113,7 +113,9 @@ def illava_plan(layer=2, **fields):
     return ReductionPlan.model_validate({"steps": [{"stage": "decoder_layer", "layers": [layer], "reducer": fields}]})
 
 
-def test_empty_plan_equals_stock_transformers(model, decoder):
+@pytest.mark.parametrize("rows", [64, 5], ids=["MLP borrowed", "MLP in place"])
+def test_empty_plan_equals_stock_transformers(model, decoder, rows, monkeypatch):
+    monkeypatch.setattr("illava.decoder._CPU_ROWS", rows)
     prompts = [make_prompt(video_runs(), seed=1), make_prompt((Run(7),), seed=2), make_prompt(video_runs(5), seed=3)]
     done, _ = run_prefill(decoder, prompts)
     for row, prompt in enumerate(prompts):
