@@ -152,3 +152,13 @@ def test_pages_lie_in_pieces_only_where_no_run_of_free_ones_is_long_enough():
     assert starts(cache, ["in two"])[2] == [-1]
     cache.check()
     assert cache.num_free_pages == 0
+
+
+def test_a_request_is_not_scattered_over_holes_where_one_run_holds_all_of_it():
+    cache = make_cache(num_pages=40)
+    for owner in ("hole", "stays"):
+        cache.admit(owner, [12, 12, 12])
+    cache.free("hole")  # nine pages
+    for owner in "ab":
+        cache.admit(owner, [20, 12, 8])  # ten, of which any layer would fit the hole
+    assert starts(cache, "ab") == [[72, 112], [92, 132], [104, 144]]
