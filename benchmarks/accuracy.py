@@ -143,6 +143,8 @@ def main(argv: Iterable[str] | None = None) -> None:
     plans = list(dict.fromkeys(["none", *named]))
     for name in plans:
         plan_named(name, blocks=args.blocks)
+    for kind in args.third_party:
+        load_sample((kind, 0))  # what is not installed is said now, not after an hour
     setting = Setting(args.model, args.scale, args.first_seed, tuple(args.third_party), tuple(args.blocks))
     answer_all(setting, plans, args.work_dir, args.processes)
     result = collect(setting, plans, args.work_dir)

@@ -24,11 +24,11 @@ from illava.requests import Generation
 
 CHUNK = 128  # samples whose questions share a running batch: long captions end beside short answers
 _CAPTION_TOKENS, _ANSWER_TOKENS = 64, 8
-# Few tokens a call stay in a core's cache: sixteen tiles instead of 128 are a quarter faster, and a prompt token costs
-# the language model's MLP half as much among a thousand as among two. Chunks as long as a prefill: nothing is cut.
+# Few tokens a call stay in a core's cache: sixteen tiles are a quarter faster than 128, prefills of 2,048 tokens faster
+# than of 16,384. Chunks as long as a prefill: none is cut in two, which would cost a mask.
 _OPTIONS: dict[str, Any] = {
     "max_vision_patches": 16 * 196,
-    "max_prefill_tokens": 1024,
+    "max_prefill_tokens": 2048,
     "max_chunk_tokens": 16_384,
     "kv_cache_bytes": 512 << 20,
 }
