@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import torch
@@ -153,16 +153,24 @@ def build_model(config: LlavaOnevisionConfig, *, seed: int = 0) -> LlavaOnevisio
 
 
 @torch.no_grad()
-def let_spaced_words_start_alike(model: LlavaOnevisionForConditionalGeneration, tokenizer: object) -> None:
+def let_spaced_words_start_alike(
+    model: LlavaOnevisionForConditionalGeneration, tokenizer: object, *, among: Collection[str] | None = None
+) -> None:
     """Give each word behind a space (" A", as in questions) most of the bare word's embedding ("A", as in answers).
 
     To the tokenizer they are two tokens, of which training tells no more than that they turn up together: after 100
     minutes the letters of the tables' questions still had nothing to do with those of the answers.
+
+    Args:
+        model: its embeddings are changed.
+        tokenizer: its vocabulary.
+        among: bare words this is confined to; None: all.
     """
     words, vocabulary = model.get_input_embeddings().weight, tokenizer.get_vocab()
     for token, index in vocabulary.items():
-        bare = vocabulary.get(token.removeprefix(_SPACE))
-        if bare is not None and token.startswith(_SPACE):
+        word = token.removeprefix(_SPACE)
+        bare = vocabulary.get(word)
+        if bare is not None and token.startswith(_SPACE) and (among is None or word in among):
             words[index] = _OWN_PART * words[index] + _BARE_PART * words[bare]
 
 

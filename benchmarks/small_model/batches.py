@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.small_model.samples import GRID, PATCH_PX, Question, Sample
-from benchmarks.small_model.vocabulary import IGNORE
+from benchmarks.small_model.vocabulary import ASKED_WORDS, IGNORE
 
 PREFIX = "<|im_start|>user "
 NUM_PATCHES = GRID * GRID
@@ -38,6 +38,7 @@ class Batch:
         slot: int64 [B, V], prompt place of each visual token among ``num_slots``.
         ids, block, step: int64 [B, T]: text tokens, their question (-2 = padding), their place within it.
         target: int64 [B, T], the token that follows, -100 where it is not part of an answer.
+        asked: int64 [B, T], the answer's first token at the word a question turns on, -100 elsewhere.
         tasks: per sample, the questions packed, in block order.
     """
 
@@ -54,6 +55,7 @@ class Batch:
     block: Tensor
     step: Tensor
     target: Tensor
+    asked: Tensor
     tasks: tuple[tuple[Question, ...], ...]
 
     def to(self, device: str) -> Batch:
@@ -152,6 +154,7 @@ class QuestionEncoder:
 
     def __init__(self, tokenizer: object) -> None:
         self._encode = lru_cache(maxsize=65536)(lambda text: tuple(tokenizer(text).input_ids))
+        self._asked_ids = sorted({self._encode(f"What {word}")[-1] for word in ASKED_WORDS})
         self.prefix = self._encode(PREFIX)
 
     def block(self, question: Question) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -177,10 +180,19 @@ class QuestionEncoder:
                 continue
             target = np.full(len(ids), IGNORE)
             target[len(prompt) - 1 : -1] = answer
-            columns.append(np.stack([ids, np.full(len(ids), len(chosen)), np.arange(len(ids)), target]))
+            block = np.full(len(ids), len(chosen))
+            columns.append(np.stack([ids, block, np.arange(len(ids)), target, self._asked(question, prompt, answer)]))
             chosen.append(question)
             used += len(ids)
         return chosen, columns
+
+    def _asked(self, question: Question, prompt: tuple[int, ...], answer: tuple[int, ...]) -> np.ndarray:
+        """The answer's first token at the last word that an open question turns on: [len of both]."""
+        asked = np.full(len(prompt + answer), IGNORE)
+        places = np.flatnonzero(np.isin(prompt, self._asked_ids))
+        if len(places) and question.text.endswith("?"):  # not of options, which come behind the question mark
+            asked[places[-1]] = answer[0]
+        return asked
 
 
 def assemble(
@@ -224,7 +236,7 @@ def assemble(
     frames = len(samples[0].frames)
     slots = {"image": NUM_PATCHES * 2 + GRID, "images": frames * (NUM_PATCHES + 1)}
     stacked = [torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True)]
-    ids, block, step, target = _pad_text([np.concatenate(columns, 1) for _, columns in packed])
+    ids, block, step, target, asked = _pad_text([np.concatenate(columns, 1) for _, columns in packed])
     return Batch(
         pixels=stacked[0],
         patch=stacked[1].long(),
@@ -239,14 +251,15 @@ def assemble(
         block=block,
         step=step,
         target=target,
+        asked=asked,
         tasks=tuple(tuple(chosen) for chosen, _ in packed),
     )
 
 
 def _pad_text(columns: list[np.ndarray]) -> list[Tensor]:
     width = -(-max(part.shape[1] for part in columns) // 16) * 16
-    table = np.zeros((4, len(columns), width), np.int64)
-    table[1], table[3] = -2, IGNORE
+    table = np.zeros((5, len(columns), width), np.int64)
+    table[1], table[3:] = -2, IGNORE
     for row, part in enumerate(columns):
         table[:, row, : part.shape[1]] = part
     return [torch.from_numpy(plane) for plane in table]

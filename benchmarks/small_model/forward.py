@@ -185,12 +185,20 @@ class TrainingForward:
     def relation_loss(self, batch: Batch, middle: Tensor) -> Tensor:
         """The word each visual token leads to, read in the middle of the decoder: the way a moving shape goes, the key
         of a digit's row, the first digit behind a key, the next glyph of a line, the value of a bar."""
-        normed = _rms(middle, self._cast(self.decoder.norm.weight)[0])
+        normed = _rms(middle[:, : batch.source.shape[1]], self._cast(self.decoder.norm.weight)[0])
         words = self.model.get_input_embeddings().weight[self.ids.relations].to(self.dtype)
         return F.cross_entropy((normed @ words.T).float().flatten(0, 1), batch.relation.flatten(), ignore_index=IGNORE)
 
+    def asked_loss(self, batch: Batch, middle: Tensor) -> Tensor:
+        """The answer's first token, read in the middle of the decoder at the word a question turns on: the row of a
+        number, the place of a colour are to be found there, by the word itself, before the answer is begun."""
+        at = batch.asked >= 0
+        normed = _rms(middle[:, batch.source.shape[1] :][at], self._cast(self.decoder.norm.weight)[0])
+        words = self.model.get_input_embeddings().weight.to(self.dtype)
+        return F.cross_entropy((normed @ words.T).float(), batch.asked[at])
+
     def answer_logits(self, batch: Batch, feature: Tensor, prefix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits before each answer token [M, vocabulary], those answer tokens [M], visual states midway [B, V, D]."""
+        """Logits before each answer token [M, vocabulary], those answer tokens [M], states midway [B, V + T, D]."""
         num_samples, num_visual = batch.source.shape
         words = self.model.get_input_embeddings().weight
         if batch.pooled:
@@ -227,7 +235,7 @@ class TrainingForward:
             )
             x = decoder_block(x, w, rotary, mask, self.heads)
             if number == _MIDDLE_LAYER:
-                middle = x[:, length : length + num_visual]
+                middle = x[:, length:]
         asked = batch.target >= 0
         answer = _rms(x[:, length + num_visual :][asked], self._cast(self.decoder.norm.weight)[0])
         return (answer @ words.to(self.dtype).T).float(), batch.target[asked], middle

@@ -27,6 +27,8 @@ OPTION_NAMES = ("A", "B", "C", "D")
 COLOUR_LABELS = ("none", *COLOURS)
 KIND_LABELS = ("none", *SHAPES, "dot", "bar", *GLYPHS)
 IGNORE = -100
+# What open questions turn on: they are understood once the last of these words is read.
+ASKED_WORDS = (*COLOURS, *SHAPES, "dot", *GLYPHS, "top", "bottom", "center", *DIRECTIONS, "first", "second", "third")
 # What a patch can lead to: the way its shape moves, the next glyph, the key of its row, the value of its bar.
 RELATION_WORDS = (*DIRECTIONS, *GLYPHS)
 

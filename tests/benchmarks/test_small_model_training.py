@@ -23,7 +23,7 @@ from benchmarks.small_model.forward import TrainingForward, word_ids
 from benchmarks.small_model.mixture import make
 from benchmarks.small_model.muon import orthogonalise
 from benchmarks.small_model.paired import compare
-from benchmarks.small_model.samples import Sample
+from benchmarks.small_model.samples import Question, Sample
 
 MODEL = ROOT / "configs" / "demo" / "model"
 
@@ -73,6 +73,25 @@ def test_packed_questions_give_the_stock_logits(kind: str, model, tokenizer):
             torch.testing.assert_close(logits[start : start + len(answer)], stock, atol=2e-4, rtol=1e-4)
             start += len(answer)
     assert start == len(logits)
+
+
+def test_the_word_a_question_turns_on_carries_the_answers_first_token(tokenizer):
+    """Worked out by hand for one question of each form; options and captions turn on no single word."""
+    turns_on = {
+        ("What is the value of K?", "37"): (" K", "3"),
+        ("Which key has the value 37?", "K"): ("7", "K"),
+        ("What color is the object at the top left?", "red"): (" left", "red"),
+        ("Is the orange object moving up?", "no"): (" up", "no"),
+        ("What color is the object at the right? A. red B. blue C. pink D. cyan", "A"): None,
+        ("Which bar is the tallest?", "red"): None,
+        ("Describe the image.", "A red circle at the top."): None,
+    }
+    encoder = QuestionEncoder(tokenizer)
+    for (text, answer), expected in turns_on.items():
+        _, [column] = encoder.pack(np.random.default_rng(0), (Question("task", text, answer),), 100)
+        ids, *_, asked = column
+        found = [(tokenizer.decode(ids[n]), tokenizer.decode(asked[n])) for n in np.flatnonzero(asked >= 0)]
+        assert found == ([] if expected is None else [expected])
 
 
 def test_cutting_patches_keeps_all_foreground(tokenizer):
