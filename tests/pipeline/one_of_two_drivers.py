@@ -15,25 +15,31 @@ import fakes
 from pipeline.faults import injected
 from pipeline.runner import run_job
 
-_PATIENCE_S = 120.0
+_PATIENCE_S = 240.0
 
 
 def main(output: str, source: str, gates: str, name: str) -> int:
     """Exit code of the job."""
+    until_s = time.monotonic() + _PATIENCE_S
+
+    def stand_at(gate: str) -> list[Path]:
+        return list(Path(gates).glob(f"{gate}-*"))
 
     def meet(point: str, subject: str) -> None:
         if point == "publish_before" or (point == "write" and subject.endswith("/run.json")):
             gate = f"{point}-{Path(subject).name}"
             Path(gates, f"{gate}-{name}").touch()
-            until_s = time.monotonic() + _PATIENCE_S
-            while len(list(Path(gates).glob(f"{gate}-*"))) < 2:
-                if time.monotonic() > until_s:
+            while len(stand_at(gate)) < 2:
+                if stand_at("ended") or time.monotonic() > until_s:
                     raise RuntimeError(f"the other driver never came to {gate}")
                 time.sleep(0.005)
 
-    with injected(meet):
-        config = fakes.job_config(output, json.loads(source))
-        return run_job(config, worker_factory=fakes.barcode_worker, loader_factory=fakes.fake_loader).exit_code
+    config = fakes.job_config(output, json.loads(source))
+    try:
+        with injected(meet):
+            return run_job(config, worker_factory=fakes.barcode_worker, loader_factory=fakes.fake_loader).exit_code
+    finally:
+        Path(gates, f"ended-{name}").touch()
 
 
 if __name__ == "__main__":
