@@ -232,6 +232,7 @@ PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(100)
         (PICTURE, "unsupported_media", "PNG"),
         (b"\x00\x00\x00\x1cftypavif" + bytes(20), "unsupported_media", "picture"),
         (b"RIFF\x00\x00\x00\x00WAVE", "unsupported_media", "unknown"),
+        (b"\x1a\x45\xdf\xa3" + bytes(60), "unsupported_media", "neither Matroska nor WebM"),
         (b"G" * 100, "unsupported_media", "unknown"),
     ],
     ids=lambda value: value[:8].hex() if isinstance(value, bytes) else None,

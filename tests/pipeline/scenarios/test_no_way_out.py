@@ -12,6 +12,7 @@ import struct
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import get_args
 
 import awkward_documents
 import fakes
@@ -26,7 +27,9 @@ from pipeline import storage
 from pipeline.config import MediaConfig
 from pipeline.errors import InputError, ItemError, StorageError
 from pipeline.inputs import build_manifest
+from pipeline.loading.container import Container
 from pipeline.loading.loader import Loader
+from pipeline.loading.pyav_video import scan
 from pipeline.records import MediaItem
 from pipeline.runner import run_job
 
@@ -222,6 +225,16 @@ def test_media_that_point_outward_reach_nothing(listener, secret, decoder) -> No
             assert outcome in {None, "unsupported_media", "corrupt_media"}, (name, outcome)
         else:
             assert outcome in {"unsupported_media", "corrupt_media"}, (name, outcome)
+
+
+@pytest.mark.parametrize("container", get_args(Container))
+def test_a_script_that_passed_for_a_video_would_open_no_file_beside_it(tmp_path, container) -> None:
+    """Behind the look at the first bytes stands a second door: one demuxer, and bytes instead of a path."""
+    clip()(tmp_path / "beside.mp4")
+    (tmp_path / "script.mp4").write_text("ffconcat version 1.0\nfile beside.mp4\n")
+    with pytest.raises(ItemError) as caught:
+        scan(str(tmp_path / "script.mp4"), container, MediaConfig())
+    assert caught.value.error_type == "corrupt_media"
 
 
 def test_a_decoder_left_to_itself_would_connect(listener, secret) -> None:
