@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from actors_without_ray import Answer, Cluster
 from fakes import job_config
 from ray.exceptions import ActorDiedError, ObjectLostError, OwnerDiedError, RayTaskError
 
+from pipeline.actor_slots import CALLS_PER_ACTOR
 from pipeline.actors import ActorLostError, Advance, PayloadLostError, RayCluster
 from pipeline.errors import StorageError
 from pipeline.executor_ray import RayExecutor
@@ -44,14 +46,14 @@ def test_what_ray_raises_is_told_apart(monkeypatch, raised, meant) -> None:
         RayCluster(job_config("out", {"uri": "in"}).runtime).result("reference")
 
 
-class LosesMediaOnce(Cluster):
-    """Answers every item but those of the first call, whose media are gone."""
+class LosesMedia(Cluster):
+    """Answers every item but those of the first calls, whose media are gone: as many as an actor may have waiting."""
 
     def __init__(self, rows: RowMaker) -> None:
         super().__init__()
         self._rows = rows
         self.loads: list[str] = []
-        self.lost: list[str] = []
+        self.lost: list[list[str]] = []
 
     def spawn_vlm(self, make_worker):
         actor = super().spawn_vlm(make_worker)
@@ -63,8 +65,8 @@ class LosesMediaOnce(Cluster):
         return Answer(LoadReport(0.0, LoadStats(), nbytes=10)), object()
 
     def _advance(self, entries, *payloads) -> Answer:
-        if entries and not self.lost:
-            self.lost = [entry.item.item_id for entry in entries]
+        if entries and len(self.lost) < CALLS_PER_ACTOR:
+            self.lost.append([entry.item.item_id for entry in entries])
             return Answer(PayloadLostError("the node is gone"))
         return Answer(Advance(tuple((self._row(entry), 0.0) for entry in entries), WorkerUsage()))
 
@@ -75,7 +77,7 @@ class LosesMediaOnce(Cluster):
 
 def test_media_that_are_lost_before_their_call_are_loaded_again(tmp_path) -> None:
     config = job_config(tmp_path, {"uri": "unused"})
-    cluster, rows = LosesMediaOnce(RowMaker(config, RunInfo("recipe", "run"))), {}
+    cluster, rows = LosesMedia(RowMaker(config, RunInfo("recipe", "run"))), {}
     items = tuple(MediaItem(f"item-{n}", (f"{n}.mp4",), "video", (1,), ("",)) for n in range(4))
     scheduler = Scheduler(
         [0],
@@ -91,7 +93,8 @@ def test_media_that_are_lost_before_their_call_are_loaded_again(tmp_path) -> Non
     for _ in range(20):
         executor.turn()
     assert len(rows) == len(items), "an item was forgotten"
-    assert cluster.lost
-    assert sorted(cluster.loads) == sorted([*(item.item_id for item in items), *cluster.lost])
-    assert {item_id for item_id, row in rows.items() if row.attempts == 2} == set(cluster.lost)
+    times_lost = Counter(item_id for call in cluster.lost for item_id in call)
+    assert len(cluster.lost) == CALLS_PER_ACTOR
+    assert Counter(cluster.loads) == Counter(rows.keys()) + times_lost
+    assert {item_id: row.attempts - 1 for item_id, row in rows.items()} == {name: times_lost[name] for name in rows}
     assert scheduler.inflight_bytes == 0
