@@ -22,7 +22,7 @@ from benchmarks.small_model.vocabulary import COLOUR_LABELS, IGNORE, KIND_LABELS
 _DENSE_SCALE = 4.0
 _BACKGROUND_WEIGHT = 0.2
 _IDENTITY_WEIGHT = 3.0
-_MIDDLE_LAYER = 3
+_HINT_LAYERS = (1, 3)
 _PLACE_SPAN = 4.0
 MARKING_BLOCKS = (2, 3, 4, 5)
 _MARKING_FACTOR, _MARKING_MASS = 2.0, 0.8
@@ -182,10 +182,10 @@ class TrainingForward:
         fine = F.mse_loss(feature[..., :2].flatten(0, 1).float(), _PLACE_SPAN * (place.float() / (GRID - 1) * 2 - 1))
         return coarse + fine / _PLACE_SPAN
 
-    def relation_loss(self, batch: Batch, middle: Tensor) -> Tensor:
-        """The word each visual token leads to, read in the middle of the decoder: the way a moving shape goes, the key
-        of a digit's row, the first digit behind a key, the next glyph of a line, the value of a bar."""
-        normed = _rms(middle[:, : batch.source.shape[1]], self._cast(self.decoder.norm.weight)[0])
+    def relation_loss(self, batch: Batch, state: Tensor) -> Tensor:
+        """The word each visual token leads to, read from the states behind some layer: the way a moving shape goes, the
+        key of a digit's row, the first digit behind a key, the next glyph of a line, the value of a bar."""
+        normed = _rms(state[:, : batch.source.shape[1]], self._cast(self.decoder.norm.weight)[0])
         words = self.model.get_input_embeddings().weight[self.ids.relations].to(self.dtype)
         return F.cross_entropy((normed @ words.T).float().flatten(0, 1), batch.relation.flatten(), ignore_index=IGNORE)
 
@@ -197,8 +197,8 @@ class TrainingForward:
         words = self.model.get_input_embeddings().weight.to(self.dtype)
         return F.cross_entropy((normed @ words.T).float(), batch.asked[at])
 
-    def answer_logits(self, batch: Batch, feature: Tensor, prefix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits before each answer token [M, vocabulary], those answer tokens [M], states midway [B, V + T, D]."""
+    def answer_logits(self, batch: Batch, feature: Tensor, prefix: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Logits before each answer token [M, vocabulary], those tokens [M], states early and midway [B, V + T, D]."""
         num_samples, num_visual = batch.source.shape
         words = self.model.get_input_embeddings().weight
         if batch.pooled:
@@ -221,7 +221,7 @@ class TrainingForward:
         angle = (place[:, :, None].float() * rate).repeat(1, 1, 2)[:, None]
         rotary = angle.cos().to(self.dtype), angle.sin().to(self.dtype)
         mask = question_mask(batch.block, length + num_visual)
-        middle = x
+        states = []
         for number, layer in enumerate(self.decoder.layers):
             a = layer.self_attn
             w = self._cast(
@@ -234,11 +234,11 @@ class TrainingForward:
                 layer.mlp.down_proj.weight,
             )
             x = decoder_block(x, w, rotary, mask, self.heads)
-            if number == _MIDDLE_LAYER:
-                middle = x[:, length:]
+            if number in _HINT_LAYERS:
+                states.append(x[:, length:])
         asked = batch.target >= 0
         answer = _rms(x[:, length + num_visual :][asked], self._cast(self.decoder.norm.weight)[0])
-        return (answer @ words.to(self.dtype).T).float(), batch.target[asked], middle
+        return (answer @ words.to(self.dtype).T).float(), batch.target[asked], states
 
 
 def question_mask(block: Tensor, num_shared: int) -> Tensor:
