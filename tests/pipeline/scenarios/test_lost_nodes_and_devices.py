@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -21,14 +20,17 @@ from ray.cluster_utils import Cluster
 
 from pipeline.errors import ClusterError
 from pipeline.runner import run_job
+from pipeline.scheduler import Scheduler
+
+SIZE = {"num_cpus": 3, "object_store_memory": 100_000_000}
 
 
 @pytest.fixture(scope="module")
 def nodes():
-    """A head without room for actors and one node that has it; a second one may be added."""
+    """A head with room for a VLM actor of two cores and a reader; further nodes may be added."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(fakes.__file__).parents[1] / "tests")]))
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 100_000_000})
+        cluster = Cluster(initialize_head=True, head_node_args={**SIZE, "include_dashboard": False})
         ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
         try:
             yield cluster
@@ -37,34 +39,49 @@ def nodes():
             cluster.shutdown()
 
 
-def run(config, **model):
+def run(config, *, side=56, **model):
     factory = partial(harmful_models.worker, **model)
-    return run_job(config, worker_factory=factory, loader_factory=fakes.fake_loader)
+    return run_job(config, worker_factory=factory, loader_factory=partial(fakes.fake_loader, side=side))
 
 
 @pytest.mark.long
-def test_a_node_is_lost_with_its_actors_and_loaded_media(nodes, tmp_path) -> None:
-    """Two VLM actors and two readers over two nodes of two cores; one node goes in the middle of the run."""
-    second = nodes.add_node(num_cpus=2, object_store_memory=100_000_000)
+def test_a_node_is_lost_with_its_actors_and_loaded_media(nodes, tmp_path, monkeypatch) -> None:
+    """A VLM actor of two cores and a reader on each of two nodes; one node goes as a medium loaded there lies ready."""
+    second = nodes.add_node(**SIZE)
     nodes.wait_for_nodes()
     output, source, lost = tmp_path / "out", numbered_items(tmp_path, 64), []
+    reloaded, dead = [], []  # leases whose media went; VLM actors
+    loaded, payloads_lost, worker_lost = Scheduler.loaded, Scheduler.payloads_lost, Scheduler.worker_lost
 
-    def lose_it() -> None:
-        while not lost:
-            if len(list(output.glob("data/part-*"))) >= 2:
-                lost.append(second)
-                nodes.remove_node(second, allow_graceful=False)
-            time.sleep(0.01)
+    def loaded_and_lost(scheduler, lease, nbytes) -> None:
+        loaded(scheduler, lease, nbytes)
+        started = list(output.glob("data/part-*"))
+        if started and not lost and held_by(lease.payload) == {second.node_id}:
+            lost.append(second)
+            nodes.remove_node(second, allow_graceful=False)
 
-    thread = threading.Thread(target=lose_it, daemon=True)
-    thread.start()
-    config = job_config(output, source, executor="ray", num_vlms=2, output={"items_per_shard": 4})
-    assert run(config, model="FakeVLM", sleeps={"decode_s": 0.1}).exit_code == 0
-    thread.join(timeout=60)
+    monkeypatch.setattr(Scheduler, "loaded", loaded_and_lost)
+    monkeypatch.setattr(
+        Scheduler, "payloads_lost", lambda self, leases: (reloaded.extend(leases), payloads_lost(self, leases))
+    )
+    monkeypatch.setattr(
+        Scheduler, "worker_lost", lambda self, *args, **how: (dead.append(args), worker_lost(self, *args, **how))
+    )
+    runtime, shards = {"cpus_per_actor": 2}, {"items_per_shard": 4}
+    config = job_config(output, source, executor="ray", num_vlms=2, runtime=runtime, output=shards)
+    large = {"model": "FakeVLM", "side": 256}  # below 100 kB Ray sends media through the driver, and no node loses them
+    assert run(config, **large, sleeps={"decode_s": 0.1}).exit_code == 0
     assert lost
+    assert reloaded
+    assert len(dead) == 1
     assert violations(output) == []
-    run(job_config(tmp_path / "calm", source, output={"items_per_shard": 4}), model="FakeVLM")
+    run(job_config(tmp_path / "calm", source, output=shards), **large)
     assert list(map(fixed, read_rows(output))) == list(map(fixed, read_rows(tmp_path / "calm")))
+
+
+def held_by(reference) -> set[str]:
+    """The nodes whose stores hold an object."""
+    return set(ray.experimental.get_object_locations([reference])[reference]["node_ids"])
 
 
 @pytest.mark.long
