@@ -91,9 +91,6 @@ def engine_table() -> str:
 def _alone(result: dict[str, Any], setting: dict[str, Any]) -> list[tuple[int, int, dict[str, Any], str]]:
     """Batch, frames, ratios by pair and stage, and how: what was measured alone of a batch in one row."""
     cells, how = result.get("stage_cells", []), f"{setting['rounds']} rounds of each stage alone"
-    if "decode_cells" in result:  # files from before towers and prefills had rounds of their own
-        cells = [{"stage": "decode", **cell} for cell in result["decode_cells"]]
-        how = f"{setting['decode_rounds']} rounds, steps alone"
     found: dict[tuple[int, int], dict[str, Any]] = {}
     for cell in cells:
         of_batch = found.setdefault((cell["batch"], cell["frames"]), {name: {} for name in cell["ratios"]})
