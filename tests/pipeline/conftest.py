@@ -7,8 +7,10 @@ import sys
 import time
 import urllib.request
 import uuid
+from functools import partial
 
 import pytest
+from runs import make_config
 from wrong_store import WrongStore
 
 from pipeline import storage
@@ -92,6 +94,12 @@ def model_folder(tmp_path):
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(b"weights")
     return folder
+
+
+@pytest.fixture
+def config(model_folder):
+    """A maker of valid configs on that model; keyword sections replace or add keys."""
+    return partial(make_config, model_folder)
 
 
 @pytest.fixture(autouse=True)

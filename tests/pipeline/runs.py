@@ -25,6 +25,13 @@ def put_media(prefix, count, *, start=0):
         storage.write_atomic(storage.join(prefix, f"clip-{number:03d}.mp4"), b"x" * (100 + number))
 
 
+def put_manifest(root, name, content):
+    """A manifest below a prefix; its URI."""
+    uri = storage.join(root, name)
+    storage.write_atomic(uri, content if isinstance(content, bytes) else content.encode())
+    return uri
+
+
 def make_row(run, shard_index, item, **changes):
     """The row an honest worker would have made of an item."""
     values = {

@@ -1,24 +1,11 @@
 """Listings become one frozen, validated manifest; what may be read is bounded."""
 
-from functools import partial
-
 import pytest
-from runs import make_config, put_media
+from runs import put_manifest, put_media
 
 from pipeline import storage
 from pipeline.errors import ConfigError, InputError
 from pipeline.inputs import build_manifest, media_roots
-
-
-@pytest.fixture
-def config(model_folder):
-    return partial(make_config, model_folder)
-
-
-def put_manifest(root, name, content):
-    uri = storage.join(root, name)
-    storage.write_atomic(uri, content if isinstance(content, bytes) else content.encode())
-    return uri
 
 
 def test_a_listing_keeps_known_media_in_order_and_counts_the_rest(config, root):
@@ -76,13 +63,13 @@ def test_an_empty_input_is_refused(config, root, sections, error, message):
         build_manifest(config(**sections))
 
 
-def test_local_media_must_lie_below_the_prefix_or_the_manifest(model_folder, tmp_path):
+def test_local_media_must_lie_below_the_prefix_or_the_manifest(config, tmp_path):
     uri = put_manifest(
         str(tmp_path / "lists"), "m.csv", f"uri\n{tmp_path}/media/a.mp4\nfile://{tmp_path}/media/b.mp4\n"
     )
     with pytest.raises(InputError, match="lines 2, 3"):
-        build_manifest(make_config(model_folder, input={"manifest": uri}))
-    allowed = make_config(model_folder, input={"manifest": uri, "uri": str(tmp_path / "media")})
+        build_manifest(config(input={"manifest": uri}))
+    allowed = config(input={"manifest": uri, "uri": str(tmp_path / "media")})
     assert [item.uris[0] for item in build_manifest(allowed).items] == [f"{tmp_path}/media/{n}.mp4" for n in "ab"]
     assert media_roots(allowed) == (str(tmp_path / "media"), str(tmp_path / "lists"))
-    assert media_roots(make_config(model_folder, input={"uri": "s3://bucket/x"})) == ()
+    assert media_roots(config(input={"uri": "s3://bucket/x"})) == ()

@@ -2,28 +2,15 @@
 
 import json
 import time
-from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from runs import make_config
+from runs import put_manifest
 
 from pipeline import storage
 from pipeline.errors import InputError
 from pipeline.inputs import build_manifest, manifest_bytes, read_manifest
-
-
-@pytest.fixture
-def config(model_folder):
-    return partial(make_config, model_folder)
-
-
-def put_manifest(root, name, content):
-    uri = storage.join(root, name)
-    storage.write_atomic(uri, content if isinstance(content, bytes) else content.encode())
-    return uri
-
 
 ROWS = [
     {"item_id": "one", "uri": "a.mp4", "question": "Why?", "options": ["x", "y"], "reference": "x", "width": 12},
@@ -121,10 +108,10 @@ def test_several_questions_about_one_medium_are_several_items(config, root):
         ("m.csv", "uri,size\na.mp4,big\n", "line 2: column `size`"),
     ],
 )
-def test_a_manifest_that_cannot_be_used_is_refused_with_its_lines(model_folder, tmp_path, name, content, message):
+def test_a_manifest_that_cannot_be_used_is_refused_with_its_lines(config, tmp_path, name, content, message):
     uri = put_manifest(str(tmp_path), name, content)
     with pytest.raises(InputError, match=message):
-        build_manifest(make_config(model_folder, input={"manifest": uri}))
+        build_manifest(config(input={"manifest": uri}))
 
 
 def test_the_frozen_manifest_survives_its_file(config, root):
@@ -140,10 +127,10 @@ def test_the_frozen_manifest_survives_its_file(config, root):
 
 
 @pytest.mark.parametrize("column", ["item_id", "uri", "question", "reference", "category", "options", "width", "note"])
-def test_the_digest_follows_every_column(model_folder, tmp_path, column):
+def test_the_digest_follows_every_column(config, tmp_path, column):
     def digest(rows):
         uri = put_manifest(str(tmp_path), "m.jsonl", as_jsonl(rows))
-        return build_manifest(make_config(model_folder, input={"manifest": uri})).digest
+        return build_manifest(config(input={"manifest": uri})).digest
 
     changed = [dict(row) for row in ROWS]
     row = next(row for row in changed if column in row)
@@ -167,7 +154,7 @@ def test_the_digest_does_not_depend_on_chunks():
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["m.csv", "m.jsonl", "m.parquet"])
-def test_a_million_rows_are_planned_in_twenty_seconds(model_folder, tmp_path, name):
+def test_a_million_rows_are_planned_in_twenty_seconds(config, tmp_path, name):
     num_rows = 1_000_000
     uris = [f"s3://bucket/videos/{n // 1000:04d}/clip-{n:07d}.mp4" for n in range(num_rows)]
     if name == "m.parquet":
@@ -177,7 +164,7 @@ def test_a_million_rows_are_planned_in_twenty_seconds(model_folder, tmp_path, na
     else:
         (tmp_path / name).write_text("".join(f'{{"uri":"{uri}","label":{n}}}\n' for n, uri in enumerate(uris)))
     began_s = time.process_time()  # of this process: others share the machine
-    manifest = build_manifest(make_config(model_folder, input={"manifest": str(tmp_path / name)}))
+    manifest = build_manifest(config(input={"manifest": str(tmp_path / name)}))
     frozen = read_manifest(manifest_bytes(manifest))
     took_s = time.process_time() - began_s
     assert frozen.digest == manifest.digest

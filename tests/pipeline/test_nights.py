@@ -1,19 +1,12 @@
 """What an earlier run of a dataset holds is left out of the next one: every night does what is new."""
 
-from functools import partial
-
 import pytest
-from runs import complete, make_config, put_media
+from runs import complete, put_media
 
 from pipeline import storage
 from pipeline.errors import InputError
 from pipeline.inputs import build_manifest
 from pipeline.shards import open_run
-
-
-@pytest.fixture
-def config(model_folder):
-    return partial(make_config, model_folder)
 
 
 def test_items_a_finished_run_holds_are_left_out(config, root):

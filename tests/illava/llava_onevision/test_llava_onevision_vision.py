@@ -4,37 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from onevision_tower import GRID, SIZES, clip, encode_one, load, load_tight, picture, plan
+from onevision_tower import GRID, SIZES, clip, encode_one, picture, plan
 from PIL import Image
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
 from illava.families import encoder_blocks
 from illava.plan import EMPTY_PLAN
-
-
-@pytest.fixture(scope="module")
-def loaded(onevision_folder):
-    return load(onevision_folder)
-
-
-@pytest.fixture(scope="module")
-def stock(loaded):
-    return loaded[0]
-
-
-@pytest.fixture(scope="module")
-def family(loaded):
-    return loaded[1]
-
-
-@pytest.fixture(scope="module")
-def preprocessor(loaded):
-    return loaded[2]
-
-
-@pytest.fixture(scope="module")
-def tight(tmp_path_factory):
-    return load_tight(tmp_path_factory.mktemp("tight"))
 
 
 @pytest.fixture(scope="module")

@@ -6,37 +6,16 @@ Temporal patches are whole seconds apart here: transformers 5.17 drops fractions
 import numpy as np
 import pytest
 import torch
-import transformers
-from models_qwen import FAMILIES
 
-from illava import VLM, Request, SamplingParams, load_preprocessor
+from illava import Request, SamplingParams
 from illava.plan import EMPTY_PLAN
 from illava.prompt import assemble, media_of, pack
 
 NUM_NEW = 8
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def loaded(request, tmp_path_factory):
-    make, stock_class = FAMILIES[request.param]
-    folder = make(tmp_path_factory.mktemp(request.param))
-    stock = getattr(transformers, stock_class).from_pretrained(folder, dtype=torch.float32).eval()
-    return VLM.from_pretrained(str(folder), kv_cache_bytes=8 << 20), stock, load_preprocessor(str(folder))
-
-
 @pytest.fixture(scope="module")
-def vlm(loaded):
-    return loaded[0]
-
-
-@pytest.fixture(scope="module")
-def stock(loaded):
-    return loaded[1]
-
-
-@pytest.fixture(scope="module")
-def requests(loaded):
-    pre = loaded[2]
+def requests(pre):
     rng = np.random.default_rng(4)
 
     def picture(height, width):

@@ -4,30 +4,13 @@ import math
 
 import pytest
 import torch
-from models_qwen import FAMILIES
-from qwen_towers import BLOCKS, encode, load, picture, plan, video
+from qwen_towers import BLOCKS, encode, picture, plan, video
 from torch.nn.functional import interpolate
 
 from illava.errors import PlanError
 from illava.plan import ReductionPlan, preset
 from illava.reducers import REDUCERS
 from illava.vision import VISION_EVIDENCE
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def loaded(request, tmp_path_factory):
-    return load(request.param, tmp_path_factory.mktemp(request.param))
-
-
-@pytest.fixture(scope="module")
-def vlm(loaded):
-    return loaded[0]
-
-
-@pytest.fixture(scope="module")
-def pre(loaded):
-    return loaded[2]
-
 
 # The oracle: one temporal patch at a time, patches as a dict of places, attention maps written out.
 
@@ -110,8 +93,7 @@ def slow_segment(visual, hidden_ND, grid, blocks, keep_ratio):
 
 
 @torch.no_grad()
-def test_towers_equal_the_slow_one_segment_by_segment(loaded):
-    vlm, stock, pre = loaded
+def test_towers_equal_the_slow_one_segment_by_segment(vlm, stock, pre):
     media = [pre.images([picture(56, 40)])[0], video(pre, 5, 24, 40), pre.images([picture(30, 90, 7)])[0]]
     family, visual = vlm.family, stock.model.visual
     for encoded, medium in zip(encode(vlm, media, plan(vlm, keep_ratio=0.7)), media, strict=True):

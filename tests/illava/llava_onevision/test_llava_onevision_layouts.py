@@ -11,8 +11,6 @@ from onevision_tower import (
     SIZES,
     clip,
     encode_one,
-    load,
-    load_tight,
     picture,
     plan,
     projected,
@@ -23,32 +21,6 @@ from torch.nn.functional import interpolate
 from illava.families.base import EncodedMedium
 from illava.geometry import fill_gaps
 from illava.plan import ReductionPlan
-
-
-@pytest.fixture(scope="module")
-def loaded(onevision_folder):
-    return load(onevision_folder)
-
-
-@pytest.fixture(scope="module")
-def stock(loaded):
-    return loaded[0]
-
-
-@pytest.fixture(scope="module")
-def family(loaded):
-    return loaded[1]
-
-
-@pytest.fixture(scope="module")
-def preprocessor(loaded):
-    return loaded[2]
-
-
-@pytest.fixture(scope="module")
-def tight(tmp_path_factory):
-    return load_tight(tmp_path_factory.mktemp("tight"))
-
 
 # The released layout
 

@@ -6,37 +6,11 @@ import math
 
 import pytest
 import torch
-from onevision_tower import GRID, clip, encode_one, load, load_tight, picture, plan, projected, tower_survivors
+from onevision_tower import GRID, clip, encode_one, picture, plan, projected, tower_survivors
 from torch.nn.functional import interpolate
 
 from illava.errors import PlanError
 from illava.plan import ReductionPlan
-
-
-@pytest.fixture(scope="module")
-def loaded(onevision_folder):
-    return load(onevision_folder)
-
-
-@pytest.fixture(scope="module")
-def stock(loaded):
-    return loaded[0]
-
-
-@pytest.fixture(scope="module")
-def family(loaded):
-    return loaded[1]
-
-
-@pytest.fixture(scope="module")
-def preprocessor(loaded):
-    return loaded[2]
-
-
-@pytest.fixture(scope="module")
-def tight(tmp_path_factory):
-    return load_tight(tmp_path_factory.mktemp("tight"))
-
 
 # Scores for decoder_input
 

@@ -1,26 +1,12 @@
-"""Tiny Qwen models of every family, loaded with their stock twins, and the media and plans their vision tests share."""
+"""The media and plans that the vision tests of the Qwen families share."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-import torch
-import transformers
-from models_qwen import FAMILIES
 
-from illava import VLM, load_preprocessor
 from illava.plan import ReductionPlan
 
 BLOCKS = {"qwen2_vl": (2, 3), "qwen2_5_vl": (1, 3), "qwen3_vl": (1, 3)}
-
-
-def load(family: str, folder: Path):
-    """The model, its stock twin and its preprocessor, made in an empty folder."""
-    make, stock_class = FAMILIES[family]
-    folder = make(folder)
-    stock = getattr(transformers, stock_class).from_pretrained(folder, dtype=torch.float32).eval()
-    return VLM.from_pretrained(str(folder), kv_cache_bytes=8 << 20), stock, load_preprocessor(str(folder))
 
 
 def picture(height, width, seed=0):

@@ -2,30 +2,12 @@
 
 import dataclasses
 
-import pytest
 import torch
-from models_qwen import FAMILIES
-from qwen_towers import encode, load, picture, plan, video
+from qwen_towers import encode, picture, plan, video
 
 from illava import Request, SamplingParams
 from illava.families.base import Run
 from illava.prompt import assemble, media_of, pack
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def loaded(request, tmp_path_factory):
-    return load(request.param, tmp_path_factory.mktemp(request.param))
-
-
-@pytest.fixture(scope="module")
-def vlm(loaded):
-    return loaded[0]
-
-
-@pytest.fixture(scope="module")
-def pre(loaded):
-    return loaded[2]
-
 
 # Positions and text in the prompt
 

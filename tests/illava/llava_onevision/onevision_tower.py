@@ -1,33 +1,17 @@
-"""The tiny LLaVA-OneVision's tower for its vision tests: media, plans, and survivors read off the trace alone."""
+"""Media and plans for the tiny LLaVA-OneVision's vision tests, and survivors read off the trace alone."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
-from models import make_onevision
-from transformers import LlavaOnevisionForConditionalGeneration
 
-from illava.families import load_family
 from illava.families.base import EncodedMedium
 from illava.plan import ReductionPlan
-from illava.preprocess import VisualInput, load_preprocessor
+from illava.preprocess import VisualInput
 
 GRID = 7
 # (height, width): square, wide, tall, very wide (unpadded to less than a tile), exactly the largest canvas
 SIZES = [(100, 100), (60, 150), (150, 60), (40, 300), (168, 168)]
-
-
-def load(folder: Path):
-    """The stock model, the family and its preprocessor."""
-    stock = LlavaOnevisionForConditionalGeneration.from_pretrained(folder).eval()
-    return stock, load_family(str(folder), dtype=torch.float32, device="cpu"), load_preprocessor(str(folder))
-
-
-def load_tight(folder: Path):
-    """The same of a model whose budget of one tile makes every larger image go through the resize."""
-    return load(make_onevision(folder, max_tiles=1))
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:

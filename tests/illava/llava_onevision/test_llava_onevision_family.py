@@ -8,45 +8,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from onevision_tower import clip, picture, plan
 from safetensors.torch import load_file, save_file
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from illava.errors import ModelLoadError, PlanError, ReductionDidNotFireError, RequestError
 from illava.families import load_family
 from illava.plan import EMPTY_PLAN, ReductionPlan, preset
-from illava.preprocess import VisualInput, load_preprocessor
-
-
-@pytest.fixture(scope="module")
-def stock(onevision_folder):
-    return LlavaOnevisionForConditionalGeneration.from_pretrained(onevision_folder).eval()
-
-
-@pytest.fixture(scope="module")
-def family(onevision_folder):
-    return load_family(str(onevision_folder), dtype=torch.float32, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def preprocessor(onevision_folder):
-    return load_preprocessor(str(onevision_folder))
-
-
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def clip(num_frames: int) -> np.ndarray:
-    return np.stack([picture(60, 90, n) for n in range(num_frames)])
-
-
-def plan(layout: str = "geometric", *, num_merged: int = 6, budget: dict | None = None) -> ReductionPlan:
-    """49 patches, four cuts of 6 leave 25 = 5 x 5."""
-    steps = [{"stage": "vision_block", "layers": [2, 3, 4, 5], "reducer": {"kind": "illava", "num_merged": num_merged}}]
-    if budget is not None:
-        steps.append({"stage": "decoder_input", "reducer": {"kind": "illava", **budget}})
-    return ReductionPlan(layout=layout, steps=steps)
-
+from illava.preprocess import VisualInput
 
 # Plans that make no sense
 
