@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.small_model.samples import GRID, PATCH_PX, Question, Sample
-from benchmarks.small_model.vocabulary import ASKED_WORDS, IGNORE
+from benchmarks.small_model.vocabulary import ASKED_WORDS, COLOUR_LABELS, IGNORE, KIND_LABELS
 
 PREFIX = "<|im_start|>user "
 NUM_PATCHES = GRID * GRID
@@ -39,6 +39,7 @@ class Batch:
         ids, block, step: int64 [B, T]: text tokens, their question (-2 = padding), their place within it.
         target: int64 [B, T], the token that follows, -100 where it is not part of an answer.
         asked: int64 [B, T], the answer's first token at the word a question turns on, -100 elsewhere.
+        asked_label: int64 [B, T], that word as a patch's label (colours, then kinds), -100 where no patch has it.
         tasks: per sample, the questions packed, in block order.
     """
 
@@ -56,6 +57,7 @@ class Batch:
     step: Tensor
     target: Tensor
     asked: Tensor
+    asked_label: Tensor
     tasks: tuple[tuple[Question, ...], ...]
 
     def to(self, device: str) -> Batch:
@@ -154,7 +156,8 @@ class QuestionEncoder:
 
     def __init__(self, tokenizer: object) -> None:
         self._encode = lru_cache(maxsize=65536)(lambda text: tuple(tokenizer(text).input_ids))
-        self._asked_ids = sorted({self._encode(f"What {word}")[-1] for word in ASKED_WORDS})
+        labels = {word: label for label, word in enumerate((*COLOUR_LABELS, *KIND_LABELS)) if word != "none"}
+        self._asked = {self._encode(f"What {word}")[-1]: labels.get(word, IGNORE) for word in ASKED_WORDS}
         self.prefix = self._encode(PREFIX)
 
     def block(self, question: Question) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -181,17 +184,18 @@ class QuestionEncoder:
             target = np.full(len(ids), IGNORE)
             target[len(prompt) - 1 : -1] = answer
             block = np.full(len(ids), len(chosen))
-            columns.append(np.stack([ids, block, np.arange(len(ids)), target, self._asked(question, prompt, answer)]))
+            asked = self._asked_word(question, prompt, answer)
+            columns.append(np.stack([ids, block, np.arange(len(ids)), target, *asked]))
             chosen.append(question)
             used += len(ids)
         return chosen, columns
 
-    def _asked(self, question: Question, prompt: tuple[int, ...], answer: tuple[int, ...]) -> np.ndarray:
-        """The answer's first token at the last word that an open question turns on: [len of both]."""
-        asked = np.full(len(prompt + answer), IGNORE)
-        places = np.flatnonzero(np.isin(prompt, self._asked_ids))
+    def _asked_word(self, question: Question, prompt: tuple[int, ...], answer: tuple[int, ...]) -> np.ndarray:
+        """At the last word that an open question turns on: the answer's first token, its label: [2, len of both]."""
+        asked = np.full((2, len(prompt + answer)), IGNORE)
+        places = np.flatnonzero(np.isin(prompt, list(self._asked)))
         if len(places) and question.text.endswith("?"):  # not of options, which come behind the question mark
-            asked[places[-1]] = answer[0]
+            asked[:, places[-1]] = answer[0], self._asked[prompt[places[-1]]]
         return asked
 
 
@@ -236,7 +240,7 @@ def assemble(
     frames = len(samples[0].frames)
     slots = {"image": NUM_PATCHES * 2 + GRID, "images": frames * (NUM_PATCHES + 1)}
     stacked = [torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True)]
-    ids, block, step, target, asked = _pad_text([np.concatenate(columns, 1) for _, columns in packed])
+    ids, block, step, target, asked, asked_label = _pad_text([np.concatenate(columns, 1) for _, columns in packed])
     return Batch(
         pixels=stacked[0],
         patch=stacked[1].long(),
@@ -252,13 +256,14 @@ def assemble(
         step=step,
         target=target,
         asked=asked,
+        asked_label=asked_label,
         tasks=tuple(tuple(chosen) for chosen, _ in packed),
     )
 
 
 def _pad_text(columns: list[np.ndarray]) -> list[Tensor]:
     width = -(-max(part.shape[1] for part in columns) // 16) * 16
-    table = np.zeros((5, len(columns), width), np.int64)
+    table = np.zeros((6, len(columns), width), np.int64)
     table[1], table[3:] = -2, IGNORE
     for row, part in enumerate(columns):
         table[:, row, : part.shape[1]] = part

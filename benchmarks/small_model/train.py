@@ -28,13 +28,14 @@ from benchmarks.small_model.architecture import (
 from benchmarks.small_model.batches import QuestionEncoder
 from benchmarks.small_model.diet import Diet
 from benchmarks.small_model.evaluation import evaluate
-from benchmarks.small_model.forward import TrainingForward, word_ids
+from benchmarks.small_model.forward import TrainingForward
+from benchmarks.small_model.losses import Losses, word_ids
 from benchmarks.small_model.muon import Muon
 from benchmarks.small_model.vocabulary import KIND_LABELS
 
-_DENSE_WEIGHT, _RELATION_WEIGHT, _ASKED_WEIGHT, _MARKING_WEIGHT = 0.2, 0.5, 0.5, 0.3
+_DENSE_WEIGHT, _RELATION_WEIGHT, _ASKED_WEIGHT, _MARKING_WEIGHT, _MATCHING_WEIGHT = 0.2, 0.5, 0.5, 0.3, 0.2
 _FLAT_SHARE = 0.7
-_ASKED_FROM = 0.3  # of the budget; earlier was not tried
+_ASKED_FROM, _MATCHED_FROM = 1 / 3, 5 / 9  # of the budget; earlier was not tried
 _WARMUP_STEPS = 60
 _MUON_RATE, _ADAM_RATE = 0.006, 1e-3
 _CLIP_TOWER_EVERY = 3
@@ -60,7 +61,8 @@ class Trainer:
         self.encoder = QuestionEncoder(self.tokenizer)
         self.prefix = torch.tensor(self.encoder.prefix, device=args.device)
         dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
-        self.forward = TrainingForward(self.model, word_ids(self.tokenizer), dtype=dtype)
+        self.forward = TrainingForward(self.model, dtype=dtype)
+        self.losses = Losses(self.forward, word_ids(self.tokenizer))
         self.diet = Diet(self.encoder, seed=args.seed, easy_vqa=args.easy_vqa, size=args.batch_size, rank=self.rank)
         self.optimisers = self._optimisers()
         self.step, self.elapsed_s, self.stage = 0, 0.0, "dense"
@@ -164,8 +166,8 @@ class Trainer:
 
     def _dense_step(self) -> dict[str, float]:
         batch = self.diet.dense(self.step).to(self.args.device)
-        loss, colour, kind = self.forward.dense_loss(batch, self.forward.encode(batch))
-        marking = self.forward.marking_loss(batch)
+        loss, colour, kind = self.losses.dense(batch, self.forward.encode(batch))
+        marking = self.losses.marking(batch)
         (loss + _MARKING_WEIGHT * marking).backward()
         return {
             "dense": loss.item(),
@@ -178,21 +180,26 @@ class Trainer:
         batch = self.diet.questions(self.step).to(self.args.device)
         train_tower = not batch.pooled or self.step % _CLIP_TOWER_EVERY == 0
         feature = self.forward.encode(batch, train_tower=train_tower)
-        logits, target, (early, middle) = self.forward.answer_logits(batch, feature, self.prefix)
-        answer, (dense, colour, kind) = F.cross_entropy(logits, target), self.forward.dense_loss(batch, feature)
+        logits, target, states = self.forward.answer_logits(batch, feature, self.prefix)
+        answer, (dense, colour, kind) = F.cross_entropy(logits, target), self.losses.dense(batch, feature)
         name = "clip" if batch.pooled else "still"
         losses = {name: answer.item(), "patch_colour": colour.item(), "patch_kind": kind.item()}
         loss = answer + _DENSE_WEIGHT * dense
         if train_tower:
-            marking = self.forward.marking_loss(batch)
+            marking = self.losses.marking(batch)
             loss, losses["marking"] = loss + _MARKING_WEIGHT * marking, marking.item()
         if bool((batch.relation >= 0).any()):
             # A word finds only what its patches say before it looks: relations are read earlier once words are asked.
-            relation = self.forward.relation_loss(batch, early if self.hints_asked else middle)
+            relation = self.losses.relation(batch, states.early if self.hints_asked else states.middle)
             loss, losses[f"{name}_relation"] = loss + _RELATION_WEIGHT * relation, relation.item()
         if self.hints_asked and bool((batch.asked >= 0).any()):
-            asked = self.forward.asked_loss(batch, middle)
+            asked = self.losses.asked(batch, states.middle)
             loss, losses[f"{name}_asked"] = loss + _ASKED_WEIGHT * asked, asked.item()
+            if self.progress >= _MATCHED_FROM:
+                matching = self.losses.matching(batch, states)
+                copying = self.losses.copying(batch, states.middle)
+                loss = loss + _MATCHING_WEIGHT * (matching + copying)
+                losses |= {f"{name}_matching": matching.item(), f"{name}_copying": copying.item()}
         loss.backward()
         return losses
 
@@ -232,8 +239,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work-dir", type=Path, required=True, help="checkpoint, log and tokenizer")
     parser.add_argument("--out", type=Path, required=True, help="Hugging Face folder to write at the end")
-    parser.add_argument("--budget-minutes", type=float, default=150.0)
-    parser.add_argument("--dense-share", type=float, default=0.117, help="of the budget, for patch classification")
+    parser.add_argument("--budget-minutes", type=float, default=135.0)
+    parser.add_argument("--dense-share", type=float, default=0.13, help="of the budget, for patch classification")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads a process")
     parser.add_argument("--batch-size", type=int, default=16, help="pictures a step and process")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,16 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.small_model.batches import NUM_PATCHES, QuestionEncoder, assemble, num_needed
 from benchmarks.small_model.curve import read_log, svg_plot, table
-from benchmarks.small_model.forward import TrainingForward, word_ids
+from benchmarks.small_model.forward import States, TrainingForward
+from benchmarks.small_model.losses import Losses, word_ids
 from benchmarks.small_model.mixture import make
 from benchmarks.small_model.muon import orthogonalise
 from benchmarks.small_model.paired import compare
 from benchmarks.small_model.samples import Question, Sample
+from benchmarks.small_model.vocabulary import COLOUR_LABELS, KIND_LABELS, RELATION_WORDS
 
 MODEL = ROOT / "configs" / "demo" / "model"
+REPEATED_DIGIT = 0, "Which key has the value 50?"  # a table whose values are 50, 77, 48, 53, 80
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +62,7 @@ def _stock_inputs(sample: Sample, text: str, tokenizer) -> dict:
 def test_packed_questions_give_the_stock_logits(kind: str, model, tokenizer):
     """Each packed question's logits equal transformers' forward of that question alone, in its real layout."""
     encoder, rng = QuestionEncoder(tokenizer), np.random.default_rng(0)
-    forward = TrainingForward(model, word_ids(tokenizer), dtype=torch.float32)
+    forward = TrainingForward(model, dtype=torch.float32)
     batch = assemble(rng, [make(kind, seed, num_frames=4) for seed in (0, 1)], encoder, budget=60)
     with torch.no_grad():
         logits, *_ = forward.answer_logits(batch, forward.encode(batch), torch.tensor(encoder.prefix))
@@ -89,9 +93,71 @@ def test_the_word_a_question_turns_on_carries_the_answers_first_token(tokenizer)
     encoder = QuestionEncoder(tokenizer)
     for (text, answer), expected in turns_on.items():
         _, [column] = encoder.pack(np.random.default_rng(0), (Question("task", text, answer),), 100)
-        ids, *_, asked = column
+        ids, *_, asked, label = column
         found = [(tokenizer.decode(ids[n]), tokenizer.decode(asked[n])) for n in np.flatnonzero(asked >= 0)]
         assert found == ([] if expected is None else [expected])
+        labels = [(*COLOUR_LABELS, *KIND_LABELS)[n] for n in label[label >= 0]]
+        assert labels == [word.strip() for word, _ in found if word.strip() in KIND_LABELS]
+
+
+class _Attending:
+    """A forward whose every query attends to chosen tokens alone: visual tokens and text, bool [V + T]."""
+
+    def __init__(self, chosen: torch.Tensor) -> None:
+        self.chosen = chosen
+
+    def queries_keys(self, batch, state, number):
+        keys = 40.0 * self.chosen.float()[None, :, None, None]
+        return torch.ones_like(keys), keys
+
+
+def _one_question(kind: str, seed: int, text: str, tokenizer):
+    sample = make(kind, seed)
+    [question] = [question for question in sample.questions if question.text == text]
+    sample = replace(sample, questions=(question,))
+    return sample, assemble(np.random.default_rng(0), [sample], QuestionEncoder(tokenizer), split=0.5)
+
+
+def test_matching_asks_for_the_patches_that_answer(tokenizer):
+    """Of a digit that stands in two rows, those of the row asked for; of a shape, all of its patches."""
+    ids = word_ids(tokenizer)
+    sample, table = _one_question("table", *REPEATED_DIGIT, tokenizer)
+    digit, key = REPEATED_DIGIT[1][-2], sample.questions[0].answer
+    kinds, leads_to = sample.labels[0, 1].flatten(), sample.hints[0, 0].flatten()
+    same = kinds == KIND_LABELS.index(digit)
+    answering = same & (leads_to == RELATION_WORDS.index(key))
+    assert 0 < answering.sum() < same.sum()
+    pixel, text = np.append(np.arange(NUM_PATCHES), -1)[table.source[0]], [False] * table.ids.shape[1]
+    states = States(*[torch.zeros(1, len(pixel) + len(text), 1)] * 3)
+
+    def loss(batch, patches: np.ndarray) -> float:
+        chosen = torch.tensor([bool(place >= 0 and patches[place]) for place in pixel] + text)
+        return Losses(_Attending(chosen), ids).matching(batch, states).item()
+
+    assert loss(table, answering) < 1e-3
+    assert loss(table, same) > 0.5  # part of it at the other row
+    assert loss(table, ~answering) > 10
+
+
+def test_copying_asks_the_token_before_the_answer_to_look_at_the_word(tokenizer):
+    _, table = _one_question("table", *REPEATED_DIGIT, tokenizer)
+    num_visual, length = table.source.shape[1], table.ids.shape[1]
+    [asked] = np.flatnonzero(table.asked[0] >= 0)
+    [before, _] = np.flatnonzero(table.target[0] >= 0)  # the key, and the end
+    assert tokenizer.decode(table.ids[0, before]) == "\n"
+
+    def loss(column: int, looks_from: int) -> float:
+        chosen = torch.zeros(num_visual + length, dtype=torch.bool)
+        chosen[num_visual + column] = True
+        forward = _Attending(chosen)
+        queries, keys = forward.queries_keys(table, None, 0)
+        queries[:, num_visual + looks_from + 1 :] = queries[:, : num_visual + looks_from] = 0
+        forward.queries_keys = lambda *_: (queries, keys)
+        return Losses(forward, word_ids(tokenizer)).copying(table, torch.zeros(1)).item()
+
+    assert loss(asked, before) < 1e-3
+    assert loss(asked - 1, before) > 5
+    assert loss(asked, before - 1) > 5
 
 
 def test_cutting_patches_keeps_all_foreground(tokenizer):
