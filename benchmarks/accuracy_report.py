@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.svg_marks import drawing, line, path, text
+
 _INKS = {
     "illava": "#1f6fb4",
     "attention_pruning": "#8e6bbf",
@@ -70,26 +72,22 @@ def svg_plot(plans: dict[str, Any]) -> str:
     """A panel a task: exact match against the share of patches that leave the tower, a line a method, intervals."""
     tasks = list(next(iter(plans.values()))["tasks"])
     num_rows = -(-len(tasks) // _COLUMNS)
-    size = f"{_COLUMNS * _WIDTH} {num_rows * _HEIGHT + 24}"
-    marks = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" font-family="sans-serif" font-size="10">'
-        '<rect width="100%" height="100%" fill="white"/>'
-    ]
+    marks = []
     for number, task in enumerate(tasks):
         row, column = divmod(number, _COLUMNS)
         marks.append(f'<g transform="translate({column * _WIDTH},{row * _HEIGHT})">{_panel(task, plans)}</g>')
     for place, (method, ink) in enumerate(_INKS.items()):
-        marks.append(_text(_MARGIN + 130 * place, num_rows * _HEIGHT + 14, method, ink=ink))
-    marks.append(_text(_MARGIN + 130 * len(_INKS), num_rows * _HEIGHT + 14, "patches kept; own toy model"))
-    return "\n".join([*marks, "</svg>"]) + "\n"
+        marks.append(text(_MARGIN + 130 * place, num_rows * _HEIGHT + 14, method, ink=ink))
+    marks.append(text(_MARGIN + 130 * len(_INKS), num_rows * _HEIGHT + 14, "patches kept; own toy model"))
+    return drawing(_COLUMNS * _WIDTH, num_rows * _HEIGHT + 24, marks, font_px=10)
 
 
 def _panel(task: str, plans: dict[str, Any]) -> str:
-    marks = [_text(_WIDTH / 2, 14, task, anchor="middle", ink="#111111")]
+    marks = [text(_WIDTH / 2, 14, task, anchor="middle", ink="#111111")]
     for part in (0.0, 0.25, 0.5, 0.75, 1.0):
-        marks.append(_line(_x(0), _y(part), _x(1), _y(part), "#dddddd"))
-        marks.append(_text(_x(part), _y(0) + 12, f"{part:.0%}", anchor="middle"))
-        marks.append(_text(_x(0) - 4, _y(part) + 3, f"{part:g}", anchor="end"))
+        marks.append(line(_x(0), _y(part), _x(1), _y(part), "#dddddd"))
+        marks.append(text(_x(part), _y(0) + 12, f"{part:.0%}", anchor="middle"))
+        marks.append(text(_x(0) - 4, _y(part) + 3, f"{part:g}", anchor="end"))
     for method, ink in _INKS.items():
         own = [plan for name, plan in plans.items() if name.partition("@")[0].partition(":")[0] == method]
         if not own:
@@ -98,10 +96,9 @@ def _panel(task: str, plans: dict[str, Any]) -> str:
             own.append(plans["none"])
         own.sort(key=lambda plan: plan["patches_kept"])
         points = [(plan["patches_kept"], plan["tasks"][task]) for plan in own]
-        way = " ".join(f"{_x(share):.1f},{_y(row['accuracy']):.1f}" for share, row in points)
-        marks.append(f'<polyline points="{way}" fill="none" stroke="{ink}"/>')
+        marks.append(path([(_x(share), _y(row["accuracy"])) for share, row in points], ink))
         for share, row in points:
-            marks.append(_line(_x(share), _y(row["low"]), _x(share), _y(row["high"]), ink))
+            marks.append(line(_x(share), _y(row["low"]), _x(share), _y(row["high"]), ink))
             marks.append(
                 f'<circle cx="{_x(share):.1f}" cy="{_y(row["accuracy"]):.1f}" r="2" fill="{ink}">'
                 f"<title>{method} {share:.0%}: {row['accuracy']:.3f}</title></circle>"
@@ -115,11 +112,3 @@ def _x(share: float) -> float:
 
 def _y(accuracy: float) -> float:
     return _HEIGHT - _MARGIN + 8 - accuracy * (_HEIGHT - _MARGIN - 16)
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, ink: str) -> str:
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{ink}"/>'
-
-
-def _text(x: float, y: float, text: str, *, anchor: str = "start", ink: str = "#333333") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{ink}">{text}</text>'

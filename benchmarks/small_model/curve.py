@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import write_json
+from benchmarks.svg_marks import drawing, line, path, text
 
 SHOWN = (
     "scene_where", "scene_colour", "small_colour", "chart_value", "document_value", "document_key", "document_exists",
@@ -56,22 +57,16 @@ def table(result: dict[str, Any]) -> str:
 def svg_plot(result: dict[str, Any]) -> str:
     """A line a task."""
     last = result["minutes_a_process"]
-    marks = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH + _LEGEND} {_HEIGHT}" font-family="sans-serif" '
-        'font-size="11"><rect width="100%" height="100%" fill="white"/>'
-    ]
+    marks = []
     for part in (0.0, 0.25, 0.5, 0.75, 1.0):
-        y, x = _y(part), _x(part)
-        marks.append(f'<line x1="{_x(0)}" y1="{y:.1f}" x2="{_x(1)}" y2="{y:.1f}" stroke="#dddddd"/>')
-        marks.append(f'<text x="{_MARGIN - 6}" y="{y + 4:.1f}" text-anchor="end">{part:g}</text>')
-        marks.append(f'<text x="{x:.1f}" y="{_HEIGHT - 12}" text-anchor="middle">{part * last:.0f} min</text>')
+        marks.append(line(_x(0), _y(part), _x(1), _y(part), "#dddddd"))
+        marks.append(text(_MARGIN - 6, _y(part) + 4, f"{part:g}", anchor="end"))
+        marks.append(text(_x(part), _HEIGHT - 12, f"{part * last:.0f} min", anchor="middle"))
     for place, (task, ink) in enumerate(zip(SHOWN, _INKS, strict=True)):
-        way = " ".join(
-            f"{_x(one['minutes'] / last):.1f},{_y(one['exact_match'][task]):.1f}" for one in result["validations"]
-        )
-        marks.append(f'<polyline points="{way}" fill="none" stroke="{ink}" stroke-width="1.5"/>')
-        marks.append(f'<text x="{_WIDTH}" y="{_MARGIN + 18 * place}" fill="{ink}">{task}</text>')
-    return "\n".join([*marks, "</svg>"]) + "\n"
+        points = [(_x(one["minutes"] / last), _y(one["exact_match"][task])) for one in result["validations"]]
+        marks.append(path(points, ink, width=1.5))
+        marks.append(text(_WIDTH, _MARGIN + 18 * place, task, ink=ink))
+    return drawing(_WIDTH + _LEGEND, _HEIGHT, marks, font_px=11)
 
 
 def _x(part: float) -> float:
