@@ -14,14 +14,15 @@ from illava.tokens import Assignment, Tokens
 BLOCKS = (2, 3, 4, 5)
 NUM_PATCHES = 196
 METHODS = ("illava", "attention_pruning", "tome", "random", "least_attended")
-SHARES = (0.75, 0.5, 0.35, 0.25, 0.18, 0.12)
 SWEEP = (
     "none",
     "illava-small",
     "illava-small:released",
     "least_attended@0.5",
-    *(f"{method}@{share}" for share in SHARES for method in ("illava", "random")),
-    *(f"{method}@{share}" for share in (0.5, 0.25, 0.12) for method in ("attention_pruning", "tome")),
+    *(f"illava@{share}" for share in (0.75, 0.5, 0.25, 0.12)),
+    *(f"random@{share}" for share in (0.5, 0.25, 0.12)),
+    "attention_pruning@0.25",
+    *(f"tome@{share}" for share in (0.5, 0.25)),
 )
 
 
