@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.svg_marks import drawing, line, path, text
+from benchmarks import svg_marks as svg
 
 _INKS = {
     "illava": "#1f6fb4",
@@ -77,17 +77,17 @@ def svg_plot(plans: dict[str, Any]) -> str:
         row, column = divmod(number, _COLUMNS)
         marks.append(f'<g transform="translate({column * _WIDTH},{row * _HEIGHT})">{_panel(task, plans)}</g>')
     for place, (method, ink) in enumerate(_INKS.items()):
-        marks.append(text(_MARGIN + 130 * place, num_rows * _HEIGHT + 14, method, ink=ink))
-    marks.append(text(_MARGIN + 130 * len(_INKS), num_rows * _HEIGHT + 14, "patches kept; own toy model"))
-    return drawing(_COLUMNS * _WIDTH, num_rows * _HEIGHT + 24, marks, font_px=10)
+        marks.append(svg.text(_MARGIN + 130 * place, num_rows * _HEIGHT + 14, method, ink=ink))
+    marks.append(svg.text(_MARGIN + 130 * len(_INKS), num_rows * _HEIGHT + 14, "patches kept; own toy model"))
+    return svg.drawing(_COLUMNS * _WIDTH, num_rows * _HEIGHT + 24, marks, font_px=10)
 
 
 def _panel(task: str, plans: dict[str, Any]) -> str:
-    marks = [text(_WIDTH / 2, 14, task, anchor="middle", ink="#111111")]
+    marks = [svg.text(_WIDTH / 2, 14, task, anchor="middle", ink="#111111")]
     for part in (0.0, 0.25, 0.5, 0.75, 1.0):
-        marks.append(line(_x(0), _y(part), _x(1), _y(part), "#dddddd"))
-        marks.append(text(_x(part), _y(0) + 12, f"{part:.0%}", anchor="middle"))
-        marks.append(text(_x(0) - 4, _y(part) + 3, f"{part:g}", anchor="end"))
+        marks.append(svg.line(_x(0), _y(part), _x(1), _y(part), "#dddddd"))
+        marks.append(svg.text(_x(part), _y(0) + 12, f"{part:.0%}", anchor="middle"))
+        marks.append(svg.text(_x(0) - 4, _y(part) + 3, f"{part:g}", anchor="end"))
     for method, ink in _INKS.items():
         own = [plan for name, plan in plans.items() if name.partition("@")[0].partition(":")[0] == method]
         if not own:
@@ -96,9 +96,9 @@ def _panel(task: str, plans: dict[str, Any]) -> str:
             own.append(plans["none"])
         own.sort(key=lambda plan: plan["patches_kept"])
         points = [(plan["patches_kept"], plan["tasks"][task]) for plan in own]
-        marks.append(path([(_x(share), _y(row["accuracy"])) for share, row in points], ink))
+        marks.append(svg.polyline([(_x(share), _y(row["accuracy"])) for share, row in points], ink))
         for share, row in points:
-            marks.append(line(_x(share), _y(row["low"]), _x(share), _y(row["high"]), ink))
+            marks.append(svg.line(_x(share), _y(row["low"]), _x(share), _y(row["high"]), ink))
             marks.append(
                 f'<circle cx="{_x(share):.1f}" cy="{_y(row["accuracy"]):.1f}" r="2" fill="{ink}">'
                 f"<title>{method} {share:.0%}: {row['accuracy']:.3f}</title></circle>"

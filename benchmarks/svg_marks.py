@@ -17,7 +17,7 @@ def line(x1: float, y1: float, x2: float, y2: float, ink: str) -> str:
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{ink}"/>'
 
 
-def path(points: Iterable[tuple[float, float]], ink: str, *, width: float = 1) -> str:
+def polyline(points: Iterable[tuple[float, float]], ink: str, *, width: float = 1) -> str:
     """A line through points."""
     way = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     return f'<polyline points="{way}" fill="none" stroke="{ink}" stroke-width="{width}"/>'

@@ -39,7 +39,7 @@ class Batch:
         ids, block, step: int64 [B, T]: text tokens, their question (-2 = padding), their place within it.
         target: int64 [B, T], the token that follows, -100 where it is not part of an answer.
         asked: int64 [B, T], the answer's first token at the word a question turns on, -100 elsewhere.
-        asked_label: int64 [B, T], that word as a patch's label (colours, then kinds), -100 where no patch has it.
+        asked_label: int64 [B, T], that word's index in (*COLOUR_LABELS, *KIND_LABELS), -100 of words of place or way.
         tasks: per sample, the questions packed, in block order.
     """
 

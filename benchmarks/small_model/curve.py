@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks import svg_marks as svg
 from benchmarks.machine import write_json
-from benchmarks.svg_marks import drawing, line, path, text
 
 SHOWN = (
     "scene_where", "scene_colour", "small_colour", "chart_value", "document_value", "document_key", "document_exists",
@@ -59,14 +59,14 @@ def svg_plot(result: dict[str, Any]) -> str:
     last = result["minutes_a_process"]
     marks = []
     for part in (0.0, 0.25, 0.5, 0.75, 1.0):
-        marks.append(line(_x(0), _y(part), _x(1), _y(part), "#dddddd"))
-        marks.append(text(_MARGIN - 6, _y(part) + 4, f"{part:g}", anchor="end"))
-        marks.append(text(_x(part), _HEIGHT - 12, f"{part * last:.0f} min", anchor="middle"))
+        marks.append(svg.line(_x(0), _y(part), _x(1), _y(part), "#dddddd"))
+        marks.append(svg.text(_MARGIN - 6, _y(part) + 4, f"{part:g}", anchor="end"))
+        marks.append(svg.text(_x(part), _HEIGHT - 12, f"{part * last:.0f} min", anchor="middle"))
     for place, (task, ink) in enumerate(zip(SHOWN, _INKS, strict=True)):
         points = [(_x(one["minutes"] / last), _y(one["exact_match"][task])) for one in result["validations"]]
-        marks.append(path(points, ink, width=1.5))
-        marks.append(text(_WIDTH, _MARGIN + 18 * place, task, ink=ink))
-    return drawing(_WIDTH + _LEGEND, _HEIGHT, marks, font_px=11)
+        marks.append(svg.polyline(points, ink, width=1.5))
+        marks.append(svg.text(_WIDTH, _MARGIN + 18 * place, task, ink=ink))
+    return svg.drawing(_WIDTH + _LEGEND, _HEIGHT, marks, font_px=11)
 
 
 def _x(part: float) -> float:

@@ -83,7 +83,7 @@ def _queries_keys_values(x: Tensor, w: Weights, rotary: tuple[Tensor, Tensor], h
 
 
 class TrainingForward:
-    """The model's forward and losses over `Batch`.
+    """The model's forward over `Batch`.
 
     Args:
         model: a LlavaOnevisionForConditionalGeneration, whose parameters stay the trained ones.
@@ -172,7 +172,8 @@ class TrainingForward:
         return (_rms(state, self._cast(self.decoder.norm.weight)[0]) @ self.words()[ids].T).float()
 
     def queries_keys(self, batch: Batch, state: Tensor, number: int) -> tuple[Tensor, Tensor]:
-        """Of a layer, from the state that enters it [B, V + T, D]: each [B, V + T, H, D / H]."""
+        """Of a layer, from the state that enters it [B, V + T, D]: each [B, V + T, H, D / H]. Places are counted from
+        the picture's first token: rotary embedding tells only how far apart two tokens are."""
         q, k, _ = _queries_keys_values(state, self._decoder_weights(number), self._rotary(batch), self.heads)
         return q.transpose(1, 2), k.transpose(1, 2)
 

@@ -58,12 +58,12 @@ def word_ids(tokenizer: object) -> WordIds:
     return WordIds((first(COLOUR_LABELS), first(KIND_LABELS)), places, first(RELATION_WORDS))
 
 
-def _attention(q: Tensor, k: Tensor) -> Tensor:
+def _attention_weights(q: Tensor, k: Tensor) -> Tensor:
     """Of n queries [n, H, D / H], each to its own keys [n, K, H, D / H]: [n, H, K]."""
     return (torch.einsum("nhd,nkhd->nhk", q, k) * q.shape[-1] ** -0.5).float().softmax(-1)
 
 
-def _withheld(share: Tensor) -> Tensor:
+def _best_head_nll(share: Tensor) -> Tensor:
     """-log of the best head's share of attention [n, H], mean; 0 of none."""
     return -share.amax(1).clamp(min=1e-6).log().sum() / max(len(share), 1)
 
@@ -100,7 +100,7 @@ class Losses:
         total, shares = self._place_loss(batch, feature), []
         planes = batch.label.reshape(-1, 2, batch.label.shape[-1])
         for plane, (ids, weight) in enumerate(zip(self.ids.patches, (1.0, _IDENTITY_WEIGHT), strict=True)):
-            logits, target = self._words(feature, ids), planes[:, plane].reshape(-1)
+            logits, target = self._patch_logits(feature, ids), planes[:, plane].reshape(-1)
             class_weight = torch.ones(len(ids), device=logits.device)
             class_weight[0] = _BACKGROUND_WEIGHT
             total = total + weight * F.cross_entropy(logits, target, class_weight, ignore_index=IGNORE)
@@ -108,7 +108,7 @@ class Losses:
             shares.append((logits.argmax(-1)[seen] == target[seen]).float().mean())
         return total, shares[0], shares[1]
 
-    def _words(self, x: Tensor, ids: list[int]) -> Tensor:
+    def _patch_logits(self, x: Tensor, ids: list[int]) -> Tensor:
         return (x @ self.forward.words()[ids].T).float().flatten(0, 1) * _DENSE_SCALE
 
     def _place_loss(self, batch: Batch, feature: Tensor) -> Tensor:
@@ -118,7 +118,8 @@ class Losses:
         owner = batch.place.reshape(-1, 1)
         third = torch.where(owner >= 0, torch.cat([owner // 3, owner % 3], -1), third)
         coarse = sum(
-            F.cross_entropy(self._words(feature, ids), third[:, axis]) for axis, ids in enumerate(self.ids.places)
+            F.cross_entropy(self._patch_logits(feature, ids), third[:, axis])
+            for axis, ids in enumerate(self.ids.places)
         )
         fine = F.mse_loss(feature[..., :2].flatten(0, 1).float(), _PLACE_SPAN * (place.float() / (GRID - 1) * 2 - 1))
         return coarse + fine / _PLACE_SPAN
@@ -136,16 +137,15 @@ class Losses:
         return F.cross_entropy(self.forward.read(middle[:, batch.source.shape[1] :][at]), batch.asked[at])
 
     def matching(self, batch: Batch, states: States) -> Tensor:
-        """How much of its attention the word that a question turns on withholds, in the best head, from the patches
-        labelled with that word, or from those among them that lead to the answer: the 7 of 47 in the row whose key is
-        asked for. In the first layer, by the word itself, and in the layer that can use what relations say.
+        """-log of the attention, in the best head, from the asked word to the patches that answer, in layers 0 and 2.
+
+        Of its attention to visual tokens alone: what it pays to text is left to the answers. The patches are those
+        labelled with the word, or the ones among them that lead to the answer if there are any: the 7 of 47 in the row
+        whose key is asked for. Layer 0 sees only the word itself and cannot tell two rows with a 7 apart, so there the
+        loss has a floor; layer 2 can.
 
         Without it the digits of "Which key has the value 47?" never found their row: behind the first layers a digit's
         state no longer told which digit it is, as nothing that was asked of it so far needed that.
-
-        Args:
-            batch: as packed, with a word that patches are labelled with.
-            states: of `answer_logits`.
         """
         at = batch.asked_label >= 0
         sample, num_visual = at.nonzero()[:, 0], batch.source.shape[1]
@@ -153,27 +153,27 @@ class Losses:
         losses = []
         for state, number in ((states.start, 0), (states.early, STATE_LAYERS[0] + 1)):
             q, k = self.forward.queries_keys(batch, state, number)
-            attention = _attention(q[:, num_visual:][at], k[:, :num_visual][sample])
-            losses.append(_withheld((attention * same[:, None]).sum(-1)[same.any(1)]))
+            attention = _attention_weights(q[:, num_visual:][at], k[:, :num_visual][sample])
+            losses.append(_best_head_nll((attention * same[:, None]).sum(-1)[same.any(1)]))
         return sum(losses)
 
     def copying(self, batch: Batch, middle: Tensor) -> Tensor:
-        """How much of its attention the token before the answer withholds, in the best head of the layer behind
-        ``middle``, from the word that the question turns on, which `asked` has told the answer there."""
+        """-log of the attention, in the best head of layer 4, from the token before the answer to the asked word, which
+        `asked` has told the answer by then. Of its attention to visual tokens and that word alone."""
         num_visual = batch.source.shape[1]
         sample, asked = (batch.asked >= 0).nonzero(as_tuple=True)
         column = torch.arange(batch.target.shape[1], device=asked.device)
         before = torch.where(batch.target >= 0, column, len(column)).flip(1).cummin(1).values.flip(1)[sample, asked]
         q, k = self.forward.queries_keys(batch, middle, STATE_LAYERS[1] + 1)
         keys = torch.cat([k[:, :num_visual][sample], k[sample, num_visual + asked][:, None]], 1)
-        return _withheld(_attention(q[sample, num_visual + before], keys)[..., -1])
+        return _best_head_nll(_attention_weights(q[sample, num_visual + before], keys)[..., -1])
 
     def _answering_patches(self, batch: Batch, sample: Tensor, label: Tensor, answer: Tensor) -> Tensor:
         """The visual tokens of a label, those alone that lead to the answer where there are any: bool [n, V]."""
         labels = torch.stack([batch.label[:, :, 0], batch.label[:, :, 1] + len(COLOUR_LABELS)], -1).flatten(1, 2)
         same = (labels[sample] == label[:, None, None]).any(-1)
         if batch.pooled:
-            same = same.view(len(same), -1, 4).any(-1)
+            same = same.unflatten(1, (same.shape[1] // 4, 4)).any(-1)
         same = F.pad(same, (0, 1)).gather(1, batch.source[sample])
         words = torch.tensor([*self.ids.relations, IGNORE], device=same.device)
         leads = same & (words[batch.relation.clamp(min=-1)][sample] == answer[:, None])

@@ -29,7 +29,6 @@ from benchmarks.small_model.samples import Question, Sample
 from benchmarks.small_model.vocabulary import COLOUR_LABELS, KIND_LABELS, RELATION_WORDS
 
 MODEL = ROOT / "configs" / "demo" / "model"
-REPEATED_DIGIT = 0, "Which key has the value 50?"  # a table whose values are 50, 77, 48, 53, 80
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +86,7 @@ def test_the_word_a_question_turns_on_carries_the_answers_first_token(tokenizer)
         ("What color is the object at the top left?", "red"): (" left", "red"),
         ("Is the orange object moving up?", "no"): (" up", "no"),
         ("What color is the object at the right? A. red B. blue C. pink D. cyan", "A"): None,
+        ("Where is the red object?", "top"): (" red", "top"),
         ("Which bar is the tallest?", "red"): None,
         ("Describe the image.", "A red circle at the top."): None,
     }
@@ -97,67 +97,89 @@ def test_the_word_a_question_turns_on_carries_the_answers_first_token(tokenizer)
         found = [(tokenizer.decode(ids[n]), tokenizer.decode(asked[n])) for n in np.flatnonzero(asked >= 0)]
         assert found == ([] if expected is None else [expected])
         labels = [(*COLOUR_LABELS, *KIND_LABELS)[n] for n in label[label >= 0]]
-        assert labels == [word.strip() for word, _ in found if word.strip() in KIND_LABELS]
+        assert labels == [word.strip() for word, _ in found if word.strip() in (*COLOUR_LABELS, *KIND_LABELS)]
 
 
 class _Attending:
-    """A forward whose every query attends to chosen tokens alone: visual tokens and text, bool [V + T]."""
+    """A forward whose tokens attend evenly to the chosen ones among those they are shown: bool [B, V + T]."""
 
-    def __init__(self, chosen: torch.Tensor) -> None:
-        self.chosen = chosen
+    def __init__(self, chosen: torch.Tensor, looking: torch.Tensor | None = None) -> None:
+        self.chosen, self.looking, self.asked_of = chosen, looking, []
 
     def queries_keys(self, batch, state, number):
-        keys = 40.0 * self.chosen.float()[None, :, None, None]
-        return torch.ones_like(keys), keys
+        self.asked_of.append((state, number))
+        keys = 40.0 * self.chosen.float()[:, :, None, None]
+        looking = torch.ones_like(keys) if self.looking is None else self.looking.float()[:, :, None, None]
+        return looking, keys
 
 
-def _one_question(kind: str, seed: int, text: str, tokenizer):
-    sample = make(kind, seed)
+def _about(kind: str, text: str, tokenizer, *, seed: int = 0, **how):
+    """A sample with one of its questions, and the batch of it alone."""
+    sample = make(kind, seed, **how)
     [question] = [question for question in sample.questions if question.text == text]
     sample = replace(sample, questions=(question,))
     return sample, assemble(np.random.default_rng(0), [sample], QuestionEncoder(tokenizer), split=0.5)
 
 
-def test_matching_asks_for_the_patches_that_answer(tokenizer):
-    """Of a digit that stands in two rows, those of the row asked for; of a shape, all of its patches."""
-    ids = word_ids(tokenizer)
-    sample, table = _one_question("table", *REPEATED_DIGIT, tokenizer)
-    digit, key = REPEATED_DIGIT[1][-2], sample.questions[0].answer
-    kinds, leads_to = sample.labels[0, 1].flatten(), sample.hints[0, 0].flatten()
-    same = kinds == KIND_LABELS.index(digit)
-    answering = same & (leads_to == RELATION_WORDS.index(key))
-    assert 0 < answering.sum() < same.sum()
-    pixel, text = np.append(np.arange(NUM_PATCHES), -1)[table.source[0]], [False] * table.ids.shape[1]
-    states = States(*[torch.zeros(1, len(pixel) + len(text), 1)] * 3)
+def _by_token(batch, patches: np.ndarray) -> torch.Tensor:
+    """Bool [F * 196] of patches to bool [1, V + T]: of a clip's token, any of its four; no newline, no text."""
+    shown = np.append(np.take_along_axis(patches.reshape(batch.patch.shape[1], -1), batch.patch[0].numpy(), 1), False)
+    if batch.pooled:
+        shown = np.append(shown[:-1].reshape(-1, 4).any(1), False)
+    return torch.from_numpy(np.append(shown[batch.source[0]], np.zeros(batch.ids.shape[1], bool)))[None]
 
-    def loss(batch, patches: np.ndarray) -> float:
-        chosen = torch.tensor([bool(place >= 0 and patches[place]) for place in pixel] + text)
-        return Losses(_Attending(chosen), ids).matching(batch, states).item()
 
-    assert loss(table, answering) < 1e-3
-    assert loss(table, same) > 0.5  # part of it at the other row
-    assert loss(table, ~answering) > 10
+@pytest.mark.parametrize(
+    ("kind", "text", "word", "leads_to"),
+    [
+        ("table", "Which key has the value 50?", "0", "C"),  # the 0 of 80 is in another row
+        ("scene", "What color is the ring?", "ring", None),
+        ("scene", "Where is the purple object?", "purple", None),
+        ("motion", "Which way does the purple object move?", "purple", "right"),
+    ],
+)
+def test_matching_asks_for_the_patches_that_answer(tokenizer, kind, text, word, leads_to):
+    """The loss is -log of their share in both layers; where some lead to the answer, the others do not count."""
+    sample, batch = _about(kind, text, tokenizer, **({"num_frames": 4} if kind == "motion" else {}))
+    plane, names = (0, COLOUR_LABELS) if word in COLOUR_LABELS else (1, KIND_LABELS)
+    same = right = _by_token(batch, sample.labels[:, plane] == names.index(word))
+    if leads_to:
+        assert sample.questions[0].answer == leads_to
+        right = same & _by_token(batch, sample.hints[:, 0] == RELATION_WORDS.index(leads_to))
+        assert 0 < right.sum() < same.sum()
+    states = States("start", "early", "middle")
+    visual = torch.arange(same.shape[1])[None] < batch.source.shape[1]
+    for chosen in (right, same, visual, visual & ~right):
+        forward = _Attending(chosen)
+        share = ((chosen & right).sum() / chosen.sum()).item()
+        loss = Losses(forward, word_ids(tokenizer)).matching(batch, states).item()
+        assert loss == pytest.approx(-2 * np.log(max(share, 1e-6)), abs=1e-2)
+        assert forward.asked_of == [("start", 0), ("early", 2)]
+
+
+def test_matching_asks_nothing_where_no_patch_is_labelled(tokenizer):
+    _, batch = _about("lines", "What does the first line say?", tokenizer)
+    forward = _Attending(torch.ones(1, batch.source.shape[1] + batch.ids.shape[1]))
+    assert Losses(forward, word_ids(tokenizer)).matching(batch, States("start", "early", "middle")).item() == 0
 
 
 def test_copying_asks_the_token_before_the_answer_to_look_at_the_word(tokenizer):
-    _, table = _one_question("table", *REPEATED_DIGIT, tokenizer)
-    num_visual, length = table.source.shape[1], table.ids.shape[1]
-    [asked] = np.flatnonzero(table.asked[0] >= 0)
-    [before, _] = np.flatnonzero(table.target[0] >= 0)  # the key, and the end
-    assert tokenizer.decode(table.ids[0, before]) == "\n"
-
-    def loss(column: int, looks_from: int) -> float:
-        chosen = torch.zeros(num_visual + length, dtype=torch.bool)
-        chosen[num_visual + column] = True
-        forward = _Attending(chosen)
-        queries, keys = forward.queries_keys(table, None, 0)
-        queries[:, num_visual + looks_from + 1 :] = queries[:, : num_visual + looks_from] = 0
-        forward.queries_keys = lambda *_: (queries, keys)
-        return Losses(forward, word_ids(tokenizer)).copying(table, torch.zeros(1)).item()
-
-    assert loss(asked, before) < 1e-3
-    assert loss(asked - 1, before) > 5
-    assert loss(asked, before - 1) > 5
+    """In packed questions of two samples, each its own; looking elsewhere, or from elsewhere, costs."""
+    samples = [make("table", seed) for seed in (0, 1)]
+    batch = assemble(np.random.default_rng(0), samples, QuestionEncoder(tokenizer), split=0.5)
+    num_visual = batch.source.shape[1]
+    asked, before = torch.zeros(2, 2, num_visual + batch.ids.shape[1], dtype=torch.bool)
+    for row, column in (batch.asked >= 0).nonzero().tolist():
+        of_question = (batch.block[row] == batch.block[row, column]) & (batch.target[row] >= 0)
+        asked[row, num_visual + column] = True
+        before[row, num_visual + of_question.nonzero()[0, 0]] = True
+    assert asked.sum() == before.sum() > 8
+    ids = word_ids(tokenizer)
+    forward = _Attending(asked, before)
+    assert Losses(forward, ids).copying(batch, "middle").item() < 1e-3
+    assert forward.asked_of == [("middle", 4)]
+    assert Losses(_Attending(asked.roll(1, 1), before), ids).copying(batch, "middle").item() > 3
+    assert Losses(_Attending(asked, before.roll(1, 1)), ids).copying(batch, "middle").item() > 3
 
 
 def test_cutting_patches_keeps_all_foreground(tokenizer):
@@ -217,6 +239,7 @@ def test_smoke_training_writes_a_model_and_goes_on_where_it_stopped(tmp_path: Pa
     resumed = next(record for record in again if "resumed_at" in record)
     assert resumed["resumed_at"] == first[-1]["step"]
     assert again[-1]["step"] > first[-1]["step"]
+    assert any({"still_asked", "still_matching", "still_copying"} <= set(record) for record in again)
     losses = [record["still"] for record in again if "still" in record]  # on questions about pictures, both runs
     assert len(losses) >= 3
     assert losses[-1] < 0.9 * losses[0]
