@@ -131,7 +131,7 @@ def arguments(argv: Iterable[str] | None) -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=1, help="of one thread each")
     parser.add_argument("--work-dir", type=Path, default=Path("runs/accuracy"))
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--svg", type=Path)
+    parser.add_argument("--svg", type=Path, help="curves over the share kept: of METHOD@SHARE plans")
     return parser.parse_args(list(argv) if argv is not None else None)
 
 
