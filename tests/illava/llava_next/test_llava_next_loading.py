@@ -11,6 +11,7 @@ import pytest
 import torch
 from models import _tokenizer
 from models_llava_next import IN_ORDER, MISTRAL, VICUNA, make_llava_next
+from published_llava import BOTH, LLM_LAYER, edit, module_name, published_names
 from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
@@ -34,39 +35,12 @@ def family(folder):
     return load_family(str(folder), dtype=torch.float32, device="cpu")
 
 
-def edit(path, **changes):
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
 # Published checkpoints
 
-BOTH = ("weight", "bias")
-# Weight names in the published shards (llava-hf/llava-v1.6-*), {n} running over layers.
-LLM_LAYER = [f"self_attn.{x}_proj.weight" for x in "qkvo"] + [f"mlp.{x}_proj.weight" for x in ("gate", "up", "down")]
-LLM_LAYER += ["input_layernorm.weight", "post_attention_layernorm.weight"]
-BLOCK = [f"{x}.{end}" for x in ("layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2") for end in BOTH]
-BLOCK += [f"self_attn.{x}_proj.{end}" for x in ("q", "k", "v", "out") for end in BOTH]
+# Names in the published shards (llava-hf/llava-v1.6-*) outside the tower's blocks
 TOWER = ["embeddings.class_embedding", "embeddings.patch_embedding.weight", "embeddings.position_embedding.weight"]
 TOWER += [f"{x}.{end}" for x in ("pre_layrnorm", "post_layernorm") for end in BOTH]
-
-
-def published_names(num_layers: int, num_blocks: int) -> set[str]:
-    names = {"image_newline", "language_model.lm_head.weight"}
-    names |= {f"multi_modal_projector.linear_{n}.{end}" for n in (1, 2) for end in BOTH}
-    names |= {"language_model.model.embed_tokens.weight", "language_model.model.norm.weight"}
-    names |= {f"language_model.model.layers.{n}.{x}" for n in range(num_layers) for x in LLM_LAYER}
-    names |= {f"vision_tower.vision_model.{x}" for x in TOWER}
-    return names | {f"vision_tower.vision_model.encoder.layers.{n}.{x}" for n in range(num_blocks) for x in BLOCK}
-
-
-def module_name(published: str, *, flat_tower: bool) -> str:
-    """Where transformers puts a published weight."""
-    if flat_tower:
-        published = published.replace("vision_tower.vision_model.", "vision_tower.")
-    name = published.replace("language_model.lm_head", "lm_head").replace("language_model.model.", "language_model.")
-    return name if name.startswith("lm_head") else f"model.{name}"
-
-
+NAMES = {"tower": TOWER, "llm_layer": LLM_LAYER}
 # config.json of the published checkpoints as far as it bears on shapes; what is left out is its class's default.
 VICUNA_7B = {"model_type": "llama", "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "vocab_size": 32064}
 MISTRAL_7B = {
@@ -127,7 +101,7 @@ def test_published_shapes_map_and_fit(folder, tmp_path, text, num_layers, billio
     with torch.device("meta"):
         model = LlavaNextForConditionalGeneration(LlavaNextConfig.from_pretrained(tmp_path))
     flat = not hasattr(model.model.vision_tower, "vision_model")
-    expected = {module_name(name, flat_tower=flat) for name in published_names(num_layers, 24)}
+    expected = {module_name(name, flat_tower=flat) for name in published_names(num_layers, 24, **NAMES)}
     assert set(model.state_dict()) == expected
     assert sum(value.numel() for value in model.parameters()) / 1e9 == pytest.approx(billions, abs=0.01)
 
@@ -147,7 +121,7 @@ def test_weights_under_their_published_names_load(folder, family, tmp_path):
         name if "vision_tower.vision_model" in name else name.replace("vision_tower.", "vision_tower.vision_model."): x
         for name, x in load_file(folder / "model.safetensors").items()
     }
-    assert set(weights) == published_names(4, 8)
+    assert set(weights) == published_names(4, 8, **NAMES)
     save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
     again = load_family(str(copied), dtype=torch.float32, device="cpu")
     tiles = np.random.default_rng(0).integers(0, 256, (3, 48, 48, 3), dtype=np.uint8)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from models_llava_next import IN_ORDER, MISTRAL, VICUNA, make_llava_next
+from stock_parity import longer, prefill, prompt_of, stock_tokens
 from transformers import LlavaNextForConditionalGeneration
 
 from illava import VLM, Request, SamplingParams, load_preprocessor
 from illava.counts import expected_counts
-from illava.families.base import Run
 from illava.model_shape import load_model_shape
 from illava.plan import EMPTY_PLAN, ReductionPlan
-from illava.prompt import assemble, media_of, pack
+from illava.prompt import assemble, media_of
 from illava.tower_counts import MediumShape
 
 NUM_NEW = 8
@@ -84,39 +83,18 @@ def stock_inputs(vlm, request):
     }
 
 
-def prompt_of(vlm, request, plan):
-    return assemble(vlm.family, request, vlm.family.encode(media_of(request), plan, trace=False))
-
-
-@torch.inference_mode()
-def prefill(vlm, prompts, plan):
-    cache, num_layers = vlm.engine.cache, vlm.family.decoder.num_layers
-    for row, prompt in enumerate(prompts):
-        cache.admit(row, [prompt.num_tokens] * num_layers)
-    pages = cache.batch(range(len(prompts)), [[0] * num_layers] * len(prompts))
-    done = vlm.family.decoder.prefill(pack(prompts), plan, cache, pages, seeds=[0] * len(prompts))
-    for row in range(len(prompts)):
-        cache.free(row)
-    return done.logits_BV
-
-
 @torch.inference_mode()
 def test_logits_and_greedy_text_equal_stock_alone_and_in_a_mixed_batch(tiny):
     vlm, stock = tiny.vlm, tiny.stock
     prompts = [prompt_of(vlm, request, EMPTY_PLAN) for request in tiny.requests]
-    together = prefill(vlm, prompts, EMPTY_PLAN)
+    together = prefill(vlm, prompts, EMPTY_PLAN).logits_BV
     answers = vlm.generate(tiny.requests)
     for row, request in enumerate(tiny.requests):
         inputs = stock_inputs(vlm, request)
         expected = stock(**inputs).logits[0, -1]
-        torch.testing.assert_close(prefill(vlm, [prompts[row]], EMPTY_PLAN)[0], expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(prefill(vlm, [prompts[row]], EMPTY_PLAN).logits_BV[0], expected, atol=1e-5, rtol=0)
         torch.testing.assert_close(together[row], expected, atol=1e-5, rtol=0)
-        out = stock.generate(
-            **inputs, max_new_tokens=NUM_NEW, do_sample=False, output_logits=True, return_dict_in_generate=True
-        )
-        best_two = torch.cat(out.logits).topk(2, -1).values
-        assert (best_two[:, 0] - best_two[:, 1]).min() > 1e-3, "this fixture has a near-tie: choose another"
-        tokens = tuple(out.sequences[0, inputs["input_ids"].shape[1] :].tolist())
+        tokens = stock_tokens(stock, inputs, NUM_NEW)
         assert answers[row].token_ids == tokens
         assert vlm.generate([request])[0].token_ids == tokens
 
@@ -125,9 +103,9 @@ def test_logits_and_greedy_text_equal_stock_alone_and_in_a_mixed_batch(tiny):
 def test_under_a_plan_a_batch_equals_its_items_alone_and_counts_hold(tiny):
     vlm = tiny.vlm
     prompts = [prompt_of(vlm, request, PLAN) for request in tiny.requests]
-    together, answers = prefill(vlm, prompts, PLAN), vlm.generate(tiny.requests, plan=PLAN)
+    together, answers = prefill(vlm, prompts, PLAN).logits_BV, vlm.generate(tiny.requests, plan=PLAN)
     for row, request in enumerate(tiny.requests):
-        torch.testing.assert_close(together[row], prefill(vlm, [prompts[row]], PLAN)[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(together[row], prefill(vlm, [prompts[row]], PLAN).logits_BV[0], atol=1e-5, rtol=0)
         (alone,) = vlm.generate([request], plan=PLAN)
         assert answers[row].token_ids == alone.token_ids
         assert answers[row].usage == alone.usage
@@ -152,15 +130,8 @@ def test_cached_decode_equals_a_prefill_of_everything_so_far(tiny):
         prompt = prompt_of(vlm, request, PLAN)
         assert len(answer.token_ids) > 1
         for token in answer.token_ids:
-            assert int(prefill(vlm, [prompt], PLAN)[0].argmax()) == token
-            prompt = replace(
-                prompt,
-                hidden_TD=torch.cat([prompt.hidden_TD, vlm.family.embed(torch.tensor([token]))]),
-                position_PT=torch.cat([prompt.position_PT, prompt.next_position_P[:, None]], 1),
-                place_T4=torch.cat([prompt.place_T4, torch.full((1, 4), -1)]),
-                runs=(*prompt.runs, Run(1)),
-                next_position_P=prompt.next_position_P + 1,
-            )
+            assert int(prefill(vlm, [prompt], PLAN).logits_BV[0].argmax()) == token
+            prompt = longer(vlm, prompt, token)
 
 
 @torch.inference_mode()

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from published_llava import BOTH, LLM_LAYER, edit, module_name, published_names
 from safetensors.torch import load_file, save_file
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
@@ -17,34 +18,10 @@ from illava.model_shape import load_model_shape
 from illava.plan import preset
 from illava.preprocess import load_preprocessor
 
-BOTH = ("weight", "bias")
-# Weight names in the published shards (llava-hf/llava-onevision-qwen2-*-ov-hf), with {n} running over layers.
-LLM_LAYER = [f"self_attn.{x}_proj.{end}" for x in "qkv" for end in BOTH] + ["self_attn.o_proj.weight"]
-LLM_LAYER += [f"mlp.{x}_proj.weight" for x in ("gate", "up", "down")]
-LLM_LAYER += ["input_layernorm.weight", "post_attention_layernorm.weight"]
-BLOCK = [f"{x}.{end}" for x in ("layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2") for end in BOTH]
-BLOCK += [f"self_attn.{x}_proj.{end}" for x in ("q", "k", "v", "out") for end in BOTH]
+# Names in the published shards (llava-hf/llava-onevision-qwen2-*-ov-hf) outside the tower's blocks
 TOWER = ["embeddings.position_embedding.weight"]
 TOWER += [f"{x}.{end}" for x in ("embeddings.patch_embedding", "post_layernorm") for end in BOTH]
-
-
-def published_names(num_layers: int, num_blocks: int) -> set[str]:
-    names = {"image_newline", "language_model.lm_head.weight"}
-    names |= {f"multi_modal_projector.linear_{n}.{end}" for n in (1, 2) for end in BOTH}
-    names |= {"language_model.model.embed_tokens.weight", "language_model.model.norm.weight"}
-    names |= {f"language_model.model.layers.{n}.{x}" for n in range(num_layers) for x in LLM_LAYER}
-    names |= {f"vision_tower.vision_model.{x}" for x in TOWER}
-    return names | {f"vision_tower.vision_model.encoder.layers.{n}.{x}" for n in range(num_blocks) for x in BLOCK}
-
-
-def module_name(published: str, *, flat_tower: bool) -> str:
-    """Where transformers puts a published weight."""
-    if flat_tower:
-        published = published.replace("vision_tower.vision_model.", "vision_tower.")
-    name = published.replace("language_model.lm_head", "lm_head").replace("language_model.model.", "language_model.")
-    return name if name.startswith("lm_head") else f"model.{name}"
-
-
+NAMES = {"tower": TOWER, "llm_layer": [*LLM_LAYER, *(f"self_attn.{x}_proj.bias" for x in "qkv")]}
 # config.json of the published checkpoints as far as it bears on shapes; what is left out is its class's default. The
 # vocabulary is Qwen2's and three more, rounded up to 64 rows, as transformers' conversion script leaves it.
 QWEN2_7B = {
@@ -89,10 +66,6 @@ TOWER_384 = {
 }
 
 
-def edit(path, **changes):
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
 @pytest.mark.parametrize("size", PUBLISHED)
 def test_published_shapes_map_and_fit(onevision_folder, tmp_path, size):
     text, billions = PUBLISHED[size]
@@ -116,7 +89,7 @@ def test_published_shapes_map_and_fit(onevision_folder, tmp_path, size):
     model.tie_weights()
     flat = not hasattr(model.model.vision_tower, "vision_model")
     assert set(model.state_dict()) == {
-        module_name(name, flat_tower=flat) for name in published_names(text["num_hidden_layers"], 26)
+        module_name(name, flat_tower=flat) for name in published_names(text["num_hidden_layers"], 26, **NAMES)
     }
     assert sum(value.numel() for value in model.parameters()) / 1e9 == pytest.approx(billions, abs=0.01)
 

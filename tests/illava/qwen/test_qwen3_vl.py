@@ -5,20 +5,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from models_qwen import make_qwen3_vl
-from transformers import Qwen3VLForConditionalGeneration
+from stock_parity import prefill
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 
-from illava import VLM, Request, load_preprocessor
+from illava import Request
 from illava.plan import ReductionPlan
 from illava.prompt import assemble, media_of, pack
 
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    folder = make_qwen3_vl(tmp_path_factory.mktemp("qwen3_vl"))
-    stock = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-    return VLM.from_pretrained(str(folder), kv_cache_bytes=8 << 20), stock, load_preprocessor(str(folder))
+pytestmark = pytest.mark.parametrize("loaded", ["qwen3_vl"], indirect=True)
 
 
 def picture(height, width, seed=0):
@@ -68,11 +62,7 @@ def test_deepstack_follows_every_reduction_to_its_layer(loaded, layers):
     encoded = vlm.family.encode(media_of(request), which, trace=False)
     prompt = assemble(vlm.family, request, encoded)
     deepstack = [torch.cat(layer) for layer in zip(*(medium.deepstack for medium in encoded), strict=True)]
-    decoder, cache = vlm.family.decoder, vlm.engine.cache
-    cache.admit("r", [prompt.num_tokens] * decoder.num_layers)
-    pages = cache.batch(["r"], [[0] * decoder.num_layers])
-    done = decoder.prefill(pack([prompt]), which, cache, pages, seeds=[0], traced=[0])
-    cache.free("r")
+    done = prefill(vlm, [prompt], which, traced=[0])
     assert [step.layer for step in done.traces[0]] == layers
     torch.testing.assert_close(
         done.logits_BV[0], slow_logits(stock, prompt, deepstack, done.traces[0]), atol=2e-5, rtol=1e-4

@@ -6,10 +6,11 @@ Temporal patches are whole seconds apart here: transformers 5.17 drops fractions
 import numpy as np
 import pytest
 import torch
+from stock_parity import prefill, prompt_of, stock_tokens
 
 from illava import Request, SamplingParams
 from illava.plan import EMPTY_PLAN
-from illava.prompt import assemble, media_of, pack
+from illava.prompt import media_of
 
 NUM_NEW = 8
 
@@ -66,33 +67,14 @@ def encoder_tokens(vlm):
     return {"image": to_id("<|image_pad|>"), "video": to_id("<|video_pad|>")}
 
 
-@torch.inference_mode()
-def prompts_of(vlm, requests):
-    return [
-        assemble(vlm.family, request, vlm.family.encode(media_of(request), EMPTY_PLAN, trace=False))
-        for request in requests
-    ]
-
-
-@torch.inference_mode()
-def prefill_logits(vlm, requests):
-    prompts = prompts_of(vlm, requests)
-    cache, num_layers = vlm.engine.cache, vlm.family.decoder.num_layers
-    for row, prompt in enumerate(prompts):
-        cache.admit(row, [prompt.num_tokens] * num_layers)
-    pages = cache.batch(range(len(prompts)), [[0] * num_layers] * len(prompts))
-    logits = vlm.family.decoder.prefill(pack(prompts), EMPTY_PLAN, cache, pages, seeds=[0] * len(prompts)).logits_BV
-    for row in range(len(prompts)):
-        cache.free(row)
-    return logits
-
-
 def test_first_logits_equal_stock_one_by_one_and_in_a_mixed_batch(vlm, stock, requests):
-    together = prefill_logits(vlm, list(requests.values()))
+    prompts = [prompt_of(vlm, request, EMPTY_PLAN) for request in requests.values()]
+    together = prefill(vlm, prompts, EMPTY_PLAN).logits_BV
     for row, request in enumerate(requests.values()):
         with torch.inference_mode():
             expected = stock(**stock_inputs(vlm, request)).logits[0, -1]
-        torch.testing.assert_close(prefill_logits(vlm, [request])[0], expected, atol=1e-5, rtol=0)
+        alone = prefill(vlm, [prompts[row]], EMPTY_PLAN).logits_BV[0]
+        torch.testing.assert_close(alone, expected, atol=1e-5, rtol=0)
         torch.testing.assert_close(together[row], expected, atol=1e-5, rtol=0)
 
 
@@ -101,21 +83,15 @@ def test_greedy_text_equals_generate_alone_and_in_a_mixed_batch(vlm, stock, requ
     together = vlm.generate(list(requests.values()))
     for generation, request in zip(together, requests.values(), strict=True):
         stock.model.rope_deltas = None  # transformers keeps them from the call before
-        inputs = stock_inputs(vlm, request)
-        out = stock.generate(
-            **inputs, max_new_tokens=NUM_NEW, do_sample=False, output_logits=True, return_dict_in_generate=True
-        )
-        best_two = torch.cat(out.logits).topk(2, -1).values
-        assert (best_two[:, 0] - best_two[:, 1]).min() > 1e-3, "this fixture has a near-tie: choose another"
-        tokens = tuple(out.sequences[0, inputs["input_ids"].shape[1] :].tolist())
+        tokens = stock_tokens(stock, stock_inputs(vlm, request), NUM_NEW)
         assert generation.error is None
         assert generation.token_ids == tokens, request.request_id
         assert vlm.generate([request])[0].token_ids == tokens
 
 
 def test_positions_equal_stock_for_every_slot_and_the_next_token(vlm, stock, requests):
-    for request, prompt in zip(requests.values(), prompts_of(vlm, requests.values()), strict=True):
-        inputs = stock_inputs(vlm, request)
+    for request in requests.values():
+        inputs, prompt = stock_inputs(vlm, request), prompt_of(vlm, request, EMPTY_PLAN)
         if len(inputs) == 3:
             continue
         inputs = {k: v for k, v in inputs.items() if "pixel" not in k}

@@ -1,13 +1,11 @@
 """What survivors of the Qwen towers keep in the decoder: positions, the order of text, answers in batches."""
 
-import dataclasses
-
 import torch
 from qwen_towers import encode, picture, plan, video
+from stock_parity import longer, prefill, prompt_of
 
 from illava import Request, SamplingParams
-from illava.families.base import Run
-from illava.prompt import assemble, media_of, pack
+from illava.prompt import assemble, media_of
 
 # Positions and text in the prompt
 
@@ -97,29 +95,13 @@ def test_a_merged_batch_equals_its_items_alone(vlm, pre):
 
 @torch.inference_mode()
 def test_cached_decoding_equals_a_prefill_of_the_longer_prompt(vlm, pre):
-    which, decoder, cache = plan(vlm, decoder=True), vlm.family.decoder, vlm.engine.cache
+    which = plan(vlm, decoder=True)
     for request in mixed_requests(pre):
         (generation,) = vlm.generate([request], plan=which)
-        prompt = assemble(vlm.family, request, encode(vlm, media_of(request), which))
+        prompt = prompt_of(vlm, request, which)
         for step, token in enumerate(generation.token_ids):
-            cache.admit("longer", [prompt.num_tokens] * decoder.num_layers)
-            pages = cache.batch(["longer"], [[0] * decoder.num_layers])
-            logits = decoder.prefill(pack([prompt]), which, cache, pages, seeds=[0]).logits_BV[0]
-            cache.free("longer")
+            logits = prefill(vlm, [prompt], which).logits_BV[0]
             best = logits.topk(2)
             assert best.values[0] - best.values[1] > 1e-3, "this fixture has a near-tie: choose another"
             assert int(best.indices[0]) == token, (request.request_id, step)
-            prompt = longer(vlm, prompt, token, step)
-
-
-def longer(vlm, prompt, token, step):
-    """The prompt with a drawn token behind it, as text."""
-    position_P1 = (prompt.next_position_P + step)[:, None]
-    return dataclasses.replace(
-        prompt,
-        hidden_TD=torch.cat([prompt.hidden_TD, vlm.family.embed(torch.tensor([token]))]),
-        position_PT=torch.cat([prompt.position_PT, position_P1], 1),
-        place_T4=torch.cat([prompt.place_T4, torch.full((1, 4), -1)]),
-        runs=(*prompt.runs, Run(1)),
-        deepstack=tuple(torch.cat([layer, torch.zeros(1, layer.shape[1])]) for layer in prompt.deepstack),
-    )
+            prompt = longer(vlm, prompt, token)

@@ -1,0 +1,53 @@
+"""What tests do to hold a model equal to stock transformers: prompts, prefills of several at once, greedy text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from illava.families.base import Run
+from illava.prompt import assemble, media_of, pack
+
+
+@torch.inference_mode()
+def prompt_of(vlm, request, plan):
+    return assemble(vlm.family, request, vlm.family.encode(media_of(request), plan, trace=False))
+
+
+@torch.inference_mode()
+def prefill(vlm, prompts, plan, *, traced=()):
+    """One prefill of all prompts, whose cache is free again behind it."""
+    cache, num_layers = vlm.engine.cache, vlm.family.decoder.num_layers
+    for row, prompt in enumerate(prompts):
+        cache.admit(row, [prompt.num_tokens] * num_layers)
+    pages = cache.batch(range(len(prompts)), [[0] * num_layers] * len(prompts))
+    done = vlm.family.decoder.prefill(pack(prompts), plan, cache, pages, seeds=[0] * len(prompts), traced=traced)
+    for row in range(len(prompts)):
+        cache.free(row)
+    return done
+
+
+@torch.inference_mode()
+def longer(vlm, prompt, token):
+    """The prompt with a drawn token behind it, as text."""
+    return replace(
+        prompt,
+        hidden_TD=torch.cat([prompt.hidden_TD, vlm.family.embed(torch.tensor([token]))]),
+        position_PT=torch.cat([prompt.position_PT, prompt.next_position_P[:, None]], 1),
+        place_T4=torch.cat([prompt.place_T4, torch.full((1, 4), -1)]),
+        runs=(*prompt.runs, Run(1)),
+        deepstack=tuple(torch.cat([layer, torch.zeros(1, layer.shape[1])]) for layer in prompt.deepstack),
+        next_position_P=prompt.next_position_P + 1,
+    )
+
+
+@torch.inference_mode()
+def stock_tokens(stock, inputs, num_new):
+    """Greedy tokens of stock's ``generate``, each of which leads the second best by more than rounding."""
+    out = stock.generate(
+        **inputs, max_new_tokens=num_new, do_sample=False, output_logits=True, return_dict_in_generate=True
+    )
+    best_two = torch.cat(out.logits).topk(2, -1).values
+    assert (best_two[:, 0] - best_two[:, 1]).min() > 1e-3, "this fixture has a near-tie: choose another"
+    return tuple(out.sequences[0, inputs["input_ids"].shape[1] :].tolist())
