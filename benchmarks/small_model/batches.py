@@ -193,8 +193,8 @@ class QuestionEncoder:
     def _asked_word(self, question: Question, prompt: tuple[int, ...], answer: tuple[int, ...]) -> np.ndarray:
         """At the last word that an open question turns on: the answer's first token, its label: [2, len of both]."""
         asked = np.full((2, len(prompt + answer)), IGNORE)
-        places = np.flatnonzero(np.isin(prompt, list(self._asked)))
-        if len(places) and question.text.endswith("?"):  # not of options, which come behind the question mark
+        places = [place for place, token in enumerate(prompt) if token in self._asked]
+        if places and question.text.endswith("?"):  # not of options, which come behind the question mark
             asked[:, places[-1]] = answer[0], self._asked[prompt[places[-1]]]
         return asked
 
