@@ -11,13 +11,13 @@ from typing import Literal
 
 from torch import Tensor
 
-from illava.families.base import EncodedMedium
 from illava.media.content import ContentKind
 from illava.plan import ReductionPlan
 from illava.preprocess import VisualInput
 from illava.prompt import Prompt, media_of
 from illava.requests import FinishReason, Generation, Request, Timing, TokenTrace, TokenUsage
 from illava.sampling import derive_seed
+from illava.visual_tokens import EncodedMedium
 
 State = Literal["queue", "vision", "prefill", "decode"]
 

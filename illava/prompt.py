@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from illava.errors import ReductionDidNotFireError, RequestError
-from illava.families.base import EncodedMedium, Family, Run
+from illava.families.base import Family
 from illava.preprocess import VisualInput
 from illava.requests import Request, TokenTrace, TraceStep
 from illava.scopes import PackedPrompts, VisualCounts
+from illava.visual_tokens import EncodedMedium, Run
 
 
 @dataclass(frozen=True, slots=True)

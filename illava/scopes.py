@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from illava.families.base import Run
 from illava.plan import ReductionPlan
 from illava.reducers import Reducer, Scope
 from illava.tokens import Assignment, carry, merge
+from illava.visual_tokens import Run
 
 ScopeKey = tuple[int, ...]
 

@@ -18,11 +18,12 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from illava.families.base import EncodedMedium, Family
+from illava.families.base import Family
 from illava.lifecycle import LiveRequest
 from illava.preprocess import VisualInput
 from illava.prompt import TextPiece
 from illava.requests import Request
+from illava.visual_tokens import EncodedMedium
 
 _IN_TOWER = ("media", "vision_block", "vision_output")
 _IN_DECODER = ("decoder_input", "decoder_layer")

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import torch
 
-from illava.families.base import Run
 from illava.prompt import assemble, media_of, pack
+from illava.visual_tokens import Run
 
 
 @torch.inference_mode()

@@ -17,10 +17,10 @@ from benchmarks.small_model.samples import Question
 from benchmarks.small_model.shared_tower import SharedTiles, SharedTower
 from benchmarks.small_model.testset import TestSample
 from illava import VLM, Preprocessor, Request, SamplingParams
-from illava.families.base import EncodedMedium
 from illava.plan import ReductionPlan
 from illava.preprocess import VisualInput
 from illava.requests import Generation
+from illava.visual_tokens import EncodedMedium
 
 CHUNK = 128  # samples whose questions share a running batch: long captions end beside short answers
 _CAPTION_TOKENS, _ANSWER_TOKENS = 64, 8

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from illava.families.base import EncodedMedium
 from illava.families.encoder_blocks import run_blocks
 from illava.families.llava_onevision import LlavaOnevision
 from illava.families.siglip import SiglipTower
@@ -24,6 +23,7 @@ from illava.families.tile_encoder import TileEncoder
 from illava.plan import EMPTY_PLAN, ReductionPlan
 from illava.preprocess import VisualInput
 from illava.vision import VisionReduction
+from illava.visual_tokens import EncodedMedium
 
 
 class SharedTower:

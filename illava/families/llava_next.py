@@ -18,7 +18,7 @@ from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
 
 from illava.decoder import Decoder
 from illava.errors import ModelLoadError, PlanError
-from illava.families.base import EncodedMedium, Family, RenderedPrompt
+from illava.families.base import Family, RenderedPrompt
 from illava.families.chat_prompt import ChatPrompt
 from illava.families.clip import ClipTower
 from illava.families.plan_check import check_media, square_side, tokens_left
@@ -26,6 +26,7 @@ from illava.families.pretrained import load_tokenizer, load_weights, stop_token_
 from illava.families.tile_encoder import TileEncoder
 from illava.plan import ReductionPlan
 from illava.preprocess import Preprocessor, VisualInput, load_preprocessor
+from illava.visual_tokens import EncodedMedium
 
 
 class LlavaNext(Family):

@@ -17,7 +17,7 @@ from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGener
 
 from illava.decoder import Decoder
 from illava.errors import ModelLoadError, PlanError
-from illava.families.base import EncodedMedium, Family, RenderedPrompt
+from illava.families.base import Family, RenderedPrompt
 from illava.families.chat_prompt import ChatPrompt
 from illava.families.plan_check import check_media, square_side, tokens_left
 from illava.families.pretrained import load_tokenizer, load_weights, stop_token_ids
@@ -25,6 +25,7 @@ from illava.families.siglip import SiglipTower
 from illava.families.tile_encoder import TileEncoder
 from illava.plan import ReductionPlan
 from illava.preprocess import Preprocessor, VisualInput, load_preprocessor
+from illava.visual_tokens import EncodedMedium
 
 
 class LlavaOnevision(Family):

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from illava.errors import RequestError
-from illava.families.base import EncodedMedium
 from illava.families.native_resolution import NativeGeometry, PatchGrid
 from illava.groups import group_scores
 from illava.media.entrance import Entrance
@@ -29,6 +28,7 @@ from illava.requests import TraceStep
 from illava.segments import Segments, segment_seeds
 from illava.vision import VisionReduction
 from illava.vision_trace import medium_place
+from illava.visual_tokens import EncodedMedium
 
 
 class NativeTower(Protocol):

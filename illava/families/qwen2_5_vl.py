@@ -21,7 +21,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from illava.decoder import Decoder
 from illava.errors import PlanError
-from illava.families.base import EncodedMedium, Family, RenderedPrompt
+from illava.families.base import Family, RenderedPrompt
 from illava.families.chat_prompt import ChatPrompt
 from illava.families.mrope import TokenGrid, mrope_positions
 from illava.families.native_encoder import NativeEncoder
@@ -32,6 +32,7 @@ from illava.families.qwen_blocks import Rotary, attend, rotary_at
 from illava.plan import ReductionPlan
 from illava.preprocess import Preprocessor, VisualInput, load_preprocessor
 from illava.vision import VisionReduction
+from illava.visual_tokens import EncodedMedium
 
 
 @dataclass(frozen=True, slots=True)

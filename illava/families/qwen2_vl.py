@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import Qwen2VLForConditionalGeneration
 
 from illava.decoder import Decoder
-from illava.families.base import EncodedMedium, Family, RenderedPrompt
+from illava.families.base import Family, RenderedPrompt
 from illava.families.chat_prompt import ChatPrompt
 from illava.families.mrope import TokenGrid, mrope_positions
 from illava.families.native_encoder import NativeEncoder
@@ -31,6 +31,7 @@ from illava.families.qwen_blocks import attend, rotary_at
 from illava.plan import ReductionPlan
 from illava.preprocess import Preprocessor, VisualInput, load_preprocessor
 from illava.vision import VisionReduction
+from illava.visual_tokens import EncodedMedium
 
 
 class Qwen2VLTower:

@@ -22,7 +22,7 @@ from transformers.vision_utils import get_vision_interpolation_indices_and_weigh
 
 from illava.decoder import Decoder
 from illava.errors import ModelLoadError
-from illava.families.base import EncodedMedium, Family, RenderedPrompt
+from illava.families.base import Family, RenderedPrompt
 from illava.families.chat_prompt import ChatPrompt
 from illava.families.mrope import TokenGrid, mrope_positions
 from illava.families.native_encoder import NativeEncoder
@@ -34,6 +34,7 @@ from illava.plan import ReductionPlan
 from illava.preprocess import Preprocessor, VisualInput, load_preprocessor
 from illava.tokens import merge
 from illava.vision import VisionReduction
+from illava.visual_tokens import EncodedMedium
 
 # Where a video's timestamps are not known, its frames are taken to be so many a second, as in transformers.
 _ASSUMED_FPS = 24

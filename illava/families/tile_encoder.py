@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from illava.errors import RequestError
-from illava.families.base import EncodedMedium
 from illava.families.tile_medium import Survivors, lay_out, patch_places
 from illava.geometry import fill_gaps, owners
 from illava.media.entrance import Entrance
@@ -25,6 +24,7 @@ from illava.plan import ReductionPlan
 from illava.preprocess import Preprocessor, VisualInput
 from illava.segments import Segments, segment_seeds
 from illava.vision import VisionReduction
+from illava.visual_tokens import EncodedMedium
 
 
 class Tower(Protocol):

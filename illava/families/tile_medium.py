@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from illava.families.anyres import AnyresGeometry
-from illava.families.base import EncodedMedium
 from illava.families.tile_layout import TileLayout
 from illava.preprocess import VisualInput
 from illava.requests import TraceStep
 from illava.tokens import compose
 from illava.vision_trace import medium_place
+from illava.visual_tokens import EncodedMedium
 
 
 @dataclass(frozen=True, slots=True)

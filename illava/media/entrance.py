@@ -15,11 +15,11 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from illava.families.base import EncodedMedium
 from illava.groups import spread
 from illava.preprocess import VisualInput
 from illava.tokens import Assignment, keep_owners
 from illava.vision_trace import PackedTrace, media_traces
+from illava.visual_tokens import EncodedMedium
 
 
 @dataclass(frozen=True, slots=True)

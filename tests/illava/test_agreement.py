@@ -17,10 +17,10 @@ from illava.batching import draw_next
 from illava.cache import PagedCache
 from illava.engine import Engine
 from illava.errors import ModelLoadError, RandomWeightsError, RequestError
-from illava.families.base import Run
 from illava.model_files import declare_random_weights, require_trained
 from illava.plan import EMPTY_PLAN, ReductionPlan
 from illava.prompt import assemble, media_of, pack
+from illava.visual_tokens import Run
 
 # None of these looks at the last prompt token, so the oracle may prefill answer and prompt at once.
 PLAN = ReductionPlan.model_validate(

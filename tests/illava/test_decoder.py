@@ -9,11 +9,11 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from illava.cache import PagedCache
 from illava.decoder import Decoder
 from illava.errors import ModelLoadError, PlanError
-from illava.families.base import Run
 from illava.plan import EMPTY_PLAN, ReductionPlan, ReductionStep
 from illava.prompt import Prompt, pack
 from illava.reducers.base import Reducer
 from illava.tokens import prune
+from illava.visual_tokens import Run
 
 TEXT = Run(3)
 

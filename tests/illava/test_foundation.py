@@ -18,12 +18,12 @@ from illava import VLM, ReductionPlan, Request, SamplingParams, attention, load_
 from illava.decoder import Decoder
 from illava.decoder_reduction import DecoderReduction
 from illava.errors import ModelLoadError, RequestError
-from illava.families.base import Run
 from illava.plan import EMPTY_PLAN
 from illava.prompt import pack
 from illava.reducers import ILLaVA
 from illava.tokens import Assignment
 from illava.vision import VisionReduction
+from illava.visual_tokens import Run
 
 SCORES = ["paper", "released", "causal_normalised"]
 VISION = {"stage": "vision_block", "layers": [2, 3, 4, 5], "reducer": {"kind": "illava", "num_merged": 6}}

@@ -7,9 +7,10 @@ import torch
 
 from illava import Request, SamplingParams
 from illava.errors import RequestError
-from illava.families.base import EncodedMedium, RenderedPrompt, Run
+from illava.families.base import RenderedPrompt
 from illava.prompt import assemble, join_trace, pack
 from illava.requests import TraceStep
+from illava.visual_tokens import EncodedMedium, Run
 
 WIDTH = 4
 

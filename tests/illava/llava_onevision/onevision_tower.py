@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from illava.families.base import EncodedMedium
 from illava.plan import ReductionPlan
 from illava.preprocess import VisualInput
+from illava.visual_tokens import EncodedMedium
 
 GRID = 7
 # (height, width): square, wide, tall, very wide (unpadded to less than a tile), exactly the largest canvas

@@ -18,9 +18,9 @@ from onevision_tower import (
 )
 from torch.nn.functional import interpolate
 
-from illava.families.base import EncodedMedium
 from illava.geometry import fill_gaps
 from illava.plan import ReductionPlan
+from illava.visual_tokens import EncodedMedium
 
 # The released layout
 
