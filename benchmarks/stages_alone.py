@@ -18,6 +18,7 @@ from torch import Tensor
 from benchmarks.decode_steps import step_calls
 from illava import VLM, Request, VisualInput
 from illava.plan import EMPTY_PLAN, ReductionPlan
+from illava.prefill import prefill
 from illava.prompt import Prompt, assemble, pack
 from illava.scopes import planned_lengths
 from illava.visual_tokens import EncodedMedium
@@ -87,7 +88,7 @@ class Cell:
         for owner, prompt in zip(owners, prompts, strict=True):
             cache.admit(owner, planned_lengths(prompt.runs, plan, decoder.num_layers))
         pages = cache.batch(owners, [[0] * decoder.num_layers] * len(prompts))
-        done = decoder.prefill(pack(prompts), plan, cache, pages, seeds=owners)
+        done = prefill(decoder, pack(prompts), plan, cache, pages, seeds=owners)
         for owner in owners:
             cache.free(owner)
         if done.errors or not done.logits_BV.isfinite().all():

@@ -2,7 +2,7 @@
 
 Weights, norms, projections, MLPs and rotary tables are the loaded model's own modules; the loop is ours, so that
 prompts of different lengths lie end to end and tokens may be reduced before any layer. With no reduction its logits
-equal the borrowed model's. Knows no family, no media and no reducer.
+equal the borrowed model's. A packed prefill stands in `illava.prefill`. Knows no family, no media and no reducer.
 
 Shape suffixes: T packed tokens, B requests, D model width, H query heads, G key/value heads, d head width, P rotary
 axes, L layers, V vocabulary, M channels within the MLP, X rows of a stretch.
@@ -21,15 +21,13 @@ from illava.decoder_reduction import check_decoder_steps
 from illava.errors import ModelLoadError
 from illava.paged_attention import paged_attention
 from illava.plan import ReductionPlan
-from illava.prefill import Prefill, PrefillRun
-from illava.scopes import PackedPrompts
 
 _Rotary = tuple[Tensor, Tensor]
 _CPU_ROWS = 64  # 1 MiB at Qwen2-0.5B's width: half of an L2 cache
 
 
 class Decoder:
-    """A causal language model in two verbs.
+    """A causal language model: its layers step by step for `illava.prefill`, and one decode step for a whole batch.
 
     Args:
         text_model: Hugging Face text model with `layers`, `norm`, `rotary_emb` (Qwen2, Llama, Mistral, Qwen3, ...).
@@ -67,52 +65,6 @@ class Decoder:
     def check(self, plan: ReductionPlan) -> None:
         """Raise PlanError for decoder steps that cannot run here."""
         check_decoder_steps(plan, self.num_layers)
-
-    @torch.inference_mode()
-    def prefill(
-        self,
-        prompts: PackedPrompts,
-        plan: ReductionPlan,
-        cache: PagedCache,
-        pages: BatchPages,
-        *,
-        seeds: Sequence[int],
-        traced: Sequence[int] = (),
-    ) -> Prefill:
-        """Run packed prompts of one plan through all layers; keys and values stay in the cache.
-
-        Args:
-            prompts: B requests; the logits wanted are those of each one's last token.
-            plan: its `decoder_input` and `decoder_layer` steps act here.
-            cache: receives every layer's keys and values, reduced ones from the reduced layer on.
-            pages: the requests' page tables; their counts are not read.
-            seeds: an integer per request, the root of what reducers draw.
-            traced: requests, by place in the batch, whose mixing matrices are wanted on the host.
-        """
-        done = self.begin_prefill(prompts, plan, cache, pages, seeds=seeds, traced=traced).advance()
-        if done is None:
-            raise RuntimeError("a prefill without a budget stopped early")
-        return done
-
-    @torch.inference_mode()
-    def begin_prefill(
-        self,
-        prompts: PackedPrompts,
-        plan: ReductionPlan,
-        cache: PagedCache,
-        pages: BatchPages,
-        *,
-        seeds: Sequence[int],
-        traced: Sequence[int] = (),
-        held: Sequence[Sequence[int]] = (),
-    ) -> PrefillRun:
-        """The same, to be advanced by chunks.
-
-        Args: see `prefill`.
-            held: of each request and layer, the tokens before these prompts' own whose keys and values its pages hold
-                already. No visual token may then follow that a decoder step would have ranked with those.
-        """
-        return PrefillRun(self, prompts, plan, cache, pages, seeds=seeds, traced=traced, held=held)
 
     @torch.inference_mode()
     def decode(self, hidden_BD: Tensor, position_PB: Tensor, cache: PagedCache, pages: BatchPages) -> Tensor:

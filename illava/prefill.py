@@ -53,12 +53,42 @@ class Prefill:
     traces: dict[int, list[TraceStep]]
 
 
+@torch.inference_mode()
+def prefill(
+    decoder: Decoder,
+    prompts: PackedPrompts,
+    plan: ReductionPlan,
+    cache: PagedCache,
+    pages: BatchPages,
+    *,
+    seeds: Sequence[int],
+    traced: Sequence[int] = (),
+) -> Prefill:
+    """Run packed prompts of one plan through all layers at once. Args: see `PrefillRun`."""
+    done = PrefillRun(decoder, prompts, plan, cache, pages, seeds=seeds, traced=traced).advance()
+    if done is None:
+        raise RuntimeError("a prefill without a budget stopped early")
+    return done
+
+
 class PrefillRun:
-    """The prefill of one packed group of prompts, from `Decoder.begin_prefill`; `advance` until it gives the result.
+    """The prefill of one packed group of prompts; `advance` until it gives the result.
 
     Between two calls others may decode: the cache's pages of this group are its own.
+
+    Args:
+        decoder: its layers run.
+        prompts: B requests; the logits wanted are those of each one's last token.
+        plan: its `decoder_input` and `decoder_layer` steps act here.
+        cache: receives every layer's keys and values, reduced ones from the reduced layer on.
+        pages: the requests' page tables; their counts are not read.
+        seeds: an integer per request, the root of what reducers draw.
+        traced: requests, by place in the batch, whose mixing matrices are wanted on the host.
+        held: of each request and layer, the tokens before these prompts' own whose keys and values its pages hold
+            already. No visual token may then follow that a decoder step would have ranked with those.
     """
 
+    @torch.inference_mode()
     def __init__(
         self,
         decoder: Decoder,
@@ -71,7 +101,6 @@ class PrefillRun:
         traced: Sequence[int] = (),
         held: Sequence[Sequence[int]] = (),
     ) -> None:
-        """Begin; see `Decoder.begin_prefill`."""
         self._decoder, self._cache, self._pages = decoder, cache, pages
         self._reduction = DecoderReduction(plan, seeds=seeds, traced=traced, scale=decoder.scale)
         # Who watches the attention is shown every layer: each is a group of its own then.

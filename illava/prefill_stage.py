@@ -97,7 +97,8 @@ class PrefillStage:
 
     def _begin(self, group: Sequence[LiveRequest]) -> PrefillRun:
         empty = [[0] * self._decoder.num_layers] * len(group)
-        return self._decoder.begin_prefill(
+        return PrefillRun(
+            self._decoder,
             pack([live.prompt.after(live.held) for live in group]),
             group[0].plan,
             self._cache,

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from illava.prefill import prefill as packed_prefill
 from illava.prompt import assemble, media_of, pack
 from illava.visual_tokens import Run
 
@@ -22,7 +23,7 @@ def prefill(vlm, prompts, plan, *, traced=()):
     for row, prompt in enumerate(prompts):
         cache.admit(row, [prompt.num_tokens] * num_layers)
     pages = cache.batch(range(len(prompts)), [[0] * num_layers] * len(prompts))
-    done = vlm.family.decoder.prefill(pack(prompts), plan, cache, pages, seeds=[0] * len(prompts), traced=traced)
+    done = packed_prefill(vlm.family.decoder, pack(prompts), plan, cache, pages, seeds=[0] * len(prompts), traced=traced)
     for row in range(len(prompts)):
         cache.free(row)
     return done

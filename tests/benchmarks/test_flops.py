@@ -15,6 +15,7 @@ from benchmarks.flops import LayerShape, decode_flops, num_weights, prefill_flop
 from illava import VLM, ReductionPlan, Request, SamplingParams, load_preprocessor
 from illava.families.native_encoder import patch_places
 from illava.plan import EMPTY_PLAN
+from illava.prefill import PrefillRun
 
 MAKERS = {
     "llava_onevision": make_onevision,
@@ -46,23 +47,15 @@ class Stages:
 
     def __init__(self, vlm, monkeypatch):
         self.seen = Counter()
-        owners = {"encode": vlm.family, "prefill": vlm.family.decoder, "decode": vlm.family.decoder}
+        owners = {"encode": vlm.family, "prefill": PrefillRun, "decode": vlm.family.decoder}
         for name, owner in owners.items():
-            attribute = "begin_prefill" if name == "prefill" else name
+            attribute = "advance" if name == "prefill" else name
             monkeypatch.setattr(owner, attribute, self._counted(name, getattr(owner, attribute)))
 
     def _counted(self, name, call):
         def run(*args, **options):
             result, counted = self._count(call, *args, **options)
             self.seen[name] = self.seen[name] or counted
-            if name == "prefill":  # begun only: the work is in what it returns
-                advance = result.advance
-
-                def counted_advance(*rest):
-                    done, self.seen[name] = self._count(advance, *rest)
-                    return done
-
-                return type("Run", (), {"advance": staticmethod(counted_advance)})()
             return result
 
         return run

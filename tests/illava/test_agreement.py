@@ -19,6 +19,7 @@ from illava.engine import Engine
 from illava.errors import ModelLoadError, RandomWeightsError, RequestError
 from illava.model_files import declare_random_weights, require_trained
 from illava.plan import EMPTY_PLAN, ReductionPlan
+from illava.prefill import prefill
 from illava.prompt import assemble, media_of, pack
 from illava.visual_tokens import Run
 
@@ -87,7 +88,7 @@ def slow_logits(vlm: VLM, request: Request, plan: ReductionPlan, answered: tuple
     )
     cache.admit("alone", lengths)
     pages = cache.batch(["alone"], [[0] * decoder.num_layers])
-    return decoder.prefill(pack([prompt]), plan, cache, pages, seeds=[0]).logits_BV[0]
+    return prefill(decoder, pack([prompt]), plan, cache, pages, seeds=[0]).logits_BV[0]
 
 
 def test_a_batch_equals_the_slow_oracle(tiny) -> None:

@@ -10,6 +10,7 @@ from illava.cache import PagedCache
 from illava.decoder import Decoder
 from illava.errors import ModelLoadError, PlanError
 from illava.plan import EMPTY_PLAN, ReductionPlan, ReductionStep
+from illava.prefill import PrefillRun, prefill
 from illava.prompt import Prompt, pack
 from illava.reducers.base import Reducer
 from illava.tokens import prune
@@ -72,7 +73,7 @@ def run_prefill(decoder, prompts, plan=EMPTY_PLAN, *, page_size=4, **options):
         cache.admit(row, [prompt.num_tokens + 8] * decoder.num_layers)
     zeros = [[0] * decoder.num_layers] * len(prompts)
     pages = cache.batch(range(len(prompts)), zeros)
-    done = decoder.prefill(pack(prompts), plan, cache, pages, seeds=[7] * len(prompts), **options)
+    done = prefill(decoder, pack(prompts), plan, cache, pages, seeds=[7] * len(prompts), **options)
     return done, cache
 
 
@@ -342,7 +343,7 @@ def run_in_chunks(decoder, prompts, plan, max_tokens, *, held=(), cache=None):
     if not held:
         cache.k_pool_PSGd.fill_(float("nan"))
         cache.v_pool_PSGd.fill_(float("nan"))
-    run = decoder.begin_prefill(pack(prompts), plan, cache, pages, seeds=[7] * len(prompts), held=held)
+    run = PrefillRun(decoder, pack(prompts), plan, cache, pages, seeds=[7] * len(prompts), held=held)
     calls = 1
     while (done := run.advance(max_tokens)) is None:
         calls += 1
@@ -380,7 +381,7 @@ def test_a_chunk_costs_no_more_than_its_budget(decoder, monkeypatch):
     prompts = [make_prompt(video_runs(4, 6), seed=1), make_prompt(video_runs(), seed=2)]
     _, cache = run_prefill(decoder, prompts)
     pages = cache.batch(range(2), [[0] * 4] * 2)
-    run, done = decoder.begin_prefill(pack(prompts), illava_plan(layer=1), cache, pages, seeds=[7, 7]), None
+    run, done = PrefillRun(decoder, pack(prompts), illava_plan(layer=1), cache, pages, seeds=[7, 7]), None
     while done is None:
         seen.clear()
         done = run.advance(5)

@@ -16,6 +16,7 @@ from illava.errors import (
     RequestTooLargeError,
 )
 from illava.plan import EMPTY_PLAN
+from illava.prefill import PrefillRun
 
 SHORT = SamplingParams(max_new_tokens=6, min_new_tokens=6)
 
@@ -295,7 +296,7 @@ def test_time_spent_in_one_stage_appears_there_alone(vlm, requests, stage, monke
     engine = Engine(vlm.family, vlm.engine.cache, now=clock)
     target = {
         "vision": (vlm.family, "encode"),
-        "prefill": (engine.decoder, "begin_prefill"),
+        "prefill": (PrefillRun, "advance"),
         "decode": (engine.decoder, "decode"),
     }
     owner, name = target[stage]

@@ -11,6 +11,7 @@ import pytest
 from slow_preprocessor import SlowPreprocessor
 
 from illava import VLM
+from illava.prefill import PrefillRun
 from pipeline.loading.loader import Loader
 from pipeline.loading.staging import Staging
 from pipeline.runner import run_job
@@ -112,7 +113,7 @@ def test_a_sleep_in_every_stage_of_a_real_run_appears_in_that_stage_alone(tmp_pa
     places = {
         "fetch_s": (Staging, "get"),
         "vision_s": (vlm.family, "encode"),
-        "prefill_s": (vlm.family.decoder, "begin_prefill"),
+        "prefill_s": (PrefillRun, "advance"),
         "decode_s": (vlm.family.decoder, "decode"),
     }
     for stage, (owner, name) in places.items():
