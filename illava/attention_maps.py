@@ -9,9 +9,6 @@ Shape suffixes: T packed tokens, K visual tokens of a request, P patches of a re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -19,12 +16,10 @@ import torch
 from torch import Tensor
 
 from illava.requests import Request, TokenTrace
+from illava.watcher import watched_by
 
 if TYPE_CHECKING:
     from illava.vlm import VLM
-
-Watcher = Callable[[str, int, Tensor], None]
-_WATCHER: ContextVar[Watcher | None] = ContextVar("attention_watcher", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,21 +36,6 @@ class AttentionMap:
     stage: str
     layer: int
     value_P: Tensor
-
-
-def watcher() -> Watcher | None:
-    """Who wants to see attention in this context: called with stage, layer and a score [T] of every (visual) token."""
-    return _WATCHER.get()
-
-
-@contextmanager
-def watched_by(listener: Watcher) -> Iterator[None]:
-    """While entered, towers and decoders tell ``listener`` every layer's attention."""
-    token = _WATCHER.set(listener)
-    try:
-        yield
-    finally:
-        _WATCHER.reset(token)
 
 
 def attention_maps(vlm: VLM, request: Request) -> tuple[TokenTrace, list[AttentionMap]]:

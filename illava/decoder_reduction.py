@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from illava.attention_maps import watcher
 from illava.errors import PlanError, ReductionDidNotFireError
 from illava.plan import ReductionPlan
 from illava.reducers import Evidence, EvidenceKind, Reducer, Stage
@@ -24,6 +23,7 @@ from illava.sampling import derive_seed
 from illava.scopes import PackedPrompts, Selection
 from illava.scores import causal_attention_received, last_query_attention
 from illava.tokens import Assignment, Tokens, lift, merged_sizes
+from illava.watcher import watcher
 
 DECODER_EVIDENCE: dict[Stage, frozenset[EvidenceKind]] = {
     "decoder_input": frozenset({"attention_received", "sizes", "seed"}),

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from illava.attention import chunk_attention, packed_attention
-from illava.attention_maps import watcher
 from illava.cache import BatchPages, PagedCache
 from illava.decoder_reduction import DecoderReduction
 from illava.errors import ReductionDidNotFireError
 from illava.plan import ReductionPlan
 from illava.requests import TraceStep
 from illava.scopes import PackedPrompts
+from illava.watcher import watcher
 
 if TYPE_CHECKING:
     from illava.decoder import Decoder

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from illava.attention_maps import watcher
 from illava.batching import Draw, Outcome, draw_next, front, isolated, outcomes_of
 from illava.cache import PagedCache
 from illava.decoder import Decoder
@@ -18,6 +17,7 @@ from illava.prefill import Prefill, PrefillRun
 from illava.prompt import join_trace, pack
 from illava.sampling import SamplingBatch, derive_seed
 from illava.sharing import held_of, num_common
+from illava.watcher import watcher
 
 
 class PrefillStage:

@@ -26,7 +26,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from illava.attention_maps import watcher
 from illava.cls_token import among_all, only_patches, patch_index
 from illava.errors import ReductionDidNotFireError
 from illava.groups import group_evidence, group_tokens, spread
@@ -39,6 +38,7 @@ from illava.segments import Segments
 from illava.tokens import Assignment, Tokens, carry, lift, merge, merged_sizes
 from illava.unmerge import Unmerging
 from illava.vision_trace import PackedTrace, VisionStep, media_traces
+from illava.watcher import watcher
 
 # What can be measured in and after a tower, by stage; a family's `check` refuses a reducer that needs more.
 VISION_EVIDENCE: dict[Stage, frozenset[EvidenceKind]] = {

@@ -23,7 +23,9 @@ def prefill(vlm, prompts, plan, *, traced=()):
     for row, prompt in enumerate(prompts):
         cache.admit(row, [prompt.num_tokens] * num_layers)
     pages = cache.batch(range(len(prompts)), [[0] * num_layers] * len(prompts))
-    done = packed_prefill(vlm.family.decoder, pack(prompts), plan, cache, pages, seeds=[0] * len(prompts), traced=traced)
+    done = packed_prefill(
+        vlm.family.decoder, pack(prompts), plan, cache, pages, seeds=[0] * len(prompts), traced=traced
+    )
     for row in range(len(prompts)):
         cache.free(row)
     return done
