@@ -9,8 +9,8 @@ from illava.errors import (
     RequestError,
     RequestTooLargeError,
 )
-from pipeline.errors import RowErrorType
 from pipeline.fitting_batch import is_out_of_memory
+from pipeline.records import RowErrorType
 from pipeline.redaction import redacted
 
 _ERROR_TYPES: tuple[tuple[type[Exception], RowErrorType], ...] = (

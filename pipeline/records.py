@@ -1,4 +1,4 @@
-"""The records that travel: an item, the item loaded, the row it becomes, the shard it belongs to.
+"""The records that travel: an item, the item loaded, the row it becomes with its closed list of error types, the shard.
 
 Plain frozen data; knows nothing of storage, Ray or models.
 """
@@ -6,14 +6,42 @@ Plain frozen data; knows nothing of storage, Ray or models.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
     from illava.preprocess import VisualInput
-    from pipeline.errors import RowErrorType
 
 MediaKind = Literal["video", "image", "images", "document"]
 SCHEMA_VERSION = 2  # of `ResultRow`; part of the recipe and of every part's metadata
+
+
+RowErrorType = Literal[
+    "unsafe_uri",  # scheme or path outside what is allowed
+    "not_found",  # the store has no such object
+    "access_denied",  # the store refused this object
+    "store_error",  # the store kept failing
+    "changed_object",  # size or ETag differ from the manifest's
+    "too_large",  # over a budget of bytes, pixels, duration or images
+    "empty_media",  # zero bytes, or no frames
+    "unsupported_media",  # container or picture format that is not allowed
+    "no_video_stream",  # audio only
+    "corrupt_media",  # cannot be decoded
+    "encrypted_document",  # opens with a password only
+    "load_timeout",  # deadline passed; the child was killed
+    "load_crashed",  # the decoder's child process died
+    "load_out_of_memory",  # the child hit its memory limit
+    "media_lost",  # loaded, and gone before the model saw them, repeatedly
+    "bad_request",  # the model cannot take this prompt and media
+    "prompt_too_long",  # more tokens than the model or the cache holds
+    "out_of_memory",  # too large for the device even alone
+    "numerical_error",  # logits not finite
+    "invalid_answer",  # not the JSON that the task's schema asks for
+    "reduction_did_not_fire",  # a configured reduction removed nothing
+    "worker_died",  # the item ended its worker repeatedly
+    "item_timeout",  # never returned
+    "internal_error",  # a defect; the message names it
+]
+ROW_ERROR_TYPES: tuple[str, ...] = get_args(RowErrorType)
 
 
 @dataclass(frozen=True, slots=True)

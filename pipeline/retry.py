@@ -17,9 +17,9 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.config_file import parse_config
-from pipeline.errors import ROW_ERROR_TYPES, ConfigError, ItemError, RefusedError
+from pipeline.errors import ConfigError, ItemError, RefusedError
 from pipeline.recipe import digest_of, resolve_recipe
-from pipeline.records import ResultRow, Shard
+from pipeline.records import ROW_ERROR_TYPES, ResultRow, Shard
 from pipeline.shards import RUN_FILE, Run, adopt, pending_shards, read_frozen_manifest, read_run_file, reopen
 from pipeline.sink import ParquetSink, list_parts, part_name, read_parts, read_rows, result_rows
 

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import JobConfig
 from pipeline.cost import item_cost_usd
 from pipeline.documents import pages_outcome
-from pipeline.errors import RowErrorType
 from pipeline.model_errors import classify
-from pipeline.records import LoadedItem, LoadStats, MediaItem, ResultRow
+from pipeline.records import LoadedItem, LoadStats, MediaItem, ResultRow, RowErrorType
 from pipeline.tasks import build_task
 from pipeline.windows import joined
 

@@ -17,7 +17,6 @@ from illava.preprocess import Preprocessor, load_preprocessor
 from pipeline.budget import BUDGET_EXIT_CODE, Allowance, Budget
 from pipeline.config import JobConfig, PricesConfig
 from pipeline.cost import Spending, run_cost, spending
-from pipeline.errors import RowErrorType
 from pipeline.executor_local import LocalExecutor
 from pipeline.inputs import media_roots
 from pipeline.interruption import Interruption
@@ -27,7 +26,7 @@ from pipeline.loading.loader import Loader
 from pipeline.passage import Passage
 from pipeline.progress import Progress
 from pipeline.publisher import Publisher
-from pipeline.records import MediaItem, ResultRow
+from pipeline.records import MediaItem, ResultRow, RowErrorType
 from pipeline.retry import RetrySink, count_items
 from pipeline.rows import RowMaker, RunInfo
 from pipeline.scheduler import Scheduler

@@ -11,10 +11,10 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.bottleneck import Flow
-from pipeline.errors import ItemError, RowErrorType
+from pipeline.errors import ItemError
 from pipeline.faults import fault_point
 from pipeline.lease import MAX_DEATHS, Hold, Lease
-from pipeline.records import MediaItem, ResultRow, Shard
+from pipeline.records import MediaItem, ResultRow, RowErrorType, Shard
 
 
 @dataclass(slots=True)

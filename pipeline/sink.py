@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.errors import ROW_ERROR_TYPES, StorageError
+from pipeline.errors import StorageError
 from pipeline.faults import fault_point
 from pipeline.parquet import read_table
-from pipeline.records import SCHEMA_VERSION, ResultRow
+from pipeline.records import ROW_ERROR_TYPES, SCHEMA_VERSION, ResultRow
 from pipeline.storage.uris import printable
 
 if TYPE_CHECKING:

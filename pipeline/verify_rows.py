@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from pipeline.errors import ROW_ERROR_TYPES
-from pipeline.records import MediaItem
+from pipeline.records import ROW_ERROR_TYPES, MediaItem
 
 STAGES = ("fetch_s", "load_s", "preprocess_s", "queue_s", "vision_s", "prefill_s", "decode_s")
 # Between two stamps that belong together the machine may give the core to another process for about so long.

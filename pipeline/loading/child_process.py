@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import ItemError, PipelineError, RowErrorType
+from pipeline.errors import ItemError, PipelineError
 from pipeline.loading.decoder_child import LENGTH
 from pipeline.loading.process_cpu import process_cpu_s
+from pipeline.records import RowErrorType
 from pipeline.storage.uris import printable
 
 _START_S = 120.0

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from pipeline.errors import ROW_ERROR_TYPES, ItemError
+from pipeline.errors import ItemError
 from pipeline.loading.child_process import Child, DecordFailedError, EndedError, TimedOutError
 from pipeline.loading.mp4_index import DoubtError
-from pipeline.records import FailedPage
+from pipeline.records import ROW_ERROR_TYPES, FailedPage
 
 if TYPE_CHECKING:
     from illava.preprocess import Preprocessor, VisualInput

@@ -8,7 +8,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 
-from pipeline.errors import CredentialsError, ItemError, RowErrorType, StorageError
+from pipeline.errors import CredentialsError, ItemError, StorageError
+from pipeline.records import RowErrorType
 from pipeline.redaction import redacted
 from pipeline.storage.uris import printable
 

@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).resolve().parents[3] / "benchmarks"))
 import fuzz_media
 import media_mutants
 
-from pipeline.errors import ROW_ERROR_TYPES
+from pipeline.records import ROW_ERROR_TYPES
 
 
 def check(seeds, folder) -> None:
