@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline import storage
+from pipeline.config import JobConfig
 from pipeline.errors import InputError
+from pipeline.recipe import resolve_recipe
 from pipeline.sink import list_parts, read_parts
 
 _DONE = ("ok", "partial")  # a truncated medium stays truncated until its etag, and so its item, changes
@@ -26,6 +28,22 @@ class DoneItems:
 
     item_ids: list[str]
     num_runs: int
+
+
+def done_ids(config: JobConfig, recipe_digest: str | None = None) -> list[str]:
+    """Items that ``input.skip_done_in`` of a job leaves out; empty where it names nothing.
+
+    Args:
+        config: of the job.
+        recipe_digest: of the job's recipe; taken from the config if left out.
+
+    Raises:
+        InputError: as `done_items`.
+    """
+    if not config.input.skip_done_in:
+        return []
+    digest = recipe_digest or resolve_recipe(config).digest
+    return done_items(config.input.skip_done_in, digest, own_run_uri=config.output.uri).item_ids
 
 
 def done_items(uri: str, recipe_digest: str, *, own_run_uri: str) -> DoneItems:

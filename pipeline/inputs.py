@@ -1,7 +1,7 @@
 """From the user's prefix or manifest file to the frozen manifest: expanded once, validated, ids given.
 
 Everything is checked by column, so that a million rows are planned in seconds; only rows that are refused are looked at
-one by one. Knows nothing of shards or runs, but for the item ids a finished one already holds.
+one by one. Knows nothing of shards or runs; which items are done already is handed in.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from itertools import accumulate, repeat
 from typing import Any, NoReturn, get_args
 
@@ -17,30 +18,27 @@ import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.config import DocumentConfig, JobConfig, QuestionConfig
-from pipeline.done_items import done_items
 from pipeline.errors import ConfigError, InputError, ItemError
 from pipeline.evaluation.questions import question_problem
 from pipeline.input_columns import join_relative, kinds_of, refuse_duplicates, refuse_unsafe
-from pipeline.manifest import FIELD_PREFIX, Manifest, freeze, manifest_bytes, read_manifest
+from pipeline.manifest import FIELD_PREFIX, Manifest, freeze
 from pipeline.manifest_file import UserTable, parse_manifest_file, text_or_null, texts_column
-from pipeline.recipe import resolve_recipe
-from pipeline.records import MediaItem, MediaKind
+from pipeline.records import MediaKind
 from pipeline.storage.uris import printable
-
-__all__ = ["Manifest", "MediaItem", "build_manifest", "manifest_bytes", "media_roots", "read_manifest"]
 
 _ALIASES = {"item_id": "id", "prompt": "question"}
 _TEXT_COLUMNS = ("prompt", "question_id", "reference", "category")
 
 
-def build_manifest(config: JobConfig, *, recipe_digest: str | None = None) -> Manifest:
+def build_manifest(config: JobConfig, *, done_ids: Sequence[str] | None = None) -> Manifest:
     """List or read the input, validate it, and freeze it.
 
-    A listing is ordered by URI; a manifest file keeps its order. ``skip_done_in`` is applied before ``limit``.
+    A listing is ordered by URI; a manifest file keeps its order. Done items are left out before ``limit`` counts.
 
     Args:
         config: of the job.
-        recipe_digest: of this job's recipe; needed for ``skip_done_in`` only (taken from the config if left out).
+        done_ids: items that earlier runs hold (`pipeline.done_items.done_ids`); they are left out. Must be given where
+            the config names ``skip_done_in``.
 
     Raises:
         ConfigError: neither a prefix nor a manifest is named.
@@ -58,16 +56,16 @@ def build_manifest(config: JobConfig, *, recipe_digest: str | None = None) -> Ma
         raise ConfigError(
             "input: name what to read: `input.uri` (a prefix, such as s3://bucket/videos/) or `input.manifest`"
         )
+    if config.input.skip_done_in and done_ids is None:
+        raise ValueError("the config names input.skip_done_in: hand in done_ids")
     table, num_done = pa.table(columns), 0
     num_videos = pc.sum(pc.equal(table["media_kind"], "video")).as_py()
     if isinstance(config.task, DocumentConfig) and num_videos:
         raise InputError(
             f"task.kind document reads PDFs, TIFFs and images; {num_videos:,} items are videos: narrow input.pattern"
         )
-    if config.input.skip_done_in:
-        digest = recipe_digest or resolve_recipe(config).digest
-        done = done_items(config.input.skip_done_in, digest, own_run_uri=config.output.uri)
-        left = table.filter(pc.invert(pc.is_in(table["item_id"], value_set=pa.array(done.item_ids, pa.string()))))
+    if done_ids:
+        left = table.filter(pc.invert(pc.is_in(table["item_id"], value_set=pa.array(done_ids, pa.string()))))
         table, num_done = left, table.num_rows - left.num_rows
     if config.input.limit is not None:
         table = table.slice(0, config.input.limit)

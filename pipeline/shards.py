@@ -15,8 +15,10 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.config import JobConfig
+from pipeline.done_items import done_ids
 from pipeline.errors import ItemError, RefusedError, StorageError
-from pipeline.inputs import Manifest, build_manifest, manifest_bytes, read_manifest
+from pipeline.inputs import build_manifest
+from pipeline.manifest import Manifest, manifest_bytes, read_manifest
 from pipeline.recipe import Recipe, digest_of, resolve_recipe
 from pipeline.records import SCHEMA_VERSION, Shard
 from pipeline.refusal import refusal
@@ -130,7 +132,7 @@ def plan_run(config: JobConfig) -> Run:
     """What `open_run` would return, without writing anything. Raises as it does."""
     uri = storage.check_uri(config.output.uri).rstrip("/")
     recipe = resolve_recipe(config)
-    manifest = build_manifest(config, recipe_digest=recipe.digest)
+    manifest = build_manifest(config, done_ids=done_ids(config, recipe.digest))
     items_per_shard = config.output.items_per_shard
     fingerprint = digest_of([recipe.digest, manifest.digest, items_per_shard])
     run = Run(uri, config, recipe, fingerprint, manifest, items_per_shard, nonce=secrets.token_hex(8))

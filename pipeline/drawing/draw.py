@@ -18,6 +18,7 @@ from illava.preprocess import load_preprocessor
 from illava.requests import Generation, Request, SamplingParams
 from pipeline import storage
 from pipeline.config import JobConfig
+from pipeline.done_items import done_ids
 from pipeline.drawing.cells import GONE, PatchCells, cells_of
 from pipeline.drawing.page import Figure, Section, render_page
 from pipeline.drawing.raster import Sheet, draw_cells, draw_heat, png, sheets_of, side_by_side
@@ -42,7 +43,7 @@ def draw_job(config: JobConfig) -> list[str]:
         PipelineError, ILLaVAError: the job cannot be opened, or an item not be loaded or answered.
     """
     check_drawable(config)
-    items = build_manifest(config).items[: config.input.limit or _DEFAULT_ITEMS]
+    items = build_manifest(config, done_ids=done_ids(config)).items[: config.input.limit or _DEFAULT_ITEMS]
     preprocessor = load_preprocessor(config.model.model_id, revision=config.model.revision)
     with closing(build_loader(config, preprocessor)) as loader:
         loaded = [loader.load(item) for item in items]

@@ -16,6 +16,7 @@ from illava.model_files import require_trained
 from illava.preprocess import load_preprocessor
 from pipeline import storage
 from pipeline.config import JobConfig
+from pipeline.done_items import done_ids
 from pipeline.errors import InputError, ItemError
 from pipeline.inputs import build_manifest
 from pipeline.interruption import Interruption
@@ -66,7 +67,8 @@ def open_sweep(config: SweepConfig) -> Sweep:
     if config.quality:
         for model in (config.models[name] for name in {point.model for point in config.wanted()}):
             require_trained(model.model_id, revision=model.revision)
-    manifest = build_manifest(config.job(points[0].model, points[0].plan))
+    job = config.job(points[0].model, points[0].plan)
+    manifest = build_manifest(job, done_ids=done_ids(job))
     more = [manifest.digest, config.quality, config.speed.model_dump(mode="json"), config.num_threads]
     digests = {
         point.key: digest_of([resolve_recipe(config.job(point.model, point.plan)).digest, *more]) for point in points

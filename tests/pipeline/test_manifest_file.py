@@ -10,7 +10,8 @@ from runs import put_manifest
 
 from pipeline import storage
 from pipeline.errors import InputError
-from pipeline.inputs import build_manifest, manifest_bytes, read_manifest
+from pipeline.inputs import build_manifest
+from pipeline.manifest import manifest_bytes, read_manifest
 
 ROWS = [
     {"item_id": "one", "uri": "a.mp4", "question": "Why?", "options": ["x", "y"], "reference": "x", "width": 12},

@@ -5,8 +5,7 @@ from runs import complete, put_media
 
 from pipeline import storage
 from pipeline.errors import InputError
-from pipeline.inputs import build_manifest
-from pipeline.shards import open_run
+from pipeline.shards import open_run, plan_run
 
 
 def test_items_a_finished_run_holds_are_left_out(config, root):
@@ -14,16 +13,16 @@ def test_items_a_finished_run_holds_are_left_out(config, root):
     put_media(media, 12)
     new = {"uri": media, "skip_done_in": old}
     with pytest.raises(InputError, match="holds no run"):
-        build_manifest(config(input=new))
+        plan_run(config(input=new))
     first = open_run(config(input={"uri": media}, output={"uri": old}))
     complete(first)  # its tenth item failed
     put_media(media, 2, start=12)
-    left = build_manifest(config(input=new))
+    left = plan_run(config(input=new)).manifest
     assert [item.uris[0][-12:] for item in left.items] == ["clip-009.mp4", "clip-012.mp4", "clip-013.mp4"]
     assert left.num_done == 11
-    assert len(build_manifest(config(input=new | {"limit": 2}))) == 2
+    assert len(plan_run(config(input=new | {"limit": 2})).manifest) == 2
     other_recipe = config(input=new, seed=7)
-    assert len(build_manifest(other_recipe)) == 14
+    assert len(plan_run(other_recipe).manifest) == 14
 
 
 def test_each_night_does_what_no_earlier_night_has_done(config, root):
@@ -68,9 +67,7 @@ def test_nights_that_lie_deeper_than_they_are_looked_for_are_refused(config, tmp
     media, dataset = storage.join(str(tmp_path), "in"), storage.join(str(tmp_path), "captions")
     put_media(media, 1)
     with pytest.raises(InputError, match="one folder deeper"):
-        build_manifest(
-            config(input={"uri": media, "skip_done_in": dataset}, output={"uri": f"{dataset}/november/night-1"})
-        )
+        plan_run(config(input={"uri": media, "skip_done_in": dataset}, output={"uri": f"{dataset}/november/night-1"}))
 
 
 def test_nothing_new_is_an_empty_manifest_not_an_error(config, root):
