@@ -16,7 +16,7 @@ from pipeline.json_answers import InvalidAnswerError, read_json
 from pipeline.model_errors import classify
 from pipeline.records import LoadedItem, MediaItem
 from pipeline.storage.uris import printable
-from pipeline.tasks import ParsedAnswer, Task
+from pipeline.tasks.base import ParsedAnswer, Task
 
 if TYPE_CHECKING:
     from illava.preprocess import VisualInput

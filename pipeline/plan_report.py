@@ -12,7 +12,7 @@ from illava.model_shape import ModelShape, load_model_shape
 from illava.tower_counts import MediumShape
 from pipeline.config import JobConfig
 from pipeline.shards import Run, pending_shards, plan_run
-from pipeline.tasks import build_task
+from pipeline.tasks.build import build_task
 
 # The tiles of a single image depend on its size, which is known only once it is read.
 ASSUMED_IMAGE_PX = 1024

@@ -14,7 +14,7 @@ from pipeline.cost import item_cost_usd
 from pipeline.documents import pages_outcome
 from pipeline.model_errors import classify
 from pipeline.records import LoadedItem, LoadStats, MediaItem, ResultRow, RowErrorType
-from pipeline.tasks import build_task
+from pipeline.tasks.build import build_task
 from pipeline.windows import joined
 
 if TYPE_CHECKING:

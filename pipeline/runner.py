@@ -33,7 +33,7 @@ from pipeline.scheduler import Scheduler
 from pipeline.sessions import Session
 from pipeline.shards import Run, finish, is_finished, open_run, pending_shards, reopen
 from pipeline.summary import RunSummary, Tally
-from pipeline.tasks import build_task
+from pipeline.tasks.build import build_task
 from pipeline.totals import run_totals
 from pipeline.worker import VLMWorker, WorkerUsage
 

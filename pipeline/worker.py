@@ -19,7 +19,7 @@ from pipeline.fitting_batch import FittingBatch
 from pipeline.recipe import resolve_device, resolve_dtype
 from pipeline.records import LoadedItem, ResultRow
 from pipeline.rows import RowMaker, RunInfo
-from pipeline.tasks import build_task
+from pipeline.tasks.build import build_task
 
 if TYPE_CHECKING:
     from illava import VLM

@@ -26,7 +26,7 @@ from pipeline.errors import ConfigError
 from pipeline.inputs import build_manifest
 from pipeline.records import LoadedItem
 from pipeline.runner import build_loader
-from pipeline.tasks import build_task
+from pipeline.tasks.build import build_task
 from pipeline.worker import load_vlm
 
 if TYPE_CHECKING:

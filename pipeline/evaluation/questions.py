@@ -15,7 +15,7 @@ from pipeline.config import QuestionConfig
 from pipeline.evaluation.answers import lettered, option_letter, references_of, short_answer, yes_no
 from pipeline.evaluation.metrics import METRICS
 from pipeline.records import MediaItem
-from pipeline.tasks import ParsedAnswer, Task
+from pipeline.tasks.base import ParsedAnswer, Task
 
 UNSCORED = frozenset({"caption", "judge"})  # over the whole run, or by somebody else
 KNOWN_METRICS = frozenset({*METRICS, *UNSCORED})

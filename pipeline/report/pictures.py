@@ -125,7 +125,7 @@ class _Tracer:
     def _trace(self, vlm: VLM, loaded: LoadedItem, text: str) -> list[Picture]:
         """Of the item's first request: the row's text is the answer to all of them."""
         from illava.requests import Request, SamplingParams
-        from pipeline.tasks import build_task
+        from pipeline.tasks.build import build_task
 
         config = self._config
         drawn = config.sampling

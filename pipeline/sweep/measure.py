@@ -16,7 +16,8 @@ from illava.requests import Generation, Request, SamplingParams
 from pipeline.evaluation.statistics import mean_interval, paired_difference
 from pipeline.records import LoadedItem
 from pipeline.sweep.config import SpeedConfig, SweepConfig
-from pipeline.tasks import Task, build_task
+from pipeline.tasks.base import Task
+from pipeline.tasks.build import build_task
 
 if TYPE_CHECKING:
     from illava import VLM, Agreement

@@ -23,7 +23,8 @@ from pipeline.inputs import build_manifest
 from pipeline.recipe import resolve_recipe
 from pipeline.records import MediaItem
 from pipeline.runner import run_job
-from pipeline.tasks import ParsedAnswer, build_task
+from pipeline.tasks.base import ParsedAnswer
+from pipeline.tasks.build import build_task
 
 ROOT = Path(__file__).resolve().parents[2]
 

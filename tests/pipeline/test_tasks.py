@@ -1,6 +1,7 @@
 from pipeline.config import CaptionConfig
 from pipeline.records import MediaItem
-from pipeline.tasks import ParsedAnswer, build_task
+from pipeline.tasks.base import ParsedAnswer
+from pipeline.tasks.build import build_task
 
 ITEM = MediaItem("a", ("a.mp4",), "video", (1,), ("",))
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import CaptionConfig, DocumentConfig, TaskConfig
 from pipeline.records import LoadedItem, MediaItem
 
 if TYPE_CHECKING:
@@ -53,29 +52,3 @@ class Task(ABC):
     def pages(self, loaded: LoadedItem, generations: Sequence[Generation]) -> tuple[dict[str, Any], ...] | None:
         """The row's ``pages`` from the answers to `requests`; None where an item has no pages."""
         return None
-
-
-@dataclass(frozen=True, slots=True)
-class Caption(Task):
-    """One text per item; a manifest's ``prompt`` column overrides the job's."""
-
-    default_prompt: str
-
-    def prompt(self, item: MediaItem) -> str:
-        return item.prompt or self.default_prompt
-
-    def parse(self, item: MediaItem, text: str) -> ParsedAnswer:
-        return ParsedAnswer()
-
-
-def build_task(config: TaskConfig) -> Task:
-    """The task a job's ``task`` section stands for."""
-    if isinstance(config, CaptionConfig):
-        return Caption(config.prompt)
-    if isinstance(config, DocumentConfig):
-        from pipeline.documents import Document  # as below
-
-        return Document(config)
-    from pipeline.evaluation.questions import Question  # it is made of this module's `Task`
-
-    return Question(config)

@@ -1,0 +1,18 @@
+"""From a job's ``task`` section to the task it stands for."""
+
+from __future__ import annotations
+
+from pipeline.config import CaptionConfig, DocumentConfig, TaskConfig
+from pipeline.documents import Document
+from pipeline.evaluation.questions import Question
+from pipeline.tasks.base import Task
+from pipeline.tasks.caption import Caption
+
+
+def build_task(config: TaskConfig) -> Task:
+    """The task a job's ``task`` section stands for."""
+    if isinstance(config, CaptionConfig):
+        return Caption(config.prompt)
+    if isinstance(config, DocumentConfig):
+        return Document(config)
+    return Question(config)

@@ -1,0 +1,21 @@
+"""The caption task: one text per item, as the model wrote it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.records import MediaItem
+from pipeline.tasks.base import ParsedAnswer, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Caption(Task):
+    """One text per item; a manifest's ``prompt`` column overrides the job's."""
+
+    default_prompt: str
+
+    def prompt(self, item: MediaItem) -> str:
+        return item.prompt or self.default_prompt
+
+    def parse(self, item: MediaItem, text: str) -> ParsedAnswer:
+        return ParsedAnswer()
