@@ -15,8 +15,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from illava.media.content import ContentKind
 from illava.plan import ReductionPlan
+from illava.requests import ContentKind
 
 DOCUMENT_TOLERANCE = 0.5  # of epsilon
 

@@ -18,8 +18,7 @@ from torch import Tensor
 from illava.errors import PlanError, ReductionDidNotFireError
 from illava.plan import ReductionPlan
 from illava.reducers import Evidence, EvidenceKind, Reducer, Stage
-from illava.requests import TraceStep
-from illava.sampling import derive_seed
+from illava.requests import TraceStep, derive_seed
 from illava.scopes import PackedPrompts, Selection
 from illava.scores import causal_attention_received, last_query_attention
 from illava.tokens import Assignment, Tokens, lift, merged_sizes

@@ -11,12 +11,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from illava.media.content import ContentKind
 from illava.plan import ReductionPlan
 from illava.preprocess import VisualInput
 from illava.prompt import Prompt, media_of
-from illava.requests import FinishReason, Generation, Request, Timing, TokenTrace, TokenUsage
-from illava.sampling import derive_seed
+from illava.requests import ContentKind, FinishReason, Generation, Request, Timing, TokenTrace, TokenUsage, derive_seed
 from illava.visual_tokens import EncodedMedium
 
 State = Literal["queue", "vision", "prefill", "decode"]

@@ -1,4 +1,4 @@
-"""What is reduced where: steps, plans, and the shipped presets. Torch-free, so that a config is checked at once.
+"""What is reduced where: steps and plans. Torch-free, so that a config is checked at once.
 
 A plan names no model. Whether it makes sense for one is the family's `check`.
 """
@@ -9,11 +9,12 @@ import hashlib
 import json
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from illava.errors import PlanError
+from illava.presets import PRESETS
 from illava.reducers import AnyReducer, Stage
 
 Layout = Literal["geometric", "released"]
@@ -167,99 +168,18 @@ class ReductionPlan(BaseModel):
 EMPTY_PLAN = ReductionPlan()
 
 
-def _paper_plan(vision: list[int], num_merged: int, decoder: int, keep: float, *, score: str) -> dict[str, Any]:
-    return {
-        "steps": [
-            {
-                "stage": "vision_block",
-                "layers": vision,
-                "reducer": {"kind": "illava", "num_merged": num_merged},
-            },
-            {
-                "stage": "decoder_layer",
-                "layers": [decoder],
-                "reducer": {"kind": "illava", "keep_ratio": keep, "score": score, "per": "prompt"},
-            },
-        ]
-    }
-
-
-def _with_frame_budget(plan: dict[str, Any], layout: Layout, keep_per_frame: int) -> dict[str, Any]:
-    """Pooling restores the grid in the geometric layout: reduce to the count the released pooling leaves."""
-    if layout == "released":
-        return plan
-    vision, decoder = plan["steps"]
-    budget = {"stage": "decoder_input", "reducer": {"kind": "illava", "keep_per_frame": keep_per_frame}}
-    return {"steps": [vision, budget, decoder]}
-
-
 @lru_cache(maxsize=64)
 def preset(name: str, *, layout: Layout | None = None) -> ReductionPlan:
     """A shipped plan by name.
 
     Args:
-        name: one of `PRESETS`.
+        name: one of `illava.presets.PRESETS`.
         layout: ``geometric`` unless given. ``released`` is the parity switch to the paper's code.
 
     Raises:
         PlanError: no such preset.
-
-    Source: arXiv 2412.06263v1 and the README of hulianyuyy/iLLaVA@4068149.
     """
     layout = layout or "geometric"
     if name not in PRESETS:
         raise PlanError(f"no preset named {name!r}; the presets are: {', '.join(sorted(PRESETS))}")
     return ReductionPlan.model_validate({"layout": layout, **PRESETS[name](layout)})
-
-
-def _draw(decoder: int) -> dict[str, Any]:
-    return _paper_plan([2, 3, 4, 5, 6, 7, 8], 80, decoder, 0.50, score="released")
-
-
-def _video() -> dict[str, Any]:
-    return _paper_plan([3, 4, 5, 6], 92, 2, 0.70, score="released")
-
-
-def _small() -> dict[str, Any]:
-    return _paper_plan([2, 3, 4, 5], 24, 1, 0.70, score="released")
-
-
-def _shares(
-    vision: list[int], keep: float, decoder: list[int], decoder_keep: float, *, kind: str = "illava"
-) -> dict[str, Any]:
-    """Shares instead of counts, for towers whose number of patches depends on the picture."""
-    last = {"kind": kind, "keep_ratio": decoder_keep, "score": "released", "per": "prompt"}
-    return {
-        "steps": [
-            {"stage": "vision_block", "layers": vision, "reducer": {"kind": kind, "keep_ratio": keep}},
-            {"stage": "decoder_layer", "layers": decoder, "reducer": last},
-        ]
-    }
-
-
-def _pyramid(layers: list[int]) -> dict[str, Any]:
-    return {
-        "steps": [{"stage": "decoder_layer", "layers": layers, "reducer": {"kind": "pyramiddrop", "keep_ratio": 0.5}}]
-    }
-
-
-# The frame budget is what the released pooling leaves of the pseudo-grid: 19 -> 10 x 10, 13 -> 7 x 7, 10 -> 5 x 5.
-PRESETS: dict[str, Any] = {
-    "none": lambda layout: {"steps": []},
-    "illava-paper": lambda layout: _paper_plan([3, 4, 5, 6], 92, 2, 0.70, score="paper"),
-    "illava-image": lambda layout: _paper_plan([5, 6, 7, 8], 92, 8, 0.70, score="released"),
-    "illava-video": lambda layout: _with_frame_budget(_video(), layout, 100),
-    "illava-draw": lambda layout: _draw(8),
-    "illava-draw-video": lambda layout: _with_frame_budget(_draw(2), layout, 49),
-    # No release for LLaVA-NeXT: illava-image's places, and the equal cut that comes nearest to half: 576 -> 288.
-    "illava-next-image": lambda layout: _paper_plan([5, 6, 7, 8], 72, 8, 0.70, score="released"),
-    # Shares of whole 2x2 groups, in the README; the block numbers of Qwen2.5-VL are its full-attention blocks.
-    "illava-qwen2-vl": lambda layout: _shares([12, 13, 14, 15], 0.84, [6, 7, 8], 0.90),
-    "illava-qwen2.5-vl": lambda layout: _shares([7, 15, 23], 0.80, [6, 7, 8], 0.90),
-    "illava-2026": lambda layout: _shares([5, 6, 7, 8], 0.90, [15, 17, 19, 21], 0.85, kind="illava_2026"),
-    # The paper's layers in a decoder of 32 layers, and the same shares of one of 28 (Qwen2-7B).
-    "pyramiddrop": lambda layout: _pyramid([8, 16, 24]),
-    "pyramiddrop-28": lambda layout: _pyramid([7, 14, 21]),
-    "illava-small": lambda layout: _small(),
-    "illava-small-video": lambda layout: _with_frame_budget(_small(), layout, 25),
-}

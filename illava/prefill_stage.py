@@ -15,7 +15,8 @@ from illava.errors import ILLaVAError
 from illava.lifecycle import LiveRequest
 from illava.prefill import Prefill, PrefillRun
 from illava.prompt import join_trace, pack
-from illava.sampling import SamplingBatch, derive_seed
+from illava.requests import derive_seed
+from illava.sampling import SamplingBatch
 from illava.sharing import held_of, num_common
 from illava.watcher import watcher
 

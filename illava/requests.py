@@ -5,16 +5,17 @@ Torch appears only in the trace. Knows nothing of storage, items or rows.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from illava.media.content import ContentKind
     from illava.preprocess import VisualInput
 
 FinishReason = Literal["stop", "length"]
+ContentKind = Literal["document", "image", "video"]  # what the media of a request are, as told by their pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,3 +170,9 @@ class Generation:
     trace: TokenTrace | None = None
     error: Exception | None = None
     token_logprobs: tuple[float, ...] | None = None
+
+
+def derive_seed(*parts: int | str) -> int:
+    """63 bits from the parts, the same on every machine and in every process."""
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

@@ -8,7 +8,6 @@ Shape suffixes: B rows, R rows that are drawn at random, V vocabulary.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from illava.errors import RequestError
-from illava.requests import SamplingParams
+from illava.requests import SamplingParams, derive_seed
 
 
 def check_sampling(params: SamplingParams) -> None:
@@ -35,12 +34,6 @@ def check_sampling(params: SamplingParams) -> None:
         raise RequestError(f"temperature must be 0 (greedy) or a positive number; got {params.temperature}")
     if not 0.0 < params.top_p <= 1.0:
         raise RequestError(f"top_p must lie in (0, 1]; got {params.top_p}")
-
-
-def derive_seed(*parts: int | str) -> int:
-    """63 bits from the parts, the same on every machine and in every process."""
-    text = "\x1f".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def uniform_draw(seed: int, request_id: str, step: int) -> float:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import accumulate, groupby
 
 from illava.errors import PlanError
-from illava.sampling import derive_seed
+from illava.requests import derive_seed
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,8 +31,7 @@ from illava.errors import ReductionDidNotFireError
 from illava.groups import group_evidence, group_tokens, spread
 from illava.plan import ReductionPlan
 from illava.reducers import Evidence, EvidenceKind, Reducer, Stage
-from illava.requests import TraceStep
-from illava.sampling import derive_seed
+from illava.requests import TraceStep, derive_seed
 from illava.scores import attention_received, one_query_attention
 from illava.segments import Segments
 from illava.tokens import Assignment, Tokens, carry, lift, merge, merged_sizes

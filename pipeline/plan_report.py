@@ -11,7 +11,8 @@ from illava.counts import TokenCounts, expected_counts
 from illava.model_shape import ModelShape, load_model_shape
 from illava.tower_counts import MediumShape
 from pipeline.config import JobConfig
-from pipeline.shards import Run, pending_shards, plan_run
+from pipeline.run_folder import Run
+from pipeline.shards import pending_shards, plan_run
 from pipeline.tasks.build import build_task
 
 # The tiles of a single image depend on its size, which is known only once it is read.

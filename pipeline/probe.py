@@ -18,8 +18,9 @@ from pipeline.cost import actors_usd
 from pipeline.errors import ConfigError, InputError, InterruptedRunError
 from pipeline.estimate import Estimate, draw, estimate_total
 from pipeline.records import LOAD_FIELDS
+from pipeline.run_folder import Run
 from pipeline.runner import continue_run
-from pipeline.shards import Run, claim, pending_shards, plan_run
+from pipeline.shards import claim, pending_shards, plan_run
 from pipeline.sink import list_parts, read_parts
 
 _MIN_GROUPS = 4

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.shards import Run
+    from pipeline.run_folder import Run
 
 
 def refusal(run: Run, found: dict[str, Any]) -> str:

@@ -20,7 +20,8 @@ from pipeline.config_file import parse_config
 from pipeline.errors import ConfigError, ItemError, RefusedError
 from pipeline.recipe import digest_of, resolve_recipe
 from pipeline.records import ROW_ERROR_TYPES, ResultRow, Shard
-from pipeline.shards import RUN_FILE, Run, adopt, pending_shards, read_frozen_manifest, read_run_file, reopen
+from pipeline.run_folder import RUN_FILE, Run, read_frozen_manifest, read_run_file
+from pipeline.shards import adopt, pending_shards, reopen
 from pipeline.sink import ParquetSink, list_parts, part_name, read_parts, read_rows, result_rows
 
 _FIXED_KEYS = ("name", "input", "output.uri", "output.items_per_shard")

@@ -29,9 +29,10 @@ from pipeline.publisher import Publisher
 from pipeline.records import MediaItem, ResultRow, RowErrorType
 from pipeline.retry import RetrySink, count_items
 from pipeline.rows import RowMaker, RunInfo
+from pipeline.run_folder import Run, is_finished
 from pipeline.scheduler import Scheduler
 from pipeline.sessions import Session
-from pipeline.shards import Run, finish, is_finished, open_run, pending_shards, reopen
+from pipeline.shards import finish, open_run, pending_shards, reopen
 from pipeline.summary import RunSummary, Tally
 from pipeline.tasks.build import build_task
 from pipeline.totals import run_totals

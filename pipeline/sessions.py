@@ -17,7 +17,7 @@ from pipeline.cost import Spending, run_cost
 from pipeline.errors import ItemError, StorageError
 
 if TYPE_CHECKING:
-    from pipeline.shards import Run
+    from pipeline.run_folder import Run
 
 FOLDER = "sessions"
 

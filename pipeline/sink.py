@@ -23,7 +23,7 @@ from pipeline.records import ROW_ERROR_TYPES, SCHEMA_VERSION, ResultRow
 from pipeline.storage.uris import printable
 
 if TYPE_CHECKING:
-    from pipeline.shards import Run
+    from pipeline.run_folder import Run
 
 _TEXT, _SECONDS, _COUNT = pa.string(), pa.float64(), pa.int64()
 _PAGE = pa.struct(  # as `pipeline.documents.PageRow` has it

@@ -20,7 +20,7 @@ from pipeline.errors import CredentialsError, PipelineError
 from pipeline.manifest import Manifest
 from pipeline.recipe import digest_of
 from pipeline.records import SCHEMA_VERSION
-from pipeline.shards import FINISHED_FILE, RUN_FILE, read_frozen_manifest, read_run_file
+from pipeline.run_folder import FINISHED_FILE, RUN_FILE, read_frozen_manifest, read_run_file
 from pipeline.sink import SCHEMA, part_index, part_name, read_rows
 from pipeline.totals import run_totals
 from pipeline.verify_rows import STAGE_SLACK_S, Violation, check_ids, check_row, stages_fit_latency

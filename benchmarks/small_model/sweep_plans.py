@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from benchmarks.small_model.compared_plans import FILE, PREFIX, compared_plans
-from illava.plan import EMPTY_PLAN, PRESETS, ReductionPlan, ReductionStep, preset
+from illava.plan import EMPTY_PLAN, ReductionPlan, ReductionStep, preset
+from illava.presets import PRESETS
 from illava.reducers.attention_pruning import AttentionPruning
 from illava.reducers.base import Evidence, Stage
 from illava.tokens import Assignment, Tokens

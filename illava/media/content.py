@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from illava.preprocess import MediumCells, Preprocessor, VisualInput
+from illava.requests import ContentKind
 
-ContentKind = Literal["document", "image", "video"]
 UNIQUE_SHARE_OF_DOCUMENTS = 0.75
 _LEVELS_SHIFT = 4  # 16 levels a colour: a scanner's or a codec's noise makes no cell unique
 

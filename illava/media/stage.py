@@ -18,12 +18,12 @@ from illava.auto_plan import plan_for
 from illava.errors import PreprocessError, ReductionDidNotFireError, RequestError
 from illava.families.base import Family
 from illava.geometry import destinations
-from illava.media.content import ContentKind, content_kind
+from illava.media.content import content_kind
 from illava.plan import ReductionPlan
 from illava.preprocess import MediumCells, VisualInput
 from illava.reducers import Evidence, Reducer
 from illava.reducers.base import TextScorer
-from illava.requests import Request
+from illava.requests import ContentKind, Request
 from illava.tokens import Assignment, Tokens
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.records import ResultRow
+from pipeline.run_folder import FINISHED_FILE, is_finished, read_run_file
 from pipeline.sessions import cost_record
-from pipeline.shards import FINISHED_FILE, is_finished, read_run_file
 from pipeline.sink import list_parts, part_name, read_parts, read_rows, result_rows
 from pipeline.totals import Totals, run_totals
 

@@ -11,7 +11,7 @@ from pipeline.records import MediaItem, ResultRow
 from pipeline.report.figures import RunFigures, run_figures
 from pipeline.report.page import render_report
 from pipeline.report.pictures import Picture, item_pictures
-from pipeline.shards import RUN_FILE, read_frozen_manifest
+from pipeline.run_folder import RUN_FILE, read_frozen_manifest
 
 REPORT_FILE = "report.html"
 

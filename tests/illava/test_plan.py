@@ -7,7 +7,8 @@ import yaml
 from pydantic import ValidationError
 
 from illava.errors import PlanError
-from illava.plan import EMPTY_PLAN, PRESETS, ReductionPlan, preset
+from illava.plan import EMPTY_PLAN, ReductionPlan, preset
+from illava.presets import PRESETS
 
 STEP = {"stage": "vision_block", "layers": [3], "reducer": {"kind": "illava", "num_merged": 4}}
 

@@ -5,8 +5,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from illava.errors import RequestError
-from illava.requests import SamplingParams
-from illava.sampling import SamplingBatch, check_sampling, derive_seed, draw_tokens, uniform_draw
+from illava.requests import SamplingParams, derive_seed
+from illava.sampling import SamplingBatch, check_sampling, draw_tokens, uniform_draw
 
 GREEDY = SamplingParams()
 LOUD = SamplingParams(logprobs=True)

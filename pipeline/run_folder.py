@@ -1,0 +1,149 @@
+"""One run folder: the record of an opened run, and what stands in its ``run.json`` and its frozen manifest.
+
+Opening, resuming and finishing a run stand in `pipeline.shards`, its parts in `pipeline.sink`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline import storage
+from pipeline.config import JobConfig
+from pipeline.errors import ItemError, RefusedError
+from pipeline.manifest import Manifest, read_manifest
+from pipeline.recipe import Recipe
+from pipeline.records import Shard
+
+RUN_FILE, FINISHED_FILE = "run.json", "_RUN.json"
+_RUN_KEYS = {
+    "fingerprint": str,
+    "recipe_digest": str,
+    "recipe": dict,
+    "manifest_digest": str,
+    "num_items": int,
+    "num_shards": int,
+    "items_per_shard": int,
+    "attempt": int,
+    "nonce": str,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run folder, opened.
+
+    Attributes:
+        uri: the folder.
+        config: this session's; may differ from the frozen one in what only affects execution.
+        recipe: what rows depend on.
+        fingerprint: digest of recipe, manifest and shard size; the same one resumes.
+        manifest: frozen when the run was first opened.
+        items_per_shard: fixed for the run.
+        attempt: 1, raised by each ``retry``.
+        nonce: names the writer of ``run.json``.
+        least_attempts: shard -> attempt that a retry makes its part anew in; an older part is pending.
+        retry_only: error types that the present attempt computes again; all where empty.
+        resumed: the run was there before.
+    """
+
+    uri: str
+    config: JobConfig
+    recipe: Recipe
+    fingerprint: str
+    manifest: Manifest
+    items_per_shard: int
+    attempt: int = 1
+    nonce: str = ""
+    least_attempts: Mapping[int, int] = field(default_factory=dict)
+    retry_only: tuple[str, ...] = ()
+    resumed: bool = False
+
+    @property
+    def num_shards(self) -> int:
+        return -(-len(self.manifest) // self.items_per_shard)
+
+    def shard(self, index: int) -> Shard:
+        """Items of one shard, in manifest order."""
+        if not 0 <= index < self.num_shards:
+            raise IndexError(f"shard {index} of {self.num_shards}")
+        return Shard(index, self.manifest.slice(index * self.items_per_shard, self.items_per_shard))
+
+    def part_metadata(self, shard_index: int) -> dict[str, str]:
+        """What every part says of where it belongs."""
+        return {
+            "illava.run_fingerprint": self.fingerprint,
+            "illava.recipe_digest": self.recipe.digest,
+            "illava.manifest_digest": self.manifest.digest,
+            "illava.attempt": str(self.attempt),
+            "illava.shard_index": str(shard_index),
+        }
+
+    def check_still_ours(self) -> None:
+        """Read ``run.json`` again before a publish.
+
+        Raises:
+            RefusedError: the folder belongs to another run or a later attempt by now.
+        """
+        found = read_run_file(self.uri)
+        now = (found["fingerprint"], found["attempt"], found["nonce"])
+        if now != (self.fingerprint, self.attempt, self.nonce):
+            raise RefusedError(
+                f"{self.uri}: run.json changed while this job ran (fingerprint {now[0]}, attempt {now[1]}); another "
+                "job took the folder over. Nothing more is published from here"
+            )
+
+
+def is_finished(run_uri: str) -> bool:
+    """Whether the run has its ``_RUN.json``."""
+    return storage.exists(storage.join(run_uri, FINISHED_FILE))
+
+
+def read_run_file(run_uri: str) -> dict[str, Any]:
+    """The content of ``run.json``.
+
+    Raises:
+        RefusedError: there is none, or it is not one of ours.
+    """
+    return _read_json(storage.join(run_uri, RUN_FILE), _RUN_KEYS)
+
+
+def read_frozen_manifest(run_uri: str, digest: str) -> Manifest:
+    """The manifest that was frozen when the run was opened.
+
+    Raises:
+        RefusedError: its content does not have the digest in its name.
+    """
+    uri = manifest_uri(run_uri, digest)
+    manifest = read_manifest(storage.read(uri))
+    if manifest.digest != digest:
+        raise RefusedError(f"{uri}: the content has digest {manifest.digest}; it was changed after it was frozen")
+    return manifest
+
+
+def wanted_attempts(record: dict[str, Any]) -> dict[int, int]:
+    """From ``run.json``: shard -> the attempt that a retry makes its part anew in."""
+    retried = sorted((int(attempt), shards) for attempt, shards in (record.get("retried_shards") or {}).items())
+    return {index: attempt for attempt, shards in retried for index in shards}
+
+
+def manifest_uri(run_uri: str, digest: str) -> str:
+    """Where the frozen manifest of that digest stands."""
+    return storage.join(run_uri, f"manifest-{digest}.parquet")
+
+
+def _read_json(uri: str, keys: dict[str, type]) -> dict[str, Any]:
+    try:
+        found = json.loads(storage.read(uri))
+    except ItemError as error:
+        if error.error_type != "not_found":
+            raise
+        raise RefusedError(f"{uri} does not exist: this folder holds no run") from error
+    except ValueError as error:
+        raise RefusedError(f"{uri} is not JSON ({error}): it was damaged, or is not of this program") from error
+    bad = [k for k, kind in keys.items() if not isinstance(found, dict) or not isinstance(found.get(k), kind)]
+    if bad:
+        raise RefusedError(f"{uri} is not a run file of this program: {', '.join(bad)} missing or of another type")
+    return found
