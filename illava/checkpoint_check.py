@@ -106,7 +106,9 @@ def check_used(model_id: str, unused: Iterable[str]) -> None:
         )
 
 
-def _declared(config: Mapping[str, Any], side: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Any, str | None]]:
+def _declared(
+    config: Mapping[str, Any], side: Mapping[str, Mapping[str, Any]]
+) -> Iterator[tuple[str, Any, str | None]]:
     """Every place that says how the weights are encoded: where, what it says, the method to assume."""
     for path, value in _walk(config):
         if path[-1] in _SECTIONS and value is not None:

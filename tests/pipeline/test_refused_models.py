@@ -1,4 +1,4 @@
-"""A job whose model cannot be computed with: exit code 2 and words, from the command itself, before anything is made."""
+"""Models that cannot be computed with: a job's command ends with 2 and words, before anything is made."""
 
 from __future__ import annotations
 
