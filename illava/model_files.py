@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from illava.checkpoint_check import SIDE_FILES, check_encoding
 from illava.errors import ModelLoadError, RandomWeightsError
 
 # A folder of made-up weights says so in its config.json: {"illava_random_weights": true}.
@@ -79,21 +80,29 @@ def load_model_files(model_id: str, *, revision: str | None = None) -> ModelFile
         revision: hub commit.
 
     Raises:
-        ModelLoadError: no such folder or hub id, the hub cannot be reached, a file is missing or not JSON.
+        ModelLoadError: no such folder or hub id, the hub cannot be reached, a file is missing or not JSON, or the
+            weights are quantised or an adapter's.
 
     Source of the precedence (nested over file of its own): transformers 5.23, image_processing_base.py and
     video_processing_utils.py.
     """
     folder = _folder(model_id, revision)
-    config = _read(folder, "config.json")
-    if config is None:
-        raise ModelLoadError(f"{folder} has no config.json; give a Hugging Face model folder or a hub id")
+    config = _config(folder)
     processor = _read(folder, "processor_config.json") or JsonSection(f"{folder}/processor_config.json", {})
     image = _nested(processor, "image_processor") or _read(folder, "preprocessor_config.json")
     if image is None:
         raise ModelLoadError(f"{folder} has no preprocessor_config.json; the model folder is not complete")
     video = _nested(processor, "video_processor") or _read(folder, "video_preprocessor_config.json") or image
     return ModelFiles(model_id, config, image, video, processor)
+
+
+def require_plain_weights(model_id: str, *, revision: str | None = None) -> None:
+    """Refuse a quantised model or an adapter by its JSON files, before anything is made for it.
+
+    Raises:
+        ModelLoadError: it is one, or has no config.json that can be read.
+    """
+    _config(_folder(model_id, revision))
 
 
 def require_trained(model_id: str, *, revision: str | None = None) -> None:
@@ -123,13 +132,23 @@ def _folder(model_id: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
-        return Path(snapshot_download(model_id, revision=revision, allow_patterns=list(_NAMES)))
+        return Path(snapshot_download(model_id, revision=revision, allow_patterns=[*_NAMES, *SIDE_FILES]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise ModelLoadError(
             f"cannot read model {model_id!r} at revision {revision or 'main'}: it is no local folder, and the hub "
             f"answered: {str(error).splitlines()[0]}. Check the id and revision, or download it first with: "
             f"hf download {model_id}"
         ) from error
+
+
+def _config(folder: Path) -> JsonSection:
+    """config.json, once the files beside it say that the weights are plain."""
+    config = _read(folder, "config.json")
+    side = {name: found.content for name in SIDE_FILES if (found := _read(folder, name)) is not None}
+    check_encoding(folder, {} if config is None else config.content, side)
+    if config is None:
+        raise ModelLoadError(f"{folder} has no config.json; give a Hugging Face model folder or a hub id")
+    return config
 
 
 def _read(folder: Path, name: str) -> JsonSection | None:

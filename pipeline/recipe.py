@@ -14,6 +14,7 @@ from functools import lru_cache
 from importlib import metadata
 from typing import Any, Literal
 
+from illava.model_files import require_plain_weights
 from pipeline.config import JobConfig, recipe_fields
 from pipeline.errors import ConfigError
 from pipeline.file_hashes import folder_digest
@@ -55,6 +56,7 @@ def resolve_recipe(config: JobConfig) -> Recipe:
 
     Raises:
         ConfigError: the model is neither a local folder nor a hub id with a pinned revision.
+        ModelLoadError: the folder holds a quantised model or an adapter.
     """
     device = resolve_device(config)
     fields = recipe_fields(config) | {
@@ -79,6 +81,7 @@ def digest_of(value: Any) -> str:
 def _model_files(config: JobConfig) -> str | None:
     model_id, revision = config.model.model_id, config.model.revision
     if os.path.isdir(model_id):
+        require_plain_weights(model_id)  # before gigabytes are hashed
         return folder_digest(model_id)
     if revision is None:
         raise ConfigError(

@@ -13,6 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from illava.model_files import require_plain_weights
 from pipeline import storage
 from pipeline.config import JobConfig
 from pipeline.done_items import done_ids
@@ -42,11 +43,13 @@ def open_run(config: JobConfig) -> Run:
     Raises:
         RefusedError: the folder holds another run (names the keys that differ, with both values), or parts of none.
         InputError, ConfigError, StorageError: as `build_manifest` and `resolve_recipe`.
+        ModelLoadError: a new run asks for a quantised model, an adapter or one that cannot be found.
     """
     run = plan_run(config)
     if run.resumed:
         storage.sweep_temporaries(run.uri)
         return run
+    require_plain_weights(config.model.model_id, revision=config.model.revision)  # whose run.json would refuse the next
     return claim(run)
 
 

@@ -6,6 +6,7 @@ Safetensors only; code that comes with a model is never run. Knows no family.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
+from illava.checkpoint_check import FLOATING_DTYPES, check_stored, check_used
 from illava.errors import ModelLoadError
 
 _PROCESSOR_TEMPLATE = "chat_template.json"
@@ -31,17 +33,21 @@ def load_weights(
     already are what is asked for stay mapped. Files of mixed dtypes are converted while still mapped, all of them.
 
     Raises:
-        ModelLoadError: weights are missing, incomplete, corrupt or not safetensors.
+        ModelLoadError: weights are missing, incomplete, corrupt, quantised, of another model or not safetensors.
     """
     try:
+        stored = _stored_dtypes(model_id, revision)
+        check_stored(model_id, stored)
         model, report = model_class.from_pretrained(
             model_id,
             revision=revision,
-            dtype=_stored_dtype(model_id, revision) or dtype,
+            dtype=_one_dtype(stored) or dtype,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # refused below, in words
             output_loading_info=True,
         )
+    except ModelLoadError:
+        raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelLoadError(
@@ -55,14 +61,15 @@ def load_weights(
                 f"{len(names)} weights of {model_id!r} are {what}, e.g. {min(names)!r}: the folder is incomplete or "
                 "its config.json is another model's; download it again"
             )
+    check_used(model_id, report["unexpected_keys"])
     # in the order of the mapped files, so that each is let go before the next comes in; buffers keep their dtype
     for weight in sorted(model.parameters(), key=Tensor.data_ptr):
         weight.data = weight.data.to(device).to(dtype)
     return model.to(device).eval()
 
 
-def _stored_dtype(model_id: str, revision: str | None) -> torch.dtype | None:
-    """The one dtype of all floating weights in the files, whatever config.json says; None where there are several."""
+def _stored_dtypes(model_id: str, revision: str | None) -> dict[str, str]:
+    """Every tensor of the files -> its dtype as safetensors writes it."""
 
     def find(name: str) -> str | None:
         return cached_file(model_id, name, revision=revision, _raise_exceptions_for_missing_entries=False)
@@ -71,12 +78,19 @@ def _stored_dtype(model_id: str, revision: str | None) -> torch.dtype | None:
     if paths == [None] and (index := find(SAFE_WEIGHTS_INDEX_NAME)) is not None:
         shards = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
         paths = [find(name) for name in shards]
-    stored: set[str] = set()
+    stored: dict[str, str] = {}
     for path in filter(None, paths):
         with safe_open(path, framework="pt") as shard:
-            stored |= {shard.get_slice(key).get_dtype() for key in shard.keys()}  # noqa: SIM118
-    stored &= _FLOATS.keys()
-    return _FLOATS[stored.pop()] if len(stored) == 1 else None
+            stored |= {key: shard.get_slice(key).get_dtype() for key in shard.keys()}  # noqa: SIM118
+    if not stored:
+        raise OSError(f"no tensors in {SAFE_WEIGHTS_NAME}, and none in the shards of {SAFE_WEIGHTS_INDEX_NAME}")
+    return stored
+
+
+def _one_dtype(stored: Mapping[str, str]) -> torch.dtype | None:
+    """The one dtype of all floating weights in the files, whatever config.json says; None where there are several."""
+    found = set(stored.values()) & FLOATING_DTYPES
+    return _FLOATS[found.pop()] if len(found) == 1 else None
 
 
 def load_tokenizer(model_id: str, *, revision: str | None) -> Any:

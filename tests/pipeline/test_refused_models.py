@@ -1,0 +1,95 @@
+"""Models that cannot be computed with: a job's command ends with 2 and words, before anything is made."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from clips import barcode_frame
+from fakes import job_config
+from PIL import Image
+from published_llava import edit
+from quantised_models import PUBLISHED, int8, make_quantised, put_json, store_layers
+
+from pipeline import runner
+from pipeline.cli import run_cli
+from pipeline.sweep.command import sweep_cli
+
+
+@pytest.fixture
+def job(tmp_path, onevision_folder):
+    """A job over one picture on a copy of the tiny model; the path of its YAML, the model's folder, the output's."""
+    Image.fromarray(barcode_frame(0, width=120, height=80)).save(tmp_path / "0.png")
+    model, out = shutil.copytree(onevision_folder, tmp_path / "model"), tmp_path / "out"
+    source = {"uri": str(tmp_path), "pattern": "*.png"}
+    config = job_config(out, source, model={"model_id": str(model)}, sampling={"max_new_tokens": 2})
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    return str(path), model, out
+
+
+def refused(job: str, *flags: str, capsys) -> str:
+    """What the command says on stderr."""
+    assert run_cli("job", ["--config", job, *flags]) == 2
+    said = capsys.readouterr().err
+    assert "defect" not in said
+    return said
+
+
+@pytest.mark.parametrize("flags", [(), ("--plan",)])
+@pytest.mark.parametrize("method", [*PUBLISHED, "sevenbit", "adapter"])
+def test_quantised_models_and_adapters_end_with_2_before_anything_is_written(job, method, flags, capsys) -> None:
+    path, model, out = job
+    if method in PUBLISHED:
+        shutil.move(model, plain := model.with_name("plain"))
+        make_quantised(plain, model, method)
+    elif method == "adapter":
+        put_json(model, "adapter_config.json", {"base_model_name_or_path": "org/base"})
+    else:
+        edit(model / "config.json", quantization_config={"quant_method": method})
+    said = refused(path, *flags, capsys=capsys)
+    assert method in said
+    assert ("merge it into the base" if method == "adapter" else "take the unquantised repository") in said
+    assert not out.exists(), "another model may use this folder"
+
+
+def test_a_quantised_model_of_the_hub_leaves_the_output_free(job, capsys, monkeypatch) -> None:
+    """Its configuration is fetched before the run is begun; here the hub's answer is a folder."""
+    path, model, out = job
+    edit(model / "config.json", quantization_config={"quant_method": "awq"})
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(model))
+    hub = ("--set", "model.model_id=org/model-AWQ", "--set", f"model.revision={'c' * 40}")
+    for flags in ((), ("--plan",)):
+        assert "quantised by awq" in refused(path, *hub, *flags, capsys=capsys)
+    assert not out.exists()
+
+
+def test_tensors_that_are_no_weights_end_a_job_with_2(job, capsys) -> None:
+    path, model, _ = job
+    store_layers(model, int8)
+    assert "no plain floating-point weights" in refused(path, capsys=capsys)
+
+
+def test_a_model_is_refused_before_its_gigabytes_are_hashed(job, capsys, monkeypatch) -> None:
+    path, model, _ = job
+    edit(model / "config.json", quantization_config={"quant_method": "awq"})
+    monkeypatch.setattr("pipeline.recipe.folder_digest", lambda _: pytest.fail("hashed"))
+    refused(path, capsys=capsys)
+
+
+def test_a_sweep_and_its_plan_end_with_2(job, tmp_path, capsys) -> None:
+    _, model, _ = job
+    edit(model / "config.json", quantization_config={"quant_method": "gptq"})
+    root = Path(runner.__file__).parents[1]
+    sweep = yaml.safe_load((root / "configs" / "sweep_demo.yaml").read_text())
+    for one in sweep["models"].values():
+        one["model_id"] = str(model)
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump(sweep))
+    for flags in ((), ("--plan",)):
+        assert sweep_cli("sweep", ["--config", str(path), *flags]) == 2
+        said = capsys.readouterr().err
+        assert "quantised by gptq" in said
+        assert "defect" not in said
