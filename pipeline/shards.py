@@ -20,7 +20,7 @@ from pipeline.inputs import Manifest, build_manifest, manifest_bytes, read_manif
 from pipeline.recipe import Recipe, digest_of, resolve_recipe
 from pipeline.records import SCHEMA_VERSION, Shard
 from pipeline.refusal import refusal
-from pipeline.sessions import cost_record
+from pipeline.sessions import cost_record, run_placements
 from pipeline.sink import list_parts, part_attempts
 from pipeline.totals import run_totals
 
@@ -110,7 +110,11 @@ def open_run(config: JobConfig) -> Run:
         RefusedError: the folder holds another run (names the keys that differ, with both values), or parts of none.
         InputError, ConfigError, StorageError: as `build_manifest` and `resolve_recipe`.
     """
-    run = plan_run(config)
+    return open_planned(plan_run(config))
+
+
+def open_planned(run: Run) -> Run:
+    """What `plan_run` returned, opened: its folder is claimed, or swept where the run stands already."""
     if run.resumed:
         storage.sweep_temporaries(run.uri)
         return run
@@ -199,7 +203,7 @@ def read_frozen_manifest(run_uri: str, digest: str) -> Manifest:
 
 
 def finish(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
-    """Write ``_RUN.json``: totals over all parts, cost over all sessions, digests, versions, the caller's summary.
+    """Write ``_RUN.json``: totals of all parts, cost and devices of all sessions, digests, versions, the summary.
 
     Raises:
         StorageError: a shard has no part yet.
@@ -224,6 +228,7 @@ def finish(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
         "versions": versions,
         "totals": totals.as_dict(),
         "cost": cost_record(run.uri, totals.sums["cost_usd"]),
+        "placements": run_placements(run.uri),
         "summary": summary,
     }
     storage.write_atomic(storage.join(run.uri, FINISHED_FILE), json.dumps(record, indent=2, sort_keys=True).encode())
