@@ -29,7 +29,8 @@ from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskErro
 
 from illava.errors import ILLaVAError
 from pipeline.config import JobConfig, RuntimeConfig
-from pipeline.errors import ClusterError, PipelineError
+from pipeline.errors import ClusterError, MissingPackageError, PipelineError
+from pipeline.known_errors import known_error
 from pipeline.loading.load_report import ItemLoader, LoadReport, load_reported
 from pipeline.placement import ClusterGPUs, gpus_of
 from pipeline.records import LoadedItem, MediaItem, ResultRow
@@ -182,6 +183,8 @@ class RayCluster:
                 raise cause from None
             if isinstance(cause, ObjectLostError):
                 raise PayloadLostError(str(cause)) from cause
+            if isinstance(cause, ImportError) and (known := known_error(cause)):
+                raise MissingPackageError(f"in an actor on Ray: {known.words}") from cause
             raise ActorLostError(f"{type(cause).__name__}: {cause}") from cause
         except ObjectLostError as error:
             raise PayloadLostError(str(error)) from error
