@@ -54,7 +54,7 @@ _TABLE: tuple[_Entry, ...] = (
         r"version is insufficient|driver on your system is too old|no kernel image is available",
     ),
     _Entry(
-        ("builtins.MemoryError", "torch.OutOfMemoryError", "torch.cuda.OutOfMemoryError"),
+        ("builtins.MemoryError", "torch.OutOfMemoryError"),
         "no memory was left on the device or the machine: lower model.kv_cache_bytes, model.max_batch_requests or "
         "runtime.max_inflight_bytes, set model.dtype=bfloat16, or see who else uses it (`nvidia-smi`, `free -h`)",
         INFRASTRUCTURE,
@@ -94,7 +94,7 @@ _TABLE: tuple[_Entry, ...] = (
         INFRASTRUCTURE,
     ),
     _Entry(
-        ("safetensors.SafetensorError", "safetensors_rust.SafetensorError"),
+        ("safetensors.",),
         "a file of weights is damaged or incomplete: download the model again",
         USAGE,
     ),
@@ -113,7 +113,7 @@ _TABLE: tuple[_Entry, ...] = (
     _Entry(("PIL.UnidentifiedImageError",), "a file is no picture that can be read", USAGE),
     # Networks and stores.
     _Entry(
-        ("botocore.exceptions.", "aiobotocore.", "aiohttp.", "requests.exceptions.", "httpx.", "httpcore.", "urllib3."),
+        ("botocore.exceptions.", "aiobotocore.", "aiohttp.", "requests.", "httpx.", "httpx2.", "httpcore.", "urllib3."),
         "a server could not be reached or refused; check the address and the credentials, then try again",
         INFRASTRUCTURE,
     ),
