@@ -30,6 +30,10 @@ class ModelLoadError(ILLaVAError, RuntimeError):
     """Weights or configuration that cannot be loaded: not safetensors, unknown family, missing file."""
 
 
+class DeviceError(ILLaVAError, ValueError):
+    """A device that is not known, or that this process does not have."""
+
+
 class RandomWeightsError(ILLaVAError, ValueError):
     """Quality was asked of a model whose folder declares random weights: they are for speed and say nothing else."""
 

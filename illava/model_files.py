@@ -105,6 +105,21 @@ def require_plain_weights(model_id: str, *, revision: str | None = None) -> None
     _config(_folder(model_id, revision))
 
 
+def declared_dtype(model_id: str, *, revision: str | None = None) -> str | None:
+    """The dtype that a model's config.json names, its language model's where it names none; None where neither does.
+
+    Raises:
+        ModelLoadError: as `load_model_files`.
+    """
+    config = _read(_folder(model_id, revision), "config.json") or JsonSection("", {})
+    text = config.get("text_config") or {}
+    for section in (config.content, text if isinstance(text, dict) else {}):
+        for key in ("dtype", "torch_dtype"):  # the name until transformers 4.56
+            if section.get(key):
+                return str(section[key])
+    return None
+
+
 def require_trained(model_id: str, *, revision: str | None = None) -> None:
     """Refuse a model whose folder declares random weights, before anything of it is loaded.
 

@@ -12,6 +12,7 @@ import torch
 from illava.attention import backend_name
 from illava.cache import PagedCache
 from illava.decode_graphs import DecodeGraphs, can_capture
+from illava.devices import open_device
 from illava.engine import Engine
 from illava.errors import ModelLoadError, RequestError
 from illava.families import load_family
@@ -120,11 +121,10 @@ class VLM:
             decode_graphs: see the class.
 
         Raises:
+            DeviceError: this process has no such device.
             ModelLoadError: weights, configuration or dtype that cannot be loaded, or no memory left for the cache.
         """
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        device = torch.device(device)
+        device = open_device(device)
         family = load_family(model_id, revision=revision, dtype=_resolve_dtype(dtype, device), device=device)
         return cls(
             family,

@@ -7,6 +7,7 @@ Takes any job's configuration. Writes PNG files and `kept_tokens.html`, which ne
 colour, what is gone is dark.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -15,8 +16,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.cli import common_parser, guarded
 
-if __name__ == "__main__":
-    options = common_parser(__doc__).parse_args()
+
+def draw(options: argparse.Namespace) -> int:
+    """The job's pictures."""
     from pipeline.drawing.draw import run_drawing
 
-    sys.exit(guarded(lambda: run_drawing(options), debug=options.debug))
+    return run_drawing(options)
+
+
+if __name__ == "__main__":
+    options = common_parser(__doc__).parse_args()
+    sys.exit(guarded(lambda: draw(options), debug=options.debug))

@@ -28,9 +28,11 @@ import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
 
 from illava.errors import ILLaVAError
-from pipeline.config import RuntimeConfig
-from pipeline.errors import ClusterError, PipelineError
+from pipeline.config import JobConfig, RuntimeConfig
+from pipeline.errors import ClusterError, MissingPackageError, PipelineError
+from pipeline.known_errors import known_error
 from pipeline.loading.load_report import ItemLoader, LoadReport, load_reported
+from pipeline.placement import ClusterGPUs, gpus_of
 from pipeline.records import LoadedItem, MediaItem, ResultRow
 
 if TYPE_CHECKING:
@@ -132,9 +134,6 @@ class VLMActor:
 class RayCluster:
     """Starts actors, waits for their answers and ends them. Made by `connect`."""
 
-    def __init__(self, runtime: RuntimeConfig) -> None:
-        self._runtime = runtime
-
     @property
     def address(self) -> str:
         """Where another driver finds this cluster (RAY_ADDRESS)."""
@@ -144,10 +143,9 @@ class RayCluster:
         """A reader on one CPU core."""
         return ray.remote(ReaderActor).options(num_cpus=1, max_restarts=0).remote(make_loader)
 
-    def spawn_vlm(self, make_worker: Callable[[], VLMWorker]) -> Any:
-        """A VLM actor on the cores and GPUs the job gives each."""
-        runtime = self._runtime
-        needs = {"num_cpus": runtime.cpus_per_actor, "num_gpus": runtime.gpus_per_actor}
+    def spawn_vlm(self, config: JobConfig, make_worker: Callable[[], VLMWorker]) -> Any:
+        """A VLM actor on the cores and GPUs that a placed job gives each."""
+        needs = {"num_cpus": config.runtime.cpus_per_actor, "num_gpus": gpus_of(config)}
         return ray.remote(VLMActor).options(**needs, max_restarts=0).remote(make_worker)
 
     def placed(self, actor: Any) -> Any:
@@ -185,6 +183,8 @@ class RayCluster:
                 raise cause from None
             if isinstance(cause, ObjectLostError):
                 raise PayloadLostError(str(cause)) from cause
+            if isinstance(cause, ImportError) and (known := known_error(cause)):
+                raise MissingPackageError(f"in an actor on Ray: {known.words}") from cause
             raise ActorLostError(f"{type(cause).__name__}: {cause}") from cause
         except ObjectLostError as error:
             raise PayloadLostError(str(error)) from error
@@ -208,6 +208,13 @@ class RayCluster:
 
         return {"counter": metrics.Counter, "histogram": metrics.Histogram}[kind](name, description, **options)
 
+    def gpus(self) -> ClusterGPUs:
+        """The GPUs there are, and whether an autoscaler may add some."""
+        nodes = [node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]]
+        # What Ray's own libraries ask; there is no public name for it in 2.60. None without an autoscaler.
+        most = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+        return ClusterGPUs(max(nodes, default=0), may_come=most.get("GPU", 0) > sum(nodes))
+
     def resources(self) -> str:
         """What the cluster has, for messages."""
         total = ray.cluster_resources()
@@ -222,7 +229,7 @@ def connect(runtime: RuntimeConfig, *, debug: bool = False) -> Iterator[RayClust
         ClusterError: it cannot be started or reached.
     """
     if ray.is_initialized():
-        yield RayCluster(runtime)
+        yield RayCluster()
         return
     address = os.environ.get("RAY_ADDRESS")
     try:
@@ -230,13 +237,11 @@ def connect(runtime: RuntimeConfig, *, debug: bool = False) -> Iterator[RayClust
             ray.init(logging_level=logging.ERROR, log_to_driver=debug)
         else:
             _start_local(runtime, debug=debug)
-    except PipelineError:
-        raise
     except Exception as error:  # Ray raises no class of its own where a node is too slow to start
         place = f"reach the Ray cluster at {address} (RAY_ADDRESS)" if address else "start a local Ray cluster"
         raise ClusterError(f"cannot {place}: {error}; --set runtime.executor=local runs without Ray") from error
     try:
-        yield RayCluster(runtime)
+        yield RayCluster()
     finally:
         ray.shutdown()
 
@@ -257,13 +262,6 @@ def _start_local(runtime: RuntimeConfig, *, debug: bool) -> None:
         log_to_driver=debug,
         _node_ip_address="127.0.0.1",
     )
-    num_gpus = ray.cluster_resources().get("GPU", 0)
-    if runtime.gpus_per_actor > num_gpus:
-        ray.shutdown()
-        raise ClusterError(
-            f"runtime.gpus_per_actor is {runtime.gpus_per_actor:g} and this machine has {num_gpus:g} GPUs; on CPU "
-            "it needs runtime.gpus_per_actor=0 and model.device=cpu"
-        )
 
 
 def _object_store_bytes(runtime: RuntimeConfig) -> int | None:

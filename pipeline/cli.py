@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 
 from illava.errors import ILLaVAError
 from pipeline.errors import ConfigError, ItemError, PipelineError
+from pipeline.known_errors import known_error
 from pipeline.redaction import visible
 
 if TYPE_CHECKING:
     from pipeline.config import JobConfig
 
+_OLDEST_PYTHON = (3, 11)
 EXIT_CODES = """\
 exit codes: 0 all ok · 2 usage or configuration · 3 finished, with failed items · 4 refused (another run's output) ·
 5 infrastructure · 6 stopped at its budget · 130/143 interrupted; after 6, 130 and 143 the same command resumes"""
@@ -39,6 +41,9 @@ def run_cli(
 
 def guarded(command: Callable[[], int], *, debug: bool) -> int:
     """Run a command; its errors become words on stderr and an exit code, with a traceback only in debug mode."""
+    if sys.version_info < _OLDEST_PYTHON:
+        print(f"error: {sys.executable} is Python {sys.version.split()[0]}; 3.11 or newer is needed", file=sys.stderr)
+        return 2
     try:
         return command()
     except KeyboardInterrupt:
@@ -47,8 +52,9 @@ def guarded(command: Callable[[], int], *, debug: bool) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        print(visible(f"error: {_words(error, debug=debug)}"), file=sys.stderr)
-        return _exit_code(error)
+        words, exit_code = _told(error, debug=debug)
+        print(visible(f"error: {words}"), file=sys.stderr)
+        return exit_code
 
 
 def _job_parser(description: str) -> argparse.ArgumentParser:
@@ -121,16 +127,15 @@ def overrides_of(options: argparse.Namespace) -> list[str]:
     return [*options.overrides, *([] if options.limit is None else [f"input.limit={options.limit}"])]
 
 
-def _words(error: Exception, *, debug: bool) -> str:
-    if isinstance(error, (PipelineError, ILLaVAError)):
-        return str(error)
-    hint = "" if debug else "; this is a defect: --debug shows where"
-    return f"{type(error).__name__}: {error}{hint}"
-
-
-def _exit_code(error: Exception) -> int:
+def _told(error: Exception, *, debug: bool) -> tuple[str, int]:
+    """What is said of an error, and the exit code; only what nothing is known of is called a defect."""
     if isinstance(error, ItemError) and error.error_type == "unsafe_uri":
-        return 2  # of the configuration or the command line: a manifest's are refused as InputError
+        return str(error), 2  # of the configuration or the command line: a manifest's are refused as InputError
     if isinstance(error, PipelineError):
-        return error.exit_code
-    return 2 if isinstance(error, ILLaVAError) else 5
+        return str(error), error.exit_code
+    if isinstance(error, ILLaVAError):
+        return str(error), 2
+    if known := known_error(error):
+        return known
+    hint = "" if debug else "; this is a defect: --debug shows where"
+    return f"{type(error).__name__}: {error}{hint}", 5

@@ -6,6 +6,7 @@ recipe digest, the second does not; a test fails on a field that says neither. L
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -127,9 +128,9 @@ class ModelConfig(Section):
     Attributes:
         model_id: hub id or local folder (safetensors only).
         revision: 40 hex digits of the hub commit; null for a local folder.
-        dtype: ``auto`` is bfloat16 on CUDA and float32 on CPU.
-        device: ``auto`` is CUDA where Ray gives each actor a GPU (``runtime.executor`` ray, ``runtime.gpus_per_actor``
-            > 0), else CPU; the local executor uses a GPU only where this says ``cuda``.
+        dtype: ``auto`` is the checkpoint's own on every device, but bfloat16 for float16 (see `pipeline.recipe`).
+        device: ``auto`` is CUDA where each actor has a GPU, else CPU, and a run of one may go on on the other;
+            ``cuda`` and ``cpu`` hold for all rows of a run. Which GPU is CUDA_VISIBLE_DEVICES' or Ray's to say.
         kv_cache_bytes: size of the paged key/value pool; null takes 60 % of what the weights leave, 2 GiB on CPU.
         max_batch_requests: requests in one running decode batch, at most.
     """
@@ -140,6 +141,20 @@ class ModelConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = rows("auto")
     kv_cache_bytes: int | None = execution(None, ge=1)
     max_batch_requests: int = execution(32, ge=1)
+
+    @field_validator("device", mode="before")
+    @classmethod
+    def _is_a_device(cls, device: Any) -> Any:
+        if isinstance(device, str) and device.startswith("cuda:"):
+            raise ValueError(
+                "write cuda, and choose the GPU by CUDA_VISIBLE_DEVICES; on Ray each actor is given its own"
+            )
+        if device not in ("auto", "cpu", "cuda"):
+            near = difflib.get_close_matches(str(device).lower(), ("auto", "cpu", "cuda"), 1)
+            near = ["cuda"] if device == "gpu" else near
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"one of auto, cpu, cuda; nothing else runs the models here{hint}")
+        return device
 
 
 class SamplingConfig(Section):
@@ -169,13 +184,13 @@ class ActorRange(Section):
 
 
 class RuntimeConfig(Section):
-    """How much machinery runs. Changes no row, but through the device that ``model.device: auto`` becomes (it is in the
-    recipe) and the last bits that batch composition and threads move.
+    """How much machinery runs. Changes no row, but the last bits that devices, batch composition and threads move.
 
     Attributes:
         executor: ``ray``, or ``local``: one process, for tests and debugging.
         num_vlm_actors: actors that hold a model.
-        gpus_per_actor: 0 runs the model on CPU.
+        gpus_per_actor: ``auto`` is 1 where the Ray cluster (for the local executor: this process) has a GPU and
+            ``model.device`` is not cpu, else 0. Up to 1 it may be a fraction; 0 runs the model on CPU.
         cpus_per_actor: CPU cores reserved, and torch threads used, by each VLM actor.
         num_reader_actors: processes that fetch and load media.
         max_inflight_bytes: loaded frames waiting anywhere, at most. They lie in Ray's object store; beside them each
@@ -193,7 +208,7 @@ class RuntimeConfig(Section):
 
     executor: Literal["ray", "local"] = execution("ray")
     num_vlm_actors: ActorRange = execution(ActorRange())
-    gpus_per_actor: float = execution(1.0, ge=0)
+    gpus_per_actor: float | Literal["auto"] = execution("auto")
     cpus_per_actor: float = execution(1.0, ge=0)
     num_reader_actors: int = execution(2, ge=1)
     max_inflight_bytes: int = execution(4_000_000_000, ge=1)
@@ -202,6 +217,14 @@ class RuntimeConfig(Section):
     max_open_shards: int = execution(4, ge=1)
     cache_dir: str | None = execution(None)
     cache_bytes: int = execution(20_000_000_000, ge=1)
+
+    @field_validator("gpus_per_actor", mode="before")
+    @classmethod
+    def _are_gpus(cls, count: Any) -> Any:
+        is_number = isinstance(count, (int, float)) and not isinstance(count, bool)
+        if count != "auto" and not (is_number and (0 <= count <= 1 or (count > 1 and float(count).is_integer()))):
+            raise ValueError("auto, a number from 0 to 1, or a whole number above it")
+        return count
 
     @property
     def reader_cache_bytes(self) -> int:
@@ -245,6 +268,12 @@ class JobConfig(Section):
     runtime: RuntimeConfig = execution(RuntimeConfig())
     prices: PricesConfig = execution(PricesConfig())
     output: OutputConfig = execution()
+
+    @model_validator(mode="after")
+    def _has_a_gpu_for_cuda(self) -> JobConfig:
+        if self.model.device == "cuda" and self.runtime.gpus_per_actor == 0:
+            raise ValueError("model.device is cuda and runtime.gpus_per_actor is 0; make one of them auto")
+        return self
 
     @field_validator("task", mode="before")
     @classmethod

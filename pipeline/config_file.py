@@ -64,14 +64,23 @@ def _read(path: str) -> dict[str, Any]:
         raise ConfigError(f"config {path} does not exist{hint}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config {path} cannot be read: {error}") from error
-    try:
-        _refuse_double_keys(yaml.compose(text, Loader=yaml.SafeLoader), path)
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"config {path} is not YAML: {error}") from error
+    data = _parsed(text, f"config {path}")
     if not isinstance(data, dict):
         raise ConfigError(f"config {path}: expected sections such as `input:` and `model:`, got {type(data).__name__}")
     return data
+
+
+def _parsed(text: str, where: str) -> Any:
+    """The value of a YAML text. PyYAML lets errors of Python through: of dates, of numbers, of depth."""
+    try:
+        _refuse_double_keys(yaml.compose(text, Loader=yaml.SafeLoader), where)
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is not YAML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{where} is nested too deep, or holds itself by an alias") from error
+    except ValueError as error:
+        raise ConfigError(f"{where} has a date or number that is none ({error}); put text in quotes") from error
 
 
 def _refuse_double_keys(node: yaml.Node | None, path: str) -> None:
@@ -80,8 +89,10 @@ def _refuse_double_keys(node: yaml.Node | None, path: str) -> None:
         seen: dict[str, int] = {}
         for key, value in node.value:
             line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise ConfigError(f"{path}, line {line}: a key is a name; this one is a {key.id}")
             if key.value in seen:
-                raise ConfigError(f"config {path}, line {line}: `{key.value}` stands on line {seen[key.value]} already")
+                raise ConfigError(f"{path}, line {line}: `{key.value}` stands on line {seen[key.value]} already")
             seen[str(key.value)] = line
             _refuse_double_keys(value, path)
     elif isinstance(node, yaml.SequenceNode):
@@ -94,10 +105,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
     *parents, last = key.strip().split(".")
     if not equals or not all([*parents, last]):
         raise ConfigError(f"--set {printable(override)}: write it as section.key=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {printable(override)}: the value is not YAML: {error}") from error
+    value = _parsed(text, f"--set {printable(override)}: the value")
     place: Any = data
     for done, name in enumerate(parents):
         if isinstance(place, dict) and place.get(name) is None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Self
 
 from pipeline.config import JobConfig, PricesConfig
+from pipeline.placement import gpus_of
 
 _SECONDS_PER_HOUR = 3600.0
 
@@ -122,11 +123,11 @@ def run_cost(spent: Spending, items_usd: float) -> RunCost:
 
 
 def actors_usd(config: JobConfig, seconds: float) -> float:
-    """What VLM actors cost in so many seconds of one of them, whatever they do."""
+    """What VLM actors cost in so many seconds of one of them, whatever they do; the job's devices are chosen."""
     return item_cost_usd(
         config.prices,
         gpu_s=seconds,
         cpu_s=0.0,
-        gpus_per_actor=config.runtime.gpus_per_actor,
+        gpus_per_actor=gpus_of(config),
         cpus_per_actor=config.runtime.cpus_per_actor,
     )

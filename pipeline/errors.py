@@ -17,6 +17,12 @@ class ConfigError(PipelineError):
     exit_code = 2
 
 
+class MissingPackageError(PipelineError):
+    """A package that the job needs is not installed; the message has the command that installs it."""
+
+    exit_code = 2
+
+
 class InputError(PipelineError):
     """The manifest or listing cannot be used: no items, duplicate ids, missing column."""
 

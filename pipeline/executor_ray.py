@@ -36,7 +36,7 @@ class RayExecutor:
 
     Args:
         cluster: where actors run.
-        config: the job.
+        config: the job, placed.
         scheduler: what to do.
         make_loader: builds a loader, in a reader's process.
         make_worker: builds a worker, in a VLM actor's process.
@@ -52,7 +52,7 @@ class RayExecutor:
         make_worker: Callable[[], VLMWorker],
     ) -> None:
         runtime = config.runtime
-        self._cluster, self._scheduler = cluster, scheduler
+        self._cluster, self._config, self._scheduler = cluster, config, scheduler
         self._make_loader, self._make_worker = make_loader, make_worker
         self._most_held = config.model.max_batch_requests + LOOKAHEAD_ITEMS
         self._most_vlms, self._most_readers = runtime.num_vlm_actors.max, runtime.num_reader_actors
@@ -156,7 +156,7 @@ class RayExecutor:
 
     def _spawn_vlm(self) -> None:
         self._num_spawned += 1
-        vlm = VLMSlot(f"vlm-{self._num_spawned}", self._cluster.spawn_vlm(self._make_worker))
+        vlm = VLMSlot(f"vlm-{self._num_spawned}", self._cluster.spawn_vlm(self._config, self._make_worker))
         self._vlms.append(vlm)
         self._expect(vlm, self._cluster.placed(vlm.actor), partial(self._placed, vlm))
         self._expect(vlm, vlm.actor.start.remote(), partial(self._vlm_started, vlm))

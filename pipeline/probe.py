@@ -77,14 +77,18 @@ def probe(config: JobConfig, num_groups: int, **options: Any) -> Probe:
         raise ConfigError(f"--probe {num_groups}: this input needs at least {needed}, two of each kind of media")
     drawn = draw([range(len(stratum)) for stratum in strata], num_groups, seed=config.seed)
     chosen = [[stratum[number] for number in numbers] for stratum, numbers in zip(strata, drawn, strict=True)]
-    rows, start_s = _run_sample(run, sorted(place for groups in chosen for group in groups for place in group), options)
+    rows, start_s, placed = _run_sample(
+        run, sorted(place for groups in chosen for group in groups for place in group), options
+    )
     sampled = [[[rows[place] for place in group] for group in groups] for groups in chosen]
     num_items = sum(len(group) for stratum in strata for group in stratum)
-    return _foretell(config, num_items, [len(stratum) for stratum in strata], sampled, start_s=start_s)
+    return _foretell(placed, num_items, [len(stratum) for stratum in strata], sampled, start_s=start_s)
 
 
-def _run_sample(run: Run, places: list[int], options: dict[str, Any]) -> tuple[dict[int, dict[str, Any]], float]:
-    """The rows of these items by their places, run in a temporary folder, and a model's start in seconds."""
+def _run_sample(
+    run: Run, places: list[int], options: dict[str, Any]
+) -> tuple[dict[int, dict[str, Any]], float, JobConfig]:
+    """The rows of these items by place, run in a temporary folder; seconds of a model's start; the placed job."""
     with tempfile.TemporaryDirectory(prefix="illava-probe-") as folder:
         manifest = run.manifest.take(places)
         # One shard: a boundary of shards would part a group.
@@ -95,7 +99,8 @@ def _run_sample(run: Run, places: list[int], options: dict[str, Any]) -> tuple[d
         message = f"the probe was interrupted after {len(rows)} of {len(places)} items; nothing is estimated"
         raise InterruptedRunError(message, summary.exit_code)
     start_s = max((worker.start_s for worker in summary.workers), default=0.0)
-    return {place: rows[name] for place, name in zip(places, manifest.item_ids(), strict=True)}, start_s
+    by_place = {place: rows[name] for place, name in zip(places, manifest.item_ids(), strict=True)}
+    return by_place, start_s, summary.placed or run.config
 
 
 def _foretell(

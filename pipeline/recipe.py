@@ -14,7 +14,7 @@ from functools import lru_cache
 from importlib import metadata
 from typing import Any, Literal
 
-from illava.model_files import require_plain_weights
+from illava.model_files import declared_dtype, require_plain_weights
 from pipeline.config import JobConfig, recipe_fields
 from pipeline.errors import ConfigError
 from pipeline.file_hashes import folder_digest
@@ -29,26 +29,29 @@ class Recipe:
 
     Attributes:
         digest: 32 hex digits over the fields.
-        fields: dotted config keys with every ``auto`` resolved, then ``versions.*``, ``model.files``,
-            ``attention_backend``, on CUDA ``kernels``, and ``schema_version``; JSON types.
+        fields: dotted config keys, then ``versions.*``, ``model.files``, ``attention_backend``, unless the device is
+            the CPU ``kernels``, and ``schema_version``; JSON types. ``model.dtype: auto`` is resolved. ``model.device:
+            auto`` is not: it says that rows of either device will do, so a run may go on where the other is.
     """
 
     digest: str
     fields: dict[str, Any]
 
 
-def resolve_device(config: JobConfig) -> Literal["cpu", "cuda"]:
-    """``auto`` is CUDA where Ray gives each actor a share of a GPU, else CPU."""
-    if config.model.device != "auto":
-        return config.model.device
-    return "cuda" if config.runtime.executor == "ray" and config.runtime.gpus_per_actor > 0 else "cpu"
-
-
 def resolve_dtype(config: JobConfig) -> Literal["bfloat16", "float16", "float32"]:
-    """``auto`` is bfloat16 on CUDA and float32 on CPU."""
-    if config.model.dtype != "auto":
-        return config.model.dtype
-    return "bfloat16" if resolve_device(config) == "cuda" else "float32"
+    """``auto`` is the checkpoint's own dtype on any device, so that a run may go on anywhere.
+
+    Of float16 it makes bfloat16, since several published float16 checkpoints overflow in it, and of a checkpoint that
+    names none float32.
+
+    Raises:
+        ModelLoadError: the model's config.json cannot be read.
+    """
+    model = config.model
+    if model.dtype != "auto":
+        return model.dtype
+    declared = declared_dtype(model.model_id, revision=model.revision)
+    return "bfloat16" if declared in {"bfloat16", "float16"} else "float32"
 
 
 def resolve_recipe(config: JobConfig) -> Recipe:
@@ -56,17 +59,17 @@ def resolve_recipe(config: JobConfig) -> Recipe:
 
     Raises:
         ConfigError: the model is neither a local folder nor a hub id with a pinned revision.
-        ModelLoadError: the folder holds a quantised model or an adapter.
+        ModelLoadError: the folder holds a quantised model or an adapter, or ``model.dtype`` is ``auto`` and the model's
+            config.json cannot be read.
     """
-    device = resolve_device(config)
+    device = config.model.device
     fields = recipe_fields(config) | {
-        "model.device": device,
-        "model.dtype": resolve_dtype(config),
         "model.files": _model_files(config),
-        "attention_backend": "varlen" if device == "cuda" else "sdpa",
+        "model.dtype": resolve_dtype(config),
+        "attention_backend": {"cuda": "varlen", "cpu": "sdpa", "auto": "auto"}[device],
         "schema_version": SCHEMA_VERSION,
     }
-    if device == "cuda":
+    if device != "cpu":
         fields["kernels"] = os.environ.get("ILLAVA_KERNELS", "auto")  # see `illava.kernels`
     fields |= {f"versions.{name}": _version(name) for name in _PACKAGES}
     return Recipe(digest_of(fields), dict(sorted(fields.items())))

@@ -13,6 +13,7 @@ from pipeline.config import JobConfig
 from pipeline.cost import item_cost_usd
 from pipeline.documents import pages_outcome
 from pipeline.model_errors import classify
+from pipeline.placement import gpus_of
 from pipeline.records import LoadedItem, LoadStats, MediaItem, ResultRow, RowErrorType
 from pipeline.tasks.build import build_task
 from pipeline.windows import joined
@@ -132,7 +133,7 @@ class RowMaker:
                 gpu_s=measured.get("gpu_s", 0.0),
                 cpu_s=stats.cpu_s,
                 storage_requests=stats.storage_requests,
-                gpus_per_actor=config.runtime.gpus_per_actor,
+                gpus_per_actor=gpus_of(config),
                 cpus_per_actor=config.runtime.cpus_per_actor,
             ),
             "model_id": config.model.model_id,

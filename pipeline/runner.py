@@ -1,29 +1,31 @@
 """`run_job`: manifest -> shards -> executor -> sink, with progress, interruption and the exit code.
 
-Knows nothing of how items are executed (`executor_local`, `executor_ray`) or of what a part looks like.
+Knows nothing of how and where items are executed (`executors`) or of what a part looks like.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from illava.preprocess import Preprocessor, load_preprocessor
 from pipeline.budget import BUDGET_EXIT_CODE, Allowance, Budget
 from pipeline.config import JobConfig, PricesConfig
 from pipeline.cost import Spending, run_cost, spending
-from pipeline.executor_local import LocalExecutor
+from pipeline.executors import Executor, RowListeners, open_executor, placed_run
 from pipeline.inputs import media_roots
 from pipeline.interruption import Interruption
 from pipeline.lease import Lease
 from pipeline.loading.load_report import ItemLoader, ReadingUsage
 from pipeline.loading.loader import Loader
 from pipeline.passage import Passage
+from pipeline.placement import said
 from pipeline.progress import Progress
 from pipeline.publisher import Publisher
 from pipeline.records import MediaItem, ResultRow, RowErrorType
@@ -32,38 +34,17 @@ from pipeline.rows import RowMaker, RunInfo
 from pipeline.run_folder import Run, is_finished
 from pipeline.scheduler import Scheduler
 from pipeline.sessions import Session
-from pipeline.shards import finish, open_run, pending_shards, reopen
+from pipeline.shards import finish, open_planned, pending_shards, plan_run, reopen
 from pipeline.summary import RunSummary, Tally
 from pipeline.tasks.build import build_task
 from pipeline.totals import run_totals
 from pipeline.worker import VLMWorker, WorkerUsage
 
+if TYPE_CHECKING:
+    pass
+
 WorkerFactory = Callable[[JobConfig, RunInfo], VLMWorker]
 LoaderFactory = Callable[[JobConfig, Preprocessor], ItemLoader]
-RowListeners = list[Callable[[ResultRow], None]]
-
-
-class Executor(Protocol):
-    """What turns leases into rows.
-
-    Attributes:
-        reading: what its loads took so far.
-    """
-
-    reading: ReadingUsage
-
-    @property
-    def room(self) -> int | None:
-        """Items that fill the batches of the workers that stand; None where it takes turns with itself."""
-
-    def turn(self) -> None:
-        """Move everything on by one small step."""
-
-    def usage(self) -> list[WorkerUsage]:
-        """Where the workers' wall time went."""
-
-    def close(self) -> None:
-        """End what was started."""
 
 
 def build_loader(config: JobConfig, preprocessor: Preprocessor) -> ItemLoader:
@@ -101,7 +82,7 @@ def run_job(
             stays, and the same command goes on from there.
     """
     return continue_run(
-        open_run(config), worker_factory=worker_factory, loader_factory=loader_factory, budget=budget, debug=debug
+        plan_run(config), worker_factory=worker_factory, loader_factory=loader_factory, budget=budget, debug=debug
     )
 
 
@@ -113,35 +94,42 @@ def continue_run(
     budget: Budget | None = None,
     debug: bool = False,
 ) -> RunSummary:
-    """Do what an opened run has left to do; otherwise as `run_job`."""
+    """Do what a planned or opened run has left to do; otherwise as `run_job`."""
     began_s = time.perf_counter()
     config = run.config
-    pending = pending_shards(run)
-    num_pending = count_items(run, pending)
-    tally, spent = Tally(), Spending()
-    workers: list[WorkerUsage] = []
+    done = _Work()
     with Interruption() as interruption:
-        if pending:
-            reopen(run)
-            session = Session(run)
-            executor = partial(_executor, worker_factory=worker_factory, loader_factory=loader_factory, debug=debug)
-            allowance = Allowance(config, budget, tally)
-            progress = Progress(num_pending, tally)
-            workers, reading = _work(run, pending, progress, interruption, open_executor=executor, allowance=allowance)
-            spent = _spending(config, workers, reading, wall_s=time.perf_counter() - began_s)
-            session.end(spent)
+        if pending_shards(run):
+            preprocessor = load_preprocessor(config.model.model_id, revision=config.model.revision)
+            with placed_run(run, debug=debug) as (config, cluster):
+                interruption.again()
+                # Claimed only now: a folder claimed by a job that cannot begin would refuse the same job, mended.
+                run = open_planned(run)
+                print(f"{config.name}: the model is on {said(config)}", file=sys.stderr)
+                executor = partial(
+                    open_executor,
+                    config,
+                    cluster,
+                    make_loader=partial(loader_factory, config, preprocessor),
+                    make_worker=partial(worker_factory, config, _run_info(run)),
+                )
+                placed = replace(run, config=config)
+                done = _work(placed, preprocessor, interruption, open_executor=executor, budget=budget, began_s=began_s)
+        else:
+            run = open_planned(run)
     summary = RunSummary(
         exit_code=interruption.exit_code,
         name=config.name,
         output_uri=run.uri,
         num_items=len(run.manifest),
-        num_done_before=len(run.manifest) - num_pending,
+        num_done_before=len(run.manifest) - done.num_pending,
         num_skipped=run.manifest.num_done,
-        tally=tally,
+        tally=done.tally,
         wall_s=time.perf_counter() - began_s,
-        cost=None if config.prices == PricesConfig() else run_cost(spent, tally.cost_usd),
-        workers=tuple(workers),
+        cost=None if config.prices == PricesConfig() else run_cost(done.spent, done.tally.cost_usd),
+        workers=done.workers,
         interrupted_by=interruption.signal.name if interruption.signal else None,
+        placed=done.placed,
     )
     left = pending_shards(run)
     if left and interruption.signal:
@@ -149,6 +137,58 @@ def continue_run(
     if left and budget is not None:
         return replace(summary, num_left=count_items(run, left), exit_code=BUDGET_EXIT_CODE, budget_spent=True)
     return _finished(run, summary)
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What one command did of a run; nothing, as it stands.
+
+    Attributes:
+        num_pending: items that were left when it began.
+        tally: rows it made.
+        workers: where their wall time went.
+        spent: in all.
+        placed: the job with the device that was chosen; None where it had nothing to do.
+    """
+
+    num_pending: int = 0
+    tally: Tally = field(default_factory=Tally)
+    workers: tuple[WorkerUsage, ...] = ()
+    spent: Spending = field(default_factory=Spending)
+    placed: JobConfig | None = None
+
+
+def _work(
+    run: Run,
+    preprocessor: Preprocessor,
+    interruption: Interruption,
+    *,
+    open_executor: Callable[[Scheduler, RowListeners], AbstractContextManager[Executor]],
+    budget: Budget | None,
+    began_s: float,
+) -> _Work:
+    """The event loop of a placed run, until all is published, the budget is used up or a signal came."""
+    config, pending, tally = run.config, pending_shards(run), Tally()
+    num_pending = count_items(run, pending)
+    reopen(run)
+    record = Session(run)
+    allowance = Allowance(config, budget, tally)
+    progress = Progress(num_pending, tally)
+    sink = RetrySink(run)
+    listeners: RowListeners = [progress.add]
+    scheduler = _scheduler(run, pending, sink, preprocessor, listeners)
+    with closing(progress), open_executor(scheduler, listeners) as executor:
+        with closing(Publisher(sink, scheduler)) as publisher:
+            while not scheduler.done and interruption.signal is None:
+                executor.turn()
+                publisher.turn()
+                progress.tick(lambda: scheduler.flow(room=executor.room))
+                if not allowance.more(scheduler.num_in_work):
+                    scheduler.open_no_more()
+        workers, reading = executor.usage(), executor.reading
+    spent = _spending(config, workers, reading, wall_s=time.perf_counter() - began_s)
+    record.end(spent)
+    return _Work(num_pending, tally, tuple(workers), spent, config)
 
 
 def _spending(config: JobConfig, workers: list[WorkerUsage], reading: ReadingUsage, *, wall_s: float) -> Spending:
@@ -161,33 +201,6 @@ def _spending(config: JobConfig, workers: list[WorkerUsage], reading: ReadingUsa
         reader_cpu_s=reading.cpu_s,
         storage_requests=reading.storage_requests,
     )
-
-
-def _work(
-    run: Run,
-    pending: list[int],
-    progress: Progress,
-    interruption: Interruption,
-    *,
-    open_executor: Callable[[Run, Scheduler, Preprocessor, RowListeners], AbstractContextManager[Executor]],
-    allowance: Allowance,
-) -> tuple[list[WorkerUsage], ReadingUsage]:
-    """The event loop, until everything is published, the budget is used up or a signal came."""
-    model = run.config.model
-    preprocessor = load_preprocessor(model.model_id, revision=model.revision)
-    sink = RetrySink(run)
-    listeners: RowListeners = [progress.add]
-    scheduler = _scheduler(run, pending, sink, preprocessor, listeners)
-    with closing(progress), open_executor(run, scheduler, preprocessor, listeners) as executor:
-        interruption.again()
-        with closing(Publisher(sink, scheduler)) as publisher:
-            while not scheduler.done and interruption.signal is None:
-                executor.turn()
-                publisher.turn()
-                progress.tick(lambda: scheduler.flow(room=executor.room))
-                if not allowance.more(scheduler.num_in_work):
-                    scheduler.open_no_more()
-        return executor.usage(), executor.reading
 
 
 def _scheduler(
@@ -231,36 +244,6 @@ def _scheduler(
         max_attempts=config.runtime.max_attempts,
         max_together=config.model.max_batch_requests,
     )
-
-
-@contextmanager
-def _executor(
-    run: Run,
-    scheduler: Scheduler,
-    preprocessor: Preprocessor,
-    listeners: RowListeners,
-    *,
-    worker_factory: WorkerFactory,
-    loader_factory: LoaderFactory,
-    debug: bool,
-) -> Iterator[Executor]:
-    """The executor a job names; nothing of it is left when this ends."""
-    config = run.config
-    make_loader = partial(loader_factory, config, preprocessor)
-    make_worker = partial(worker_factory, config, _run_info(run))
-    if config.runtime.executor == "local":
-        with closing(LocalExecutor(config, scheduler, make_loader=make_loader, make_worker=make_worker)) as local:
-            yield local
-        return
-    from pipeline.actors import connect
-    from pipeline.executor_ray import RayExecutor
-    from pipeline.metrics_export import RowMetrics
-
-    with connect(config.runtime, debug=debug) as cluster:
-        listeners.append(RowMetrics(cluster, job=config.name).add)
-        executor = RayExecutor(cluster, config, scheduler, make_loader=make_loader, make_worker=make_worker)
-        with closing(executor):
-            yield executor
 
 
 def _run_info(run: Run) -> RunInfo:

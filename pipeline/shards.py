@@ -32,7 +32,7 @@ from pipeline.run_folder import (
     read_run_file,
     wanted_attempts,
 )
-from pipeline.sessions import cost_record
+from pipeline.sessions import cost_record, run_placements
 from pipeline.sink import list_parts, part_attempts
 from pipeline.totals import run_totals
 
@@ -45,11 +45,16 @@ def open_run(config: JobConfig) -> Run:
         InputError, ConfigError, StorageError: as `build_manifest` and `resolve_recipe`.
         ModelLoadError: a new run asks for a quantised model, an adapter or one that cannot be found.
     """
-    run = plan_run(config)
+    return open_planned(plan_run(config))
+
+
+def open_planned(run: Run) -> Run:
+    """What `plan_run` returned, opened: its folder is claimed, or swept where the run stands already."""
     if run.resumed:
         storage.sweep_temporaries(run.uri)
         return run
-    require_plain_weights(config.model.model_id, revision=config.model.revision)  # whose run.json would refuse the next
+    model = run.config.model
+    require_plain_weights(model.model_id, revision=model.revision)  # whose run.json would refuse the next
     return claim(run)
 
 
@@ -102,7 +107,7 @@ def reopen(run: Run) -> None:
 
 
 def finish(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
-    """Write ``_RUN.json``: totals over all parts, cost over all sessions, digests, versions, the caller's summary.
+    """Write ``_RUN.json``: totals of all parts, cost and devices of all sessions, digests, versions, the summary.
 
     Raises:
         StorageError: a shard has no part yet.
@@ -127,6 +132,7 @@ def finish(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
         "versions": versions,
         "totals": totals.as_dict(),
         "cost": cost_record(run.uri, totals.sums["cost_usd"]),
+        "placements": run_placements(run.uri),
         "summary": summary,
     }
     storage.write_atomic(storage.join(run.uri, FINISHED_FILE), json.dumps(record, indent=2, sort_keys=True).encode())

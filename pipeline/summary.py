@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pipeline.cost import RunCost
+from pipeline.placement import said
 from pipeline.records import ResultRow
 from pipeline.storage.uris import printable
 
 if TYPE_CHECKING:
+    from pipeline.config import JobConfig
     from pipeline.worker import WorkerUsage
 
 
@@ -76,6 +78,7 @@ class RunSummary:
         cost: of this command's rows, and of its actors' loading and waiting; None where no prices are set.
         workers: where the workers' wall time went.
         interrupted_by: name of the signal that ended it early.
+        placed: the job with the device that was chosen for this command; None where nothing was to do.
     """
 
     exit_code: int
@@ -91,6 +94,7 @@ class RunSummary:
     num_left: int = 0
     budget_spent: bool = False
     interrupted_by: str | None = None
+    placed: JobConfig | None = None
 
 
 def render_summary(summary: RunSummary) -> str:
@@ -101,6 +105,7 @@ def render_summary(summary: RunSummary) -> str:
         lines += [
             _line("rows", ", ".join(f"{tally.statuses[kind]} {kind}" for kind in ("ok", "partial", "failed"))),
             _line("throughput", _throughput(summary)),
+            *([_line("device", said(summary.placed))] if summary.placed else []),
         ]
     if tally.num_vision_tokens:
         lines.append(_line("vision tokens", _tokens(tally)))

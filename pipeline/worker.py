@@ -16,7 +16,8 @@ from illava.requests import Generation, Request, SamplingParams, Timing
 from pipeline.config import JobConfig
 from pipeline.faults import fault_point
 from pipeline.fitting_batch import FittingBatch
-from pipeline.recipe import resolve_device, resolve_dtype
+from pipeline.placement import place_here
+from pipeline.recipe import resolve_dtype
 from pipeline.records import LoadedItem, ResultRow
 from pipeline.rows import RowMaker, RunInfo
 from pipeline.tasks.build import build_task
@@ -187,7 +188,13 @@ class VLMWorker:
 
 
 def load_vlm(config: JobConfig) -> VLM:
-    """The model a job names, on the device it names, with the threads that its share of the machine allows."""
+    """The model a job names, on the device it names, with the threads that its share of the machine allows.
+
+    Raises:
+        ConfigError, DeviceError: this process has no such device; said before anything is loaded.
+        ModelLoadError: as `VLM.from_pretrained`.
+    """
+    device = place_here(config).model.device
     import torch
 
     from illava import VLM
@@ -199,7 +206,7 @@ def load_vlm(config: JobConfig) -> VLM:
         model.model_id,
         revision=model.revision,
         dtype=resolve_dtype(config),
-        device=resolve_device(config),
+        device=device,
         kv_cache_bytes=model.kv_cache_bytes,
         max_batch_requests=model.max_batch_requests,
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -20,8 +21,9 @@ from typing import Any, NamedTuple, TypeVar
 import fsspec
 from fsspec.utils import glob_translate
 
-from pipeline.errors import ItemError, StorageError
+from pipeline.errors import ItemError, MissingPackageError, StorageError
 from pipeline.faults import fault_point
+from pipeline.missing_packages import install_extra
 from pipeline.records import ObjectInfo
 from pipeline.storage import local_files
 from pipeline.storage.errors import body_ended_early, is_asked_to_wait, item_error, storage_error
@@ -256,7 +258,8 @@ def _open_store(kind: str, _pid: int, _environment: tuple[str | None, ...]) -> O
         filesystem = fsspec.filesystem(kind, **options)
     except ImportError as error:
         extra = {"s3": "s3", "gs": "gcs"}[kind]
-        raise StorageError(f"{kind}:// needs an optional package; run: pip install 'illava[{extra}]'") from error
+        reason = f"{kind}:// needs packages that {sys.executable} does not have ({error})"
+        raise MissingPackageError(f"{reason}; run: {install_extra(extra)}") from error
     if kind == "s3":
         filesystem.retries = 1  # botocore retries each request; a second layer would multiply the waiting
     return ObjectStore(filesystem)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 
-from pipeline.errors import CredentialsError, ItemError, StorageError
+from pipeline.errors import CredentialsError, ItemError, PipelineError, StorageError
 from pipeline.records import RowErrorType
 from pipeline.redaction import redacted
 from pipeline.storage.uris import printable
@@ -63,9 +63,9 @@ class ObjectChangedError(Exception):
     """The store answered for another version of the object than was asked for."""
 
 
-def item_error(verb: str, uri: str, error: Exception) -> ItemError | StorageError:
+def item_error(verb: str, uri: str, error: Exception) -> PipelineError:
     """The error of one object that could not be read; what already is the pipeline's own stays as it is."""
-    if isinstance(error, (StorageError, ItemError)):
+    if isinstance(error, PipelineError):
         return error
     if _about_credentials(error):
         return _credentials_error(verb, uri, error)
@@ -76,7 +76,7 @@ def item_error(verb: str, uri: str, error: Exception) -> ItemError | StorageErro
 
 def storage_error(verb: str, uri: str, error: Exception) -> Exception:
     """The error of a listing or a write; what already is one of the pipeline's own stays as it is."""
-    if isinstance(error, (StorageError, ItemError)):
+    if isinstance(error, PipelineError):
         return error
     if _about_credentials(error):
         return _credentials_error(verb, uri, error)

@@ -140,7 +140,7 @@ class SweepConfig(Section):
             reduction=plan,
             task=self.task,
             sampling=self.sampling,
-            runtime=RuntimeConfig(executor="local", gpus_per_actor=0, cpus_per_actor=self.num_threads),
+            runtime=RuntimeConfig(executor="local", cpus_per_actor=self.num_threads),
             output=OutputConfig(uri=self.output.uri),
         )
 

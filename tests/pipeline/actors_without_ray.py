@@ -39,7 +39,7 @@ class Cluster:
         self.vlms: list[Actor] = []
         self._last_words = last_words
 
-    def spawn_vlm(self, make_worker) -> Actor:
+    def spawn_vlm(self, config, make_worker) -> Actor:
         usage = WorkerUsage(wall_s=9.0, start_s=1.0, idle_s=8.0)
         self.vlms.append(Actor(usage, last_words=self._last_words))
         return self.vlms[-1]

@@ -69,7 +69,7 @@ EXECUTION_VALUES: dict[str, Any] = {
     "runtime.executor": "ray",
     "runtime.num_vlm_actors.min": 2,
     "runtime.num_vlm_actors.max": 3,
-    "runtime.gpus_per_actor": 2.0,  # of the local executor's one process: no device changes
+    "runtime.gpus_per_actor": "auto",
     "runtime.cpus_per_actor": 2.0,
     "runtime.num_reader_actors": 9,
     "runtime.max_inflight_bytes": 9,
@@ -87,8 +87,9 @@ EXECUTION_VALUES: dict[str, Any] = {
 }
 # What must change along, for the value to be valid.
 _ALONG = {
-    "model.model_id": {"model.revision": "1" * 40},
+    "model.model_id": {"model.revision": "1" * 40, "model.dtype": "float32"},
     "task.output": {"task.json_schema": None},
+    "model.device": {"runtime.gpus_per_actor": "auto"},
     "runtime.num_vlm_actors.min": {"runtime.num_vlm_actors.max": 3},
 }
 

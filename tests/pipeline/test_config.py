@@ -87,6 +87,8 @@ def test_overrides_reach_every_key(load, override, read, expected):
         ("media.num_frames.x=1", r"media\.num_frames is not a section; there is no 'x'"),
         ("reduction.steps.7.layers=[1]", "reduction.steps is a list of 1; there is no '7'"),
         ("media.num_frames=[", "the value is not YAML"),
+        ("name=2026-13-45", "--set name=2026-13-45: the value has a date or number that is none"),
+        ("name=" + "[" * 3000, "nested too deep"),
         ("name=\x1b[31m{", r"\\x1b"),
     ],
 )
@@ -105,6 +107,11 @@ def test_a_wrong_key_or_value_is_named_with_its_path(load, override, message):
         ("seed: 1\nname: x\nseed: 2\n", "line 3: `seed` stands on line 1 already"),
         ("media:\n  num_frames: 1\n  num_frames: 2\n", "line 3: `num_frames` stands on line 2"),
         ("x: !!python/object/apply:os.system ['true']", "is not YAML"),
+        ("name: 2026-13-45\n", "a date or number that is none .*put text in quotes"),
+        ("seed: " + "9" * 5000, "a date or number that is none"),
+        ("name: " + "[" * 3000, "nested too deep"),
+        ("a: &a [*a]\n", "by an alias"),
+        ("? [a]\n: b\n", "line 1: a key is a name; this one is a sequence"),
     ],
 )
 def test_a_file_that_is_no_config_is_refused(load, text, message):

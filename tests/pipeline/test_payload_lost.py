@@ -43,7 +43,7 @@ def test_what_ray_raises_is_told_apart(monkeypatch, raised, meant) -> None:
 
     monkeypatch.setattr(ray, "get", get)
     with pytest.raises(meant):
-        RayCluster(job_config("out", {"uri": "in"}).runtime).result("reference")
+        RayCluster().result("reference")
 
 
 class LosesMedia(Cluster):
@@ -55,8 +55,8 @@ class LosesMedia(Cluster):
         self.loads: list[str] = []
         self.lost: list[list[str]] = []
 
-    def spawn_vlm(self, make_worker):
-        actor = super().spawn_vlm(make_worker)
+    def spawn_vlm(self, config, make_worker):
+        actor = super().spawn_vlm(config, make_worker)
         actor.advance = SimpleNamespace(remote=self._advance)
         return actor
 

@@ -1,5 +1,6 @@
 """The recipe: what is declared, what ``auto`` becomes, and what of versions and weights enters it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pipeline import config as config_module
 from pipeline.config import JobConfig, Section
 from pipeline.errors import ConfigError
 from pipeline.file_hashes import folder_digest
-from pipeline.recipe import resolve_device, resolve_dtype, resolve_recipe
+from pipeline.recipe import resolve_dtype, resolve_recipe
 
 
 def sections(model):
@@ -61,16 +62,38 @@ def test_a_rows_field_is_never_hidden_below_an_execution_section():
                     assert affected == {"execution"}, name
 
 
-def test_auto_is_resolved_before_it_is_digested(model_folder):
-    on_ray = {"executor": "ray", "gpus_per_actor": 1}
-    assert resolve_device(make_config(model_folder, runtime=on_ray)) == "cuda"
-    assert resolve_dtype(make_config(model_folder, runtime=on_ray)) == "bfloat16"
-    assert resolve_device(make_config(model_folder, runtime=on_ray | {"executor": "local"})) == "cpu"
+@pytest.mark.parametrize(
+    ("declared", "dtype"),
+    [
+        ({}, "float32"),
+        ({"dtype": "float32"}, "float32"),
+        ({"dtype": "bfloat16"}, "bfloat16"),
+        ({"torch_dtype": "float16"}, "bfloat16"),
+        ({"dtype": None, "text_config": {"torch_dtype": "bfloat16"}}, "bfloat16"),
+    ],
+    ids=str,
+)
+def test_dtype_auto_is_the_checkpoints_whatever_the_device(model_folder, declared, dtype):
+    (model_folder / "config.json").write_text(json.dumps(declared))
     auto = make_config(model_folder)
-    explicit = make_config(model_folder, model={"device": "cpu", "dtype": "float32"})
-    assert resolve_recipe(auto).digest == resolve_recipe(explicit).digest
-    fields = resolve_recipe(make_config(model_folder, runtime=on_ray)).fields
-    assert (fields["model.device"], fields["attention_backend"]) == ("cuda", "varlen")
+    assert resolve_dtype(auto) == dtype
+    assert resolve_recipe(auto).digest == resolve_recipe(make_config(model_folder, model={"dtype": dtype})).digest
+
+
+def test_a_device_that_was_left_open_is_left_open_in_the_recipe(model_folder):
+    """And one that was named holds for all rows."""
+    fields = {
+        device: resolve_recipe(make_config(model_folder, model={"device": device}, runtime={"gpus_per_actor": gpus}))
+        for device, gpus in (("auto", 0), ("cpu", 0), ("cuda", 1))
+    }
+    assert {device: one.fields["attention_backend"] for device, one in fields.items()} == {
+        "auto": "auto",
+        "cpu": "sdpa",
+        "cuda": "varlen",
+    }
+    assert len({one.digest for one in fields.values()}) == 3
+    on_ray = {"executor": "ray", "gpus_per_actor": 1}
+    assert resolve_recipe(make_config(model_folder, runtime=on_ray)).digest == fields["auto"].digest
 
 
 def test_versions_schema_and_weights_enter_the_recipe(model_folder, monkeypatch):

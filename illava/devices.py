@@ -1,0 +1,57 @@
+"""Which device a name means here, or in words why it means none. Asked before anything of a model is loaded."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+
+import torch
+
+from illava.errors import DeviceError
+
+_NAME = re.compile(r"(cpu|cuda)(?::(\d+))?")
+
+
+def has_cuda() -> bool:
+    """Whether torch can use a CUDA device in this process."""
+    return torch.cuda.is_available()
+
+
+def open_device(name: str | torch.device) -> torch.device:
+    """The device of that name; ``auto`` is CUDA where there is one, else the CPU.
+
+    Raises:
+        DeviceError: no such device is known, or this process has none.
+    """
+    if name == "auto":
+        name = "cuda" if has_cuda() else "cpu"
+    found = _NAME.fullmatch(str(name))
+    if found is None:
+        near = difflib.get_close_matches(str(name), ("auto", "cpu", "cuda"), 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise DeviceError(f"device {str(name)!r} is none of auto, cpu, cuda, cuda:N{hint}")
+    kind, index = found.groups()
+    if kind == "cuda":
+        _require_cuda(int(index or 0))
+    return torch.device(str(name))
+
+
+def _require_cuda(index: int) -> None:
+    if not torch.backends.cuda.is_built():
+        raise DeviceError(
+            f"device cuda: torch {torch.__version__} here is built without CUDA; install a CUDA build of torch "
+            "(https://pytorch.org/get-started/locally), or take the device cpu"
+        )
+    if not has_cuda():
+        shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+        why = "`nvidia-smi` should list one, with a driver new enough for CUDA " + str(torch.version.cuda)
+        if shown is not None:
+            why = f"CUDA_VISIBLE_DEVICES is {shown!r}; " + why
+        raise DeviceError(f"device cuda: this process sees no CUDA device ({why}); or take the device cpu")
+    if index >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise DeviceError(
+            f"device cuda:{index}: this process sees {count} CUDA device{'s' * (count > 1)}, cuda:0"
+            + f" to cuda:{count - 1}" * (count > 1)
+        )

@@ -1,0 +1,272 @@
+"""What the jobs say of errors that are not theirs: a Python without packages, and every kind in the table."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import subprocess
+import sys
+import venv
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from pipeline import known_errors
+from pipeline.cli import guarded
+from pipeline.known_errors import known_error
+
+ROOT = Path(__file__).resolve().parents[2]
+JOBS = {
+    "answer_questions": ["--config", "configs/answer_questions.yaml"],
+    "caption_images": ["--config", "configs/caption_images_llava_next.yaml"],
+    "caption_videos": ["--config", "configs/demo.yaml"],
+    "demo": [],
+    "draw_kept_tokens": ["--config", "configs/draw_demo.yaml"],
+    "process_documents": ["--config", "configs/process_documents.yaml", "--plan"],
+    "sweep_reduction": ["--config", "configs/sweep_demo.yaml"],
+}
+
+
+@pytest.fixture(scope="module")
+def bare_python(tmp_path_factory) -> Path:
+    """A real virtual environment in which nothing is installed, not even pip."""
+    folder = tmp_path_factory.mktemp("bare")
+    venv.create(folder / "env", with_pip=False)
+    return folder / "env" / "bin" / "python"
+
+
+def bare(python: Path, *arguments: str) -> subprocess.CompletedProcess:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(
+        [python, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def test_every_job_is_asked() -> None:
+    assert JOBS.keys() == {path.stem for path in (ROOT / "jobs").glob("*.py")}
+
+
+COMMANDS = [[f"jobs/{job}.py", *arguments] for job, arguments in JOBS.items()]
+COMMANDS += [["-m", "pipeline", *rest] for rest in (["verify", "x"], ["status", "x"], ["retry", "x"], ["report", "x"])]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command[:3]))
+def test_a_python_without_packages_is_told_where_they_are_and_how_to_install_them(bare_python, command) -> None:
+    done = bare(bare_python, *command)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "defect" not in done.stderr
+    assert f"{bare_python} has no package '" in done.stderr
+    assert f".venv/bin/python {' '.join(command)}\n" in done.stderr, "the same command, in the project's environment"
+    assert f"{bare_python} -m pip install -e {ROOT}" in done.stderr
+    assert "ray start" in done.stderr
+
+
+@pytest.mark.parametrize("command", [*(f"jobs/{job}.py" for job in JOBS), "-m pipeline"])
+def test_a_python_without_packages_still_helps(bare_python, command) -> None:
+    done = bare(bare_python, *command.split(), "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("scheme", "extra"), [("s3", "s3"), ("gs", "gcs")])
+def test_a_store_without_its_packages_names_the_extra(monkeypatch, capsys, scheme, extra) -> None:
+    from pipeline import storage
+
+    package = {"s3": "s3fs", "gcs": "gcsfs"}[extra]
+    monkeypatch.setitem(sys.modules, package, None)  # how Python says of a package that it is not there
+    monkeypatch.setitem(sys.modules, "pipeline.storage.s3_session", None)
+    storage._open_store.cache_clear()
+    assert guarded(lambda: print(storage.list_objects(f"{scheme}://bucket/x")) or 0, debug=False) == 2
+    said = capsys.readouterr().err
+    assert f"{sys.executable} -m pip install -e '{ROOT}[{extra}]'" in said
+    assert "defect" not in said
+
+
+MISSING = [
+    (ModuleNotFoundError("No module named 'torchvision'", name="torchvision"), "-m pip install torchvision"),
+    (ModuleNotFoundError("No module named 'accelerate'", name="accelerate"), "-m pip install accelerate"),
+    (ImportError("Using `device_map` requires `accelerate`. Try `pip install accelerate`"), "pip install accelerate"),
+    (ImportError("\nQwen2VLVideoProcessor requires the Torchvision library but it"), "pip install torchvision"),
+    (ModuleNotFoundError("No module named 'decord'", name="decord"), "--set media.decoder=pyav"),
+    (ModuleNotFoundError("No module named 'PIL.Image'", name="PIL.Image"), f"pip install -e {ROOT}"),
+    (ModuleNotFoundError("No module named 'moto'", name="moto"), f"pip install -e '{ROOT}[dev]'"),
+    (ImportError("libcudart.so.13: cannot open shared object file"), f"pip install -e {ROOT}"),
+    (ImportError("cannot import name 'x' from 'transformers'", name="transformers"), f"pip install -e {ROOT}"),
+    (ModuleNotFoundError("No module named '_lzma'", name="_lzma"), "standard library"),
+]
+
+
+@pytest.mark.parametrize(("error", "command"), MISSING, ids=lambda value: str(value)[:40])
+def test_each_missing_package_has_its_command(error, command) -> None:
+    known = known_error(error)
+    assert known.exit_code == 2
+    assert command in known.words
+    assert not known.words.startswith("\n")
+
+
+def _of(function, *arguments) -> Exception:
+    try:
+        function(*arguments)
+    except Exception as error:
+        return error
+    raise AssertionError("it was expected to fail")
+
+
+def _hub(kind: str) -> Exception:
+    from huggingface_hub import errors
+
+    made = getattr(errors, kind)
+    return made.__new__(made, "401 Client Error")  # its own __init__ wants an answer of whichever client is in use
+
+
+def _unreadable_weights(tmp_path) -> Exception:
+    from safetensors import safe_open
+
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"\xff" * 64)
+    return _of(safe_open, str(path), "pt")
+
+
+def _unreadable_parquet(tmp_path) -> Exception:
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "x.parquet"
+    path.write_bytes(b"not parquet")
+    return _of(pq.read_table, str(path))
+
+
+def _picture(tmp_path) -> Exception:
+    from PIL import Image
+
+    path = tmp_path / "x.png"
+    path.write_bytes(b"no picture")
+    return _of(Image.open, path)
+
+
+def _torch(message: str, kind: str = "OutOfMemoryError") -> Exception:
+    import torch
+
+    return getattr(torch, kind)(message)
+
+
+def _no_cuda(tmp_path) -> Exception:
+    import torch
+
+    if torch.backends.cuda.is_built():
+        pytest.skip("this torch has CUDA")
+    return _of(lambda: torch.zeros(1, device="cuda"))
+
+
+def _ray(kind: str) -> Exception:
+    from ray import exceptions
+
+    return getattr(exceptions, kind)("lost")
+
+
+def _yaml(tmp_path) -> Exception:
+    import yaml
+
+    return _of(yaml.safe_load, "a: [")
+
+
+def _template(tmp_path) -> Exception:
+    import jinja2
+
+    return _of(jinja2.Template, "{% if %}")
+
+
+# Real errors, made by what raises them, wherever that can be done here.
+KINDS = {
+    "no CUDA": (_no_cuda, 2, "model.device=auto"),
+    "no driver": (lambda _: RuntimeError("Found no NVIDIA driver on your system."), 2, "nvidia-smi"),
+    "no such GPU": (lambda _: _torch("CUDA error: invalid device ordinal", "AcceleratorError"), 2, "nvidia-smi"),
+    "GPU failed": (lambda _: _torch("CUDA error: an illegal memory access", "AcceleratorError"), 5, "resumes"),
+    "GPU memory": (lambda _: _torch("CUDA out of memory. Tried to allocate 1 GiB"), 5, "model.kv_cache_bytes"),
+    "host memory": (lambda _: _of(lambda: bytearray(1 << 62)), 5, "model.kv_cache_bytes"),
+    "host memory, torch": (lambda _: _of(lambda: __import__("torch").empty(1 << 58)), 5, "model.kv_cache_bytes"),
+    "gated": (lambda _: _hub("GatedRepoError"), 2, "hf auth login"),
+    "no such repository": (lambda _: _hub("RepositoryNotFoundError"), 2, "model.revision"),
+    "offline": (lambda _: _hub("OfflineModeIsEnabled"), 2, "hf download"),
+    "hub": (lambda _: _hub("HfHubHTTPError"), 5, "hf download"),
+    "weights": (_unreadable_weights, 2, "download"),
+    "template": (_template, 2, "chat template"),
+    "yaml": (_yaml, 2, "YAML"),
+    "json": (lambda _: _of(json.loads, "{"), 2, "JSON"),
+    "csv": (lambda _: _of(lambda: list(csv.reader(["a\0b" * 99_999]))), 2, "CSV"),
+    "not UTF-8": (lambda _: _of(b"\xe9".decode), 2, "UTF-8"),
+    "terminal": (lambda _: _of("é".encode, "ascii"), 2, "PYTHONUTF8"),
+    "parquet": (_unreadable_parquet, 2, "Parquet"),
+    "picture": (_picture, 2, "picture"),
+    "refused": (lambda _: ConnectionRefusedError(111, "Connection refused"), 5, "resumes"),
+    "timeout": (lambda _: TimeoutError("timed out"), 5, "resumes"),
+    "Ray": (lambda _: _ray("RaySystemError"), 5, "ray status"),
+    "no such file": (lambda tmp: _of(open, tmp / "nowhere"), 2, "check the path"),
+    "a folder": (lambda tmp: _of(open, tmp), 2, "check the path"),
+    "not a folder": (lambda tmp: _of(open, "/dev/null/x"), 2, "check the path"),
+    "name too long": (lambda tmp: _of(open, tmp / ("x" * 300)), 2, "check the path"),
+    "no permission": (lambda _: PermissionError(errno.EACCES, "Permission denied", "/root/x"), 2, "permissions"),
+    "read only": (lambda _: OSError(errno.EROFS, "Read-only file system", "/x"), 2, "permissions"),
+    "disk full": (lambda _: OSError(errno.ENOSPC, "No space left on device", "/x"), 5, "TMPDIR"),
+    "open files": (lambda _: OSError(errno.EMFILE, "Too many open files"), 5, "ulimit"),
+    "disk": (lambda _: OSError(errno.EIO, "Input/output error"), 5, "resumes"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_known_kind_gets_words_and_is_never_called_a_defect(kind, tmp_path, capsys) -> None:
+    make, exit_code, advice = KINDS[kind]
+    error = make(tmp_path)
+
+    def command() -> int:
+        raise error
+
+    assert guarded(command, debug=False) == exit_code
+    said = capsys.readouterr().err
+    assert advice in said
+    assert "defect" not in said
+    assert type(error).__name__ in said
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyError("lease"),
+        TypeError("unsupported operand"),
+        AssertionError(),
+        RuntimeError("dictionary changed size"),
+        ValueError("x"),
+        OSError("no number"),
+        ImportError("cannot import name 'gone' from 'pipeline.rows'", name="pipeline.rows"),
+        ModuleNotFoundError("No module named 'illava.gone'", name="illava.gone"),
+    ],
+    ids=repr,
+)
+def test_an_unknown_kind_stays_a_defect(error, capsys) -> None:
+    def command() -> int:
+        raise error
+
+    assert guarded(command, debug=False) == 5
+    assert "this is a defect" in capsys.readouterr().err
+
+
+def test_every_class_in_the_table_exists_under_its_name() -> None:
+    """A library that renames an error would take it out of the table in silence."""
+    import ray.exceptions
+    import torch
+
+    assert ray.exceptions, torch
+    lacking = []
+    optional = {"aiobotocore", "aiohttp", "requests", "httpx", "httpx2", "httpcore", "urllib3", "botocore"}
+    for entry in known_errors._TABLE:
+        for name in entry.classes:
+            module, _, kind = name.rpartition(".")
+            if module.split(".")[0] in optional:
+                continue
+            found = import_module(module)
+            one = getattr(found, kind, None) if kind else Exception
+            if one is None or (kind and f"{one.__module__}.{one.__qualname__}" != name):
+                lacking.append(name)
+    assert lacking == []
