@@ -23,7 +23,7 @@ from pipeline.evaluation.questions import question_problem
 from pipeline.input_columns import join_relative, kinds_of, refuse_duplicates, refuse_unsafe
 from pipeline.manifest import FIELD_PREFIX, Manifest, freeze, manifest_bytes, read_manifest
 from pipeline.manifest_file import UserTable, parse_manifest_file, text_or_null, texts_column
-from pipeline.recipe import resolve_recipe
+from pipeline.recipe import Recipe, resolve_recipe
 from pipeline.records import MediaItem, MediaKind
 from pipeline.storage.uris import printable
 
@@ -33,14 +33,14 @@ _ALIASES = {"item_id": "id", "prompt": "question"}
 _TEXT_COLUMNS = ("prompt", "question_id", "reference", "category")
 
 
-def build_manifest(config: JobConfig, *, recipe_digest: str | None = None) -> Manifest:
+def build_manifest(config: JobConfig, *, recipe: Recipe | None = None) -> Manifest:
     """List or read the input, validate it, and freeze it.
 
     A listing is ordered by URI; a manifest file keeps its order. ``skip_done_in`` is applied before ``limit``.
 
     Args:
         config: of the job.
-        recipe_digest: of this job's recipe; needed for ``skip_done_in`` only (taken from the config if left out).
+        recipe: of this job; needed for ``skip_done_in`` only (taken from the config if left out).
 
     Raises:
         ConfigError: neither a prefix nor a manifest is named.
@@ -65,8 +65,8 @@ def build_manifest(config: JobConfig, *, recipe_digest: str | None = None) -> Ma
             f"task.kind document reads PDFs, TIFFs and images; {num_videos:,} items are videos: narrow input.pattern"
         )
     if config.input.skip_done_in:
-        digest = recipe_digest or resolve_recipe(config).digest
-        done = done_items(config.input.skip_done_in, digest, own_run_uri=config.output.uri)
+        fields = (recipe or resolve_recipe(config)).fields
+        done = done_items(config.input.skip_done_in, fields, own_run_uri=config.output.uri)
         left = table.filter(pc.invert(pc.is_in(table["item_id"], value_set=pa.array(done.item_ids, pa.string()))))
         table, num_done = left, table.num_rows - left.num_rows
     if config.input.limit is not None:

@@ -17,7 +17,6 @@ from typing import Any, Literal
 from pipeline.config import JobConfig, recipe_fields
 from pipeline.errors import ConfigError
 from pipeline.file_hashes import folder_digest
-from pipeline.records import SCHEMA_VERSION
 
 _PACKAGES = ("illava", "torch", "transformers", "decord", "av", "pillow", "pypdfium2")
 
@@ -29,7 +28,7 @@ class Recipe:
     Attributes:
         digest: 32 hex digits over the fields.
         fields: dotted config keys with every ``auto`` resolved, then ``versions.*``, ``model.files``,
-            ``attention_backend``, on CUDA ``kernels``, and ``schema_version``; JSON types.
+            ``attention_backend``, on CUDA ``kernels``; JSON types.
     """
 
     digest: str
@@ -62,12 +61,16 @@ def resolve_recipe(config: JobConfig) -> Recipe:
         "model.dtype": resolve_dtype(config),
         "model.files": _model_files(config),
         "attention_backend": "varlen" if device == "cuda" else "sdpa",
-        "schema_version": SCHEMA_VERSION,
     }
     if device == "cuda":
         fields["kernels"] = os.environ.get("ILLAVA_KERNELS", "auto")  # see `illava.kernels`
     fields |= {f"versions.{name}": _version(name) for name in _PACKAGES}
     return Recipe(digest_of(fields), dict(sorted(fields.items())))
+
+
+def is_fact(key: str) -> bool:
+    """Whether a recipe's key is no configuration key but was found on the machine."""
+    return key in ("model.files", "attention_backend", "kernels") or key.startswith("versions.")
 
 
 def digest_of(value: Any) -> str:

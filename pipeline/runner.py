@@ -264,7 +264,7 @@ def _executor(
 
 
 def _run_info(run: Run) -> RunInfo:
-    return RunInfo(run.recipe.digest, run.fingerprint)
+    return RunInfo(run.recipe.digest, run.fingerprint, run.plan_digest)
 
 
 def _finished(run: Run, summary: RunSummary) -> RunSummary:

@@ -15,27 +15,24 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.config import JobConfig
-from pipeline.errors import ItemError, RefusedError, StorageError
+from pipeline.errors import RefusedError, StorageError
 from pipeline.inputs import Manifest, build_manifest, manifest_bytes, read_manifest
 from pipeline.recipe import Recipe, digest_of, resolve_recipe
 from pipeline.records import SCHEMA_VERSION, Shard
 from pipeline.refusal import refusal
+from pipeline.run_record import (
+    RUN_FILE,
+    read_run_file,
+    recipe_difference,
+    recorded_plan_digest,
+    recorded_recipe,
+    wrong_digests,
+)
 from pipeline.sessions import cost_record
 from pipeline.sink import list_parts, part_attempts
 from pipeline.totals import run_totals
 
-RUN_FILE, FINISHED_FILE = "run.json", "_RUN.json"
-_RUN_KEYS = {
-    "fingerprint": str,
-    "recipe_digest": str,
-    "recipe": dict,
-    "manifest_digest": str,
-    "num_items": int,
-    "num_shards": int,
-    "items_per_shard": int,
-    "attempt": int,
-    "nonce": str,
-}
+FINISHED_FILE = "_RUN.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +42,9 @@ class Run:
     Attributes:
         uri: the folder.
         config: this session's; may differ from the frozen one in what only affects execution.
-        recipe: what rows depend on.
-        fingerprint: digest of recipe, manifest and shard size; the same one resumes.
+        recipe: what rows depend on; a resumed run keeps the one it was opened with.
+        fingerprint: digest of recipe, manifest and shard size when it was opened; its name in every row and part.
+        plan_digest: of its reduction, as every row has it.
         manifest: frozen when the run was first opened.
         items_per_shard: fixed for the run.
         attempt: 1, raised by each ``retry``.
@@ -60,6 +58,7 @@ class Run:
     config: JobConfig
     recipe: Recipe
     fingerprint: str
+    plan_digest: str
     manifest: Manifest
     items_per_shard: int
     attempt: int = 1
@@ -130,10 +129,11 @@ def plan_run(config: JobConfig) -> Run:
     """What `open_run` would return, without writing anything. Raises as it does."""
     uri = storage.check_uri(config.output.uri).rstrip("/")
     recipe = resolve_recipe(config)
-    manifest = build_manifest(config, recipe_digest=recipe.digest)
+    manifest = build_manifest(config, recipe=recipe)
     items_per_shard = config.output.items_per_shard
     fingerprint = digest_of([recipe.digest, manifest.digest, items_per_shard])
-    run = Run(uri, config, recipe, fingerprint, manifest, items_per_shard, nonce=secrets.token_hex(8))
+    plan_digest, nonce = config.reduction.digest(), secrets.token_hex(8)
+    run = Run(uri, config, recipe, fingerprint, plan_digest, manifest, items_per_shard, nonce=nonce)
     parts = list_parts(uri)
     if storage.exists(storage.join(uri, RUN_FILE)):
         return adopt(run, read_run_file(uri))
@@ -174,15 +174,6 @@ def reopen(run: Run) -> None:
 def is_finished(run_uri: str) -> bool:
     """Whether the run has its ``_RUN.json``."""
     return storage.exists(storage.join(run_uri, FINISHED_FILE))
-
-
-def read_run_file(run_uri: str) -> dict[str, Any]:
-    """The content of ``run.json``.
-
-    Raises:
-        RefusedError: there is none, or it is not one of ours.
-    """
-    return _read_json(storage.join(run_uri, RUN_FILE), _RUN_KEYS)
 
 
 def read_frozen_manifest(run_uri: str, digest: str) -> Manifest:
@@ -231,15 +222,25 @@ def finish(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def adopt(run: Run, found: dict[str, Any]) -> Run:
-    """The run that stands in the folder, if it is the same one.
+    """The run that stands in the folder, if it is the same one, with the names that it gave itself.
 
     Raises:
-        RefusedError: it is another one; names the keys that differ, with both values.
+        RefusedError: it is another one; names the keys that differ, with both values. Or its record was edited.
     """
-    if found["fingerprint"] != run.fingerprint:
-        raise RefusedError(refusal(run, found))
+    if wrong := wrong_digests(found):
+        raise RefusedError(
+            f"{storage.join(run.uri, RUN_FILE)} was edited: {'; '.join(wrong)}. Put the file back as it was, or choose "
+            "a new output.uri"
+        )
+    differs = recipe_difference(recorded_recipe(found), run.recipe.fields)
+    same_input = _has_same_input(run, found)
+    if differs or not same_input or found["items_per_shard"] != run.items_per_shard:
+        raise RefusedError(refusal(run, found, differs, same_input=same_input))
     return replace(
         run,
+        recipe=Recipe(found["recipe_digest"], found["recipe"]),
+        fingerprint=found["fingerprint"],
+        plan_digest=recorded_plan_digest(found),
         manifest=read_frozen_manifest(run.uri, found["manifest_digest"]),
         attempt=found["attempt"],
         nonce=found["nonce"],
@@ -249,12 +250,22 @@ def adopt(run: Run, found: dict[str, Any]) -> Run:
     )
 
 
+def _has_same_input(run: Run, found: dict[str, Any]) -> bool:
+    """Whether the folder's manifest holds this job's items; one of an earlier version may lack columns."""
+    if found["manifest_digest"] == run.manifest.digest:
+        return True
+    if found["num_items"] != len(run.manifest):
+        return False
+    return read_frozen_manifest(run.uri, found["manifest_digest"]).holds(run.manifest)
+
+
 def _run_record(run: Run) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "fingerprint": run.fingerprint,
         "recipe_digest": run.recipe.digest,
         "recipe": run.recipe.fields,
+        "plan_digest": run.plan_digest,
         "manifest_digest": run.manifest.digest,
         "num_items": len(run.manifest),
         "num_shards": run.num_shards,
@@ -268,18 +279,3 @@ def _run_record(run: Run) -> dict[str, Any]:
 
 def _manifest_uri(run_uri: str, digest: str) -> str:
     return storage.join(run_uri, f"manifest-{digest}.parquet")
-
-
-def _read_json(uri: str, keys: dict[str, type]) -> dict[str, Any]:
-    try:
-        found = json.loads(storage.read(uri))
-    except ItemError as error:
-        if error.error_type != "not_found":
-            raise
-        raise RefusedError(f"{uri} does not exist: this folder holds no run") from error
-    except ValueError as error:
-        raise RefusedError(f"{uri} is not JSON ({error}): it was damaged, or is not of this program") from error
-    bad = [k for k, kind in keys.items() if not isinstance(found, dict) or not isinstance(found.get(k), kind)]
-    if bad:
-        raise RefusedError(f"{uri} is not a run file of this program: {', '.join(bad)} missing or of another type")
-    return found

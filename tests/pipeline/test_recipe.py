@@ -73,7 +73,7 @@ def test_auto_is_resolved_before_it_is_digested(model_folder):
     assert (fields["model.device"], fields["attention_backend"]) == ("cuda", "varlen")
 
 
-def test_versions_schema_and_weights_enter_the_recipe(model_folder, monkeypatch):
+def test_versions_and_weights_enter_the_recipe(model_folder, monkeypatch):
     from pipeline import recipe
 
     base = resolve_recipe(make_config(model_folder))
@@ -81,15 +81,12 @@ def test_versions_schema_and_weights_enter_the_recipe(model_folder, monkeypatch)
         base.fields
     )
     digests = {base.digest}
-    monkeypatch.setattr(recipe, "SCHEMA_VERSION", 99)
-    digests.add(resolve_recipe(make_config(model_folder)).digest)
-    monkeypatch.undo()
     monkeypatch.setattr(recipe, "_version", lambda name: "0" if name == "torch" else "1")
     digests.add(resolve_recipe(make_config(model_folder)).digest)
     monkeypatch.undo()
     (model_folder / "model.safetensors").write_bytes(b"Weights")
     digests.add(resolve_recipe(make_config(model_folder)).digest)
-    assert len(digests) == 4
+    assert len(digests) == 3
 
 
 def test_a_hub_model_needs_its_revision():
