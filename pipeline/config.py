@@ -137,7 +137,7 @@ class ModelConfig(Section):
     model_id: str = rows(min_length=1)
     revision: str | None = rows(None, pattern=r"^[0-9a-f]{40}$")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = rows("auto")
-    device: Literal["auto", "cpu", "cuda"] = rows("auto")
+    device: Literal["auto", "cpu", "cuda"] = execution("auto")
     kv_cache_bytes: int | None = execution(None, ge=1)
     max_batch_requests: int = execution(32, ge=1)
 
@@ -169,8 +169,8 @@ class ActorRange(Section):
 
 
 class RuntimeConfig(Section):
-    """How much machinery runs. Changes no row, but through the device that ``model.device: auto`` becomes (it is in the
-    recipe) and the last bits that batch composition and threads move.
+    """How much machinery runs. Changes no row, but through the dtype that `model.dtype: auto` becomes on the device (it
+    is in the recipe) and the last bits that device, batch composition and threads move.
 
     Attributes:
         executor: ``ray``, or ``local``: one process, for tests and debugging.

@@ -27,8 +27,8 @@ class Recipe:
 
     Attributes:
         digest: 32 hex digits over the fields.
-        fields: dotted config keys with every ``auto`` resolved, then ``versions.*``, ``model.files``,
-            ``attention_backend``, on CUDA ``kernels``; JSON types.
+        fields: dotted config keys that affect rows, ``auto`` resolved, then ``model.files`` and ``versions.*``; JSON
+            types. Not the device, which moves last bits as batch composition does: the dtype it chooses is there.
     """
 
     digest: str
@@ -55,22 +55,14 @@ def resolve_recipe(config: JobConfig) -> Recipe:
     Raises:
         ConfigError: the model is neither a local folder nor a hub id with a pinned revision.
     """
-    device = resolve_device(config)
-    fields = recipe_fields(config) | {
-        "model.device": device,
-        "model.dtype": resolve_dtype(config),
-        "model.files": _model_files(config),
-        "attention_backend": "varlen" if device == "cuda" else "sdpa",
-    }
-    if device == "cuda":
-        fields["kernels"] = os.environ.get("ILLAVA_KERNELS", "auto")  # see `illava.kernels`
+    fields = recipe_fields(config) | {"model.dtype": resolve_dtype(config), "model.files": _model_files(config)}
     fields |= {f"versions.{name}": _version(name) for name in _PACKAGES}
     return Recipe(digest_of(fields), dict(sorted(fields.items())))
 
 
 def is_fact(key: str) -> bool:
     """Whether a recipe's key is no configuration key but was found on the machine."""
-    return key in ("model.files", "attention_backend", "kernels") or key.startswith("versions.")
+    return key == "model.files" or key.startswith("versions.")
 
 
 def digest_of(value: Any) -> str:

@@ -23,7 +23,7 @@ RUN_FILE = "run.json"
 # Dotted key as an earlier version wrote it -> today's; of a value or of a whole section.
 RENAMED_KEYS: dict[str, str] = {}
 # What recipes held until 27c8a0a and what changes no row by itself: the dtype, which does, has a key of its own.
-_CHANGES_NO_ROW = frozenset({"schema_version"})
+_CHANGES_NO_ROW = frozenset({"schema_version", "model.device", "attention_backend", "kernels"})
 _RUN_KEYS = {
     "fingerprint": str,
     "recipe_digest": str,

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from runs import make_config
 
 from pipeline import config as config_module
-from pipeline.config import JobConfig, Section
+from pipeline.config import JobConfig, Section, recipe_fields
 from pipeline.errors import ConfigError
 from pipeline.file_hashes import folder_digest
 from pipeline.recipe import resolve_device, resolve_dtype, resolve_recipe
@@ -69,8 +69,18 @@ def test_auto_is_resolved_before_it_is_digested(model_folder):
     auto = make_config(model_folder)
     explicit = make_config(model_folder, model={"device": "cpu", "dtype": "float32"})
     assert resolve_recipe(auto).digest == resolve_recipe(explicit).digest
-    fields = resolve_recipe(make_config(model_folder, runtime=on_ray)).fields
-    assert (fields["model.device"], fields["attention_backend"]) == ("cuda", "varlen")
+    assert resolve_recipe(make_config(model_folder, runtime=on_ray)).fields["model.dtype"] == "bfloat16"
+
+
+def test_a_recipe_holds_the_row_keys_the_weights_and_the_versions_and_nothing_else(model_folder):
+    config = make_config(model_folder, model={"dtype": "float32"})
+    fields = resolve_recipe(config).fields
+    others = {key for key in fields if key != "model.files" and not key.startswith("versions.")}
+    assert others == recipe_fields(config).keys()
+    assert others >= {"seed", "model.dtype", "reduction", "task.prompt", "media.num_frames", "sampling.temperature"}
+    assert not {"schema_version", "model.device", "attention_backend", "kernels"} & fields.keys()
+    on_gpu = {"executor": "ray", "gpus_per_actor": 1}
+    assert resolve_recipe(make_config(model_folder, model={"dtype": "float32"}, runtime=on_gpu)).fields == fields
 
 
 def test_versions_and_weights_enter_the_recipe(model_folder, monkeypatch):
