@@ -9,7 +9,7 @@ import hashlib
 import json
 from functools import lru_cache
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -160,9 +160,13 @@ class ReductionPlan(BaseModel):
 
     def digest(self) -> str:
         """Sixteen hex digits that change exactly when the plan does."""
-        fields = self.model_dump(mode="json", exclude={key for key in _LATER_FIELDS if getattr(self, key) is None})
-        text = json.dumps(fields, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return dump_digest(self.model_dump(mode="json"))
+
+
+def dump_digest(dump: dict[str, Any]) -> str:
+    """`ReductionPlan.digest` of a plan's JSON dump, also where another version dumped it."""
+    fields = {key: value for key, value in dump.items() if key not in _LATER_FIELDS or value is not None}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 
 EMPTY_PLAN = ReductionPlan()

@@ -138,7 +138,7 @@ class ModelConfig(Section):
     model_id: str = rows(min_length=1)
     revision: str | None = rows(None, pattern=r"^[0-9a-f]{40}$")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = rows("auto")
-    device: Literal["auto", "cpu", "cuda"] = rows("auto")
+    device: Literal["auto", "cpu", "cuda"] = execution("auto")
     kv_cache_bytes: int | None = execution(None, ge=1)
     max_batch_requests: int = execution(32, ge=1)
 

@@ -5,13 +5,15 @@ Reads parts, writes nothing. A run need not be finished: a part is there whole o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline import storage
 from pipeline.config import JobConfig
 from pipeline.errors import InputError
-from pipeline.recipe import resolve_recipe
+from pipeline.recipe import Recipe, resolve_recipe
+from pipeline.run_record import read_run_file, recipe_difference, recorded_recipe
 from pipeline.sink import list_parts, read_parts
 
 _DONE = ("ok", "partial")  # a truncated medium stays truncated until its etag, and so its item, changes
@@ -30,28 +32,28 @@ class DoneItems:
     num_runs: int
 
 
-def done_ids(config: JobConfig, recipe_digest: str | None = None) -> list[str]:
+def done_ids(config: JobConfig, recipe: Recipe | None = None) -> list[str]:
     """Items that ``input.skip_done_in`` of a job leaves out; empty where it names nothing.
 
     Args:
         config: of the job.
-        recipe_digest: of the job's recipe; taken from the config if left out.
+        recipe: of the job; taken from the config if left out.
 
     Raises:
         InputError: as `done_items`.
     """
     if not config.input.skip_done_in:
         return []
-    digest = recipe_digest or resolve_recipe(config).digest
-    return done_items(config.input.skip_done_in, digest, own_run_uri=config.output.uri).item_ids
+    fields = (recipe or resolve_recipe(config)).fields
+    return done_items(config.input.skip_done_in, fields, own_run_uri=config.output.uri).item_ids
 
 
-def done_items(uri: str, recipe_digest: str, *, own_run_uri: str) -> DoneItems:
+def done_items(uri: str, recipe: Mapping[str, Any], *, own_run_uri: str) -> DoneItems:
     """Items that earlier runs hold with status ok or partial under this recipe.
 
     Args:
         uri: a run folder, or a folder of run folders.
-        recipe_digest: rows of another recipe do not count.
+        recipe: of the job that asks, its fields; rows of another one do not count.
         own_run_uri: the run that asks; its own parts do not count. Where it lies directly in ``uri``, no earlier run
             is needed: that is the first night.
 
@@ -66,7 +68,7 @@ def done_items(uri: str, recipe_digest: str, *, own_run_uri: str) -> DoneItems:
             f"input.skip_done_in: {uri} holds no run, neither itself nor one folder deeper (no run.json); name an "
             "earlier output.uri, or the folder in which each night's output.uri lies"
         )
-    return DoneItems([item_id for run in runs for item_id in _done_in(run, recipe_digest)], len(runs))
+    return DoneItems([item_id for run in runs for item_id in _done_in(run, recipe)], len(runs))
 
 
 def _runs(uri: str) -> list[str]:
@@ -77,8 +79,11 @@ def _runs(uri: str) -> list[str]:
     return [folder for folder in folders if storage.exists(storage.join(folder, "run.json"))]
 
 
-def _done_in(run_uri: str, recipe_digest: str) -> Iterator[str]:
+def _done_in(run_uri: str, recipe: Mapping[str, Any]) -> Iterator[str]:
+    record = read_run_file(run_uri)
+    if recipe_difference(recorded_recipe(record), recipe):
+        return
     for table in read_parts(run_uri, list_parts(run_uri), ["item_id", "status", "recipe_digest"]):
         for row in table.to_pylist():
-            if row["status"] in _DONE and row["recipe_digest"] == recipe_digest:
+            if row["status"] in _DONE and row["recipe_digest"] == record["recipe_digest"]:
                 yield row["item_id"]

@@ -23,6 +23,7 @@ from pipeline.records import MediaItem
 
 FIELD_PREFIX = "field:"
 _TEXT, _TEXTS = pa.string(), pa.list_(pa.string())
+_NEEDED = ("item_id", "uris", "media_kind", "sizes", "etags")  # the others are null where a frozen manifest has none
 COLUMNS = {
     "item_id": _TEXT,
     "uris": _TEXTS,
@@ -43,15 +44,18 @@ class Manifest:
 
     Attributes:
         table: `COLUMNS`, then one text column ``field:NAME`` for every other column the user's manifest carried.
-        digest: of the content; independent of file format, compression and library versions.
+        digest: of the content; independent of file format, compression and library versions. Of one that an earlier
+            version froze: over the columns it had.
         num_unknown: listed objects left out because their extension names no known medium.
         num_done: items left out because ``skip_done_in`` holds them.
+        digested: the columns that ``digest`` is over; None stands for all.
     """
 
     table: pa.Table
     digest: str
     num_unknown: int = 0
     num_done: int = 0
+    digested: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -79,6 +83,16 @@ class Manifest:
     def slice(self, start: int, count: int) -> tuple[MediaItem, ...]:
         """Items ``start`` .. ``start + count - 1``."""
         return tuple(_item(row) for row in self.table.slice(start, count).to_pylist())
+
+    def holds(self, other: Manifest) -> bool:
+        """Whether another one has the same items, as far as this one's columns tell; the user's own tell all."""
+        if self.digest == other.digest:
+            return True
+        names = list(self.digested or self.table.column_names)
+        unknown = {name for name in other.table.column_names if name.startswith(FIELD_PREFIX)} - set(names)
+        if unknown or not set(names) <= set(other.table.column_names):
+            return False
+        return _content_digest(other.table.select(names)) == self.digest
 
     def take(self, places: Sequence[int]) -> Manifest:
         """The items at these places, frozen anew."""
@@ -118,16 +132,23 @@ def read_manifest(data: bytes) -> Manifest:
         table = read_table(data)
     except pa.ArrowException as error:
         raise InputError(f"the frozen manifest cannot be read: {error}") from error
-    missing = [name for name, kind in COLUMNS.items() if name not in table.column_names or table[name].type != kind]
+    have = set(table.column_names)
+    missing = [
+        name for name, kind in COLUMNS.items() if (table[name].type != kind if name in have else name in _NEEDED)
+    ]
     if missing:
         raise InputError(f"not a frozen manifest: columns {missing} are missing or of another type")
     counts = table.schema.metadata or {}
     table = table.replace_schema_metadata(None)
+    digest, digested = _content_digest(table), tuple(table.column_names)
+    for name in COLUMNS.keys() - have:
+        table = table.append_column(name, pa.nulls(table.num_rows, COLUMNS[name]))
     return Manifest(
         table,
-        _content_digest(table),
+        digest,
         int(counts.get(b"illava.num_unknown", 0)),
         int(counts.get(b"illava.num_done", 0)),
+        digested,
     )
 
 

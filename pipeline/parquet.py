@@ -8,25 +8,26 @@ any more, and the process dies of "terminate called without an active exception"
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 
-def read_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+def read_table(data: bytes, columns: Sequence[str] | None = None, *, optional: Collection[str] = ()) -> pa.Table:
     """A whole Parquet file, its page checksums verified where it has them.
 
     Args:
         data: the file.
         columns: to read; None reads all.
+        optional: those of them that the file may lack; they are left out then.
 
     Raises:
         pa.ArrowException, OSError: not a readable Parquet file, or one without these columns.
     """
     with pq.ParquetFile(pa.BufferReader(data), pre_buffer=False, page_checksum_verification=True) as file:
         names = file.schema_arrow.names
-        missing = [] if columns is None else [name for name in columns if name not in names]
-        if missing:
+        wanted = None if columns is None else [name for name in columns if name in names or name not in optional]
+        if missing := [name for name in wanted or () if name not in names]:
             raise pa.ArrowInvalid(f"no column {', '.join(missing)}; it has {', '.join(names)}")
-        return file.read(columns=None if columns is None else list(columns), use_threads=False)
+        return file.read(columns=wanted, use_threads=False)

@@ -18,7 +18,6 @@ from illava.model_files import declared_dtype, require_plain_weights
 from pipeline.config import JobConfig, recipe_fields
 from pipeline.errors import ConfigError
 from pipeline.file_hashes import folder_digest
-from pipeline.records import SCHEMA_VERSION
 
 _PACKAGES = ("illava", "torch", "transformers", "decord", "av", "pillow", "pypdfium2")
 
@@ -29,9 +28,8 @@ class Recipe:
 
     Attributes:
         digest: 32 hex digits over the fields.
-        fields: dotted config keys, then ``versions.*``, ``model.files``, ``attention_backend``, unless the device is
-            the CPU ``kernels``, and ``schema_version``; JSON types. ``model.dtype: auto`` is resolved. ``model.device:
-            auto`` is not: it says that rows of either device will do, so a run may go on where the other is.
+        fields: dotted config keys that affect rows, ``auto`` resolved, then ``model.files`` and ``versions.*``; JSON
+            types. Not the device, which moves last bits as batch composition does: the dtype it chooses is there.
     """
 
     digest: str
@@ -62,17 +60,15 @@ def resolve_recipe(config: JobConfig) -> Recipe:
         ModelLoadError: the folder holds a quantised model or an adapter, or ``model.dtype`` is ``auto`` and the model's
             config.json cannot be read.
     """
-    device = config.model.device
-    fields = recipe_fields(config) | {
-        "model.files": _model_files(config),
-        "model.dtype": resolve_dtype(config),
-        "attention_backend": {"cuda": "varlen", "cpu": "sdpa", "auto": "auto"}[device],
-        "schema_version": SCHEMA_VERSION,
-    }
-    if device != "cpu":
-        fields["kernels"] = os.environ.get("ILLAVA_KERNELS", "auto")  # see `illava.kernels`
+    files = _model_files(config)  # before the dtype, which may ask the hub
+    fields = recipe_fields(config) | {"model.dtype": resolve_dtype(config), "model.files": files}
     fields |= {f"versions.{name}": _version(name) for name in _PACKAGES}
     return Recipe(digest_of(fields), dict(sorted(fields.items())))
+
+
+def is_fact(key: str) -> bool:
+    """Whether a recipe's key is no configuration key but was found on the machine."""
+    return key == "model.files" or key.startswith("versions.")
 
 
 def digest_of(value: Any) -> str:

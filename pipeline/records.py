@@ -12,7 +12,11 @@ if TYPE_CHECKING:
     from illava.preprocess import VisualInput
 
 MediaKind = Literal["video", "image", "images", "document"]
-SCHEMA_VERSION = 2  # of `ResultRow`; part of the recipe and of every part's metadata
+SCHEMA_VERSION = 2  # of `ResultRow`; stands in every part's metadata, and changes no run's fingerprint
+FIRST_SCHEMA_VERSION = 2  # the oldest whose parts are read
+# Column (or ``pages.NAME``) -> the version that brought it: null in older parts, so it may be null. An entry raises the
+# version.
+LATER_COLUMNS: dict[str, int] = {}
 
 
 RowErrorType = Literal[

@@ -9,23 +9,19 @@ if TYPE_CHECKING:
     from pipeline.run_folder import Run
 
 
-def refusal(run: Run, found: dict[str, Any]) -> str:
+def refusal(run: Run, found: dict[str, Any], differs: dict[str, tuple[Any, Any]], *, same_input: bool) -> str:
     """Every key that differs, with the value the folder has and the value of this job.
 
     Args:
         run: this job's.
         found: the folder's ``run.json``.
+        differs: of the recipes, key -> the folder's and this job's value.
+        same_input: both have the same items.
     """
-    theirs = found["recipe"]
-    ours = run.recipe.fields
-    lines = [
-        f"  {key}: {_short(theirs.get(key))} there, {_short(ours.get(key))} here"
-        for key in sorted(theirs.keys() | ours.keys())
-        if theirs.get(key) != ours.get(key)
-    ]
+    lines = [f"  {key}: {_short(there)} there, {_short(here)} here" for key, (there, here) in differs.items()]
     if found["items_per_shard"] != run.items_per_shard:
         lines.append(f"  output.items_per_shard: {found['items_per_shard']} there, {run.items_per_shard} here")
-    if found["manifest_digest"] != run.manifest.digest:
+    if not same_input:
         lines.append(
             f"  input: {found['num_items']} items there, {len(run.manifest)} here (digest "
             f"{found['manifest_digest'][:12]} there, {run.manifest.digest[:12]} here): objects were added, removed or "

@@ -16,11 +16,12 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from pipeline import storage
-from pipeline.config_file import parse_config
 from pipeline.errors import ConfigError, ItemError, RefusedError
 from pipeline.recipe import digest_of, resolve_recipe
-from pipeline.records import ROW_ERROR_TYPES, ResultRow, Shard
-from pipeline.run_folder import RUN_FILE, Run, read_frozen_manifest, read_run_file
+from pipeline.records import ROW_ERROR_TYPES, SCHEMA_VERSION, ResultRow, Shard
+from pipeline.row_schema import version_of
+from pipeline.run_folder import Run, read_frozen_manifest
+from pipeline.run_record import RUN_FILE, read_run_file, recorded_config
 from pipeline.shards import adopt, pending_shards, reopen
 from pipeline.sink import ParquetSink, list_parts, part_name, read_parts, read_rows, result_rows
 
@@ -109,12 +110,19 @@ class RetrySink:
         return self._sink.publish(shard_index, [*self._kept.pop(shard_index, ()), *best])
 
     def _old_rows(self, index: int) -> list[ResultRow]:
+        uri = storage.join(self._run.uri, "data", part_name(index))
         try:
-            return result_rows(read_rows(storage.join(self._run.uri, "data", part_name(index))))
+            table = read_rows(uri)
         except ItemError as error:
             if error.error_type != "not_found":
                 raise
             return []  # taken away by hand: the whole shard is computed
+        if (version := version_of(table.schema) or SCHEMA_VERSION) > SCHEMA_VERSION:
+            raise RefusedError(
+                f"{uri} has rows of schema version {version}; this program knows {SCHEMA_VERSION} and would lose what "
+                "it does not know. Retry with the version that wrote it"
+            )
+        return result_rows(table)
 
 
 def _open(uri: str, overrides: Sequence[str]) -> Run:
@@ -124,14 +132,13 @@ def _open(uri: str, overrides: Sequence[str]) -> Run:
         if any(key == fixed or key.startswith(f"{fixed}.") for fixed in _FIXED_KEYS):
             raise ConfigError(f"--set {key}: a retry works on the run's own items, shards and folder; leave it out")
     record = read_run_file(uri)
-    data: dict[str, Any] = record.get("config") or {}
-    config = parse_config(data, overrides, source=f"the configuration in {storage.join(uri, RUN_FILE)}")
+    config = recorded_config(record, overrides, source=f"the configuration in {storage.join(uri, RUN_FILE)}")
     config = config.model_copy(update={"output": config.output.model_copy(update={"uri": uri})})
     recipe, items_per_shard = resolve_recipe(config), record["items_per_shard"]
     manifest = read_frozen_manifest(uri, record["manifest_digest"])
     fingerprint = digest_of([recipe.digest, manifest.digest, items_per_shard])
     storage.sweep_temporaries(uri)
-    return adopt(Run(uri, config, recipe, fingerprint, manifest, items_per_shard), record)
+    return adopt(Run(uri, config, recipe, fingerprint, config.reduction.digest(), manifest, items_per_shard), record)
 
 
 def _is_retried(only: Collection[str]) -> Callable[[str, str | None, Sequence[dict[str, Any]] | None], bool]:

@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """What every row says of its run."""
+    """What every row says of its run; a ``plan_digest`` of None is that of the configuration."""
 
     recipe_digest: str
     run_fingerprint: str
+    plan_digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +139,7 @@ class RowMaker:
             ),
             "model_id": config.model.model_id,
             "model_revision": config.model.revision,
-            "plan_digest": config.reduction.digest(),
+            "plan_digest": self.run.plan_digest or config.reduction.digest(),
             "recipe_digest": self.run.recipe_digest,
             "run_fingerprint": self.run.run_fingerprint,
         }

@@ -5,30 +5,19 @@ Opening, resuming and finishing a run stand in `pipeline.shards`, its parts in `
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import storage
 from pipeline.config import JobConfig
-from pipeline.errors import ItemError, RefusedError
+from pipeline.errors import RefusedError
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.recipe import Recipe
 from pipeline.records import Shard
+from pipeline.run_record import read_run_file
 
-RUN_FILE, FINISHED_FILE = "run.json", "_RUN.json"
-_RUN_KEYS = {
-    "fingerprint": str,
-    "recipe_digest": str,
-    "recipe": dict,
-    "manifest_digest": str,
-    "num_items": int,
-    "num_shards": int,
-    "items_per_shard": int,
-    "attempt": int,
-    "nonce": str,
-}
+FINISHED_FILE = "_RUN.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +27,9 @@ class Run:
     Attributes:
         uri: the folder.
         config: this session's; may differ from the frozen one in what only affects execution.
-        recipe: what rows depend on.
-        fingerprint: digest of recipe, manifest and shard size; the same one resumes.
+        recipe: what rows depend on; a resumed run keeps the one it was opened with.
+        fingerprint: digest of recipe, manifest and shard size when it was opened; its name in every row and part.
+        plan_digest: of its reduction, as every row has it.
         manifest: frozen when the run was first opened.
         items_per_shard: fixed for the run.
         attempt: 1, raised by each ``retry``.
@@ -53,6 +43,7 @@ class Run:
     config: JobConfig
     recipe: Recipe
     fingerprint: str
+    plan_digest: str
     manifest: Manifest
     items_per_shard: int
     attempt: int = 1
@@ -101,15 +92,6 @@ def is_finished(run_uri: str) -> bool:
     return storage.exists(storage.join(run_uri, FINISHED_FILE))
 
 
-def read_run_file(run_uri: str) -> dict[str, Any]:
-    """The content of ``run.json``.
-
-    Raises:
-        RefusedError: there is none, or it is not one of ours.
-    """
-    return _read_json(storage.join(run_uri, RUN_FILE), _RUN_KEYS)
-
-
 def read_frozen_manifest(run_uri: str, digest: str) -> Manifest:
     """The manifest that was frozen when the run was opened.
 
@@ -132,18 +114,3 @@ def wanted_attempts(record: dict[str, Any]) -> dict[int, int]:
 def manifest_uri(run_uri: str, digest: str) -> str:
     """Where the frozen manifest of that digest stands."""
     return storage.join(run_uri, f"manifest-{digest}.parquet")
-
-
-def _read_json(uri: str, keys: dict[str, type]) -> dict[str, Any]:
-    try:
-        found = json.loads(storage.read(uri))
-    except ItemError as error:
-        if error.error_type != "not_found":
-            raise
-        raise RefusedError(f"{uri} does not exist: this folder holds no run") from error
-    except ValueError as error:
-        raise RefusedError(f"{uri} is not JSON ({error}): it was damaged, or is not of this program") from error
-    bad = [k for k, kind in keys.items() if not isinstance(found, dict) or not isinstance(found.get(k), kind)]
-    if bad:
-        raise RefusedError(f"{uri} is not a run file of this program: {', '.join(bad)} missing or of another type")
-    return found

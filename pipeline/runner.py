@@ -247,7 +247,7 @@ def _scheduler(
 
 
 def _run_info(run: Run) -> RunInfo:
-    return RunInfo(run.recipe.digest, run.fingerprint)
+    return RunInfo(run.recipe.digest, run.fingerprint, run.plan_digest)
 
 
 def _finished(run: Run, summary: RunSummary) -> RunSummary:

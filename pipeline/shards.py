@@ -20,17 +20,17 @@ from pipeline.done_items import done_ids
 from pipeline.errors import RefusedError, StorageError
 from pipeline.inputs import build_manifest
 from pipeline.manifest import manifest_bytes
-from pipeline.recipe import digest_of, resolve_recipe
+from pipeline.recipe import Recipe, digest_of, resolve_recipe
 from pipeline.records import SCHEMA_VERSION
 from pipeline.refusal import refusal
-from pipeline.run_folder import (
-    FINISHED_FILE,
+from pipeline.run_folder import FINISHED_FILE, Run, manifest_uri, read_frozen_manifest, wanted_attempts
+from pipeline.run_record import (
     RUN_FILE,
-    Run,
-    manifest_uri,
-    read_frozen_manifest,
     read_run_file,
-    wanted_attempts,
+    recipe_difference,
+    recorded_plan_digest,
+    recorded_recipe,
+    wrong_digests,
 )
 from pipeline.sessions import cost_record, run_placements
 from pipeline.sink import list_parts, part_attempts
@@ -71,10 +71,11 @@ def plan_run(config: JobConfig) -> Run:
     """What `open_run` would return, without writing anything. Raises as it does."""
     uri = storage.check_uri(config.output.uri).rstrip("/")
     recipe = resolve_recipe(config)
-    manifest = build_manifest(config, done_ids=done_ids(config, recipe.digest))
+    manifest = build_manifest(config, done_ids=done_ids(config, recipe))
     items_per_shard = config.output.items_per_shard
     fingerprint = digest_of([recipe.digest, manifest.digest, items_per_shard])
-    run = Run(uri, config, recipe, fingerprint, manifest, items_per_shard, nonce=secrets.token_hex(8))
+    plan_digest, nonce = config.reduction.digest(), secrets.token_hex(8)
+    run = Run(uri, config, recipe, fingerprint, plan_digest, manifest, items_per_shard, nonce=nonce)
     parts = list_parts(uri)
     if storage.exists(storage.join(uri, RUN_FILE)):
         return adopt(run, read_run_file(uri))
@@ -140,15 +141,27 @@ def finish(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def adopt(run: Run, found: dict[str, Any]) -> Run:
-    """The run that stands in the folder, if it is the same one.
+    """The run that stands in the folder, if it is the same one, with the names that it gave itself.
 
     Raises:
-        RefusedError: it is another one; names the keys that differ, with both values.
+        RefusedError: it is another one; names the keys that differ, with both values. Or its record was edited.
     """
-    if found["fingerprint"] != run.fingerprint:
-        raise RefusedError(refusal(run, found))
+    if wrong := wrong_digests(found):
+        raise RefusedError(
+            f"{storage.join(run.uri, RUN_FILE)} was edited: {'; '.join(wrong)}. Put the file back as it was, or choose "
+            "a new output.uri"
+        )
+    there = recorded_recipe(found)
+    run = _in_dtype(run, there.get("model.dtype"))
+    differs = recipe_difference(there, run.recipe.fields)
+    same_input = _has_same_input(run, found)
+    if differs or not same_input or found["items_per_shard"] != run.items_per_shard:
+        raise RefusedError(refusal(run, found, differs, same_input=same_input))
     return replace(
         run,
+        recipe=Recipe(found["recipe_digest"], found["recipe"]),
+        fingerprint=found["fingerprint"],
+        plan_digest=recorded_plan_digest(found),
         manifest=read_frozen_manifest(run.uri, found["manifest_digest"]),
         attempt=found["attempt"],
         nonce=found["nonce"],
@@ -158,12 +171,31 @@ def adopt(run: Run, found: dict[str, Any]) -> Run:
     )
 
 
+def _in_dtype(run: Run, recorded: str | None) -> Run:
+    """The job, its ``model.dtype: auto`` being what the run was opened with."""
+    if recorded is None or run.config.model.dtype != "auto":
+        return run
+    model = run.config.model.model_copy(update={"dtype": recorded})
+    fields = run.recipe.fields | {"model.dtype": recorded}
+    return replace(run, config=run.config.model_copy(update={"model": model}), recipe=Recipe(digest_of(fields), fields))
+
+
+def _has_same_input(run: Run, found: dict[str, Any]) -> bool:
+    """Whether the folder's manifest holds this job's items; one of an earlier version may lack columns."""
+    if found["manifest_digest"] == run.manifest.digest:
+        return True
+    if found["num_items"] != len(run.manifest):
+        return False
+    return read_frozen_manifest(run.uri, found["manifest_digest"]).holds(run.manifest)
+
+
 def _run_record(run: Run) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "fingerprint": run.fingerprint,
         "recipe_digest": run.recipe.digest,
         "recipe": run.recipe.fields,
+        "plan_digest": run.plan_digest,
         "manifest_digest": run.manifest.digest,
         "num_items": len(run.manifest),
         "num_shards": run.num_shards,

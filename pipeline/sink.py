@@ -1,4 +1,4 @@
-"""One shard, one Parquet object, written whole. The fixed schema of a row.
+"""One shard, one Parquet object, written whole, and read again whatever version wrote it.
 
 Knows the run only by what must stand in every part: fingerprint, manifest digest, attempt. Knows no model, no reader.
 """
@@ -9,7 +9,6 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -19,70 +18,13 @@ from pipeline import storage
 from pipeline.errors import StorageError
 from pipeline.faults import fault_point
 from pipeline.parquet import read_table
-from pipeline.records import ROW_ERROR_TYPES, SCHEMA_VERSION, ResultRow
+from pipeline.records import LATER_COLUMNS, ROW_ERROR_TYPES, SCHEMA_VERSION, ResultRow
+from pipeline.row_schema import NULLABLE, SCHEMA, in_todays_schema
 from pipeline.storage.uris import printable
 
 if TYPE_CHECKING:
     from pipeline.run_folder import Run
 
-_TEXT, _SECONDS, _COUNT = pa.string(), pa.float64(), pa.int64()
-_PAGE = pa.struct(  # as `pipeline.documents.PageRow` has it
-    [
-        pa.field("page", pa.int32(), nullable=False),
-        pa.field("window", pa.int32()),
-        pa.field("status", _TEXT),
-        pa.field("error_type", _TEXT),
-        pa.field("error_message", _TEXT),
-        pa.field("text", _TEXT),
-        pa.field("fields", _TEXT),
-        pa.field("finish_reason", _TEXT),
-        pa.field("num_vision_tokens", _COUNT),
-        pa.field("num_vision_tokens_kept", _COUNT),
-        pa.field("num_decoder_tokens_kept", _COUNT),
-        pa.field("num_generated_tokens", _COUNT),
-    ]
-)
-_TYPES: dict[str, pa.DataType] = {
-    "uris": pa.list_(_TEXT),
-    "options": pa.list_(_TEXT),
-    "score": pa.float64(),
-    "pages": pa.list_(_PAGE),
-    "fields": pa.map_(_TEXT, _TEXT),
-    "attempts": pa.int32(),
-    "num_frames": pa.int32(),
-    "frame_timestamps_s": pa.list_(pa.float64()),
-    "bytes_fetched": _COUNT,
-    "kept_ratio": pa.float64(),
-    "cost_usd": pa.float64(),
-    "shard_index": pa.int32(),
-}
-_NULLABLE = frozenset(
-    {
-        "media_etag",
-        "question_id",
-        "options",
-        "category",
-        "answer",
-        "reference",
-        "score",
-        "pages",
-        "error_type",
-        "error_message",
-        "finish_reason",
-        "model_revision",
-    }
-)
-
-
-def _type_of(name: str) -> pa.DataType:
-    if name in _TYPES:
-        return _TYPES[name]
-    if name.startswith("num_"):
-        return _COUNT
-    return _SECONDS if name.endswith("_s") else _TEXT
-
-
-SCHEMA = pa.schema([pa.field(f.name, _type_of(f.name), nullable=f.name in _NULLABLE) for f in fields(ResultRow)])
 _PART_NAME = re.compile(r"^part-(\d{5,})\.parquet$")
 
 
@@ -146,15 +88,25 @@ class ParquetSink:
 
 
 def read_rows(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of one part, its metadata in ``table.schema.metadata``.
+    """The rows of one part in today's columns, null where its version has none; its metadata in ``schema.metadata``.
 
     Raises:
         ItemError: no such object.
-        StorageError: the object is no readable Parquet file.
+        StorageError: the object is no readable Parquet file, or lacks a column that its version has.
     """
+    names = SCHEMA.names if columns is None else list(columns)
+    table = read_stored(uri, names)
+    try:
+        return in_todays_schema(table, names)
+    except pa.ArrowException as error:
+        raise StorageError(f"part {uri} cannot be read: {error}") from error
+
+
+def read_stored(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """One part as it was written; of these columns those that it has. Raises as `read_rows`."""
     data = storage.read(uri)
     try:
-        table = read_table(data, columns)
+        table = read_table(data, columns, optional=LATER_COLUMNS.keys())
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise StorageError(f"part {uri} cannot be read: {error}") from error
@@ -211,7 +163,7 @@ def _part_bytes(rows: Sequence[ResultRow], metadata: dict[str, str], compression
 
 def _column(field: pa.Field, values: list) -> pa.Array:
     if not field.nullable and any(value is None for value in values):
-        raise StorageError(f"column {field.name}: a row without a value; only {sorted(_NULLABLE)} may be empty")
+        raise StorageError(f"column {field.name}: a row without a value; only {sorted(NULLABLE)} may be empty")
     try:
         return pa.array(values, field.type)
     except (pa.ArrowException, UnicodeEncodeError, TypeError) as error:

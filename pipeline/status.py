@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pipeline import storage
-from pipeline.run_folder import is_finished, read_run_file, wanted_attempts
+from pipeline.run_folder import is_finished, wanted_attempts
+from pipeline.run_record import read_run_file
 from pipeline.shards import done_shards
 from pipeline.sink import list_parts
 from pipeline.totals import Totals, run_totals

@@ -57,7 +57,7 @@ def run_totals(run_uri: str, indexes: Sequence[int]) -> Totals:
         status.update(table["status"].to_pylist())
         errors.update(e for e in table["error_type"].to_pylist() if e is not None)
         for name in _SUMMED:
-            values[name].append(math.fsum(table[name].to_pylist()))
+            values[name].append(math.fsum(value for value in table[name].to_pylist() if value is not None))
     sums = {name: math.fsum(parts) for name, parts in values.items()}
     sums = {name: total if name.endswith(("_s", "_usd")) else int(total) for name, total in sums.items()}
     return Totals(sum(status.values()), dict(sorted(status.items())), dict(sorted(errors.items())), sums)

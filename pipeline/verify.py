@@ -14,14 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from illava.plan import ReductionPlan
 from pipeline import storage
 from pipeline.errors import CredentialsError, PipelineError
 from pipeline.manifest import Manifest
-from pipeline.recipe import digest_of
-from pipeline.records import SCHEMA_VERSION
-from pipeline.run_folder import FINISHED_FILE, RUN_FILE, read_frozen_manifest, read_run_file
-from pipeline.sink import SCHEMA, part_index, part_name, read_rows
+from pipeline.records import FIRST_SCHEMA_VERSION, SCHEMA_VERSION
+from pipeline.row_schema import SCHEMA, in_todays_schema, schema_of, version_of
+from pipeline.run_folder import FINISHED_FILE, read_frozen_manifest
+from pipeline.run_record import RUN_FILE, read_run_file, recorded_plan_digest, recorded_recipe, wrong_digests
+from pipeline.sink import part_index, part_name, read_stored
 from pipeline.totals import run_totals
 from pipeline.verify_rows import STAGE_SLACK_S, Violation, check_ids, check_row, stages_fit_latency
 
@@ -82,12 +82,8 @@ def verify_run(uri: str) -> list[Violation]:
 
 def _check_record(record: dict[str, Any]) -> Iterator[Violation]:
     """`run.json` must agree with itself."""
-    recipe_digest = digest_of(record["recipe"])
-    if record["recipe_digest"] != recipe_digest:
-        yield Violation("fingerprint", RUN_FILE, f"recipe_digest is {record['recipe_digest']}, not {recipe_digest}")
-    parts = [record["recipe_digest"], record["manifest_digest"], record["items_per_shard"]]
-    if record["fingerprint"] != digest_of(parts):
-        yield Violation("fingerprint", RUN_FILE, f"fingerprint is {record['fingerprint']}, not {digest_of(parts)}")
+    for wrong in wrong_digests(record):
+        yield Violation("fingerprint", RUN_FILE, wrong)
 
 
 def _check_names(folder: _Folder) -> Iterator[Violation]:
@@ -126,15 +122,26 @@ def _tables(folder: _Folder) -> Iterator[tuple[int, Any]]:
 def _table(uri: str, index: int) -> Any:
     where = f"data/{part_name(index)}"
     try:
-        table = read_rows(storage.join(uri, where))
+        table = read_stored(storage.join(uri, where))
     except CredentialsError:
         raise
     except PipelineError as error:
         return Violation("unreadable_part", where, str(error))
-    if not table.schema.equals(SCHEMA):
-        odd = sorted(set(table.column_names) ^ set(SCHEMA.names)) or "types differ"
-        return Violation("wrong_schema", where, f"columns are not those of schema version {SCHEMA_VERSION}: {odd}")
-    return table
+    version = version_of(table.schema)
+    if version is None or version < FIRST_SCHEMA_VERSION:
+        found = "absent" if version is None else version
+        message = f"its schema_version is {found}, this program reads {FIRST_SCHEMA_VERSION} to {SCHEMA_VERSION}"
+        return Violation("foreign_part", where, message)
+    if version > SCHEMA_VERSION:
+        message = (
+            f"schema version {version}; this program knows {SCHEMA_VERSION}: verify with the version that wrote it"
+        )
+        return Violation("newer_schema", where, message)
+    expected = schema_of(version)
+    if not table.schema.equals(expected):
+        odd = sorted(set(table.column_names) ^ set(expected.names)) or "types differ"
+        return Violation("wrong_schema", where, f"columns are not those of schema version {version}: {odd}")
+    return in_todays_schema(table, SCHEMA.names)
 
 
 def _check_part(folder: _Folder, index: int, table: Any) -> Iterator[Violation]:
@@ -160,7 +167,6 @@ def _check_part(folder: _Folder, index: int, table: Any) -> Iterator[Violation]:
 def _check_metadata(folder: _Folder, index: int, where: str, metadata: dict[bytes, bytes]) -> Iterator[Violation]:
     record = folder.record
     expected = {
-        "schema_version": str(SCHEMA_VERSION),
         "run_fingerprint": record["fingerprint"],
         "recipe_digest": record["recipe_digest"],
         "manifest_digest": record["manifest_digest"],
@@ -185,13 +191,13 @@ def _least_attempt(record: dict[str, Any], index: int) -> int:
 
 def _constants(record: dict[str, Any]) -> dict[str, Any]:
     """Columns that have one value in the whole run."""
-    recipe = record["recipe"]
+    recipe = recorded_recipe(record)
     return {
         "run_fingerprint": record["fingerprint"],
         "recipe_digest": record["recipe_digest"],
         "model_id": recipe.get("model.model_id"),
         "model_revision": recipe.get("model.revision"),
-        "plan_digest": ReductionPlan.model_validate(recipe.get("reduction") or {}).digest(),
+        "plan_digest": recorded_plan_digest(record),
     }
 
 
@@ -222,9 +228,15 @@ def _check_finished(folder: _Folder, readable: list[int]) -> Iterator[Violation]
         if finished.get(name) != value:
             yield Violation("finished_file", FINISHED_FILE, f"{name} is {finished.get(name)}, this run's is {value}")
     counted = run_totals(folder.uri, readable).as_dict()
+    if finished.get("schema_version", 0) < SCHEMA_VERSION:  # what later versions count too, an earlier one did not
+        counted = _only(totals, counted) | {"sums": _only(totals.get("sums"), counted["sums"])}
     for name, value in counted.items():
         if not _same(totals.get(name), value):
             yield Violation("wrong_totals", FINISHED_FILE, f"{name} is {totals.get(name)}, the parts say {value}")
+
+
+def _only(known: Any, counted: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in counted.items() if isinstance(known, dict) and name in known}
 
 
 def _same(left: Any, right: Any) -> bool:

@@ -86,7 +86,7 @@ def check_row(where: str, row: Row, item: MediaItem, constants: Row) -> Iterator
 
 def stages_fit_latency(row: Row) -> bool:
     """Whether the stage seconds sum to the latency within 2 %, or within `STAGE_SLACK_S` where that is more."""
-    total = math.fsum(row[name] for name in STAGES)
+    total = math.fsum(row[name] or 0.0 for name in STAGES)
     return abs(total - row["latency_s"]) <= max(0.02 * row["latency_s"], STAGE_SLACK_S)
 
 
@@ -125,7 +125,7 @@ def _status_problem(row: Row) -> str | None:
 
 
 def _counts_problem(row: Row) -> str | None:
-    negative = [name for name in _COUNTS if row[name] < 0]
+    negative = [name for name in _COUNTS if (row[name] or 0) < 0]  # null: of a version without that column
     if negative:
         return f"{negative[0]} is {row[negative[0]]}"
     total, kept = row["num_vision_tokens"], row["num_vision_tokens_kept"]
@@ -162,7 +162,7 @@ def _pages_problem(row: Row) -> str | None:
 
 
 def _times_problem(row: Row) -> str | None:
-    bad = [name for name in (*_SECONDS, "cost_usd") if not math.isfinite(row[name]) or row[name] < 0]
+    bad = [name for name in (*_SECONDS, "cost_usd") if not 0 <= (row[name] or 0.0) < math.inf]
     if bad:
         return f"{bad[0]} is {row[bad[0]]}"
     stamps = row["frame_timestamps_s"]

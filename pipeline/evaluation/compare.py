@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.errors import RefusedError
 from pipeline.evaluation.run_columns import RunColumns, read_run_columns
 from pipeline.evaluation.statistics import Interval, McNemar, mcnemar, paired_difference
+from pipeline.run_record import recipe_difference, recorded_recipe
 from pipeline.storage.uris import printable
 
 MEASURED = (
@@ -108,9 +109,12 @@ def compare_columns(first: RunColumns, second: RunColumns, *, seed: int = 0) -> 
         differences.append(_difference("score", a, b, media[scored], seed))
         if np.isin(np.concatenate([a, b]), (0.0, 1.0)).all():
             test = mcnemar(a, b)
-    differences += [
-        _difference(name, _floats(first, name, pairs), _floats(second, name, pairs), media, seed) for name in MEASURED
-    ]
+    for name in MEASURED:
+        measured = [_floats(run, name, pairs) for run in (first, second)]
+        known = np.flatnonzero(np.isfinite(measured[0]) & np.isfinite(measured[1]))  # null: of an earlier version
+        if len(known):
+            a, b = (values[known] for values in measured)
+            differences.append(_difference(name, a, b, media[known], seed))
     texts = zip(first.columns["text"], second.columns["text"], strict=True)
     same = np.array([a == b for a, b in texts], dtype=bool)[pairs]
     return Comparison(
@@ -177,12 +181,7 @@ def _difference(name: str, first: np.ndarray, second: np.ndarray, media: np.ndar
 
 
 def _recipe_difference(first: RunColumns, second: RunColumns) -> dict[str, tuple[Any, Any]]:
-    ours, theirs = first.record.get("recipe", {}), second.record.get("recipe", {})
-    return {
-        key: (ours.get(key), theirs.get(key))
-        for key in sorted(ours.keys() | theirs.keys())
-        if ours.get(key) != theirs.get(key)
-    }
+    return recipe_difference(recorded_recipe(first.record), recorded_recipe(second.record))
 
 
 def _line(difference: Difference) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.errors import RefusedError
-from pipeline.run_folder import is_finished, read_run_file
+from pipeline.run_folder import is_finished
+from pipeline.run_record import read_run_file
 from pipeline.sink import read_parts
 
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.records import ResultRow
-from pipeline.run_folder import FINISHED_FILE, is_finished, read_run_file
+from pipeline.run_folder import FINISHED_FILE, is_finished
+from pipeline.run_record import read_run_file
 from pipeline.sessions import cost_record
 from pipeline.sink import list_parts, part_name, read_parts, read_rows, result_rows
 from pipeline.totals import Totals, run_totals
@@ -126,7 +127,8 @@ def _columns(uri: str, indexes: Sequence[int]) -> dict[str, np.ndarray]:
     found: dict[str, list[np.ndarray]] = {name: [] for name in (*kinds, "shard", "offset")}
     for index, table in zip(indexes, read_parts(uri, indexes, list(kinds)), strict=True):
         for name, kind in kinds.items():
-            found[name].append(np.array(["" if value is None else value for value in table[name].to_pylist()], kind))
+            missing = np.nan if kind == "f4" else ""
+            found[name].append(np.array([missing if v is None else v for v in table[name].to_pylist()], kind))
         found["shard"].append(np.full(table.num_rows, index))
         found["offset"].append(np.arange(table.num_rows))
     return {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in found.items()}
@@ -135,14 +137,17 @@ def _columns(uri: str, indexes: Sequence[int]) -> dict[str, np.ndarray]:
 def _stages(columns: dict[str, np.ndarray], answered: np.ndarray) -> tuple[StageSeconds, ...]:
     if not len(answered):
         return ()
-    sums = {name: float(columns[name][answered].sum(dtype=np.float64)) for name in STAGES}
+    known = {name: columns[name][answered] for name in STAGES}
+    known = {name: values[np.isfinite(values)] for name, values in known.items()}  # null: of an earlier version
+    sums = {name: float(values.sum(dtype=np.float64)) for name, values in known.items()}
     return tuple(
         StageSeconds(
             name,
-            tuple(float(value) for value in np.percentile(columns[name][answered], PERCENTILES)),
+            tuple(float(value) for value in np.percentile(values, PERCENTILES)),
             sums[name] / sums["latency_s"] if sums["latency_s"] else 0.0,
         )
-        for name in STAGES
+        for name, values in known.items()
+        if len(values)
     )
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline import storage
-from pipeline.config_file import parse_config
 from pipeline.errors import PipelineError
 from pipeline.records import MediaItem, ResultRow
 from pipeline.report.figures import RunFigures, run_figures
 from pipeline.report.page import render_report
 from pipeline.report.pictures import Picture, item_pictures
-from pipeline.run_folder import RUN_FILE, read_frozen_manifest
+from pipeline.run_folder import read_frozen_manifest
+from pipeline.run_record import RUN_FILE, recorded_config
 
 REPORT_FILE = "report.html"
 
@@ -41,7 +41,7 @@ def _pictures(figures: RunFigures, *, num_overlays: int) -> list[list[Picture]]:
         return []
     record, rows = figures.record, figures.samples
     try:
-        config = parse_config(record.get("config") or {}, source=storage.join(figures.uri, RUN_FILE))
+        config = recorded_config(record, source=storage.join(figures.uri, RUN_FILE))
         items = _items(figures, rows)
     except PipelineError as error:
         return [[Picture("frames", reason=str(error))] for _ in rows]

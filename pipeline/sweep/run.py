@@ -6,6 +6,7 @@ Knows nothing of how a point is measured or drawn.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -20,6 +21,7 @@ from pipeline.done_items import done_ids
 from pipeline.errors import InputError, ItemError
 from pipeline.inputs import build_manifest
 from pipeline.interruption import Interruption
+from pipeline.placement import place_here
 from pipeline.recipe import digest_of, resolve_recipe
 from pipeline.records import LoadedItem, MediaItem
 from pipeline.runner import build_loader
@@ -70,12 +72,19 @@ def open_sweep(config: SweepConfig) -> Sweep:
     job = config.job(points[0].model, points[0].plan)
     manifest = build_manifest(job, done_ids=done_ids(job))
     more = [manifest.digest, config.quality, config.speed.model_dump(mode="json"), config.num_threads]
-    digests = {
-        point.key: digest_of([resolve_recipe(config.job(point.model, point.plan)).digest, *more]) for point in points
-    }
+    digests = {point.key: digest_of([_measured_as(config.job(point.model, point.plan)), *more]) for point in points}
     done = read_results(config.output.uri)
     check_ours(done, digests, config.output.uri)
     return Sweep(config, tuple(manifest.items), digests, done)
+
+
+def _measured_as(job: JobConfig) -> str:
+    """Digest of the recipe and, since figures are times, of what computes; composed as it was when both were one."""
+    device = place_here(job).model.device
+    computes = {"model.device": device, "attention_backend": "varlen" if device == "cuda" else "sdpa"}
+    if device == "cuda":
+        computes["kernels"] = os.environ.get("ILLAVA_KERNELS", "auto")  # see `illava.kernels`
+    return digest_of(resolve_recipe(job).fields | computes | {"schema_version": 2})
 
 
 def run_sweep(config: SweepConfig, *, measure: Measure = measure_point) -> int:

@@ -26,7 +26,9 @@ DOORS: dict[str, set[str]] = {
     "pypdfium2": {"pipeline/loading/pages.py"},
     "PIL": {*MEDIA, "illava/preprocess.py"},
     "lmms_eval": {"pipeline/evaluation/lmms_eval_model.py"},
-    "pyarrow": {f"pipeline/{name}.py" for name in ("parquet", "sink", "verify", "totals", *READERS, *MANIFEST)},
+    "pyarrow": {
+        f"pipeline/{name}.py" for name in ("parquet", "sink", "row_schema", "verify", "totals", *READERS, *MANIFEST)
+    },
     "jinja2": {"pipeline/report/page.py"},
     "torch": {"illava/", "pipeline/actors.py", "pipeline/worker.py"},
     "transformers": {"illava/"},

@@ -42,7 +42,6 @@ ROWS_VALUES: dict[str, Any] = {
     "model.model_id": "org/model",
     "model.revision": "0" * 40,
     "model.dtype": "bfloat16",
-    "model.device": "cuda",
     "reduction": {"preset": "illava-video"},
     "task.prompt": "Other.",
     "task.metric": "anls",
@@ -64,6 +63,7 @@ EXECUTION_VALUES: dict[str, Any] = {
     "input.skip_done_in": "{folder}",  # its first night
     "media.verify_md5": "off",
     "media.load_timeout_s": 1.0,
+    "model.device": "cuda",
     "model.kv_cache_bytes": 10,
     "model.max_batch_requests": 2,
     "runtime.executor": "ray",

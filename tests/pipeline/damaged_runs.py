@@ -148,6 +148,7 @@ DAMAGES = {
     "parts_swapped": (swap_parts, "foreign_part"),
     "part_of_another_manifest": (edit_metadata(manifest_digest="0"), "foreign_part"),
     "part_of_another_schema_version": (edit_metadata(schema_version="0"), "foreign_part"),
+    "part_of_a_newer_program": (edit_metadata(schema_version="99"), "newer_schema"),
     "part_of_a_later_attempt": (edit_metadata(attempt="2"), "stale_part"),
     "part_of_a_late_writer": (late_writer_after_a_retry, "stale_part"),
     "part_too_many": (touch("data/part-00003.parquet"), "foreign_object"),

@@ -119,7 +119,7 @@ def simulated(scores, media, latencies_s):
         "score": list(scores),
         "latency_s": list(latencies_s),
     }
-    return RunColumns("run", {"manifest_digest": "same", "num_items": count}, columns)
+    return RunColumns("run", {"manifest_digest": "same", "recipe": {}, "num_items": count}, columns)
 
 
 def test_a_seeded_effect_is_covered_in_at_least_90_of_100_simulations():

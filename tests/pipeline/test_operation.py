@@ -33,7 +33,7 @@ failed = rows[rows.status == "failed"][["uri", "error_type", "error_message"]]
     "duckdb": """
 import duckdb
 
-rows = duckdb.sql(f"SELECT * FROM '{RUN}/data/*.parquet'")
+rows = duckdb.sql(f"SELECT * FROM read_parquet('{RUN}/data/*.parquet', union_by_name = true)")
 kept = duckdb.sql("SELECT status, count(*), sum(num_vision_tokens_kept) FROM rows GROUP BY status")
 """,
     "datasets": """

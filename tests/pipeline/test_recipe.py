@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from runs import make_config
 
 from pipeline import config as config_module
-from pipeline.config import JobConfig, Section
+from pipeline.config import JobConfig, Section, recipe_fields
 from pipeline.errors import ConfigError
 from pipeline.file_hashes import folder_digest
 from pipeline.recipe import resolve_dtype, resolve_recipe
@@ -77,26 +77,22 @@ def test_dtype_auto_is_the_checkpoints_whatever_the_device(model_folder, declare
     (model_folder / "config.json").write_text(json.dumps(declared))
     auto = make_config(model_folder)
     assert resolve_dtype(auto) == dtype
-    assert resolve_recipe(auto).digest == resolve_recipe(make_config(model_folder, model={"dtype": dtype})).digest
+    explicit = make_config(model_folder, model={"device": "cpu", "dtype": dtype})
+    assert resolve_recipe(auto).digest == resolve_recipe(explicit).digest
 
 
-def test_a_device_that_was_left_open_is_left_open_in_the_recipe(model_folder):
-    """And one that was named holds for all rows."""
-    fields = {
-        device: resolve_recipe(make_config(model_folder, model={"device": device}, runtime={"gpus_per_actor": gpus}))
-        for device, gpus in (("auto", 0), ("cpu", 0), ("cuda", 1))
-    }
-    assert {device: one.fields["attention_backend"] for device, one in fields.items()} == {
-        "auto": "auto",
-        "cpu": "sdpa",
-        "cuda": "varlen",
-    }
-    assert len({one.digest for one in fields.values()}) == 3
-    on_ray = {"executor": "ray", "gpus_per_actor": 1}
-    assert resolve_recipe(make_config(model_folder, runtime=on_ray)).digest == fields["auto"].digest
+def test_a_recipe_holds_the_row_keys_the_weights_and_the_versions_and_nothing_else(model_folder):
+    config = make_config(model_folder, model={"dtype": "float32"})
+    fields = resolve_recipe(config).fields
+    others = {key for key in fields if key != "model.files" and not key.startswith("versions.")}
+    assert others == recipe_fields(config).keys()
+    assert others >= {"seed", "model.dtype", "reduction", "task.prompt", "media.num_frames", "sampling.temperature"}
+    assert not {"schema_version", "model.device", "attention_backend", "kernels"} & fields.keys()
+    on_gpu = {"executor": "ray", "gpus_per_actor": 1}
+    assert resolve_recipe(make_config(model_folder, model={"dtype": "float32"}, runtime=on_gpu)).fields == fields
 
 
-def test_versions_schema_and_weights_enter_the_recipe(model_folder, monkeypatch):
+def test_versions_and_weights_enter_the_recipe(model_folder, monkeypatch):
     from pipeline import recipe
 
     base = resolve_recipe(make_config(model_folder))
@@ -104,15 +100,12 @@ def test_versions_schema_and_weights_enter_the_recipe(model_folder, monkeypatch)
         base.fields
     )
     digests = {base.digest}
-    monkeypatch.setattr(recipe, "SCHEMA_VERSION", 99)
-    digests.add(resolve_recipe(make_config(model_folder)).digest)
-    monkeypatch.undo()
     monkeypatch.setattr(recipe, "_version", lambda name: "0" if name == "torch" else "1")
     digests.add(resolve_recipe(make_config(model_folder)).digest)
     monkeypatch.undo()
     (model_folder / "model.safetensors").write_bytes(b"Weights")
     digests.add(resolve_recipe(make_config(model_folder)).digest)
-    assert len(digests) == 4
+    assert len(digests) == 3
 
 
 def test_a_hub_model_needs_its_revision():

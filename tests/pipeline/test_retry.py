@@ -18,7 +18,7 @@ from pipeline.__main__ import main
 from pipeline.errors import ConfigError, RefusedError
 from pipeline.faults import injected
 from pipeline.retry import begin_retry
-from pipeline.run_folder import read_run_file
+from pipeline.run_record import read_run_file
 from pipeline.runner import continue_run, run_job
 from pipeline.shards import open_run
 from pipeline.sink import ParquetSink, list_parts, part_attempts, read_parts, result_rows

@@ -9,7 +9,8 @@ from runs import complete, make_config, put_media, shard_rows
 
 from pipeline import storage
 from pipeline.errors import RefusedError, StorageError
-from pipeline.run_folder import is_finished, read_run_file
+from pipeline.run_folder import is_finished
+from pipeline.run_record import read_run_file
 from pipeline.shards import finish, open_run, pending_shards, plan_run
 from pipeline.sink import ParquetSink
 

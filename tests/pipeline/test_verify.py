@@ -13,7 +13,7 @@ from runs import complete, failed_row, make_config, put_media, shard_rows
 
 from pipeline import storage
 from pipeline.recipe import digest_of
-from pipeline.run_folder import read_run_file
+from pipeline.run_record import read_run_file
 from pipeline.shards import open_run
 from pipeline.sink import ParquetSink, read_rows
 from pipeline.verify import verify_run

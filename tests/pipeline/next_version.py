@@ -1,0 +1,131 @@
+"""Stands for the next version of the program, in a process of its own, and does with old runs what one does with runs.
+
+It has one configuration key more and one renamed, a reducer with a key more, a row column, a page field and a manifest
+column more. The working folder is a copy of ``data/runs_27c8a0a``. Prints what came of it as JSON; `test_old_runs.py`
+judges it.
+"""
+
+# ruff: noqa: E402 - each patch must stand before the modules that take over what it replaces
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+
+import pyarrow as pa
+from pydantic import create_model
+from pydantic.fields import FieldInfo
+
+import illava.plan
+from illava.reducers.tome import ToMe
+from pipeline import config, recipe, records
+from pipeline.config_base import Section, rows
+
+ToMe.model_fields["next_knob"] = FieldInfo(annotation=float, default=0.5)
+for model in (ToMe, illava.plan.ReductionStep, illava.plan.ReductionPlan):
+    model.model_rebuild(force=True)
+step = illava.plan.ReductionStep(stage="vision_block", layers=(1,), reducer=ToMe(num_merged=2))
+assert step.model_dump()["reducer"]["next_knob"] == 0.5
+
+records.SCHEMA_VERSION = 3
+records.LATER_COLUMNS |= {"words_s": 3, "pages.angle": 3}
+records.ResultRow = dataclasses.make_dataclass(
+    "ResultRow", [("words_s", "float | None", 7.0)], bases=(records.ResultRow,), frozen=True, slots=True
+)
+
+fields = {name: (info.annotation, info) for name, info in config.SamplingConfig.model_fields.items()}
+fields["nucleus"] = fields.pop("top_p")
+renamed = create_model("SamplingConfig", __base__=Section, **fields)
+
+
+class SamplingConfig(renamed):
+    repetition_penalty: float = rows(1.0, ge=1)
+
+    @property
+    def top_p(self) -> float:
+        return self.nucleus
+
+
+class JobConfig(config.JobConfig):
+    sampling: SamplingConfig = rows(SamplingConfig())
+    reduction: illava.plan.ReductionPlan = rows(illava.plan.ReductionPlan())
+
+
+config.JobConfig = JobConfig
+
+from pipeline import row_schema
+
+row_schema._PAGE = pa.struct([*row_schema._PAGE, pa.field("angle", pa.int32())])
+place = row_schema.SCHEMA.get_field_index("pages")
+row_schema.SCHEMA = row_schema.SCHEMA.set(place, pa.field("pages", pa.list_(row_schema._PAGE)))
+
+from pipeline import manifest, run_record, totals
+from pipeline.evaluation import compare
+from pipeline.report import figures
+
+run_record.RENAMED_KEYS["sampling.top_p"] = "sampling.nucleus"
+manifest.COLUMNS["language"] = pa.string()
+totals._SUMMED = (*totals._SUMMED, "words_s")
+compare.MEASURED = (*compare.MEASURED, "words_s")
+compare._COLUMNS = (*compare._COLUMNS, "words_s")
+figures.STAGES = (*figures.STAGES, "words_s")
+
+from pipeline.errors import RefusedError
+from pipeline.evaluation.run_scores import score_run
+from pipeline.report.write import write_report
+from pipeline.retry import begin_retry
+from pipeline.run_record import read_run_file, recorded_config
+from pipeline.runner import continue_run, run_job
+from pipeline.shards import open_run, plan_run
+from pipeline.sink import list_parts, read_parts
+from pipeline.status import run_status
+from pipeline.verify import verify_run
+
+
+def job(name: str, **output: str) -> JobConfig:
+    """The job as a user would have written it down for this version."""
+    found = recorded_config(read_run_file(name), source=name)
+    return found.model_copy(update={"output": found.output.model_copy(update=output)})
+
+
+def stored(name: str) -> list[list]:
+    """What stands in a run, as this version reads it."""
+    kept = ("status", "words_s", "run_fingerprint", "plan_digest")
+    return [[row[key] for key in kept] for table in read_parts(name, list_parts(name)) for row in table.to_pylist()]
+
+
+def main(names: list[str], versions: dict[str, str]) -> dict:
+    """Everything one does with runs."""
+    recipe._version = versions.get
+    said: dict = {"verified": {}, "rows": {}}
+    said["verified"]["before"] = {name: [str(one) for one in verify_run(name)] for name in names}
+    said["resumed"] = run_job(job("interrupted")).num_done_before
+    summaries = [continue_run(begin_retry(name)) for name in ("finished", "retrying", "documents")]
+    said["retried"] = [summary.tally.num_rows for summary in summaries]
+    said["merged_again"] = open_run(job("questions_merged")).resumed
+    for name in names:
+        said["rows"][name] = stored(name)
+        said["verified"][name] = [str(one) for one in verify_run(name)]
+        write_report(name)
+        run_status(name)
+    [page, *_] = next(read_parts("documents", [0], ["pages"]))["pages"].to_pylist()[0]
+    said["page"] = page["angle"]
+    said["compared"] = list(compare.compare_runs("questions", "questions_merged").recipe)
+    said["scored"] = score_run("questions").num_rows
+    night = job("finished", uri="night")
+    night = night.model_copy(update={"input": night.input.model_copy(update={"skip_done_in": "retried"})})
+    said["night"] = plan_run(night).manifest.num_done
+    penal = night.model_copy(update={"sampling": SamplingConfig(max_new_tokens=4, repetition_penalty=1.5)})
+    said["penal_night"] = plan_run(penal).manifest.num_done
+    try:
+        open_run(penal.model_copy(update={"output": job("finished").output, "input": job("finished").input}))
+    except RefusedError as error:
+        said["refused"] = str(error)
+    return said
+
+
+if __name__ == "__main__":
+    result = main(sys.argv[1].split(","), json.loads(sys.argv[2]))
+    with os.fdopen(int(sys.argv[3]), "w") as answer:
+        json.dump(result, answer)
