@@ -184,5 +184,5 @@ def test_dtype_auto_goes_on_in_the_dtype_that_the_run_was_opened_in(config, mode
     opened = open_run(config(model={"dtype": "float32"}))
     resumed = open_run(config(model={"dtype": "auto"}))
     assert (resumed.resumed, resumed.config.model.dtype, resumed.fingerprint) == (True, "float32", opened.fingerprint)
-    with pytest.raises(RefusedError, match="model.dtype: .float32. there, .bfloat16. here"):
+    with pytest.raises(RefusedError, match=r"model\.dtype: .float32. there, .bfloat16. here"):
         open_run(config(model={"dtype": "bfloat16"}))
