@@ -17,6 +17,8 @@ from illava.errors import (
 )
 from illava.plan import EMPTY_PLAN
 
+pytestmark = pytest.mark.numeric
+
 SHORT = SamplingParams(max_new_tokens=6, min_new_tokens=6)
 
 
