@@ -157,7 +157,7 @@ def test_budgets_split_groups_without_changing_answers(vlm, requests):
 
 def test_random_draws_do_not_depend_on_the_batch(vlm, requests):
     hot = [
-        replace(r, sampling=SamplingParams(8, temperature=0.9 + n / 5, top_p=0.95, seed=n, min_new_tokens=8))
+        replace(r, sampling=SamplingParams(8, temperature=0.9 + n / 5, top_p=0.95, seed=10 + n, min_new_tokens=8))
         for n, r in enumerate(requests)
     ]
     alone = {r.request_id: only(vlm, r, EMPTY_PLAN).token_ids for r in hot}

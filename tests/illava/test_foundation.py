@@ -26,8 +26,6 @@ from illava.reducers import ILLaVA
 from illava.tokens import Assignment
 from illava.vision import VisionReduction
 
-pytestmark = pytest.mark.numeric
-
 SCORES = ["paper", "released", "causal_normalised"]
 VISION = {"stage": "vision_block", "layers": [2, 3, 4, 5], "reducer": {"kind": "illava", "num_merged": 6}}
 
@@ -95,6 +93,7 @@ class Frozen(ILLaVA):
         return assignment
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("score", SCORES)
 def test_a_cached_decode_equals_a_recompute_with_the_merge_of_the_prefill_frozen(decoder, score):
     prompt = make_prompt(video_runs(), seed=1)
@@ -129,6 +128,7 @@ def test_a_prefill_that_merges_makes_no_tensor_of_n_by_n(decoder, score):
     assert num_visual < seen.largest[1].numel() < num_visual**2, seen.largest
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("causal", [False, True])
 def test_where_no_fused_kernel_shares_heads_they_are_repeated(causal, monkeypatch):
     """On CUDA in float32 SDPA would make an N x N map for grouped heads; its answer must not change."""

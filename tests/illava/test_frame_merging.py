@@ -18,8 +18,6 @@ from illava.model_shape import load_model_shape
 from illava.plan import EMPTY_PLAN, ReductionPlan
 from illava.tower_counts import MediumShape
 
-pytestmark = pytest.mark.numeric
-
 BLOCKS = {"llava_onevision": (2, 5), "qwen2_vl": (1, 3), "qwen2_5_vl": (1, 3), "qwen3_vl": (1, 3)}
 
 
@@ -45,6 +43,7 @@ def still_pairs(vlm, pre, count):
     return pre.video([picture(seed) for seed in range(count) for _ in range(same)])
 
 
+@pytest.mark.numeric
 @torch.inference_mode()
 def test_equal_neighbours_are_joined_without_loss_where_they_stood(loaded):
     vlm, pre, _ = loaded

@@ -19,8 +19,6 @@ from illava.plan import ReductionPlan
 from illava.reducers import REDUCERS, Evidence
 from illava.tokens import Tokens, merge, pad, unpad
 
-pytestmark = pytest.mark.numeric
-
 PRUNING = {"attention_pruning", "fastv", "random", "uniform_stride", "divprune", "scope", "vidcom2", "evs"}
 PRUNING |= {"fewer_frames", "lower_resolution", "pixel_prune", "pixel_dedup", "clip_crop", "clipseg_crop"}
 PRUNING |= {"free_videollm", "pyramiddrop"}
@@ -74,6 +72,7 @@ def test_something_is_reduced(config):
     assert (reducer.assign(tokens, evidence, stage).num_kept < sum(tokens.lengths)) == takes_cells
 
 
+@pytest.mark.numeric
 @cases
 def test_a_batch_is_its_segments_alone(config):
     reducer, stage = build(config)
@@ -83,6 +82,7 @@ def test_a_batch_is_its_segments_alone(config):
         assert_close(block, dense(reducer.assign(own_tokens, own_evidence, stage)))
 
 
+@pytest.mark.numeric
 @cases
 def test_equal_lengths_are_no_special_case(config):
     reducer, stage = build(config)
