@@ -1,11 +1,18 @@
-"""Fixtures shared by both packages' tests."""
+"""Fixtures shared by both packages' tests, and the process as every test finds it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from isolation import isolated_process
 from models import make_onevision
+
+
+@pytest.fixture(autouse=True)
+def _isolated_process():
+    with isolated_process():
+        yield
 
 
 @pytest.fixture(scope="session")

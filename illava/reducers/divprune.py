@@ -12,12 +12,14 @@ if TYPE_CHECKING:
 
     from illava.tokens import Assignment, Tokens
 
+_ROUNDING = 1e-6  # of a distance in float32; two tokens that are each other's nearest have one distance, computed twice
+
 
 class DivPrune(Budget, Reducer):
     """Greedy max-min diversity of hidden states under the distance 1 - cosine.
 
     The first pick is the token whose nearest neighbour is farthest; every next pick is the token farthest from its
-    nearest pick. Ties go to the earlier token. Reads nothing but the tokens.
+    nearest pick. What rounding cannot tell apart is a tie, and goes to the earlier token. Reads nothing but the tokens.
 
     No n x n map: the first pick compares a block of tokens at a time, a later one only with the newest pick, which
     costs k products of all tokens with one.
@@ -59,7 +61,8 @@ def _pick_apart(unit_SND: Tensor, lengths: tuple[int, ...], kept: tuple[int, ...
     gap_SN = 1 - nearest_other(unit_SND, inside_SN)  # distance to the nearest other token, later to the nearest pick
     for step in range(max(kept, default=0)):
         gap_SN = gap_SN.masked_fill(picked_SN | ~inside_SN, float("-inf"))
-        pick_S1 = gap_SN.argmax(1, keepdim=True)
+        tied_SN = gap_SN >= gap_SN.amax(1, keepdim=True) - _ROUNDING
+        pick_S1 = tied_SN.byte().argmax(1, keepdim=True)
         picked_SN.scatter_(1, pick_S1, picked_SN.gather(1, pick_S1) | (step < kept_S1))
         pick_SD1 = unit_SND.gather(1, pick_S1[:, :, None].expand(-1, -1, unit_SND.shape[2])).transpose(1, 2)
         distance_SN = 1 - torch.bmm(unit_SND, pick_SD1).squeeze(2)

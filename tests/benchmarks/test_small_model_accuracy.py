@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from closeness import assert_close
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -78,7 +79,7 @@ def test_what_plans_share_of_the_tower_is_what_each_would_compute(answerer: Answ
     num_run, later = [], answerer.tower.num_later
     for _ in range(2):
         (found,) = family.encode(media, reduction, trace=False, seeds=[3])
-        torch.testing.assert_close(found.feature_KD, wanted.feature_KD, rtol=1e-4, atol=1e-5)
+        assert_close(found.feature_KD, wanted.feature_KD)
         assert torch.equal(found.place_K3, wanted.place_K3)
         num_run.append(answerer.tower.num_run)
     assert num_run[0] == num_run[1], "what was known was run again"

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from closeness import assert_close
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
@@ -73,7 +74,7 @@ def test_packed_questions_give_the_stock_logits(kind: str, model, tokenizer):
             inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([answer[:-1]], dtype=torch.long)], 1)
             with torch.no_grad():
                 stock = model(**inputs).logits[0, -len(answer) :]
-            torch.testing.assert_close(logits[start : start + len(answer)], stock, atol=2e-4, rtol=1e-4)
+            assert_close(logits[start : start + len(answer)], stock)
             start += len(answer)
     assert start == len(logits)
 

@@ -5,6 +5,7 @@ The interpreter is chosen when triton is imported, which another test of the pro
 
 import pytest
 import torch
+from closeness import assert_close
 from test_decode_step import composition, make_decoder
 
 from illava.decode_step import StaticInputs, decode_step
@@ -19,9 +20,6 @@ CPU = torch.device("cpu")
 def _kernels(monkeypatch):
     """Kernels by default; `twin` of a call forces the other."""
     monkeypatch.setenv("ILLAVA_KERNELS", "triton")
-    kernels_on.cache_clear()
-    yield
-    kernels_on.cache_clear()
 
 
 def twin(function, *args, **kwargs):
@@ -59,7 +57,7 @@ def paged(lengths, *, heads, kv_heads, width, page_size, dtype=torch.float32):
 def test_paged_decode_is_its_twin(lengths, heads, kv_heads, width, page_size):
     args, kwargs = paged(lengths, heads=heads, kv_heads=kv_heads, width=width, page_size=page_size)
     out = paged_attention(*args, **kwargs)
-    torch.testing.assert_close(out, twin(paged_attention, *args, **kwargs), atol=1e-6, rtol=1e-5)
+    assert_close(out, twin(paged_attention, *args, **kwargs))
 
 
 def test_paged_decode_in_half_precision_accumulates_in_float32():
@@ -68,7 +66,7 @@ def test_paged_decode_in_half_precision_accumulates_in_float32():
     exact = twin(paged_attention, *(x.float() if x.is_floating_point() else x for x in args), **kwargs)
     out = paged_attention(*args, **kwargs)
     assert out.dtype == torch.float16
-    torch.testing.assert_close(out.float(), exact, atol=2e-4, rtol=1e-3)
+    assert_close(out.float(), exact, tolerance=1e-3)
 
 
 def test_a_row_does_not_depend_on_its_batch():
@@ -90,8 +88,8 @@ def qk(num_tokens, *, heads=2, key_heads=2, width=6):
 def test_attention_received_is_its_twin(lengths):
     q, k = qk(sum(lengths))
     score = attention_received(q, k, lengths, scale=0.4)
-    torch.testing.assert_close(score, twin(attention_received, q, k, lengths, scale=0.4), atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(torch.stack([part.sum() for part in score.split(lengths)]), torch.ones(len(lengths)))
+    assert_close(score, twin(attention_received, q, k, lengths, scale=0.4))
+    assert_close(torch.stack([part.sum() for part in score.split(lengths)]), torch.ones(len(lengths)))
 
 
 def test_attention_received_with_a_bias_and_strided_keys_is_its_twin():
@@ -99,7 +97,7 @@ def test_attention_received_with_a_bias_and_strided_keys_is_its_twin():
     args, bias = (q[::2], k[::2], (40, 30)), torch.linspace(0, 2, 70)
     score = attention_received(*args, scale=0.4, key_bias_T=bias)
     expected = twin(attention_received, *args, scale=0.4, key_bias_T=bias)
-    torch.testing.assert_close(score, expected, atol=1e-6, rtol=1e-5)
+    assert_close(score, expected)
 
 
 @pytest.mark.parametrize("normalised", [False, True])
@@ -111,14 +109,14 @@ def test_causal_attention_received_is_its_twin(normalised, key_heads):
     args, kwargs = (q, k, lengths, scope), {"scale": 0.4, "normalised": normalised}
     score = causal_attention_received(*args, **kwargs)
     assert (score[scope < 0] == 0).all()
-    torch.testing.assert_close(score, twin(causal_attention_received, *args, **kwargs), atol=1e-6, rtol=1e-5)
+    assert_close(score, twin(causal_attention_received, *args, **kwargs))
 
 
 def test_flat_attention_scores_one_everywhere_when_normalised():
     scope = torch.zeros(100, dtype=torch.int64)
     q, k = torch.zeros(100, 2, 8), torch.zeros(100, 2, 8)
     score = causal_attention_received(q, k, (100,), scope, scale=1.0, normalised=True)
-    torch.testing.assert_close(score, torch.ones(100), atol=1e-5, rtol=0)
+    assert_close(score, torch.ones(100))
 
 
 @torch.inference_mode()
@@ -129,6 +127,6 @@ def test_a_step_over_fixed_tensors_gives_each_request_what_it_gets_alone():
     static.load(inputs)
     logits = decode_step(decoder, embed, cache, static.rows(4))[:2]
     expected = twin(decode_step, decoder, embed, twin_cache, twin_inputs)
-    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
+    assert_close(logits, expected)
     held = cache.num_pages  # the spare page alone may differ: rows without a request wrote there
-    torch.testing.assert_close(cache.k_pool_PSGd[:held], twin_cache.k_pool_PSGd[:held], atol=1e-5, rtol=1e-4)
+    assert_close(cache.k_pool_PSGd[:held], twin_cache.k_pool_PSGd[:held])

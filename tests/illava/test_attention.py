@@ -4,9 +4,12 @@ import inspect
 
 import pytest
 import torch
+from closeness import assert_close
 
 from illava import attention
 from illava.attention import backend_name, packed_attention
+
+pytestmark = pytest.mark.numeric
 
 
 def plain(q_THd, k_TGd, v_TGd, lengths, *, causal, scale):
@@ -34,7 +37,7 @@ def draw(num_tokens, num_heads, num_kv_heads, head_dim=8):
 def test_packed_attention_is_softmax_within_each_segment(lengths, causal, num_kv_heads):
     q, k, v = draw(sum(lengths), 4, num_kv_heads)
     out = packed_attention(q, k, v, lengths, causal=causal, scale=0.3)
-    torch.testing.assert_close(out, plain(q, k, v, lengths, causal=causal, scale=0.3), atol=1e-6, rtol=1e-5)
+    assert_close(out, plain(q, k, v, lengths, causal=causal, scale=0.3))
 
 
 def test_lengths_must_cover_the_tokens():
@@ -75,11 +78,9 @@ def test_varlen_is_called_in_the_words_of_the_installed_torch(installed, causal,
 
     monkeypatch.setattr(module, "varlen_attn", installed)
     monkeypatch.setattr(attention, "backend_name", lambda *_: "varlen")
-    attention._varlen_arguments.cache_clear()
     q, k, v = draw(9, 4, 2)
     out = packed_attention(q, k, v, (4, 5), causal=causal, scale=0.3)
-    attention._varlen_arguments.cache_clear()
-    torch.testing.assert_close(out, plain(q, k, v, (4, 5), causal=causal, scale=0.3), atol=1e-6, rtol=1e-5)
+    assert_close(out, plain(q, k, v, (4, 5), causal=causal, scale=0.3))
 
 
 def test_the_installed_torch_speaks_one_of_the_two_dialects():

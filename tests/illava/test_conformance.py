@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from closeness import assert_close
 from safetensors import safe_open
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,6 +19,8 @@ from illava.errors import ReductionDidNotFireError
 from illava.families.siglip import SiglipTower
 from illava.plan import EMPTY_PLAN, ReductionPlan
 from illava.vision import VisionReduction
+
+pytestmark = pytest.mark.numeric
 
 DATA = Path(__file__).parent / "data"
 FILES = sorted(path.name for path in DATA.glob("siglip_*.safetensors"))
@@ -64,11 +67,6 @@ def _run(model: SiglipVisionModel, pixels: Tensor, plan: ReductionPlan) -> tuple
     return hidden.view(num_tiles, -1, hidden.shape[1]), reduction
 
 
-def _assert_close(got: Tensor, expected: Tensor) -> None:
-    assert got.shape == expected.shape
-    assert float((got - expected).abs().max() / expected.abs().max()) <= 1e-5
-
-
 def test_there_are_two_recordings():
     assert len(FILES) == 2
 
@@ -91,10 +89,10 @@ def test_scores_mlp_inputs_and_output_equal_the_released_tower(recording, monkey
     assert len(scores) == len(recording.config["merge_layers"])
     for score, layer in zip(scores, recording.config["merge_layers"], strict=True):
         expected = recording.tensors[f"merge.layer{layer}.score"]
-        _assert_close(score.view(expected.shape), expected)
+        assert_close(score.view(expected.shape), expected)
         expected = recording.tensors[f"merge.layer{layer}.mlp_input"]
-        _assert_close(mlp_inputs[layer].view(expected.shape), expected)
-    _assert_close(hidden, recording.tensors["output.hidden"])
+        assert_close(mlp_inputs[layer].view(expected.shape), expected)
+    assert_close(hidden, recording.tensors["output.hidden"])
 
 
 def test_the_plain_formula_gives_the_same(recording):
@@ -103,7 +101,7 @@ def test_the_plain_formula_gives_the_same(recording):
     hidden, _ = _run(model, recording.tensors["input.pixel_values"], recording.plan)
     for image, pixels in enumerate(recording.tensors["input.pixel_values"]):
         with torch.no_grad():
-            _assert_close(hidden[image], _plain_tower(model, pixels, config["merge_layers"], config["num_merged"]))
+            assert_close(hidden[image], _plain_tower(model, pixels, config["merge_layers"], config["num_merged"]))
 
 
 def _plain_tower(model: SiglipVisionModel, pixels: Tensor, layers: list[int], num_merged: int) -> Tensor:
@@ -133,11 +131,22 @@ def _plain_merge(x: Tensor, score: Tensor, r: int) -> Tensor:
 def test_the_empty_plan_is_hugging_faces_own_tower(recording):
     pixels = recording.tensors["input.pixel_values"]
     hidden, reduction = _run(recording.model, pixels, EMPTY_PLAN)
-    _assert_close(hidden, recording.tensors["output.hidden_unmerged"])
+    assert_close(hidden, recording.tensors["output.hidden_unmerged"])
     with torch.no_grad():
         theirs = recording.model(pixels, output_hidden_states=True).hidden_states[-1]
-    assert torch.equal(hidden, theirs)
+    assert_close(hidden, theirs)
     assert reduction.steps == []
+
+
+def test_at_27_by_27_patches_the_empty_plan_is_hugging_faces_own_tower():
+    """The published grid: 1458 rows, which go through other products than the recordings' few."""
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 6, "num_attention_heads": 2}
+    model = SiglipVisionModel(SiglipVisionConfig(vision_use_head=False, image_size=378, patch_size=14, **shape)).eval()
+    pixels = torch.rand(2, 3, 378, 378) * 2 - 1
+    hidden, _ = _run(model, pixels, EMPTY_PLAN)
+    assert hidden.shape == (2, 27**2, 32)
+    with torch.no_grad():
+        assert_close(hidden, model(pixels, output_hidden_states=True).hidden_states[-1])
 
 
 def test_a_tile_does_not_depend_on_its_batch(recording):
@@ -145,7 +154,7 @@ def test_a_tile_does_not_depend_on_its_batch(recording):
     together, _ = _run(recording.model, pixels, recording.plan)
     for image in range(len(pixels)):
         alone, _ = _run(recording.model, pixels[image : image + 1], recording.plan)
-        _assert_close(together[image], alone[0])
+        assert_close(together[image], alone[0])
 
 
 def test_a_step_beyond_the_last_block_is_an_error(recording):

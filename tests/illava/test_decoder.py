@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from closeness import assert_close
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from illava.cache import PagedCache
@@ -15,6 +16,8 @@ from illava.prompt import Prompt, pack
 from illava.reducers.base import Reducer
 from illava.tokens import prune
 from illava.visual_tokens import Run
+
+pytestmark = pytest.mark.numeric
 
 TEXT = Run(3)
 
@@ -121,7 +124,7 @@ def test_empty_plan_equals_stock_transformers(model, decoder, rows, monkeypatch)
     done, _ = run_prefill(decoder, prompts)
     for row, prompt in enumerate(prompts):
         stock = stock_logits(model, prompt.hidden_TD, prompt.position_PT[0])[-1]
-        torch.testing.assert_close(done.logits_BV[row], stock, atol=1e-5, rtol=0)
+        assert_close(done.logits_BV[row], stock)
     assert done.lengths_LB == [tuple(p.num_tokens for p in prompts)] * 4
 
 
@@ -130,7 +133,7 @@ def test_positions_are_the_prompts_own(model, decoder):
     prompt = replace(prompt, position_PT=prompt.position_PT * 3 + 2)
     done, _ = run_prefill(decoder, [prompt])
     stock = stock_logits(model, prompt.hidden_TD, prompt.position_PT[0])[-1]
-    torch.testing.assert_close(done.logits_BV[0], stock, atol=1e-5, rtol=0)
+    assert_close(done.logits_BV[0], stock)
 
 
 def test_dropping_at_the_input_is_a_shorter_prompt_with_the_same_positions(model, decoder):
@@ -139,7 +142,7 @@ def test_dropping_at_the_input_is_a_shorter_prompt_with_the_same_positions(model
     done, _ = run_prefill(decoder, [prompt], plan)
     kept = torch.tensor([0, 1, 2, 3 + 0, 3 + 2, 3 + 5, 3 + 6, 3 + 11, 16, 17, 18, 19, 20])
     stock = stock_logits(model, prompt.hidden_TD[kept], prompt.position_PT[0, kept])[-1]
-    torch.testing.assert_close(done.logits_BV[0], stock, atol=1e-5, rtol=0)
+    assert_close(done.logits_BV[0], stock)
     assert done.lengths_LB == [(13,)] * 4
     assert done.num_visual_LB == [(5,)] * 4
 
@@ -161,7 +164,7 @@ def test_dropping_before_a_layer_equals_stock_layers_over_what_is_left(model, de
     plan = plan_of(("decoder_layer", (2,), KeepIndices(indices=(1, 3), per="frame")))
     done, _ = run_prefill(decoder, [prompt], plan)
     kept = torch.tensor([0, 1, 2, 4, 6, 8, 10, 12, 14, 15, 16, 17, 18, 19, 20])
-    torch.testing.assert_close(done.logits_BV[0], split_forward(model, prompt, kept, 2), atol=1e-5, rtol=0)
+    assert_close(done.logits_BV[0], split_forward(model, prompt, kept, 2))
     assert done.lengths_LB == [(21,), (21,), (15,), (15,)]
     assert done.num_visual_LB == [(13,), (13,), (7,), (7,)]
 
@@ -206,7 +209,7 @@ def test_merging_before_a_layer_equals_the_formula_over_stock_attention(model, d
     done, _ = run_prefill(decoder, [prompt], illava_plan(num_merged=5, keep_ratio=None, score=score, per="medium"))
     monkeypatch.setattr(model.config, "_attn_implementation", "eager")
     expected = merged_by_formula(model, prompt, layer=2, scope=list(range(3, 16)), num_merged=5, score=score)
-    torch.testing.assert_close(done.logits_BV[0], expected, atol=1e-5, rtol=0)
+    assert_close(done.logits_BV[0], expected)
 
 
 @pytest.mark.parametrize("per", ["frame", "span", "medium", "prompt"])
@@ -219,7 +222,7 @@ def test_every_row_of_a_batch_equals_the_row_alone(decoder, per, score):
     assert not together.errors
     for row, prompt in enumerate(prompts):
         alone, _ = run_prefill(decoder, [prompt], plan)
-        torch.testing.assert_close(together.logits_BV[row], alone.logits_BV[0], atol=1e-5, rtol=0)
+        assert_close(together.logits_BV[row], alone.logits_BV[0])
         assert [n[row] for n in together.lengths_LB] == [n[0] for n in alone.lengths_LB]
 
 
@@ -304,7 +307,7 @@ def test_a_cached_decode_equals_a_recompute_with_the_assignment_frozen(model, de
                 runs=(*prompt.runs, Run(1)),
             )
             again, _ = run_prefill(decoder, [longer], first)
-            torch.testing.assert_close(logits[row], again.logits_BV[0], atol=1e-5, rtol=0)
+            assert_close(logits[row], again.logits_BV[0])
 
 
 def test_a_step_that_removes_nothing_is_that_requests_error(decoder):
@@ -323,7 +326,7 @@ def test_a_trace_is_the_matrix_that_was_applied(decoder):
     assert (step.stage, step.layer) == ("decoder_layer", 1)
     assert tuple(step.matrix.shape) == (7, 13)
     dense = step.matrix.to_dense()
-    torch.testing.assert_close(dense.sum(1), torch.ones(7))
+    assert_close(dense.sum(1), torch.ones(7))
     assert ((dense > 0).sum(1) == 7).sum() == 1  # r + 1 sources in one mixture, copies elsewhere
     assert list(done.traces) == [1]
 
@@ -363,7 +366,7 @@ def test_a_prefill_in_chunks_equals_one_in_one_piece(decoder, which, max_tokens)
     whole, whole_cache = run_prefill(decoder, prompts, plan)
     done, cache, calls = run_in_chunks(decoder, prompts, plan, max_tokens)
     assert calls > 1
-    torch.testing.assert_close(done.logits_BV, whole.logits_BV, atol=1e-5, rtol=0)
+    assert_close(done.logits_BV, whole.logits_BV)
     assert done.lengths_LB == whole.lengths_LB
     assert done.num_visual_LB == whole.num_visual_LB
     held = [[layer[row] for layer in done.lengths_LB] for row in range(3)]
@@ -372,7 +375,7 @@ def test_a_prefill_in_chunks_equals_one_in_one_piece(decoder, which, max_tokens)
         decoder.decode(torch.ones(3, 32), position, which_cache, which_cache.batch(range(3), held))
         for which_cache in (whole_cache, cache)
     ]
-    torch.testing.assert_close(after[1], after[0], atol=1e-5, rtol=0)
+    assert_close(after[1], after[0])
 
 
 def test_a_chunk_costs_no_more_than_its_budget(decoder, monkeypatch):
@@ -401,7 +404,7 @@ def test_keys_that_are_held_already_are_not_computed_again(decoder, which, max_t
     seen, stock = [], decoder.project
     monkeypatch.setattr(decoder, "project", lambda layer, x, rotary: seen.append(len(x)) or stock(layer, x, rotary))
     done, _, _ = run_in_chunks(decoder, behind, plan, max_tokens, held=held, cache=cache)
-    torch.testing.assert_close(done.logits_BV, whole.logits_BV, atol=1e-5, rtol=0)
+    assert_close(done.logits_BV, whole.logits_BV)
     assert sum(seen) == sum(num_own) * decoder.num_layers
     assert done.lengths_LB == [tuple(num_own)] * decoder.num_layers
     assert not done.errors

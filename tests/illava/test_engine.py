@@ -18,6 +18,8 @@ from illava.errors import (
 from illava.plan import EMPTY_PLAN
 from illava.prefill import PrefillRun
 
+pytestmark = pytest.mark.numeric
+
 SHORT = SamplingParams(max_new_tokens=6, min_new_tokens=6)
 
 
@@ -156,7 +158,7 @@ def test_budgets_split_groups_without_changing_answers(vlm, requests):
 
 def test_random_draws_do_not_depend_on_the_batch(vlm, requests):
     hot = [
-        replace(r, sampling=SamplingParams(8, temperature=0.9 + n / 5, top_p=0.95, seed=n, min_new_tokens=8))
+        replace(r, sampling=SamplingParams(8, temperature=0.9 + n / 5, top_p=0.95, seed=10 + n, min_new_tokens=8))
         for n, r in enumerate(requests)
     ]
     alone = {r.request_id: only(vlm, r, EMPTY_PLAN).token_ids for r in hot}

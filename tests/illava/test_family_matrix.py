@@ -57,7 +57,7 @@ def tiny(request, tmp_path_factory) -> Tiny:
 
 
 def requests_of(preprocessor, *, video: bool) -> dict[str, Request]:
-    rng = np.random.default_rng(7)
+    rng = np.random.default_rng(8)
 
     def picture(height, width):
         return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from closeness import assert_close
 from test_decoder import config, make_prompt, plan_of, run_prefill, video_runs
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -92,6 +93,7 @@ class Frozen(ILLaVA):
         return assignment
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("score", SCORES)
 def test_a_cached_decode_equals_a_recompute_with_the_merge_of_the_prefill_frozen(decoder, score):
     prompt = make_prompt(video_runs(), seed=1)
@@ -113,7 +115,7 @@ def test_a_cached_decode_equals_a_recompute_with_the_merge_of_the_prefill_frozen
         )
         again, _ = run_prefill(decoder, [longer], frozen)
         assert again.lengths_LB[-1][0] == done.lengths_LB[-1][0] + step + 1
-        torch.testing.assert_close(logits[0], again.logits_BV[0], atol=1e-5, rtol=0)
+        assert_close(logits[0], again.logits_BV[0])
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -126,6 +128,7 @@ def test_a_prefill_that_merges_makes_no_tensor_of_n_by_n(decoder, score):
     assert num_visual < seen.largest[1].numel() < num_visual**2, seen.largest
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("causal", [False, True])
 def test_where_no_fused_kernel_shares_heads_they_are_repeated(causal, monkeypatch):
     """On CUDA in float32 SDPA would make an N x N map for grouped heads; its answer must not change."""
@@ -139,7 +142,7 @@ def test_where_no_fused_kernel_shares_heads_they_are_repeated(causal, monkeypatc
         attention, "scaled_dot_product_attention", lambda *qkv, **o: calls.append((qkv, o)) or stock(*qkv, **o)
     )
     repeated = attention.packed_attention(q_THd, k_TGd, v_TGd, (4, 4, 1), **given)
-    torch.testing.assert_close(repeated, shared, atol=1e-6, rtol=1e-5)
+    assert_close(repeated, shared)
     assert [(qkv[1].shape[1], options["enable_gqa"]) for qkv, options in calls] == [(4, False)] * 2
 
 

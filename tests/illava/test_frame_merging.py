@@ -7,6 +7,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from closeness import assert_close
 
 from benchmarks.family_matrix import make_folder
 from illava import VLM, Request, SamplingParams, load_preprocessor
@@ -42,6 +43,7 @@ def still_pairs(vlm, pre, count):
     return pre.video([picture(seed) for seed in range(count) for _ in range(same)])
 
 
+@pytest.mark.numeric
 @torch.inference_mode()
 def test_equal_neighbours_are_joined_without_loss_where_they_stood(loaded):
     vlm, pre, _ = loaded
@@ -51,7 +53,7 @@ def test_equal_neighbours_are_joined_without_loss_where_they_stood(loaded):
     (whole_image, whole), (image_again, joined) = (
         vlm.family.encode([image, clip], which, trace=True) for which in (EMPTY_PLAN, plan)
     )
-    torch.testing.assert_close(image_again.feature_KD, whole_image.feature_KD, atol=1e-5, rtol=1e-5)
+    assert_close(image_again.feature_KD, whole_image.feature_KD)
     assert image_again.idle_steps == ("'frame_merging' at vision_block " + str(plan.steps[0].layers[0]),)
     assert joined.idle_steps == ()
     place, frames = joined.place_K3[joined.place_K3[:, 1] >= 0], [0, 2, 4]
@@ -59,14 +61,14 @@ def test_equal_neighbours_are_joined_without_loss_where_they_stood(loaded):
     assert joined.num_slots == whole.num_slots
     slots = joined.slot_K
     assert torch.equal(joined.place_K3, whole.place_K3[slots])  # nothing was dropped there: slots are tokens
-    torch.testing.assert_close(joined.feature_KD, whole.feature_KD[slots], atol=1e-4, rtol=1e-4)
+    assert_close(joined.feature_KD, whole.feature_KD[slots])
     for ours, theirs in zip(joined.deepstack, whole.deepstack, strict=True):
-        torch.testing.assert_close(ours, theirs[slots], atol=1e-4, rtol=1e-4)
+        assert_close(ours, theirs[slots])
     counts = [count for frame, count in joined.frame_counts if frame >= 0 and count]
     assert len(counts) == 3
     assert sum(count for _, count in joined.frame_counts) == len(slots)
     matrix = joined.trace[0].matrix.to_dense()
-    torch.testing.assert_close(matrix.sum(1), torch.ones(len(matrix)))
+    assert_close(matrix.sum(1), torch.ones(len(matrix)))
     assert ((matrix > 0).sum(1) == 2).all()
 
 

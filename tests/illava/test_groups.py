@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from closeness import assert_close
 
 from illava.groups import group_evidence, group_tokens, spread
 from illava.reducers import REDUCERS, AttentionPruning, Evidence, ILLaVA, ILLaVA2026, ToMe
 from illava.tokens import Tokens, carry, merge
+
+pytestmark = pytest.mark.numeric
 
 # 3 x 2 groups and 2 x 2 groups of 2 x 2 patches
 LENGTHS = (24, 16)
@@ -37,7 +40,7 @@ def test_a_group_is_its_patches_side_by_side():
         own = range(4 * group, 4 * group + 4)
         assert torch.equal(groups.hidden_TD[group], torch.cat([tokens.hidden_TD[n] for n in own]))
         mean = sum(evidence.attention_received_T[n] for n in own) / 4
-        torch.testing.assert_close(measured.attention_received_T[group], mean)
+        assert_close(measured.attention_received_T[group], mean)
         for head in range(2):
             assert torch.equal(measured.keys_THd[group, head], torch.cat([evidence.keys_THd[n, head] for n in own]))
 
@@ -60,9 +63,9 @@ def test_patches_follow_their_group_corner_by_corner(reducer):
     of_patches = spread(of_groups, 2)
     assert of_patches.lengths == tuple(4 * n for n in of_groups.lengths)
     corners = torch.kron(of_groups.matrix().to_dense(), torch.eye(4))
-    torch.testing.assert_close(of_patches.matrix().to_dense(), corners)
+    assert_close(of_patches.matrix().to_dense(), corners)
     merged = merge(of_patches, tokens.hidden_TD)
-    torch.testing.assert_close(merged.view(-1, 20), merge(of_groups, tokens.hidden_TD.view(-1, 20)))
+    assert_close(merged.view(-1, 20), merge(of_groups, tokens.hidden_TD.view(-1, 20)))
     place = carry(of_patches, tokens.place_T3).view(-1, 4, 3)
     assert ((place[:, :, 1:] // 2) == (place[:, :1, 1:] // 2)).all()
 

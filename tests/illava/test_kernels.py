@@ -21,9 +21,6 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 @pytest.fixture(autouse=True)
 def _decide_anew(monkeypatch):
     monkeypatch.delenv("ILLAVA_KERNELS", raising=False)
-    kernels_on.cache_clear()
-    yield
-    kernels_on.cache_clear()
 
 
 @pytest.mark.long

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from closeness import assert_close
 from models_clip import SIDE, make_clipseg
 from PIL import Image
 
@@ -125,5 +126,5 @@ def test_clipseg_s_relevance_is_the_logistic_of_its_logits_around_each_cell(tmp_
         with torch.no_grad():
             logits = model(pixel_values=pixels, input_ids=ids.input_ids, attention_mask=ids.attention_mask).logits
         chance = [[1 / (1 + math.exp(-logit)) for logit in line] for line in logits.view(SIDE, SIDE).tolist()]
-        torch.testing.assert_close(found_RC, torch.tensor(slow_cells(chance, 3, 5)), rtol=2e-3, atol=2e-3)
+        assert_close(found_RC, torch.tensor(slow_cells(chance, 3, 5)), tolerance=2e-3)
     assert found_FRC.std() > 1e-3, "the two frames' cells must differ, else anything would do"

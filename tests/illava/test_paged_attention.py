@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from closeness import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from illava import VLM, ReductionPlan, Request, SamplingParams, load_preprocessor
 from illava.cache import PagedCache
 from illava.paged_attention import paged_attention
 from illava.plan import EMPTY_PLAN
+
+pytestmark = pytest.mark.numeric
 
 PAGE_SIZE, NUM_KV_HEADS, WIDTH, NUM_PAGES = 4, 2, 8, 40
 
@@ -68,10 +71,10 @@ def test_each_row_is_softmax_over_its_own_keys(tables, lengths, attended, gather
     args, expected = drawn(tables, lengths)
     with Calls() as calls:
         out = paged_attention(*args, scale=0.5, host_lengths=lengths, host_starts=places(tables))
-    torch.testing.assert_close(out, expected, atol=1e-6, rtol=1e-5)
+    assert_close(out, expected)
     assert (calls.count("scaled_dot_product"), calls.count("index_select")) == (attended, gathered)
     unknown = paged_attention(*args, scale=0.5, host_lengths=lengths)
-    torch.testing.assert_close(unknown, expected, atol=1e-6, rtol=1e-5)
+    assert_close(unknown, expected)
 
 
 def test_the_cache_knows_whose_pages_lie_end_to_end():

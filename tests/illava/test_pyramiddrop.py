@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from illava import VLM, Request, SamplingParams, load_preprocessor
 from illava.plan import EMPTY_PLAN, ReductionPlan
 from illava.prompt import assemble
+
+pytestmark = pytest.mark.numeric
 
 LAYERS, KEEP = (1, 2, 3), 0.5
 

@@ -8,6 +8,8 @@ from illava.errors import RequestError
 from illava.requests import SamplingParams, derive_seed
 from illava.sampling import SamplingBatch, check_sampling, draw_tokens, uniform_draw
 
+pytestmark = pytest.mark.numeric
+
 GREEDY = SamplingParams()
 LOUD = SamplingParams(logprobs=True)
 HOT = SamplingParams(temperature=0.8, top_p=0.9)

@@ -6,9 +6,12 @@ import math
 
 import pytest
 import torch
+from closeness import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from illava.scores import attention_received, causal_attention_received, last_query_attention
+
+pytestmark = pytest.mark.numeric
 
 HEADS, WIDTH = 4, 6
 SCALE = WIDTH**-0.5
@@ -64,15 +67,15 @@ def test_attention_received_is_the_column_mean_of_the_map(lengths):
     parts = zip(q.split(lengths), k.split(lengths), strict=True)
     expected = torch.cat([_map(qs, ks, causal=False).mean((0, 1)) for qs, ks in parts])
     assert got.dtype == torch.float32
-    torch.testing.assert_close(got.double(), expected, atol=1e-6, rtol=1e-5)
+    assert_close(got.double(), expected)
     sums = torch.stack([part.sum() for part in got.split(lengths)])
-    torch.testing.assert_close(sums, torch.ones(len(lengths)))
+    assert_close(sums, torch.ones(len(lengths)))
 
 
 def test_low_precision_inputs_are_scored_in_float32():
     q, k = _qk(50, dtype=torch.bfloat16)
     expected = _map(q, k, causal=False).mean((0, 1))
-    torch.testing.assert_close(attention_received(q, k, (50,), scale=SCALE).double(), expected, atol=1e-6, rtol=1e-5)
+    assert_close(attention_received(q, k, (50,), scale=SCALE).double(), expected)
 
 
 @pytest.mark.parametrize("normalised", [False, True])
@@ -89,14 +92,14 @@ def test_causal_attention_counts_only_queries_of_the_own_scope(normalised, key_h
         part = slice(start, start + n)
         expected.append(_plain_causal(q[part], k[part], scope[part], normalised=normalised))
         start += n
-    torch.testing.assert_close(got.double(), torch.cat(expected), atol=1e-6, rtol=1e-5)
+    assert_close(got.double(), torch.cat(expected))
 
 
 def test_flat_attention_gives_a_constant_normalised_score_but_not_a_constant_plain_one():
     q, k = torch.zeros(600, HEADS, WIDTH), torch.zeros(600, 2, WIDTH)
     scope = torch.tensor([-1] * 20 + [0] * 560 + [-1] * 20)
     score = causal_attention_received(q, k, (600,), scope, scale=SCALE, normalised=True)
-    torch.testing.assert_close(score[20:580], torch.ones(560))
+    assert_close(score[20:580], torch.ones(560))
     assert score[:20].eq(0).all()
     assert score[580:].eq(0).all()
     plain = causal_attention_received(q, k, (600,), scope, scale=SCALE, normalised=False)
@@ -109,7 +112,7 @@ def test_last_query_attention_is_the_last_row_of_the_map():
     got = last_query_attention(q, k, lengths, scale=SCALE)
     parts = zip(q.split(lengths), k.split(lengths), strict=True)
     expected = torch.cat([_map(qs, ks, causal=True)[:, -1].mean(0) for qs, ks in parts])
-    torch.testing.assert_close(got.double(), expected, atol=1e-6, rtol=1e-5)
+    assert_close(got.double(), expected)
 
 
 @pytest.mark.parametrize("causal", [False, True])

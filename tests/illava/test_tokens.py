@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from closeness import assert_close
 
 from illava.tokens import Assignment, carry, compose, identity, lift, merge, pad, prune, ragged_index
+
+pytestmark = pytest.mark.numeric
 
 LENGTHS_BEFORE, LENGTHS = (5, 4), (3, 3)
 
@@ -40,7 +43,7 @@ def test_matrix_holds_copies_and_mixtures():
 
 def test_merge_is_the_product_with_the_matrix():
     hidden = torch.randn(9, 4)
-    torch.testing.assert_close(merge(_mixed(), hidden), _dense() @ hidden)
+    assert_close(merge(_mixed(), hidden), _dense() @ hidden)
 
 
 def test_merge_in_equal_groups_is_the_product_with_the_matrix():
@@ -55,7 +58,7 @@ def test_merge_in_equal_groups_is_the_product_with_the_matrix():
         size_G=torch.tensor([2, 2]),
         group_size=2,
     )
-    torch.testing.assert_close(merge(assignment, hidden), assignment.matrix().to_dense() @ hidden)
+    assert_close(merge(assignment, hidden), assignment.matrix().to_dense() @ hidden)
 
 
 def test_merge_sums_low_precision_in_float32_and_returns_the_input_dtype():
@@ -79,7 +82,7 @@ def test_compose_chains_two_steps():
     first, then = _mixed(), prune(torch.tensor([1, 4, 5]), (1, 2), 6)
     hidden = torch.randn(9, 4)
     both = compose(first.matrix(), then.matrix())
-    torch.testing.assert_close(both.to_dense() @ hidden, merge(then, merge(first, hidden)))
+    assert_close(both.to_dense() @ hidden, merge(then, merge(first, hidden)))
 
 
 def test_lift_leaves_other_tokens_alone():
@@ -98,7 +101,7 @@ def test_lift_leaves_other_tokens_alone():
             expected[row, index] = _dense()[inner]
     assert torch.equal(whole.matrix().to_dense(), expected)
     hidden = torch.randn(14, 3)
-    torch.testing.assert_close(merge(whole, hidden), expected @ hidden)
+    assert_close(merge(whole, hidden), expected @ hidden)
 
 
 @pytest.mark.parametrize("lengths", [(3, 3), (2, 4, 1), (0, 3), ()])

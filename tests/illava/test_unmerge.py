@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from closeness import assert_close
 
 from benchmarks.family_matrix import MAKERS, make_folder
 from illava import VLM, Request, SamplingParams, load_preprocessor
@@ -16,6 +17,8 @@ from illava.plan import EMPTY_PLAN, ReductionPlan
 from illava.tokens import cluster, merge, prune
 from illava.tower_counts import MediumShape
 from illava.unmerge import Unmerging
+
+pytestmark = pytest.mark.numeric
 
 BLOCKS = {"llava_onevision": [2, 5], "llava_next": [1, 2], "qwen2_vl": [1, 3], "qwen2_5_vl": [1, 3], "qwen3_vl": [1, 3]}
 
@@ -60,10 +63,10 @@ def test_two_steps_are_undone_last_first(side, num_neighbours):
     unmerging.add(second, (5, 4), y2.view(-1, 6), z.view(-1, 6))
     half, later = slow_restore(y2, z, now, second.kept_K.tolist(), lengths=((5, 4), (3, 2)), **near)
     whole, early = slow_restore(x.view(12, -1), y, half, first.kept_K.tolist(), lengths=((7, 5), (5, 4)), **near)
-    torch.testing.assert_close(unmerging.restore(now.view(-1, 6)), whole.view(-1, 6))
+    assert_close(unmerging.restore(now.view(-1, 6)), whole.view(-1, 6))
     by_group = torch.kron(early @ later, torch.eye(size))
-    torch.testing.assert_close(unmerging.matrix().to_dense(), by_group)
-    torch.testing.assert_close(unmerging.matrix().to_dense().sum(1), torch.ones(12 * size))
+    assert_close(unmerging.matrix().to_dense(), by_group)
+    assert_close(unmerging.matrix().to_dense().sum(1), torch.ones(12 * size))
 
 
 def test_what_has_not_changed_since_is_what_it_was():
@@ -71,7 +74,7 @@ def test_what_has_not_changed_since_is_what_it_was():
     kept = prune(torch.tensor([0, 3, 4]), (3,), 9)
     unmerging = Unmerging(2, 1)
     unmerging.add(kept, (9,), x, x[kept.kept_K])
-    torch.testing.assert_close(unmerging.restore(x[kept.kept_K]), x)
+    assert_close(unmerging.restore(x[kept.kept_K]), x)
     place = torch.arange(3)
     assert torch.equal(unmerging.followed(place)[kept.kept_K], place)
 
@@ -116,7 +119,7 @@ def test_the_whole_grid_is_back_and_survivors_are_as_they_were(loaded):
         assert back.frame_counts == full.frame_counts
         assert not torch.allclose(back.feature_KD, full.feature_KD)
         if len(few.slot_K) < len(full.slot_K) and vlm.family.model_type.startswith("qwen"):
-            torch.testing.assert_close(back.feature_KD[few.slot_K], few.feature_KD, atol=1e-5, rtol=1e-5)
+            assert_close(back.feature_KD[few.slot_K], few.feature_KD)
         assert [len(layer) for layer in back.deepstack] == [len(layer) for layer in full.deepstack]
         matrices = [step.matrix for step in back.trace]
         assert [step.stage for step in back.trace] == ["vision_block", "vision_block", "unmerge", "layout"]

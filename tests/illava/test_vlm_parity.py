@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from closeness import assert_close
 from stock_parity import prefill, prompt_of, stock_tokens
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from illava import VLM, Request, SamplingParams, load_preprocessor
 from illava.plan import EMPTY_PLAN
 from illava.prompt import media_of
+
+pytestmark = pytest.mark.numeric
 
 NUM_NEW = 12
 
@@ -67,8 +70,8 @@ def test_first_logits_equal_stock_one_by_one_and_in_a_mixed_batch(vlm, stock, re
     for row, request in enumerate(requests.values()):
         expected = stock_logits(vlm, stock, request)
         alone = prefill(vlm, [prompts[row]], EMPTY_PLAN).logits_BV[0]
-        torch.testing.assert_close(alone, expected, atol=1e-5, rtol=0)
-        torch.testing.assert_close(together[row], expected, atol=1e-5, rtol=0)
+        assert_close(alone, expected)
+        assert_close(together[row], expected)
 
 
 def test_greedy_text_equals_generate_alone_and_in_a_mixed_batch(vlm, stock, requests):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from closeness import assert_close
 from models_llava_next import IN_ORDER, MISTRAL, VICUNA, make_llava_next
 from stock_parity import longer, prefill, prompt_of, stock_tokens
 from transformers import LlavaNextForConditionalGeneration
@@ -17,6 +18,8 @@ from illava.model_shape import load_model_shape
 from illava.plan import EMPTY_PLAN, ReductionPlan
 from illava.prompt import assemble, media_of
 from illava.tower_counts import MediumShape
+
+pytestmark = pytest.mark.numeric
 
 NUM_NEW = 8
 # 36 patches a tile -> 24; before layer 2, 70 % of the prompt's visual tokens, scored among themselves
@@ -92,8 +95,8 @@ def test_logits_and_greedy_text_equal_stock_alone_and_in_a_mixed_batch(tiny):
     for row, request in enumerate(tiny.requests):
         inputs = stock_inputs(vlm, request)
         expected = stock(**inputs).logits[0, -1]
-        torch.testing.assert_close(prefill(vlm, [prompts[row]], EMPTY_PLAN).logits_BV[0], expected, atol=1e-5, rtol=0)
-        torch.testing.assert_close(together[row], expected, atol=1e-5, rtol=0)
+        assert_close(prefill(vlm, [prompts[row]], EMPTY_PLAN).logits_BV[0], expected)
+        assert_close(together[row], expected)
         tokens = stock_tokens(stock, inputs, NUM_NEW)
         assert answers[row].token_ids == tokens
         assert vlm.generate([request])[0].token_ids == tokens
@@ -105,7 +108,7 @@ def test_under_a_plan_a_batch_equals_its_items_alone_and_counts_hold(tiny):
     prompts = [prompt_of(vlm, request, PLAN) for request in tiny.requests]
     together, answers = prefill(vlm, prompts, PLAN).logits_BV, vlm.generate(tiny.requests, plan=PLAN)
     for row, request in enumerate(tiny.requests):
-        torch.testing.assert_close(together[row], prefill(vlm, [prompts[row]], PLAN).logits_BV[0], atol=1e-5, rtol=0)
+        assert_close(together[row], prefill(vlm, [prompts[row]], PLAN).logits_BV[0])
         (alone,) = vlm.generate([request], plan=PLAN)
         assert answers[row].token_ids == alone.token_ids
         assert answers[row].usage == alone.usage

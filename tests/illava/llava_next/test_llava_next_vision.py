@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import pytest
 import torch
+from closeness import assert_close
 from models_llava_next import make_llava_next
 from PIL import Image
 from transformers import LlavaNextForConditionalGeneration
@@ -23,6 +24,8 @@ from illava.preprocess import VisualInput, load_preprocessor
 from illava.reducers import Reducer
 from illava.tokens import prune
 from illava.tower_counts import MediumShape
+
+pytestmark = pytest.mark.numeric
 
 GRID = 6
 SIZES = [(60, 60), (60, 150), (150, 60), (40, 300), (96, 96), (300, 17), (500, 700), (1, 3)]
@@ -67,11 +70,11 @@ def test_pixels_and_features_equal_stock(tiny, size):
     (medium,) = tiny.preprocessor.images([frame])
     theirs = tiny.processor(images=Image.fromarray(frame), return_tensors="pt")
     assert medium.original_size == size == tuple(theirs["image_sizes"][0].tolist())
-    torch.testing.assert_close(tiny.family.encoder.pixels([medium]), theirs["pixel_values"][0], atol=1e-6, rtol=0)
+    assert_close(tiny.family.encoder.pixels([medium]), theirs["pixel_values"][0])
     with torch.no_grad():
         expected = tiny.stock.get_image_features(theirs["pixel_values"], theirs["image_sizes"]).pooler_output[0]
     (encoded,) = tiny.family.encode([medium], EMPTY_PLAN, trace=False)
-    torch.testing.assert_close(encoded.feature_KD, expected, atol=1e-5, rtol=0)
+    assert_close(encoded.feature_KD, expected)
     assert len(expected) == encoded.num_slots == tiny.family.num_vision_tokens(medium)
     assert encoded.num_patches == tiny.family.num_patches(medium) == len(medium.tiles) * GRID**2
     assert medium.nbytes <= tiny.preprocessor.max_nbytes(1)
@@ -84,7 +87,7 @@ def test_each_of_several_images_is_tiled_and_equals_stock(tiny):
     with torch.no_grad():
         expected = tiny.stock.get_image_features(theirs["pixel_values"], theirs["image_sizes"]).pooler_output
     for encoded, one in zip(tiny.family.encode(media, EMPTY_PLAN, trace=False), expected, strict=True):
-        torch.testing.assert_close(encoded.feature_KD, one, atol=1e-5, rtol=0)
+        assert_close(encoded.feature_KD, one)
     assert sum(medium.nbytes for medium in media) <= tiny.preprocessor.max_nbytes(3)
 
 
@@ -159,9 +162,9 @@ def test_survivors_stand_at_their_true_slots_with_the_values_of_a_slow_tower(tin
     assert encoded.slot_K.tolist() == sorted(expected)
     assert encoded.num_slots == len(slots)
     found = torch.stack([expected[slot][0] for slot in sorted(expected)])
-    torch.testing.assert_close(encoded.feature_KD, found, atol=1e-5, rtol=1e-5)
+    assert_close(encoded.feature_KD, found)
     found = torch.tensor([expected[slot][1] for slot in sorted(expected)])
-    torch.testing.assert_close(encoded.score_K, found, atol=1e-6, rtol=1e-5)
+    assert_close(encoded.score_K, found)
     assert [step.matrix.shape[0] for step in encoded.trace[:-1]] == [
         len(medium.tiles) * left for left in (31, 27, 21, 16)
     ]
@@ -177,7 +180,7 @@ def test_released_layout_reads_survivors_as_a_smaller_grid(tiny):
     joined = tiles[1:].transpose(0, 1).reshape(4, -1, features.shape[1])  # canvas of one row of tiles
     cut = unpad_image(joined.permute(2, 0, 1), size).permute(1, 2, 0)
     rows = torch.cat([cut, tiny.stock.model.image_newline.expand(len(cut), 1, -1)], 1).flatten(0, 1)
-    torch.testing.assert_close(encoded.feature_KD, torch.cat([tiles[0].flatten(0, 1), rows]), atol=1e-5, rtol=1e-5)
+    assert_close(encoded.feature_KD, torch.cat([tiles[0].flatten(0, 1), rows]))
 
 
 @pytest.mark.parametrize("layout", ["geometric", "released"])
@@ -185,7 +188,7 @@ def test_media_encoded_together_equal_each_alone(tiny, layout):
     media = tiny.preprocessor.images([picture(60, 150, 4), picture(90, 30, 5)])
     for encoded, medium in zip(tiny.family.encode(media, merging(layout), trace=False), media, strict=True):
         (alone,) = tiny.family.encode([medium], merging(layout), trace=False)
-        torch.testing.assert_close(encoded.feature_KD, alone.feature_KD, atol=1e-5, rtol=0)
+        assert_close(encoded.feature_KD, alone.feature_KD)
         assert torch.equal(encoded.slot_K, alone.slot_K)
 
 
@@ -233,9 +236,9 @@ def test_no_reducer_sees_cls_but_its_attention_counts(tiny):
     own, normed = tower.encoder.layers[0].self_attn, tower.encoder.layers[0].layer_norm1(x)
     q, k = (p(normed).unflatten(2, (own.num_heads, -1)).transpose(1, 2) for p in (own.q_proj, own.k_proj))
     attention = (q @ k.transpose(2, 3) * own.scale).softmax(-1).mean(1)
-    torch.testing.assert_close(evidence.attention_received_T, attention.mean(1)[:, 1:].flatten())
-    torch.testing.assert_close(evidence.cls_attention_T, attention[:, 0, 1:].flatten())
-    torch.testing.assert_close(evidence.keys_THd, k.transpose(1, 2)[:, 1:].flatten(0, 1))
+    assert_close(evidence.attention_received_T, attention.mean(1)[:, 1:].flatten())
+    assert_close(evidence.cls_attention_T, attention[:, 0, 1:].flatten())
+    assert_close(evidence.keys_THd, k.transpose(1, 2)[:, 1:].flatten(0, 1))
     assert after.cls_attention_T.shape == after.attention_received_T.shape == (34 * num_tiles,)
 
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from closeness import assert_close
 from onevision_tower import (
     GRID,
     SIZES,
@@ -22,6 +23,8 @@ from illava.geometry import fill_gaps
 from illava.plan import ReductionPlan
 from illava.visual_tokens import EncodedMedium
 
+pytestmark = pytest.mark.numeric
+
 # The released layout
 
 
@@ -30,7 +33,7 @@ def test_released_video_pools_the_pseudo_image(family, preprocessor):
     encoded = encode_one(family, medium, which)
     survivors = projected(family, medium, which).view(2, 5, 5, -1)
     pooled = interpolate(survivors.permute(0, 3, 1, 2), size=(3, 3), mode="bilinear").flatten(2).transpose(1, 2)
-    torch.testing.assert_close(encoded.feature_KD[:-1], pooled.flatten(0, 1))
+    assert_close(encoded.feature_KD[:-1], pooled.flatten(0, 1))
     assert encoded.frame_counts == ((0, 9), (1, 9), (-1, 1))
     assert encoded.slot_K.tolist() == list(range(19))
     assert encoded.num_slots == 19
@@ -48,7 +51,7 @@ def test_released_image_is_stocks_packing_at_the_pseudo_side(family, preprocesso
     joined = joined[padding : rows * 5 - padding]
     newline = stock.model.image_newline.detach().expand(joined.shape[0], 1, -1)
     expected = torch.cat([survivors[:25], torch.cat([joined, newline], 1).flatten(0, 1)])
-    torch.testing.assert_close(encoded.feature_KD, expected)
+    assert_close(encoded.feature_KD, expected)
     assert encoded.num_slots == len(expected)
 
 
@@ -65,7 +68,7 @@ def test_geometric_video_pools_the_restored_grid(family, preprocessor):
         cells = [owner[frame, row, col] for row in range(GRID) for col in range(GRID)]
         restored = survivors[cells].view(GRID, GRID, -1)
         pooled = interpolate(restored.permute(2, 0, 1)[None], size=(4, 4), mode="bilinear")[0].flatten(1).T
-        torch.testing.assert_close(encoded.feature_KD[frame * 16 : (frame + 1) * 16], pooled)
+        assert_close(encoded.feature_KD[frame * 16 : (frame + 1) * 16], pooled)
     assert encoded.frame_counts == ((0, 16), (1, 16), (2, 16), (-1, 1))
     assert encoded.slot_K.tolist() == list(range(49))
     assert encoded.place_K3[:16].tolist() == [[0, row, col] for row in range(4) for col in range(4)]
@@ -94,7 +97,7 @@ def test_geometric_image_keeps_survivors_at_their_true_slots(family, preprocesso
     for row in range(layout.bottom - layout.top):
         expected[GRID**2 + row * (width + 1) + width] = stock.model.image_newline.detach()
     assert encoded.slot_K.tolist() == sorted(expected)
-    torch.testing.assert_close(encoded.feature_KD, torch.stack([expected[slot] for slot in sorted(expected)]))
+    assert_close(encoded.feature_KD, torch.stack([expected[slot] for slot in sorted(expected)]))
     assert encoded.num_slots == family.num_vision_tokens(medium)
     _check_image_places(encoded, width)
 
@@ -143,7 +146,7 @@ def test_geometric_image_over_the_budget_keeps_the_resized_cells_with_survivors(
     for row in range(rows):
         expected[GRID**2 + row * (cols + 1) + cols] = stock.model.image_newline.detach()
     assert encoded.slot_K.tolist() == sorted(expected)
-    torch.testing.assert_close(encoded.feature_KD, torch.stack([expected[slot] for slot in sorted(expected)]))
+    assert_close(encoded.feature_KD, torch.stack([expected[slot] for slot in sorted(expected)]))
     assert encoded.num_slots == family.num_vision_tokens(medium)
 
 
@@ -172,4 +175,4 @@ def test_geometric_video_gives_pruned_cells_to_a_neighbour(family, preprocessor)
     assert (grid < 0).any()
     restored = survivors[owner].permute(0, 3, 1, 2)
     pooled = interpolate(restored, size=(4, 4), mode="bilinear").flatten(2).transpose(1, 2).flatten(0, 1)
-    torch.testing.assert_close(encoded.feature_KD[:-1], pooled)
+    assert_close(encoded.feature_KD[:-1], pooled)

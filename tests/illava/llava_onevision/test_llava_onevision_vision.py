@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from closeness import assert_close
 from onevision_tower import GRID, SIZES, clip, encode_one, picture, plan
 from PIL import Image
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
 from illava.families import encoder_blocks
 from illava.plan import EMPTY_PLAN
+
+pytestmark = pytest.mark.numeric
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +30,7 @@ def test_an_image_without_a_plan_equals_stock(family, preprocessor, stock, stock
             inputs["pixel_values"], inputs["image_sizes"], batch_num_images=inputs.get("batch_num_images")
         ).pooler_output[0]
     encoded = encode_one(family, medium, EMPTY_PLAN)
-    torch.testing.assert_close(encoded.feature_KD, theirs, atol=1e-5, rtol=1e-5)
+    assert_close(encoded.feature_KD, theirs)
     assert encoded.feature_KD.shape[0] == encoded.num_slots == family.num_vision_tokens(medium)
     assert encoded.num_patches == family.num_patches(medium) == len(medium.tiles) * GRID**2
     assert encoded.slot_K.tolist() == list(range(encoded.num_slots))
@@ -41,7 +44,7 @@ def test_an_image_over_the_budget_equals_stock(tight, size):
     with torch.no_grad():
         theirs = stock.get_image_features(((pixels - 0.5) / 0.5)[None], torch.tensor([size])).pooler_output[0]
     encoded = encode_one(family, medium, EMPTY_PLAN)
-    torch.testing.assert_close(encoded.feature_KD, theirs, atol=1e-5, rtol=1e-5)
+    assert_close(encoded.feature_KD, theirs)
     assert encoded.feature_KD.shape[0] == family.num_vision_tokens(medium)
 
 
@@ -54,7 +57,7 @@ def test_several_images_without_a_plan_equal_stock(family, preprocessor, stock, 
             inputs["pixel_values"], inputs["image_sizes"], batch_num_images=torch.tensor([3])
         ).pooler_output
     for encoded, expected, medium in zip(family.encode(media, EMPTY_PLAN, trace=False), theirs, media, strict=True):
-        torch.testing.assert_close(encoded.feature_KD, expected, atol=1e-5, rtol=1e-5)
+        assert_close(encoded.feature_KD, expected)
         assert encoded.frame_counts == ((0, 49), (-1, 1))
         assert encoded.feature_KD.shape[0] == family.num_vision_tokens(medium) == 50
 
@@ -68,7 +71,7 @@ def test_a_video_without_a_plan_equals_stock(family, preprocessor, stock, monkey
         theirs = stock.get_video_features(((pixels - 0.5) / 0.5)[None]).pooler_output[0]
     encoded = encode_one(family, medium, EMPTY_PLAN)
     # the newline is part of this return value in newer transformers only (5.23: yes, 5.17: no)
-    torch.testing.assert_close(encoded.feature_KD[:-1], theirs[: 3 * 16], atol=1e-5, rtol=1e-5)
+    assert_close(encoded.feature_KD[:-1], theirs[: 3 * 16])
     assert torch.equal(encoded.feature_KD[-1], stock.model.image_newline)
     assert encoded.frame_counts == ((0, 16), (1, 16), (2, 16), (-1, 1))
     assert encoded.feature_KD.shape[0] == family.num_vision_tokens(medium) == 3 * 16 + 1
@@ -83,5 +86,5 @@ def test_media_encoded_together_equal_each_alone(family, preprocessor, which):
     ]
     for encoded, medium in zip(family.encode(media, which, trace=False), media, strict=True):
         alone = encode_one(family, medium, which)
-        torch.testing.assert_close(encoded.feature_KD, alone.feature_KD, atol=1e-5, rtol=1e-5)
+        assert_close(encoded.feature_KD, alone.feature_KD)
         assert torch.equal(encoded.slot_K, alone.slot_K)

@@ -6,11 +6,14 @@ Temporal patches are whole seconds apart here: transformers 5.17 drops fractions
 import numpy as np
 import pytest
 import torch
+from closeness import assert_close
 from stock_parity import prefill, prompt_of, stock_tokens
 
 from illava import Request, SamplingParams
 from illava.plan import EMPTY_PLAN
 from illava.prompt import media_of
+
+pytestmark = pytest.mark.numeric
 
 NUM_NEW = 8
 
@@ -74,8 +77,8 @@ def test_first_logits_equal_stock_one_by_one_and_in_a_mixed_batch(vlm, stock, re
         with torch.inference_mode():
             expected = stock(**stock_inputs(vlm, request)).logits[0, -1]
         alone = prefill(vlm, [prompts[row]], EMPTY_PLAN).logits_BV[0]
-        torch.testing.assert_close(alone, expected, atol=1e-5, rtol=0)
-        torch.testing.assert_close(together[row], expected, atol=1e-5, rtol=0)
+        assert_close(alone, expected)
+        assert_close(together[row], expected)
 
 
 @torch.inference_mode()

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from closeness import assert_close
 from qwen_towers import BLOCKS, encode, picture, plan, video
 from torch.nn.functional import interpolate
 
@@ -11,6 +12,8 @@ from illava.errors import PlanError
 from illava.plan import ReductionPlan, preset
 from illava.reducers import REDUCERS
 from illava.vision import VISION_EVIDENCE
+
+pytestmark = pytest.mark.numeric
 
 # The oracle: one temporal patch at a time, patches as a dict of places, attention maps written out.
 
@@ -105,10 +108,10 @@ def test_towers_equal_the_slow_one_segment_by_segment(vlm, stock, pre):
             features.append(feature)
             deepstacks.append(deepstack)
             places += [(time, *place) for place in own]
-        torch.testing.assert_close(encoded.feature_KD, torch.cat(features), atol=2e-5, rtol=1e-4)
+        assert_close(encoded.feature_KD, torch.cat(features))
         assert len(encoded.deepstack) == len(deepstacks[0])
         for ours, theirs in zip(encoded.deepstack, zip(*deepstacks, strict=True), strict=True):
-            torch.testing.assert_close(ours, torch.cat(theirs), atol=2e-5, rtol=1e-4)
+            assert_close(ours, torch.cat(theirs))
         assert encoded.place_K3.tolist() == [list(place) for place in places]
         rows, cols = grid.rows // 2, grid.cols // 2
         assert encoded.slot_K.tolist() == [(t * rows + row) * cols + col for t, row, col in places]
@@ -129,7 +132,7 @@ def test_scores_for_the_decoder_are_means_over_groups(vlm, pre):
     which = ReductionPlan(steps=[step])
     (encoded,) = encode(vlm, [video(pre, 4, 24, 40)], which)
     per_segment = encoded.score_K.view(2, -1)
-    torch.testing.assert_close(per_segment.mean(1), torch.full((2,), 1 / (4 * per_segment.shape[1])))
+    assert_close(per_segment.mean(1), torch.full((2,), 1 / (4 * per_segment.shape[1])))
 
 
 # Traces, other reducers, plans that make no sense
@@ -141,7 +144,7 @@ def test_the_trace_leads_from_patches_to_vision_tokens(vlm, pre):
         total = torch.eye(encoded.num_patches)
         for step in encoded.trace:
             total = step.matrix.to_dense() @ total
-        torch.testing.assert_close(total.sum(1), torch.ones(len(encoded.slot_K)))
+        assert_close(total.sum(1), torch.ones(len(encoded.slot_K)))
         assert torch.equal(encoded.trace[-1].place[:, 1:], encoded.place_K3)
         own = encoded.patch_place_P4.clone()
         own[:, 2:] //= 2
@@ -158,7 +161,7 @@ def test_a_picture_of_too_few_groups_is_left_whole_alone_and_in_a_batch(vlm, pre
     which = plan(vlm, keep_ratio=0.95)
     (alone,), (joint, reduced) = encode(vlm, [small], which), encode(vlm, [small, large], which)
     assert len(alone.slot_K) == len(joint.slot_K) == alone.num_slots
-    torch.testing.assert_close(alone.feature_KD, joint.feature_KD, atol=1e-5, rtol=1e-5)
+    assert_close(alone.feature_KD, joint.feature_KD)
     assert len(reduced.slot_K) < reduced.num_slots
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from reducer_cases import assign_each, kept_places, ragged, segments
 
-from illava.reducers import DivPrune
+from illava.reducers import DivPrune, Evidence
+from illava.tokens import Tokens
+
+pytestmark = pytest.mark.numeric
 
 
 def slow_divprune(hidden, num_kept: int) -> list[int]:
@@ -32,3 +37,12 @@ def test_picks_lie_far_apart(reducer, seed):
     for block, (own_tokens, _) in zip(blocks, segments(tokens, evidence), strict=True):
         expected = slow_divprune(own_tokens.hidden_TD, reducer.num_kept(own_tokens.lengths[0]))
         assert kept_places(block) == expected
+
+
+def test_what_rounding_cannot_tell_apart_goes_to_the_earlier_token():
+    """As of two tokens that are each other's nearest: kernels of other shapes round their one distance in two ways."""
+    third, turn = math.pi / 3, 6e-7  # the last pair's distance is larger by 5e-7
+    angle = torch.tensor([0.0, third, math.pi, math.pi + third + turn], dtype=torch.double)
+    hidden_TD = torch.stack([angle.cos(), angle.sin()], 1).float()
+    tokens = Tokens(hidden_TD, (4,), torch.zeros(4, 3, dtype=torch.long))
+    assert DivPrune(keep_per_frame=1).assign(tokens, Evidence(), "decoder_input").kept_K.tolist() == [0]

@@ -8,6 +8,8 @@ from reducer_cases import assign_each, kept_places, ragged, segments
 
 from illava.reducers import EVS
 
+pytestmark = pytest.mark.numeric
+
 SHAPES = ((4, 3, 4), (1, 3, 3), (6, 2, 2), (2, 5, 5))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from closeness import assert_close
 from reducer_cases import assign_each, groups_matrix, ragged, segments
 
 from illava.reducers import FrameMerging
@@ -29,7 +30,7 @@ def test_cells_of_neighbouring_frames_become_their_weighted_mean(num_frames, mis
     tokens, evidence = ragged(60, ((5, 2, 3), (1, 3, 3), (4, 2, 2), (7, 1, 4)), missing=missing)
     blocks = assign_each(FrameMerging(num_frames=num_frames), tokens, evidence, "vision_block")
     for block, (own_tokens, own) in zip(blocks, segments(tokens, evidence), strict=True):
-        torch.testing.assert_close(block, slow_frames(own_tokens.place_T3, own.size_T.tolist(), num_frames))
+        assert_close(block, slow_frames(own_tokens.place_T3, own.size_T.tolist(), num_frames))
 
 
 @pytest.mark.parametrize(("num_frames", "standing"), [(2, (0, 2, 4, 6)), (3, (1, 4, 6)), (4, (1, 5)), (9, (3,))])

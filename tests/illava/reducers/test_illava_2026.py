@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from closeness import assert_close
 from reducer_cases import assign_each, ragged, segments
 
 from illava.reducers import ILLaVA2026
+
+pytestmark = pytest.mark.numeric
 
 
 def slow_recycling(hidden, score, num_kept: int) -> torch.Tensor:
@@ -40,6 +43,6 @@ def test_recycling_tokens_take_up_redundant_ones(reducer, stage, field):
     blocks = assign_each(reducer, tokens, evidence, stage)
     for block, (own_tokens, own) in zip(blocks, segments(tokens, evidence), strict=True):
         num_kept = reducer.num_kept(own_tokens.lengths[0])
-        torch.testing.assert_close(block, slow_recycling(own_tokens.hidden_TD, getattr(own, field), num_kept))
+        assert_close(block, slow_recycling(own_tokens.hidden_TD, getattr(own, field), num_kept))
     mixed = [int((block.max(1).values < 0.75).sum()) for block in blocks]
     assert max(mixed) >= 2 or reducer.keep_ratio is None

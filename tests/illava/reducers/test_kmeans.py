@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from closeness import assert_close
 from reducer_cases import assign_each, groups_matrix, ragged, segments
 
 from illava.reducers import KMeans
+
+pytestmark = pytest.mark.numeric
 
 
 def slow_kmeans(hidden, sizes: list[float], k: int, num_iterations: int = 5) -> torch.Tensor:
@@ -42,13 +45,13 @@ def test_five_lloyd_iterations(reducer, seed):
     blocks = assign_each(reducer, tokens, evidence, "vision_block")
     for block, (own_tokens, own) in zip(blocks, segments(tokens, evidence), strict=True):
         (n,) = own_tokens.lengths
-        torch.testing.assert_close(block, slow_kmeans(own_tokens.hidden_TD, own.size_T.tolist(), reducer.num_kept(n)))
+        assert_close(block, slow_kmeans(own_tokens.hidden_TD, own.size_T.tolist(), reducer.num_kept(n)))
 
 
 def test_the_iterations_are_five():
     tokens, evidence = ragged(63, ((1, 12, 12),), dim=4)
     (block,) = assign_each(KMeans(keep_per_frame=12), tokens, evidence, "vision_block")
-    torch.testing.assert_close(block, slow_kmeans(tokens.hidden_TD, evidence.size_T.tolist(), 12))
+    assert_close(block, slow_kmeans(tokens.hidden_TD, evidence.size_T.tolist(), 12))
     assert not torch.allclose(block, slow_kmeans(tokens.hidden_TD, evidence.size_T.tolist(), 12, num_iterations=6))
 
 
@@ -58,4 +61,4 @@ def test_an_empty_cluster_takes_the_farthest_token():
     evidence.size_T[:] = 1
     (block,) = assign_each(KMeans(keep_per_frame=4), tokens, evidence, "vision_block")
     assert block.shape == (4, 8)
-    torch.testing.assert_close(block, slow_kmeans(tokens.hidden_TD, [1.0] * 8, 4))
+    assert_close(block, slow_kmeans(tokens.hidden_TD, [1.0] * 8, 4))

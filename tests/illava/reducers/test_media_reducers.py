@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from closeness import assert_close
 from pydantic import ValidationError
 from reducer_cases import dense, ragged, segments
 
@@ -22,6 +23,8 @@ from illava.reducers import (
     PixelPrune,
 )
 from illava.tokens import Tokens, merge
+
+pytestmark = pytest.mark.numeric
 
 SCORER = {"model_id": "m"}
 
@@ -150,7 +153,7 @@ def test_keeping_all_is_the_identity():
     tokens, evidence = ragged(1)
     whole = torch.eye(sum(tokens.lengths))
     for reducer in (FewerFrames(num_frames=99), LowerResolution(keep_ratio=0.5), BoundedError(epsilon=1e-6)):
-        torch.testing.assert_close(dense(reducer.assign(tokens, evidence, "media")), whole)
+        assert_close(dense(reducer.assign(tokens, evidence, "media")), whole)
 
 
 def slow_box(relevance_RC: torch.Tensor, shapes: list[tuple[int, int]]) -> set[tuple[int, int]]:

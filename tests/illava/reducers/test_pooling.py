@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from closeness import assert_close
 from reducer_cases import assign_each, groups_matrix, ragged, segments
 
 from illava.reducers import Evidence, Pooling
 from illava.tokens import Tokens, merge
+
+pytestmark = pytest.mark.numeric
 
 
 def slow_pool(places: list[list[int]], grid: tuple[int, int]) -> dict[int, list[int]]:
@@ -37,7 +41,7 @@ def test_cells_of_true_places():
             for block, (own_tokens, own) in zip(blocks, segments(tokens, evidence), strict=True):
                 groups = slow_pool(own_tokens.place_T3.tolist(), grid)
                 expected = groups_matrix(groups, own.size_T.tolist(), own_tokens.lengths[0])
-                torch.testing.assert_close(block, expected)
+                assert_close(block, expected)
 
 
 def test_even_grids_equal_adaptive_average_pooling():
@@ -45,7 +49,7 @@ def test_even_grids_equal_adaptive_average_pooling():
     pooled = merge(Pooling(grid=(3, 2)).assign(tokens, Evidence(), "vision_output"), tokens.hidden_TD)
     images = tokens.hidden_TD.view(3, 6, 8, -1).permute(0, 3, 1, 2)
     expected = torch.nn.functional.adaptive_avg_pool2d(images, (3, 2)).permute(0, 2, 3, 1).flatten(0, 2)
-    torch.testing.assert_close(pooled, expected)
+    assert_close(pooled, expected)
 
 
 def test_small_frames_are_left_alone():

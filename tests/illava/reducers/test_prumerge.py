@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from closeness import assert_close
 from reducer_cases import assign_each, ragged, segments
 
 from illava.reducers import PruMerge
+
+pytestmark = pytest.mark.numeric
 
 
 def slow_prumerge(score, keys, num_neighbours: int, *, plus: bool) -> torch.Tensor:
@@ -39,7 +42,7 @@ def test_outliers_take_up_their_neighbours(plus, num_neighbours, saliency):
     blocks = assign_each(reducer, tokens, evidence, "vision_output")
     for block, (_, own) in zip(blocks, segments(tokens, evidence), strict=True):
         own_score = getattr(own, f"{saliency}_T")
-        torch.testing.assert_close(block, slow_prumerge(own_score, own.keys_THd, num_neighbours, plus=plus))
+        assert_close(block, slow_prumerge(own_score, own.keys_THd, num_neighbours, plus=plus))
     assert max(len(block) for block in blocks) >= 2
 
 

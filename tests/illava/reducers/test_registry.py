@@ -7,6 +7,7 @@ import pkgutil
 
 import pytest
 import torch
+from closeness import assert_close
 from reducer_cases import CONFIGS, build, dense, ragged
 
 import illava.reducers
@@ -81,6 +82,6 @@ def test_groups_stay_whole(config):
     of_groups = reducer.assign(group_tokens(patches, 2), group_evidence(evidence, 2), stage)
     of_patches = spread(of_groups, 2)
     assert of_patches.lengths == tuple(4 * n for n in of_groups.lengths)
-    torch.testing.assert_close(dense(of_patches), torch.kron(dense(of_groups), torch.eye(4)))
+    assert_close(dense(of_patches), torch.kron(dense(of_groups), torch.eye(4)))
     place_K43 = carry(of_patches, patches.place_T3).view(-1, 4, 3)
     assert torch.equal(place_K43[..., 1:] // 2, (place_K43[:, :1, 1:] // 2).expand(-1, 4, -1))

@@ -8,6 +8,8 @@ from reducer_cases import assign_each, kept_places, ragged, segments
 
 from illava.reducers import SCOPE
 
+pytestmark = pytest.mark.numeric
+
 
 def slow_scope(hidden, saliency, alpha: float, num_kept: int) -> list[int]:
     n = len(hidden)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from closeness import assert_close
 from reducer_cases import assign_each, groups_matrix, ragged, segments
 
 from illava.errors import PlanError
 from illava.reducers import ToMe
 from illava.tokens import merged_sizes
+
+pytestmark = pytest.mark.numeric
 
 
 def slow_tome(keys, sizes: list[float], num_merged: int) -> torch.Tensor:
@@ -34,7 +37,7 @@ def test_the_best_edges_merge(reducer):
     for block, (own_tokens, own) in zip(blocks, segments(tokens, evidence), strict=True):
         (n,) = own_tokens.lengths
         expected = slow_tome(own.keys_THd, own.size_T.tolist(), n - reducer.num_kept(n))
-        torch.testing.assert_close(block, expected)
+        assert_close(block, expected)
 
 
 def test_sizes_add_up_over_two_layers():

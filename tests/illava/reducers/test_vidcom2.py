@@ -10,6 +10,8 @@ from reducer_cases import assign_each, kept_places, ragged, segments
 
 from illava.reducers import VidCom2
 
+pytestmark = pytest.mark.numeric
+
 SHAPES = ((4, 3, 4), (1, 3, 3), (6, 2, 2), (2, 5, 5))
 
 

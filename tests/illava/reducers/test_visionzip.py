@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from closeness import assert_close
 from reducer_cases import assign_each, groups_matrix, ragged, segments
 
 from illava.reducers import VisionZip
+
+pytestmark = pytest.mark.numeric
 
 
 def slow_visionzip(score, keys, num_kept: int, contextual_share: float) -> torch.Tensor:
@@ -40,4 +43,4 @@ def test_dominant_stay_and_the_rest_gather(reducer):
     for block, (own_tokens, own) in zip(blocks, segments(tokens, evidence), strict=True):
         score = getattr(own, f"{reducer.saliency}_T")
         k = reducer.num_kept(own_tokens.lengths[0])
-        torch.testing.assert_close(block, slow_visionzip(score, own.keys_THd, k, reducer.contextual_share))
+        assert_close(block, slow_visionzip(score, own.keys_THd, k, reducer.contextual_share))

@@ -90,7 +90,7 @@ def test_one_bad_answer_to_a_head_or_a_write_either(store, kind) -> None:
         assert store.faults == {kind: 1}
 
 
-def test_a_store_that_hangs_is_given_up_and_asked_again(store, monkeypatch) -> None:
+def test_a_store_that_hangs_is_given_up_and_asked_again(store, monkeypatch, request) -> None:
     filesystem = storage.fsspec.filesystem
 
     def impatient(kind, **options):
@@ -98,13 +98,13 @@ def test_a_store_that_hangs_is_given_up_and_asked_again(store, monkeypatch) -> N
         return filesystem(kind, **options)
 
     monkeypatch.setattr(storage.fsspec, "filesystem", impatient)
+    request.addfinalizer(storage._open_store.cache_clear)
     storage._open_store.cache_clear()
     storage.write_atomic(f"{store.bucket}/object", b"data")
     once = itertools.chain(["hang"], itertools.repeat(None))
     store.reset(lambda method, path: next(once))
     assert storage.read(f"{store.bucket}/object") == b"data"
     assert store.faults == {"hang": 1}
-    storage._open_store.cache_clear()
 
 
 def test_an_object_that_changes_gives_a_failed_row_and_never_a_caption_of_other_bytes(store, tmp_path) -> None:

@@ -1,0 +1,49 @@
+"""What belongs to the whole process is the same before every test, whichever ran before it."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from illava import attention
+from illava.kernels import kernels_on
+
+_NUM_THREADS = torch.get_num_threads()
+# They keep what was read from the environment or tried on the device; all other caches hold what depends on nothing.
+_CACHES = (kernels_on, attention._varlen_arguments)
+
+
+@contextmanager
+def isolated_process() -> Iterator[None]:
+    """Seeds the shared generators and forgets what was cached; at the end puts back all that may have been set.
+
+    A job that runs in the test's process sets the threads of its model, and a local Ray cluster the environment; the
+    number of threads alone moves last digits in whatever test comes next.
+    """
+    environment, folder = dict(os.environ), Path.cwd()
+    _forget()
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(_NUM_THREADS)
+        torch.set_default_dtype(torch.float32)
+        torch.set_grad_enabled(True)
+        os.chdir(folder)
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
+        os.environ.update(environment)
+        _forget()
+
+
+def _forget() -> None:
+    for cache in _CACHES:
+        cache.cache_clear()

@@ -1,0 +1,60 @@
+"""That no test finds what another one set: threads, dtype, gradients, environment, folder, seeds, caches."""
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from isolation import isolated_process
+
+from illava.kernels import kernels_on
+
+CPU = torch.device("cpu")
+
+
+def state():
+    return {
+        "threads": torch.get_num_threads(),
+        "dtype": torch.get_default_dtype(),
+        "gradients": torch.is_grad_enabled(),
+        "environment": dict(os.environ),
+        "folder": Path.cwd(),
+    }
+
+
+def test_what_a_test_sets_is_put_back(tmp_path):
+    os.environ["GIVEN"] = "before"  # put back in its turn by the fixture around this test
+    before = state()
+    with isolated_process():
+        torch.set_num_threads(torch.get_num_threads() + 1)
+        torch.set_default_dtype(torch.float64)
+        torch.set_grad_enabled(False)
+        os.environ["LEFT"] = "behind"
+        os.environ["ILLAVA_KERNELS"] = "no such word"
+        del os.environ["GIVEN"]
+        os.chdir(tmp_path)
+        assert all(one != other for one, other in zip(before.values(), state().values(), strict=True))
+    assert state() == before
+    assert kernels_on(CPU) == "torch"
+
+
+def test_a_decision_that_was_cached_is_taken_anew(monkeypatch):
+    for word in ("torch", "auto"):
+        monkeypatch.setenv("ILLAVA_KERNELS", word)
+        with isolated_process():
+            assert kernels_on.cache_info().currsize == 0
+            kernels_on(CPU)
+        assert kernels_on.cache_info().currsize == 0
+
+
+def test_every_test_draws_the_same_numbers():
+    drawn = []
+    for _ in range(2):
+        with isolated_process():
+            drawn.append((torch.rand(1).item(), np.random.rand(), random.random()))
+    assert drawn[0] == drawn[1]
+
+
+def test_every_test_is_isolated(request):
+    assert "_isolated_process" in request.fixturenames
