@@ -1,7 +1,7 @@
 """Runs as an earlier version wrote them: they resume, verify, retry, report and compare, today and in the next version.
 
-What later versions may change, and how: `pipeline.run_record` (configuration), `pipeline.row_schema` (columns). Takes half
-a minute of the ten.
+What later versions may change, and how: `pipeline.run_record` (configuration), `pipeline.row_schema` (columns).
+Takes half a minute of the ten.
 """
 
 from __future__ import annotations
