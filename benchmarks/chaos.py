@@ -31,14 +31,14 @@ sys.path.extend(str(Path(__file__).resolve().parents[1] / folder) for folder in 
 import fakes
 from machine import write_json
 
-from pipeline import storage
-from pipeline.config import JobConfig
+from pipeline.config.schema import JobConfig
 from pipeline.errors import ItemError, PipelineError
+from pipeline.execution.runner import continue_run, run_job
 from pipeline.faults import FAULT_POINTS, FaultPoint, injected
-from pipeline.retry import begin_retry
-from pipeline.runner import continue_run, run_job
-from pipeline.sink import list_parts, read_parts
-from pipeline.verify import verify_run
+from pipeline.runs.parquet_sink import list_parts, read_parts
+from pipeline.runs.retry import begin_retry
+from pipeline.runs.verify import verify_run
+from pipeline.storage import storage
 
 MAX_FAULTY_COMMANDS = 5  # then the commands are left alone, and must end
 MAX_CALLS = 15  # of a fault point before the kill; small, since a small run has few publishes

@@ -33,12 +33,12 @@ from digest_model import digest_worker
 from machine import write_json
 from media_mutants import mutant
 
-from pipeline.config import JobConfig
+from pipeline.config.schema import JobConfig
+from pipeline.execution.runner import build_loader, run_job
+from pipeline.execution.worker import VLMWorker
 from pipeline.loading.load_report import ItemLoader
-from pipeline.runner import build_loader, run_job
-from pipeline.sessions import run_spending
-from pipeline.verify import verify_run
-from pipeline.worker import VLMWorker
+from pipeline.runs.sessions import run_spending
+from pipeline.runs.verify import verify_run
 
 LOAD_TIMEOUT_S = 20
 NUM_READERS = 2

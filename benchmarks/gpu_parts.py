@@ -31,11 +31,11 @@ from illava.paged_attention import paged_attention
 from illava.peak_memory import PeakMemory
 from illava.plan import EMPTY_PLAN, ReductionPlan
 from illava.scores import attention_received, causal_attention_received
-from pipeline.config import JobConfig
+from pipeline.config.schema import JobConfig
+from pipeline.execution.rows import RunInfo
+from pipeline.execution.runner import run_job
+from pipeline.execution.worker import VLMWorker
 from pipeline.records import LoadedItem, LoadStats, MediaItem
-from pipeline.rows import RunInfo
-from pipeline.runner import run_job
-from pipeline.worker import VLMWorker
 
 STOCK_EVERY = 4  # rounds; stock is slow, and its spread is small
 

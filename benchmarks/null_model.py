@@ -14,10 +14,10 @@ import numpy as np
 
 from illava.preprocess import Preprocessor, VisualInput
 from illava.requests import Generation, Request, Timing, TokenUsage
-from pipeline.config import JobConfig
+from pipeline.config.schema import JobConfig
+from pipeline.execution.rows import RunInfo
+from pipeline.execution.worker import VLMWorker
 from pipeline.records import LoadedItem, LoadStats, MediaItem
-from pipeline.rows import RunInfo
-from pipeline.worker import VLMWorker
 
 _MODEL = Path(__file__).resolve().parents[1] / "configs" / "demo" / "model"
 _USAGE = TokenUsage(784, 196, 100, 70, 120, 8)

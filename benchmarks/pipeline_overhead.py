@@ -29,8 +29,8 @@ import numpy as np  # noqa: E402
 from machine import write_json  # noqa: E402
 
 from benchmarks.null_model import null_job, null_loader, null_worker  # noqa: E402
-from pipeline.runner import run_job  # noqa: E402
-from pipeline.shards import open_run, pending_shards  # noqa: E402
+from pipeline.execution.runner import run_job  # noqa: E402
+from pipeline.runs.run import open_run, pending_shards  # noqa: E402
 
 SAMPLE_EVERY_S = 0.25
 FEWEST_FOR_A_SLOPE = 10_000  # below, a growth by caches that fill once looks like a leak

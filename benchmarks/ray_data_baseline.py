@@ -28,10 +28,10 @@ from machine import write_json  # noqa: E402
 
 from benchmarks.ray_data_job import run_on_ray_data  # noqa: E402
 from benchmarks.small_model.render_clips import render  # noqa: E402
-from pipeline.actors import connect  # noqa: E402
-from pipeline.config import JobConfig, RuntimeConfig  # noqa: E402
-from pipeline.config_file import load_config  # noqa: E402
-from pipeline.runner import run_job  # noqa: E402
+from pipeline.config.load import load_config  # noqa: E402
+from pipeline.config.schema import JobConfig, RuntimeConfig  # noqa: E402
+from pipeline.execution.ray.actors import connect  # noqa: E402
+from pipeline.execution.runner import run_job  # noqa: E402
 
 NUM_BESIDE_BAD = 23
 BAD_CLIP = b"\x00\x00\x00\x20ftypisom" + bytes(range(256)) * 40
@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="where to write the result")
     args = parser.parse_args()
     os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
-    import ray.data  # noqa: F401  # before the clock runs, and behind pipeline.actors, which says how Ray listens
+    import ray.data  # noqa: F401  # before the clock runs, and behind pipeline.execution.ray.actors, which says how Ray listens
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

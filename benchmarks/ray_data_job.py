@@ -13,11 +13,11 @@ import numpy as np
 
 from illava.preprocess import VisualInput, load_preprocessor
 from illava.requests import Request, SamplingParams
-from pipeline.config import JobConfig
-from pipeline.inputs import build_manifest
+from pipeline.config.schema import JobConfig
+from pipeline.execution.runner import build_loader
+from pipeline.execution.worker import load_vlm
+from pipeline.inputs.build_manifest import build_manifest
 from pipeline.records import MediaItem
-from pipeline.runner import build_loader
-from pipeline.worker import load_vlm
 
 
 class Reader:

@@ -31,9 +31,9 @@ import watched_job
 from machine import write_json
 from watched_job import ITEMS_PER_SHARD, MAX_BATCH, MAX_OPEN_SHARDS, NUM_ITEMS
 
-from pipeline.actors import connect
-from pipeline.config import RuntimeConfig
-from pipeline.executor_ray import CALLS_PER_ACTOR, LOOKAHEAD_ITEMS
+from pipeline.config.schema import RuntimeConfig
+from pipeline.execution.ray.actors import connect
+from pipeline.execution.ray.executor import CALLS_PER_ACTOR, LOOKAHEAD_ITEMS
 
 # Victim -> items that may be begun again because of its death.
 MAX_COST = {
@@ -140,7 +140,7 @@ def _find(folder: Path, driver_pid: int, victim: str) -> int | None:
         return alive[0] if alive else None
     try:
         children = psutil.Process(alive[0]).children()
-        return next((one.pid for one in children if "pipeline.loading.decoder_child" in one.cmdline()), None)
+        return next((one.pid for one in children if "pipeline.loading.sandbox.server" in one.cmdline()), None)
     except psutil.Error:
         return None
 

@@ -23,13 +23,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from illava.preprocess import load_preprocessor  # noqa: E402
-from pipeline import storage  # noqa: E402
-from pipeline.config import MediaConfig  # noqa: E402
-from pipeline.loading.decoder_process import DecoderProcess  # noqa: E402
-from pipeline.loading.media import load_video  # noqa: E402
-from pipeline.loading.mp4_index import fetch_index  # noqa: E402
-from pipeline.loading.ranged_video import load_present, needed_ranges  # noqa: E402
-from pipeline.loading.sparse_copy import SparseCopy  # noqa: E402
+from pipeline.config.schema import MediaConfig  # noqa: E402
+from pipeline.loading.decoding.media import load_video  # noqa: E402
+from pipeline.loading.decoding.mp4_index import fetch_index  # noqa: E402
+from pipeline.loading.decoding.ranged_video import load_present, needed_ranges  # noqa: E402
+from pipeline.loading.sandbox.client import DecoderProcess  # noqa: E402
+from pipeline.loading.sparse_file import SparseCopy  # noqa: E402
+from pipeline.storage import storage  # noqa: E402
 
 FILES = (  # seconds, px, frames
     (120, 160, 8),

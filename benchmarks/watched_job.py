@@ -17,9 +17,9 @@ sys.path.extend(str(Path(__file__).resolve().parents[1] / folder) for folder in 
 import fakes
 from clips import write_barcode_video
 
-from pipeline.config import JobConfig
-from pipeline.runner import build_loader, run_job
-from pipeline.worker import VLMWorker
+from pipeline.config.schema import JobConfig
+from pipeline.execution.runner import build_loader, run_job
+from pipeline.execution.worker import VLMWorker
 
 NUM_ITEMS, ITEMS_PER_SHARD, MAX_OPEN_SHARDS, MAX_BATCH = 48, 6, 2, 4
 ANSWER_S = 0.02

@@ -17,10 +17,10 @@ from pipeline.cli import guarded
 
 def demo(overrides: list[str]) -> int:
     """Both runs, what they wrote, and the worse exit code."""
-    from pipeline.config_file import load_config
-    from pipeline.evaluation.truth_report import render_truth
+    from pipeline.config.load import load_config
+    from pipeline.evaluation.reference_report import render_truth
+    from pipeline.execution.runner import run_job
     from pipeline.report.write import write_report
-    from pipeline.runner import run_job
 
     path = "configs/demo_questions.yaml"
     merged = load_config(path, overrides)

@@ -19,7 +19,7 @@ from pipeline.cli import common_parser, guarded
 
 def draw(options: argparse.Namespace) -> int:
     """The job's pictures."""
-    from pipeline.drawing.draw import run_drawing
+    from pipeline.report.draw import run_drawing
 
     return run_drawing(options)
 

@@ -91,7 +91,7 @@ def _add_judge(commands: Any) -> None:
 
 
 def _verify(uri: str) -> int:
-    from pipeline.verify import verify_run
+    from pipeline.runs.verify import verify_run
 
     violations = verify_run(uri)
     for violation in violations:
@@ -101,16 +101,16 @@ def _verify(uri: str) -> int:
 
 
 def _status(uri: str) -> int:
-    from pipeline.status import render_status, run_status
+    from pipeline.runs.status import render_status, run_status
 
     print(render_status(run_status(uri)))
     return 0
 
 
 def _retry(options: argparse.Namespace) -> int:
-    from pipeline.retry import begin_retry
-    from pipeline.runner import continue_run
-    from pipeline.summary import render_summary
+    from pipeline.execution.runner import continue_run
+    from pipeline.execution.summary import render_summary
+    from pipeline.runs.retry import begin_retry
 
     only = [name.strip() for name in options.only.split(",") if name.strip()]
     summary = continue_run(begin_retry(options.uri, only=only, overrides=options.overrides), debug=options.debug)
@@ -133,8 +133,8 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _adapt(options: argparse.Namespace) -> int:
-    from pipeline.evaluation.adapters import benchmark
-    from pipeline.evaluation.benchmark_files import write_manifest
+    from pipeline.evaluation.benchmarks.convert import write_manifest
+    from pipeline.evaluation.benchmarks.registry import benchmark
 
     written = write_manifest(
         options.benchmark,
@@ -155,7 +155,7 @@ def _adapt(options: argparse.Namespace) -> int:
 
 
 def _export_for_judge(options: argparse.Namespace) -> int:
-    from pipeline.evaluation.judges import export_for_judge
+    from pipeline.evaluation.benchmarks.judges import export_for_judge
 
     count = export_for_judge(options.uri, options.benchmark, options.output)
     print(f"{options.output}: {count:,} answers")

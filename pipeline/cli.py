@@ -17,7 +17,7 @@ from pipeline.known_errors import known_error
 from pipeline.redaction import visible
 
 if TYPE_CHECKING:
-    from pipeline.config import JobConfig
+    from pipeline.config.schema import JobConfig
 
 _OLDEST_PYTHON = (3, 11)
 EXIT_CODES = """\
@@ -93,9 +93,9 @@ def _run(options: argparse.Namespace, when_finished: Callable[[str], str] | None
         raise ConfigError("--plan runs nothing, so --budget and --one-line mean nothing beside it; leave them out")
     if options.plan:
         return _plan(config, options)
-    from pipeline.budget import parse_budget
-    from pipeline.runner import run_job
-    from pipeline.summary import render_line, render_summary
+    from pipeline.execution.budget import parse_budget
+    from pipeline.execution.runner import run_job
+    from pipeline.execution.summary import render_line, render_summary
 
     budget = parse_budget(options.budget, config) if options.budget else None
     summary = run_job(config, budget=budget, debug=options.debug)
@@ -106,18 +106,18 @@ def _run(options: argparse.Namespace, when_finished: Callable[[str], str] | None
 
 
 def _plan(config: JobConfig, options: argparse.Namespace) -> int:
-    from pipeline.plan_report import render_plan
+    from pipeline.planning.dry_run import render_plan
 
     print(render_plan(config))
     if options.probe is not None:
-        from pipeline.probe import probe, render_probe
+        from pipeline.planning.probe import probe, render_probe
 
         print(render_probe(probe(config, options.probe, debug=options.debug)))
     return 0
 
 
 def _config(options: argparse.Namespace) -> JobConfig:
-    from pipeline.config_file import load_config
+    from pipeline.config.load import load_config
 
     return load_config(options.config, overrides_of(options))
 

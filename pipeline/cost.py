@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Self
 
-from pipeline.config import JobConfig, PricesConfig
-from pipeline.placement import gpus_of
+from pipeline.config.placement import gpus_of
+from pipeline.config.schema import JobConfig, PricesConfig
 
 _SECONDS_PER_HOUR = 3600.0
 

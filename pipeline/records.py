@@ -178,7 +178,7 @@ class LoadedItem:
 
 @dataclass(frozen=True, slots=True)
 class ResultRow:
-    """One Parquet row; field names and order are the schema (see `pipeline.sink`)."""
+    """One Parquet row; field names and order are the schema (see `pipeline.runs.parquet_sink`)."""
 
     item_id: str
     uri: str

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from illava.requests import Generation, Timing, TokenUsage
-from pipeline.worker import VLMWorker
+from pipeline.execution.worker import VLMWorker
 
 
 class DigestVLM:

@@ -21,11 +21,11 @@ from clips import read_barcode
 
 from illava.preprocess import VisualInput
 from illava.requests import Generation, Timing, TokenUsage
-from pipeline.config import JobConfig
+from pipeline.config.schema import JobConfig
 from pipeline.errors import ItemError
+from pipeline.execution.worker import VLMWorker
 from pipeline.records import LoadedItem, LoadStats, MediaItem
-from pipeline.verify import verify_run
-from pipeline.worker import VLMWorker
+from pipeline.runs.verify import verify_run
 
 DEMO_MODEL = Path(__file__).resolve().parents[1] / "configs" / "demo" / "model"
 FREE_COLUMNS = {"attempts", "bytes_fetched", "cost_usd"}

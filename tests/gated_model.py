@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fakes import FakeVLM
 
-from pipeline.worker import VLMWorker
+from pipeline.execution.worker import VLMWorker
 
 
 class GatedVLM(FakeVLM):

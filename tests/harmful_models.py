@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from clips import read_barcode
 
-from pipeline.worker import VLMWorker
+from pipeline.execution.worker import VLMWorker
 
 
 def answer_of(request) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from fakes import FakeVLM
 
 from illava.requests import Generation, Timing, TokenUsage
-from pipeline.worker import VLMWorker
+from pipeline.execution.worker import VLMWorker
 
 RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
 PAGE_WIDTH, PAGE_HEIGHT = 144, 72  # points

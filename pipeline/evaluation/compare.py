@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.errors import RefusedError
 from pipeline.evaluation.run_columns import RunColumns, read_run_columns
 from pipeline.evaluation.statistics import Interval, McNemar, mcnemar, paired_difference
-from pipeline.run_record import recipe_difference, recorded_recipe
+from pipeline.runs.run_record import recipe_difference, recorded_recipe
 from pipeline.storage.uris import printable
 
 MEASURED = (

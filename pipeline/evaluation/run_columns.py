@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import storage
 from pipeline.errors import RefusedError
-from pipeline.run_folder import is_finished
-from pipeline.run_record import read_run_file
-from pipeline.sink import read_parts
+from pipeline.runs.parquet_sink import read_parts
+from pipeline.runs.run_folder import is_finished
+from pipeline.runs.run_record import read_run_file
+from pipeline.storage import storage
 
 
 @dataclass(frozen=True, slots=True)

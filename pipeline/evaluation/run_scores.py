@@ -1,6 +1,6 @@
 """`score_run`: what a question-answering run scored: overall, by benchmark and by category, with intervals.
 
-Reads a finished run; single answers were scored when their rows were made (`pipeline.evaluation.questions`).
+Reads a finished run; single answers were scored when their rows were made (`pipeline.tasks.question`).
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluation.adapters import BENCHMARKS
-from pipeline.evaluation.answers import references_of
-from pipeline.evaluation.benchmark_scores import category_mean, circular_accuracy, mme_scores
+from pipeline.evaluation.benchmarks.registry import BENCHMARKS
+from pipeline.evaluation.benchmarks.scores import category_mean, circular_accuracy, mme_scores
 from pipeline.evaluation.caption_metrics import bleu, cider
 from pipeline.evaluation.run_columns import RunColumns, read_run_columns
 from pipeline.evaluation.statistics import Interval, mean_interval
+from pipeline.tasks.answers import references_of
 
 _COLUMNS = ("uris", "status", "question_id", "category", "text", "answer", "reference", "score", "fields")
 

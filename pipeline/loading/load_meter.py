@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pipeline.loading.decoder_process import DecoderProcess
+from pipeline.loading.sandbox.client import DecoderProcess
 from pipeline.loading.staging import Staging
 from pipeline.records import LoadStats
 

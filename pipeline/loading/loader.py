@@ -11,18 +11,18 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from pipeline.errors import ItemError
-from pipeline.loading.child_process import DecordFailedError
-from pipeline.loading.decoder_process import ITEMS_PER_CHILD, MEMORY_BYTES, DecodedMedia, DecoderProcess
+from pipeline.loading.decoding.mp4_index import DoubtError
 from pipeline.loading.load_meter import LoadMeter
-from pipeline.loading.mp4_index import DoubtError
 from pipeline.loading.ranged_read import load_by_ranges
+from pipeline.loading.sandbox.child import DecordFailedError
+from pipeline.loading.sandbox.client import ITEMS_PER_CHILD, MEMORY_BYTES, DecodedMedia, DecoderProcess
 from pipeline.loading.staging import Staging, check_unchanged
 from pipeline.records import LoadedItem, MediaItem
 from pipeline.storage.uris import is_local
 
 if TYPE_CHECKING:
     from illava.preprocess import Preprocessor
-    from pipeline.config import MediaConfig
+    from pipeline.config.schema import MediaConfig
 
 RANGED_FROM_BYTES = 4_000_000  # below, the further requests take longer than the bytes
 

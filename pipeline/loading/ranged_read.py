@@ -7,11 +7,11 @@ the whole object. Knows no decoder and no row.
 from __future__ import annotations
 
 from pipeline.errors import ItemError
-from pipeline.loading.child_process import DecordFailedError
-from pipeline.loading.decoder_process import DecodedMedia, DecoderProcess
+from pipeline.loading.decoding.mp4_index import DoubtError, fetch_index
 from pipeline.loading.load_meter import LoadMeter
-from pipeline.loading.mp4_index import DoubtError, fetch_index
-from pipeline.loading.sparse_copy import SparseCopy
+from pipeline.loading.sandbox.child import DecordFailedError
+from pipeline.loading.sandbox.client import DecodedMedia, DecoderProcess
+from pipeline.loading.sparse_file import SparseCopy
 from pipeline.loading.staging import Staging
 
 

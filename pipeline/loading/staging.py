@@ -16,9 +16,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import storage
 from pipeline.errors import ItemError, StorageError
-from pipeline.loading.sparse_copy import SparseCopy
+from pipeline.loading.sparse_file import SparseCopy
+from pipeline.storage import storage
 from pipeline.storage.errors import is_disk_full
 
 _PREFIX = "illava-staging-"

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import storage
 from pipeline.records import ResultRow
-from pipeline.run_folder import FINISHED_FILE, is_finished
-from pipeline.run_record import read_run_file
-from pipeline.sessions import cost_record
-from pipeline.sink import list_parts, part_name, read_parts, read_rows, result_rows
-from pipeline.totals import Totals, run_totals
+from pipeline.runs.parquet_sink import list_parts, part_name, read_parts, read_rows, result_rows
+from pipeline.runs.run_folder import FINISHED_FILE, is_finished
+from pipeline.runs.run_record import read_run_file
+from pipeline.runs.sessions import cost_record
+from pipeline.runs.totals import Totals, run_totals
+from pipeline.storage import storage
 
 STAGES = ("fetch_s", "load_s", "preprocess_s", "queue_s", "vision_s", "prefill_s", "decode_s", "latency_s")
 PERCENTILES = (50, 90, 99, 100)
@@ -57,7 +57,7 @@ class RunFigures:
         record: its ``run.json``.
         finished_at: when ``_RUN.json`` was written; None for an unfinished run.
         totals: sums over the rows that stand.
-        cost: over all sessions so far (`pipeline.sessions.cost_record`).
+        cost: over all sessions so far (`pipeline.runs.sessions.cost_record`).
         stages: seconds of the answered rows; empty where none was answered.
         samples, slowest, dearest: rows to show.
         failures: error type -> how often, and a row that has it.

@@ -15,13 +15,13 @@ import numpy as np
 
 from illava.errors import ILLaVAError
 from illava.preprocess import load_preprocessor
-from pipeline.config import JobConfig
-from pipeline.drawing.cells import GONE, PatchCells, cells_of
-from pipeline.drawing.draw import check_drawable
-from pipeline.drawing.raster import draw_cells, png, sheets_of, side_by_side
+from pipeline.config.schema import JobConfig
 from pipeline.errors import PipelineError
 from pipeline.loading.load_report import ItemLoader
 from pipeline.records import LoadedItem, MediaItem
+from pipeline.report.draw import check_drawable
+from pipeline.report.raster import draw_cells, png, sheets_of, side_by_side
+from pipeline.report.token_maps import GONE, PatchCells, cells_of
 
 if TYPE_CHECKING:
     from illava import VLM
@@ -64,7 +64,7 @@ def item_pictures(
             [Picture("frames", reason=f"the model's preprocessor cannot be loaded here: {error}")] for _ in items
         )
         return
-    from pipeline.runner import build_loader
+    from pipeline.execution.runner import build_loader
 
     tracer = _Tracer(config, num_overlays)
     with closing(build_loader(config, preprocessor)) as loader:
@@ -117,7 +117,7 @@ class _Tracer:
             return [Picture("kept tokens", reason=f"cannot be drawn: {type(error).__name__}: {error}")]
 
     def _load(self) -> VLM:
-        from pipeline.worker import load_vlm
+        from pipeline.execution.worker import load_vlm
 
         check_drawable(self._config)
         return load_vlm(self._config)

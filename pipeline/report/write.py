@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline import storage
 from pipeline.errors import PipelineError
 from pipeline.records import MediaItem, ResultRow
 from pipeline.report.figures import RunFigures, run_figures
 from pipeline.report.page import render_report
 from pipeline.report.pictures import Picture, item_pictures
-from pipeline.run_folder import read_frozen_manifest
-from pipeline.run_record import RUN_FILE, recorded_config
+from pipeline.runs.run_folder import read_frozen_manifest
+from pipeline.runs.run_record import RUN_FILE, recorded_config
+from pipeline.storage import storage
 
 REPORT_FILE = "report.html"
 

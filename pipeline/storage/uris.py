@@ -14,7 +14,8 @@ from pipeline.errors import ItemError
 
 OBJECT_SCHEMES = ("s3", "gs")
 
-# The same text is run over whole columns by RE2 (see `pipeline.inputs`): no look-around, no back-references.
+# The same text is run over whole columns by RE2 (see `pipeline.inputs.build_manifest`): no look-around, no
+# back-references.
 _BUCKET = r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"
 OBJECT_URI_PATTERN = rf"^(?:s3|gs)://{_BUCKET}(?:/.*)?$"
 _ADDRESS_BUCKET = r"^(?:s3|gs)://[0-9]+(?:\.[0-9]+){3}(?:/|$)"

@@ -22,7 +22,7 @@ def sweep_cli(description: str, argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from pipeline.config_file import load_as
+    from pipeline.config.load import load_as
     from pipeline.sweep.config import SweepConfig
 
     config = load_as(SweepConfig, options.config, overrides_of(options))
@@ -45,7 +45,7 @@ def render_sweep_plan(config: SweepConfig) -> str:
     from illava.counts import expected_counts
     from illava.model_shape import load_model_shape
     from illava.tower_counts import MediumShape
-    from pipeline.plan_report import ASSUMED_IMAGE_PX
+    from pipeline.planning.dry_run import ASSUMED_IMAGE_PX
     from pipeline.sweep.run import open_sweep
 
     sweep = open_sweep(config)

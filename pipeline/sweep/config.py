@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from illava.plan import ReductionPlan
-from pipeline.config import (
+from pipeline.config.schema import (
     CaptionConfig,
     InputConfig,
     JobConfig,

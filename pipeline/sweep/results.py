@@ -13,9 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import storage
 from pipeline.errors import RefusedError
-from pipeline.parquet import read_table
+from pipeline.storage import storage
+from pipeline.storage.parquet import read_table
 
 FILE = "sweep.parquet"
 

@@ -15,21 +15,21 @@ from typing import Any
 
 from illava.model_files import require_trained
 from illava.preprocess import load_preprocessor
-from pipeline import storage
-from pipeline.config import JobConfig
-from pipeline.done_items import done_ids
+from pipeline.config.placement import place_here
+from pipeline.config.schema import JobConfig
 from pipeline.errors import InputError, ItemError
-from pipeline.inputs import build_manifest
-from pipeline.interruption import Interruption
-from pipeline.placement import place_here
-from pipeline.recipe import digest_of, resolve_recipe
+from pipeline.execution.runner import build_loader
+from pipeline.execution.signals import Interruption
+from pipeline.execution.worker import load_vlm
+from pipeline.inputs.build_manifest import build_manifest
 from pipeline.records import LoadedItem, MediaItem
-from pipeline.runner import build_loader
+from pipeline.runs.earlier_runs import done_ids
+from pipeline.runs.recipe import digest_of, resolve_recipe
+from pipeline.storage import storage
 from pipeline.sweep.config import Point, SweepConfig
 from pipeline.sweep.measure import build_requests, measure_point
 from pipeline.sweep.picture import draw_sweep
 from pipeline.sweep.results import SweepRow, check_ours, read_results, write_results
-from pipeline.worker import load_vlm
 
 Measure = Callable[..., dict[str, Any]]
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pipeline.config import CaptionConfig, DocumentConfig, TaskConfig
-from pipeline.documents import Document
-from pipeline.evaluation.questions import Question
+from pipeline.config.schema import CaptionConfig, DocumentConfig, TaskConfig
 from pipeline.tasks.base import Task
 from pipeline.tasks.caption import Caption
+from pipeline.tasks.document import Document
+from pipeline.tasks.question import Question
 
 
 def build_task(config: TaskConfig) -> Task:

@@ -13,24 +13,24 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("illava", "pipeline", "jobs")
 
-MEDIA = {"pipeline/loading/media.py"}
+MEDIA = {"pipeline/loading/decoding/media.py"}
 MANIFEST = ("inputs", "input_columns", "manifest", "manifest_file", "evaluation/benchmark_files")
 READERS = ("evaluation/compare", "sweep/results")  # of what stands in Parquet already
 # One dependency, one door. Folders end with a slash.
 DOORS: dict[str, set[str]] = {
-    "ray": {"pipeline/actors.py", "pipeline/runner.py"},
+    "ray": {"pipeline/execution/ray/actors.py", "pipeline/execution/runner.py"},
     "fsspec": {"pipeline/storage/__init__.py"},
     "s3fs": {"pipeline/storage/__init__.py"},
     "decord": MEDIA,
-    "av": {"pipeline/loading/pyav_video.py"},
-    "pypdfium2": {"pipeline/loading/pages.py"},
+    "av": {"pipeline/loading/decoding/pyav_video.py"},
+    "pypdfium2": {"pipeline/loading/decoding/pages.py"},
     "PIL": {*MEDIA, "illava/preprocess.py"},
-    "lmms_eval": {"pipeline/evaluation/lmms_eval_model.py"},
+    "lmms_eval": {"pipeline/lmms_eval_model.py"},
     "pyarrow": {
         f"pipeline/{name}.py" for name in ("parquet", "sink", "row_schema", "verify", "totals", *READERS, *MANIFEST)
     },
     "jinja2": {"pipeline/report/page.py"},
-    "torch": {"illava/", "pipeline/actors.py", "pipeline/worker.py"},
+    "torch": {"illava/", "pipeline/execution/ray/actors.py", "pipeline/execution/worker.py"},
     "transformers": {"illava/"},
 }
 # Imports go one way: jobs -> pipeline -> illava; reducers and families do not know each other.
@@ -97,12 +97,12 @@ def test_sources_keep_the_rules():
 @pytest.mark.parametrize(
     ("path", "text"),
     [
-        ("illava/x.py", "import pipeline.config"),
+        ("illava/x.py", "import pipeline.config.schema"),
         ("illava/x.py", "from ray import remote"),
         ("pipeline/x.py", "def f():\n    import ray"),
         ("pipeline/x.py", "import pyarrow.parquet as pq"),
-        ("pipeline/runner.py", "import torch"),
-        ("pipeline/shards.py", "from jobs import caption_videos"),
+        ("pipeline/execution/runner.py", "import torch"),
+        ("pipeline/runs/run.py", "from jobs import caption_videos"),
         ("pipeline/x.py", "from illava.plan import _draw"),
         ("illava/reducers/x.py", "from illava.families.anyres import AnyresGeometry"),
         ("illava/reducers/x.py", "from ..families import anyres"),
@@ -120,7 +120,7 @@ def test_a_broken_rule_is_seen(path, text):
     ("path", "text"),
     [
         ("pipeline/records.py", "if TYPE_CHECKING:\n    import torch"),
-        ("pipeline/runner.py", "import ray"),
+        ("pipeline/execution/runner.py", "import ray"),
         ("pipeline/x.py", "from illava.plan import ReductionPlan"),
         ("illava/families/x.py", "from illava.reducers import Evidence"),
         ("illava/x.py", "from illava.reducers.illava import ILLaVA"),
@@ -131,7 +131,7 @@ def test_what_is_allowed_is_allowed(path, text):
 
 
 CONFIG = """
-from pipeline.config import JobConfig
+from pipeline.config.schema import JobConfig
 JobConfig.model_validate({
     "input": {"uri": "in/"}, "model": {"model_id": "m"}, "reduction": {"preset": "illava-video"},
     "output": {"uri": "out/"},

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from pipeline.actors import ActorLostError
-from pipeline.scheduler import Scheduler
-from pipeline.worker import WorkerUsage
+from pipeline.execution.ray.actors import ActorLostError
+from pipeline.execution.scheduler import Scheduler
+from pipeline.execution.worker import WorkerUsage
 
 
 class Answer:
@@ -29,7 +29,7 @@ class Actor:
 
 
 class Cluster:
-    """The surface of `pipeline.actors.RayCluster` that an executor without items uses.
+    """The surface of `pipeline.execution.ray.actors.RayCluster` that an executor without items uses.
 
     Args:
         last_words: of all its actors, which are then dead before they have started.

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from runs import make_config
 
-from pipeline.config import JobConfig, Section
+from pipeline.config.schema import JobConfig, Section
 
 # The kinds of a section of which a job has one; the first is the default. A whole section is what `kind` changes.
 KINDS: dict[str, dict[str, dict[str, Any]]] = {

@@ -13,7 +13,7 @@ import pytest
 from runs import make_config
 from wrong_store import WrongStore
 
-from pipeline import storage
+from pipeline.storage import storage
 
 _REGION = "eu-west-1"  # moto refuses a CreateBucket that names us-east-1
 

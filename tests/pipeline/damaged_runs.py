@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from runs import shard_rows
 
-from pipeline import storage
-from pipeline.manifest import freeze, manifest_bytes
-from pipeline.sink import SCHEMA, part_name
+from pipeline.inputs.manifest import freeze, manifest_bytes
+from pipeline.runs.parquet_sink import SCHEMA, part_name
+from pipeline.storage import storage
 
 
 def part_path(run, index=0):
@@ -95,7 +95,7 @@ def another_runs_part(run):
     other = dataclasses.replace(run, fingerprint="f" * 32)
     rows = [dataclasses.replace(row, run_fingerprint="f" * 32) for row in shard_rows(run, 0)]
     object.__setattr__(other, "nonce", run.nonce)
-    from pipeline.sink import _part_bytes
+    from pipeline.runs.parquet_sink import _part_bytes
 
     storage.write_atomic(part_path(run), _part_bytes(rows, other.part_metadata(0), "zstd"))
 

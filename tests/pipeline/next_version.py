@@ -19,8 +19,10 @@ from pydantic.fields import FieldInfo
 
 import illava.plan
 from illava.reducers.tome import ToMe
-from pipeline import config, recipe, records
-from pipeline.config_base import Section, rows
+from pipeline import records
+from pipeline.config import schema as config
+from pipeline.config.base import Section, rows
+from pipeline.runs import recipe
 
 ToMe.model_fields["next_knob"] = FieldInfo(annotation=float, default=0.5)
 for model in (ToMe, illava.plan.ReductionStep, illava.plan.ReductionPlan):
@@ -54,15 +56,16 @@ class JobConfig(config.JobConfig):
 
 config.JobConfig = JobConfig
 
-from pipeline import row_schema
+from pipeline.runs import row_schema
 
 row_schema._PAGE = pa.struct([*row_schema._PAGE, pa.field("angle", pa.int32())])
 place = row_schema.SCHEMA.get_field_index("pages")
 row_schema.SCHEMA = row_schema.SCHEMA.set(place, pa.field("pages", pa.list_(row_schema._PAGE)))
 
-from pipeline import manifest, run_record, totals
 from pipeline.evaluation import compare
+from pipeline.inputs import manifest
 from pipeline.report import figures
+from pipeline.runs import run_record, totals
 
 run_record.RENAMED_KEYS["sampling.top_p"] = "sampling.nucleus"
 manifest.COLUMNS["language"] = pa.string()
@@ -73,14 +76,14 @@ figures.STAGES = (*figures.STAGES, "words_s")
 
 from pipeline.errors import RefusedError
 from pipeline.evaluation.run_scores import score_run
+from pipeline.execution.runner import continue_run, run_job
 from pipeline.report.write import write_report
-from pipeline.retry import begin_retry
-from pipeline.run_record import read_run_file, recorded_config
-from pipeline.runner import continue_run, run_job
-from pipeline.shards import open_run, plan_run
-from pipeline.sink import list_parts, read_parts
-from pipeline.status import run_status
-from pipeline.verify import verify_run
+from pipeline.runs.parquet_sink import list_parts, read_parts
+from pipeline.runs.retry import begin_retry
+from pipeline.runs.run import open_run, plan_run
+from pipeline.runs.run_record import read_run_file, recorded_config
+from pipeline.runs.status import run_status
+from pipeline.runs.verify import verify_run
 
 
 def job(name: str, **output: str) -> JobConfig:

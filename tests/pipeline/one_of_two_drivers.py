@@ -12,8 +12,8 @@ from pathlib import Path
 
 import fakes
 
+from pipeline.execution.runner import run_job
 from pipeline.faults import injected
-from pipeline.runner import run_job
 
 _PATIENCE_S = 240.0
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import storage
-from pipeline.config import MediaConfig
-from pipeline.loading.media import Frames
-from pipeline.loading.mp4_index import fetch_index
-from pipeline.loading.ranged_video import load_present, needed_ranges
-from pipeline.loading.sparse_copy import SparseCopy
+from pipeline.config.schema import MediaConfig
+from pipeline.loading.decoding.media import Frames
+from pipeline.loading.decoding.mp4_index import fetch_index
+from pipeline.loading.decoding.ranged_video import load_present, needed_ranges
+from pipeline.loading.sparse_file import SparseCopy
+from pipeline.storage import storage
 
 
 def ranged(path: str | Path, media: MediaConfig) -> tuple[Frames, SparseCopy]:

@@ -1,8 +1,8 @@
 """Small runs for tests: configs on untouched media names, and the rows a job would have made."""
 
-from pipeline import storage
-from pipeline.config import JobConfig
+from pipeline.config.schema import JobConfig
 from pipeline.records import ResultRow
+from pipeline.storage import storage
 
 
 def make_config(model_folder, **sections):
@@ -123,8 +123,8 @@ def shard_rows(run, shard_index):
 
 def complete(run, *, shards=None):
     """Publish shards (all pending ones if not named) as a runner would, and finish if none is left."""
-    from pipeline.shards import finish, pending_shards
-    from pipeline.sink import ParquetSink
+    from pipeline.runs.parquet_sink import ParquetSink
+    from pipeline.runs.run import finish, pending_shards
 
     sink = ParquetSink(run)
     for index in pending_shards(run) if shards is None else shards:

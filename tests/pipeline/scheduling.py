@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from pipeline.execution.scheduler import Scheduler
 from pipeline.records import MediaItem, Shard
-from pipeline.scheduler import Scheduler
 
 
 class Row(NamedTuple):

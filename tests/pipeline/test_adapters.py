@@ -11,13 +11,13 @@ from published_video_rows import VIDEO_ROWS
 from runs import make_config
 
 from pipeline.errors import InputError
-from pipeline.evaluation.adapters import BENCHMARKS, adapt, group_by_medium
-from pipeline.evaluation.benchmark_files import read_rows, write_manifest
-from pipeline.evaluation.benchmark_scores import category_mean, circular_accuracy, mme_scores
-from pipeline.evaluation.judges import JUDGES, judge_file
-from pipeline.evaluation.metrics import METRICS
-from pipeline.evaluation.subtitles import subtitle_text
-from pipeline.inputs import build_manifest
+from pipeline.evaluation.benchmarks.convert import read_rows, write_manifest
+from pipeline.evaluation.benchmarks.judges import JUDGES, judge_file
+from pipeline.evaluation.benchmarks.registry import BENCHMARKS, adapt, group_by_medium
+from pipeline.evaluation.benchmarks.scores import category_mean, circular_accuracy, mme_scores
+from pipeline.evaluation.benchmarks.subtitles import subtitle_text
+from pipeline.inputs.build_manifest import build_manifest
+from pipeline.tasks.metrics import METRICS
 
 PUBLISHED = IMAGE_ROWS | VIDEO_ROWS
 

@@ -12,19 +12,19 @@ from fakes import job_config, read_rows, violations
 from runs import make_config
 
 from pipeline.__main__ import main
-from pipeline.config import QuestionConfig
-from pipeline.config_file import load_config
+from pipeline.config.load import load_config
+from pipeline.config.schema import QuestionConfig
 from pipeline.errors import ConfigError, InputError
 from pipeline.evaluation.compare import compare_runs
-from pipeline.evaluation.metrics import METRICS
-from pipeline.evaluation.questions import UNSCORED
 from pipeline.evaluation.run_scores import render_scores, score_run
-from pipeline.inputs import build_manifest
-from pipeline.recipe import resolve_recipe
+from pipeline.execution.runner import run_job
+from pipeline.inputs.build_manifest import build_manifest
 from pipeline.records import MediaItem
-from pipeline.runner import run_job
+from pipeline.runs.recipe import resolve_recipe
 from pipeline.tasks.base import ParsedAnswer
 from pipeline.tasks.build import build_task
+from pipeline.tasks.metrics import METRICS
+from pipeline.tasks.question import UNSCORED
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.evaluation.answers import lettered, option_letter, references_of, short_answer, yes_no
+from pipeline.tasks.answers import lettered, option_letter, references_of, short_answer, yes_no
 
 OPTIONS = ["a red car", "a blue bus", "a car", "nothing"]
 

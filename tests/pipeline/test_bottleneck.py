@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.bottleneck import Bottleneck, Flow, limit_at
-from pipeline.progress import Progress
+from pipeline.execution.bottleneck import Bottleneck, Flow, limit_at
+from pipeline.execution.progress import Progress
+from pipeline.execution.scheduler import Scheduler
+from pipeline.execution.summary import Tally
 from pipeline.records import MediaItem, Shard
-from pipeline.scheduler import Scheduler
-from pipeline.summary import Tally
 
 IDLE = Flow(num_loading=0, num_loaded=0, num_running=0, num_unpublished=0, room=8)
 
@@ -81,7 +81,7 @@ def test_the_scheduler_says_where_its_items_are() -> None:
 
 def test_the_line_names_it(monkeypatch, capsys) -> None:
     clock = SimpleNamespace(now_s=0.0)
-    monkeypatch.setattr("pipeline.progress.time", SimpleNamespace(monotonic=lambda: clock.now_s))
+    monkeypatch.setattr("pipeline.execution.progress.time", SimpleNamespace(monotonic=lambda: clock.now_s))
     progress = Progress(10, Tally(), terminal=False)
     for clock.now_s in range(1, 31):
         progress.tick(lambda: replace(IDLE, num_loaded=1))

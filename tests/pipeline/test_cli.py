@@ -17,10 +17,10 @@ from fakes import job_config, numbered_items
 
 from illava.errors import PlanError
 from pipeline.__main__ import main as pipeline_main
-from pipeline.budget import BUDGET_EXIT_CODE
 from pipeline.cli import EXIT_CODES, guarded, run_cli
 from pipeline.errors import CredentialsError, InterruptedRunError, PipelineError, RefusedError
-from pipeline.runner import run_job
+from pipeline.execution.budget import BUDGET_EXIT_CODE
+from pipeline.execution.runner import run_job
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = str(ROOT / "configs" / "demo.yaml")
@@ -88,7 +88,7 @@ def test_plan_prints_tokens_and_shards_without_ray_or_torch_and_writes_nothing(t
 
 def test_plan_counts_stored_objects_that_no_reader_can_hold(tmp_path) -> None:
     """Of two readers: a share of 5 GB, below the 8 GB of ``media.max_bytes``. Local objects are used in place."""
-    from pipeline.plan_report import render_plan
+    from pipeline.planning.dry_run import render_plan
 
     sizes = {"s3://bucket/a.mp4": 5 * 10**9 + 1, "gs://bucket/b.mp4": 8 * 10**9, f"{tmp_path}/c.mp4": 6 * 10**9}
     sizes |= {"s3://bucket/d.mp4": 5 * 10**9, "s3://bucket/e.mp4": 8 * 10**9 + 1, "s3://bucket/f.mp4": -1}
@@ -105,7 +105,7 @@ def test_what_the_plan_expects_is_what_the_rows_measure(tmp_path, onevision_fold
     import clips
     from PIL import Image
 
-    from pipeline.plan_report import render_plan
+    from pipeline.planning.dry_run import render_plan
 
     video = clips.write_barcode_video(tmp_path / "v.mp4", 5)
     for n in range(2):
@@ -221,7 +221,7 @@ JOBS = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if not path.s
 
 @pytest.mark.parametrize("config", JOBS, ids=lambda path: path.stem)
 def test_shipped_configs_are_valid_and_pin_their_weights(config, in_root) -> None:
-    from pipeline.config_file import load_config
+    from pipeline.config.load import load_config
 
     job = load_config(str(config))
     assert job.model.revision is not None or Path(job.model.model_id).is_dir()

@@ -8,8 +8,8 @@ from pipeline.__main__ import main
 from pipeline.errors import RefusedError
 from pipeline.evaluation.compare import MEASURED, compare_columns, compare_runs, render_comparison
 from pipeline.evaluation.run_columns import RunColumns
-from pipeline.shards import finish, open_run, pending_shards
-from pipeline.sink import ParquetSink
+from pipeline.runs.parquet_sink import ParquetSink
+from pipeline.runs.run import finish, open_run, pending_shards
 
 
 def write_run(folder, model_folder, media, *, change=None, finished=True, **sections):

@@ -7,8 +7,8 @@ import textwrap
 
 import pytest
 
-from pipeline.config import JobConfig
-from pipeline.config_file import load_config
+from pipeline.config.load import load_config
+from pipeline.config.schema import JobConfig
 from pipeline.errors import ConfigError
 
 BASE = """
@@ -136,7 +136,7 @@ def test_a_wrong_key_is_refused_in_under_a_second_without_torch(tmp_path):
     path.write_text(BASE + "sede: 3\n")
     script = f"""
 import resource, sys
-from pipeline.config_file import load_config
+from pipeline.config.load import load_config
 from pipeline.errors import ConfigError
 try:
     load_config({str(path)!r})

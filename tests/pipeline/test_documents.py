@@ -16,18 +16,18 @@ from misbehaving import Untouched
 from pdf_files import BLUE, GREEN, RED, YELLOW, PageReader, page, write_pdf
 from PIL import Image
 
-from pipeline import storage
-from pipeline.config import JobConfig, MediaConfig
-from pipeline.config_file import load_config
+from pipeline.config.load import load_config
+from pipeline.config.schema import JobConfig, MediaConfig
 from pipeline.errors import ConfigError, InputError, ItemError
-from pipeline.inputs import build_manifest
-from pipeline.json_answers import InvalidAnswerError, read_json, schema_problem
+from pipeline.execution.rows import RunInfo
+from pipeline.execution.runner import build_loader, run_job
+from pipeline.execution.worker import VLMWorker
+from pipeline.inputs.build_manifest import build_manifest
+from pipeline.json_schema import InvalidAnswerError, read_json, schema_problem
 from pipeline.loading.loader import Loader
 from pipeline.records import MediaItem
-from pipeline.rows import RunInfo
-from pipeline.runner import build_loader, run_job
-from pipeline.verify_rows import check_row
-from pipeline.worker import VLMWorker
+from pipeline.runs.verify_rows import check_row
+from pipeline.storage import storage
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = {"type": "object", "properties": {"page": {"type": "integer", "maximum": 3}}, "required": ["page"]}

@@ -20,12 +20,12 @@ from benchmarks.family_matrix import MAKERS, SETTINGS, make_folder, plan_of
 from illava import VLM, Request, SamplingParams, load_preprocessor
 from illava.attention_maps import attention_maps
 from illava.plan import ReductionPlan
-from pipeline.config import JobConfig
-from pipeline.drawing.cells import GONE, PatchCells, cells_of, owners
-from pipeline.drawing.draw import draw_job, draw_request
-from pipeline.drawing.page import Figure, Section, render_page
-from pipeline.drawing.raster import Sheet, draw_cells, draw_heat, png, sheets_of
+from pipeline.config.schema import JobConfig
 from pipeline.errors import ConfigError
+from pipeline.report.draw import draw_job, draw_request
+from pipeline.report.draw_page import Figure, Section, render_page
+from pipeline.report.raster import Sheet, draw_cells, draw_heat, png, sheets_of
+from pipeline.report.token_maps import GONE, PatchCells, cells_of, owners
 
 ROOT = Path(__file__).resolve().parents[2]
 METHODS = ("illava", "tome", "attention_pruning", "illava_2026")

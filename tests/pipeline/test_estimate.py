@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.estimate import allocate, draw, estimate_total
+from pipeline.planning.estimate import allocate, draw, estimate_total
 
 
 def test_a_total_worked_out_by_hand() -> None:

@@ -16,18 +16,18 @@ import yaml
 from actors_without_ray import Cluster, idle_scheduler
 from fakes import fixed, job_config, numbered_items, violations
 
-from pipeline import storage
 from pipeline.__main__ import main as pipeline_main
 from pipeline.cli import run_cli
-from pipeline.config import JobConfig
+from pipeline.config.schema import JobConfig
 from pipeline.errors import InputError, ItemError, RefusedError
-from pipeline.executor_ray import RayExecutor
+from pipeline.execution.ray.executor import RayExecutor
+from pipeline.execution.rows import RowMaker, RunInfo
+from pipeline.execution.runner import run_job
+from pipeline.execution.summary import Tally, render_summary
+from pipeline.execution.worker import VLMWorker, WorkerUsage
 from pipeline.records import MediaItem, ResultRow
-from pipeline.rows import RowMaker, RunInfo
-from pipeline.runner import run_job
-from pipeline.sink import list_parts, read_parts
-from pipeline.summary import Tally, render_summary
-from pipeline.worker import VLMWorker, WorkerUsage
+from pipeline.runs.parquet_sink import list_parts, read_parts
+from pipeline.storage import storage
 
 ROOT = Path(__file__).resolve().parents[2]
 

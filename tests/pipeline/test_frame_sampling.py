@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from pipeline.config import FpsSampling, KeyframeSampling, UniformSampling
-from pipeline.loading.sampling import Timeline, choose_frames, spread
+from pipeline.config.schema import FpsSampling, KeyframeSampling, UniformSampling
+from pipeline.loading.decoding.frame_sampling import Timeline, choose_frames, spread
 
 
 def timeline(num_frames, rate_fps=10.0, keyframe_interval=12):

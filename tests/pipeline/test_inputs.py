@@ -3,9 +3,9 @@
 import pytest
 from runs import put_manifest, put_media
 
-from pipeline import storage
 from pipeline.errors import ConfigError, InputError
-from pipeline.inputs import build_manifest, media_roots
+from pipeline.inputs.build_manifest import build_manifest, media_roots
+from pipeline.storage import storage
 
 
 def test_a_listing_keeps_known_media_in_order_and_counts_the_rest(config, root):

@@ -14,7 +14,7 @@ import pytest
 from fakes import read_rows
 from PIL import Image
 
-from pipeline.verify import verify_run
+from pipeline.runs.verify import verify_run
 
 ROOT = Path(__file__).resolve().parents[2]
 

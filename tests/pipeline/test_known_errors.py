@@ -73,7 +73,7 @@ def test_a_python_without_packages_still_helps(bare_python, command) -> None:
 
 @pytest.mark.parametrize(("scheme", "extra"), [("s3", "s3"), ("gs", "gcs")])
 def test_a_store_without_its_packages_names_the_extra(monkeypatch, capsys, scheme, extra) -> None:
-    from pipeline import storage
+    from pipeline.storage import storage
 
     package = {"s3": "s3fs", "gcs": "gcsfs"}[extra]
     monkeypatch.setitem(sys.modules, package, None)  # how Python says of a package that it is not there
@@ -239,7 +239,7 @@ def test_a_known_kind_gets_words_and_is_never_called_a_defect(kind, tmp_path, ca
         RuntimeError("dictionary changed size"),
         ValueError("x"),
         OSError("no number"),
-        ImportError("cannot import name 'gone' from 'pipeline.rows'", name="pipeline.rows"),
+        ImportError("cannot import name 'gone' from 'pipeline.execution.rows'", name="pipeline.execution.rows"),
         ModuleNotFoundError("No module named 'illava.gone'", name="illava.gone"),
     ],
     ids=repr,

@@ -13,7 +13,7 @@ from PIL import Image
 
 from illava import VLM, Request, SamplingParams, load_preprocessor
 from illava.errors import RequestError
-from pipeline.evaluation import lmms_eval_model as plugin
+from pipeline import lmms_eval_model as plugin
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG, MODEL, CLIPS = (ROOT / "configs" / name for name in ("demo_questions.yaml", "demo/model", "demo/clips"))

@@ -13,7 +13,7 @@ from published_image_rows import IMAGE_ROWS
 from published_video_rows import VIDEO_ROWS
 
 from benchmarks import lmms_eval_check
-from pipeline.evaluation.adapters import BENCHMARKS
+from pipeline.evaluation.benchmarks.registry import BENCHMARKS
 
 pytestmark = pytest.mark.long
 # Of each benchmark's folder below lmms_eval/tasks/.

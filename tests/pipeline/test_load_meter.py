@@ -6,12 +6,12 @@ import pytest
 from clips import write_barcode_video
 from misbehaving import SpinsThenDies, Untouched
 
-from pipeline import storage
-from pipeline.config import MediaConfig
-from pipeline.loading.decoder_process import DecoderProcess
+from pipeline.config.schema import MediaConfig
+from pipeline.loading.decoding.mp4_index import DoubtError
 from pipeline.loading.loader import Loader
-from pipeline.loading.mp4_index import DoubtError
+from pipeline.loading.sandbox.client import DecoderProcess
 from pipeline.records import MediaItem
+from pipeline.storage import storage
 
 LIMIT_S = 600.0
 TRY_S = 0.4

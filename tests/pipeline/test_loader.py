@@ -13,11 +13,11 @@ from misbehaving import Hangs, ReadsAsFileObject, Rewrites, SignalsItself, Untou
 from PIL import Image
 
 from illava.preprocess import load_preprocessor
-from pipeline import storage
-from pipeline.config import MediaConfig
+from pipeline.config.schema import MediaConfig
 from pipeline.errors import ItemError
 from pipeline.loading.loader import Loader
 from pipeline.records import MediaItem
+from pipeline.storage import storage
 
 DATA = Path(__file__).parent / "data"
 MEDIA = MediaConfig(num_frames=4, load_timeout_s=60)

@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from runs import put_manifest
 
-from pipeline import storage
 from pipeline.errors import InputError
-from pipeline.inputs import build_manifest
-from pipeline.manifest import manifest_bytes, read_manifest
+from pipeline.inputs.build_manifest import build_manifest
+from pipeline.inputs.manifest import manifest_bytes, read_manifest
+from pipeline.storage import storage
 
 ROWS = [
     {"item_id": "one", "uri": "a.mp4", "question": "Why?", "options": ["x", "y"], "reference": "x", "width": 12},
@@ -141,7 +141,7 @@ def test_the_digest_follows_every_column(config, tmp_path, column):
 
 
 def test_the_digest_does_not_depend_on_chunks():
-    from pipeline.manifest import _content_digest
+    from pipeline.inputs.manifest import _content_digest
 
     texts = pa.array(["a", None, "", "grüße", "b"])
     lists = pa.array([["a"], [], None, ["b", "c"], ["d"]])

@@ -12,10 +12,10 @@ from slow_preprocessor import SlowPreprocessor
 
 from illava import VLM
 from illava.prefill import PrefillRun
+from pipeline.execution.runner import run_job
+from pipeline.execution.worker import VLMWorker
 from pipeline.loading.loader import Loader
 from pipeline.loading.staging import Staging
-from pipeline.runner import run_job
-from pipeline.worker import VLMWorker
 
 VISION = {"stage": "vision_block", "layers": [2, 3, 4, 5], "reducer": {"kind": "illava", "num_merged": 6}}
 FRAMES = {"stage": "decoder_input", "reducer": {"kind": "illava", "keep_per_frame": 10}}

@@ -15,10 +15,10 @@ from clips import (
     write_video,
 )
 
-from pipeline.config import FpsSampling, KeyframeSampling, MediaConfig
+from pipeline.config.schema import FpsSampling, KeyframeSampling, MediaConfig
 from pipeline.errors import ItemError
-from pipeline.loading.container import sniff
-from pipeline.loading.media import DecordRefusedError, load_video
+from pipeline.loading.decoding.container import sniff
+from pipeline.loading.decoding.media import DecordRefusedError, load_video
 
 DATA = Path(__file__).parent / "data"
 DEMO = Path(__file__).resolve().parents[2] / "configs" / "demo" / "clips"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.evaluation.metrics import (
+from pipeline.tasks.metrics import (
     METRICS,
     anls,
     exact_match,
@@ -12,7 +12,7 @@ from pipeline.evaluation.metrics import (
     relaxed_accuracy,
     vqa_accuracy,
 )
-from pipeline.evaluation.vqa_words import normalise_vqa
+from pipeline.tasks.vqa_words import normalise_vqa
 
 
 def test_multiple_choice():

@@ -3,9 +3,9 @@
 import pytest
 from runs import complete, put_media
 
-from pipeline import storage
 from pipeline.errors import InputError
-from pipeline.shards import open_run, plan_run
+from pipeline.runs.run import open_run, plan_run
+from pipeline.storage import storage
 
 
 def test_items_a_finished_run_holds_are_left_out(config, root):

@@ -1,6 +1,7 @@
 """Runs as an earlier version wrote them: they resume, verify, retry, report and compare, today and in the next version.
 
-What later versions may change, and how: `pipeline.run_record` (configuration), `pipeline.row_schema` (columns).
+What later versions may change, and how: `pipeline.runs.run_record` (configuration), `pipeline.runs.row_schema`
+    (columns).
 Takes half a minute of the ten.
 """
 
@@ -22,20 +23,21 @@ import pyarrow.parquet as pq
 import pytest
 from fakes import read_rows, violations
 
-from pipeline import manifest, recipe, run_record
-from pipeline.config import JobConfig
+from pipeline.config.schema import JobConfig
 from pipeline.errors import RefusedError
 from pipeline.evaluation.compare import compare_runs
 from pipeline.evaluation.run_scores import score_run
+from pipeline.execution.runner import continue_run, run_job
+from pipeline.inputs import manifest
 from pipeline.records import FIRST_SCHEMA_VERSION, LATER_COLUMNS, SCHEMA_VERSION
 from pipeline.report.write import write_report
-from pipeline.retry import begin_retry
-from pipeline.row_schema import SCHEMA, schema_of
-from pipeline.run_record import read_run_file, recipe_difference, recorded_config, recorded_recipe
-from pipeline.runner import continue_run, run_job
-from pipeline.shards import open_run, plan_run
-from pipeline.sink import list_parts, read_parts, result_rows
-from pipeline.status import run_status
+from pipeline.runs import recipe, run_record
+from pipeline.runs.parquet_sink import list_parts, read_parts, result_rows
+from pipeline.runs.retry import begin_retry
+from pipeline.runs.row_schema import SCHEMA, schema_of
+from pipeline.runs.run import open_run, plan_run
+from pipeline.runs.run_record import read_run_file, recipe_difference, recorded_config, recorded_recipe
+from pipeline.runs.status import run_status
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE / "data" / "runs_27c8a0a"
@@ -225,20 +227,21 @@ def test_a_manifest_of_fewer_columns_holds_the_same_items(folder, monkeypatch) -
 
     frozen = manifest.freeze
     monkeypatch.setitem(manifest.COLUMNS, "language", pa.string())
-    monkeypatch.setattr("pipeline.inputs.freeze", freeze)
+    monkeypatch.setattr("pipeline.inputs.build_manifest.freeze", freeze)
     run = plan_run(job("questions"))
     assert run.resumed
     assert run.manifest.table["language"].to_pylist() == [None, None]
     assert violations("questions") == []
     monkeypatch.setattr(
-        "pipeline.inputs.freeze", lambda columns, **c: freeze(columns | {"field:own": columns["item_id"]})
+        "pipeline.inputs.build_manifest.freeze",
+        lambda columns, **c: freeze(columns | {"field:own": columns["item_id"]}),
     )
     with pytest.raises(RefusedError, match="input: 2 items there, 2 here"):
         plan_run(job("questions"))
 
 
 def test_every_column_that_27c8a0a_had_not_is_declared_with_its_version() -> None:
-    """A column that is only added, as `pipeline.row_schema` asks for. To see this fail: add one to `ResultRow`."""
+    """A column that is only added, as `pipeline.runs.row_schema` asks for. To see this fail: add one to `ResultRow`."""
     stored = pq.read_schema(DATA / "finished" / "data" / "part-00000.parquet")
     assert schema_of(FIRST_SCHEMA_VERSION).equals(stored.remove_metadata())
     assert max([FIRST_SCHEMA_VERSION, *LATER_COLUMNS.values()]) == SCHEMA_VERSION

@@ -14,10 +14,10 @@ import yaml
 from runs import complete, make_config, make_row, put_media
 
 from pipeline.cli import EXIT_CODES, _job_parser, overrides_of
-from pipeline.config_file import load_config
-from pipeline.metrics_export import COUNTERS, STAGE_SECONDS, STAGES, RowMetrics
+from pipeline.config.load import load_config
+from pipeline.execution.ray.metrics import COUNTERS, STAGE_SECONDS, STAGES, RowMetrics
 from pipeline.records import ResultRow
-from pipeline.shards import open_run
+from pipeline.runs.run import open_run
 
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARD = ROOT / "configs" / "grafana" / "illava_jobs.json"

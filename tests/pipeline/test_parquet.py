@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.parquet import read_table
+from pipeline.storage.parquet import read_table
 
 _COUNT_THREADS = """
 import os, sys
-from pipeline.parquet import read_table
+from pipeline.storage.parquet import read_table
 data = open(sys.argv[1], "rb").read()
 before = len(os.listdir("/proc/self/task"))
 for _ in range(3):

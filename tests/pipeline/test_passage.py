@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from fakes import FakeLoader
 
-from pipeline import passage as passage_module
-from pipeline.passage import Passage
+from pipeline.execution import item_timing as passage_module
+from pipeline.execution.item_timing import Passage
+from pipeline.execution.rows import RowMaker, RunInfo
 from pipeline.records import LoadStats, MediaItem
-from pipeline.rows import RowMaker, RunInfo
 
 STAGES = ("fetch_s", "load_s", "preprocess_s", "queue_s", "vision_s", "prefill_s", "decode_s")
 

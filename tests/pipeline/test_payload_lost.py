@@ -12,15 +12,15 @@ from actors_without_ray import Answer, Cluster
 from fakes import job_config
 from ray.exceptions import ActorDiedError, ObjectLostError, OwnerDiedError, RayTaskError
 
-from pipeline.actor_slots import CALLS_PER_ACTOR
-from pipeline.actors import ActorLostError, Advance, PayloadLostError, RayCluster
 from pipeline.errors import StorageError
-from pipeline.executor_ray import RayExecutor
+from pipeline.execution.ray.actor_slots import CALLS_PER_ACTOR
+from pipeline.execution.ray.actors import ActorLostError, Advance, PayloadLostError, RayCluster
+from pipeline.execution.ray.executor import RayExecutor
+from pipeline.execution.rows import RowMaker, RunInfo
+from pipeline.execution.scheduler import Scheduler
+from pipeline.execution.worker import WorkerUsage
 from pipeline.loading.load_report import LoadReport
 from pipeline.records import LoadStats, MediaItem, ResultRow, Shard
-from pipeline.rows import RowMaker, RunInfo
-from pipeline.scheduler import Scheduler
-from pipeline.worker import WorkerUsage
 
 GONE = ("ab" * 28, None, "")  # of an object: its id, its owner, where it was made
 

@@ -7,9 +7,9 @@ import pytest
 from clips import write_barcode_video
 from PIL import Image
 
-from pipeline.config import MediaConfig
+from pipeline.config.schema import MediaConfig
 from pipeline.errors import ItemError
-from pipeline.loading.media import load_images
+from pipeline.loading.decoding.media import load_images
 
 MEDIA = MediaConfig(num_frames=6)
 

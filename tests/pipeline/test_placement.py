@@ -15,12 +15,12 @@ from fakes import DEMO_MODEL, job_config, numbered_items, read_rows, violations
 
 from illava import devices
 from illava.errors import DeviceError
-from pipeline.budget import Allowance, Budget
 from pipeline.cli import run_cli
-from pipeline.config_file import load_config
+from pipeline.config.load import load_config
+from pipeline.config.placement import ClusterGPUs, gpus_of, place_here, place_on_ray, said
 from pipeline.errors import ConfigError, RefusedError
-from pipeline.placement import ClusterGPUs, gpus_of, place_here, place_on_ray, said
-from pipeline.runner import run_job
+from pipeline.execution.budget import Allowance, Budget
+from pipeline.execution.runner import run_job
 
 ROOT = Path(__file__).resolve().parents[2]
 

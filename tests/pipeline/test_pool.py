@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import ClusterError
-from pipeline.pool import GIVE_UP_AFTER_S, START_TIMEOUT_S, Change, Kind, Patience, change
+from pipeline.execution.ray.actor_pool import GIVE_UP_AFTER_S, START_TIMEOUT_S, Change, Kind, Patience, change
 
 
 @pytest.mark.parametrize(

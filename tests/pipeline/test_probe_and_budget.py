@@ -11,14 +11,14 @@ import fakes
 import pytest
 from fakes import fake_loader, job_config, read_rows, violations
 
-from pipeline import budget as budgets
-from pipeline.budget import Allowance, Budget, parse_budget
 from pipeline.cli import guarded
 from pipeline.errors import ConfigError, InputError
-from pipeline.probe import probe, render_probe
-from pipeline.runner import run_job
-from pipeline.summary import Tally, render_line, render_summary
-from pipeline.worker import VLMWorker
+from pipeline.execution import budget as budgets
+from pipeline.execution.budget import Allowance, Budget, parse_budget
+from pipeline.execution.runner import run_job
+from pipeline.execution.summary import Tally, render_line, render_summary
+from pipeline.execution.worker import VLMWorker
+from pipeline.planning.probe import probe, render_probe
 
 PRICES = {"gpu_hour_usd": 3600.0, "cpu_hour_usd": 36.0, "storage_request_usd": 0.001}
 

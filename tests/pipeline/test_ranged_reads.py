@@ -13,14 +13,14 @@ from long_videos import noisy_frames, write_long_video
 from ranged_copies import assert_same, ranged
 
 from illava.preprocess import load_preprocessor
-from pipeline import storage
-from pipeline.config import FpsSampling, KeyframeSampling, MediaConfig
+from pipeline.config.schema import FpsSampling, KeyframeSampling, MediaConfig
 from pipeline.errors import ItemError
+from pipeline.loading.decoding.media import load_video
+from pipeline.loading.decoding.mp4_index import DoubtError
 from pipeline.loading.loader import Loader
-from pipeline.loading.media import load_video
-from pipeline.loading.mp4_index import DoubtError
-from pipeline.loading.sparse_copy import SparseCopy
+from pipeline.loading.sparse_file import SparseCopy
 from pipeline.records import MediaItem
+from pipeline.storage import storage
 
 MEDIA = MediaConfig(num_frames=8)
 H264 = {"crf": "23", "preset": "veryfast", "threads": "1", "bf": "3"}

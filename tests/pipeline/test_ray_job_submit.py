@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from fakes import read_rows
 
-from pipeline.verify import verify_run
+from pipeline.runs.verify import verify_run
 
 ROOT = Path(__file__).resolve().parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))

@@ -10,11 +10,11 @@ import pytest
 from pydantic import BaseModel
 from runs import make_config
 
-from pipeline import config as config_module
-from pipeline.config import JobConfig, Section, recipe_fields
+from pipeline.config import schema as config_module
+from pipeline.config.schema import JobConfig, Section, recipe_fields
 from pipeline.errors import ConfigError
-from pipeline.file_hashes import folder_digest
-from pipeline.recipe import resolve_dtype, resolve_recipe
+from pipeline.runs.file_hashes import folder_digest
+from pipeline.runs.recipe import resolve_dtype, resolve_recipe
 
 
 def sections(model):
@@ -93,7 +93,7 @@ def test_a_recipe_holds_the_row_keys_the_weights_and_the_versions_and_nothing_el
 
 
 def test_versions_and_weights_enter_the_recipe(model_folder, monkeypatch):
-    from pipeline import recipe
+    from pipeline.runs import recipe
 
     base = resolve_recipe(make_config(model_folder))
     assert {"versions.torch", "versions.transformers", "versions.illava", "versions.pillow", "versions.av"} <= set(
@@ -155,7 +155,7 @@ def test_recipe_and_planning_load_neither_torch_nor_ray(tmp_path, model_folder):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.mp4").write_bytes(b"x")
     script = (
-        "import sys; from runs import make_config; from pipeline.shards import plan_run\n"
+        "import sys; from runs import make_config; from pipeline.runs.run import plan_run\n"
         f"run = plan_run(make_config({str(model_folder)!r}, input={{'uri': {str(tmp_path / 'in')!r}}}, "
         f"output={{'uri': {str(tmp_path / 'out')!r}}}))\n"
         "assert run.num_shards == 1\n"

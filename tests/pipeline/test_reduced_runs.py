@@ -15,9 +15,9 @@ from PIL import Image
 from illava import VLM, load_preprocessor
 from illava.auto_plan import plan_for
 from illava.plan import EMPTY_PLAN
-from pipeline.config_file import load_config
-from pipeline.runner import run_job
-from pipeline.worker import VLMWorker
+from pipeline.config.load import load_config
+from pipeline.execution.runner import run_job
+from pipeline.execution.worker import VLMWorker
 
 COUNTS = ("num_patches", "num_vision_tokens", "num_vision_tokens_kept", "num_decoder_tokens_kept")
 SIDE_PX = 56  # of the tiny model's tile: 7 x 7 patches of 8 px

@@ -13,8 +13,8 @@ from PIL import Image
 from published_llava import edit
 from quantised_models import PUBLISHED, int8, make_quantised, put_json, store_layers
 
-from pipeline import runner
 from pipeline.cli import run_cli
+from pipeline.execution import runner
 from pipeline.sweep.command import sweep_cli
 
 
@@ -75,7 +75,7 @@ def test_tensors_that_are_no_weights_end_a_job_with_2(job, capsys) -> None:
 def test_a_model_is_refused_before_its_gigabytes_are_hashed(job, capsys, monkeypatch) -> None:
     path, model, _ = job
     edit(model / "config.json", quantization_config={"quant_method": "awq"})
-    monkeypatch.setattr("pipeline.recipe.folder_digest", lambda _: pytest.fail("hashed"))
+    monkeypatch.setattr("pipeline.runs.recipe.folder_digest", lambda _: pytest.fail("hashed"))
     refused(path, capsys=capsys)
 
 

@@ -12,19 +12,19 @@ import pytest
 from runs import complete, make_config, make_row, put_media
 
 from illava.preprocess import VisualInput
-from pipeline import storage
 from pipeline.__main__ import main
 from pipeline.cost import Spending
-from pipeline.drawing.raster import png
 from pipeline.records import LoadedItem, LoadStats
 from pipeline.report.figures import run_figures
 from pipeline.report.page import MAX_BYTES, _usd, render_report
 from pipeline.report.pictures import Picture
+from pipeline.report.raster import png
 from pipeline.report.write import write_report
-from pipeline.sessions import Session
-from pipeline.shards import open_run, pending_shards
-from pipeline.sink import ParquetSink
-from pipeline.verify import verify_run
+from pipeline.runs.parquet_sink import ParquetSink
+from pipeline.runs.run import open_run, pending_shards
+from pipeline.runs.sessions import Session
+from pipeline.runs.verify import verify_run
+from pipeline.storage import storage
 
 HOSTILE = "</p><script>alert(1)</script><img src=http://127.0.0.1:9/x onerror=alert(2)>\x1b[31m\u202e\x00 {{ 7 * 7 }}"
 
@@ -127,8 +127,8 @@ def test_pictures_that_are_too_many_are_left_out_by_name(opened) -> None:
 
 def test_frames_come_through_the_runs_own_loader(opened, monkeypatch) -> None:
     """The items asked for are the manifest's, with the versions that were read; one that fails leaves the others."""
-    from pipeline import runner
     from pipeline.errors import ItemError
+    from pipeline.execution import runner
     from pipeline.report import pictures
 
     complete(opened)
@@ -169,7 +169,7 @@ class Tracing:
 
 
 def test_an_overlay_that_fails_takes_none_of_the_others_with_it(opened, monkeypatch) -> None:
-    from pipeline import worker
+    from pipeline.execution import worker
     from pipeline.report import pictures
 
     model, items = Tracing(), opened.manifest.items[:4]
@@ -186,7 +186,7 @@ def test_an_overlay_that_fails_takes_none_of_the_others_with_it(opened, monkeypa
 
 
 def test_a_model_that_cannot_be_loaded_is_tried_once(opened, monkeypatch) -> None:
-    from pipeline import worker
+    from pipeline.execution import worker
     from pipeline.report import pictures
 
     tried = []

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config_file import load_config
+from pipeline.config.load import load_config
+from pipeline.execution.runner import run_job
 from pipeline.report.figures import run_figures
 from pipeline.report.page import render_report
 from pipeline.report.write import write_report
-from pipeline.runner import run_job
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = [

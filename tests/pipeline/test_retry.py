@@ -13,16 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 from fakes import fixed, job_config, numbered_items, read_rows, violations
 
-from pipeline import storage
 from pipeline.__main__ import main
 from pipeline.errors import ConfigError, RefusedError
+from pipeline.execution.runner import continue_run, run_job
 from pipeline.faults import injected
-from pipeline.retry import begin_retry
-from pipeline.run_record import read_run_file
-from pipeline.runner import continue_run, run_job
-from pipeline.shards import open_run
-from pipeline.sink import ParquetSink, list_parts, part_attempts, read_parts, result_rows
-from pipeline.status import run_status
+from pipeline.runs.parquet_sink import ParquetSink, list_parts, part_attempts, read_parts, result_rows
+from pipeline.runs.retry import begin_retry
+from pipeline.runs.run import open_run
+from pipeline.runs.run_record import read_run_file
+from pipeline.runs.status import run_status
+from pipeline.storage import storage
 
 BROKEN = {"item-2": "store_error", "item-13": "corrupt_media", "item-17": "store_error"}  # shards 0, 1 and 2 of 4
 

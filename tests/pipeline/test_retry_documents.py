@@ -11,8 +11,8 @@ from fakes import job_config, read_rows, violations
 from misbehaving import Untouched
 from pdf_files import page, write_pdf
 
-from pipeline.retry import begin_retry
-from pipeline.runner import build_loader, continue_run, run_job
+from pipeline.execution.runner import build_loader, continue_run, run_job
+from pipeline.runs.retry import begin_retry
 
 SCHEMA = {"type": "object", "properties": {"page": {"type": "integer", "maximum": 3}}, "required": ["page"]}
 ANSWER = '{"page": {pages}}'  # page 4 is not what the schema asks for

@@ -11,15 +11,15 @@ import fakes
 import pytest
 from fakes import job_config, read_rows, violations
 
-from pipeline.actors import connect
-from pipeline.budget import Budget
-from pipeline.config import RuntimeConfig
-from pipeline.metrics_export import COUNTERS, STAGE_SECONDS
-from pipeline.retry import begin_retry
-from pipeline.runner import continue_run, run_job
-from pipeline.sessions import Session
-from pipeline.shards import open_run, reopen
-from pipeline.status import run_status
+from pipeline.config.schema import RuntimeConfig
+from pipeline.execution.budget import Budget
+from pipeline.execution.ray.actors import connect
+from pipeline.execution.ray.metrics import COUNTERS, STAGE_SECONDS
+from pipeline.execution.runner import continue_run, run_job
+from pipeline.runs.retry import begin_retry
+from pipeline.runs.run import open_run, reopen
+from pipeline.runs.sessions import Session
+from pipeline.runs.status import run_status
 
 PRICES = {"gpu_hour_usd": 2.5, "cpu_hour_usd": 0.04, "storage_request_usd": 0.0000004}
 SLEEPS = {"sleeps": {"vision_s": 0.01, "decode_s": 0.01}}

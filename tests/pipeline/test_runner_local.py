@@ -17,8 +17,8 @@ import pytest
 from fakes import fixed, job_config, numbered_items, read_rows, violations
 
 from pipeline.errors import CredentialsError, RefusedError
-from pipeline.runner import run_job
-from pipeline.summary import render_summary
+from pipeline.execution.runner import run_job
+from pipeline.execution.summary import render_summary
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -130,7 +130,7 @@ def test_awkward_files_are_rows_with_named_errors_and_neighbours_are_unharmed(tm
 def _start(tmp_path: Path, output: Path, source: dict, *, seconds: float) -> subprocess.Popen:
     """The same job in a process of its own, slow enough to be caught in the middle."""
     code = (
-        "import sys; from functools import partial; import fakes; from pipeline.runner import run_job\n"
+        "import sys; from functools import partial; import fakes; from pipeline.execution.runner import run_job\n"
         f"config = fakes.job_config({str(output)!r}, {source!r})\n"
         f"work = partial(fakes.barcode_worker, sleeps={{'decode_s': {seconds}}})\n"
         "sys.exit(run_job(config, worker_factory=work, loader_factory=fakes.fake_loader).exit_code)\n"
@@ -211,7 +211,7 @@ def test_s3_in_and_out_gives_the_same_rows_as_the_local_folder(tmp_path, s3_buck
 
 
 def _stored_rows(output: str) -> list[dict]:
-    from pipeline.sink import list_parts, read_parts
+    from pipeline.runs.parquet_sink import list_parts, read_parts
 
     return [row for table in read_parts(output, list_parts(output)) for row in table.to_pylist()]
 

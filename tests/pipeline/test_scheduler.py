@@ -9,7 +9,7 @@ import pytest
 from scheduling import Row, lease_all, load_all, make
 
 from pipeline.errors import ItemError
-from pipeline.lease import Lease
+from pipeline.execution.lease import Lease
 from pipeline.records import MediaItem
 
 

@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from runs import complete, make_config, put_media, shard_rows
 
-from pipeline import storage
 from pipeline.errors import RefusedError, StorageError
-from pipeline.run_folder import is_finished
-from pipeline.run_record import read_run_file
-from pipeline.shards import finish, open_run, pending_shards, plan_run
-from pipeline.sink import ParquetSink
+from pipeline.runs.parquet_sink import ParquetSink
+from pipeline.runs.run import finish, open_run, pending_shards, plan_run
+from pipeline.runs.run_folder import is_finished
+from pipeline.runs.run_record import read_run_file
+from pipeline.storage import storage
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_a_damaged_run_file_is_refused(config, root, content):
 
 def test_a_changed_manifest_is_refused(config):
     run = open_run(config())
-    from pipeline.manifest import freeze, manifest_bytes
+    from pipeline.inputs.manifest import freeze, manifest_bytes
 
     table = run.manifest.table.slice(0, 9)
     other = manifest_bytes(freeze({n: table[n] for n in table.column_names}))

@@ -12,11 +12,11 @@ import fakes
 import pytest
 from fakes import fixed, job_config, numbered_items, read_rows, violations
 
+from pipeline.execution.item_timing import Passage, loaded_together
+from pipeline.execution.runner import run_job
+from pipeline.execution.worker import VLMWorker
 from pipeline.faults import injected
-from pipeline.passage import Passage, loaded_together
 from pipeline.records import LoadStats
-from pipeline.runner import run_job
-from pipeline.worker import VLMWorker
 
 CLIPS = Path(__file__).resolve().parents[2] / "configs" / "demo" / "clips"
 PRICES = {"cpu_hour_usd": 3600.0, "storage_request_usd": 1.0}

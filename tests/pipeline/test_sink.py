@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from runs import complete, make_config, make_row, put_media, shard_rows
 
-from pipeline import storage
 from pipeline.errors import StorageError
 from pipeline.records import ResultRow
-from pipeline.shards import open_run, pending_shards
-from pipeline.sink import SCHEMA, ParquetSink, list_parts, part_index, part_name, read_rows
+from pipeline.runs.parquet_sink import SCHEMA, ParquetSink, list_parts, part_index, part_name, read_rows
+from pipeline.runs.run import open_run, pending_shards
+from pipeline.storage import storage
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from long_videos import noisy_frames, write_long_video
 from ranged_copies import assert_same, ranged
 from video_writers import altered, edits
 
-from pipeline.config import MediaConfig
-from pipeline.loading.media import load_video
-from pipeline.loading.mp4_index import DoubtError
+from pipeline.config.schema import MediaConfig
+from pipeline.loading.decoding.media import load_video
+from pipeline.loading.decoding.mp4_index import DoubtError
 
 NUM_FRAMES, SIDE = 150, 160
 H264 = {"crf": "20", "preset": "veryfast", "threads": "1", "bf": "0"}

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import storage
 from pipeline.errors import ItemError, StorageError
-from pipeline.loading.sparse_copy import SparseCopy
+from pipeline.loading.sparse_file import SparseCopy
 from pipeline.loading.staging import Staging
+from pipeline.storage import storage
 from pipeline.storage.s3_read import PinnedObject
 
 

@@ -3,10 +3,10 @@
 import pytest
 from runs import complete, make_config, put_media
 
-from pipeline import storage
 from pipeline.errors import RefusedError
-from pipeline.shards import open_run
-from pipeline.status import render_status, run_status
+from pipeline.runs.run import open_run
+from pipeline.runs.status import render_status, run_status
+from pipeline.storage import storage
 
 
 def test_status_of_an_unfinished_and_a_finished_run(model_folder, root):

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import storage
 from pipeline.errors import ItemError, StorageError
-from pipeline.storage import local_files
+from pipeline.storage import local_files, storage
 
 
 def test_written_objects_are_listed_read_and_deleted(root):

@@ -6,8 +6,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from pipeline import storage
 from pipeline.errors import CredentialsError, ItemError, StorageError
+from pipeline.storage import storage
 
 
 def test_a_missing_bucket_stops_the_run(s3_environment):

@@ -21,7 +21,7 @@ from illava.model_shape import load_model_shape
 from illava.peak_memory import PeakMemory
 from illava.plan import ReductionPlan
 from illava.tower_counts import MediumShape
-from pipeline.config_file import load_as
+from pipeline.config.load import load_as
 from pipeline.errors import ConfigError, RefusedError
 from pipeline.sweep.config import RowConfig, SweepConfig, expand_row
 from pipeline.sweep.measure import measure_point

@@ -1,4 +1,4 @@
-from pipeline.config import CaptionConfig
+from pipeline.config.schema import CaptionConfig
 from pipeline.records import MediaItem
 from pipeline.tasks.base import ParsedAnswer
 from pipeline.tasks.build import build_task

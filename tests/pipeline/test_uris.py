@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline import storage
 from pipeline.errors import ItemError
+from pipeline.storage import storage
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,13 @@ import pytest
 from damaged_runs import DAMAGES, edit_json, edit_rows, flip_a_byte, part_path, set_value
 from runs import complete, failed_row, make_config, put_media, shard_rows
 
-from pipeline import storage
-from pipeline.recipe import digest_of
-from pipeline.run_record import read_run_file
-from pipeline.shards import open_run
-from pipeline.sink import ParquetSink, read_rows
-from pipeline.verify import verify_run
-from pipeline.verify_rows import STAGES, stages_fit_latency
+from pipeline.runs.parquet_sink import ParquetSink, read_rows
+from pipeline.runs.recipe import digest_of
+from pipeline.runs.run import open_run
+from pipeline.runs.run_record import read_run_file
+from pipeline.runs.verify import verify_run
+from pipeline.runs.verify_rows import STAGES, stages_fit_latency
+from pipeline.storage import storage
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_at_least_twenty_kinds_of_damage_are_told_apart():
 
 
 def test_every_kind_of_violation_has_its_damage():
-    from pipeline import verify, verify_rows
+    from pipeline.runs import verify, verify_rows
 
     named = set()
     for module in (verify, verify_rows):

@@ -14,9 +14,9 @@ from illava.errors import (
     RequestTooLargeError,
 )
 from illava.preprocess import load_preprocessor
+from pipeline.execution.rows import RunInfo, classify
+from pipeline.execution.worker import VLMWorker
 from pipeline.records import MediaItem
-from pipeline.rows import RunInfo, classify
-from pipeline.worker import VLMWorker
 
 RUN = RunInfo("recipe", "fingerprint")
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from wrong_store import WRONG_BODIES, WRONG_RANGES, WRONG_VERSIONS, Served
 
-from pipeline import storage
 from pipeline.errors import ItemError
+from pipeline.storage import storage
 
 SIZE = 20_000
 OLD, NEW = (np.random.default_rng(seed).bytes(SIZE) for seed in (1, 2))

@@ -14,9 +14,9 @@ sys.path.append(str(Path(__file__).resolve().parents[3] / "benchmarks"))
 
 import chaos
 
-from pipeline import storage
+from pipeline.execution.runner import run_job
 from pipeline.faults import FAULT_POINTS, fault_point, injected
-from pipeline.runner import run_job
+from pipeline.storage import storage
 
 
 def play(seeds, root) -> Counter:

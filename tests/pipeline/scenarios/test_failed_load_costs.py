@@ -11,13 +11,13 @@ from clips import write_barcode_video
 from fakes import job_config
 from misbehaving import SignalsItself, Spins, Untouched
 
-from pipeline import storage
-from pipeline.config import MediaConfig
+from pipeline.config.schema import MediaConfig
 from pipeline.errors import ItemError
+from pipeline.execution.runner import run_job
 from pipeline.loading.loader import Loader
 from pipeline.records import MediaItem
-from pipeline.runner import run_job
-from pipeline.sink import list_parts, read_parts
+from pipeline.runs.parquet_sink import list_parts, read_parts
+from pipeline.storage import storage
 
 NOISE = os.urandom(50_000)
 

@@ -14,7 +14,7 @@ import pytest
 from fakes import fixed, job_config, numbered_items, read_rows, violations
 from ray.cluster_utils import Cluster
 
-from pipeline.runner import run_job
+from pipeline.execution.runner import run_job
 
 NUM_ITEMS = 96
 ROOT = Path(fakes.__file__).resolve().parents[1]
@@ -22,7 +22,7 @@ DRIVER = """
 import sys
 from functools import partial
 import fakes, gated_model
-from pipeline.runner import run_job
+from pipeline.execution.runner import run_job
 folder, manifest, grown, shrunk = sys.argv[1:]
 config = fakes.job_config(
     folder + "/out", {"manifest": manifest}, executor="ray", num_vlms=3,

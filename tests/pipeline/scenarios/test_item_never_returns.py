@@ -15,9 +15,9 @@ import psutil
 import pytest
 from fakes import job_config, numbered_items, read_rows, violations
 
-from pipeline.actors import connect
-from pipeline.config import RuntimeConfig
-from pipeline.runner import run_job
+from pipeline.config.schema import RuntimeConfig
+from pipeline.execution.ray.actors import connect
+from pipeline.execution.runner import run_job
 
 ITEM_TIMEOUT_S = 4.0
 

@@ -19,8 +19,8 @@ from fakes import fixed, job_config, numbered_items, read_rows, violations
 from ray.cluster_utils import Cluster
 
 from pipeline.errors import ClusterError
-from pipeline.runner import run_job
-from pipeline.scheduler import Scheduler
+from pipeline.execution.runner import run_job
+from pipeline.execution.scheduler import Scheduler
 
 SIZE = {"num_cpus": 3, "object_store_memory": 100_000_000}
 

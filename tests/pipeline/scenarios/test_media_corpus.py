@@ -16,11 +16,11 @@ from awkward_media import MEDIA, AwkwardFile
 from clips import read_barcode, read_frame_number
 from misbehaving import Thumbnails
 
-from pipeline import storage
-from pipeline.config import MediaConfig
+from pipeline.config.schema import MediaConfig
 from pipeline.errors import ItemError
 from pipeline.loading.loader import Loader
 from pipeline.records import LoadedItem, MediaItem
+from pipeline.storage import storage
 
 NOBODY = ("http://127.0.0.1:9", "/etc/hostname")  # test_no_way_out.py has a listener and a secret there
 CORPUS = [

@@ -1,5 +1,5 @@
 """Memory of the readers and of the driver, with a model fifty times slower than the readers, stays within what
-`pipeline.config.RuntimeConfig` promises; without the bound on what is in flight it would not.
+`pipeline.config.schema.RuntimeConfig` promises; without the bound on what is in flight it would not.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import psutil
 import pytest
 from fakes import job_config, numbered_items, violations
 
-from pipeline.actors import connect
-from pipeline.config import READER_AND_DRIVER_BYTES, RuntimeConfig
-from pipeline.runner import run_job
+from pipeline.config.schema import READER_AND_DRIVER_BYTES, RuntimeConfig
+from pipeline.execution.ray.actors import connect
+from pipeline.execution.runner import run_job
 
 SIDE_PX = 1024  # two frames: 6.3 MB an item
 ITEM_BYTES = 2 * SIDE_PX * SIDE_PX * 3

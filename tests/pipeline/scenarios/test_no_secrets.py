@@ -10,14 +10,14 @@ from actors_without_ray import Cluster, idle_scheduler
 from fakes import job_config
 
 from illava.requests import Generation, Timing
-from pipeline import storage
 from pipeline.cli import guarded
 from pipeline.errors import ItemError, PipelineError
-from pipeline.executor_ray import RayExecutor
+from pipeline.execution.ray.executor import RayExecutor
+from pipeline.execution.rows import classify
 from pipeline.loading.load_report import load_reported
 from pipeline.records import MediaItem
 from pipeline.redaction import redacted, visible
-from pipeline.rows import classify
+from pipeline.storage import storage
 
 CANARY = "CANARY/of+a=secret-7f3a"
 NAMES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "OPENAI_API_KEY", "DB_PASSWORD", "MY_CREDENTIALS")

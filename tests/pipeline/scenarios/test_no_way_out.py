@@ -23,15 +23,15 @@ from misbehaving import Untouched
 from runs import make_config
 from video_writers import altered, clip
 
-from pipeline import storage
-from pipeline.config import MediaConfig
+from pipeline.config.schema import MediaConfig
 from pipeline.errors import InputError, ItemError, StorageError
-from pipeline.inputs import build_manifest
-from pipeline.loading.container import Container
+from pipeline.execution.runner import run_job
+from pipeline.inputs.build_manifest import build_manifest
+from pipeline.loading.decoding.container import Container
+from pipeline.loading.decoding.pyav_video import scan
 from pipeline.loading.loader import Loader
-from pipeline.loading.pyav_video import scan
 from pipeline.records import MediaItem
-from pipeline.runner import run_job
+from pipeline.storage import storage
 
 CANARY = "CANARY-of-a-secret-7f3a"
 

@@ -9,8 +9,8 @@ import fakes
 import pytest
 from fakes import fixed, job_config, numbered_items, read_rows, violations
 
+from pipeline.execution.runner import run_job
 from pipeline.faults import injected
-from pipeline.runner import run_job
 
 NUM_SHARDS = 5
 

@@ -10,10 +10,10 @@ from clips import write_barcode_video
 from fakes import job_config, violations
 from faulty_store import PASSING, FaultyStore, SomeFail
 
-from pipeline import storage
 from pipeline.errors import CredentialsError, ItemError
-from pipeline.runner import run_job
-from pipeline.sink import list_parts, read_parts
+from pipeline.execution.runner import run_job
+from pipeline.runs.parquet_sink import list_parts, read_parts
+from pipeline.storage import storage
 
 
 @pytest.fixture

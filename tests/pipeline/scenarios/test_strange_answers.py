@@ -10,8 +10,8 @@ import harmful_models
 from fakes import job_config, numbered_items, read_rows, violations
 
 from illava.errors import NumericalError
-from pipeline.runner import run_job
-from pipeline.worker import VLMWorker
+from pipeline.execution.runner import run_job
+from pipeline.execution.worker import VLMWorker
 
 
 class StrangeVLM(fakes.FakeVLM):

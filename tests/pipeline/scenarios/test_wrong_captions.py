@@ -19,8 +19,8 @@ from long_videos import noisy_frames
 from PIL import Image
 from wrong_store import ALWAYS, WRONG_BODIES, WRONG_RANGES, WRONG_VERSIONS, Served
 
+from pipeline.execution.runner import run_job
 from pipeline.loading.loader import Loader
-from pipeline.runner import run_job
 
 RANGED_FROM_BYTES = 50_000
 H264 = {"crf": "23", "preset": "ultrafast", "threads": "1"}

@@ -131,11 +131,12 @@ def run(
 ) -> None:
     """One job in a process of its own; ``killed_at`` names the fault point at which SIGKILL ends it."""
     if (child := os.fork()) == 0:
+        from pipeline.retry import begin_retry
+        from pipeline.runner import continue_run, run_job
+
         from pipeline.config import JobConfig
         from pipeline.errors import ItemError
         from pipeline.faults import injected
-        from pipeline.retry import begin_retry
-        from pipeline.runner import continue_run, run_job
 
         def hook(point: str, subject: str) -> None:
             if (point, subject) == killed_at:

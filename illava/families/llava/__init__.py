@@ -1,0 +1,1 @@
+"""LLaVA-OneVision and LLaVA-NeXT: images and frames in tiles of one size."""

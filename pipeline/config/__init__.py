@@ -1,0 +1,1 @@
+"""The schema of a job's YAML, and how a file and `--set` become one."""

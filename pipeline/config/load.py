@@ -1,0 +1,190 @@
+"""A YAML file and ``--set`` overrides to a `JobConfig`; every problem in words, with its dotted path.
+
+Loads neither torch nor ray, so that a typing error is told in well under a second.
+"""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pipeline.config.schema import JobConfig
+from pipeline.errors import ConfigError
+from pipeline.storage.uris import printable
+
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
+def load_config(path: str, overrides: Sequence[str] = ()) -> JobConfig:
+    """Read and validate a job's configuration; otherwise as `load_as`."""
+    return load_as(JobConfig, path, overrides)
+
+
+def load_as(schema: type[Schema], path: str, overrides: Sequence[str] = ()) -> Schema:
+    """Read and validate a configuration.
+
+    Args:
+        schema: what the file must be.
+        path: of the YAML file.
+        overrides: ``a.b=value``, the value read as YAML; a number as a path segment addresses a list.
+
+    Raises:
+        ConfigError: every problem at once, one a line.
+    """
+    return _validated(schema, _read(path), overrides, source=path)
+
+
+def parse_config(data: dict[str, Any], overrides: Sequence[str] = (), *, source: str) -> JobConfig:
+    """Validate a job's keys and values; the overrides are put into `data`. Raises as `load_as`."""
+    return _validated(JobConfig, data, overrides, source=source)
+
+
+def _validated(schema: type[Schema], data: dict[str, Any], overrides: Sequence[str], *, source: str) -> Schema:
+    for override in overrides:
+        _apply(data, override)
+    try:
+        return schema.model_validate(data)
+    except ValidationError as error:
+        lines = [_describe(problem, data, schema) for problem in error.errors(include_url=False)]
+        raise ConfigError(f"{source}: {len(lines)} problem{'s' * (len(lines) > 1)}\n  " + "\n  ".join(lines)) from error
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        near = difflib.get_close_matches(path, [str(p) for p in Path(path).parent.glob("*.yaml")], 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"config {path} does not exist{hint}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config {path} cannot be read: {error}") from error
+    data = _parsed(text, f"config {path}")
+    if not isinstance(data, dict):
+        raise ConfigError(f"config {path}: expected sections such as `input:` and `model:`, got {type(data).__name__}")
+    return data
+
+
+def _parsed(text: str, where: str) -> Any:
+    """The value of a YAML text. PyYAML lets errors of Python through: of dates, of numbers, of depth."""
+    try:
+        _refuse_double_keys(yaml.compose(text, Loader=yaml.SafeLoader), where)
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is not YAML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{where} is nested too deep, or holds itself by an alias") from error
+    except ValueError as error:
+        raise ConfigError(f"{where} has a date or number that is none ({error}); put text in quotes") from error
+
+
+def _refuse_double_keys(node: yaml.Node | None, path: str) -> None:
+    """YAML keeps the last of two equal keys without a word."""
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise ConfigError(f"{path}, line {line}: a key is a name; this one is a {key.id}")
+            if key.value in seen:
+                raise ConfigError(f"{path}, line {line}: `{key.value}` stands on line {seen[key.value]} already")
+            seen[str(key.value)] = line
+            _refuse_double_keys(value, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for entry in node.value:
+            _refuse_double_keys(entry, path)
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    *parents, last = key.strip().split(".")
+    if not equals or not all([*parents, last]):
+        raise ConfigError(f"--set {printable(override)}: write it as section.key=value")
+    value = _parsed(text, f"--set {printable(override)}: the value")
+    place: Any = data
+    for done, name in enumerate(parents):
+        if isinstance(place, dict) and place.get(name) is None:
+            place[name] = {}
+        place = _entry(place, name, override, ".".join(parents[:done]))
+    if isinstance(place, dict):
+        place[last] = value
+    else:
+        _entry(place, last, override, ".".join(parents))
+        place[int(last)] = value
+
+
+def _entry(place: Any, name: str, override: str, where: str) -> Any:
+    if isinstance(place, dict):
+        return place[name]
+    if isinstance(place, list) and name.isdigit() and int(name) < len(place):
+        return place[int(name)]
+    kind = f"a list of {len(place)}" if isinstance(place, list) else "not a section"
+    raise ConfigError(f"--set {printable(override)}: {where} is {kind}; there is no {name!r} in it")
+
+
+def _describe(problem: Any, data: dict[str, Any], schema: type[BaseModel]) -> str:
+    location, message = problem["loc"], problem["msg"].removeprefix("Value error, ")
+    path = ".".join(_visible(location, data)) or "the whole file"
+    if problem["type"] == "extra_forbidden":
+        return f"{path}: unknown key{_suggestion(path, location, schema)}"
+    if problem["type"] == "missing":
+        return f"{path}: missing; this key is required"
+    if problem["type"] == "union_tag_invalid":
+        expected = problem["ctx"]["expected_tags"]
+        return f"{path}.{problem['ctx']['discriminator'].strip(chr(39))}: one of {expected}"
+    given = problem.get("input")
+    shown = "" if isinstance(given, (dict, list)) else f" (got {printable(repr(given), 80)})"
+    return f"{path}: {message}{shown}"
+
+
+def _visible(location: tuple[int | str, ...], data: Any) -> Iterator[str]:
+    """The path as the file spells it: without the tags by which pydantic names a member of a union."""
+    for depth, part in enumerate(location):
+        in_list = isinstance(data, list) and isinstance(part, int) and part < len(data)
+        if in_list or (isinstance(data, dict) and part in data):
+            data = data[part]
+        elif depth < len(location) - 1:
+            continue
+        yield str(part)
+
+
+def _suggestion(path: str, location: tuple[int | str, ...], schema: type[BaseModel]) -> str:
+    parent, _, key = path.rpartition(".")
+    siblings = _keys_at(location[:-1], schema)
+    near = difflib.get_close_matches(key, siblings, 1)
+    if near:
+        return f"; did you mean {f'{parent}.' * bool(parent)}{near[0]}?"
+    everywhere = dict(sorted(_all_keys(schema, ""), key=lambda named: -named[1].count(".")))  # the shallowest stays
+    elsewhere = difflib.get_close_matches(key, everywhere, 1, 0.75)
+    if elsewhere:
+        return f"; did you mean {everywhere[elsewhere[0]]}?"
+    return f"; valid here: {', '.join(siblings)}"
+
+
+def _keys_at(location: tuple[int | str, ...], schema: type[BaseModel]) -> list[str]:
+    models: list[type[BaseModel]] = [schema]
+    for part in location:
+        named = [model for model in models if part in model.model_fields]
+        if named:
+            models = [m for model in named for m in _models_in(model.model_fields[str(part)].annotation)]
+        elif isinstance(part, str):  # the tag of a union's member
+            models = [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == part]
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in typing.get_args(annotation) for model in _models_in(inner)]
+
+
+def _all_keys(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
+    for name, info in model.model_fields.items():
+        yield name, f"{prefix}{name}"
+        for inner in _models_in(info.annotation):
+            yield from _all_keys(inner, f"{prefix}{name}.")

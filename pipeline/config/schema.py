@@ -1,0 +1,295 @@
+"""`JobConfig`: the one schema of configs/*.yaml. Units stand in names; unknown keys are refused.
+
+Every field says by `rows(...)` or `execution(...)` whether it can change a row's content. The first kind enters the
+recipe digest, the second does not; a test fails on a field that says neither. Loads neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, field_validator, model_validator
+
+from illava.plan import ReductionPlan
+from pipeline.config.base import Section, execution, rows
+from pipeline.config.tasks import CaptionConfig, DocumentConfig, QuestionConfig, TaskConfig
+
+__all__ = [
+    "READER_AND_DRIVER_BYTES",
+    "ActorRange",
+    "CaptionConfig",
+    "DocumentConfig",
+    "FpsSampling",
+    "FrameSampling",
+    "InputConfig",
+    "JobConfig",
+    "KeyframeSampling",
+    "MediaConfig",
+    "ModelConfig",
+    "OutputConfig",
+    "PricesConfig",
+    "QuestionConfig",
+    "RuntimeConfig",
+    "SamplingConfig",
+    "Section",
+    "TaskConfig",
+    "UniformSampling",
+    "execution",
+    "recipe_fields",
+    "rows",
+]
+
+# What a reader or the driver holds at most beside the items in hand: the interpreter, Ray and the libraries.
+READER_AND_DRIVER_BYTES = 500_000_000
+
+
+class InputConfig(Section):
+    """Where items come from: a prefix with a pattern, or a manifest of URIs. The manifest hash enters the run
+    fingerprint, so the fields themselves need not.
+
+    Attributes:
+        uri: prefix that is listed; also the base of a manifest's relative URIs.
+        pattern: glob below the prefix; ``**`` crosses folders.
+        manifest: Parquet, JSONL or CSV with a column ``uri`` or ``uris``.
+        limit: only the first so many items, in manifest order.
+        skip_done_in: an earlier run's folder, or one that holds a run per night (``output.uri`` may be one of them):
+            items with a text there under the same recipe are left out.
+    """
+
+    uri: str | None = execution(None)
+    pattern: str = execution("**/*")
+    manifest: str | None = execution(None)
+    limit: int | None = execution(None, ge=1)
+    skip_done_in: str | None = execution(None)
+
+
+class UniformSampling(Section):
+    """``num_frames`` frames, evenly spaced over the whole clip."""
+
+    kind: Literal["uniform"] = rows("uniform")
+
+
+class FpsSampling(Section):
+    """``fps`` frames a second, thinned evenly to at most ``num_frames``."""
+
+    kind: Literal["fps"] = rows("fps")
+    fps: float = rows(1.0, gt=0)
+
+
+class KeyframeSampling(Section):
+    """Key frames, thinned evenly to at most ``num_frames``."""
+
+    kind: Literal["keyframe"] = rows("keyframe")
+
+
+FrameSampling = Annotated[UniformSampling | FpsSampling | KeyframeSampling, Field(discriminator="kind")]
+
+
+class MediaConfig(Section):
+    """How bytes become frames, and the budgets that are checked before anything is decoded.
+
+    Attributes:
+        num_frames: frames given to the model, at most.
+        frame_sampling: which frames.
+        decoder: ``auto`` is decord, then PyAV for what decord cannot read; ``pyav`` for untrusted media.
+        ranged_reads: ``auto`` fetches of a large mp4 or mov in a store only the index and the chosen frames' groups of
+            pictures, where that surely gives the same frames (PyAV decodes them); ``off`` fetches whole objects.
+        verify_md5: ``auto`` compares a whole object from S3 with its ETag where that is its MD5 by S3's rule (no upload
+            in parts, no encryption with keys); ``off`` for stores whose ETags are something else.
+        load_timeout_s: deadline of one item's load; its child process is killed then.
+        max_bytes: largest object that is read.
+        max_pixels_per_frame: largest declared width x height.
+        max_duration_s: longest clip.
+        max_images: most images of one image set.
+        max_pages: most pages of one document.
+        page_dpi: dots an inch at which a PDF's pages are rendered; a page that would have more than
+            ``max_pixels_per_frame`` then fails.
+    """
+
+    num_frames: int = rows(32, ge=1, le=4096)
+    frame_sampling: FrameSampling = rows(UniformSampling())
+    decoder: Literal["auto", "decord", "pyav"] = rows("auto")
+    ranged_reads: Literal["auto", "off"] = rows("auto")
+    verify_md5: Literal["auto", "off"] = execution("auto")
+    load_timeout_s: float = execution(120.0, gt=0)
+    max_bytes: int = rows(8_000_000_000, ge=1)
+    max_pixels_per_frame: int = rows(64_000_000, ge=1)
+    max_duration_s: float = rows(6 * 3600.0, gt=0)
+    max_images: int = rows(64, ge=1)
+    max_pages: int = rows(100, ge=1)
+    page_dpi: int = rows(144, ge=18, le=1200)
+
+
+class ModelConfig(Section):
+    """Which model. A hub id needs a pinned revision; a local folder is identified by the hashes of its files.
+
+    Attributes:
+        model_id: hub id or local folder (safetensors only).
+        revision: 40 hex digits of the hub commit; null for a local folder.
+        dtype: ``auto`` is the checkpoint's own on every device, but bfloat16 for float16 (see `pipeline.runs.recipe`).
+        device: ``auto`` is CUDA where each actor has a GPU, else CPU, and a run of one may go on on the other;
+            ``cuda`` and ``cpu`` hold for all rows of a run. Which GPU is CUDA_VISIBLE_DEVICES' or Ray's to say.
+        kv_cache_bytes: size of the paged key/value pool; null takes 60 % of what the weights leave, 2 GiB on CPU.
+        max_batch_requests: requests in one running decode batch, at most.
+    """
+
+    model_id: str = rows(min_length=1)
+    revision: str | None = rows(None, pattern=r"^[0-9a-f]{40}$")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = rows("auto")
+    device: Literal["auto", "cpu", "cuda"] = execution("auto")
+    kv_cache_bytes: int | None = execution(None, ge=1)
+    max_batch_requests: int = execution(32, ge=1)
+
+    @field_validator("device", mode="before")
+    @classmethod
+    def _is_a_device(cls, device: Any) -> Any:
+        if isinstance(device, str) and device.startswith("cuda:"):
+            raise ValueError(
+                "write cuda, and choose the GPU by CUDA_VISIBLE_DEVICES; on Ray each actor is given its own"
+            )
+        if device not in ("auto", "cpu", "cuda"):
+            near = difflib.get_close_matches(str(device).lower(), ("auto", "cpu", "cuda"), 1)
+            near = ["cuda"] if device == "gpu" else near
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"one of auto, cpu, cuda; nothing else runs the models here{hint}")
+        return device
+
+
+class SamplingConfig(Section):
+    """How text is drawn from the model; temperature 0 is greedy."""
+
+    max_new_tokens: int = rows(128, ge=1)
+    temperature: float = rows(0.0, ge=0)
+    top_p: float = rows(1.0, gt=0, le=1)
+
+
+class ActorRange(Section):
+    """Between how many and how many actors.
+
+    Attributes:
+        min: fewer than this for half an hour end the job; it works with however many stand meanwhile.
+        max: asked of the cluster.
+    """
+
+    min: int = execution(1, ge=1)
+    max: int = execution(1, ge=1)
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> ActorRange:
+        if self.min > self.max:
+            raise ValueError(f"min is {self.min} and max is {self.max}: raise max or lower min")
+        return self
+
+
+class RuntimeConfig(Section):
+    """How much machinery runs. Changes no row, but the last bits that devices, batch composition and threads move.
+
+    Attributes:
+        executor: ``ray``, or ``local``: one process, for tests and debugging.
+        num_vlm_actors: actors that hold a model.
+        gpus_per_actor: ``auto`` is 1 where the Ray cluster (for the local executor: this process) has a GPU and
+            ``model.device`` is not cpu, else 0. Up to 1 it may be a fraction; 0 runs the model on CPU.
+        cpus_per_actor: CPU cores reserved, and torch threads used, by each VLM actor.
+        num_reader_actors: processes that fetch and load media.
+        max_inflight_bytes: loaded frames waiting anywhere, at most. They lie in Ray's object store; beside them each
+            reader and the driver hold at most `READER_AND_DRIVER_BYTES` and three times the largest item, however
+            slow the model is.
+        max_attempts: tries an item has before it becomes a failed row.
+        item_timeout_s: an item that its VLM actor has held for so long ends the actor; each item it held is started
+            again alone, and one that does not come back then is a failed row ``item_timeout``. The local executor
+            looks between two steps of the batch: a step that never returns is seen on Ray only.
+        max_open_shards: shards in work at once; bounds what a crash can cost.
+        cache_dir: local staging of fetched objects; null is a temporary folder.
+        cache_bytes: of all readers' staging together, shared out equally; an object that is larger than a reader's
+            share, and not read by ranges, is a failed row ``too_large``, however large ``media.max_bytes`` is.
+    """
+
+    executor: Literal["ray", "local"] = execution("ray")
+    num_vlm_actors: ActorRange = execution(ActorRange())
+    gpus_per_actor: float | Literal["auto"] = execution("auto")
+    cpus_per_actor: float = execution(1.0, ge=0)
+    num_reader_actors: int = execution(2, ge=1)
+    max_inflight_bytes: int = execution(4_000_000_000, ge=1)
+    max_attempts: int = execution(3, ge=1)
+    item_timeout_s: float = execution(1800.0, gt=0)
+    max_open_shards: int = execution(4, ge=1)
+    cache_dir: str | None = execution(None)
+    cache_bytes: int = execution(20_000_000_000, ge=1)
+
+    @field_validator("gpus_per_actor", mode="before")
+    @classmethod
+    def _are_gpus(cls, count: Any) -> Any:
+        is_number = isinstance(count, (int, float)) and not isinstance(count, bool)
+        if count != "auto" and not (is_number and (0 <= count <= 1 or (count > 1 and float(count).is_integer()))):
+            raise ValueError("auto, a number from 0 to 1, or a whole number above it")
+        return count
+
+    @property
+    def reader_cache_bytes(self) -> int:
+        """One reader's share of `cache_bytes`."""
+        return self.cache_bytes // self.num_reader_actors
+
+
+class PricesConfig(Section):
+    """What an hour costs; only the cost columns depend on it."""
+
+    gpu_hour_usd: float = execution(0.0, ge=0)
+    cpu_hour_usd: float = execution(0.0, ge=0)
+    storage_request_usd: float = execution(0.0, ge=0)
+
+
+class OutputConfig(Section):
+    """Where the run folder stands.
+
+    Attributes:
+        uri: the run folder; the same configuration resumes there, any other is refused.
+        items_per_shard: items of one Parquet part; fixed for the life of a run, part of its fingerprint.
+        compression: of the Parquet parts.
+    """
+
+    uri: str = execution(min_length=1)
+    items_per_shard: int = execution(64, ge=1)
+    compression: Literal["zstd", "snappy", "gzip", "none"] = execution("zstd")
+
+
+class JobConfig(Section):
+    """A whole job. `name` is for people; `seed` drives every random draw."""
+
+    name: str = execution("job")
+    seed: int = rows(0)
+    input: InputConfig = execution()
+    media: MediaConfig = rows(MediaConfig())
+    model: ModelConfig = rows()
+    reduction: ReductionPlan = rows(ReductionPlan())
+    task: TaskConfig = rows(CaptionConfig())
+    sampling: SamplingConfig = rows(SamplingConfig())
+    runtime: RuntimeConfig = execution(RuntimeConfig())
+    prices: PricesConfig = execution(PricesConfig())
+    output: OutputConfig = execution()
+
+    @model_validator(mode="after")
+    def _has_a_gpu_for_cuda(self) -> JobConfig:
+        if self.model.device == "cuda" and self.runtime.gpus_per_actor == 0:
+            raise ValueError("model.device is cuda and runtime.gpus_per_actor is 0; make one of them auto")
+        return self
+
+    @field_validator("task", mode="before")
+    @classmethod
+    def _is_a_caption_unless_it_says_otherwise(cls, task: Any) -> Any:
+        return {"kind": "caption", **task} if isinstance(task, dict) else task
+
+
+def recipe_fields(config: JobConfig) -> dict[str, Any]:
+    """Dotted key -> value of every field that can change a row, as JSON types."""
+    return dict(_walk(config, ""))
+
+
+def _walk(section: Section, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, info in type(section).model_fields.items():
+        value, key = getattr(section, name), f"{prefix}{name}"
+        if isinstance(value, Section):
+            yield from _walk(value, f"{key}.")
+        elif info.json_schema_extra == {"affects": "rows"}:
+            yield key, value.model_dump(mode="json") if isinstance(value, BaseModel) else value

@@ -1,0 +1,90 @@
+"""The ``task`` section of a job: what is asked of the model. What that means for an item is in `pipeline.tasks`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
+
+from pipeline.config.base import Section, rows
+
+
+class CaptionConfig(Section):
+    """One text per item from one prompt. A manifest's ``prompt`` column overrides it item by item."""
+
+    kind: Literal["caption"] = rows("caption")
+    prompt: str = rows("Describe the video in two sentences.", min_length=1)
+
+
+class QuestionConfig(Section):
+    """One question a row of a manifest: columns ``question``, ``options``, ``reference``, ``category``, ``metric``.
+
+    Attributes:
+        metric: how an answer is scored against ``reference``; ``auto`` takes the row's column ``metric``, else
+            ``multiple_choice`` where it has options and ``exact_match`` where not; ``caption`` and ``judge`` are not
+            scored row by row.
+        choice_template: how a question with options is worded, from ``{question}`` and ``{options}``; null asks the
+            question as it stands in the manifest.
+        open_template: how a question without options is worded, from ``{question}``; null as above.
+    """
+
+    kind: Literal["question"] = rows("question")
+    metric: Literal[
+        "auto",
+        "multiple_choice",
+        "yes_no",
+        "exact_match",
+        "vqa_accuracy",
+        "anls",
+        "relaxed_accuracy",
+        "mmmu_open",
+        "caption",
+        "judge",
+    ] = rows("auto")
+    choice_template: str | None = rows(
+        "{question}\n{options}\nAnswer with the option's letter from the given choices directly."
+    )
+    open_template: str | None = rows("{question}\nAnswer the question using a single word or phrase.")
+
+    @field_validator("choice_template", "open_template")
+    @classmethod
+    def _has_its_places(cls, template: str | None, info: ValidationInfo) -> str | None:
+        needed = ("{question}", "{options}") if info.field_name == "choice_template" else ("{question}",)
+        if template is not None and (missing := [place for place in needed if place not in template]):
+            raise ValueError(f"the template lacks {' and '.join(missing)}")
+        return template
+
+
+class DocumentConfig(Section):
+    """The pages of each document, asked window by window; an item may be a PDF, a TIFF, an image or an image set.
+
+    Attributes:
+        prompt: asked of every window of pages. A manifest's ``prompt`` column overrides it item by item.
+        output: ``markdown``: the answer as it is; ``json``: one JSON value a window, checked against ``json_schema``.
+        json_schema: of one window's answer (draft 2020-12, references within itself only); it is shown to the model
+            behind the prompt.
+        pages_per_request: pages the model sees at once. Windows are cut in page order and asked one after the other.
+    """
+
+    kind: Literal["document"] = rows("document")
+    prompt: str = rows("Convert this page to markdown. Answer with the markdown alone.", min_length=1)
+    output: Literal["markdown", "json"] = rows("markdown")
+    json_schema: dict[str, JsonValue] | None = rows(None)
+    pages_per_request: int = rows(1, ge=1)
+
+    @model_validator(mode="after")
+    def _has_a_schema_for_json(self) -> DocumentConfig:
+        if self.json_schema is None:
+            if self.output == "json":
+                raise ValueError("output json needs json_schema; {} accepts any JSON")
+            return self
+        if self.output != "json":
+            raise ValueError(f"json_schema checks output json, and output is {self.output}")
+        from pipeline.json_schema import schema_problem
+
+        if problem := schema_problem(self.json_schema):
+            raise ValueError(f"json_schema: {problem}")
+        return self
+
+
+TaskConfig = Annotated[CaptionConfig | QuestionConfig | DocumentConfig, Field(discriminator="kind")]

@@ -1,0 +1,1 @@
+"""Published benchmarks: rows to manifests, prompts, scores."""

@@ -1,0 +1,1 @@
+"""A run while it works: scheduler, executors, actors, rows, publishing, progress."""

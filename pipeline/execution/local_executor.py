@@ -1,0 +1,102 @@
+"""Runs a job in this one process, without Ray: for tests and debugging. Same scheduler, same rows.
+
+Knows nothing of the sink or of what a shard holds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from pipeline.config.schema import JobConfig
+from pipeline.execution.item_timing import Passage, loaded_together
+from pipeline.execution.scheduler import Scheduler
+from pipeline.execution.worker import VLMWorker, WorkerUsage
+from pipeline.loading.load_report import ItemLoader, ReadingUsage, load_reported
+
+_WORKER = "local"
+_WAIT_S = 0.001
+
+
+class LocalExecutor:
+    """One loader and one worker, taking turns: fill the batch, then step it.
+
+    An item's deadline is looked at between two steps; a step that never returns stops everything.
+
+    Args:
+        config: the job.
+        scheduler: what to do.
+        make_loader: builds the loader.
+        make_worker: builds the worker; takes as long as loading the model does.
+    """
+
+    def __init__(
+        self,
+        config: JobConfig,
+        scheduler: Scheduler,
+        *,
+        make_loader: Callable[[], ItemLoader],
+        make_worker: Callable[[], VLMWorker],
+    ) -> None:
+        self._scheduler = scheduler
+        self._most_running = config.model.max_batch_requests
+        self._item_timeout_s = config.runtime.item_timeout_s
+        self.room = None
+        self.reading = ReadingUsage()
+        self._worker = make_worker()
+        self._loader = make_loader()
+
+    def turn(self) -> None:
+        """Load one more item while the batch has room, else advance the batch by one step."""
+        held = self._scheduler.all_running(_WORKER)
+        has_room = len(held) < self._most_running and not any(lease.suspect for lease in held)
+        if has_room and (self._give() or self._load_next()):
+            return
+        if not self._scheduler.num_running(_WORKER):
+            time.sleep(_WAIT_S)  # only the publisher is at work; turning would keep the interpreter from it
+            return
+        for outcome in self._worker.step():
+            lease = self._scheduler.running(_WORKER, outcome.row.item_id)
+            row = lease.passage.settle(outcome.row, time.perf_counter() - outcome.taken_s)
+            self._scheduler.finished(_WORKER, row)
+        self._check_deadline()
+
+    def usage(self) -> list[WorkerUsage]:
+        """Of the one worker."""
+        return [self._worker.usage()]
+
+    def close(self) -> None:
+        """Ends the decoder's child process and removes the cache."""
+        self._loader.close()
+
+    def _load_next(self) -> bool:
+        lease = self._scheduler.lease()
+        if lease is None:
+            return False
+        for one in lease.group:
+            one.passage = Passage()
+        report, lease.payload = load_reported(self._loader, lease.item)
+        loaded_together([one.passage for one in lease.group], report.call_s, report.stats)
+        self.reading.add(report.stats)
+        if report.error is not None:
+            self._scheduler.not_loaded(lease, report.error)
+            return True
+        self._scheduler.loaded(lease, report.nbytes)
+        self._give()
+        return True
+
+    def _give(self) -> bool:
+        """Hand the worker what one load was for; whether there was any."""
+        ready = self._scheduler.assign(_WORKER, 1)
+        for lease in ready:
+            lease.passage.handed()
+            loaded = lease.payload.for_item(lease.item)
+            self._worker.add(loaded, attempts=lease.attempts, shard_index=lease.shard_index)
+        return bool(ready)
+
+    def _check_deadline(self) -> None:
+        held = self._scheduler.all_running(_WORKER)
+        if held and held[0].passage.held_s > self._item_timeout_s:
+            self._worker.abandon()
+            reason = f"not back from the worker within runtime.item_timeout_s = {self._item_timeout_s:g} s"
+            self._scheduler.worker_lost(_WORKER, reason, timed_out=True)

@@ -1,0 +1,75 @@
+"""Progress while a run goes on: a bar on a terminal, else one line per 30 seconds. Writes to stderr only."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+from tqdm import tqdm
+
+from pipeline.execution.bottleneck import Bottleneck, Flow
+from pipeline.execution.summary import Tally
+from pipeline.records import ResultRow
+
+LINE_EVERY_S = 30.0
+LOOK_EVERY_S = 0.25
+
+
+class Progress:
+    """Shows items/s, kept ratio, what the run waits for and the time left.
+
+    Args:
+        total: items to do by this command.
+        tally: of the rows so far; `add` feeds it.
+        terminal: draw a bar; by default where stderr is a terminal.
+    """
+
+    def __init__(self, total: int, tally: Tally, *, terminal: bool | None = None) -> None:
+        self._total, self._tally = total, tally
+        terminal = sys.stderr.isatty() if terminal is None else terminal
+        self._bar = tqdm(total=total, unit="item", file=sys.stderr, dynamic_ncols=True) if terminal else None
+        self._bottleneck, self._waits_for = Bottleneck(), ""
+        self._began_s = self._said_s = self._looked_s = time.monotonic()
+
+    def add(self, row: ResultRow) -> None:
+        """One more row."""
+        self._tally.add(row)
+        self._bottleneck.add(row)
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._notes(), refresh=False)
+            self._bar.update(1)
+
+    def tick(self, flow: Callable[[], Flow]) -> None:
+        """Called often; looks where the items are now and then, and speaks when it is time."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s >= LOOK_EVERY_S:
+            self._bottleneck.see(flow(), now_s - self._looked_s)
+            self._looked_s = now_s
+        if now_s - self._said_s >= LINE_EVERY_S:
+            self._said_s, self._waits_for = now_s, self._bottleneck.verdict()
+            if self._bar is None:
+                print(self.line(now_s - self._began_s), file=sys.stderr, flush=True)
+
+    def line(self, elapsed_s: float) -> str:
+        """The state in one line."""
+        done = self._tally.num_rows
+        rate = done / elapsed_s if elapsed_s > 0 else 0.0
+        left = f"{_clock((self._total - done) / rate)} left" if rate else "time left unknown"
+        return f"{done}/{self._total} items, {rate:.2f} items/s, {self._notes()}, {left}"
+
+    def close(self) -> None:
+        """Leave the terminal in order."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _notes(self) -> str:
+        failed = self._tally.statuses["failed"]
+        notes = [f"kept {self._tally.kept_ratio:.1%}", f"{failed} failed" if failed else "", self._waits_for]
+        return ", ".join(filter(None, notes))
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"

@@ -1,0 +1,42 @@
+"""Publishes complete shards on one thread beside the event loop. Knows nothing of what rows hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
+
+from pipeline.execution.scheduler import Scheduler
+from pipeline.records import ResultRow
+
+
+class Sink(Protocol):
+    """Where shards go: `pipeline.runs.parquet_sink.ParquetSink`."""
+
+    def publish(self, shard_index: int, rows: Sequence[ResultRow]) -> Any:
+        """Write one whole shard."""
+
+
+class Publisher:
+    """Takes complete shards from the scheduler and tells it when they stand."""
+
+    def __init__(self, sink: Sink, scheduler: Scheduler) -> None:
+        self._sink, self._scheduler = sink, scheduler
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish")
+        self._writing: dict[int, Future[Any]] = {}
+
+    def turn(self) -> None:
+        """Begin what is complete, settle what is written; an error of a publish surfaces here."""
+        for index, rows in self._scheduler.take_complete():
+            self._writing[index] = self._thread.submit(self._sink.publish, index, rows)
+        for index in [index for index, written in self._writing.items() if written.done()]:
+            self._writing.pop(index).result()
+            self._scheduler.published(index)
+
+    def close(self) -> None:
+        """Publish every shard that is complete; rows of the others are computed again by the next run."""
+        try:
+            self.turn()
+        finally:  # nothing is written behind the back of who was told that the run ended
+            self._thread.shutdown(wait=True)
+        self.turn()

@@ -1,0 +1,288 @@
+"""Runs a job on Ray actors: feeds readers and models, takes their answers, replaces those that die.
+
+Never imports ray (see `pipeline.execution.ray.actors`) and never sees pixels. What is leased is the scheduler's; this
+keeps two calls queued at every actor, so that neither decoding nor the running batch waits for the driver.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from pipeline.config.schema import JobConfig
+from pipeline.execution.item_timing import Passage, loaded_together
+from pipeline.execution.lease import Lease
+from pipeline.execution.ray.actor_pool import Patience, change
+from pipeline.execution.ray.actor_slots import CALLS_PER_ACTOR, ReaderSlot, VLMSlot, kind_of
+from pipeline.execution.ray.actors import ActorLostError, Entry, PayloadLostError, RayCluster
+from pipeline.execution.ray.death_count import DeathCount
+from pipeline.execution.scheduler import Scheduler
+from pipeline.execution.worker import VLMWorker, WorkerUsage
+from pipeline.loading.load_report import ItemLoader, ReadingUsage
+from pipeline.redaction import redacted, visible
+
+# Items a VLM actor holds beyond its batch, so that a freed place is filled within the same call.
+LOOKAHEAD_ITEMS = 4
+TURN_S = 0.2
+FAREWELL_S = 5.0
+
+
+class RayExecutor:
+    """The event loop's body over a fleet of actors.
+
+    Args:
+        cluster: where actors run.
+        config: the job, placed.
+        scheduler: what to do.
+        make_loader: builds a loader, in a reader's process.
+        make_worker: builds a worker, in a VLM actor's process.
+    """
+
+    def __init__(
+        self,
+        cluster: RayCluster,
+        config: JobConfig,
+        scheduler: Scheduler,
+        *,
+        make_loader: Callable[[], ItemLoader],
+        make_worker: Callable[[], VLMWorker],
+    ) -> None:
+        runtime = config.runtime
+        self._cluster, self._config, self._scheduler = cluster, config, scheduler
+        self._make_loader, self._make_worker = make_loader, make_worker
+        self._most_held = config.model.max_batch_requests + LOOKAHEAD_ITEMS
+        self._most_vlms, self._most_readers = runtime.num_vlm_actors.max, runtime.num_reader_actors
+        self._item_timeout_s = runtime.item_timeout_s
+        self._vlm_deaths = DeathCount("the VLM actors", runtime.num_vlm_actors.max)
+        self._reader_deaths = DeathCount("the readers", runtime.num_reader_actors)
+        self._calls: dict[Any, Callable[[Any], None]] = {}
+        self._vlms: list[VLMSlot] = []
+        self._readers: list[ReaderSlot] = []
+        self._past_usage: list[WorkerUsage] = []
+        self._num_spawned = 0
+        self.reading = ReadingUsage()
+        self._both_placed_s = time.monotonic()
+        self._patience = Patience(runtime.num_vlm_actors.min, now_s=self._both_placed_s)
+
+    def turn(self) -> None:
+        """Hand out what can be, then take every answer that is there; waits a moment for the first."""
+        self._resize()
+        self._feed_readers()
+        self._feed_vlms()
+        self._check_deadlines()
+        for reference in self._cluster.wait(list(self._calls), TURN_S):
+            # An actor's loss takes its other calls with it, some of which may be in this same list.
+            take = self._calls.pop(reference, None)
+            if take is not None:
+                take(reference)
+
+    @property
+    def room(self) -> int:
+        """Items that fill the batches of the VLM actors that stand."""
+        return sum(vlm.started for vlm in self._vlms) * (self._most_held - LOOKAHEAD_ITEMS)
+
+    def usage(self) -> list[WorkerUsage]:
+        """Of every VLM actor there was, up to now: standing idle behind the last answer counts too."""
+        asked = {vlm.actor.usage.remote(): vlm for vlm in self._vlms if vlm.started}
+        for reference in self._cluster.wait_all(list(asked), FAREWELL_S):
+            with suppress(ActorLostError):  # then what its last answer said stands
+                asked[reference].usage = self._cluster.result(reference)
+        return [*self._past_usage, *(vlm.usage for vlm in self._vlms)]
+
+    def close(self) -> None:
+        """End all actors."""
+        # Readers that still answer remove what they cached.
+        self._cluster.wait_all([one.actor.close.remote() for one in self._readers if one.started], FAREWELL_S)
+        for actor in [reader.actor for reader in self._readers] + [vlm.actor for vlm in self._vlms]:
+            self._cluster.kill(actor)
+
+    # --- readers
+
+    def _spawn_reader(self) -> None:
+        reader = ReaderSlot(self._cluster.spawn_reader(self._make_loader))
+        self._readers.append(reader)
+        self._expect(reader, self._cluster.placed(reader.actor), partial(self._placed, reader))
+        self._expect(reader, reader.actor.start.remote(), partial(self._reader_started, reader))
+
+    def _feed_readers(self) -> None:
+        while ready := [reader for reader in self._readers if reader.has_room]:
+            reader = min(ready, key=lambda one: len(one.queue))
+            lease = self._scheduler.lease(idle=not reader.queue)
+            if lease is None:
+                return
+            for one in lease.group:
+                one.passage = Passage()
+            report, lease.payload = self._cluster.load(reader.actor, lease.item)
+            reader.queue.append(lease)
+            self._expect(reader, report, partial(self._loaded, reader, lease))
+
+    def _reader_started(self, reader: ReaderSlot, reference: Any) -> None:
+        try:
+            self._cluster.result(reference)
+        except ActorLostError as reason:
+            self._reader_lost(reader, reason)
+        else:
+            reader.started = True
+
+    def _loaded(self, reader: ReaderSlot, lease: Lease, reference: Any) -> None:
+        try:
+            report = self._cluster.result(reference)
+        except (ActorLostError, PayloadLostError) as reason:
+            self._reader_lost(reader, reason)
+            return
+        reader.calls.discard(reference)
+        reader.queue.remove(lease)
+        loaded_together([one.passage for one in lease.group], report.call_s, report.stats)
+        self.reading.add(report.stats)
+        self._reader_deaths.success()
+        if report.error is not None:
+            self._scheduler.not_loaded(lease, report.error)
+        else:
+            self._scheduler.loaded(lease, report.nbytes)
+
+    def _reader_lost(self, reader: ReaderSlot, reason: Exception) -> None:
+        num_items = sum(len(lease.group) for lease in reader.queue)
+        print(f"a reader was lost ({visible(str(reason))}); its {num_items} items are started again", file=sys.stderr)
+        self._forget(reader)
+        self._readers.remove(reader)
+        self._scheduler.reader_lost(reader.queue)
+        self._reader_deaths.one_more(reason, while_starting=not reader.started)
+
+    # --- VLM actors
+
+    def _spawn_vlm(self) -> None:
+        self._num_spawned += 1
+        vlm = VLMSlot(f"vlm-{self._num_spawned}", self._cluster.spawn_vlm(self._config, self._make_worker))
+        self._vlms.append(vlm)
+        self._expect(vlm, self._cluster.placed(vlm.actor), partial(self._placed, vlm))
+        self._expect(vlm, vlm.actor.start.remote(), partial(self._vlm_started, vlm))
+
+    def _feed_vlms(self) -> None:
+        given: dict[str, list[Lease]] = {}
+        open_to_calls = [vlm for vlm in self._vlms if vlm.started and len(vlm.calls) < CALLS_PER_ACTOR]
+        # One load at a time to the emptiest, so that the last items of a job are spread over all actors.
+        takers = list(open_to_calls)
+        while takers:
+            vlm = min(takers, key=lambda one: self._scheduler.num_running(one.name))
+            room = self._most_held - self._scheduler.num_running(vlm.name)
+            leases = self._scheduler.assign(vlm.name, min(room, 1))
+            if leases:
+                given.setdefault(vlm.name, []).extend(leases)
+            else:
+                takers.remove(vlm)
+        for vlm in open_to_calls:
+            leases = given.get(vlm.name, [])
+            if leases or self._scheduler.num_running(vlm.name):
+                self._advance(vlm, leases)
+
+    def _advance(self, vlm: VLMSlot, leases: list[Lease]) -> None:
+        for lease in leases:
+            lease.passage.handed()
+        payloads = list(dict.fromkeys(lease.payload for lease in leases))
+        places = [payloads.index(lease.payload) for lease in leases]
+        entries = [
+            Entry(lease.item, place, lease.attempts, lease.shard_index)
+            for lease, place in zip(leases, places, strict=True)
+        ]
+        call = vlm.actor.advance.remote(entries, *payloads)
+        self._expect(vlm, call, partial(self._advanced, vlm, leases))
+
+    def _vlm_started(self, vlm: VLMSlot, reference: Any) -> None:
+        try:
+            self._cluster.result(reference)
+        except ActorLostError as reason:
+            self._vlm_lost(vlm, reason)
+        else:
+            vlm.calls.discard(reference)
+            vlm.started = True
+
+    def _advanced(self, vlm: VLMSlot, leases: list[Lease], reference: Any) -> None:
+        try:
+            advance = self._cluster.result(reference)
+        except PayloadLostError:
+            vlm.calls.discard(reference)
+            self._scheduler.payloads_lost(leases)
+            return
+        except ActorLostError as reason:
+            self._vlm_lost(vlm, reason)
+            return
+        vlm.calls.discard(reference)
+        vlm.usage = advance.usage
+        for row, held_s in advance.finished:
+            lease = self._scheduler.running(vlm.name, row.item_id)
+            self._scheduler.finished(vlm.name, lease.passage.settle(row, held_s))
+            if row.status != "failed":
+                self._vlm_deaths.success()
+
+    def _check_deadlines(self) -> None:
+        """End the actors that do not give an item back: neither a hung forward nor an endless loop can be asked to."""
+        for vlm in list(self._vlms):
+            held = self._scheduler.all_running(vlm.name)
+            if held and held[0].passage.held_s > self._item_timeout_s:
+                limit = f"runtime.item_timeout_s = {self._item_timeout_s:g} s"
+                self._vlm_lost(vlm, ActorLostError(f"not back from its VLM actor within {limit}"), timed_out=True)
+
+    def _vlm_lost(self, vlm: VLMSlot, reason: Exception, *, timed_out: bool = False) -> None:
+        num_items = self._scheduler.num_running(vlm.name)
+        said = visible(str(reason))
+        print(f"a VLM actor was lost ({said}); its {num_items} items are started again", file=sys.stderr)
+        self._forget(vlm)
+        self._vlms.remove(vlm)
+        self._past_usage.append(vlm.usage)
+        self._scheduler.worker_lost(vlm.name, redacted(str(reason)), timed_out=timed_out)
+        self._vlm_deaths.one_more(reason, while_starting=not vlm.started)
+
+    # --- both
+
+    def _expect(self, slot: ReaderSlot | VLMSlot, reference: Any, take: Callable[[Any], None]) -> None:
+        slot.calls.add(reference)
+        self._calls[reference] = take
+
+    def _forget(self, slot: ReaderSlot | VLMSlot) -> None:
+        """Drop an actor's calls and make sure of its end: one that raised may still hold its GPU."""
+        for reference in slot.calls:
+            self._calls.pop(reference, None)
+        self._cluster.kill(slot.actor)
+
+    def _placed(self, slot: ReaderSlot | VLMSlot, reference: Any) -> None:
+        slot.calls.discard(reference)
+        with suppress(ActorLostError):  # then its start failed as well, which says so
+            self._cluster.result(reference)
+            slot.placed = True
+
+    def _resize(self) -> None:
+        """Ask for the actors that are missing, in the order in which work can start; say so while too few stand."""
+        now_s = time.monotonic()
+        vlms, readers = kind_of(self._vlms, self._most_vlms), kind_of(self._readers, self._most_readers)
+        if vlms.num_placed and readers.num_placed:
+            self._both_placed_s = now_s
+        lacking_s = now_s - self._both_placed_s
+        for_vlms, for_readers = change(vlms, readers, lacking_s=lacking_s), change(readers, vlms, lacking_s=lacking_s)
+        for slots, step, spawn in (
+            (self._vlms, for_vlms, self._spawn_vlm),
+            (self._readers, for_readers, self._spawn_reader),
+        ):
+            for slot in [slot for slot in slots if not slot.placed][: step.withdraw]:
+                self._dismiss(slot)
+            if step.give_up and (idle := [slot for slot in slots if slot.placed and not getattr(slot, "queue", ())]):
+                self._dismiss(idle[-1])
+                self._both_placed_s = now_s
+            for _ in range(step.ask):
+                spawn()
+        num_vlms, num_readers = (sum(one.started for one in slots) for slots in (self._vlms, self._readers))
+        if line := self._patience.check(num_vlms, num_readers, resources=self._cluster.resources, now_s=now_s):
+            print(line, file=sys.stderr)
+
+    def _dismiss(self, slot: ReaderSlot | VLMSlot) -> None:
+        """End an actor for the sake of others: what it holds is begun again, and nobody is suspected."""
+        self._forget(slot)
+        if isinstance(slot, ReaderSlot):
+            self._readers.remove(slot)
+            return
+        self._vlms.remove(slot)
+        self._past_usage.append(slot.usage)
+        self._scheduler.worker_dismissed(slot.name)

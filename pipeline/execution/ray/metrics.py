@@ -1,0 +1,74 @@
+"""A running job's figures as Ray metrics, for Prometheus and the dashboard in configs/grafana: counted row by row.
+
+Knows Ray only as something that makes metrics. Counts what this driver saw; `_RUN.json` has the truth of a whole run.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol
+
+from pipeline.records import ResultRow
+
+STAGES = ("fetch", "load", "preprocess", "queue", "vision", "prefill", "decode", "latency")
+_SECONDS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]
+
+# Name -> what it counts, and the tag beside the job's name. Ray puts "ray_" in front and "_total" behind a counter.
+COUNTERS: dict[str, tuple[str, str | None]] = {
+    "illava_items": ("Rows made, by status", "status"),
+    "illava_vision_tokens": ("Visual tokens the unreduced model would give its LLM", None),
+    "illava_vision_tokens_kept": ("Visual tokens that entered the LLM", None),
+    "illava_decoder_tokens_kept": ("Visual tokens in the LLM's last layer", None),
+    "illava_generated_tokens": ("Tokens generated", None),
+    "illava_fetched_bytes": ("Bytes fetched from the store", None),
+    "illava_retries": ("Attempts beyond an item's first", None),
+    "illava_items_cost_usd": ("Cost of the rows; loading and waiting not included", None),
+}
+STAGE_SECONDS = "illava_stage_seconds"
+
+
+class MetricMaker(Protocol):
+    """What makes metrics: `pipeline.execution.ray.actors.RayCluster`."""
+
+    def metric(self, kind: Literal["counter", "histogram"], name: str, description: str, **options: Any) -> Any:
+        """A metric of `ray.util.metrics`."""
+
+
+class RowMetrics:
+    """Counts rows into the cluster's metrics.
+
+    Args:
+        cluster: makes the metrics.
+        job: the tag ``job_name`` of all of them; ``job`` is what Prometheus calls a scraped target.
+    """
+
+    def __init__(self, cluster: MetricMaker, *, job: str) -> None:
+        self._job = job
+        self._counters = {
+            name: cluster.metric("counter", name, text, tag_keys=("job_name", *([tag] if tag else [])))
+            for name, (text, tag) in COUNTERS.items()
+        }
+        self._seconds = cluster.metric(
+            "histogram",
+            STAGE_SECONDS,
+            "Seconds of answered items by stage",
+            tag_keys=("job_name", "stage"),
+            boundaries=_SECONDS,
+        )
+
+    def add(self, row: ResultRow) -> None:
+        """Count one row."""
+        self._count("illava_items", 1, status=row.status)
+        self._count("illava_vision_tokens", row.num_vision_tokens)
+        self._count("illava_vision_tokens_kept", row.num_vision_tokens_kept)
+        self._count("illava_decoder_tokens_kept", row.num_decoder_tokens_kept)
+        self._count("illava_generated_tokens", row.num_generated_tokens)
+        self._count("illava_fetched_bytes", row.bytes_fetched)
+        self._count("illava_retries", row.attempts - 1)
+        self._count("illava_items_cost_usd", row.cost_usd)
+        if row.status != "failed":
+            for stage in STAGES:
+                self._seconds.observe(getattr(row, f"{stage}_s"), tags={"job_name": self._job, "stage": stage})
+
+    def _count(self, name: str, value: float, **tags: str) -> None:
+        if value > 0:  # Ray refuses to count nothing
+            self._counters[name].inc(value, tags={"job_name": self._job, **tags})

@@ -1,0 +1,181 @@
+"""Items and generations to result rows.
+
+Knows nothing of Ray, of clocks or of how media were read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config.placement import gpus_of
+from pipeline.config.schema import JobConfig
+from pipeline.cost import item_cost_usd
+from pipeline.execution.windows import joined
+from pipeline.model_errors import classify
+from pipeline.records import LoadedItem, LoadStats, MediaItem, ResultRow, RowErrorType
+from pipeline.tasks.build import build_task
+from pipeline.tasks.document import pages_outcome
+
+if TYPE_CHECKING:
+    from illava.requests import Generation
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """What every row says of its run; a ``plan_digest`` of None is that of the configuration."""
+
+    recipe_digest: str
+    run_fingerprint: str
+    plan_digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RowMaker:
+    """Makes the rows of one run, in the workers and in the driver alike."""
+
+    config: JobConfig
+    run: RunInfo
+
+    def answered(
+        self,
+        loaded: LoadedItem,
+        generations: Sequence[Generation],
+        *,
+        attempts: int,
+        shard_index: int,
+        latency_s: float,
+    ) -> ResultRow:
+        """The row of an item the model answered, or failed on.
+
+        Args:
+            loaded: what the model was given.
+            generations: what it made of it, one a request, in order.
+            attempts: times the item was started.
+            shard_index: the shard it belongs to.
+            latency_s: measured by the worker from taking the item over to its end.
+        """
+        item, task, whole = loaded.item, build_task(self.config.task), joined(generations)
+        timing = whole.timing
+        measured: dict[str, Any] = {
+            "frame_timestamps_s": loaded.frame_timestamps_s,
+            "num_frames": len(loaded.frame_timestamps_s) or len(loaded.media),
+            "queue_s": timing.queue_s,
+            "vision_s": timing.vision_s,
+            "prefill_s": timing.prefill_s,
+            "decode_s": timing.decode_s,
+            "gpu_s": timing.device_s,
+            "latency_s": latency_s,
+            **_usage(whole),
+        }
+        pages = task.pages(loaded, generations)
+        if whole.error is not None:
+            error_type, message = classify(whole.error)
+            measured |= {"status": "failed", "error_type": error_type, "error_message": message}
+        else:
+            parsed = task.parse(item, whole.text)
+            measured |= {
+                "status": "partial" if loaded.partial else "ok",
+                "error_message": loaded.partial,
+                "text": whole.text,
+                "answer": parsed.answer,
+                "score": parsed.score,
+                "finish_reason": whole.finish_reason,
+            }
+        if pages is not None:
+            measured |= {"pages": pages, **pages_outcome(pages)}
+        return self._row(item, loaded.stats, attempts=attempts, shard_index=shard_index, **measured)
+
+    def failed(
+        self,
+        item: MediaItem,
+        error_type: RowErrorType,
+        message: str,
+        *,
+        attempts: int,
+        shard_index: int,
+        stats: LoadStats | None = None,
+    ) -> ResultRow:
+        """The row of an item that never reached the model, or never came back from it."""
+        return self._row(
+            item,
+            stats or LoadStats(),
+            attempts=attempts,
+            shard_index=shard_index,
+            status="failed",
+            error_type=error_type,
+            error_message=message,
+        )
+
+    def _row(self, item: MediaItem, stats: LoadStats, **measured: Any) -> ResultRow:
+        config = self.config
+        values: dict[str, Any] = {
+            **_EMPTY,
+            "item_id": item.item_id,
+            "uri": item.uris[0],
+            "uris": item.uris,
+            "media_kind": item.media_kind,
+            "media_etag": item.etags[0] or None if item.etags else None,
+            "question_id": item.question_id,
+            "prompt": build_task(config.task).prompt(item),
+            "options": item.options,
+            "category": item.category,
+            "reference": item.reference,
+            "fields": item.fields,
+            "decoder": stats.decoder,
+            "bytes_fetched": stats.bytes_fetched,
+            "fetch_s": stats.fetch_s,
+            "load_s": stats.load_s,
+            "preprocess_s": stats.preprocess_s,
+            "cpu_s": stats.cpu_s,
+            "cost_usd": item_cost_usd(
+                config.prices,
+                gpu_s=measured.get("gpu_s", 0.0),
+                cpu_s=stats.cpu_s,
+                storage_requests=stats.storage_requests,
+                gpus_per_actor=gpus_of(config),
+                cpus_per_actor=config.runtime.cpus_per_actor,
+            ),
+            "model_id": config.model.model_id,
+            "model_revision": config.model.revision,
+            "plan_digest": self.run.plan_digest or config.reduction.digest(),
+            "recipe_digest": self.run.recipe_digest,
+            "run_fingerprint": self.run.run_fingerprint,
+        }
+        return ResultRow(**{**values, **measured})
+
+
+# What stands in a row where nothing was measured.
+_NO_COUNTS = ("num_frames", "num_patches", "num_vision_tokens", "num_vision_tokens_kept", "num_decoder_tokens_kept")
+_NO_TOKENS = ("num_prompt_tokens", "num_generated_tokens")
+_NO_SECONDS = ("queue_s", "vision_s", "prefill_s", "decode_s", "latency_s", "gpu_s")
+_EMPTY: dict[str, Any] = {
+    "text": "",
+    "answer": None,
+    "score": None,
+    "pages": None,
+    "error_type": None,
+    "error_message": None,
+    "finish_reason": None,
+    "frame_timestamps_s": (),
+    "kept_ratio": 0.0,
+    **dict.fromkeys((*_NO_COUNTS, *_NO_TOKENS), 0),
+    **dict.fromkeys(_NO_SECONDS, 0.0),
+}
+
+
+def _usage(generation: Generation) -> dict[str, Any]:
+    usage = generation.usage
+    if usage is None:
+        return {}
+    total = usage.num_vision_tokens
+    return {
+        "num_patches": usage.num_patches,
+        "num_vision_tokens": total,
+        "num_vision_tokens_kept": usage.num_vision_tokens_kept,
+        "num_decoder_tokens_kept": usage.num_decoder_tokens_kept,
+        "kept_ratio": usage.num_vision_tokens_kept / total if total else 0.0,
+        "num_prompt_tokens": usage.num_prompt_tokens,
+        "num_generated_tokens": usage.num_generated_tokens,
+    }

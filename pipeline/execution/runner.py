@@ -1,0 +1,272 @@
+"""`run_job`: manifest -> shards -> executor -> sink, with progress, interruption and the exit code.
+
+Knows nothing of how and where items are executed (`executors`) or of what a part looks like.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from illava.preprocess import Preprocessor, load_preprocessor
+from pipeline.config.placement import said
+from pipeline.config.schema import JobConfig, PricesConfig
+from pipeline.cost import Spending, run_cost, spending
+from pipeline.execution.budget import BUDGET_EXIT_CODE, Allowance, Budget
+from pipeline.execution.executors import Executor, RowListeners, open_executor, placed_run
+from pipeline.execution.item_timing import Passage
+from pipeline.execution.lease import Lease
+from pipeline.execution.progress import Progress
+from pipeline.execution.publisher import Publisher
+from pipeline.execution.rows import RowMaker, RunInfo
+from pipeline.execution.scheduler import Scheduler
+from pipeline.execution.signals import Interruption
+from pipeline.execution.summary import RunSummary, Tally
+from pipeline.execution.worker import VLMWorker, WorkerUsage
+from pipeline.inputs.build_manifest import media_roots
+from pipeline.loading.load_report import ItemLoader, ReadingUsage
+from pipeline.loading.loader import Loader
+from pipeline.records import MediaItem, ResultRow, RowErrorType
+from pipeline.runs.retry import RetrySink, count_items
+from pipeline.runs.run import finish, open_planned, pending_shards, plan_run, reopen
+from pipeline.runs.run_folder import Run, is_finished
+from pipeline.runs.sessions import Session
+from pipeline.runs.totals import run_totals
+from pipeline.tasks.build import build_task
+
+if TYPE_CHECKING:
+    pass
+
+WorkerFactory = Callable[[JobConfig, RunInfo], VLMWorker]
+LoaderFactory = Callable[[JobConfig, Preprocessor], ItemLoader]
+
+
+def build_loader(config: JobConfig, preprocessor: Preprocessor) -> ItemLoader:
+    """One reader's loader; the readers share out the cache."""
+    runtime = config.runtime
+    return Loader(
+        config.media,
+        preprocessor,
+        cache_dir=runtime.cache_dir,
+        cache_bytes=runtime.reader_cache_bytes,
+        allowed_roots=media_roots(config),
+        pages_per_request=build_task(config.task).media_per_request,
+    )
+
+
+def run_job(
+    config: JobConfig,
+    *,
+    worker_factory: WorkerFactory = VLMWorker,
+    loader_factory: LoaderFactory = build_loader,
+    budget: Budget | None = None,
+    debug: bool = False,
+) -> RunSummary:
+    """Do what a job has left to do; the same configuration resumes.
+
+    Args:
+        config: the whole job.
+        worker_factory: builds a worker inside each VLM actor; picklable.
+        loader_factory: builds a loader inside each reader; picklable.
+        budget: begin no new shard once it is used up; what is begun is finished.
+        debug: show the actors' own output.
+
+    Raises:
+        PipelineError: the run cannot be opened or cannot go on; its `exit_code` says of which kind. What was published
+            stays, and the same command goes on from there.
+    """
+    return continue_run(
+        plan_run(config), worker_factory=worker_factory, loader_factory=loader_factory, budget=budget, debug=debug
+    )
+
+
+def continue_run(
+    run: Run,
+    *,
+    worker_factory: WorkerFactory = VLMWorker,
+    loader_factory: LoaderFactory = build_loader,
+    budget: Budget | None = None,
+    debug: bool = False,
+) -> RunSummary:
+    """Do what a planned or opened run has left to do; otherwise as `run_job`."""
+    began_s = time.perf_counter()
+    config = run.config
+    done = _Work()
+    with Interruption() as interruption:
+        if pending_shards(run):
+            preprocessor = load_preprocessor(config.model.model_id, revision=config.model.revision)
+            with placed_run(run, debug=debug) as (config, cluster):
+                interruption.again()
+                # Claimed only now: a folder claimed by a job that cannot begin would refuse the same job, mended.
+                run = open_planned(run)
+                print(f"{config.name}: the model is on {said(config)}", file=sys.stderr)
+                executor = partial(
+                    open_executor,
+                    config,
+                    cluster,
+                    make_loader=partial(loader_factory, config, preprocessor),
+                    make_worker=partial(worker_factory, config, _run_info(run)),
+                )
+                placed = replace(run, config=config)
+                done = _work(placed, preprocessor, interruption, open_executor=executor, budget=budget, began_s=began_s)
+        else:
+            run = open_planned(run)
+    summary = RunSummary(
+        exit_code=interruption.exit_code,
+        name=config.name,
+        output_uri=run.uri,
+        num_items=len(run.manifest),
+        num_done_before=len(run.manifest) - done.num_pending,
+        num_skipped=run.manifest.num_done,
+        tally=done.tally,
+        wall_s=time.perf_counter() - began_s,
+        cost=None if config.prices == PricesConfig() else run_cost(done.spent, done.tally.cost_usd),
+        workers=done.workers,
+        interrupted_by=interruption.signal.name if interruption.signal else None,
+        placed=done.placed,
+    )
+    left = pending_shards(run)
+    if left and interruption.signal:
+        return replace(summary, num_left=count_items(run, left))
+    if left and budget is not None:
+        return replace(summary, num_left=count_items(run, left), exit_code=BUDGET_EXIT_CODE, budget_spent=True)
+    return _finished(run, summary)
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What one command did of a run; nothing, as it stands.
+
+    Attributes:
+        num_pending: items that were left when it began.
+        tally: rows it made.
+        workers: where their wall time went.
+        spent: in all.
+        placed: the job with the device that was chosen; None where it had nothing to do.
+    """
+
+    num_pending: int = 0
+    tally: Tally = field(default_factory=Tally)
+    workers: tuple[WorkerUsage, ...] = ()
+    spent: Spending = field(default_factory=Spending)
+    placed: JobConfig | None = None
+
+
+def _work(
+    run: Run,
+    preprocessor: Preprocessor,
+    interruption: Interruption,
+    *,
+    open_executor: Callable[[Scheduler, RowListeners], AbstractContextManager[Executor]],
+    budget: Budget | None,
+    began_s: float,
+) -> _Work:
+    """The event loop of a placed run, until all is published, the budget is used up or a signal came."""
+    config, pending, tally = run.config, pending_shards(run), Tally()
+    num_pending = count_items(run, pending)
+    reopen(run)
+    record = Session(run)
+    allowance = Allowance(config, budget, tally)
+    progress = Progress(num_pending, tally)
+    sink = RetrySink(run)
+    listeners: RowListeners = [progress.add]
+    scheduler = _scheduler(run, pending, sink, preprocessor, listeners)
+    with closing(progress), open_executor(scheduler, listeners) as executor:
+        with closing(Publisher(sink, scheduler)) as publisher:
+            while not scheduler.done and interruption.signal is None:
+                executor.turn()
+                publisher.turn()
+                progress.tick(lambda: scheduler.flow(room=executor.room))
+                if not allowance.more(scheduler.num_in_work):
+                    scheduler.open_no_more()
+        workers, reading = executor.usage(), executor.reading
+    spent = _spending(config, workers, reading, wall_s=time.perf_counter() - began_s)
+    record.end(spent)
+    return _Work(num_pending, tally, tuple(workers), spent, config)
+
+
+def _spending(config: JobConfig, workers: list[WorkerUsage], reading: ReadingUsage, *, wall_s: float) -> Spending:
+    return spending(
+        config,
+        wall_s=wall_s,
+        actor_s=sum(worker.wall_s for worker in workers),
+        load_s=sum(worker.start_s for worker in workers),
+        idle_s=sum(worker.idle_s for worker in workers),
+        reader_cpu_s=reading.cpu_s,
+        storage_requests=reading.storage_requests,
+    )
+
+
+def _scheduler(
+    run: Run, pending: list[int], sink: RetrySink, preprocessor: Preprocessor, listeners: RowListeners
+) -> Scheduler:
+    config = run.config
+    rows = RowMaker(config, _run_info(run))
+
+    def failed_row(lease: Lease, error_type: RowErrorType, message: str) -> ResultRow:
+        passage: Passage = lease.passage
+        row = rows.failed(
+            lease.item,
+            error_type,
+            message,
+            attempts=lease.attempts,
+            shard_index=lease.shard_index,
+            stats=passage.stats,
+        )
+        return passage.settle_failed(row)
+
+    def tell(row: ResultRow) -> None:
+        for listener in listeners:
+            listener(row)
+
+    def estimate_bytes(item: MediaItem) -> int:
+        media, per_request = config.media, build_task(config.task).media_per_request
+        if item.media_kind == "video":
+            return preprocessor.max_nbytes(media.num_frames)
+        num_images = media.max_pages if item.media_kind == "document" else len(item.uris)
+        per_request = min(per_request or num_images, num_images)
+        return math.ceil(num_images / per_request) * preprocessor.max_nbytes(per_request)
+
+    return Scheduler(
+        pending,
+        sink.open_shard,
+        estimate_bytes=estimate_bytes,
+        failed_row=failed_row,
+        on_row=tell,
+        max_inflight_bytes=config.runtime.max_inflight_bytes,
+        max_open_shards=config.runtime.max_open_shards,
+        max_attempts=config.runtime.max_attempts,
+        max_together=config.model.max_batch_requests,
+    )
+
+
+def _run_info(run: Run) -> RunInfo:
+    return RunInfo(run.recipe.digest, run.fingerprint, run.plan_digest)
+
+
+def _finished(run: Run, summary: RunSummary) -> RunSummary:
+    """Write ``_RUN.json`` and judge the whole run's rows, earlier sessions' included.
+
+    It is written again where this session made rows: another driver may have finished the run before they stood.
+    """
+    if is_finished(run.uri) and not summary.tally.num_rows:
+        totals = run_totals(run.uri, range(run.num_shards)).as_dict()
+    else:
+        totals = finish(run, _session(summary))["totals"]
+    return replace(summary, exit_code=3 if totals["by_status"].get("failed") else 0, interrupted_by=None)
+
+
+def _session(summary: RunSummary) -> dict[str, Any]:
+    """What ``_RUN.json`` keeps of the session that finished the run."""
+    return {
+        "wall_s": summary.wall_s,
+        "num_rows": summary.tally.num_rows,
+        "num_done_before": summary.num_done_before,
+        "workers": [asdict(worker) for worker in summary.workers],
+    }

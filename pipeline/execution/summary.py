@@ -1,0 +1,189 @@
+"""What a run came to: a running tally of its rows, and the lines printed at the end.
+
+Knows nothing of Ray or storage.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pipeline.config.placement import said
+from pipeline.cost import RunCost
+from pipeline.records import ResultRow
+from pipeline.storage.uris import printable
+
+if TYPE_CHECKING:
+    from pipeline.config.schema import JobConfig
+    from pipeline.execution.worker import WorkerUsage
+
+
+@dataclass(slots=True)
+class Tally:
+    """Sums over rows, in the order they are made."""
+
+    num_rows: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    error_types: Counter[str] = field(default_factory=Counter)
+    num_vision_tokens: int = 0
+    num_vision_tokens_kept: int = 0
+    num_decoder_tokens_kept: int = 0
+    num_generated_tokens: int = 0
+    bytes_fetched: int = 0
+    gpu_s: float = 0.0
+    cpu_s: float = 0.0
+    cost_usd: float = 0.0
+    example: tuple[str, str] | None = None  # address and text of a row, if possible one with something to read
+
+    def add(self, row: ResultRow) -> None:
+        """Count one row."""
+        self.num_rows += 1
+        self.statuses[row.status] += 1
+        if row.status == "failed" and row.error_type:
+            self.error_types[row.error_type] += 1
+        self.num_vision_tokens += row.num_vision_tokens
+        self.num_vision_tokens_kept += row.num_vision_tokens_kept
+        self.num_decoder_tokens_kept += row.num_decoder_tokens_kept
+        self.num_generated_tokens += row.num_generated_tokens
+        self.bytes_fetched += row.bytes_fetched
+        self.gpu_s += row.gpu_s
+        self.cpu_s += row.cpu_s
+        self.cost_usd += row.cost_usd
+        if row.text and (self.example is None or not self.example[1].strip()):
+            self.example = row.uri, row.text
+
+    @property
+    def kept_ratio(self) -> float:
+        """Vision tokens the LLM was given, of those the unreduced model would give it."""
+        return self.num_vision_tokens_kept / self.num_vision_tokens if self.num_vision_tokens else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """How a command ended.
+
+    Attributes:
+        exit_code: of the process.
+        name: of the job.
+        output_uri: the run folder.
+        num_items: of the whole run.
+        num_done_before: items whose parts stood already.
+        num_skipped: items of the input that an earlier run has done (``input.skip_done_in``).
+        num_left: items whose shards are not published; 0 unless interrupted or out of budget.
+        budget_spent: the budget ended it early.
+        tally: rows made by this command.
+        wall_s: of this command once its items were listed, model loading included.
+        cost: of this command's rows, and of its actors' loading and waiting; None where no prices are set.
+        workers: where the workers' wall time went.
+        interrupted_by: name of the signal that ended it early.
+        placed: the job with the device that was chosen for this command; None where nothing was to do.
+    """
+
+    exit_code: int
+    name: str
+    output_uri: str
+    num_items: int
+    num_done_before: int
+    tally: Tally
+    wall_s: float
+    cost: RunCost | None
+    workers: tuple[WorkerUsage, ...] = ()
+    num_skipped: int = 0
+    num_left: int = 0
+    budget_spent: bool = False
+    interrupted_by: str | None = None
+    placed: JobConfig | None = None
+
+
+def render_summary(summary: RunSummary) -> str:
+    """The block printed when a command ends."""
+    tally = summary.tally
+    lines = [f"{summary.name}: {_outcome(summary)}"]
+    if tally.num_rows:
+        lines += [
+            _line("rows", ", ".join(f"{tally.statuses[kind]} {kind}" for kind in ("ok", "partial", "failed"))),
+            _line("throughput", _throughput(summary)),
+            *([_line("device", said(summary.placed))] if summary.placed else []),
+        ]
+    if tally.num_vision_tokens:
+        lines.append(_line("vision tokens", _tokens(tally)))
+    if tally.error_types:
+        lines.append(_line("failures", ", ".join(f"{n} {kind}" for kind, n in tally.error_types.most_common())))
+    if tally.num_rows:
+        lines.append(_line("cost", _cost(summary)))
+    if tally.example:
+        lines.append(_line("example", _example(*tally.example)))
+    lines += [_line("output", summary.output_uri), _line("next", _next_command(summary))]
+    return "\n".join(lines)
+
+
+def render_line(summary: RunSummary) -> str:
+    """The same in one line, for a cron mail: outcome, failures, cost, where."""
+    statuses = summary.tally.statuses
+    parts = [f"{summary.name}: {_outcome(summary)}"]
+    if summary.tally.num_rows:
+        parts.append(f"{statuses['ok']} ok, {statuses['partial']} partial, {statuses['failed']} failed")
+    if summary.tally.num_rows and summary.cost is not None:
+        parts.append(f"${summary.cost.total_usd:.4f}")
+    return "; ".join([*parts, summary.output_uri])
+
+
+def _line(label: str, value: str) -> str:
+    return f"  {label:<14} {value}"
+
+
+def _outcome(summary: RunSummary) -> str:
+    if summary.interrupted_by:
+        left = f"{summary.num_left} of {summary.num_items} items are left"
+        return f"interrupted by {summary.interrupted_by}; complete shards are published, {left}"
+    if summary.budget_spent:
+        return f"stopped at its budget, {summary.num_left} of {summary.num_items} items are left"
+    if not summary.num_items and summary.num_skipped:
+        return f"nothing new, {summary.num_skipped} items were done by earlier runs"
+    if not summary.tally.num_rows:
+        return f"nothing to do, all {summary.num_items} items have their rows"
+    before = f", {summary.num_done_before} stood already" if summary.num_done_before else ""
+    before += f", {summary.num_skipped} done by earlier runs" if summary.num_skipped else ""
+    return f"{summary.tally.num_rows} of {summary.num_items} items in {summary.wall_s:.1f} s{before}"
+
+
+def _throughput(summary: RunSummary) -> str:
+    tally, wall_s = summary.tally, max(summary.wall_s, 1e-9)
+    text = f"{tally.num_rows / wall_s:.2f} items/s, {tally.num_generated_tokens / wall_s:.1f} tokens/s"
+    busy = _share(summary.workers)
+    return f"{text}, model loading included" + (f"; devices busy {busy:.0%}" if busy else "")
+
+
+def _share(workers: Sequence[WorkerUsage]) -> float:
+    wall_s = sum(worker.wall_s for worker in workers)
+    return sum(worker.busy_s for worker in workers) / wall_s if wall_s else 0.0
+
+
+def _tokens(tally: Tally) -> str:
+    first, last, total = tally.num_vision_tokens_kept, tally.num_decoder_tokens_kept, tally.num_vision_tokens
+    return (
+        f"{first:,} of {total:,} reached the LLM ({tally.kept_ratio:.1%}), {last:,} its last layer "
+        f"({last / total:.1%}; {total - last:,} saved)"
+    )
+
+
+def _cost(summary: RunSummary) -> str:
+    cost, rows = summary.cost, summary.tally.num_rows
+    if cost is None:
+        return "no prices set; see `prices` in the configuration"
+    parts = f"{cost.items_usd:.4f} items, {cost.load_usd:.4f} loading the model, {cost.idle_usd:.4f} idle"
+    parts += f", {cost.lost_usd:.4f} lost" if cost.lost_usd > 0.001 * cost.total_usd else ""
+    return f"${cost.total_usd:.4f} (${cost.per_item_usd(rows):.6f} an item; {parts})"
+
+
+def _example(uri: str, text: str) -> str:
+    words = " ".join(text.split()) or "(nothing but white space)"
+    return f"{printable(uri.rpartition('/')[2], 40)}: {printable(words, 160)}"
+
+
+def _next_command(summary: RunSummary) -> str:
+    if summary.interrupted_by or summary.budget_spent:
+        return "the same command resumes"
+    return f"python -m pipeline verify {summary.output_uri}"

@@ -1,0 +1,212 @@
+"""`VLMWorker`: loaded items in, rows out, through one model's running batch. A plain class, testable alone.
+
+Knows nothing of Ray, shards or storage. An error of one item is its row; any other error ends the worker, and whoever
+runs it decides what that means.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from illava.errors import RequestError
+from illava.requests import Generation, Request, SamplingParams, Timing
+from pipeline.config.placement import place_here
+from pipeline.config.schema import JobConfig
+from pipeline.execution.rows import RowMaker, RunInfo
+from pipeline.faults import fault_point
+from pipeline.fitting_batch import FittingBatch
+from pipeline.records import LoadedItem, ResultRow
+from pipeline.runs.recipe import resolve_dtype
+from pipeline.tasks.build import build_task
+
+if TYPE_CHECKING:
+    from illava import VLM
+    from illava.preprocess import VisualInput
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A row and how long the worker had the item.
+
+    Attributes:
+        row: its ``latency_s`` is the worker's part only.
+        taken_s: stamp of taking the item over, on the worker's clock.
+    """
+
+    row: ResultRow
+    taken_s: float
+
+
+@dataclass(slots=True)
+class _Taken:
+    """An item on its way; `asked_s` and `ended_s` are stamps of its latest request."""
+
+    loaded: LoadedItem
+    attempts: int
+    shard_index: int
+    contents: deque[tuple[str | VisualInput, ...]]
+    taken_s: float = 0.0
+    asked_s: float = 0.0
+    ended_s: float = 0.0
+    generations: list[Generation] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerUsage:
+    """Where a worker's wall time went since it was made; idle is measured as gaps, not as the rest.
+
+    Attributes:
+        wall_s: since construction began.
+        start_s: loading the model.
+        busy_s: device time of all steps that led to an answer.
+        idle_s: between steps, within a step beside the device's own time, and in batches that ran out of memory and
+            were begun again.
+    """
+
+    wall_s: float = 0.0
+    start_s: float = 0.0
+    busy_s: float = 0.0
+    idle_s: float = 0.0
+
+
+class VLMWorker:
+    """Holds one model and its running batch.
+
+    Args:
+        config: the job.
+        run_info: what its rows say of the run.
+        vlm: a loaded model; by default the one the config names is loaded.
+    """
+
+    def __init__(self, config: JobConfig, run_info: RunInfo, *, vlm: VLM | None = None) -> None:
+        self._born_s = time.perf_counter()
+        self._config = config
+        self._task = build_task(config.task)
+        self._rows = RowMaker(config, run_info)
+        self._batch = FittingBatch(vlm if vlm is not None else load_vlm(config), config.reduction)
+        self._taken: dict[str, _Taken] = {}
+        self._refused: list[Generation] = []
+        self._start_s = time.perf_counter() - self._born_s
+        self._idle_s = 0.0
+        self._idle_since_s = time.perf_counter()
+
+    @property
+    def pending(self) -> int:
+        """Items taken over whose rows have not been returned."""
+        return len(self._taken)
+
+    def add(self, loaded: LoadedItem, *, attempts: int, shard_index: int) -> None:
+        """Take an item over; its row comes from a later `step`, also where the model refuses it.
+
+        Raises:
+            PlanError: the reduction makes no sense for this model, so no item can be processed.
+        """
+        contents = deque(self._task.requests(loaded.item, loaded.media))
+        taken = _Taken(loaded, attempts, shard_index, contents)
+        self._ask(taken)
+        taken.taken_s = taken.asked_s
+        self._taken[loaded.item.item_id] = taken
+
+    def step(self) -> list[Outcome]:
+        """Advance the batch by one step; the rows of the items that ended in it."""
+        if self._taken:
+            fault_point("batch")
+        begin_s = time.perf_counter()
+        self._idle_s += begin_s - self._idle_since_s
+        accounted_s = self._batch.busy_s + self._batch.lost_s
+        generations = self._batch.step() if self._batch.has_work else []
+        generations, self._refused = self._refused + generations, []
+        self._idle_since_s = time.perf_counter()
+        in_device_s = self._batch.busy_s + self._batch.lost_s - accounted_s
+        self._idle_s += max(0.0, self._idle_since_s - begin_s - in_device_s)
+        ended = []
+        for generation in generations:
+            taken = self._taken[generation.request_id]
+            self._settle(taken, generation)
+            if taken.contents:
+                self._ask(taken)
+            else:
+                ended.append(self._taken.pop(generation.request_id))
+        return [self._outcome(taken) for taken in ended]
+
+    def usage(self) -> WorkerUsage:
+        """Where the wall time went so far."""
+        now_s = time.perf_counter()
+        idle_s = self._idle_s + now_s - self._idle_since_s + self._batch.lost_s
+        return WorkerUsage(now_s - self._born_s, self._start_s, self._batch.busy_s, idle_s)
+
+    def abandon(self) -> None:
+        """Forget every item; none of them gets a row here."""
+        self._batch.abandon()
+        self._refused.clear()
+        self._taken.clear()
+
+    def _ask(self, taken: _Taken) -> None:
+        """Begin an item's next request."""
+        item, sampling = taken.loaded.item, self._config.sampling
+        request = Request(
+            request_id=item.item_id,
+            content=taken.contents.popleft(),
+            sampling=SamplingParams(
+                max_new_tokens=sampling.max_new_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                seed=self._config.seed + len(taken.generations),  # each draws its own
+            ),
+        )
+        try:
+            self._batch.submit(request)
+        except RequestError as error:
+            nothing = Timing(queue_s=0.0, vision_s=0.0, prefill_s=0.0, decode_s=0.0, device_s=0.0)
+            self._refused.append(Generation(item.item_id, "", (), None, None, nothing, error=error))
+        # After submit, where the request's own clock starts; what comes before counts as waiting.
+        taken.asked_s = time.perf_counter()
+
+    def _settle(self, taken: _Taken, generation: Generation) -> None:
+        """A request ended: what passed between it and the one before, the item waited."""
+        timing = generation.timing
+        waited_s = taken.asked_s - taken.ended_s if taken.generations else 0.0
+        taken.ended_s = self._idle_since_s
+        if generation.error is not None:
+            # It ended inside a step whose return, for its neighbours' sake, came later.
+            taken.ended_s = taken.asked_s + timing.queue_s + timing.vision_s + timing.prefill_s + timing.decode_s
+        timing = replace(timing, queue_s=timing.queue_s + waited_s)
+        taken.generations.append(replace(generation, timing=timing))
+
+    def _outcome(self, taken: _Taken) -> Outcome:
+        row = self._rows.answered(
+            taken.loaded,
+            taken.generations,
+            attempts=taken.attempts,
+            shard_index=taken.shard_index,
+            latency_s=taken.ended_s - taken.taken_s,
+        )
+        return Outcome(row, taken.taken_s)
+
+
+def load_vlm(config: JobConfig) -> VLM:
+    """The model a job names, on the device it names, with the threads that its share of the machine allows.
+
+    Raises:
+        ConfigError, DeviceError: this process has no such device; said before anything is loaded.
+        ModelLoadError: as `VLM.from_pretrained`.
+    """
+    device = place_here(config).model.device
+    import torch
+
+    from illava import VLM
+
+    # More threads than cores stall each other; and the number of threads moves last digits, so it is the job's to say.
+    torch.set_num_threads(max(1, int(config.runtime.cpus_per_actor)))
+    model = config.model
+    return VLM.from_pretrained(
+        model.model_id,
+        revision=model.revision,
+        dtype=resolve_dtype(config),
+        device=device,
+        kv_cache_bytes=model.kv_cache_bytes,
+        max_batch_requests=model.max_batch_requests,
+    )

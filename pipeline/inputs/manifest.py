@@ -1,0 +1,205 @@
+"""The frozen manifest: every item of a run in order, columnar, with a digest of its content.
+
+Kept as an Arrow table, so that 10^7 items cost no Python object each until their shard is opened. Knows nothing of
+where items came from (`pipeline.inputs.build_manifest`) or of storage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.errors import InputError
+from pipeline.records import MediaItem
+from pipeline.storage.parquet import read_table
+
+FIELD_PREFIX = "field:"
+_TEXT, _TEXTS = pa.string(), pa.list_(pa.string())
+_NEEDED = ("item_id", "uris", "media_kind", "sizes", "etags")  # the others are null where a frozen manifest has none
+COLUMNS = {
+    "item_id": _TEXT,
+    "uris": _TEXTS,
+    "media_kind": _TEXT,
+    "sizes": pa.list_(pa.int64()),
+    "etags": _TEXTS,
+    "prompt": _TEXT,
+    "question_id": _TEXT,
+    "options": _TEXTS,
+    "reference": _TEXT,
+    "category": _TEXT,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Items in their final order.
+
+    Attributes:
+        table: `COLUMNS`, then one text column ``field:NAME`` for every other column the user's manifest carried.
+        digest: of the content; independent of file format, compression and library versions. Of one that an earlier
+            version froze: over the columns it had.
+        num_unknown: listed objects left out because their extension names no known medium.
+        num_done: items left out because ``skip_done_in`` holds them.
+        digested: the columns that ``digest`` is over; None stands for all.
+    """
+
+    table: pa.Table
+    digest: str
+    num_unknown: int = 0
+    num_done: int = 0
+    digested: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    @property
+    def items(self) -> tuple[MediaItem, ...]:
+        """All items as records: for small manifests and tests."""
+        return self.slice(0, len(self))
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all objects whose size is known."""
+        return sum(int(np.maximum(chunk.flatten().to_numpy(), 0).sum()) for chunk in self.table["sizes"].chunks)
+
+    def num_stored(self, *, above: int, most: int) -> int:
+        """Objects in a store that have more than ``above`` and at most ``most`` bytes, where their size is known."""
+        count = 0
+        for chunk in self.table.select(["uris", "sizes"]).to_batches():
+            uris, sizes = (column.flatten() for column in chunk.columns)
+            asked = pc.and_(pc.greater(sizes, above), pc.less_equal(sizes, most))
+            stored = pc.or_(pc.starts_with(uris, "s3://"), pc.starts_with(uris, "gs://"))
+            count += pc.sum(pc.and_(asked, stored)).as_py() or 0
+        return count
+
+    def slice(self, start: int, count: int) -> tuple[MediaItem, ...]:
+        """Items ``start`` .. ``start + count - 1``."""
+        return tuple(_item(row) for row in self.table.slice(start, count).to_pylist())
+
+    def holds(self, other: Manifest) -> bool:
+        """Whether another one has the same items, as far as this one's columns tell; the user's own tell all."""
+        if self.digest == other.digest:
+            return True
+        names = list(self.digested or self.table.column_names)
+        unknown = {name for name in other.table.column_names if name.startswith(FIELD_PREFIX)} - set(names)
+        if unknown or not set(names) <= set(other.table.column_names):
+            return False
+        return _content_digest(other.table.select(names)) == self.digest
+
+    def take(self, places: Sequence[int]) -> Manifest:
+        """The items at these places, frozen anew."""
+        table = self.table.take(pa.array(places, pa.int64())).combine_chunks()
+        return Manifest(table, _content_digest(table))
+
+    def item_ids(self) -> list[str]:
+        """Every item's id, in order."""
+        return self.table["item_id"].to_pylist()
+
+
+def freeze(columns: dict[str, Any], *, num_unknown: int = 0, num_done: int = 0) -> Manifest:
+    """A manifest of Arrow columns; missing optional ones become null, field columns are put in name order."""
+    num_rows = len(columns["item_id"])
+    names = [*COLUMNS, *sorted(name for name in columns if name.startswith(FIELD_PREFIX))]
+    types = {name: COLUMNS.get(name, _TEXT) for name in names}
+    arrays = [columns.get(name, pa.nulls(num_rows, kind)) for name, kind in types.items()]
+    table = pa.table(arrays, schema=pa.schema(list(types.items())))
+    return Manifest(table, _content_digest(table), num_unknown, num_done)
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """As one Parquet file; see `read_manifest`."""
+    sink = io.BytesIO()
+    metadata = {"illava.num_unknown": str(manifest.num_unknown), "illava.num_done": str(manifest.num_done)}
+    pq.write_table(manifest.table.replace_schema_metadata(metadata), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def read_manifest(data: bytes) -> Manifest:
+    """A frozen manifest from its Parquet file, its digest computed anew.
+
+    Raises:
+        InputError: not a frozen manifest.
+    """
+    try:
+        table = read_table(data)
+    except pa.ArrowException as error:
+        raise InputError(f"the frozen manifest cannot be read: {error}") from error
+    have = set(table.column_names)
+    missing = [
+        name for name, kind in COLUMNS.items() if (table[name].type != kind if name in have else name in _NEEDED)
+    ]
+    if missing:
+        raise InputError(f"not a frozen manifest: columns {missing} are missing or of another type")
+    counts = table.schema.metadata or {}
+    table = table.replace_schema_metadata(None)
+    digest, digested = _content_digest(table), tuple(table.column_names)
+    for name in COLUMNS.keys() - have:
+        table = table.append_column(name, pa.nulls(table.num_rows, COLUMNS[name]))
+    return Manifest(
+        table,
+        digest,
+        int(counts.get(b"illava.num_unknown", 0)),
+        int(counts.get(b"illava.num_done", 0)),
+        digested,
+    )
+
+
+def _item(row: dict[str, Any]) -> MediaItem:
+    prefix = len(FIELD_PREFIX)
+    return MediaItem(
+        item_id=row["item_id"],
+        uris=tuple(row["uris"]),
+        media_kind=row["media_kind"],
+        sizes=tuple(row["sizes"]),
+        etags=tuple(row["etags"]),
+        prompt=row["prompt"],
+        question_id=row["question_id"],
+        options=None if row["options"] is None else tuple(row["options"]),
+        reference=row["reference"],
+        category=row["category"],
+        fields={n[prefix:]: v for n, v in row.items() if n.startswith(FIELD_PREFIX) and v is not None},
+    )
+
+
+def _content_digest(table: pa.Table) -> str:
+    """32 hex digits over names, lengths and values; the same however the columns are chunked or stored."""
+    digest = hashlib.sha256(str(table.num_rows).encode())
+    for name in table.column_names:
+        digest.update(f"\n{name}\n".encode())
+        _add_column(digest, table[name].chunks)
+    return digest.hexdigest()[:32]
+
+
+def _add_column(digest: Any, chunks: list[pa.Array]) -> None:
+    if not chunks:
+        return
+    kind = chunks[0].type
+    if pa.types.is_list(kind):
+        for chunk in chunks:
+            digest.update(pc.fill_null(pc.list_value_length(chunk), -1).to_numpy().astype("<i4").tobytes())
+        _add_column(digest, [chunk.flatten() for chunk in chunks])
+    elif pa.types.is_string(kind):
+        for chunk in chunks:
+            digest.update(pc.fill_null(pc.binary_length(chunk), -1).to_numpy().astype("<i4").tobytes())
+        for chunk in chunks:
+            digest.update(_text_bytes(pc.fill_null(chunk, "")))
+    else:
+        for chunk in chunks:
+            digest.update(chunk.to_numpy().astype("<i8").tobytes())
+
+
+def _text_bytes(chunk: pa.Array) -> memoryview | bytes:
+    """The values of a text array without nulls, end to end, without a copy."""
+    _, offsets, values = chunk.buffers()
+    if values is None or len(chunk) == 0:
+        return b""
+    bounds = np.frombuffer(offsets, np.int32, len(chunk) + 1, chunk.offset * 4)
+    return memoryview(values)[bounds[0] : bounds[-1]]

@@ -1,0 +1,1 @@
+"""Bytes to frames and pages: containers, decoders, orientation, which frames."""

@@ -1,0 +1,201 @@
+"""Media files to uint8 RGB frames: budgets first, then decord, PyAV or Pillow. Runs inside the disposable child.
+
+The container is read once by PyAV without decoding (`pyav_video.scan`): that gives every frame's time, what is missing,
+and which frames to take, so both decoders are asked for the same frames and decord is checked against it. Knows nothing
+of storage, models or rows.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from pipeline.errors import ItemError
+from pipeline.loading.decoding.clip import Clip
+from pipeline.loading.decoding.container import HEAD_BYTES, sniff
+from pipeline.loading.decoding.frame_sampling import choose_frames
+from pipeline.loading.decoding.pyav_video import read_pyav, scan
+
+if TYPE_CHECKING:
+    from pipeline.config.schema import MediaConfig
+
+DecoderChoice = Literal["auto", "decord", "pyav"]
+
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+_NO_FAULTS = 1e-9  # decord: raise instead of handing out a neighbour for a frame it lost; 0 would allow any number
+
+
+class DecordRefusedError(Exception):
+    """decord cannot read this file, or disagrees with its container; PyAV may still."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """What decoding one item gave.
+
+    Attributes:
+        frames: uint8 [H, W, 3] RGB each, as shown (rotation and orientation applied).
+        timestamps_s: of each frame since the clip's first; empty for images.
+        decoder: ``decord``, ``pyav`` or ``pillow``.
+        partial: why fewer frames came than were there; None when complete.
+    """
+
+    frames: list[np.ndarray]
+    timestamps_s: tuple[float, ...]
+    decoder: str
+    partial: str | None = None
+
+
+def load_video(path: str, media: MediaConfig, *, decoder: DecoderChoice) -> Frames:
+    """The chosen frames of one video.
+
+    Args:
+        path: a local file.
+        media: sampling and budgets.
+        decoder: ``auto`` is decord, except for what it is known to get wrong; then PyAV.
+
+    Raises:
+        ItemError: with a type of the closed list; budgets are checked before anything is decoded.
+        DecordRefusedError: decord was chosen and cannot do it.
+    """
+    with open(path, "rb") as file:
+        container = sniff(file.read(HEAD_BYTES))
+    clip, _ = scan(path, container, media)
+    wanted = choose_frames(clip.timeline, media.frame_sampling, num_frames=media.num_frames)
+    if not wanted:
+        raise ItemError("corrupt_media", "the container marks no key frames; use frame_sampling: {kind: uniform}")
+    unfit = clip.unfit_for_decord or (None if find_spec("decord") else "it is not installed on this machine")
+    if decoder == "decord" and unfit:
+        raise ItemError(
+            "corrupt_media" if clip.problem else "unsupported_media",
+            f"decord cannot read this file: {unfit}; use decoder: auto",
+        )
+    if decoder == "pyav" or unfit:
+        found, name = read_pyav(path, clip, wanted, media), "pyav"
+    else:
+        found, name = _read_decord(path, clip, wanted), "decord"
+    problems = [clip.problem] if clip.problem else []
+    if missing := len(wanted) - len(found):
+        problems.append(f"{missing} of {len(wanted)} chosen frames cannot be decoded whole")
+    if not found:
+        raise ItemError("corrupt_media", f"no frame left ({name}): {'; '.join(problems)}")
+    times_s = tuple(clip.timeline.timestamps_s[index] for index in sorted(found))
+    return Frames([found[index] for index in sorted(found)], times_s, name, "; ".join(problems) or None)
+
+
+def load_images(paths: Sequence[str], media: MediaConfig) -> Frames:
+    """Pictures in order, as RGB: orientation applied, transparency on white, 16 bit scaled to 8, first frame only.
+
+    Raises:
+        ItemError: ``too_large``, ``empty_media``, ``unsupported_media`` or ``corrupt_media``, naming the picture.
+    """
+    frames = []
+    for place, path in enumerate(paths):
+        try:
+            frames.append(_load_image(path, media.max_pixels_per_frame))
+        except ItemError as error:
+            where = f"picture {place + 1} of {len(paths)}: " if len(paths) > 1 else ""
+            raise ItemError(error.error_type, f"{where}{error}") from error
+    return Frames(frames, (), "pillow")
+
+
+def load_image_pages(path: str, media: MediaConfig) -> Generator[np.ndarray | ItemError, None, None]:
+    """Every picture of a TIFF in order, or why it cannot be read. Raises as `load_images`."""
+    from PIL import ImageOps
+
+    with _opened(path, media.max_pixels_per_frame, ("TIFF",)) as image:
+        num_pages = image.n_frames
+        if num_pages > media.max_pages:
+            raise ItemError("too_large", f"the document has {num_pages:,} pages; max_pages is {media.max_pages:,}")
+    for number in range(num_pages):
+        try:
+            with _opened(path, media.max_pixels_per_frame, ("TIFF",)) as image:
+                image.seek(number)
+                if image.width * image.height > media.max_pixels_per_frame:
+                    raise ItemError("too_large", _too_many_pixels(media.max_pixels_per_frame))
+                page = np.array(_to_rgb(ImageOps.exif_transpose(image)))
+        except ItemError as error:
+            yield error
+        else:
+            yield page
+
+
+def _load_image(path: str, max_pixels: int) -> np.ndarray:
+    from PIL import ImageOps
+
+    with _opened(path, max_pixels, IMAGE_FORMATS) as image:
+        return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+
+
+@contextmanager
+def _opened(path: str, max_pixels: int, formats: Sequence[str]) -> Iterator[Any]:
+    """A picture, and what goes wrong with it as an `ItemError`."""
+    from PIL import Image, UnidentifiedImageError
+
+    with open(path, "rb") as file:
+        if not (head := file.read(12)):
+            raise ItemError("empty_media", "the file has zero bytes")
+    Image.MAX_IMAGE_PIXELS = max_pixels
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=tuple(formats)) as image:
+                yield image
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise ItemError("too_large", _too_many_pixels(max_pixels)) from error
+    except UnidentifiedImageError as error:
+        message = f"not a picture of {', '.join(formats)} (first bytes {head.hex(' ')})"
+        raise ItemError("unsupported_media", message) from error
+    except (ItemError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's plugins raise whatever a broken header leads them into
+        raise ItemError("corrupt_media", f"the picture cannot be decoded: {error}") from error
+
+
+def _too_many_pixels(most: int) -> str:
+    return f"the picture has more than max_pixels_per_frame = {most} pixels"
+
+
+def _to_rgb(image: Any) -> Any:
+    from PIL import Image
+
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in {"I", "F"}:
+        raise ItemError("unsupported_media", f"a picture of mode {image.mode} has no defined white; save it as 8 bit")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _read_decord(path: str, clip: Clip, wanted: Sequence[int]) -> dict[int, np.ndarray]:
+    """The wanted frames, after decord has shown that it sees the same clip as the container's own list."""
+    import decord
+
+    decord.logging.set_level(decord.logging.QUIET)
+    if "%" in path:
+        raise DecordRefusedError("takes a % in a file's name for a pattern of other files")
+    try:
+        reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1, fault_tol=_NO_FAULTS)
+        if len(reader) != len(clip.timeline.timestamps_s):
+            raise DecordRefusedError(f"sees {len(reader)} frames of {len(clip.timeline.timestamps_s)}")
+        shown_s = reader.get_frame_timestamp([0, *wanted])[:, 0]
+        if not np.allclose(
+            shown_s[1:] - shown_s[0], [clip.timeline.timestamps_s[i] for i in wanted], rtol=1e-6, atol=2e-3
+        ):
+            raise DecordRefusedError("gives other times than the container")
+        found = {index: reader[index].asnumpy() for index in wanted}
+        if any(frame.shape[2] != 3 for frame in found.values()):  # below 32 px of width it hands out padded rows
+            raise DecordRefusedError("gives frames of other than three colours")
+        return found
+    except (DecordRefusedError, MemoryError):
+        raise
+    except Exception as error:  # decord raises its own error, RuntimeError and AssertionError alike
+        raise DecordRefusedError(f"{type(error).__name__}: {str(error).strip()[:300].partition(chr(10))[0]}") from error

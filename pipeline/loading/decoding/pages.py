@@ -1,0 +1,187 @@
+"""Documents to pages: a PDF's by PDFium, a TIFF's by Pillow, pictures as they are. Runs in the disposable child.
+
+Pages are made one window at a time, so that a long document costs the memory of its tiles, not of its pages. A page
+that cannot be shown fails alone; a document of such pages only fails as a whole. Knows nothing of models or rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from illava.errors import PreprocessError
+from pipeline.errors import ItemError
+from pipeline.loading.decoding.media import load_image_pages, load_images
+from pipeline.records import FailedPage
+
+if TYPE_CHECKING:
+    import pypdfium2
+
+    from illava.preprocess import Preprocessor, VisualInput
+    from pipeline.config.schema import MediaConfig
+    from pipeline.records import MediaKind
+
+_HEAD_BYTES = 1024  # a PDF's header may stand behind so much of something else
+_TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_WRONG_PASSWORD = 4  # FPDF_ERR_PASSWORD; 5 is a security handler that PDFium does not know
+_ENCRYPTED = (_WRONG_PASSWORD, 5)
+_POINTS_PER_INCH = 72
+
+Page = np.ndarray | ItemError
+
+
+@dataclass(slots=True)
+class Pages:
+    """What became of one document.
+
+    Attributes:
+        inputs: one a page that could be shown, in order, at model size.
+        failed: the other pages.
+        decoder: ``pypdfium2`` or ``pillow``.
+        preprocess_s: of what it took, the way from pages to model size.
+    """
+
+    decoder: str
+    inputs: list[VisualInput] = field(default_factory=list)
+    failed: list[FailedPage] = field(default_factory=list)
+    preprocess_s: float = 0.0
+
+    @property
+    def partial(self) -> str | None:
+        """What is missing, in words."""
+        if not self.failed:
+            return None
+        first = self.failed[0]
+        total = len(self.inputs) + len(self.failed)
+        return f"{len(self.failed)} of {total} pages failed; page {first.page + 1}: {first.message}"
+
+
+def load_pages(
+    kind: MediaKind,
+    paths: Sequence[str],
+    media: MediaConfig,
+    preprocessor: Preprocessor,
+    *,
+    pages_per_request: int | None,
+) -> Pages:
+    """Every page at model size.
+
+    Args:
+        kind: ``document`` for one PDF or TIFF; ``image`` or ``images`` for pictures, each a page.
+        paths: local files.
+        media: budgets and resolution.
+        preprocessor: is shown so many good pages at once as the model will be.
+        pages_per_request: how many that are; None for all of them.
+
+    Raises:
+        ItemError: the document cannot be opened or is over a budget, or no page of it can be shown.
+    """
+    decoder, pages = _open(kind, paths, media)
+    loaded, window = Pages(decoder), []
+    with contextlib.closing(pages):
+        for number, page in enumerate(pages):
+            if isinstance(page, ItemError):
+                loaded.failed.append(FailedPage(number, page.error_type, str(page)))
+                continue
+            window.append((number, page))
+            if len(window) == pages_per_request:
+                _prepare(window, preprocessor, loaded)
+                window = []
+    if window:
+        _prepare(window, preprocessor, loaded)
+    loaded.failed.sort(key=lambda failed: failed.page)
+    if not loaded.inputs:
+        first = loaded.failed[0]
+        raise ItemError(first.error_type, (loaded.partial if len(loaded.failed) > 1 else None) or first.message)
+    return loaded
+
+
+def _prepare(window: Sequence[tuple[int, np.ndarray]], preprocessor: Preprocessor, loaded: Pages) -> None:
+    """One window's pages to model size; pages that a model cannot be shown together fail together."""
+    began_s = time.perf_counter()
+    try:
+        loaded.inputs += preprocessor.images([page for _, page in window])
+    except PreprocessError as error:
+        loaded.failed += [FailedPage(number, "unsupported_media", str(error)) for number, _ in window]
+    loaded.preprocess_s += time.perf_counter() - began_s
+
+
+def _open(kind: MediaKind, paths: Sequence[str], media: MediaConfig) -> tuple[str, Generator[Page, None, None]]:
+    if kind != "document":
+        return "pillow", _pictures(paths, media)
+    (path,) = paths
+    with open(path, "rb") as file:
+        head = file.read(_HEAD_BYTES)
+    if not head:
+        raise ItemError("empty_media", "the file has zero bytes")
+    if b"%PDF-" in head:
+        return "pypdfium2", _render(path, media)
+    if head.startswith(_TIFF_HEADS):
+        return "pillow", load_image_pages(path, media)
+    raise ItemError("unsupported_media", f"neither a PDF nor a TIFF (first bytes {head[:12].hex(' ')})")
+
+
+def _pictures(paths: Sequence[str], media: MediaConfig) -> Generator[Page, None, None]:
+    check_num_pages(len(paths), media)
+    for path in paths:
+        try:
+            yield load_images([path], media).frames[0]
+        except ItemError as error:
+            yield error
+
+
+def check_num_pages(num_pages: int, media: MediaConfig) -> None:
+    """Refuse a document before its first page is made."""
+    if num_pages == 0:
+        raise ItemError("empty_media", "the document has no pages")
+    if num_pages > media.max_pages:
+        raise ItemError("too_large", f"the document has {num_pages:,} pages; max_pages is {media.max_pages:,}")
+
+
+def _render(path: str, media: MediaConfig) -> Generator[Page, None, None]:
+    """A PDF's pages as shown: turned by their /Rotate, forms and annotations drawn, on white."""
+    import pypdfium2
+
+    try:
+        document = pypdfium2.PdfDocument(path)
+        document.init_forms()  # before anything is asked of the document; the wheels have no JavaScript
+    except pypdfium2.PdfiumError as error:
+        if error.err_code in _ENCRYPTED:
+            why = "a password" if error.err_code == _WRONG_PASSWORD else "a security handler that is not known"
+            raise ItemError("encrypted_document", f"the PDF is encrypted and opens with {why} only") from error
+        raise ItemError("corrupt_media", f"the PDF cannot be opened: {error}") from error
+    with contextlib.closing(document):
+        check_num_pages(len(document), media)
+        for number in range(len(document)):
+            try:
+                yield _render_page(document, number, media)
+            except pypdfium2.PdfiumError as error:
+                yield ItemError("corrupt_media", f"the page cannot be read: {error}")
+            except ItemError as error:
+                yield error
+
+
+def _render_page(document: pypdfium2.PdfDocument, number: int, media: MediaConfig) -> np.ndarray:
+    """uint8 [H, W, 3]."""
+    page = document[number]
+    with contextlib.closing(page):
+        scale = media.page_dpi / _POINTS_PER_INCH
+        sides = [side * scale for side in page.get_size()]
+        if not all(math.isfinite(side) and side > 0 for side in sides):
+            raise ItemError("corrupt_media", f"the page has no size: {sides[0]} x {sides[1]} px")
+        width, height = (math.ceil(side) for side in sides)
+        if width * height > media.max_pixels_per_frame:
+            raise ItemError(
+                "too_large",
+                f"the page has {width:,} x {height:,} px at page_dpi = {media.page_dpi}; "
+                f"max_pixels_per_frame is {media.max_pixels_per_frame:,}",
+            )
+        bitmap = page.render(scale=scale, rev_byteorder=True)
+        with contextlib.closing(bitmap):
+            return np.ascontiguousarray(bitmap.to_numpy()[..., :3])  # a copy: rows are padded to four bytes

@@ -1,0 +1,1 @@
+"""The disposable child process in which media are decoded."""

@@ -1,0 +1,173 @@
+"""What is asked of the disposable child process (`decoder_child`), and what its answers mean.
+
+The child may crash, hang or run out of memory; it is killed at the deadline, and the error says what happened
+(`child_process`). Knows no decoder, no storage, no rows.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from pipeline.errors import ItemError
+from pipeline.loading.decoding.mp4_index import DoubtError
+from pipeline.loading.sandbox.child import Child, DecordFailedError, EndedError, TimedOutError
+from pipeline.records import ROW_ERROR_TYPES, FailedPage
+
+if TYPE_CHECKING:
+    from illava.preprocess import Preprocessor, VisualInput
+    from pipeline.config.schema import MediaConfig
+    from pipeline.loading.decoding.media import DecoderChoice
+    from pipeline.records import MediaKind
+
+MEMORY_BYTES = 4 << 30
+ITEMS_PER_CHILD = 200
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedMedia:
+    """What came back from the child; the duration is the child's own."""
+
+    media: tuple[VisualInput, ...]
+    timestamps_s: tuple[float, ...]
+    decoder: str
+    partial: str | None
+    preprocess_s: float
+    failed_pages: tuple[FailedPage, ...] = ()
+
+
+class DecoderProcess:
+    """One child, started when it is needed and replaced when it is used up. For one thread at a time."""
+
+    def __init__(
+        self,
+        media: MediaConfig,
+        preprocessor: Preprocessor,
+        *,
+        memory_bytes: int = MEMORY_BYTES,
+        items_per_child: int = ITEMS_PER_CHILD,
+    ) -> None:
+        self._setup = pickle.dumps((media, preprocessor))
+        self._memory_bytes = memory_bytes
+        self._items_per_child = items_per_child
+        self._child: Child | None = None
+        self._past_cpu_s = 0.0
+
+    @property
+    def pid(self) -> int | None:
+        """Of the running child."""
+        return self._child.process.pid if self._child else None
+
+    @property
+    def cpu_s(self) -> float:
+        """CPU seconds of all children so far, their starts included."""
+        return self._past_cpu_s + (self._child.cpu_s if self._child else 0.0)
+
+    def load(
+        self,
+        kind: MediaKind,
+        paths: Sequence[str],
+        *,
+        decoder: DecoderChoice,
+        deadline_s: float,
+        present: Sequence[tuple[int, int]] | None = None,
+        pages_per_request: int | None = None,
+    ) -> DecodedMedia:
+        """Decode and preprocess one item.
+
+        Args:
+            kind: what the files are.
+            paths: local files.
+            decoder: which decoder the child may use.
+            deadline_s: on `time.monotonic`; the child is killed then.
+            present: the byte ranges that are there, of a video that is read by ranges; None for whole files.
+            pages_per_request: pictures are pages of a document, of which the model is shown so many at once.
+
+        Raises:
+            ItemError: named by the child, or ``load_timeout``, ``load_crashed``, ``load_out_of_memory``.
+            DecordFailedError: decord was in use and refused the file or ended the child.
+            DoubtError: the present ranges may not give what the whole file gives.
+            PipelineError: the child cannot be started at all.
+        """
+        request: dict[str, Any] = {"kind": kind, "paths": list(paths), "decoder": decoder, "present": present}
+        request["pages_per_request"] = pages_per_request
+        return self._ask(request, _decoded, deadline_s)
+
+    def needed_ranges(self, path: str, *, deadline_s: float) -> list[tuple[int, int]]:
+        """Which bytes hold the frames to load of a video of which only the index is there. Raises as `load`."""
+        request = {"kind": "video", "paths": [path], "decoder": "pyav", "present": [], "pages_per_request": None}
+        return self._ask(request, _needed_ranges, deadline_s)
+
+    def _ask(
+        self, request: dict[str, Any], read: Callable[[dict[str, Any], Child, float], Answer], deadline_s: float
+    ) -> Answer:
+        child = self._child = self._child or Child(self._setup, self._memory_bytes)
+        child.num_items += 1
+        keep = False
+        try:
+            child.send(json.dumps(request).encode(), deadline_s)
+            answer = read(_checked(child.receive_header(deadline_s)), child, deadline_s)
+            keep = child.num_items < self._items_per_child
+            return answer
+        except TimedOutError:
+            raise ItemError("load_timeout", "not loaded within load_timeout_s; its process was killed") from None
+        except EndedError:
+            used_decord = request["decoder"] != "pyav" and request["kind"] == "video"
+            raise child.explain_end(used_decord=used_decord) from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ItemError("load_crashed", f"the decoder process answered nonsense: {error}") from error
+        except DoubtError:
+            keep = child.num_items < self._items_per_child
+            raise
+        except ItemError as error:
+            keep = error.error_type != "load_out_of_memory" and child.num_items < self._items_per_child
+            raise
+        finally:
+            if not keep:
+                self.close()
+
+    def close(self) -> None:
+        """End the child at once. Another `load` starts a new one."""
+        child, self._child = self._child, None
+        if child:
+            child.kill()
+            self._past_cpu_s += child.cpu_s
+
+
+def _checked(answer: dict[str, Any]) -> dict[str, Any]:
+    """The answer, or the error that it is."""
+    if "refused" in answer:
+        raise DecordFailedError("corrupt_media", f"decord cannot read this file: {answer['refused']}")
+    if "doubt" in answer:
+        raise DoubtError(answer["doubt"])
+    if "error_type" in answer:
+        if answer["error_type"] not in ROW_ERROR_TYPES:
+            raise ValueError(answer["error_type"])
+        raise ItemError(answer["error_type"], answer["message"])
+    return answer
+
+
+def _needed_ranges(answer: dict[str, Any], _child: Child, _deadline_s: float) -> list[tuple[int, int]]:
+    return [(int(start), int(end)) for start, end in answer["ranges"]]
+
+
+def _decoded(answer: dict[str, Any], child: Child, deadline_s: float) -> DecodedMedia:
+    from illava.preprocess import VisualInput
+
+    media, times_s = [], tuple(answer["timestamps_s"])
+    for medium in answer["media"]:
+        shape = tuple(int(size) for size in medium["shape"])
+        tiles = child.receive(int(np.prod(shape)), deadline_s).reshape(shape)
+        height, width = medium["original_size"]
+        own_times_s = times_s if medium["kind"] == "video" and len(times_s) == shape[0] else ()
+        media.append(VisualInput(medium["kind"], tiles, (height, width), own_times_s))
+    said = {key: answer[key] for key in ("decoder", "partial", "preprocess_s")}
+    failed = tuple(FailedPage(**page) for page in answer["failed_pages"])
+    return DecodedMedia(tuple(media), times_s, **said, failed_pages=failed)

@@ -1,0 +1,67 @@
+"""A local file as large as an object, holding only the bytes that were asked for. Knows nothing of what they mean."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pipeline.loading.decoding.gop_ranges import merged
+from pipeline.storage import storage
+
+
+@dataclass(slots=True)
+class SparseCopy:
+    """Part of one version of an object.
+
+    Attributes:
+        path: of the local file.
+        uri, size, etag: of the object.
+        present: half-open ranges that are there, ascending, apart.
+    """
+
+    path: str
+    uri: str
+    size: int
+    etag: str
+    present: list[tuple[int, int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        with open(self.path, "xb") as file:
+            os.truncate(file.fileno(), self.size)
+
+    @property
+    def num_bytes(self) -> int:
+        """That are there."""
+        return sum(end - start for start, end in self.present)
+
+    def missing(self, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """What of those ranges is not there yet."""
+        result = []
+        for start, end in merged(ranges):
+            place = start
+            for have_start, have_end in self.present:
+                if place < have_end and have_start < end:
+                    result.append((place, have_start))
+                    place = have_end
+            result.append((place, end))
+        return [(start, end) for start, end in result if start < end]
+
+    def fetch(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Read those ranges from the store.
+
+        Raises:
+            ItemError: ``changed_object`` where the store has another version by now; or as `storage.read_ranges`.
+        """
+        found = storage.read_ranges(self.uri, ranges, size=self.size, etag=self.etag)
+        with open(self.path, "r+b") as file:
+            for data, (start, _) in zip(found, ranges, strict=True):
+                file.seek(start)
+                file.write(data)
+        self.present = merged([*self.present, *ranges])
+
+    def read(self, start: int, end: int) -> bytes:
+        """Bytes that are there."""
+        with open(self.path, "rb") as file:
+            file.seek(start)
+            return file.read(end - start)

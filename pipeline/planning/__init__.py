@@ -1,0 +1,1 @@
+"""What a job will do and cost, before it is run."""

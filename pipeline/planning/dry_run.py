@@ -1,0 +1,156 @@
+"""What a job would do: items, bytes, expected tokens before and after, shards. Starts neither Ray nor a model.
+
+Nothing is written. Counts come from geometry (`illava.counts`); rows later carry what was measured.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from illava.counts import TokenCounts, expected_counts
+from illava.model_shape import ModelShape, load_model_shape
+from illava.tower_counts import MediumShape
+from pipeline.config.schema import JobConfig
+from pipeline.runs.run import pending_shards, plan_run
+from pipeline.runs.run_folder import Run
+from pipeline.tasks.build import build_task
+
+# The tiles of a single image depend on its size, which is known only once it is read.
+ASSUMED_IMAGE_PX = 1024
+_A4_INCHES = (11.69, 8.27)  # how many pages a document has is known only once it is read
+
+_Shape = tuple[str, int]  # media kind, number of objects
+
+
+def render_plan(config: JobConfig) -> str:
+    """The plan as text.
+
+    Raises:
+        ConfigError, InputError, RefusedError, StorageError: as the run itself would.
+        PlanError, ModelLoadError: the reduction does not fit the model, or its configuration cannot be read.
+    """
+    run = plan_run(config)
+    pending = pending_shards(run)
+    shapes = _shapes(run, pending)
+    num_items = sum(shapes.values())
+    lines = [
+        f"{config.name}: plan, nothing is run or written",
+        _line("items", f"{len(run.manifest):,} ({_kinds(run)}), {_bytes(run.manifest.num_bytes)}"),
+        _line("shards", f"{len(pending):,} of {run.num_shards:,} to do, {run.items_per_shard} items each"),
+        _line("model", f"{config.model.model_id}" + (f"@{config.model.revision}" if config.model.revision else "")),
+        _line("reduction", _reduction(config)),
+    ]
+    if num_items:
+        lines += _token_lines(config, shapes, num_items)
+    lines += _cache_lines(run)
+    lines.append(_line("output", f"{run.uri} ({'resumes' if run.resumed else 'new'})"))
+    return "\n".join(lines)
+
+
+def _token_lines(config: JobConfig, shapes: Counter[_Shape], num_items: int) -> list[str]:
+    model = load_model_shape(config.model.model_id, revision=config.model.revision)
+    total = TokenCounts(0, 0, 0, 0)
+    for shape, times in shapes.items():
+        total += _times(_counts(config, model, shape), times)
+    kept = total.num_vision_tokens_kept / total.num_vision_tokens if total.num_vision_tokens else 0.0
+    most = "" if total.exact else "at most "
+    lines = [
+        _line("patches", f"{total.num_patches:,} enter the vision tower, {total.num_patches // num_items:,} an item"),
+        _line("tokens before", f"{total.num_vision_tokens:,}, {total.num_vision_tokens // num_items:,} an item"),
+        _line("tokens after", f"{most}{total.num_vision_tokens_kept:,} reach the LLM ({kept:.1%} kept)"),
+        _line("", f"{most}{total.num_decoder_tokens_kept:,} stay in its last layer"),
+    ]
+    notes = []
+    if any(kind == "video" for kind, _ in shapes):
+        notes.append(f"videos of at least {config.media.num_frames} frames")
+    if any(kind == "document" for kind, _ in shapes):
+        notes.append("documents of one A4 page each (a document of n pages takes n times that)")
+    if any(kind not in {"video", "document"} and count == 1 for kind, count in shapes):
+        notes.append(f"images of {ASSUMED_IMAGE_PX} x {ASSUMED_IMAGE_PX} px")
+    return [*lines, _line("", "counted for " + " and ".join(notes))] if notes else lines
+
+
+def _cache_lines(run: Run) -> list[str]:
+    """What ``media.max_bytes`` admits and a reader's share of the cache does not hold."""
+    share = run.config.runtime.reader_cache_bytes
+    count = run.manifest.num_stored(above=share, most=run.config.media.max_bytes)
+    if not count:
+        return []
+    return [
+        _line("above cache", f"{count:,} objects exceed a reader's share of runtime.cache_bytes ({_bytes(share)}, by"),
+        _line("", "runtime.num_reader_actors): those not read by ranges will be failed rows too_large"),
+    ]
+
+
+def _counts(config: JobConfig, model: ModelShape, shape: _Shape) -> TokenCounts:
+    kind, num_objects = shape
+    if kind == "video":
+        media = [MediumShape("video", ASSUMED_IMAGE_PX, ASSUMED_IMAGE_PX, num_frames=config.media.num_frames)]
+    elif kind == "document":
+        media = [MediumShape("image", *(round(side * config.media.page_dpi) for side in _A4_INCHES))]
+    else:
+        media = [MediumShape("image", ASSUMED_IMAGE_PX, ASSUMED_IMAGE_PX)] * num_objects
+    per_request = build_task(config.task).media_per_request or len(media)
+    total = TokenCounts(0, 0, 0, 0)
+    for start in range(0, len(media), per_request):
+        total += expected_counts(
+            model.geometry,
+            config.reduction,
+            media[start : start + per_request],
+            num_vision_blocks=model.num_vision_blocks,
+            num_decoder_layers=model.num_decoder_layers,
+        )
+    return total
+
+
+def _times(counts: TokenCounts, times: int) -> TokenCounts:
+    return TokenCounts(
+        counts.num_patches * times,
+        counts.num_vision_tokens * times,
+        counts.num_vision_tokens_kept * times,
+        counts.num_decoder_tokens_kept * times,
+        counts.exact,
+    )
+
+
+def _shapes(run: Run, pending: list[int]) -> Counter[_Shape]:
+    """Items to do, by kind and number of objects; reads columns, so that a million items take seconds."""
+    shapes: Counter[_Shape] = Counter()
+    columns = run.manifest.table.select(["media_kind", "sizes"])
+    for index in pending:
+        part = columns.slice(index * run.items_per_shard, run.items_per_shard)
+        counts = (len(sizes) for sizes in part["sizes"].to_pylist())
+        shapes.update(zip(part["media_kind"].to_pylist(), counts, strict=True))
+    return shapes
+
+
+def _kinds(run: Run) -> str:
+    names = {"video": "videos", "image": "images", "images": "image sets", "document": "documents"}
+    found = Counter(run.manifest.table["media_kind"].to_pylist())
+    return ", ".join(f"{count:,} {names[kind]}" for kind, count in found.most_common())
+
+
+def _reduction(config: JobConfig) -> str:
+    plan = config.reduction
+    if plan.budget is not None:
+        return f"budget {plan.budget}, epsilon {plan.epsilon:g}: each item's content chooses its steps"
+    if not plan.steps:
+        return "none"
+    places = (
+        step.stage + (f" {','.join(map(str, step.layers))}" if step.layers else "") + f": {step.reducer.kind}"
+        for step in plan.steps
+    )
+    return f"{'; '.join(places)} ({plan.layout} layout)"
+
+
+def _bytes(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+def _line(label: str, value: str) -> str:
+    return f"  {label:<14} {value}"

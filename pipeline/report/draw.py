@@ -1,0 +1,153 @@
+"""Draws what is kept of a job's items: per item the figures of the paper, as PNG files and one HTML page.
+
+Figure 2: attention maps layer by layer, of the unreduced model. Figures 3 and 6: the input, what survives each block of
+the tower, what survives the language model, merged groups in one colour. For any family, method and modality.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from illava.preprocess import load_preprocessor
+from illava.requests import Generation, Request, SamplingParams
+from pipeline.config.schema import JobConfig
+from pipeline.errors import ConfigError
+from pipeline.execution.runner import build_loader
+from pipeline.execution.worker import load_vlm
+from pipeline.inputs.build_manifest import build_manifest
+from pipeline.records import LoadedItem
+from pipeline.report.draw_page import Figure, Section, render_page
+from pipeline.report.raster import Sheet, draw_cells, draw_heat, png, sheets_of, side_by_side
+from pipeline.report.token_maps import GONE, PatchCells, cells_of
+from pipeline.runs.earlier_runs import done_ids
+from pipeline.storage import storage
+from pipeline.tasks.build import build_task
+
+if TYPE_CHECKING:
+    from illava import VLM
+
+PAGE = "kept_tokens.html"
+_DEFAULT_ITEMS = 4
+
+
+def draw_job(config: JobConfig) -> list[str]:
+    """Draw the first items of a job, four unless `input.limit` says otherwise; the URIs of what was written.
+
+    Raises:
+        PipelineError, ILLaVAError: the job cannot be opened, or an item not be loaded or answered.
+    """
+    check_drawable(config)
+    items = build_manifest(config, done_ids=done_ids(config)).items[: config.input.limit or _DEFAULT_ITEMS]
+    preprocessor = load_preprocessor(config.model.model_id, revision=config.model.revision)
+    with closing(build_loader(config, preprocessor)) as loader:
+        loaded = [loader.load(item) for item in items]
+    vlm, task, sampling = load_vlm(config), build_task(config.task), config.sampling
+    params = SamplingParams(sampling.max_new_tokens, sampling.temperature, sampling.top_p, config.seed)
+    written, sections, base = [], [], config.output.uri.rstrip("/")
+    asked = [(one, *turn) for one in loaded for turn in enumerate(task.requests(one.item, one.media))]
+    for number, (one, window, content) in enumerate(asked):
+        request = Request(one.item.item_id, content, params, trace=True)
+        section = draw_request(vlm, config, request, title=_title(one) + f", window {window + 1}" * bool(window))
+        sections.append(section)
+        for order, figure in enumerate(section.figures):
+            name = re.sub(r"[^a-z0-9]+", "-", figure.caption.split(":")[0].lower()).strip("-")
+            written.append(f"{base}/{number:03d}-{order:02d}-{name}.png")
+            storage.write_atomic(written[-1], figure.png)
+    written.append(f"{base}/{PAGE}")
+    storage.write_atomic(written[-1], render_page(f"{config.name}: what is kept", sections).encode())
+    return written
+
+
+def draw_request(vlm: VLM, config: JobConfig, request: Request, *, title: str) -> Section:
+    """One request under the job's plan: its answers and its figures.
+
+    Raises:
+        ILLaVAError: the model cannot answer it, or the plan makes no sense for it.
+    """
+    from illava.attention_maps import attention_maps
+
+    (done,) = vlm.generate([request], plan=config.reduction)
+    if done.error is not None:
+        raise done.error
+    if done.trace is None or done.usage is None:
+        raise RuntimeError(f"request {request.request_id!r} was answered without the trace it asked for")
+    (whole,) = vlm.generate([replace(request, trace=False)])
+    tiles = [part.tiles for part in request.content if not isinstance(part, str)]
+    sheets = sheets_of(done.trace.patch_place.numpy(), tiles)
+    figures = [_cells_figure(sheets, cells) for cells in cells_of(done.trace)]
+    whole_trace, maps = attention_maps(vlm, request)
+    whole_sheets = sheets_of(whole_trace.patch_place.numpy(), tiles)
+    for stage, name in (("vision_block", "attention in the tower"), ("decoder_layer", "attention in the decoder")):
+        own = [one for one in maps if one.stage == stage]
+        if own:
+            figures.append(_maps_figure(whole_sheets, name, [(one.layer, one.value_P.numpy()) for one in own]))
+    return Section(title, _facts(config, request, done, whole), tuple(figures))
+
+
+def check_drawable(config: JobConfig) -> None:
+    """Refuse plans whose patches do not lie on the pictures as they were loaded."""
+    for step in config.reduction.steps:
+        if step.stage == "media" and not step.reducer.drops_cells:
+            raise ConfigError(
+                f"reduction: {step.reducer.kind!r} makes other pictures before there are patches, so there is no grid "
+                "to draw it on; take the step out of the plan to draw the others"
+            )
+
+
+def _cells_figure(sheets: Sequence[Sheet], cells: PatchCells) -> Figure:
+    """All sheets behind one step; the figures of one item differ in the cells only."""
+    gone = int((cells.owner_P == GONE).sum())
+    parts = [f"{cells.num_tokens - cells.num_separators} visual tokens of {cells.owner_P.size} patches"]
+    parts += [f"{cells.num_separators} separators"] * bool(cells.num_separators)
+    parts += [f"{gone} patches gone"] * bool(gone)
+    parts += [f"{cells.num_shared} tokens made of patches that weigh more in another"] * bool(cells.num_shared)
+    image = side_by_side([draw_cells(sheet, cells.owner_P) for sheet in sheets])
+    return Figure(f"{cells.title}: {', '.join(parts)}", png(image))
+
+
+def _maps_figure(sheets: Sequence[Sheet], name: str, maps: Sequence[tuple[int, np.ndarray]]) -> Figure:
+    """A picture a layer, of the item's first tile or frame; each layer has its own scale."""
+    first = sheets[0]
+    images = [draw_heat(first, value_P, float(np.quantile(value_P[first.patch_RC], 0.98))) for _, value_P in maps]
+    layers = ", ".join(str(layer) for layer, _ in maps)
+    return Figure(f"{name}: layers {layers}, unreduced, first tile or frame", png(side_by_side(images)))
+
+
+def _facts(config: JobConfig, request: Request, done: Generation, whole: Generation) -> tuple[tuple[str, str], ...]:
+    prompt = " ".join(part for part in request.content if isinstance(part, str))
+    steps = [
+        f"{step.stage} {' '.join(map(str, step.layers))}: {step.reducer.model_dump_json(exclude_none=True)}"
+        for step in config.reduction.steps
+    ]
+    return (
+        ("prompt", prompt),
+        ("answer under the plan", done.text),
+        ("answer of the unreduced model", whole.text if whole.error is None else str(whole.error)),
+        (f"plan ({config.reduction.layout} layout)", "\n".join(steps) or "none"),
+    )
+
+
+def _title(one: LoadedItem) -> str:
+    return " ".join(uri.rsplit("/", 1)[-1] for uri in one.item.uris)
+
+
+def run_drawing(options: Any) -> int:
+    """Parsed flags to pictures; the exit code."""
+    from pipeline.cli import overrides_of
+    from pipeline.config.load import load_config
+
+    config = load_config(options.config, overrides_of(options))
+    if options.plan:
+        from pipeline.planning.dry_run import render_plan
+
+        print(render_plan(config))
+        return 0
+    for uri in draw_job(config):
+        print(uri)
+    return 0

@@ -1,0 +1,1 @@
+"""The run folder: opening and resuming, parts, totals, retry, status, verification."""

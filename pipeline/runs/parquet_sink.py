@@ -1,0 +1,180 @@
+"""One shard, one Parquet object, written whole, and read again whatever version wrote it.
+
+Knows the run only by what must stand in every part: fingerprint, manifest digest, attempt. Knows no model, no reader.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import StorageError
+from pipeline.faults import fault_point
+from pipeline.records import LATER_COLUMNS, ROW_ERROR_TYPES, SCHEMA_VERSION, ResultRow
+from pipeline.runs.row_schema import NULLABLE, SCHEMA, in_todays_schema
+from pipeline.storage import storage
+from pipeline.storage.parquet import read_table
+from pipeline.storage.uris import printable
+
+if TYPE_CHECKING:
+    from pipeline.runs.run_folder import Run
+
+_PART_NAME = re.compile(r"^part-(\d{5,})\.parquet$")
+
+
+def part_name(shard_index: int) -> str:
+    """``part-00042.parquet``."""
+    return f"part-{shard_index:05d}.parquet"
+
+
+def part_index(name: str) -> int | None:
+    """The shard a part's name stands for; None for any other name."""
+    match = _PART_NAME.match(name)
+    return int(match.group(1)) if match and part_name(int(match.group(1))) == name else None
+
+
+class ParquetSink:
+    """Publishes the shards of one run."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def publish(self, shard_index: int, rows: Sequence[ResultRow]) -> str:
+        """Write a shard's rows as one object, in manifest order; returns its URI.
+
+        Publishing twice puts the same items under the same name.
+
+        Args:
+            shard_index: of the shard.
+            rows: of every item of the shard, each once, in any order.
+
+        Raises:
+            RefusedError: another run or attempt owns the folder by now.
+            StorageError: rows are missing, doubled or foreign, or the write failed.
+        """
+        run = self._run
+        expected = [item.item_id for item in run.shard(shard_index).items]
+        by_id = {row.item_id: row for row in rows}
+        if len(rows) != len(expected) or by_id.keys() != set(expected):
+            raise StorageError(_difference(shard_index, expected, [row.item_id for row in rows]))
+        ordered = [by_id[item_id] for item_id in expected]
+        for row in ordered:
+            self._check(row, shard_index)
+        data = _part_bytes(ordered, run.part_metadata(shard_index), run.config.output.compression)
+        run.check_still_ours()
+        uri = storage.join(run.uri, "data", part_name(shard_index))
+        fault_point("publish_before", str(shard_index))
+        storage.write_atomic(uri, data)
+        fault_point("publish_after", str(shard_index))
+        return uri
+
+    def _check(self, row: ResultRow, shard_index: int) -> None:
+        run, where = self._run, f"shard {shard_index}, item {printable(row.item_id)}"
+        ours = (run.fingerprint, run.recipe.digest, shard_index)
+        if (row.run_fingerprint, row.recipe_digest, row.shard_index) != ours:
+            raise StorageError(f"{where}: a row of another run, recipe or shard; this is a defect, report it")
+        if row.status not in {"ok", "partial", "failed"} or (row.status == "failed") != (row.error_type is not None):
+            raise StorageError(
+                f"{where}: status {row.status!r} with error type {row.error_type!r}; failed rows name one"
+            )
+        if row.error_type is not None and row.error_type not in ROW_ERROR_TYPES:
+            raise StorageError(f"{where}: error type {row.error_type!r} is not on the closed list (pipeline.errors)")
+
+
+def read_rows(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of one part in today's columns, null where its version has none; its metadata in ``schema.metadata``.
+
+    Raises:
+        ItemError: no such object.
+        StorageError: the object is no readable Parquet file, or lacks a column that its version has.
+    """
+    names = SCHEMA.names if columns is None else list(columns)
+    table = read_stored(uri, names)
+    try:
+        return in_todays_schema(table, names)
+    except pa.ArrowException as error:
+        raise StorageError(f"part {uri} cannot be read: {error}") from error
+
+
+def read_stored(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """One part as it was written; of these columns those that it has. Raises as `read_rows`."""
+    data = storage.read(uri)
+    try:
+        table = read_table(data, columns, optional=LATER_COLUMNS.keys())
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise StorageError(f"part {uri} cannot be read: {error}") from error
+    return table
+
+
+def result_rows(table: pa.Table) -> list[ResultRow]:
+    """A whole part's rows as they were before they were written."""
+    return [ResultRow(**{name: _plain(name, value) for name, value in row.items()}) for row in table.to_pylist()]
+
+
+def _plain(name: str, value: Any) -> Any:
+    if name == "fields":
+        return dict(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def part_attempts(run_uri: str, indexes: Sequence[int]) -> list[int]:
+    """The attempt that wrote each of these parts; 0 where a part does not say."""
+    found = (table.schema.metadata or {} for table in read_parts(run_uri, indexes, ["item_id"]))
+    return [int(metadata.get(b"illava.attempt", b"0")) for metadata in found]
+
+
+def list_parts(run_uri: str) -> list[int]:
+    """Shard indexes that are published, ascending."""
+    names = storage.list_names(storage.join(run_uri, "data"))
+    return sorted(index for index in map(part_index, names) if index is not None)
+
+
+def read_parts(run_uri: str, indexes: Sequence[int], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """The parts' rows in the order of ``indexes``, eight being read at a time."""
+    with ThreadPoolExecutor(8) as pool:
+        for start in range(0, len(indexes), 64):
+            uris = [storage.join(run_uri, "data", part_name(i)) for i in indexes[start : start + 64]]
+            yield from pool.map(lambda uri: read_rows(uri, columns), uris)
+
+
+def _part_bytes(rows: Sequence[ResultRow], metadata: dict[str, str], compression: str) -> bytes:
+    schema = SCHEMA.with_metadata({"illava.schema_version": str(SCHEMA_VERSION), **metadata})
+    columns = []
+    for field in SCHEMA:
+        values = [getattr(row, field.name) for row in rows]
+        if field.name == "fields":
+            values = [sorted(value.items()) for value in values]
+        elif field.name == "error_message":
+            values = [None if value is None else printable(value, 2000) for value in values]
+        columns.append(_column(field, values))
+    sink = io.BytesIO()
+    pq.write_table(
+        pa.Table.from_arrays(columns, schema=schema), sink, compression=compression, write_page_checksum=True
+    )
+    return sink.getvalue()
+
+
+def _column(field: pa.Field, values: list) -> pa.Array:
+    if not field.nullable and any(value is None for value in values):
+        raise StorageError(f"column {field.name}: a row without a value; only {sorted(NULLABLE)} may be empty")
+    try:
+        return pa.array(values, field.type)
+    except (pa.ArrowException, UnicodeEncodeError, TypeError) as error:
+        raise StorageError(f"column {field.name}: a value that does not fit {field.type}: {error}") from error
+
+
+def _difference(shard_index: int, expected: list[str], got: list[str]) -> str:
+    missing = sorted(set(expected) - set(got))[:3]
+    foreign = sorted(set(got) - set(expected))[:3]
+    doubled = sorted({item_id for item_id in got if got.count(item_id) > 1})[:3]
+    return (
+        f"shard {shard_index} needs {len(expected)} rows and was given {len(got)}; "
+        f"missing {missing}, foreign {foreign}, doubled {doubled}; nothing was written"
+    )

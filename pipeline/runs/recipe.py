@@ -1,0 +1,98 @@
+"""The recipe: everything that can change a row's content, resolved and digested.
+
+Two runs with one recipe may be compared and continued; `pipeline.runs.run` adds manifest and shard size to it. Loads
+neither torch nor ray: versions are read from installed metadata.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import metadata
+from typing import Any, Literal
+
+from illava.model_files import declared_dtype, require_plain_weights
+from pipeline.config.schema import JobConfig, recipe_fields
+from pipeline.errors import ConfigError
+from pipeline.runs.file_hashes import folder_digest
+
+_PACKAGES = ("illava", "torch", "transformers", "decord", "av", "pillow", "pypdfium2")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a row's content depends on.
+
+    Attributes:
+        digest: 32 hex digits over the fields.
+        fields: dotted config keys that affect rows, ``auto`` resolved, then ``model.files`` and ``versions.*``; JSON
+            types. Not the device, which moves last bits as batch composition does: the dtype it chooses is there.
+    """
+
+    digest: str
+    fields: dict[str, Any]
+
+
+def resolve_dtype(config: JobConfig) -> Literal["bfloat16", "float16", "float32"]:
+    """``auto`` is the checkpoint's own dtype on any device, so that a run may go on anywhere.
+
+    Of float16 it makes bfloat16, since several published float16 checkpoints overflow in it, and of a checkpoint that
+    names none float32.
+
+    Raises:
+        ModelLoadError: the model's config.json cannot be read.
+    """
+    model = config.model
+    if model.dtype != "auto":
+        return model.dtype
+    declared = declared_dtype(model.model_id, revision=model.revision)
+    return "bfloat16" if declared in {"bfloat16", "float16"} else "float32"
+
+
+def resolve_recipe(config: JobConfig) -> Recipe:
+    """The recipe of a job on this machine's installed versions.
+
+    Raises:
+        ConfigError: the model is neither a local folder nor a hub id with a pinned revision.
+        ModelLoadError: the folder holds a quantised model or an adapter, or ``model.dtype`` is ``auto`` and the model's
+            config.json cannot be read.
+    """
+    files = _model_files(config)  # before the dtype, which may ask the hub
+    fields = recipe_fields(config) | {"model.dtype": resolve_dtype(config), "model.files": files}
+    fields |= {f"versions.{name}": _version(name) for name in _PACKAGES}
+    return Recipe(digest_of(fields), dict(sorted(fields.items())))
+
+
+def is_fact(key: str) -> bool:
+    """Whether a recipe's key is no configuration key but was found on the machine."""
+    return key == "model.files" or key.startswith("versions.")
+
+
+def digest_of(value: Any) -> str:
+    """32 hex digits of a JSON value, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _model_files(config: JobConfig) -> str | None:
+    model_id, revision = config.model.model_id, config.model.revision
+    if os.path.isdir(model_id):
+        require_plain_weights(model_id)  # before gigabytes are hashed
+        return folder_digest(model_id)
+    if revision is None:
+        raise ConfigError(
+            f"model.model_id: {model_id!r} is no folder here, and a hub id needs model.revision (40 hex digits), "
+            "so that the same job always runs the same weights"
+        )
+    return None
+
+
+@lru_cache(maxsize=32)
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

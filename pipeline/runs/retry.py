@@ -1,0 +1,165 @@
+"""`retry`: failed rows are computed again and only their parts are published again; good rows are taken over.
+
+A document of which the model failed pages counts as failed. What comes of it is never worse than what stood there.
+
+A retry is three durable steps: ``_RUN.json`` goes, ``run.json`` is written with a higher attempt and the shards to make
+anew, the parts follow one by one. An interrupted one is therefore seen by anyone who reads the folder: a part older
+than ``run.json`` wants is pending like a missing one. Knows nothing of how items are executed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
+
+from pipeline.errors import ConfigError, ItemError, RefusedError
+from pipeline.records import ROW_ERROR_TYPES, SCHEMA_VERSION, ResultRow, Shard
+from pipeline.runs.parquet_sink import ParquetSink, list_parts, part_name, read_parts, read_rows, result_rows
+from pipeline.runs.recipe import digest_of, resolve_recipe
+from pipeline.runs.row_schema import version_of
+from pipeline.runs.run import adopt, pending_shards, reopen
+from pipeline.runs.run_folder import Run, read_frozen_manifest
+from pipeline.runs.run_record import RUN_FILE, read_run_file, recorded_config
+from pipeline.storage import storage
+
+_FIXED_KEYS = ("name", "input", "output.uri", "output.items_per_shard")
+
+
+def begin_retry(uri: str, *, only: Collection[str] = (), overrides: Sequence[str] = ()) -> Run:
+    """Claim a run's next attempt, or take up one that was interrupted; its shards are then pending.
+
+    Where nothing failed the run is returned as it stands.
+
+    Args:
+        uri: the run folder.
+        only: error types to compute again, of rows or of a document's pages; all where empty, but for pages that
+            could not be shown. An interrupted retry keeps its own.
+        overrides: ``a.b=value`` on the frozen configuration, for what changes no row.
+
+    Raises:
+        ConfigError: no such error type, or an override of what a run fixes.
+        RefusedError: no run stands here, parts are missing, or its rows would be made in another way now (names the
+            keys that differ).
+    """
+    unknown = sorted(set(only) - set(ROW_ERROR_TYPES))
+    if unknown:
+        raise ConfigError(f"--only: {', '.join(unknown)} is no error type; there are {', '.join(ROW_ERROR_TYPES)}")
+    uri = storage.check_uri(uri).rstrip("/")
+    run = _open(uri, overrides)
+    missing = run.num_shards - sum(index < run.num_shards for index in list_parts(uri))
+    if missing:
+        raise RefusedError(
+            f"{uri}: {missing} of {run.num_shards} parts are missing; finish the run first, with the job's own command"
+        )
+    if pending_shards(run):
+        return run
+    shards = [index for index, count in _count_failed(run, range(run.num_shards), only) if count]
+    if not shards:
+        return run
+    reopen(run)
+    record = read_run_file(uri)
+    run.check_still_ours()
+    attempt = run.attempt + 1
+    retried = (record.get("retried_shards") or {}) | {str(attempt): shards}
+    record |= {"attempt": attempt, "nonce": secrets.token_hex(8), "retried_shards": retried, "retry_only": sorted(only)}
+    storage.write_atomic(storage.join(uri, RUN_FILE), json.dumps(record, indent=2, sort_keys=True).encode())
+    return _open(uri, overrides)
+
+
+def count_items(run: Run, shards: Sequence[int]) -> int:
+    """Items to compute before these pending shards can be published: all, or the failed ones of an older part."""
+    standing = set(list_parts(run.uri)) & run.least_attempts.keys() & set(shards)
+    whole = [index for index in shards if index not in standing]
+    missing_in_last = run.num_shards * run.items_per_shard - len(run.manifest)
+    count = len(whole) * run.items_per_shard - (missing_in_last if run.num_shards - 1 in whole else 0)
+    return count + sum(failed for _, failed in _count_failed(run, sorted(standing), run.retry_only))
+
+
+class RetrySink:
+    """A sink that adds the rows a shard keeps from its older part. For shards without one it is `ParquetSink`.
+
+    Args:
+        run: as it was opened for this attempt.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._sink = ParquetSink(run)
+        self._kept: dict[int, list[ResultRow]] = {}
+        self._partial: dict[int, dict[str, ResultRow]] = {}
+
+    def open_shard(self, index: int) -> Shard:
+        """The shard's items that have to be computed; called once for each pending shard."""
+        shard = self._run.shard(index)
+        if index not in self._run.least_attempts:
+            return shard
+        old, again = self._old_rows(index), _is_retried(self._run.retry_only)
+        kept = [row for row in old if not again(row.status, row.error_type, row.pages)]
+        self._kept[index] = kept
+        self._partial[index] = {row.item_id: row for row in old if row.status == "partial"}
+        done = {row.item_id for row in kept}
+        return Shard(index, tuple(item for item in shard.items if item.item_id not in done))
+
+    def publish(self, shard_index: int, rows: Sequence[ResultRow]) -> str:
+        """As `ParquetSink.publish`, of the rows that were computed; of a document the row with more pages stands."""
+        partial = self._partial.pop(shard_index, {})
+        best = [min(row, partial.get(row.item_id, row), key=_num_lost_pages) for row in rows]
+        return self._sink.publish(shard_index, [*self._kept.pop(shard_index, ()), *best])
+
+    def _old_rows(self, index: int) -> list[ResultRow]:
+        uri = storage.join(self._run.uri, "data", part_name(index))
+        try:
+            table = read_rows(uri)
+        except ItemError as error:
+            if error.error_type != "not_found":
+                raise
+            return []  # taken away by hand: the whole shard is computed
+        if (version := version_of(table.schema) or SCHEMA_VERSION) > SCHEMA_VERSION:
+            raise RefusedError(
+                f"{uri} has rows of schema version {version}; this program knows {SCHEMA_VERSION} and would lose what "
+                "it does not know. Retry with the version that wrote it"
+            )
+        return result_rows(table)
+
+
+def _open(uri: str, overrides: Sequence[str]) -> Run:
+    """The run on its frozen manifest, whatever became of its input."""
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if any(key == fixed or key.startswith(f"{fixed}.") for fixed in _FIXED_KEYS):
+            raise ConfigError(f"--set {key}: a retry works on the run's own items, shards and folder; leave it out")
+    record = read_run_file(uri)
+    config = recorded_config(record, overrides, source=f"the configuration in {storage.join(uri, RUN_FILE)}")
+    config = config.model_copy(update={"output": config.output.model_copy(update={"uri": uri})})
+    recipe, items_per_shard = resolve_recipe(config), record["items_per_shard"]
+    manifest = read_frozen_manifest(uri, record["manifest_digest"])
+    fingerprint = digest_of([recipe.digest, manifest.digest, items_per_shard])
+    storage.sweep_temporaries(uri)
+    return adopt(Run(uri, config, recipe, fingerprint, config.reduction.digest(), manifest, items_per_shard), record)
+
+
+def _is_retried(only: Collection[str]) -> Callable[[str, str | None, Sequence[dict[str, Any]] | None], bool]:
+    """From a row's status, error type and pages to whether it is computed again."""
+
+    def again(status: str, error_type: str | None, pages: Sequence[dict[str, Any]] | None) -> bool:
+        failed = [page for page in pages or () if page["status"] == "failed"]
+        if only:
+            return not {error_type, *(page["error_type"] for page in failed)}.isdisjoint(only)
+        # A page in no window could not be shown: that is the file's doing, and would cost its good pages each time.
+        return status == "failed" or any(page["window"] is not None for page in failed)
+
+    return again
+
+
+def _num_lost_pages(row: ResultRow) -> float:
+    return math.inf if row.status == "failed" else sum(page["status"] == "failed" for page in row.pages or ())
+
+
+def _count_failed(run: Run, indexes: Sequence[int], only: Collection[str]) -> Iterator[tuple[int, int]]:
+    again = _is_retried(only)
+    columns = ["status", "error_type", "pages"]
+    for index, table in zip(indexes, read_parts(run.uri, indexes, columns), strict=True):
+        yield index, sum(map(again, *(table[name].to_pylist() for name in columns)))

@@ -1,0 +1,207 @@
+"""A run: its folder, its fingerprint, its shards, and what is pending. Resume is listing the parts.
+
+`run.json` is created only if absent and never changed by a running job; parts are published by
+`pipeline.runs.parquet_sink`. Knows nothing of actors, models or media.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from illava.model_files import require_plain_weights
+from pipeline.config.schema import JobConfig
+from pipeline.errors import RefusedError, StorageError
+from pipeline.inputs.build_manifest import build_manifest
+from pipeline.inputs.manifest import manifest_bytes
+from pipeline.records import SCHEMA_VERSION
+from pipeline.runs.earlier_runs import done_ids
+from pipeline.runs.parquet_sink import list_parts, part_attempts
+from pipeline.runs.recipe import Recipe, digest_of, resolve_recipe
+from pipeline.runs.refusal import refusal
+from pipeline.runs.run_folder import FINISHED_FILE, Run, manifest_uri, read_frozen_manifest, wanted_attempts
+from pipeline.runs.run_record import (
+    RUN_FILE,
+    read_run_file,
+    recipe_difference,
+    recorded_plan_digest,
+    recorded_recipe,
+    wrong_digests,
+)
+from pipeline.runs.sessions import cost_record, run_placements
+from pipeline.runs.totals import run_totals
+from pipeline.storage import storage
+
+
+def open_run(config: JobConfig) -> Run:
+    """Freeze the manifest and claim the folder, or resume the run that is there.
+
+    Raises:
+        RefusedError: the folder holds another run (names the keys that differ, with both values), or parts of none.
+        InputError, ConfigError, StorageError: as `build_manifest` and `resolve_recipe`.
+        ModelLoadError: a new run asks for a quantised model, an adapter or one that cannot be found.
+    """
+    return open_planned(plan_run(config))
+
+
+def open_planned(run: Run) -> Run:
+    """What `plan_run` returned, opened: its folder is claimed, or swept where the run stands already."""
+    if run.resumed:
+        storage.sweep_temporaries(run.uri)
+        return run
+    model = run.config.model
+    require_plain_weights(model.model_id, revision=model.revision)  # whose run.json would refuse the next
+    return claim(run)
+
+
+def claim(run: Run) -> Run:
+    """Freeze the manifest and create ``run.json`` in a folder without one, or adopt what another driver created."""
+    storage.write_atomic(manifest_uri(run.uri, run.manifest.digest), manifest_bytes(run.manifest))
+    record = json.dumps(_run_record(run), indent=2, sort_keys=True).encode()
+    if storage.create_exclusive(storage.join(run.uri, RUN_FILE), record):
+        return run
+    return adopt(run, read_run_file(run.uri))
+
+
+def plan_run(config: JobConfig) -> Run:
+    """What `open_run` would return, without writing anything. Raises as it does."""
+    uri = storage.check_uri(config.output.uri).rstrip("/")
+    recipe = resolve_recipe(config)
+    manifest = build_manifest(config, done_ids=done_ids(config, recipe))
+    items_per_shard = config.output.items_per_shard
+    fingerprint = digest_of([recipe.digest, manifest.digest, items_per_shard])
+    plan_digest, nonce = config.reduction.digest(), secrets.token_hex(8)
+    run = Run(uri, config, recipe, fingerprint, plan_digest, manifest, items_per_shard, nonce=nonce)
+    parts = list_parts(uri)
+    if storage.exists(storage.join(uri, RUN_FILE)):
+        return adopt(run, read_run_file(uri))
+    if parts:  # listed before the look for run.json, so that a driver starting beside this one is no false alarm
+        raise RefusedError(
+            f"{uri} has {len(parts)} parts in data/ and no {RUN_FILE}: whose rows they are cannot be known. Choose a "
+            "new output.uri, or move the old parts away"
+        )
+    return run
+
+
+def pending_shards(run: Run) -> list[int]:
+    """Shards without a part, or with one older than a retry wants, ascending."""
+    done = set(done_shards(run.uri, run.least_attempts))
+    return [index for index in range(run.num_shards) if index not in done]
+
+
+def done_shards(run_uri: str, least_attempts: Mapping[int, int]) -> list[int]:
+    """Shards whose part stands and is not older than a retry wants, ascending."""
+    done = list_parts(run_uri)
+    retried = [index for index in done if index in least_attempts]
+    found = zip(retried, part_attempts(run_uri, retried), strict=True)
+    stale = {index for index, attempt in found if attempt < least_attempts[index]}
+    return [index for index in done if index not in stale]
+
+
+def reopen(run: Run) -> None:
+    """Take ``_RUN.json`` away, should it stand: parts are missing again, so its totals will not be theirs."""
+    storage.delete(storage.join(run.uri, FINISHED_FILE))
+
+
+def finish(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
+    """Write ``_RUN.json``: totals of all parts, cost and devices of all sessions, digests, versions, the summary.
+
+    Raises:
+        StorageError: a shard has no part yet.
+    """
+    if pending := pending_shards(run):
+        raise StorageError(
+            f"{run.uri}: {len(pending)} shards have no part yet, the first is {pending[0]}; not finished"
+        )
+    run.check_still_ours()
+    storage.sweep_temporaries(run.uri)
+    versions = {key: value for key, value in run.recipe.fields.items() if key.startswith("versions.")}
+    totals = run_totals(run.uri, range(run.num_shards))
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "fingerprint": run.fingerprint,
+        "recipe_digest": run.recipe.digest,
+        "manifest_digest": run.manifest.digest,
+        "attempt": run.attempt,
+        "num_items": len(run.manifest),
+        "num_shards": run.num_shards,
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions,
+        "totals": totals.as_dict(),
+        "cost": cost_record(run.uri, totals.sums["cost_usd"]),
+        "placements": run_placements(run.uri),
+        "summary": summary,
+    }
+    storage.write_atomic(storage.join(run.uri, FINISHED_FILE), json.dumps(record, indent=2, sort_keys=True).encode())
+    return record
+
+
+def adopt(run: Run, found: dict[str, Any]) -> Run:
+    """The run that stands in the folder, if it is the same one, with the names that it gave itself.
+
+    Raises:
+        RefusedError: it is another one; names the keys that differ, with both values. Or its record was edited.
+    """
+    if wrong := wrong_digests(found):
+        raise RefusedError(
+            f"{storage.join(run.uri, RUN_FILE)} was edited: {'; '.join(wrong)}. Put the file back as it was, or choose "
+            "a new output.uri"
+        )
+    there = recorded_recipe(found)
+    run = _in_dtype(run, there.get("model.dtype"))
+    differs = recipe_difference(there, run.recipe.fields)
+    same_input = _has_same_input(run, found)
+    if differs or not same_input or found["items_per_shard"] != run.items_per_shard:
+        raise RefusedError(refusal(run, found, differs, same_input=same_input))
+    return replace(
+        run,
+        recipe=Recipe(found["recipe_digest"], found["recipe"]),
+        fingerprint=found["fingerprint"],
+        plan_digest=recorded_plan_digest(found),
+        manifest=read_frozen_manifest(run.uri, found["manifest_digest"]),
+        attempt=found["attempt"],
+        nonce=found["nonce"],
+        least_attempts=wanted_attempts(found),
+        retry_only=tuple(found.get("retry_only") or ()),
+        resumed=True,
+    )
+
+
+def _in_dtype(run: Run, recorded: str | None) -> Run:
+    """The job, its ``model.dtype: auto`` being what the run was opened with."""
+    if recorded is None or run.config.model.dtype != "auto":
+        return run
+    model = run.config.model.model_copy(update={"dtype": recorded})
+    fields = run.recipe.fields | {"model.dtype": recorded}
+    return replace(run, config=run.config.model_copy(update={"model": model}), recipe=Recipe(digest_of(fields), fields))
+
+
+def _has_same_input(run: Run, found: dict[str, Any]) -> bool:
+    """Whether the folder's manifest holds this job's items; one of an earlier version may lack columns."""
+    if found["manifest_digest"] == run.manifest.digest:
+        return True
+    if found["num_items"] != len(run.manifest):
+        return False
+    return read_frozen_manifest(run.uri, found["manifest_digest"]).holds(run.manifest)
+
+
+def _run_record(run: Run) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "fingerprint": run.fingerprint,
+        "recipe_digest": run.recipe.digest,
+        "recipe": run.recipe.fields,
+        "plan_digest": run.plan_digest,
+        "manifest_digest": run.manifest.digest,
+        "num_items": len(run.manifest),
+        "num_shards": run.num_shards,
+        "items_per_shard": run.items_per_shard,
+        "attempt": run.attempt,
+        "nonce": run.nonce,
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "config": run.config.model_dump(mode="json"),
+    }

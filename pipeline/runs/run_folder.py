@@ -1,0 +1,116 @@
+"""One run folder: the record of an opened run, and what stands in its ``run.json`` and its frozen manifest.
+
+Opening, resuming and finishing a run stand in `pipeline.runs.run`, its parts in `pipeline.runs.parquet_sink`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.config.schema import JobConfig
+from pipeline.errors import RefusedError
+from pipeline.inputs.manifest import Manifest, read_manifest
+from pipeline.records import Shard
+from pipeline.runs.recipe import Recipe
+from pipeline.runs.run_record import read_run_file
+from pipeline.storage import storage
+
+FINISHED_FILE = "_RUN.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run folder, opened.
+
+    Attributes:
+        uri: the folder.
+        config: this session's; may differ from the frozen one in what only affects execution.
+        recipe: what rows depend on; a resumed run keeps the one it was opened with.
+        fingerprint: digest of recipe, manifest and shard size when it was opened; its name in every row and part.
+        plan_digest: of its reduction, as every row has it.
+        manifest: frozen when the run was first opened.
+        items_per_shard: fixed for the run.
+        attempt: 1, raised by each ``retry``.
+        nonce: names the writer of ``run.json``.
+        least_attempts: shard -> attempt that a retry makes its part anew in; an older part is pending.
+        retry_only: error types that the present attempt computes again; all where empty.
+        resumed: the run was there before.
+    """
+
+    uri: str
+    config: JobConfig
+    recipe: Recipe
+    fingerprint: str
+    plan_digest: str
+    manifest: Manifest
+    items_per_shard: int
+    attempt: int = 1
+    nonce: str = ""
+    least_attempts: Mapping[int, int] = field(default_factory=dict)
+    retry_only: tuple[str, ...] = ()
+    resumed: bool = False
+
+    @property
+    def num_shards(self) -> int:
+        return -(-len(self.manifest) // self.items_per_shard)
+
+    def shard(self, index: int) -> Shard:
+        """Items of one shard, in manifest order."""
+        if not 0 <= index < self.num_shards:
+            raise IndexError(f"shard {index} of {self.num_shards}")
+        return Shard(index, self.manifest.slice(index * self.items_per_shard, self.items_per_shard))
+
+    def part_metadata(self, shard_index: int) -> dict[str, str]:
+        """What every part says of where it belongs."""
+        return {
+            "illava.run_fingerprint": self.fingerprint,
+            "illava.recipe_digest": self.recipe.digest,
+            "illava.manifest_digest": self.manifest.digest,
+            "illava.attempt": str(self.attempt),
+            "illava.shard_index": str(shard_index),
+        }
+
+    def check_still_ours(self) -> None:
+        """Read ``run.json`` again before a publish.
+
+        Raises:
+            RefusedError: the folder belongs to another run or a later attempt by now.
+        """
+        found = read_run_file(self.uri)
+        now = (found["fingerprint"], found["attempt"], found["nonce"])
+        if now != (self.fingerprint, self.attempt, self.nonce):
+            raise RefusedError(
+                f"{self.uri}: run.json changed while this job ran (fingerprint {now[0]}, attempt {now[1]}); another "
+                "job took the folder over. Nothing more is published from here"
+            )
+
+
+def is_finished(run_uri: str) -> bool:
+    """Whether the run has its ``_RUN.json``."""
+    return storage.exists(storage.join(run_uri, FINISHED_FILE))
+
+
+def read_frozen_manifest(run_uri: str, digest: str) -> Manifest:
+    """The manifest that was frozen when the run was opened.
+
+    Raises:
+        RefusedError: its content does not have the digest in its name.
+    """
+    uri = manifest_uri(run_uri, digest)
+    manifest = read_manifest(storage.read(uri))
+    if manifest.digest != digest:
+        raise RefusedError(f"{uri}: the content has digest {manifest.digest}; it was changed after it was frozen")
+    return manifest
+
+
+def wanted_attempts(record: dict[str, Any]) -> dict[int, int]:
+    """From ``run.json``: shard -> the attempt that a retry makes its part anew in."""
+    retried = sorted((int(attempt), shards) for attempt, shards in (record.get("retried_shards") or {}).items())
+    return {index: attempt for attempt, shards in retried for index in shards}
+
+
+def manifest_uri(run_uri: str, digest: str) -> str:
+    """Where the frozen manifest of that digest stands."""
+    return storage.join(run_uri, f"manifest-{digest}.parquet")

@@ -1,0 +1,80 @@
+"""`run_status`: how far a run has come, from nothing but its folder. Writes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pipeline.runs.parquet_sink import list_parts
+from pipeline.runs.run import done_shards
+from pipeline.runs.run_folder import is_finished, wanted_attempts
+from pipeline.runs.run_record import read_run_file
+from pipeline.runs.totals import Totals, run_totals
+from pipeline.storage import storage
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """A run at one moment.
+
+    Attributes:
+        uri: the folder.
+        finished: ``_RUN.json`` stands.
+        num_items: of the frozen manifest.
+        num_shards: of the run.
+        num_shards_done: parts that stand, those apart that a retry is yet to make anew.
+        attempt: 1, raised by each retry.
+        created_at: when the run was opened, ISO 8601 in UTC.
+        totals: over the parts that stand.
+    """
+
+    uri: str
+    finished: bool
+    num_items: int
+    num_shards: int
+    num_shards_done: int
+    attempt: int
+    created_at: str
+    totals: Totals = field(default_factory=Totals)
+
+
+def run_status(uri: str) -> RunStatus:
+    """Read a run's state.
+
+    Raises:
+        RefusedError: the folder holds no run.
+        StorageError: a part cannot be read; ``verify`` names it.
+    """
+    uri = storage.check_uri(uri).rstrip("/")
+    record = read_run_file(uri)
+    standing = [index for index in list_parts(uri) if index < record["num_shards"]]
+    done = [index for index in done_shards(uri, wanted_attempts(record)) if index < record["num_shards"]]
+    return RunStatus(
+        uri=uri,
+        finished=is_finished(uri),
+        num_items=record["num_items"],
+        num_shards=record["num_shards"],
+        num_shards_done=len(done),
+        attempt=record["attempt"],
+        created_at=record.get("created_at", ""),
+        totals=run_totals(uri, standing),
+    )
+
+
+def render_status(status: RunStatus) -> str:
+    """A few lines for a terminal."""
+    totals = status.totals
+    state = "finished" if status.finished else "unfinished; the same command resumes"
+    rows = ", ".join(f"{count} {name}" for name, count in totals.by_status.items()) or "none yet"
+    lines = [
+        f"{status.uri}: {state}",
+        f"  shards   {status.num_shards_done} of {status.num_shards}",
+        f"  rows     {totals.num_rows} of {status.num_items}: {rows}",
+    ]
+    if totals.by_error_type:
+        lines.append("  failures " + ", ".join(f"{count} {name}" for name, count in totals.by_error_type.items()))
+    kept, total = totals.sums.get("num_vision_tokens_kept", 0), totals.sums.get("num_vision_tokens", 0)
+    if total:
+        lines.append(f"  tokens   {kept:.0f} of {total:.0f} vision tokens kept ({kept / total:.1%})")
+    if status.attempt > 1:
+        lines.append(f"  attempt  {status.attempt}")
+    return "\n".join(lines)

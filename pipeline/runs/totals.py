@@ -1,0 +1,63 @@
+"""Sums over the parts of a run: rows by status, failures by type, tokens, seconds, cost. Reads, never writes."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pipeline.runs.parquet_sink import read_parts
+
+_SUMMED = (
+    "bytes_fetched",
+    "num_patches",
+    "num_vision_tokens",
+    "num_vision_tokens_kept",
+    "num_decoder_tokens_kept",
+    "num_generated_tokens",
+    "cpu_s",
+    "gpu_s",
+    "cost_usd",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums over rows.
+
+    Attributes:
+        num_rows: of all parts.
+        by_status: rows of each status.
+        by_error_type: failed rows of each type.
+        sums: of the columns that can be summed.
+    """
+
+    num_rows: int = 0
+    by_status: dict[str, int] = field(default_factory=dict)
+    by_error_type: dict[str, int] = field(default_factory=dict)
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON types."""
+        return asdict(self)
+
+
+def run_totals(run_uri: str, indexes: Sequence[int]) -> Totals:
+    """Totals over the parts of these shards.
+
+    Raises:
+        ItemError, StorageError: a part is absent or cannot be read.
+    """
+    status: Counter[str] = Counter()
+    errors: Counter[str] = Counter()
+    values: dict[str, list[float]] = {name: [] for name in _SUMMED}
+    for table in read_parts(run_uri, indexes, ["status", "error_type", *_SUMMED]):
+        status.update(table["status"].to_pylist())
+        errors.update(e for e in table["error_type"].to_pylist() if e is not None)
+        for name in _SUMMED:
+            values[name].append(math.fsum(value for value in table[name].to_pylist() if value is not None))
+    sums = {name: math.fsum(parts) for name, parts in values.items()}
+    sums = {name: total if name.endswith(("_s", "_usd")) else int(total) for name, total in sums.items()}
+    return Totals(sum(status.values()), dict(sorted(status.items())), dict(sorted(errors.items())), sums)
