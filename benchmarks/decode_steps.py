@@ -16,9 +16,9 @@ import torch
 from transformers import DynamicCache
 
 from illava import VLM, Request, SamplingParams
-from illava.counts import expected_counts
-from illava.lifecycle import LiveRequest
+from illava.engine.request_state import LiveRequest
 from illava.plan import EMPTY_PLAN, ReductionPlan
+from illava.token_counts import expected_counts
 from illava.tower_counts import MediumShape
 
 

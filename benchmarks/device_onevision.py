@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, LlavaOnevisionConfig, LlavaOnevisionForC
 
 from benchmarks.random_onevision import SIZES
 from illava import Preprocessor, load_preprocessor
-from illava.families.llava_onevision import LlavaOnevision
+from illava.families.llava.onevision import LlavaOnevision
 from tests.models import make_onevision
 
 SHAPES: dict[str, dict[str, Any]] = {

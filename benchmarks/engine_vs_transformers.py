@@ -36,7 +36,7 @@ from benchmarks.paired_rounds import PAIRS, by_turns, compared
 from benchmarks.random_onevision import SIZES, make_random_onevision
 from benchmarks.stages_alone import Cell
 from illava import VLM, Request, SamplingParams, VisualInput, load_preprocessor, preset
-from illava.families.llava_onevision import LlavaOnevision
+from illava.families.llava.onevision import LlavaOnevision
 from illava.plan import EMPTY_PLAN, ReductionPlan
 
 PROMPT = "describe the video in two sentences"

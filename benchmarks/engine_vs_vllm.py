@@ -32,7 +32,7 @@ from benchmarks.engine_vs_transformers import PROMPT, Stock, time_ours
 from benchmarks.machine import write_json
 from benchmarks.random_onevision import SIZES, make_random_onevision
 from illava import VLM, VisualInput, load_preprocessor, preset
-from illava.families.llava_onevision import LlavaOnevision
+from illava.families.llava.onevision import LlavaOnevision
 from illava.plan import EMPTY_PLAN
 
 MARK = "vllm_side:"  # as benchmarks/vllm_side.py writes it

@@ -28,9 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.machine import write_json
 from benchmarks.random_families import SIZES, make_random_family
 from illava import VLM, Request, SamplingParams, load_preprocessor, preset
-from illava.families.llava_next import LlavaNext
-from illava.families.pretrained import load_tokenizer, load_weights
-from illava.families.qwen2_vl import Qwen2VL
+from illava.families.llava.next import LlavaNext
+from illava.families.loading import load_tokenizer, load_weights
+from illava.families.qwen.qwen2_vl import Qwen2VL
 from illava.plan import EMPTY_PLAN, ReductionPlan
 from illava.preprocess import VisualInput
 

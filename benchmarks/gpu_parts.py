@@ -25,12 +25,12 @@ from benchmarks.engine_vs_transformers import PROMPT, STAGES, Stock, time_ours
 from benchmarks.null_model import null_job
 from benchmarks.roofline import Ceilings, default_ceilings, measure
 from illava import VLM, Preprocessor, Request, SamplingParams, VisualInput
-from illava.engine import Engine
-from illava.kernels import kernels_on
-from illava.paged_attention import paged_attention
-from illava.peak_memory import PeakMemory
+from illava.analysis.peak_memory import PeakMemory
+from illava.attention.backend import kernels_on
+from illava.attention.paged import paged_attention
+from illava.attention.scores import attention_received, causal_attention_received
+from illava.engine.engine import Engine
 from illava.plan import EMPTY_PLAN, ReductionPlan
-from illava.scores import attention_received, causal_attention_received
 from pipeline.config.schema import JobConfig
 from pipeline.execution.rows import RunInfo
 from pipeline.execution.runner import run_job

@@ -52,8 +52,8 @@ def _source(docstring: str) -> str:
 def _runs_at(kind: str, reducer: Any) -> str:
     """Stages whose evidence the LLaVA towers or the decoder measure today."""
     from benchmarks.family_matrix import SETTINGS
-    from illava.decoder_reduction import DECODER_EVIDENCE
-    from illava.vision import CLS_EVIDENCE
+    from illava.reduction.decoder import DECODER_EVIDENCE
+    from illava.reduction.vision import CLS_EVIDENCE
 
     method = reducer(**SETTINGS[kind])
     measured = {**CLS_EVIDENCE, **DECODER_EVIDENCE}

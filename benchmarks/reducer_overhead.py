@@ -27,12 +27,12 @@ from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import write_json
-from illava.families.encoder_blocks import run_blocks
+from illava.attention.scores import attention_received
+from illava.families.llava.towers import run_blocks
 from illava.plan import EMPTY_PLAN
 from illava.reducers import REDUCERS, AnyReducer, Evidence, Reducer
-from illava.scores import attention_received
+from illava.reduction.vision import VisionReduction
 from illava.tokens import Tokens, merge
-from illava.vision import VisionReduction
 
 GRID, DIM, HEADS, MLP_DIM, NUM_BLOCKS = 27, 1152, 16, 4304, 26
 REFERENCE = "illava"

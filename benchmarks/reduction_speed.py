@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.machine import write_json
 from benchmarks.random_onevision import SIZES, make_random_onevision
 from illava import VLM, Preprocessor, Request, SamplingParams, load_preprocessor, preset
-from illava.families.llava_onevision import LlavaOnevision
+from illava.families.llava.onevision import LlavaOnevision
 from illava.plan import EMPTY_PLAN, ReductionPlan
 
 PROMPT = "describe the video in two sentences"

@@ -27,8 +27,8 @@ from benchmarks.device_onevision import SHAPES, build_onevision
 from benchmarks.flops import LayerShape, decode_flops, num_weights, prefill_flops, tower_flops
 from benchmarks.machine import write_json
 from illava import VLM, Request, SamplingParams, VisualInput, preset
-from illava.engine import Engine
-from illava.families.llava_onevision import LlavaOnevision
+from illava.engine.engine import Engine
+from illava.families.llava.onevision import LlavaOnevision
 from illava.plan import EMPTY_PLAN, ReductionPlan
 
 PROMPT = "describe the video in two sentences"

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from benchmarks.decode_steps import step_calls
 from illava import VLM, Request, VisualInput
+from illava.decoder.prefill import prefill
+from illava.engine.prompt import Prompt, assemble, pack
 from illava.plan import EMPTY_PLAN, ReductionPlan
-from illava.prefill import prefill
-from illava.prompt import Prompt, assemble, pack
-from illava.scopes import planned_lengths
+from illava.reduction.scopes import planned_lengths
 from illava.visual_tokens import EncodedMedium
 
 Calls = dict[str, Callable[[], float]]

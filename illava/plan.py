@@ -64,7 +64,7 @@ class Unmerge(BaseModel):
     """The whole grid wanted back behind the tower's last block, before pooling or the 2x2 merger.
 
     The tower saves what it saves; what enters the LLM is as many tokens as without reduction, unless a later step
-    reduces them. See `illava.unmerge`.
+    reduces them. See `illava.reduction.unmerge`.
 
     Attributes:
         kind: ``knn_delta``: a dropped cell takes over the mean change of the survivors most like it.
@@ -84,7 +84,7 @@ class ReductionPlan(BaseModel):
         layout: ``geometric`` keeps survivors at their true places; ``released`` re-reads them as a k x k
             pseudo-image, as the released code does, and needs square counts.
         unmerge: whether and how the tower's steps are undone behind its last block.
-        budget, epsilon: ``auto`` and its one knob, instead of steps; see `illava.auto_plan`.
+        budget, epsilon: ``auto`` and its one knob, instead of steps; see `illava.engine.auto_plan`.
         steps: in the order of the data flow; within a stage and layer, one step.
     """
 

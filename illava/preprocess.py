@@ -21,11 +21,11 @@ from illava.model_files import ModelFiles, load_model_files
 
 # model_type -> function that reads the preprocessor off a model's files; imported on first use.
 _BUILDERS = {
-    "llava_next": "illava.tile_preprocess:next_preprocessor",
-    "llava_onevision": "illava.tile_preprocess:onevision_preprocessor",
-    "qwen2_5_vl": "illava.native_preprocess:native_preprocessor",
-    "qwen2_vl": "illava.native_preprocess:native_preprocessor",
-    "qwen3_vl": "illava.native_preprocess:native_preprocessor",
+    "llava_next": "illava.families.llava.preprocessor:next_preprocessor",
+    "llava_onevision": "illava.families.llava.preprocessor:onevision_preprocessor",
+    "qwen2_5_vl": "illava.families.qwen.preprocessor:native_preprocessor",
+    "qwen2_vl": "illava.families.qwen.preprocessor:native_preprocessor",
+    "qwen3_vl": "illava.families.qwen.preprocessor:native_preprocessor",
 }
 
 

@@ -12,8 +12,8 @@ from math import isqrt
 from typing import Literal
 
 from illava.errors import PlanError
-from illava.families.anyres import AnyresGeometry
-from illava.families.native_resolution import NativeGeometry
+from illava.families.llava.geometry import AnyresGeometry
+from illava.families.qwen.geometry import NativeGeometry
 from illava.plan import ReductionPlan
 from illava.reducers import Reducer
 

@@ -49,7 +49,8 @@ class EncodedMedium:
         num_patches: tokens this medium brought into the tower.
         trace: this medium's steps, empty unless asked for. Places carry medium 0; the engine renumbers them.
         patch_place_P4: int64, where traced.
-        idle_steps: steps of the tower, in words, that found nothing to take from this medium; see `illava.prompt`.
+        idle_steps: steps of the tower, in words, that found nothing to take from this medium; see
+            `illava.engine.prompt`.
         deepstack: visual features [K, D] that are added to these tokens behind decoder layer 0, 1, ...; mostly none.
     """
 

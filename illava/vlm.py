@@ -9,15 +9,15 @@ from collections.abc import Sequence
 
 import torch
 
-from illava.attention import backend_name
-from illava.cache import PagedCache
-from illava.decode_graphs import DecodeGraphs, can_capture
+from illava.attention.backend import kernels_on
+from illava.attention.packed import backend_name
+from illava.decoder.cuda_graphs import DecodeGraphs, can_capture
+from illava.decoder.kv_cache import PagedCache
 from illava.devices import open_device
-from illava.engine import Engine
+from illava.engine.engine import Engine
 from illava.errors import ModelLoadError, RequestError
 from illava.families import load_family
 from illava.families.base import Family
-from illava.kernels import kernels_on
 from illava.plan import EMPTY_PLAN, ReductionPlan, preset
 from illava.requests import Generation, Request, Timing
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from illava.sampling import SamplingBatch, draw_tokens
+from illava.engine.sampling import SamplingBatch, draw_tokens
 
 # One order against another moves a product of K terms by about sqrt(K) roundings of 2^-24: 6e-7 of the scale for
 # K = 100, near which the tiny models' widths and lengths lie; 4 to 8 layers, whose gain is above 1, make up to 2.6e-6.

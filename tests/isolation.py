@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from illava import attention
-from illava.kernels import kernels_on
+from illava.attention import packed as attention
+from illava.attention.backend import kernels_on
 
 _NUM_THREADS = torch.get_num_threads()
 # They keep what was read from the environment or tried on the device; all other caches hold what depends on nothing.

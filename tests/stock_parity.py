@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import torch
 
-from illava.prefill import prefill as packed_prefill
-from illava.prompt import assemble, media_of, pack
+from illava.decoder.prefill import prefill as packed_prefill
+from illava.engine.prompt import assemble, media_of, pack
 from illava.visual_tokens import Run
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from isolation import isolated_process
 
-from illava.kernels import kernels_on
+from illava.attention.backend import kernels_on
 
 CPU = torch.device("cpu")
 

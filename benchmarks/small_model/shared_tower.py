@@ -16,13 +16,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from illava.families.encoder_blocks import run_blocks
-from illava.families.llava_onevision import LlavaOnevision
-from illava.families.siglip import SiglipTower
-from illava.families.tile_encoder import TileEncoder
+from illava.families.llava.encoder import TileEncoder
+from illava.families.llava.onevision import LlavaOnevision
+from illava.families.llava.siglip import SiglipTower
+from illava.families.llava.towers import run_blocks
 from illava.plan import EMPTY_PLAN, ReductionPlan
 from illava.preprocess import VisualInput
-from illava.vision import VisionReduction
+from illava.reduction.vision import VisionReduction
 from illava.visual_tokens import EncodedMedium
 
 

@@ -34,7 +34,7 @@ class LeastAttended(AttentionPruning):
     stages: ClassVar = AttentionPruning.stages
 
     def assign(self, tokens: Tokens, evidence: Evidence, stage: Stage) -> Assignment:
-        from illava.reducers.pruning import prune_lowest
+        from illava.reducers.ops.selection import prune_lowest
 
         score_T = -evidence.measured("attention_received")
         return prune_lowest(score_T, tokens.lengths, tuple(self.num_kept(n) for n in tokens.lengths))

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from illava.families.base import Family
 
 FAMILIES = {
-    "llava_next": "illava.families.llava_next:LlavaNext",
-    "llava_onevision": "illava.families.llava_onevision:LlavaOnevision",
-    "qwen2_5_vl": "illava.families.qwen2_5_vl:Qwen25VL",
-    "qwen2_vl": "illava.families.qwen2_vl:Qwen2VL",
-    "qwen3_vl": "illava.families.qwen3_vl:Qwen3VL",
+    "llava_next": "illava.families.llava.next:LlavaNext",
+    "llava_onevision": "illava.families.llava.onevision:LlavaOnevision",
+    "qwen2_5_vl": "illava.families.qwen.qwen2_5_vl:Qwen25VL",
+    "qwen2_vl": "illava.families.qwen.qwen2_vl:Qwen2VL",
+    "qwen3_vl": "illava.families.qwen.qwen3_vl:Qwen3VL",
 }
 
 

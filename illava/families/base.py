@@ -17,7 +17,7 @@ from illava.plan import ReductionPlan
 from illava.visual_tokens import EncodedMedium
 
 if TYPE_CHECKING:
-    from illava.decoder import Decoder
+    from illava.decoder.decoder import Decoder
     from illava.preprocess import Preprocessor, VisualInput
 
 

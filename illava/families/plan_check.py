@@ -10,7 +10,7 @@ from math import isqrt
 from illava.errors import PlanError
 from illava.plan import ReductionPlan
 from illava.reducers import Stage
-from illava.vision import CLS_EVIDENCE, VISION_EVIDENCE
+from illava.reduction.vision import CLS_EVIDENCE, VISION_EVIDENCE
 
 
 def tokens_left(

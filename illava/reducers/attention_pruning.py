@@ -30,7 +30,7 @@ class AttentionPruning(Budget, Reducer):
         return frozenset({score_evidence(self.score, stage)})
 
     def assign(self, tokens: Tokens, evidence: Evidence, stage: Stage) -> Assignment:
-        from illava.reducers.pruning import prune_lowest
+        from illava.reducers.ops.selection import prune_lowest
 
         score_T = evidence.measured(score_evidence(self.score, stage))
         return prune_lowest(score_T, tokens.lengths, tuple(self.num_kept(n) for n in tokens.lengths))

@@ -118,13 +118,13 @@ class TextScorer(BaseModel):
 
 
 class ClipScorer(TextScorer):
-    """CLIP: see `illava.media.relevance`."""
+    """CLIP: see `illava.families.text_scorer`."""
 
     kind = "clip"
 
 
 class ClipSegScorer(TextScorer):
-    """CLIPSeg: see `illava.media.relevance`."""
+    """CLIPSeg: see `illava.families.text_scorer`."""
 
     kind = "clipseg"
 

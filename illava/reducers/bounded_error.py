@@ -72,7 +72,7 @@ def _grouped(hidden_ND: Tensor, epsilon: float) -> Tensor:
     """The centre of every token: int64 [N]. Distances and the error's sums are in float32, as merge and unmerge are."""
     import torch
 
-    from illava.reducers.grouping import group_mean
+    from illava.reducers.ops.similarity import group_mean
 
     num, ones_N = len(hidden_ND), torch.ones_like(hidden_ND[:, 0])
     allowed = epsilon**2 * hidden_ND.pow(2).sum()

@@ -46,6 +46,6 @@ class ClipCrop(Reducer):
         """None: a box has the shape that the relevances give it."""
 
     def assign(self, tokens: Tokens, evidence: Evidence, stage: Stage) -> Assignment:
-        from illava.reducers.relevance_box import crop
+        from illava.reducers.ops.boxes import crop
 
         return crop(tokens, evidence.measured("text_relevance"), self.keep_ratio)

@@ -39,8 +39,8 @@ class DivPrune(Budget, Reducer):
         return frozenset()
 
     def assign(self, tokens: Tokens, evidence: Evidence, stage: Stage) -> Assignment:
-        from illava.reducers.grouping import unit
-        from illava.reducers.pruning import prune_lowest
+        from illava.reducers.ops.selection import prune_lowest
+        from illava.reducers.ops.similarity import unit
         from illava.tokens import pad, unpad
 
         kept = tuple(self.num_kept(n) for n in tokens.lengths)
@@ -53,7 +53,7 @@ def _pick_apart(unit_SND: Tensor, lengths: tuple[int, ...], kept: tuple[int, ...
     """bool [S, N]: the picks. Short segments stop picking when they have theirs."""
     import torch
 
-    from illava.reducers.grouping import inside, nearest_other
+    from illava.reducers.ops.similarity import inside, nearest_other
 
     inside_SN = inside(lengths, unit_SND.shape[1], unit_SND.device)
     picked_SN = torch.zeros_like(inside_SN)

@@ -55,7 +55,7 @@ class EVS(Reducer):
         return max(round(num_tokens * self.keep_ratio), min(num_tokens, 1))
 
     def assign(self, tokens: Tokens, evidence: Evidence, stage: Stage) -> Assignment:
-        from illava.reducers.pruning import prune_lowest
+        from illava.reducers.ops.selection import prune_lowest
         from illava.tokens import pad, prune
 
         novelty_T = _novelty(tokens)
@@ -71,7 +71,7 @@ def _novelty(tokens: Tokens) -> Tensor:
     """1 - cosine with the predecessor at the same place, float32 [T]; infinite without one."""
     import torch
 
-    from illava.reducers.grouping import unit
+    from illava.reducers.ops.similarity import unit
 
     device, total = tokens.hidden_TD.device, sum(tokens.lengths)
     segment_T = torch.arange(len(tokens.lengths), device=device).repeat_interleave(

@@ -31,7 +31,7 @@ class FastV(Budget, Reducer):
         return frozenset({"last_query_attention"})
 
     def assign(self, tokens: Tokens, evidence: Evidence, stage: Stage) -> Assignment:
-        from illava.reducers.pruning import prune_lowest
+        from illava.reducers.ops.selection import prune_lowest
 
         score_T = evidence.measured("last_query_attention")
         return prune_lowest(score_T, tokens.lengths, tuple(self.num_kept(n) for n in tokens.lengths))

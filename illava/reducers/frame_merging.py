@@ -51,7 +51,7 @@ class FrameMerging(Reducer):
     def assign(self, tokens: Tokens, evidence: Evidence, stage: Stage) -> Assignment:
         import torch
 
-        from illava.reducers.grouping import nearest_member
+        from illava.reducers.ops.similarity import nearest_member
         from illava.tokens import cluster
 
         device, total = tokens.hidden_TD.device, sum(tokens.lengths)

@@ -57,8 +57,8 @@ class FreeVideoLLM(Reducer):
     def assign(self, tokens: Tokens, evidence: Evidence, stage: Stage) -> Assignment:
         import torch
 
-        from illava.reducers.frame_grid import FrameGrid
-        from illava.reducers.relevance_box import best_boxes, keep_cells
+        from illava.reducers.ops.boxes import best_boxes, keep_cells
+        from illava.reducers.ops.frame_grid import FrameGrid
 
         grid = FrameGrid.of(tokens)
         relevance_FRC = grid.values(evidence.measured("text_relevance").float(), 0.0)

@@ -50,7 +50,7 @@ def _merge_pairs(key_SND: Tensor, size_SN: Tensor, lengths: tuple[int, ...], kep
     """The token of its segment that each one ends up in, int64 [S, N]. Overwrites its arguments."""
     import torch
 
-    from illava.reducers.grouping import inside, unit
+    from illava.reducers.ops.similarity import inside, unit
 
     num_segments, width = size_SN.shape
     device = size_SN.device

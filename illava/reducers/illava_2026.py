@@ -52,7 +52,7 @@ class ILLaVA2026(Budget, Reducer):
 def _recycle(tokens: Tokens, score_T: Tensor, kept: tuple[int, ...]) -> Assignment:
     import torch
 
-    from illava.reducers.pruning import rank_highest
+    from illava.reducers.ops.selection import rank_highest
     from illava.tokens import Assignment, offsets, unpad
 
     lengths, device = tokens.lengths, score_T.device

@@ -54,7 +54,7 @@ def _lloyd(tokens: Tokens, size_T: Tensor, kept: tuple[int, ...]) -> tuple[Tenso
     """Each token's cluster, int64 [T] numbered across segments, and its closeness to that cluster's centre."""
     import torch
 
-    from illava.reducers.grouping import group_mean, inside, nearest, unit
+    from illava.reducers.ops.similarity import group_mean, inside, nearest, unit
     from illava.tokens import pad, unpad
 
     lengths, device, width = tokens.lengths, tokens.hidden_TD.device, max(kept)
@@ -84,8 +84,8 @@ def _representatives(label_T: Tensor, closeness_T: Tensor, lengths: tuple[int, .
     """The representative each token joins; as many tokens as there are empty clusters stand alone, farthest first."""
     import torch
 
-    from illava.reducers.grouping import nearest_member
-    from illava.reducers.pruning import rank_highest
+    from illava.reducers.ops.selection import rank_highest
+    from illava.reducers.ops.similarity import nearest_member
     from illava.tokens import pad, unpad
 
     index_T = torch.arange(label_T.shape[0], device=label_T.device)

@@ -42,7 +42,7 @@ class PixelDedup(Reducer):
     def assign(self, tokens: Tokens, evidence: Evidence, stage: Stage) -> Assignment:
         import torch
 
-        from illava.reducers.frame_grid import FrameGrid
+        from illava.reducers.ops.frame_grid import FrameGrid
         from illava.tokens import keep_owners
 
         grid = FrameGrid.of(tokens)

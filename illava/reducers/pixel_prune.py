@@ -11,7 +11,7 @@ from illava.reducers.base import Evidence, EvidenceKind, Reducer, Stage
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from illava.reducers.frame_grid import FrameGrid
+    from illava.reducers.ops.frame_grid import FrameGrid
     from illava.tokens import Assignment, Tokens
 
 
@@ -50,7 +50,7 @@ class PixelPrune(Reducer):
     def assign(self, tokens: Tokens, evidence: Evidence, stage: Stage) -> Assignment:
         import torch
 
-        from illava.reducers.frame_grid import FrameGrid
+        from illava.reducers.ops.frame_grid import FrameGrid
         from illava.tokens import keep_owners
 
         grid = FrameGrid.of(tokens)

@@ -45,7 +45,7 @@ class Pooling(Reducer):
     def assign(self, tokens: Tokens, evidence: Evidence, stage: Stage) -> Assignment:
         import torch
 
-        from illava.reducers.grouping import group_mean, nearest_member
+        from illava.reducers.ops.similarity import group_mean, nearest_member
         from illava.tokens import cluster
 
         device, total = tokens.hidden_TD.device, sum(tokens.lengths)

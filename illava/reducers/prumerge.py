@@ -51,7 +51,7 @@ class PruMerge(Reducer):
     def assign(self, tokens: Tokens, evidence: Evidence, stage: Stage) -> Assignment:
         import torch
 
-        from illava.reducers.grouping import unit
+        from illava.reducers.ops.similarity import unit
         from illava.tokens import Assignment, offsets, pad, unpad
 
         lengths, device = tokens.lengths, tokens.hidden_TD.device
@@ -87,7 +87,7 @@ def _centres(score_SN: Tensor, lengths: tuple[int, ...], *, plus: bool) -> Tenso
     """bool [S, N]: the tokens that stay."""
     import torch
 
-    from illava.reducers.grouping import inside
+    from illava.reducers.ops.similarity import inside
 
     inside_SN = inside(lengths, score_SN.shape[1], score_SN.device)
     lengths_S1 = torch.tensor(lengths, device=score_SN.device)[:, None]
@@ -112,7 +112,7 @@ def _neighbours(key_SND: Tensor, index_SC: Tensor, lengths: tuple[int, ...], num
     """The nearest other tokens of each centre, best first: int64 [S, C, k]; beyond a segment's n - 1, anything."""
     import torch
 
-    from illava.reducers.grouping import inside
+    from illava.reducers.ops.similarity import inside
 
     outside_S1N = ~inside(lengths, key_SND.shape[1], key_SND.device)[:, None]
     k = min(num_neighbours, max(key_SND.shape[1] - 1, 0))

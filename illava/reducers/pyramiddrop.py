@@ -42,7 +42,7 @@ class PyramidDrop(Reducer):
         return max(round(num_tokens * self.keep_ratio), min(num_tokens, 1))
 
     def assign(self, tokens: Tokens, evidence: Evidence, stage: Stage) -> Assignment:
-        from illava.reducers.pruning import prune_lowest
+        from illava.reducers.ops.selection import prune_lowest
 
         score_T = evidence.measured("own_layer_query_attention")
         return prune_lowest(score_T, tokens.lengths, tuple(self.num_kept(n) for n in tokens.lengths))

@@ -33,7 +33,7 @@ class Random(Budget, Reducer):
     def assign(self, tokens: Tokens, evidence: Evidence, stage: Stage) -> Assignment:
         import torch
 
-        from illava.reducers.pruning import prune_lowest
+        from illava.reducers.ops.selection import prune_lowest
 
         if evidence.seeds is None:
             raise RuntimeError("the reducer asked for 'seed' but the caller gave none; see Reducer.evidence")

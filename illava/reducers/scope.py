@@ -41,8 +41,8 @@ class SCOPE(Budget, Reducer):
         return frozenset({self.saliency})
 
     def assign(self, tokens: Tokens, evidence: Evidence, stage: Stage) -> Assignment:
-        from illava.reducers.grouping import unit
-        from illava.reducers.pruning import prune_lowest
+        from illava.reducers.ops.selection import prune_lowest
+        from illava.reducers.ops.similarity import unit
         from illava.tokens import pad, unpad
 
         kept = tuple(self.num_kept(n) for n in tokens.lengths)
@@ -56,7 +56,7 @@ def _pick_covering(unit_SND: Tensor, weight_SN: Tensor, lengths: tuple[int, ...]
     """bool [S, N]: the picks. Padding is a zero vector: nothing covers it and it covers nothing."""
     import torch
 
-    from illava.reducers.grouping import inside
+    from illava.reducers.ops.similarity import inside
 
     inside_SN = inside(lengths, unit_SND.shape[1], unit_SND.device)
     picked_SN = torch.zeros_like(inside_SN)

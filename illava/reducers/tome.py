@@ -75,8 +75,8 @@ def _match(keys_THd: Tensor, lengths: tuple[int, ...], kept: tuple[int, ...]) ->
     """The token that each token joins, int64 [T]: its b for the merged ones of A, itself for all others."""
     import torch
 
-    from illava.reducers.grouping import inside, nearest, unit_keys
-    from illava.reducers.pruning import rank_highest
+    from illava.reducers.ops.selection import rank_highest
+    from illava.reducers.ops.similarity import inside, nearest, unit_keys
     from illava.tokens import offsets, pad, unpad
 
     device, width = keys_THd.device, max(lengths)

@@ -52,8 +52,8 @@ class VidCom2(Reducer):
     def assign(self, tokens: Tokens, evidence: Evidence, stage: Stage) -> Assignment:
         import torch
 
-        from illava.reducers.grouping import group_mean
-        from illava.reducers.pruning import prune_lowest
+        from illava.reducers.ops.selection import prune_lowest
+        from illava.reducers.ops.similarity import group_mean
 
         device, total, num_media = tokens.hidden_TD.device, sum(tokens.lengths), len(tokens.lengths)
         kept = tuple(self.num_kept(n) for n in tokens.lengths)
@@ -81,7 +81,7 @@ def _likeness(
     """How like its medium's mean, and how like its frame's mean, each token is: float32 [T], higher = more usual."""
     import torch
 
-    from illava.reducers.grouping import group_mean, unit
+    from illava.reducers.ops.similarity import group_mean, unit
 
     value_TD = hidden_TD.float()
     ones_T = value_TD.new_ones(value_TD.shape[0])

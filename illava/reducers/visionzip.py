@@ -61,8 +61,8 @@ def _contextual(
     """The token that each one joins, int64 [T]: its contextual token for the others, itself for all kept ones."""
     import torch
 
-    from illava.reducers.grouping import inside, nearest, unit_keys
-    from illava.reducers.pruning import rank_highest
+    from illava.reducers.ops.selection import rank_highest
+    from illava.reducers.ops.similarity import inside, nearest, unit_keys
     from illava.tokens import offsets, pad, unpad
 
     device, width = score_T.device, max(lengths)

@@ -1,14 +1,14 @@
 """What a job would do: items, bytes, expected tokens before and after, shards. Starts neither Ray nor a model.
 
-Nothing is written. Counts come from geometry (`illava.counts`); rows later carry what was measured.
+Nothing is written. Counts come from geometry (`illava.token_counts`); rows later carry what was measured.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 
-from illava.counts import TokenCounts, expected_counts
-from illava.model_shape import ModelShape, load_model_shape
+from illava.families.model_shape import ModelShape, load_model_shape
+from illava.token_counts import TokenCounts, expected_counts
 from illava.tower_counts import MediumShape
 from pipeline.config.schema import JobConfig
 from pipeline.runs.run import pending_shards, plan_run

@@ -70,7 +70,7 @@ def draw_request(vlm: VLM, config: JobConfig, request: Request, *, title: str) -
     Raises:
         ILLaVAError: the model cannot answer it, or the plan makes no sense for it.
     """
-    from illava.attention_maps import attention_maps
+    from illava.analysis.attention_maps import attention_maps
 
     (done,) = vlm.generate([request], plan=config.reduction)
     if done.error is not None:

@@ -42,7 +42,7 @@ def measure_point(
         PlanError: the plan makes no sense for this model.
         RandomWeightsError: quality is asked of a model that declares random weights.
     """
-    from illava.peak_memory import PeakMemory
+    from illava.analysis.peak_memory import PeakMemory
 
     began_s = time.perf_counter()
     with PeakMemory(vlm.family.decoder.device) as memory:

@@ -35,7 +35,7 @@ class SweepRow:
         accuracy, accuracy_low, accuracy_high: mean score with its 95 % interval over media; null without references;
             an item that fails scores 0.
         difference, difference_low, difference_high: to the unreduced model on the same items, paired.
-        agreement_top1, agreement_kl_nats: see `illava.agreement`; mean over items.
+        agreement_top1, agreement_kl_nats: see `illava.analysis.agreement`; mean over items.
         items_per_s: all items in one running batch.
         peak_memory_bytes: during that batch; allocated on a GPU, resident on a CPU.
         vision_s, prefill_s, decode_s: one request alone; medians over rounds, mean over items.

@@ -83,7 +83,7 @@ def _measured_as(job: JobConfig) -> str:
     device = place_here(job).model.device
     computes = {"model.device": device, "attention_backend": "varlen" if device == "cuda" else "sdpa"}
     if device == "cuda":
-        computes["kernels"] = os.environ.get("ILLAVA_KERNELS", "auto")  # see `illava.kernels`
+        computes["kernels"] = os.environ.get("ILLAVA_KERNELS", "auto")  # see `illava.attention.backend`
     return digest_of(resolve_recipe(job).fields | computes | {"schema_version": 2})
 
 

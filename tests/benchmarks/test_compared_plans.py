@@ -13,11 +13,11 @@ from benchmarks.random_onevision import make_random_onevision
 from benchmarks.small_model.compared_plans import about, compared_plans, left_out
 from benchmarks.small_model.sweep_plans import plan_named
 from illava import VLM, Request, SamplingParams, load_preprocessor
-from illava.counts import expected_counts
 from illava.errors import RandomWeightsError
-from illava.model_shape import load_model_shape
+from illava.families.model_shape import load_model_shape
 from illava.plan import ReductionPlan
 from illava.reducers import REDUCERS
+from illava.token_counts import expected_counts
 from illava.tower_counts import MediumShape
 
 

@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from benchmarks.flops import LayerShape, decode_flops, num_weights, prefill_flops, tower_flops
 from illava import VLM, ReductionPlan, Request, SamplingParams, load_preprocessor
-from illava.families.native_encoder import patch_places
+from illava.decoder.prefill import PrefillRun
+from illava.families.qwen.encoder import patch_places
 from illava.plan import EMPTY_PLAN
-from illava.prefill import PrefillRun
 
 MAKERS = {
     "llava_onevision": make_onevision,

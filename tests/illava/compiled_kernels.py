@@ -12,7 +12,8 @@ from triton.runtime.jit import JITFunction
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from illava.kernels import paged_decode, score
+from illava.attention import triton_paged as paged_decode
+from illava.attention import triton_scores as score
 
 HOPPER = GPUTarget("cuda", 90, 32)
 TYPES = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from closeness import near_ties
 
-from illava import batching
+from illava.engine import batching
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,10 @@ import torch
 from closeness import assert_close
 from test_decode_step import composition, make_decoder
 
-from illava.decode_step import StaticInputs, decode_step
-from illava.kernels import kernels_on
-from illava.paged_attention import paged_attention
-from illava.scores import attention_received, causal_attention_received
+from illava.attention.backend import kernels_on
+from illava.attention.paged import paged_attention
+from illava.attention.scores import attention_received, causal_attention_received
+from illava.decoder.decode import StaticInputs, decode_step
 
 CPU = torch.device("cpu")
 

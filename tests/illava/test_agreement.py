@@ -12,15 +12,15 @@ import torch
 from models_qwen import make_qwen3_vl
 
 from illava import VLM, Request, SamplingParams, load_preprocessor, measure_agreement
-from illava.agreement import _engine
-from illava.batching import draw_next
-from illava.cache import PagedCache
-from illava.engine import Engine
+from illava.analysis.agreement import _engine
+from illava.decoder.kv_cache import PagedCache
+from illava.decoder.prefill import prefill
+from illava.engine.batching import draw_next
+from illava.engine.engine import Engine
+from illava.engine.prompt import assemble, media_of, pack
 from illava.errors import ModelLoadError, RandomWeightsError, RequestError
 from illava.model_files import declare_random_weights, require_trained
 from illava.plan import EMPTY_PLAN, ReductionPlan
-from illava.prefill import prefill
-from illava.prompt import assemble, media_of, pack
 from illava.visual_tokens import Run
 
 pytestmark = pytest.mark.numeric

@@ -15,7 +15,7 @@ from transformers.models.llava_onevision.modeling_llava_onevision import (
 )
 from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
 
-from illava.families.anyres import AnyresGeometry
+from illava.families.llava.geometry import AnyresGeometry
 
 
 def geometry(tile_px: int, patch_px: int, most: int, max_tiles: int | None) -> AnyresGeometry:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from closeness import assert_close
 
-from illava import attention
-from illava.attention import backend_name, packed_attention
+from illava.attention import packed as attention
+from illava.attention.packed import backend_name, packed_attention
 
 pytestmark = pytest.mark.numeric
 

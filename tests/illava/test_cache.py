@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from illava.cache import PagedCache
+from illava.decoder.kv_cache import PagedCache
 
 
 def make_cache(num_pages=60, page_size=4, num_layers=3):

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from illava import VLM
 from illava.errors import ModelLoadError
 from illava.families import load_family
-from illava.media.relevance import RelevanceModel
-from illava.model_shape import load_model_shape
+from illava.families.model_shape import load_model_shape
+from illava.families.text_scorer import RelevanceModel
 from illava.preprocess import load_preprocessor
 from illava.reducers.clip_crop import ClipScorer
 

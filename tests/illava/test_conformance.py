@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from illava import vision
 from illava.errors import ReductionDidNotFireError
-from illava.families.siglip import SiglipTower
+from illava.families.llava.siglip import SiglipTower
 from illava.plan import EMPTY_PLAN, ReductionPlan
-from illava.vision import VisionReduction
+from illava.reduction import vision
+from illava.reduction.vision import VisionReduction
 
 pytestmark = pytest.mark.numeric
 

@@ -12,14 +12,14 @@ import pytest
 import torch
 from models import make_onevision
 
-from illava.counts import TokenCounts, expected_counts
 from illava.errors import ModelLoadError, PlanError
 from illava.families import load_family
-from illava.families.anyres import AnyresGeometry
-from illava.model_shape import load_model_shape
+from illava.families.llava.geometry import AnyresGeometry
+from illava.families.model_shape import load_model_shape
 from illava.plan import EMPTY_PLAN, ReductionPlan, ReductionStep, preset
 from illava.preprocess import load_preprocessor
 from illava.reducers import Reducer
+from illava.token_counts import TokenCounts, expected_counts
 from illava.tower_counts import MediumShape
 
 CANVASES = tuple((384 * rows, 384 * cols) for rows in range(1, 7) for cols in range(1, 7))

@@ -8,10 +8,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from illava import paged_attention
-from illava.cache import PagedCache
-from illava.decode_step import StaticInputs, StepInputs, decode_step
-from illava.decoder import Decoder
+from illava.attention import paged as paged_attention
+from illava.decoder.decode import StaticInputs, StepInputs, decode_step
+from illava.decoder.decoder import Decoder
+from illava.decoder.kv_cache import PagedCache
 
 READS_BACK = {"_local_scalar_dense", "item", "nonzero", "_unique2", "masked_select", "is_nonzero", "equal"}
 
@@ -72,7 +72,7 @@ class Operations(TorchDispatchMode):
 
 def fixed_step(operations, lengths, monkeypatch):
     """One recorded step of a bucket of four, and where its inputs lie."""
-    from illava.kernels import paged_decode
+    from illava.attention import triton_paged as paged_decode
 
     decoder, embed = make_decoder()
     cache, inputs = composition(lengths)

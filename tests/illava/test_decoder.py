@@ -7,12 +7,12 @@ import torch
 from closeness import assert_close
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from illava.cache import PagedCache
-from illava.decoder import Decoder
+from illava.decoder.decoder import Decoder
+from illava.decoder.kv_cache import PagedCache
+from illava.decoder.prefill import PrefillRun, prefill
+from illava.engine.prompt import Prompt, pack
 from illava.errors import ModelLoadError, PlanError
 from illava.plan import EMPTY_PLAN, ReductionPlan, ReductionStep
-from illava.prefill import PrefillRun, prefill
-from illava.prompt import Prompt, pack
 from illava.reducers.base import Reducer
 from illava.tokens import prune
 from illava.visual_tokens import Run
@@ -119,7 +119,7 @@ def illava_plan(layer=2, **fields):
 
 @pytest.mark.parametrize("rows", [64, 5], ids=["MLP borrowed", "MLP in place"])
 def test_empty_plan_equals_stock_transformers(model, decoder, rows, monkeypatch):
-    monkeypatch.setattr("illava.decoder._CPU_ROWS", rows)
+    monkeypatch.setattr("illava.decoder.decoder._CPU_ROWS", rows)
     prompts = [make_prompt(video_runs(), seed=1), make_prompt((Run(7),), seed=2), make_prompt(video_runs(5), seed=3)]
     done, _ = run_prefill(decoder, prompts)
     for row, prompt in enumerate(prompts):

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from illava import VLM, ReductionPlan, Request, SamplingParams, load_preprocessor
-from illava.engine import Engine
+from illava.decoder.prefill import PrefillRun
+from illava.engine.engine import Engine
 from illava.errors import (
     NumericalError,
     PlanError,
@@ -16,7 +17,6 @@ from illava.errors import (
     RequestTooLargeError,
 )
 from illava.plan import EMPTY_PLAN
-from illava.prefill import PrefillRun
 
 pytestmark = pytest.mark.numeric
 

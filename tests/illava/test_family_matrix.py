@@ -23,10 +23,10 @@ from benchmarks.family_matrix import (
     stages_of,
 )
 from illava import VLM, Request, SamplingParams, load_preprocessor
+from illava.engine.prompt import assemble, media_of
 from illava.errors import PlanError, ReductionDidNotFireError
 from illava.families import FAMILIES
 from illava.plan import EMPTY_PLAN
-from illava.prompt import assemble, media_of
 from illava.reducers import REDUCERS
 
 NUM_NEW = 3

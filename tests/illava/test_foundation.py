@@ -15,15 +15,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import MistralConfig, MistralForCausalLM, Qwen2ForCausalLM
 
-from illava import VLM, ReductionPlan, Request, SamplingParams, attention, load_preprocessor, tokens
-from illava.decoder import Decoder
-from illava.decoder_reduction import DecoderReduction
+from illava import VLM, ReductionPlan, Request, SamplingParams, load_preprocessor, tokens
+from illava.attention import packed as attention
+from illava.decoder.decoder import Decoder
+from illava.engine.prompt import pack
 from illava.errors import ModelLoadError, RequestError
 from illava.plan import EMPTY_PLAN
-from illava.prompt import pack
 from illava.reducers import ILLaVA
+from illava.reduction.decoder import DecoderReduction
+from illava.reduction.vision import VisionReduction
 from illava.tokens import Assignment
-from illava.vision import VisionReduction
 from illava.visual_tokens import Run
 
 SCORES = ["paper", "released", "causal_normalised"]
@@ -165,7 +166,9 @@ def test_the_tower_reduces_all_images_and_tokens_in_the_same_number_of_operation
 
 @pytest.mark.parametrize("score", SCORES)
 def test_the_decoder_reduces_all_images_and_tokens_in_the_same_number_of_operations(decoder, score, monkeypatch):
-    monkeypatch.setattr("illava.decoder._CPU_ROWS", 1 << 20)  # by stretches goes the MLP on CPU, not the reduction
+    monkeypatch.setattr(
+        "illava.decoder.decoder._CPU_ROWS", 1 << 20
+    )  # by stretches goes the MLP on CPU, not the reduction
 
     def operations(num_images: int, num_tokens: int) -> int:
         runs = [Run(num_tokens, n, n, -1) for n in range(num_images)]

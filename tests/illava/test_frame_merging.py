@@ -11,11 +11,11 @@ from closeness import assert_close
 
 from benchmarks.family_matrix import make_folder
 from illava import VLM, Request, SamplingParams, load_preprocessor
-from illava.counts import expected_counts
 from illava.errors import PlanError, ReductionDidNotFireError
 from illava.families import FAMILIES
-from illava.model_shape import load_model_shape
+from illava.families.model_shape import load_model_shape
 from illava.plan import EMPTY_PLAN, ReductionPlan
+from illava.token_counts import expected_counts
 from illava.tower_counts import MediumShape
 
 BLOCKS = {"llava_onevision": (2, 5), "qwen2_vl": (1, 3), "qwen2_5_vl": (1, 3), "qwen3_vl": (1, 3)}

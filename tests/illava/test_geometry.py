@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from illava.geometry import destinations, fill_gaps, owners
 from illava.reducers.illava import merge_least
+from illava.reduction.grid_owners import destinations, fill_gaps, owners
 from illava.tokens import Assignment, prune
 
 

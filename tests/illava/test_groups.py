@@ -4,8 +4,8 @@ import pytest
 import torch
 from closeness import assert_close
 
-from illava.groups import group_evidence, group_tokens, spread
 from illava.reducers import REDUCERS, AttentionPruning, Evidence, ILLaVA, ILLaVA2026, ToMe
+from illava.reduction.patch_groups import group_evidence, group_tokens, spread
 from illava.tokens import Tokens, carry, merge
 
 pytestmark = pytest.mark.numeric

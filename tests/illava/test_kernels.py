@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from illava import kernels
-from illava.decode_graphs import DecodeGraphs, bucket_of, can_capture
+from illava.attention import backend as kernels
+from illava.attention.backend import kernels_on
+from illava.decoder.cuda_graphs import DecodeGraphs, bucket_of, can_capture
 from illava.errors import ModelLoadError
-from illava.kernels import kernels_on
 
 HERE = Path(__file__).parent
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

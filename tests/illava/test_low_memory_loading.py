@@ -15,7 +15,7 @@ from models_llava_next import make_llava_next
 from models_qwen import FAMILIES as QWEN
 from safetensors.torch import load_file, save_file
 
-from illava.families.pretrained import load_weights
+from illava.families.loading import load_weights
 
 MIB = 2**20
 SHARD_BYTES = 80 * MIB

@@ -14,7 +14,7 @@ from PIL import Image
 
 from benchmarks.family_matrix import make_folder
 from illava import load_preprocessor
-from illava.media.relevance import RelevanceModel
+from illava.families.text_scorer import RelevanceModel
 from illava.reducers.base import ClipSegScorer
 
 

@@ -12,12 +12,12 @@ from models_clip import make_clip, make_clipseg
 
 from benchmarks.family_matrix import MAKERS, make_folder
 from illava import VLM, ReductionPlan, Request, SamplingParams, load_preprocessor
-from illava.auto_plan import plan_for
+from illava.engine.auto_plan import plan_for
+from illava.engine.media_phase import MediaStage
+from illava.engine.prompt import assemble, media_of
 from illava.errors import ModelLoadError, PlanError, ReductionDidNotFireError, RequestError
-from illava.media.relevance import RelevanceModel
-from illava.media.stage import MediaStage
+from illava.families.text_scorer import RelevanceModel
 from illava.plan import EMPTY_PLAN
-from illava.prompt import assemble, media_of
 from illava.reducers import Evidence
 from illava.tokens import Tokens
 

@@ -7,8 +7,8 @@ from closeness import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from illava import VLM, ReductionPlan, Request, SamplingParams, load_preprocessor
-from illava.cache import PagedCache
-from illava.paged_attention import paged_attention
+from illava.attention.paged import paged_attention
+from illava.decoder.kv_cache import PagedCache
 from illava.plan import EMPTY_PLAN
 
 pytestmark = pytest.mark.numeric

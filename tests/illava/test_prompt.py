@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from illava import Request, SamplingParams
+from illava.engine.prompt import assemble, join_trace, pack
 from illava.errors import RequestError
 from illava.families.base import RenderedPrompt
-from illava.prompt import assemble, join_trace, pack
 from illava.requests import TraceStep
 from illava.visual_tokens import EncodedMedium, Run
 

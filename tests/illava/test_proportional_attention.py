@@ -8,10 +8,10 @@ from closeness import FLOAT32, assert_close
 
 from benchmarks.family_matrix import MAKERS, make_folder
 from illava import VLM
-from illava.attention import packed_attention, with_key_bias
+from illava.attention.packed import packed_attention, with_key_bias
+from illava.attention.scores import attention_received, one_query_attention
 from illava.plan import EMPTY_PLAN, ReductionPlan
-from illava.scores import attention_received, one_query_attention
-from illava.vision import VisionReduction
+from illava.reduction.vision import VisionReduction
 
 pytestmark = pytest.mark.numeric
 
@@ -66,7 +66,7 @@ def feature_of(ran):
 @torch.inference_mode()
 def test_equal_tokens_merged_are_as_if_they_were_all_there(family, monkeypatch):
     """Twins at one place: what is merged of them attends and is attended as both did, in every later block."""
-    monkeypatch.setattr("illava.families.encoder_blocks._CPU_ROWS", 1)  # segment by segment
+    monkeypatch.setattr("illava.families.llava.towers._CPU_ROWS", 1)  # segment by segment
     tower, width = family.tower, _width(family)
     has_cls, side = getattr(tower, "has_cls", False), 2 if family.model_type.startswith("qwen") else 1
     gen, twins, size = torch.Generator().manual_seed(2), 8, side**2

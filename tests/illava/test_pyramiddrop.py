@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from illava import VLM, Request, SamplingParams, load_preprocessor
+from illava.engine.prompt import assemble
 from illava.plan import EMPTY_PLAN, ReductionPlan
-from illava.prompt import assemble
 
 pytestmark = pytest.mark.numeric
 

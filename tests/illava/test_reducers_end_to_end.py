@@ -6,11 +6,11 @@ import torch
 from closeness import assert_close
 
 from illava import VLM, ReductionPlan, Request, SamplingParams, load_preprocessor
-from illava.decoder_reduction import DECODER_EVIDENCE
 from illava.errors import PlanError
 from illava.reducers import REDUCERS, Evidence, ToMe
+from illava.reduction.decoder import DECODER_EVIDENCE
+from illava.reduction.vision import VISION_EVIDENCE, VisionReduction
 from illava.tokens import Tokens
-from illava.vision import VISION_EVIDENCE, VisionReduction
 
 MEASURED = {**VISION_EVIDENCE, **DECODER_EVIDENCE}
 LAYERS = {"vision_block": [2, 5], "decoder_layer": [1, 2]}

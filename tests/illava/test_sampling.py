@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from illava.engine.sampling import SamplingBatch, check_sampling, draw_tokens, uniform_draw
 from illava.errors import RequestError
 from illava.requests import SamplingParams, derive_seed
-from illava.sampling import SamplingBatch, check_sampling, draw_tokens, uniform_draw
 
 pytestmark = pytest.mark.numeric
 

@@ -9,7 +9,7 @@ import torch
 from closeness import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from illava.scores import attention_received, causal_attention_received, last_query_attention
+from illava.attention.scores import attention_received, causal_attention_received, last_query_attention
 
 pytestmark = pytest.mark.numeric
 

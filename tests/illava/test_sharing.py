@@ -8,7 +8,7 @@ from models_llava_next import make_llava_next
 from models_qwen import make_qwen2_5_vl, make_qwen2_vl, make_qwen3_vl
 
 from illava import VLM, ReductionPlan, Request, SamplingParams, load_preprocessor
-from illava.engine import Engine
+from illava.engine.engine import Engine
 from illava.plan import EMPTY_PLAN
 
 pytestmark = pytest.mark.numeric

@@ -11,12 +11,12 @@ from closeness import assert_close
 
 from benchmarks.family_matrix import MAKERS, make_folder
 from illava import VLM, Request, SamplingParams, load_preprocessor
-from illava.counts import expected_counts
-from illava.model_shape import load_model_shape
+from illava.families.model_shape import load_model_shape
 from illava.plan import EMPTY_PLAN, ReductionPlan
+from illava.reduction.unmerge import Unmerging
+from illava.token_counts import expected_counts
 from illava.tokens import cluster, merge, prune
 from illava.tower_counts import MediumShape
-from illava.unmerge import Unmerging
 
 pytestmark = pytest.mark.numeric
 

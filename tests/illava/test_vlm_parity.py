@@ -8,8 +8,8 @@ from stock_parity import prefill, prompt_of, stock_tokens
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from illava import VLM, Request, SamplingParams, load_preprocessor
+from illava.engine.prompt import media_of
 from illava.plan import EMPTY_PLAN
-from illava.prompt import media_of
 
 pytestmark = pytest.mark.numeric
 

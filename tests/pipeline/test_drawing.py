@@ -18,7 +18,7 @@ from PIL import Image
 
 from benchmarks.family_matrix import MAKERS, SETTINGS, make_folder, plan_of
 from illava import VLM, Request, SamplingParams, load_preprocessor
-from illava.attention_maps import attention_maps
+from illava.analysis.attention_maps import attention_maps
 from illava.plan import ReductionPlan
 from pipeline.config.schema import JobConfig
 from pipeline.errors import ConfigError

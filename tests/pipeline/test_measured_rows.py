@@ -11,7 +11,7 @@ import pytest
 from slow_preprocessor import SlowPreprocessor
 
 from illava import VLM
-from illava.prefill import PrefillRun
+from illava.decoder.prefill import PrefillRun
 from pipeline.execution.runner import run_job
 from pipeline.execution.worker import VLMWorker
 from pipeline.loading.loader import Loader

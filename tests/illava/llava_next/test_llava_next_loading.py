@@ -19,8 +19,8 @@ from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
 from illava.errors import ModelLoadError, PlanError
 from illava.families import load_family
 from illava.families.chat_prompt import ChatPrompt
-from illava.families.llava_next import LlavaNext
-from illava.model_shape import load_model_shape
+from illava.families.llava.next import LlavaNext
+from illava.families.model_shape import load_model_shape
 from illava.plan import EMPTY_PLAN, ReductionPlan, preset
 from illava.preprocess import VisualInput, load_preprocessor
 

@@ -13,10 +13,10 @@ from stock_parity import longer, prefill, prompt_of, stock_tokens
 from transformers import LlavaNextForConditionalGeneration
 
 from illava import VLM, Request, SamplingParams, load_preprocessor
-from illava.counts import expected_counts
-from illava.model_shape import load_model_shape
+from illava.engine.prompt import assemble, media_of
+from illava.families.model_shape import load_model_shape
 from illava.plan import EMPTY_PLAN, ReductionPlan
-from illava.prompt import assemble, media_of
+from illava.token_counts import expected_counts
 from illava.tower_counts import MediumShape
 
 pytestmark = pytest.mark.numeric

@@ -15,13 +15,13 @@ from transformers import LlavaNextForConditionalGeneration
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
-from illava.counts import expected_counts
 from illava.errors import PlanError, PreprocessError, RequestError
 from illava.families import load_family
-from illava.model_shape import load_model_shape
+from illava.families.model_shape import load_model_shape
 from illava.plan import EMPTY_PLAN, ReductionPlan, ReductionStep
 from illava.preprocess import VisualInput, load_preprocessor
 from illava.reducers import Reducer
+from illava.token_counts import expected_counts
 from illava.tokens import prune
 from illava.tower_counts import MediumShape
 

@@ -13,8 +13,8 @@ from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGener
 
 from illava.errors import PlanError
 from illava.families import load_family
-from illava.families.llava_onevision import LlavaOnevision
-from illava.model_shape import load_model_shape
+from illava.families.llava.onevision import LlavaOnevision
+from illava.families.model_shape import load_model_shape
 from illava.plan import preset
 from illava.preprocess import load_preprocessor
 

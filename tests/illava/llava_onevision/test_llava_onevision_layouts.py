@@ -19,8 +19,8 @@ from onevision_tower import (
 )
 from torch.nn.functional import interpolate
 
-from illava.geometry import fill_gaps
 from illava.plan import ReductionPlan
+from illava.reduction.grid_owners import fill_gaps
 from illava.visual_tokens import EncodedMedium
 
 pytestmark = pytest.mark.numeric

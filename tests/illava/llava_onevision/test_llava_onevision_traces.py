@@ -20,7 +20,7 @@ pytestmark = pytest.mark.numeric
 
 @pytest.mark.parametrize("layout", ["geometric", "released"])
 def test_scores_follow_the_layout_and_never_offer_a_separator(family, preprocessor, monkeypatch, layout):
-    from illava import vision
+    from illava.reduction import vision
 
     seen = []
     real = vision.attention_received

@@ -9,7 +9,7 @@ from onevision_tower import GRID, SIZES, clip, encode_one, picture, plan
 from PIL import Image
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
-from illava.families import encoder_blocks
+from illava.families.llava import towers as encoder_blocks
 from illava.plan import EMPTY_PLAN
 
 pytestmark = pytest.mark.numeric

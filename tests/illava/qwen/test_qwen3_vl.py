@@ -10,8 +10,8 @@ from stock_parity import prefill
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 
 from illava import Request
+from illava.engine.prompt import assemble, media_of, pack
 from illava.plan import ReductionPlan
-from illava.prompt import assemble, media_of, pack
 
 pytestmark = [pytest.mark.numeric, pytest.mark.parametrize("loaded", ["qwen3_vl"], indirect=True)]
 

@@ -10,8 +10,8 @@ from closeness import assert_close
 from stock_parity import prefill, prompt_of, stock_tokens
 
 from illava import Request, SamplingParams
+from illava.engine.prompt import media_of
 from illava.plan import EMPTY_PLAN
-from illava.prompt import media_of
 
 pytestmark = pytest.mark.numeric
 

@@ -10,12 +10,12 @@ from models_qwen import IMAGE_PIXELS, PATCH_PX, VIDEO_PIXELS, make_qwen2_vl
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from illava.counts import expected_counts
 from illava.errors import ModelLoadError, PreprocessError
 from illava.families import load_family
-from illava.model_shape import load_model_shape
+from illava.families.model_shape import load_model_shape
 from illava.plan import EMPTY_PLAN
 from illava.preprocess import load_preprocessor
+from illava.token_counts import expected_counts
 from illava.tower_counts import MediumShape
 
 SIZES = [(40, 66), (8, 8), (300, 41), (33, 300), (64, 64), (5, 3), (480, 640), (20, 2000)]

@@ -7,7 +7,7 @@ from qwen_towers import encode, picture, plan, video
 from stock_parity import longer, prefill, prompt_of
 
 from illava import Request, SamplingParams
-from illava.prompt import assemble, media_of
+from illava.engine.prompt import assemble, media_of
 
 pytestmark = pytest.mark.numeric
 

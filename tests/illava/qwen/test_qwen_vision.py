@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 from illava.errors import PlanError
 from illava.plan import ReductionPlan, preset
 from illava.reducers import REDUCERS
-from illava.vision import VISION_EVIDENCE
+from illava.reduction.vision import VISION_EVIDENCE
 
 pytestmark = pytest.mark.numeric
 

@@ -10,7 +10,6 @@ from closeness import assert_close
 from pydantic import ValidationError
 from reducer_cases import dense, ragged, segments
 
-from illava.geometry import destinations
 from illava.reducers import (
     BoundedError,
     ClipCrop,
@@ -22,6 +21,7 @@ from illava.reducers import (
     PixelDedup,
     PixelPrune,
 )
+from illava.reduction.grid_owners import destinations
 from illava.tokens import Tokens, merge
 
 pytestmark = pytest.mark.numeric

@@ -11,8 +11,8 @@ from closeness import assert_close
 from reducer_cases import CONFIGS, build, dense, ragged
 
 import illava.reducers
-from illava.groups import group_evidence, group_tokens, spread
 from illava.reducers import REDUCERS, Evidence
+from illava.reduction.patch_groups import group_evidence, group_tokens, spread
 from illava.tokens import Tokens, carry, merge
 
 # How each method is told to keep everything; those with `keep_per_frame` have that.

@@ -1,0 +1,1 @@
+"""What one looks at, never what an answer depends on: agreement, attention maps, peak memory."""

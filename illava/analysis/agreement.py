@@ -1,0 +1,205 @@
+"""Agreement with the unreduced model: what a plan changes about a model's answers, without any label.
+
+The unreduced model answers greedily: tokens y_1 .. y_T, the stop token included. Both models then read the same prompt
+and the same y_1 .. y_(t-1) (teacher forcing), the reduced one with its reduced prompt in the cache, and each gives a
+distribution of token t: p_t unreduced, q_t reduced. Then
+
+    top-1 agreement = share of t = 1 .. T where argmax q_t = y_t
+    KL = mean over t of sum_v p_t(v) (ln p_t(v) - ln q_t(v)), in nats
+
+Both are 1 and 0 for a plan that changes nothing. They say how far a reduced model departs from the whole one, not
+which of them is right; of random weights they say nothing, so such models are refused. The reference tokens are fed
+one by one behind the prefill: were they part of it, a score that looks at the last prompt token would see the answer.
+
+Everything runs through the engine's own tower, prefill and decode steps; only the draws are given. Knows no reducer.
+
+Shape suffixes: B requests of the running batch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from illava.engine.batching import Draw, draw_next
+from illava.engine.engine import Engine
+from illava.engine.request_state import LiveRequest
+from illava.engine.sampling import SamplingBatch
+from illava.errors import RandomWeightsError, RequestError
+from illava.model_files import RANDOM_WEIGHTS_REASON
+from illava.plan import EMPTY_PLAN, ReductionPlan, preset
+from illava.requests import Generation, Request, Timing
+from illava.vlm import VLM
+
+_MAX_LOGIT_BYTES = 512 << 20
+_Place = tuple[str, int]  # request id, number of the token
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How far one request's answer is the unreduced model's own.
+
+    Attributes:
+        reference: the unreduced model's greedy answer.
+        num_tokens: T, 0 where ``error`` is set.
+        num_same: tokens t that the reduced model would have drawn greedily, too.
+        kl_nats: mean over t of KL(p_t || q_t).
+        error: what ended this request in either model.
+    """
+
+    reference: Generation
+    num_tokens: int
+    num_same: int
+    kl_nats: float
+    error: Exception | None = None
+
+    @property
+    def top1_ratio(self) -> float:
+        """Top-1 agreement."""
+        return self.num_same / self.num_tokens if self.num_tokens else 0.0
+
+
+def measure_agreement(
+    vlm: VLM,
+    requests: Sequence[Request],
+    plan: ReductionPlan | str,
+    *,
+    max_logit_bytes: int = _MAX_LOGIT_BYTES,
+) -> list[Agreement]:
+    """Agreement of the model under ``plan`` with itself unreduced, a request each, in order; see the module.
+
+    Args:
+        vlm: idle.
+        requests: with distinct ids; their temperature is taken as 0. ``max_new_tokens`` bounds T.
+        plan: a plan or the name of a preset.
+        max_logit_bytes: of reference logits held at a time; more requests go in several batches.
+
+    Raises:
+        RandomWeightsError: the model's folder declares random weights.
+        PlanError: the plan makes no sense for this model.
+        RequestError: two requests of the same id.
+        RuntimeError: requests given to ``vlm.submit`` are still running.
+    """
+    if vlm.family.has_random_weights:
+        raise RandomWeightsError(f"agreement is not measured: {RANDOM_WEIGHTS_REASON}")
+    if vlm.has_work:
+        raise RuntimeError("submitted requests are still running: step() until has_work is false")
+    plan = preset(plan) if isinstance(plan, str) else plan
+    greedy = [
+        replace(request, sampling=replace(request.sampling, temperature=0.0), trace=False) for request in requests
+    ]
+    if len({request.request_id for request in greedy}) < len(greedy):
+        raise RequestError("measure_agreement() was given two requests of the same id; ids must differ")
+    vlm.family.check(plan)
+    found: list[Agreement] = []
+    for chunk in _chunks(vlm, greedy, max_logit_bytes):
+        found += _of_chunk(vlm, chunk, plan)
+    return found
+
+
+def _of_chunk(vlm: VLM, chunk: Sequence[Request], plan: ReductionPlan) -> list[Agreement]:
+    whole = _Recorder()
+    answers = _run(_engine(vlm, whole.draw), chunk, EMPTY_PLAN)
+    answered = [request for request in chunk if answers[request.request_id].error is None]
+    teacher = _Teacher(answers, whole.logits)
+    ends = _run(_engine(vlm, teacher.draw), answered, plan)
+    found = []
+    for request in chunk:
+        answer = answers[request.request_id]
+        error = answer.error or ends[request.request_id].error
+        if error is not None:
+            found.append(Agreement(answer, 0, 0, 0.0, error))
+            continue
+        places = [(request.request_id, step) for step in range(len(answer.token_ids))]
+        kl_nats = sum(teacher.kl_nats[place] for place in places) / len(places)
+        found.append(Agreement(answer, len(places), sum(teacher.same[place] for place in places), kl_nats))
+    return found
+
+
+def _engine(vlm: VLM, draw: Draw) -> Engine:
+    """An engine over a VLM's model and cache that draws otherwise."""
+    own = vlm.engine
+    return Engine(
+        own.family,
+        own.cache,
+        max_batch_requests=own.max_batch_requests,
+        max_vision_patches=own.max_vision_patches,
+        max_prefill_tokens=own.max_prefill_tokens,
+        max_chunk_tokens=own.max_chunk_tokens,
+        draw=draw,
+    )
+
+
+def _places(group: Sequence[LiveRequest]) -> list[_Place]:
+    return [(live.request_id, len(live.token_ids)) for live in group]
+
+
+class _Recorder:
+    """Draws as ever, and keeps every step's logits."""
+
+    def __init__(self) -> None:
+        self.logits: dict[_Place, Tensor] = {}
+
+    def draw(self, logits_BV: Tensor, sampling: SamplingBatch, group: Sequence[LiveRequest]) -> Tensor:
+        """See `illava.engine.batching.draw_next`."""
+        self.logits |= dict(zip(_places(group), logits_BV.clone(), strict=True))
+        return draw_next(logits_BV, sampling, group)
+
+
+class _Teacher:
+    """Draws what it is told, and compares its logits with those of the answers it is told to give."""
+
+    def __init__(self, answers: dict[str, Generation], reference: dict[_Place, Tensor]) -> None:
+        self._answers, self._reference = answers, reference
+        self.same: dict[_Place, bool] = {}
+        self.kl_nats: dict[_Place, float] = {}
+
+    def draw(self, logits_BV: Tensor, sampling: SamplingBatch, group: Sequence[LiveRequest]) -> Tensor:
+        """See `illava.engine.batching.draw_next`; logits that are not finite still end their request."""
+        places = _places(group)
+        told_B = torch.tensor([self._answers[request_id].token_ids[step] for request_id, step in places])
+        log_p_BV = torch.stack([self._reference[place] for place in places]).float().log_softmax(-1)
+        log_q_BV = logits_BV.float().log_softmax(-1)
+        kl_B = (log_p_BV.exp() * (log_p_BV - log_q_BV)).sum(-1)
+        drawn_2B = draw_next(logits_BV, sampling, group)
+        same_B = drawn_2B[0].cpu() == told_B
+        self.same |= dict(zip(places, same_B.tolist(), strict=True))
+        self.kl_nats |= dict(zip(places, kl_B.tolist(), strict=True))
+        return torch.stack([told_B.to(drawn_2B), drawn_2B[1]])
+
+
+def _run(engine: Engine, requests: Sequence[Request], plan: ReductionPlan) -> dict[str, Generation]:
+    """Every request's end, by id."""
+    done: dict[str, Generation] = {}
+    try:
+        for request in requests:
+            try:
+                engine.submit(request, plan)
+            except RequestError as error:
+                nothing = Timing(0.0, 0.0, 0.0, 0.0, 0.0)
+                done[request.request_id] = Generation(request.request_id, "", (), None, None, nothing, error=error)
+        while engine.has_work:
+            done |= {generation.request_id: generation for generation in engine.step()}
+    except BaseException:
+        engine.cancel_all()
+        raise
+    return done
+
+
+def _chunks(vlm: VLM, requests: Sequence[Request], max_logit_bytes: int) -> Iterator[Sequence[Request]]:
+    """Batches whose reference logits stay within the bound, a request at least."""
+    decoder, held = vlm.family.decoder, 0
+    chunk: list[Request] = []
+    token_bytes = decoder.lm_head.weight.shape[0] * decoder.dtype.itemsize
+    for request in requests:
+        own = request.sampling.max_new_tokens * token_bytes
+        if chunk and held + own > max_logit_bytes:
+            yield chunk
+            chunk, held = [], 0
+        chunk.append(request)
+        held += own
+    if chunk:
+        yield chunk

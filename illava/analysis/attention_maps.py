@@ -1,0 +1,80 @@
+"""What a model attends to, layer by layer, on the patches of one request: for pictures, never for a reduction.
+
+The unreduced model answers with one token while a watcher listens: in the tower attention received, in the language
+model the last prompt token's attention to each visual token, given back to the patches that the token is made of.
+Knows no reducer.
+
+Shape suffixes: T packed tokens, K visual tokens of a request, P patches of a request.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from illava.reduction.probe import watched_by
+from illava.requests import Request, TokenTrace
+
+if TYPE_CHECKING:
+    from illava.vlm import VLM
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionMap:
+    """One layer's attention, on the patches.
+
+    Attributes:
+        stage: ``vision_block`` or ``decoder_layer``.
+        layer: 0-based. Not every tower's blocks can be seen (windows cannot), nor can the decoder's last layer.
+        value_P: float32, in the order of the trace's patches: attention received, mean over heads and queries of the
+            patch's tile or frame; or the last prompt token's attention to the token that holds most of the patch.
+    """
+
+    stage: str
+    layer: int
+    value_P: Tensor
+
+
+def attention_maps(vlm: VLM, request: Request) -> tuple[TokenTrace, list[AttentionMap]]:
+    """The unreduced model's trace of a request, and its attention layer by layer.
+
+    Args:
+        vlm: idle.
+        request: with at least one medium; its sampling is not used.
+
+    Raises:
+        ILLaVAError: the model cannot answer the request.
+    """
+    seen: list[tuple[str, int, Tensor]] = []
+    one = replace(request, sampling=replace(request.sampling, max_new_tokens=1, temperature=0.0), trace=True)
+    with watched_by(lambda stage, layer, score_T: seen.append((stage, layer, score_T.float().cpu()))):
+        (done,) = vlm.generate([one])
+    if done.error is not None:
+        raise done.error
+    if done.trace is None:
+        raise RuntimeError(f"request {request.request_id!r} was answered without the trace it asked for")
+    trace, found = done.trace, []
+    of_token_KP = trace.matrix()
+    medium_P = trace.patch_place[:, 0]
+    given_order_P = torch.argsort(medium_P, stable=True)  # the tower reads media as given, the trace as placed
+    for stage, layer, score_T in seen:
+        value_P = torch.empty(medium_P.shape[0])
+        if stage == "vision_block":
+            value_P[given_order_P] = score_T
+        else:
+            value_P = _to_patches(of_token_KP, score_T)
+        found.append(AttentionMap(stage, layer, value_P))
+    return trace, found
+
+
+def _to_patches(of_token_KP: Tensor, score_K: Tensor) -> Tensor:
+    """A token's score at each patch that weighs most in it; 0 for a patch that no token holds."""
+    (token_E, patch_E), weight_E = of_token_KP.indices(), of_token_KP.values()
+    order_E = torch.argsort(weight_E, stable=True)  # of equal columns the last write stays: the heaviest
+    value = torch.zeros(of_token_KP.shape[1])
+    for token, patch in zip(token_E[order_E].tolist(), patch_E[order_E].tolist(), strict=True):
+        value[patch] = score_K[token]
+    return value

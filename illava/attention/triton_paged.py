@@ -1,0 +1,120 @@
+"""Paged decode attention in Triton: one query a request over its pages, split over keys, in fp32 accumulation.
+
+Every request's keys are cut into `_NUM_SPLITS` stretches by its own length alone, so that the launch has one shape
+whatever the lengths (a captured graph may replay it) and a row's result does not depend on its batch. The query heads
+that share a key head are one tile: each key is read once. Its twin is `illava.attention.paged`. Knows
+nothing of who holds which page.
+
+Shape suffixes: B requests, H query heads, G key/value heads, d head width, P pages of the pool, S places of a page, M
+pages of a table, C splits; in kernels N keys of a block and H the query heads of one key head.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_NUM_SPLITS = 32  # with 4 key heads one request alone makes 128 programs, about one a multiprocessor
+_BLOCK_BYTES = 128  # of one channel of a block of keys: 64 of them in half precision, 32 in float32
+_MIN_TILE = 16  # what tl.dot takes at least on each side
+
+
+def paged_decode(
+    q_BHd: Tensor,
+    k_pool_PSGd: Tensor,
+    v_pool_PSGd: Tensor,
+    block_table_BM: Tensor,
+    length_B: Tensor,
+    *,
+    scale: float,
+) -> Tensor:
+    """Attention of each request's query over its first ``length_B`` keys: [B, H, d]; 0 where it has none.
+
+    Args: see `illava.attention.paged`. Nothing is read on the host; what is allocated depends on B alone.
+    """
+    (batch, num_heads, head_dim), (page_size, num_kv_heads) = q_BHd.shape, k_pool_PSGd.shape[1:3]
+    share = num_heads // num_kv_heads
+    q_BHd = q_BHd if q_BHd.stride(-1) == 1 else q_BHd.contiguous()
+    block_dim = max(_MIN_TILE, triton.next_power_of_2(head_dim))
+    partial_BHCd = torch.empty(batch, num_heads, _NUM_SPLITS, head_dim, dtype=torch.float32, device=q_BHd.device)
+    lse_BHC = torch.empty(batch, num_heads, _NUM_SPLITS, dtype=torch.float32, device=q_BHd.device)
+    _attend_split[(batch, num_kv_heads, _NUM_SPLITS)](
+        q_BHd, k_pool_PSGd, v_pool_PSGd, block_table_BM, length_B, partial_BHCd, lse_BHC, scale,
+        q_BHd.stride(0), q_BHd.stride(1), block_table_BM.stride(0),
+        SHARE=share, KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, PAGE=page_size, SPLITS=_NUM_SPLITS,
+        BLOCK_H=max(_MIN_TILE, triton.next_power_of_2(share)), BLOCK_N=_BLOCK_BYTES // k_pool_PSGd.itemsize,
+        BLOCK_D=block_dim, num_stages=2,
+    )  # fmt: skip
+    out_BHd = torch.empty(batch, num_heads, head_dim, dtype=q_BHd.dtype, device=q_BHd.device)
+    _join_splits[(batch, num_heads)](
+        partial_BHCd, lse_BHC, out_BHd,
+        HEADS=num_heads, HEAD_DIM=head_dim, SPLITS=_NUM_SPLITS, BLOCK_D=block_dim,
+    )  # fmt: skip
+    return out_BHd
+
+
+@triton.jit
+def _attend_split(
+    q, k_pool, v_pool, table, length, partial, lse, scale, stride_qb, stride_qh, stride_tb,
+    SHARE: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE: tl.constexpr, SPLITS: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One request, one key head, one split: softmax-weighted values and log-sum-exp of each of its query heads."""
+    row, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    num_keys = tl.load(length + row)
+    stretch = tl.cdiv(tl.cdiv(num_keys, SPLITS), BLOCK_N) * BLOCK_N
+    first = split * stretch
+    stop = tl.minimum(first + stretch, num_keys)
+    head_H, dim_d = tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_D)
+    is_head_H, is_dim_d = head_H < SHARE, dim_d < HEAD_DIM
+    place_H = ((row * KV_HEADS + kv_head) * SHARE + head_H) * SPLITS + split
+    if first >= stop:
+        tl.store(lse + place_H, tl.full([BLOCK_H], float("-inf"), tl.float32), mask=is_head_H)
+        return
+    q_Hd = tl.load(
+        q + row * stride_qb + (kv_head * SHARE + head_H)[:, None] * stride_qh + dim_d[None, :],
+        mask=is_head_H[:, None] & is_dim_d[None, :],
+        other=0.0,
+    )
+    top_H = tl.full([BLOCK_H], float("-inf"), tl.float32)
+    mass_H = tl.zeros([BLOCK_H], tl.float32)
+    sum_Hd = tl.zeros([BLOCK_H, BLOCK_D], tl.float32)
+    for start in range(first, stop, BLOCK_N):
+        key_N = start + tl.arange(0, BLOCK_N)
+        held_N = key_N < stop
+        page_N = tl.load(table + row * stride_tb + key_N // PAGE, mask=held_N, other=0).to(tl.int64)
+        at_N = ((page_N * PAGE + key_N % PAGE) * KV_HEADS + kv_head) * HEAD_DIM
+        at_Nd, known_Nd = at_N[:, None] + dim_d[None, :], held_N[:, None] & is_dim_d[None, :]
+        k_Nd = tl.load(k_pool + at_Nd, mask=known_Nd, other=0.0)
+        v_Nd = tl.load(v_pool + at_Nd, mask=known_Nd, other=0.0)
+        logit_HN = tl.dot(q_Hd, tl.trans(k_Nd), input_precision="ieee") * scale
+        logit_HN = tl.where(held_N[None, :], logit_HN, float("-inf"))
+        new_top_H = tl.maximum(top_H, tl.max(logit_HN, 1))
+        fading_H = tl.exp(top_H - new_top_H)
+        weight_HN = tl.exp(logit_HN - new_top_H[:, None])
+        mass_H = mass_H * fading_H + tl.sum(weight_HN, 1)
+        sum_Hd = sum_Hd * fading_H[:, None] + tl.dot(weight_HN.to(v_Nd.dtype), v_Nd, input_precision="ieee")
+        top_H = new_top_H
+    tl.store(lse + place_H, top_H + tl.log(mass_H), mask=is_head_H)
+    at_Hd = place_H.to(tl.int64)[:, None] * HEAD_DIM + dim_d[None, :]
+    tl.store(partial + at_Hd, sum_Hd / mass_H[:, None], mask=is_head_H[:, None] & is_dim_d[None, :])
+
+
+@triton.jit
+def _join_splits(
+    partial, lse, out, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, SPLITS: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    """The splits of one query head, weighed by their log-sum-exps; a split without keys was never written."""
+    place = tl.program_id(0) * HEADS + tl.program_id(1)
+    split_C, dim_d = tl.arange(0, SPLITS), tl.arange(0, BLOCK_D)
+    is_dim_d = dim_d < HEAD_DIM
+    lse_C = tl.load(lse + place * SPLITS + split_C)
+    held_C = lse_C > float("-inf")
+    weight_C = tl.where(held_C, tl.exp(lse_C - tl.max(tl.where(held_C, lse_C, -1.0e30), 0)), 0.0)
+    at_Cd = (place * SPLITS + split_C).to(tl.int64)[:, None] * HEAD_DIM + dim_d[None, :]
+    mean_Cd = tl.load(partial + at_Cd, mask=held_C[:, None] & is_dim_d[None, :], other=0.0)
+    mass = tl.sum(weight_C, 0)
+    joined_d = tl.sum(weight_C[:, None] * mean_Cd, 0) / tl.where(mass > 0, mass, 1.0)
+    tl.store(out + place * HEAD_DIM + dim_d, joined_d.to(out.dtype.element_ty), mask=is_dim_d)

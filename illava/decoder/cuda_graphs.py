@@ -1,0 +1,98 @@
+"""Decode steps as captured CUDA graphs, one per bucket of batch sizes.
+
+A composition of the running batch is copied into fixed tensors once, then every step is one replay. A graph's key is
+its bucket alone. What a step is, and why it may be replayed, stands in `illava.decoder.decode`. Knows nothing of
+requests or sampling.
+
+Shape suffixes: B requests, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from illava.attention.backend import kernels_on
+from illava.decoder.decode import Embed, StaticInputs, StepInputs, decode_step
+from illava.decoder.decoder import Decoder
+from illava.decoder.kv_cache import PagedCache
+from illava.errors import ModelLoadError
+
+
+@dataclass(frozen=True, slots=True)
+class _Captured:
+    graph: torch.cuda.CUDAGraph
+    logits_BV: Tensor
+
+
+class DecodeGraphs:
+    """The captured steps of one decoder over one cache; a bucket is captured when a batch first needs it.
+
+    Args:
+        decoder: its layers are captured.
+        embed: word embeddings, captured too.
+        cache: its pools are read and written.
+        max_batch: the largest batch.
+
+    Raises:
+        ModelLoadError: no CUDA device, or the paged attention there is the twin, which reads lengths on the host.
+    """
+
+    def __init__(self, decoder: Decoder, embed: Embed, cache: PagedCache, *, max_batch: int) -> None:
+        if not can_capture(decoder.device):
+            raise ModelLoadError(
+                f"decode steps cannot be captured on {decoder.device}: that takes CUDA and the Triton kernels, and "
+                f"{kernels_on(decoder.device)} serves there; pass decode_graphs=None or False"
+            )
+        self._decoder, self._embed, self._cache, self._max_batch = decoder, embed, cache, max_batch
+        self._captured: dict[int, _Captured] = {}
+        self._static: StaticInputs | None = None
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def load(self, inputs: StepInputs) -> tuple[StepInputs, Callable[[], Tensor]]:
+        """Put a composition in place: its tensors there, and the step over them, which gives logits [B, V].
+
+        The logits are overwritten by the next replay of any bucket.
+        """
+        if self._static is None:
+            num_axes = inputs.position_PB.shape[0]
+            self._static = StaticInputs(self._decoder, self._cache, max_batch=self._max_batch, num_axes=num_axes)
+        num_rows = inputs.token_B.shape[0]
+        bucket = bucket_of(num_rows, self._max_batch)
+        captured = self._captured.get(bucket)
+        if captured is None:
+            captured = self._captured[bucket] = self._capture(self._static, bucket)
+        self._static.load(inputs)
+
+        def step() -> Tensor:
+            captured.graph.replay()
+            return captured.logits_BV[:num_rows]
+
+        return self._static.rows(num_rows), step
+
+    def _capture(self, static: StaticInputs, bucket: int) -> _Captured:
+        """Two steps to compile and to allocate what libraries keep, on a stream of their own; then the captured one."""
+        inputs, current, warming = static.rows(bucket), torch.cuda.current_stream(), torch.cuda.Stream()
+        static.clear()
+        warming.wait_stream(current)
+        with torch.cuda.stream(warming):
+            for _ in range(2):
+                decode_step(self._decoder, self._embed, self._cache, inputs)
+        current.wait_stream(warming)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            logits_BV = decode_step(self._decoder, self._embed, self._cache, inputs)
+        return _Captured(graph, logits_BV)
+
+
+def can_capture(device: torch.device) -> bool:
+    """Whether decode steps can be captured there."""
+    return device.type == "cuda" and kernels_on(device) == "triton"
+
+
+def bucket_of(num_rows: int, max_batch: int) -> int:
+    """Rows of the graph that serves a batch: 1, 2, 4, then multiples of 8, the largest batch at most."""
+    return min(next((size for size in (1, 2, 4) if num_rows <= size), -(-num_rows // 8) * 8), max_batch)

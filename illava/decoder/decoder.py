@@ -1,0 +1,140 @@
+"""The language model's block loop over layers borrowed from Hugging Face: packed prefill and paged decode.
+
+Weights, norms, projections, MLPs and rotary tables are the loaded model's own modules; the loop is ours, so that
+prompts of different lengths lie end to end and tokens may be reduced before any layer. With no reduction its logits
+equal the borrowed model's. A packed prefill stands in `illava.decoder.prefill`. Knows no family, no media and no
+reducer.
+
+Shape suffixes: T packed tokens, B requests, D model width, H query heads, G key/value heads, d head width, P rotary
+axes, L layers, V vocabulary, M channels within the MLP, X rows of a stretch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from illava.attention.paged import paged_attention
+from illava.decoder.kv_cache import BatchPages, LayerPages, PagedCache
+from illava.errors import ModelLoadError
+from illava.plan import ReductionPlan
+from illava.reduction.decoder import check_decoder_steps
+
+_Rotary = tuple[Tensor, Tensor]
+_CPU_ROWS = 64  # 1 MiB at Qwen2-0.5B's width: half of an L2 cache
+
+
+class Decoder:
+    """A causal language model: its layers step by step for `illava.decoder.prefill`, and one decode step for a whole
+    batch.
+
+    Args:
+        text_model: Hugging Face text model with `layers`, `norm`, `rotary_emb` (Qwen2, Llama, Mistral, Qwen3, ...).
+        lm_head: its output projection.
+
+    Raises:
+        ModelLoadError: the model has sliding windows, or rotary tables that change with the input.
+    """
+
+    def __init__(self, text_model: Any, lm_head: Any) -> None:
+        self.layers, self.norm, self.rotary = list(text_model.layers), text_model.norm, text_model.rotary_emb
+        self.lm_head, config, attention = lm_head, text_model.config, text_model.layers[0].self_attn
+        self.num_layers, self.num_kv_heads = len(self.layers), config.num_key_value_heads
+        self.head_dim, self.scale, self.max_positions = (
+            attention.head_dim,
+            attention.scaling,
+            config.max_position_embeddings,
+        )
+        if _slides(self.layers, config):
+            raise ModelLoadError(
+                "this decoder has sliding-window layers; only full causal attention is built. Take a model whose "
+                "text_config has sliding_window null or use_sliding_window false"
+            )
+        if getattr(self.rotary, "rope_type", "default") in ("dynamic", "longrope"):
+            raise ModelLoadError(f"rotary tables of type {self.rotary.rope_type!r} change with the input: not built")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.norm.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.norm.weight.device
+
+    def check(self, plan: ReductionPlan) -> None:
+        """Raise PlanError for decoder steps that cannot run here."""
+        check_decoder_steps(plan, self.num_layers)
+
+    @torch.inference_mode()
+    def decode(self, hidden_BD: Tensor, position_PB: Tensor, cache: PagedCache, pages: BatchPages) -> Tensor:
+        """One more token for each request: its embedding in, logits [B, V] out; the pages' counts grow by one."""
+        pages.grow()
+        slot_LB = cache.last_slots(pages)
+        rotary = self.rotary_at(hidden_BD, position_PB)
+        for n, layer in enumerate(self.layers):
+            q_BHd, k_BGd, v_BGd = self.project(layer, hidden_BD, rotary)
+            cache.write(slot_LB[n], k_BGd, v_BGd)
+            mixed_BHd = self.attend_paged(q_BHd, cache, pages.layer(n))
+            hidden_BD = self.finish(layer, hidden_BD, mixed_BHd)
+        return self.lm_head(self.norm(hidden_BD))
+
+    def attend_paged(self, q_BHd: Tensor, cache: PagedCache, pages: LayerPages) -> Tensor:
+        """One query per request over its keys of one layer in the cache."""
+        return paged_attention(
+            q_BHd,
+            cache.k_pool_PSGd,
+            cache.v_pool_PSGd,
+            pages.table_BM,
+            pages.length_B,
+            scale=self.scale,
+            host_lengths=pages.host_lengths,
+            host_starts=pages.host_starts,
+        )
+
+    def rotary_at(self, hidden_TD: Tensor, position_PT: Tensor) -> _Rotary:
+        """Cosines and sines at each token's own position: [T, 1, d] each."""
+        position_1T = position_PT if position_PT.shape[0] == 1 else position_PT[:, None]  # M-RoPE: [axes, batch, T]
+        cos_1Td, sin_1Td = self.rotary(hidden_TD[None], position_1T)
+        return cos_1Td[0, :, None], sin_1Td[0, :, None]
+
+    def project(self, layer: Any, hidden_TD: Tensor, rotary: _Rotary) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries, rotated keys, and values of one layer."""
+        attention, x_TD = layer.self_attn, layer.input_layernorm(hidden_TD)
+        q_THd, k_TGd, v_TGd = (
+            project(x_TD).unflatten(-1, (-1, self.head_dim))
+            for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        if hasattr(attention, "q_norm"):
+            q_THd, k_TGd = attention.q_norm(q_THd), attention.k_norm(k_TGd)
+        return _rotate(q_THd, *rotary), _rotate(k_TGd, *rotary), v_TGd
+
+    def finish(self, layer: Any, hidden_TD: Tensor, mixed_THd: Tensor) -> Tensor:
+        """The rest of a block after attention: output projection, residuals and MLP."""
+        hidden_TD = hidden_TD + layer.self_attn.o_proj(mixed_THd.flatten(1))
+        normed_TD = layer.post_attention_layernorm(hidden_TD)
+        few = hidden_TD.is_cuda or len(hidden_TD) <= _CPU_ROWS
+        return hidden_TD + (layer.mlp(normed_TD) if few else _mlp_in_place(layer.mlp, normed_TD))
+
+
+def _mlp_in_place(mlp: Any, normed_TD: Tensor) -> Tensor:
+    """Hugging Face's own forward, with half of its wide results: on CPU each is fresh memory, zeroed page by page."""
+    gate_TM, up_TM = mlp.gate_proj(normed_TD), mlp.up_proj(normed_TD)
+    for gate_XM, up_XM in zip(gate_TM.split(_CPU_ROWS), up_TM.split(_CPU_ROWS), strict=True):
+        torch.mul(mlp.act_fn(gate_XM), up_XM, out=gate_XM)
+    return mlp.down_proj(gate_TM)
+
+
+def _slides(layers: Sequence[Any], config: Any) -> bool:
+    """Whether a layer sees a window only. Qwen2's layers say so themselves; for Mistral's the configuration does."""
+    if hasattr(layers[0].self_attn, "sliding_window"):
+        return any(layer.self_attn.sliding_window for layer in layers)
+    return bool(getattr(config, "sliding_window", None))
+
+
+def _rotate(x_THd: Tensor, cos_T1d: Tensor, sin_T1d: Tensor) -> Tensor:
+    """Rotary embedding in the half-split convention."""
+    left, right = x_THd.chunk(2, -1)
+    return x_THd * cos_T1d + torch.cat((-right, left), -1) * sin_T1d

@@ -1,0 +1,246 @@
+"""The paged key/value cache: one flat pool, where a page holds `page_size` tokens of ONE layer.
+
+A reduction inside the decoder leaves later layers fewer tokens than earlier ones, so every request has a page table of
+its own for every layer, and requests of different plans share one pool and one batch. Pages for a request's whole
+life (prompt and every token it may draw) are taken at admission, end to end where there is room: nothing runs out in
+the middle of an answer. Knows nothing of models, prompts or plans.
+
+Shape suffixes: L layers, B requests of a batch, M pages of the longest table, T tokens, P pages of the pool, S places
+of a page, G key/value heads, d head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from illava.decoder.block_allocator import FreePages
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPages:
+    """One layer's part of `BatchPages`."""
+
+    table_BM: Tensor
+    length_B: Tensor
+    host_lengths: Sequence[int]
+    host_starts: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPages:
+    """Where the keys of a batch of requests lie. Belongs to one composition of the batch; grows a token a step.
+
+    Attributes:
+        table_LBM: int32 pages, on the device.
+        length_LB: int32 tokens held, on the device.
+        host_lengths: the same counts on the host, by layer.
+        host_starts: flat place of each request's first token, by layer, where its pages lie end to end; else -1.
+    """
+
+    table_LBM: Tensor
+    length_LB: Tensor
+    host_lengths: list[list[int]]
+    host_starts: list[list[int]]
+
+    def layer(self, n: int) -> LayerPages:
+        return LayerPages(self.table_LBM[n], self.length_LB[n], self.host_lengths[n], self.host_starts[n])
+
+    def grow(self) -> None:
+        """Count one more token in every layer of every request."""
+        self.length_LB.add_(1)
+        for lengths in self.host_lengths:
+            lengths[:] = [n + 1 for n in lengths]
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """One request's pages: int32 table [L, M] on the host, and how many of each row are its own."""
+
+    table_LM: Tensor
+    counts: tuple[int, ...]
+
+    def pages(self) -> Tensor:
+        return self.table_LM[_leading(self.counts, self.table_LM.shape[1])]
+
+    def starts(self) -> Tensor:
+        """First page of each layer whose pages lie end to end in the pool, else -1: [L]."""
+        first_L1, width = self.table_LM[:, :1], self.table_LM.shape[1]
+        in_order_LM = self.table_LM == first_L1 + torch.arange(width, dtype=torch.int32)
+        return first_L1[:, 0].where((in_order_LM | ~_leading(self.counts, width)).all(1), -1)
+
+
+class PagedCache:
+    """A pool of key and value pages, and who holds which.
+
+    Args:
+        num_layers: layers of the decoder.
+        num_kv_heads: key/value heads of each.
+        head_dim: width of a head.
+        num_pages: size of the pool.
+        page_size: tokens of a page.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        num_kv_heads: int,
+        head_dim: int,
+        num_pages: int,
+        page_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.num_layers, self.num_pages, self.page_size = num_layers, num_pages, page_size
+        shape = (num_pages + 1, page_size, num_kv_heads, head_dim)  # the spare page: see `illava.decoder.decode`
+        self.k_pool_PSGd = torch.empty(shape, dtype=dtype, device=device)
+        self.v_pool_PSGd = torch.empty(shape, dtype=dtype, device=device)
+        self._free = FreePages(num_pages)
+        self._num_holders_P = torch.zeros(num_pages, dtype=torch.int32)
+        self._held: dict[Hashable, _Held] = {}
+
+    @property
+    def num_free_pages(self) -> int:
+        return self._free.count
+
+    def num_pages_for(self, lengths: Sequence[int]) -> int:
+        """Pages that a request of these tokens per layer takes: the sum over layers of ceil(length / page_size)."""
+        return sum(-(-n // self.page_size) for n in lengths)
+
+    def admit(
+        self, owner: Hashable, lengths: Sequence[int], *, like: Hashable | None = None, alike: Sequence[int] = ()
+    ) -> None:
+        """Take the pages for ``lengths[layer]`` tokens in each layer.
+
+        Args:
+            owner: who takes them.
+            lengths: tokens by layer.
+            like: another owner, whose first tokens serve this one too. Whole pages of them belong to both, and are
+                free once nobody holds them; what lies on the page behind is copied.
+            alike: leading tokens by layer that both have in common, which nobody writes any more.
+
+        Raises:
+            MemoryError: fewer pages are free; ask `num_free_pages` first.
+        """
+        if owner in self._held:
+            raise ValueError(f"request {owner!r} already holds pages")
+        alike = alike if like is not None else (0,) * self.num_layers
+        if any(0 < length <= n for n, length in zip(alike, lengths, strict=True)):
+            raise ValueError(f"{tuple(alike)} tokens in common leave request {owner!r} none of its own")
+        counts = tuple(-(-n // self.page_size) for n in lengths)
+        shared = [n // self.page_size for n in alike]
+        own = [n - of_both for n, of_both in zip(counts, shared, strict=True)]
+        if sum(own) > self.num_free_pages:
+            raise MemoryError(f"request {owner!r} needs {sum(own)} pages, {self.num_free_pages} are free")
+        width = max(counts)
+        table_LM = torch.zeros(self.num_layers, width, dtype=torch.int32)
+        table_LM[_leading(counts, width) & ~_leading(shared, width)] = self._free.take(own)
+        if like is not None:
+            theirs_LM = self._held[like].table_LM
+            both_LM = _leading(shared, max(shared))
+            table_LM[:, : max(shared)][both_LM] = theirs_LM[:, : max(shared)][both_LM]
+            partial = [layer for layer, n in enumerate(alike) if n % self.page_size]
+            column = [shared[layer] for layer in partial]
+            self._copy_pages(theirs_LM[partial, column], table_LM[partial, column])
+        self._held[owner] = held = _Held(table_LM, counts)
+        self._num_holders_P[held.pages().long()] += 1
+
+    def trim(self, owner: Hashable, lengths: Sequence[int]) -> None:
+        """Give back what lies beyond ``lengths[layer]`` tokens: a reducer's data may decide for fewer than planned."""
+        held = self._held[owner]
+        counts = tuple(-(-n // self.page_size) for n in lengths)
+        if counts == held.counts:
+            return
+        width = held.table_LM.shape[1]
+        surplus = held.table_LM[_leading(held.counts, width) & ~_leading(counts, width)]
+        self._held[owner] = _Held(held.table_LM, counts)
+        self._give_back(surplus)
+
+    def free(self, owner: Hashable) -> None:
+        """Give all pages of a request back; nothing happens where it holds none."""
+        held = self._held.pop(owner, None)
+        if held is not None:
+            self._give_back(held.pages())
+
+    def batch(self, owners: Sequence[Hashable], lengths: Sequence[Sequence[int]]) -> BatchPages:
+        """The tables of a batch in one tensor on the device; ``lengths[row][layer]`` tokens are held already."""
+        tables = [self._held[owner].table_LM for owner in owners]
+        start_LB = torch.stack([self._held[owner].starts() for owner in owners], 1)
+        table_LBM = torch.zeros(self.num_layers, len(owners), max(t.shape[1] for t in tables), dtype=torch.int32)
+        for row, table_LM in enumerate(tables):
+            table_LBM[:, row, : table_LM.shape[1]] = table_LM
+        by_layer = [list(counts) for counts in zip(*lengths, strict=True)]
+        device = self.k_pool_PSGd.device
+        length_LB = torch.tensor(by_layer, dtype=torch.int32, device=device)
+        starts = torch.where(start_LB < 0, -1, start_LB * self.page_size).tolist()
+        return BatchPages(table_LBM.to(device), length_LB, by_layer, starts)
+
+    def prompt_slots(self, table_BM: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Flat places of the pool for packed prompts of ``lengths`` tokens in one layer: int64 [T]."""
+        return self.span_slots(table_BM, tuple((row, 0, n) for row, n in enumerate(lengths)))
+
+    def span_slots(self, table_BM: Tensor, spans: tuple[tuple[int, int, int], ...]) -> Tensor:
+        """The same for stretches of requests: (row of the table, first token, end) each."""
+        row_T, index_T = _rows_and_indices(spans, table_BM.device)
+        return table_BM[row_T, index_T // self.page_size].long() * self.page_size + index_T % self.page_size
+
+    def last_slots(self, pages: BatchPages) -> Tensor:
+        """Flat places of each request's newest token in every layer: int64 [L, B]."""
+        index_LB = pages.length_LB.long() - 1
+        page_LB = pages.table_LBM.gather(2, (index_LB // self.page_size)[..., None]).squeeze(2).long()
+        return page_LB * self.page_size + index_LB % self.page_size
+
+    def write(self, slot_T: Tensor, k_TGd: Tensor, v_TGd: Tensor) -> None:
+        """Put keys and values at flat places of the pool."""
+        self.k_pool_PSGd.view(-1, *k_TGd.shape[1:]).index_copy_(0, slot_T, k_TGd)
+        self.v_pool_PSGd.view(-1, *v_TGd.shape[1:]).index_copy_(0, slot_T, v_TGd)
+
+    def read(self, slot_T: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values at flat places of the pool: [T, G, d] each."""
+        k_TGd, v_TGd = (pool.flatten(0, 1).index_select(0, slot_T) for pool in (self.k_pool_PSGd, self.v_pool_PSGd))
+        return k_TGd, v_TGd
+
+    def check(self) -> None:
+        """Every page is free or held, by as many as are counted.
+
+        Raises:
+            RuntimeError: which is not so.
+        """
+        held_P = torch.cat([torch.empty(0, dtype=torch.int32), *(held.pages() for held in self._held.values())]).long()
+        counted_P = torch.bincount(held_P, minlength=self.num_pages)
+        pages = torch.cat([self._free.pages().long(), held_P.unique()])
+        if not torch.equal(pages.sort().values, torch.arange(self.num_pages)):
+            raise RuntimeError(f"{pages.unique().numel()} of {self.num_pages} pages accounted for in {pages.numel()}")
+        if not torch.equal(counted_P.int(), self._num_holders_P):
+            wrong = int((counted_P != self._num_holders_P).sum())
+            raise RuntimeError(f"{wrong} pages have another number of holders than is counted")
+
+    def _copy_pages(self, source: Tensor, target: Tensor) -> None:
+        device = self.k_pool_PSGd.device
+        source, target = source.to(device), target.long().to(device)
+        for pool_PSGd in (self.k_pool_PSGd, self.v_pool_PSGd):
+            pool_PSGd.index_copy_(0, target, pool_PSGd.index_select(0, source))
+
+    def _give_back(self, pages: Tensor) -> None:
+        """One holder less; what nobody holds is free."""
+        self._num_holders_P[pages.long()] -= 1
+        self._free.give_back(pages[self._num_holders_P[pages.long()] == 0])
+
+
+@lru_cache(maxsize=8)
+def _rows_and_indices(spans: tuple[tuple[int, int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Row and index within it of every packed token; cached because all layers of one length ask for the same."""
+    rows, begins, ends = torch.tensor(spans).view(-1, 3).unbind(1)
+    row_T = rows.repeat_interleave(ends - begins)
+    index_T = torch.cat([torch.arange(begin, end) for _, begin, end in spans])
+    return row_T.to(device), index_T.to(device)
+
+
+def _leading(counts: Sequence[int], width: int) -> Tensor:
+    """Mask [L, width] of the first ``counts[layer]`` cells of each row."""
+    return torch.arange(width) < torch.tensor(counts)[:, None]

@@ -1,0 +1,249 @@
+"""A packed prefill that may be cut into chunks: prompts through all layers, keys and values into the cache.
+
+Layers between two reductions form a group. Within a group any stretch of tokens may go first, since a token sees only
+what lies before it; the next group starts when the whole scope has been scored. So a long video can be prefilled a
+chunk a step while others decode, with the same result. Knows the decoder's layers by its verbs; no family, no media
+and no reducer.
+
+Shape suffixes: T packed tokens, C tokens of a chunk, U keys of a chunk, B requests, D model width, H query heads, G
+key/value heads, d head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from illava.attention.packed import chunk_attention, packed_attention
+from illava.decoder.kv_cache import BatchPages, PagedCache
+from illava.errors import ReductionDidNotFireError
+from illava.plan import ReductionPlan
+from illava.reduction.decoder import DecoderReduction
+from illava.reduction.probe import watcher
+from illava.reduction.scopes import PackedPrompts
+from illava.requests import TraceStep
+
+if TYPE_CHECKING:
+    from illava.decoder.decoder import Decoder
+
+_Span = tuple[int, int, int]  # request, its first and its end token
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """What a packed prefill leaves behind. All counts are of the tensors that ran.
+
+    Attributes:
+        logits_BV: after each request's last token.
+        lengths_LB: tokens of each request that were computed in each layer, by layer.
+        num_visual_LB: visual tokens among them.
+        errors: what ended one request alone; its neighbours' results stand.
+        traces: decoder steps of the requests that asked for them.
+    """
+
+    logits_BV: Tensor
+    lengths_LB: list[tuple[int, ...]]
+    num_visual_LB: list[tuple[int, ...]]
+    errors: dict[int, ReductionDidNotFireError]
+    traces: dict[int, list[TraceStep]]
+
+
+@torch.inference_mode()
+def prefill(
+    decoder: Decoder,
+    prompts: PackedPrompts,
+    plan: ReductionPlan,
+    cache: PagedCache,
+    pages: BatchPages,
+    *,
+    seeds: Sequence[int],
+    traced: Sequence[int] = (),
+) -> Prefill:
+    """Run packed prompts of one plan through all layers at once. Args: see `PrefillRun`."""
+    done = PrefillRun(decoder, prompts, plan, cache, pages, seeds=seeds, traced=traced).advance()
+    if done is None:
+        raise RuntimeError("a prefill without a budget stopped early")
+    return done
+
+
+class PrefillRun:
+    """The prefill of one packed group of prompts; `advance` until it gives the result.
+
+    Between two calls others may decode: the cache's pages of this group are its own.
+
+    Args:
+        decoder: its layers run.
+        prompts: B requests; the logits wanted are those of each one's last token.
+        plan: its `decoder_input` and `decoder_layer` steps act here.
+        cache: receives every layer's keys and values, reduced ones from the reduced layer on.
+        pages: the requests' page tables; their counts are not read.
+        seeds: an integer per request, the root of what reducers draw.
+        traced: requests, by place in the batch, whose mixing matrices are wanted on the host.
+        held: of each request and layer, the tokens before these prompts' own whose keys and values its pages hold
+            already. No visual token may then follow that a decoder step would have ranked with those.
+    """
+
+    @torch.inference_mode()
+    def __init__(
+        self,
+        decoder: Decoder,
+        prompts: PackedPrompts,
+        plan: ReductionPlan,
+        cache: PagedCache,
+        pages: BatchPages,
+        *,
+        seeds: Sequence[int],
+        traced: Sequence[int] = (),
+        held: Sequence[Sequence[int]] = (),
+    ) -> None:
+        self._decoder, self._cache, self._pages = decoder, cache, pages
+        self._reduction = DecoderReduction(plan, seeds=seeds, traced=traced, scale=decoder.scale)
+        # Who watches the attention is shown every layer: each is a group of its own then.
+        starts = plan.layers("decoder_layer") if watcher() is None else range(1, decoder.num_layers)
+        self._bounds = [0, *starts, decoder.num_layers]
+        self._held_LB = list(zip(*held, strict=True)) or [(0,) * len(prompts.lengths)] * decoder.num_layers
+        if any(map(any, self._held_LB)) and watcher() is not None:
+            raise ValueError("attention is watched over whole prompts: nothing of them can be held already")
+        self._lengths_LB: list[tuple[int, ...]] = []
+        self._num_visual_LB: list[tuple[int, ...]] = []
+        self._group = 0
+        self._open(self._reduction.apply(prompts, "decoder_input"))
+
+    @torch.inference_mode()
+    def advance(self, max_tokens: int | None = None) -> Prefill | None:
+        """Compute what ``max_tokens`` cost in all layers, or at least one token; None means all there is.
+
+        A chunk of a group that has a part of the layers may be longer in proportion.
+        """
+        layers_left = None if max_tokens is None else max_tokens * self._decoder.num_layers
+        while True:
+            depth = self._bounds[self._group + 1] - self._bounds[self._group]
+            taken = self._chunk(None if layers_left is None else max(1, layers_left // depth))
+            if layers_left is not None:
+                layers_left -= taken * depth
+            if not self._left:
+                if self._group == len(self._bounds) - 2:
+                    return self._result()
+                self._next_group()
+            if layers_left is not None and layers_left < self._bounds[self._group + 1] - self._bounds[self._group]:
+                return None
+
+    def _open(self, prompts: PackedPrompts) -> None:
+        """Make the group that starts here ready for its first chunk."""
+        first, stop = self._bounds[self._group : self._group + 2]
+        lengths, num_tokens = prompts.lengths, prompts.hidden_TD.shape[0]
+        if sum(lengths) != num_tokens:
+            raise RuntimeError(f"layer {first} has {num_tokens} tokens; counted were {sum(lengths)}")
+        self._prompts, self._starts = prompts, [0, *accumulate(lengths)]
+        self._rotary = self._decoder.rotary_at(prompts.hidden_TD, prompts.position_PT)
+        self._left = [(row, 0, stop) for row, stop in enumerate(lengths) if stop]
+        self._done: list[tuple[Tensor, Tensor, Tensor]] = []  # of each chunk: hidden, queries, keys behind the group
+        self._lengths_LB += [lengths] * (stop - first)
+        self._num_visual_LB += [prompts.counts.num_visual] * (stop - first)
+
+    def _next_group(self) -> None:
+        """Reduce before the first layer of the next group, which all tokens have now reached."""
+        hidden_TD, q_THd, k_TGd = (_join(parts) for parts in zip(*self._done, strict=True))
+        first, stop = self._bounds[self._group : self._group + 2]
+        deepstack = self._prompts.deepstack[stop - first :]
+        entering = replace(self._prompts, hidden_TD=hidden_TD, deepstack=deepstack)
+        decoder, rotary = self._decoder, self._rotary
+        reduced = self._reduction.apply(
+            entering,
+            "decoder_layer",
+            stop,
+            qk=(q_THd, k_TGd),
+            own_qk=lambda: decoder.project(decoder.layers[stop], hidden_TD, rotary)[:2],
+        )
+        self._group += 1
+        self._open(reduced)
+
+    def _chunk(self, max_tokens: int | None) -> int:
+        """Run the next tokens through the group's layers; how many."""
+        spans = self._take(max_tokens)
+        own = [slice(self._starts[row] + begin, self._starts[row] + end) for row, begin, end in spans]
+        whole = sum(end - begin for _, begin, end in spans) == self._prompts.hidden_TD.shape[0]
+        hidden_CD, deepstack = (
+            (self._prompts.hidden_TD, self._prompts.deepstack)
+            if whole
+            else (_rows(self._prompts.hidden_TD, own), [_rows(layer_TD, own) for layer_TD in self._prompts.deepstack])
+        )
+        cos_T1d, sin_T1d = self._rotary
+        rotary = self._rotary if whole else (_rows(cos_T1d, own), _rows(sin_T1d, own))
+        first, stop = self._bounds[self._group : self._group + 2]
+        for n in range(first, stop):
+            layer = self._decoder.layers[n]
+            q_CHd, k_CGd, v_CGd = self._decoder.project(layer, hidden_CD, rotary)
+            slot_C = self._cache.span_slots(self._pages.table_LBM[n], self._behind_held(n, spans))
+            self._cache.write(slot_C, k_CGd, v_CGd)
+            if n == self._decoder.num_layers - 1:
+                break  # only the last tokens' outputs are read there: `_result`
+            mixed_CHd = self._attend(n, spans, q_CHd, k_CGd, v_CGd)
+            hidden_CD = self._decoder.finish(layer, hidden_CD, mixed_CHd)
+            if n - first < len(deepstack):
+                hidden_CD = hidden_CD + deepstack[n - first]
+        if stop == self._decoder.num_layers:
+            self._keep_last(spans, hidden_CD, q_CHd)
+        else:
+            self._done.append((hidden_CD, q_CHd, k_CGd))
+        return hidden_CD.shape[0]
+
+    def _keep_last(self, spans: Sequence[_Span], hidden_CD: Tensor, q_CHd: Tensor) -> None:
+        """Of the last layer keep what enters it and asks in it at each request's last token."""
+        ends = zip(spans, accumulate(end - begin for _, begin, end in spans), strict=True)
+        last = [at - 1 for (row, _, end), at in ends if end == self._prompts.lengths[row]]
+        index_B = torch.tensor(last, dtype=torch.long, device=hidden_CD.device)
+        self._done.append((hidden_CD[index_B], q_CHd[index_B], q_CHd[:0]))
+
+    def _take(self, max_tokens: int | None) -> tuple[_Span, ...]:
+        """The next spans, in packed order, of no more tokens than given."""
+        room, spans = max_tokens, []
+        while self._left and (room is None or room > 0):
+            row, begin, stop = self._left.pop(0)
+            end = stop if room is None else min(stop, begin + room)
+            spans.append((row, begin, end))
+            if end < stop:
+                self._left.insert(0, (row, end, stop))
+            room = None if room is None else room - (end - begin)
+        return tuple(spans)
+
+    def _attend(self, n: int, spans: tuple[_Span, ...], q_CHd: Tensor, k_CGd: Tensor, v_CGd: Tensor) -> Tensor:
+        """Attention of a chunk's queries over their request's keys so far; earlier chunks' lie in the cache."""
+        lengths, scale = [end - begin for _, begin, end in spans], self._decoder.scale
+        in_cache = self._behind_held(n, spans)
+        if all(begin == 0 for _, begin, _ in in_cache):
+            return packed_attention(q_CHd, k_CGd, v_CGd, lengths, causal=True, scale=scale)
+        so_far = tuple((row, 0, end) for row, _, end in in_cache)
+        k_UGd, v_UGd = self._cache.read(self._cache.span_slots(self._pages.table_LBM[n], so_far))
+        key_lengths = [end for _, _, end in in_cache]
+        return chunk_attention(q_CHd, k_UGd, v_UGd, lengths, key_lengths, scale=scale)
+
+    def _behind_held(self, n: int, spans: Sequence[_Span]) -> tuple[_Span, ...]:
+        """Where spans of these prompts lie in the cache's layer n: behind what was there before."""
+        held_B = self._held_LB[n]
+        return tuple((row, held_B[row] + begin, held_B[row] + end) for row, begin, end in spans)
+
+    def _result(self) -> Prefill:
+        """The last layer's outputs are wanted at last tokens only: asked for as a decode step does."""
+        decoder = self._decoder
+        lengths = [n + own for n, own in zip(self._held_LB[-1], self._prompts.lengths, strict=True)]
+        hidden_BD, q_BHd, _ = (_join(parts) for parts in zip(*self._done, strict=True))
+        length_B = torch.tensor(lengths, dtype=torch.int32, device=decoder.device)
+        pages = replace(self._pages.layer(-1), length_B=length_B, host_lengths=lengths)
+        mixed_BHd = decoder.attend_paged(q_BHd, self._cache, pages)
+        logits_BV = decoder.lm_head(decoder.norm(decoder.finish(decoder.layers[-1], hidden_BD, mixed_BHd)))
+        found = self._reduction
+        return Prefill(logits_BV, self._lengths_LB, self._num_visual_LB, found.errors, found.traces)
+
+
+def _rows(value_TX: Tensor, own: Sequence[slice]) -> Tensor:
+    return _join([value_TX[rows] for rows in own])
+
+
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

@@ -1,0 +1,1 @@
+"""Continuous batching: a request from submission to its last token, phase by phase."""

@@ -1,0 +1,69 @@
+"""Work over groups of requests: which go together, who breaks it, and what each one's next token is.
+
+Knows requests on their way; nothing of towers, decoders or caches.
+
+Shape suffixes: B requests of a group, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from illava.engine.request_state import LiveRequest
+from illava.engine.sampling import SamplingBatch, draw_tokens
+from illava.errors import ILLaVAError, NumericalError
+
+Outcome = int | Exception | None  # a drawn token, what ended the request, or neither
+Draw = Callable[[Tensor, SamplingBatch, Sequence[LiveRequest]], Tensor]  # see `draw_next`, which it is by default
+
+
+def front(
+    queue: Iterable[LiveRequest], room: int, budget: float, weigh: Callable[[LiveRequest], float]
+) -> list[LiveRequest]:
+    """The head of a queue and what follows it with the same plan, while there is room and budget; in order."""
+    group: list[LiveRequest] = []
+    for live in queue:
+        if len(group) >= room:
+            break
+        if group and (live.plan != group[0].plan or live.request.trace != group[0].request.trace):
+            continue
+        budget -= weigh(live)
+        if group and budget < 0:
+            break
+        group.append(live)
+    return group
+
+
+def isolated(work: Callable[[Sequence[LiveRequest]], list[Outcome]], group: Sequence[LiveRequest]) -> list[Outcome]:
+    """Work over a group; where one request breaks it, over each alone, so that only that one ends."""
+    try:
+        return work(group)
+    except ILLaVAError as error:
+        if len(group) == 1:
+            return [error]
+    return [outcome for live in group for outcome in isolated(work, [live])]
+
+
+def draw_next(logits_BV: Tensor, sampling: SamplingBatch, group: Sequence[LiveRequest]) -> Tensor:
+    """The next tokens, and whether the logits were finite: int64 [2, B] on the device; nothing waits for it."""
+    steps = [(live.request_id, len(live.token_ids)) for live in group]
+    return draw_tokens(logits_BV, sampling, sampling.draws(steps))
+
+
+def outcomes_of(drawn_2B: Tensor, group: Sequence[LiveRequest]) -> list[Outcome]:
+    """The same on the host: a step's one copy, at its end. Log-probabilities go to the requests that asked for them."""
+    drawn_2B = drawn_2B.cpu()
+    for logprob_B in drawn_2B[2:].int().view(torch.float32).tolist():
+        for live, logprob in zip(group, logprob_B, strict=True):
+            if live.request.sampling.logprobs:
+                live.token_logprobs[len(live.token_ids) :] = [logprob]
+    drawn = zip(group, *drawn_2B[:2].tolist(), strict=True)
+    return [token_id if finite else _not_finite(live) for live, token_id, finite in drawn]
+
+
+def _not_finite(live: LiveRequest) -> NumericalError:
+    where = f"request {live.request_id!r}: logits of token {len(live.token_ids)}"
+    return NumericalError(f"{where} are not finite; load the model in bfloat16 or float32")

@@ -1,0 +1,96 @@
+"""The first stage of a request in the engine: media to visual tokens, and the prompt assembled from them.
+
+Equal media of a group are encoded once. Knows families by their interface; nothing of decoders' layers or of when a
+group's turn comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from itertools import islice
+
+from illava.decoder.kv_cache import PagedCache
+from illava.engine.batching import Outcome, front
+from illava.engine.media_phase import MediaStage
+from illava.engine.prefix_sharing import KnownMedia, beginning, encode_once, medium_keys
+from illava.engine.prompt import assemble
+from illava.engine.request_state import LiveRequest
+from illava.errors import RequestError, RequestTooLargeError
+from illava.families.base import Family
+from illava.reduction.scopes import planned_lengths
+
+
+class EncodingStage:
+    """Encodes groups of requests.
+
+    Args:
+        family: the loaded model.
+        media: stage ``media`` of its plans.
+        known: the media in flight: what that stage leaves of equal media is equal, too.
+        cache: the pool that an assembled prompt must fit into.
+        max_patches: patches of one tower call, unless a single request has more.
+        max_companions: requests taken beyond the room, since their media are encoded for others.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        media: MediaStage,
+        known: KnownMedia,
+        cache: PagedCache,
+        *,
+        max_patches: int,
+        max_companions: int,
+    ) -> None:
+        self._family, self._media, self._known, self._cache = family, media, known, cache
+        self._max_patches, self._max_companions = max_patches, max_companions
+
+    def choose(self, waiting: Iterable[LiveRequest], room: int) -> list[LiveRequest]:
+        """The next group; a medium that several of it share weighs once.
+
+        Who asks about the same media comes along where there is no room left: its encoding is there.
+        """
+        waiting = list(waiting)
+        seen: set[Hashable] = set()
+
+        def new_patches(live: LiveRequest) -> int:
+            new = {key: n for n, key in enumerate(medium_keys(live)) if key not in seen}
+            seen.update(new)
+            return sum(self._family.num_patches(live.media[n]) for n in new.values())
+
+        group = front(waiting, room, self._max_patches, new_patches)
+        return group + self._companions(group, waiting)
+
+    def _companions(self, group: Sequence[LiveRequest], waiting: Sequence[LiveRequest]) -> list[LiveRequest]:
+        """Waiting requests whose media are all among the group's."""
+        if not group:
+            return []
+        head, keys = group[0], {key for live in group for key in medium_keys(live)}
+        alike = (live for live in waiting if live.plan == head.plan and live.request.trace == head.request.trace)
+        served = (live for live in alike if live not in group and live.media and keys.issuperset(medium_keys(live)))
+        return list(islice(served, self._max_companions))
+
+    def run(self, group: Sequence[LiveRequest]) -> list[Outcome]:
+        """Stage ``media``, then tower, projector and layout in packed calls, then each request's prompt."""
+        for live in group:
+            live.show(self._known.unify(self._media.apply(live.request, live.plan)))
+        for live, encoded in zip(group, encode_once(self._family, group), strict=True):
+            live.encoded = encoded
+        return [self._assemble(live) for live in group]
+
+    def _assemble(self, live: LiveRequest) -> Outcome:
+        live.num_patches = sum(medium.num_patches for medium in live.encoded)
+        try:
+            live.prompt = assemble(self._family, live.shown, live.encoded)
+        except RequestError as error:
+            return error
+        live.beginning = beginning(live)
+        lengths = planned_lengths(live.prompt.runs, live.plan, self._family.decoder.num_layers)
+        live.reserved = [n + live.request.sampling.max_new_tokens for n in lengths]
+        needed = self._cache.num_pages_for(live.reserved)
+        if needed > self._cache.num_pages:
+            return RequestTooLargeError(
+                f"request {live.request_id!r} needs {needed} key/value pages, the whole pool has "
+                f"{self._cache.num_pages}; raise kv_cache_bytes, send fewer frames, or lower max_new_tokens"
+            )
+        return None

@@ -1,0 +1,242 @@
+"""Continuous batching: requests are encoded, prefilled and decoded in shared packed calls, joining and leaving freely.
+
+A step runs the tower for one group of waiting requests, prefills one group of encoded ones, and draws one token for
+every running request. A group shares a plan; the running batch may mix plans, since page tables are per request and
+layer. What goes wrong with one request ends that request alone. Knows families and decoders by their interface, and
+nothing of weights, files or processes.
+
+Shape suffixes: B requests of the running batch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from illava.decoder.cuda_graphs import DecodeGraphs
+from illava.decoder.decode import StepInputs, decode_step
+from illava.decoder.kv_cache import PagedCache
+from illava.engine.admission import check_content, check_length
+from illava.engine.batching import Draw, Outcome, draw_next, isolated, outcomes_of
+from illava.engine.encode_phase import EncodingStage
+from illava.engine.media_phase import MediaStage
+from illava.engine.prefill_phase import PrefillStage
+from illava.engine.prefix_sharing import KnownMedia, own_patches
+from illava.engine.prompt import media_of
+from illava.engine.request_state import LiveRequest, State
+from illava.engine.sampling import SamplingBatch, check_sampling
+from illava.errors import RequestError
+from illava.families.base import Family
+from illava.plan import EMPTY_PLAN, ReductionPlan
+from illava.requests import Generation, Request
+
+
+@dataclass(frozen=True, slots=True)
+class _RunningBatch:
+    """Device tensors of one composition of the running batch; each step's tokens stay on the device."""
+
+    step: Callable[[], Tensor]  # logits [B, V] of the next token; moves on all but the tokens
+    token_B: Tensor
+    sampling: SamplingBatch
+
+
+class Engine:
+    """The scheduler of one model on one device. Not thread-safe: one owner submits and steps.
+
+    Args:
+        family: the loaded model.
+        cache: its pool of key/value pages.
+        max_batch_requests: requests encoded or running at a time; beside them those whose media are encoded for these.
+        max_vision_patches: patches of one tower call, unless a single request has more.
+        max_prefill_tokens: prompt tokens of one prefill, unless a single request has more.
+        max_chunk_tokens: prompt tokens of one step while others decode; what is longer goes on in the next step.
+        now: a monotonic clock in seconds.
+        draw: the next tokens from the logits of a step.
+        graphs: captured decode steps; None runs them operation by operation.
+
+    Attributes:
+        device_busy_s: seconds of all tower, prefill and decode steps; equals the sum of `Timing.device_s`.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        cache: PagedCache,
+        *,
+        max_batch_requests: int = 32,
+        max_vision_patches: int = 32_768,
+        max_prefill_tokens: int = 16_384,
+        max_chunk_tokens: int = 4_096,
+        now: Callable[[], float] = time.perf_counter,
+        draw: Draw = draw_next,
+        graphs: DecodeGraphs | None = None,
+    ) -> None:
+        self.family, self.decoder, self.cache, self.graphs = family, family.decoder, cache, graphs
+        self.max_batch_requests = max_batch_requests
+        self.max_vision_patches, self.max_prefill_tokens = max_vision_patches, max_prefill_tokens
+        self.max_chunk_tokens = max_chunk_tokens
+        self.device_busy_s = 0.0
+        self._now, self._draw = now, draw
+        self._media, self._known = MediaStage(family), KnownMedia()
+        self._encoding = EncodingStage(
+            family, self._media, self._known, cache, max_patches=max_vision_patches, max_companions=max_batch_requests
+        )
+        self._prefills = PrefillStage(
+            family.decoder, cache, max_tokens=max_prefill_tokens, max_chunk_tokens=max_chunk_tokens, draw=draw
+        )
+        self._waiting: deque[LiveRequest] = deque()
+        self._encoded: deque[LiveRequest] = deque()
+        self._running: list[LiveRequest] = []
+        self._ids: set[str] = set()
+        self._batch: _RunningBatch | None = None  # of `_running` as it is now
+        self._finished: list[Generation] = []
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._waiting or self._encoded or self._running or self._finished)
+
+    def submit(self, request: Request, plan: ReductionPlan = EMPTY_PLAN) -> None:
+        """Queue a request.
+
+        Raises:
+            PlanError: the plan makes no sense for this model.
+            RequestError: content or sampling that mean nothing, media that cannot fit, or an id that is in flight.
+        """
+        self._media.check(plan)
+        check_sampling(request.sampling)
+        check_content(request)
+        if request.request_id in self._ids:
+            raise RequestError(f"request {request.request_id!r} is in flight already; ids must differ")
+        request = self._known.unify(request)
+        media = media_of(request)
+        now, (plan, content) = self._now(), self._media.route(plan, media)
+        live = LiveRequest(request, plan, media, content=content, now=now)
+        live.num_patches = sum(map(self.family.num_patches, media))
+        live.num_vision_tokens = count = sum(map(self.family.num_vision_tokens, media))
+        check_length(request, plan, num_vision_tokens=count, max_positions=self.decoder.max_positions)
+        self._waiting.append(live)
+        self._ids.add(request.request_id)
+
+    @torch.inference_mode()
+    def step(self) -> list[Generation]:
+        """One round of tower, prefill and decode; the generations that ended in it.
+
+        Errors of one request end up in its generation. What else is raised (out of memory, a device error) leaves
+        all requests where they were: `cancel_all` frees them.
+        """
+        with torch.cuda.device_of(self.cache.k_pool_PSGd):  # our kernels and graphs go to the current device
+            self._encode()
+            self._prefill()
+            self._decode()
+        finished, self._finished = self._finished, []
+        return finished
+
+    def cancel_all(self) -> list[str]:
+        """Drop every request that `step` has not returned, and free its pages; the ids dropped."""
+        dropped = [live.request_id for live in (*self._waiting, *self._encoded, *self._running)]
+        dropped += [generation.request_id for generation in self._finished]
+        for request_id in dropped:
+            self.cache.free(request_id)
+        self._waiting.clear()
+        self._encoded.clear()
+        self._ids.clear()
+        self._running, self._finished, self._batch = [], [], None
+        self._prefills.drop()
+        return dropped
+
+    def _encode(self) -> None:
+        room = self.max_batch_requests - len(self._encoded) - len(self._running)
+        group = self._encoding.choose(self._waiting, room)
+        if not group:
+            return
+        with self._timed("vision", group, own_patches(self.family, group)):
+            outcomes = isolated(self._encoding.run, group)
+        for live in group:
+            self._waiting.remove(live)
+            live.enter("queue", self._now())
+        self._encoded += self._settle(group, outcomes)
+
+    def _prefill(self) -> None:
+        room = self.max_batch_requests - len(self._running)
+        group = self._prefills.choose(self._encoded, self._running, room)
+        if not group:
+            return
+        with self._timed("prefill", group, [live.prompt.num_tokens - live.held for live in group]):
+            outcomes = self._prefills.advance(decoding=bool(self._running))
+        for live in group:
+            live.enter("queue" if outcomes is None else "decode", self._now())
+        if outcomes is None:
+            return
+        for live in group:
+            self._encoded.remove(live)
+            live.release_prompt()
+        self._running += self._settle(group, outcomes)
+        self._batch = None
+
+    def _decode(self) -> None:
+        group = self._running
+        if not group:
+            return
+        with self._timed("decode", group, [1] * len(group)):
+            outcomes = self._decode_group(group)
+        self._running = self._settle(group, outcomes)
+        if len(self._running) < len(group):
+            self._batch = None
+
+    def _decode_group(self, group: Sequence[LiveRequest]) -> list[Outcome]:
+        batch = self._batch = self._batch or self._compose(group)
+        drawn_2B = self._draw(batch.step(), batch.sampling, group)
+        batch.token_B.copy_(drawn_2B[0])
+        return outcomes_of(drawn_2B, group)
+
+    def _compose(self, group: Sequence[LiveRequest]) -> _RunningBatch:
+        """What stays on the device until a request joins or leaves."""
+        held = [[n + len(live.token_ids) - 1 for n in live.lengths] for live in group]
+        positions = [live.next_position_P + len(live.token_ids) - 1 for live in group]
+        pages = self.cache.batch([live.request_id for live in group], held)
+        token_B = torch.tensor([live.token_ids[-1] for live in group], device=self.decoder.device)
+        inputs = StepInputs(pages, torch.stack(positions, 1), token_B)
+        if self.graphs is None:
+            step: Callable[[], Tensor] = partial(decode_step, self.decoder, self.family.embed, self.cache, inputs)
+        else:
+            inputs, step = self.graphs.load(inputs)
+        sampling = SamplingBatch.of([live.request.sampling for live in group], self.decoder.device)
+        return _RunningBatch(step, inputs.token_B, sampling)
+
+    def _settle(self, group: Sequence[LiveRequest], outcomes: Sequence[Outcome]) -> list[LiveRequest]:
+        """Take each request's token or error; end those that are done; the others."""
+        going_on, now = [], self._now()
+        for live, outcome in zip(group, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                ended = live.fail(outcome, now)
+            else:
+                reason = None if outcome is None else live.accept(outcome, self.family.stop_token_ids)
+                if reason is None:
+                    going_on.append(live)
+                    continue
+                ended = live.finish(reason, self.family.decode_text, now)
+            self._finished.append(ended)
+            self._ids.discard(live.request_id)
+            self.cache.free(live.request_id)
+        return going_on
+
+    @contextmanager
+    def _timed(self, state: State, group: Sequence[LiveRequest], weights: Sequence[float]) -> Iterator[None]:
+        """Put a group into a state for the time of the block, and share that time by weight."""
+        start = self._now()
+        for live in group:
+            live.enter(state, start)
+        yield
+        if self.decoder.device.type == "cuda":
+            torch.cuda.synchronize(self.decoder.device)
+        taken_s, total = self._now() - start, sum(weights)
+        self.device_busy_s += taken_s
+        for live, weight in zip(group, weights, strict=True):
+            live.device_s += taken_s * (weight / total if total else 1 / len(group))

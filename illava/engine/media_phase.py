@@ -1,0 +1,148 @@
+"""Stage ``media`` of a plan: a request's pictures to what of them the tower will see.
+
+What is left of a medium is an ordinary medium: of fewer frames or fewer pixels, which the model then reads as if it had
+been given no more, or with `VisualInput.owner` set, whose cells the tower leaves out while all others keep their true
+places. Decided for each medium by itself, on the model's device. Knows no family and no reducer by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from illava.engine.auto_plan import plan_for
+from illava.errors import PreprocessError, ReductionDidNotFireError, RequestError
+from illava.families.base import Family
+from illava.plan import ReductionPlan
+from illava.preprocess import MediumCells, VisualInput
+from illava.reducers import Evidence, Reducer
+from illava.reducers.base import TextScorer
+from illava.reduction.content_kind import content_kind
+from illava.reduction.grid_owners import destinations
+from illava.requests import ContentKind, Request
+from illava.tokens import Assignment, Tokens
+
+if TYPE_CHECKING:
+    from illava.families.text_scorer import RelevanceModel
+
+
+class MediaStage:
+    """Applies the ``media`` step of plans for one model, and holds the text scorers that they name.
+
+    Args:
+        family: the loaded model; cells are compared and scored on its device, scorers loaded in its dtype.
+    """
+
+    def __init__(self, family: Family) -> None:
+        self._family = family
+        self._scorers: dict[TextScorer, RelevanceModel] = {}
+
+    def check(self, plan: ReductionPlan) -> None:
+        """Have the family check the plan (of `budget: auto` see `route`), and load the scorer it names.
+
+        Raises:
+            PlanError: the plan makes no sense for this model.
+            ModelLoadError: the scorer cannot be loaded.
+        """
+        self._family.check(plan)
+        reducer = plan.at("media")
+        scorer = None if reducer is None else reducer.text_scorer
+        if scorer is not None and scorer not in self._scorers:
+            from illava.families.text_scorer import RelevanceModel  # only who asks for it pays for its import
+
+            self._scorers[scorer] = RelevanceModel(
+                scorer, device=self._family.decoder.device, dtype=self._family.decoder.dtype
+            )
+
+    def route(self, plan: ReductionPlan, media: Sequence[VisualInput]) -> tuple[ReductionPlan, ContentKind | None]:
+        """The plan of a request with these media, and what chose it where it is `budget: auto`.
+
+        Raises:
+            PlanError: the plan chosen makes no sense for this model.
+        """
+        if plan.epsilon is None:
+            return plan, None
+        content = content_kind(self._family.preprocessor, media)
+        chosen = plan_for(content, plan.epsilon)
+        self._family.check(chosen)
+        return chosen, content
+
+    def apply(self, request: Request, plan: ReductionPlan) -> Request:
+        """The request as the tower will see it.
+
+        Raises:
+            RequestError: a medium cannot be reduced so, or there is no text to compare it with.
+            ReductionDidNotFireError: the step took nothing off this request.
+        """
+        reducer = plan.at("media")
+        media = [part for part in request.content if not isinstance(part, str)]
+        if reducer is None or not media:
+            return request
+        name = f"request {request.request_id!r}: {reducer.kind!r} at media"
+        text = " ".join(part.strip() for part in request.content if isinstance(part, str)).strip()
+        if reducer.text_scorer is not None and not text:
+            raise RequestError(f"{name} compares pictures with a text, but there is none; ask something")
+        try:
+            content = tuple(
+                part if isinstance(part, str) else self._reduced(part, reducer, text) for part in request.content
+            )
+        except PreprocessError as error:
+            raise RequestError(f"{name}: {error}") from error
+        touched = [medium for medium in media if medium.kind in reducer.media_kinds]
+        if all(before is after for before, after in zip(request.content, content, strict=True)) and not (
+            reducer.may_keep_all and touched
+        ):
+            kinds = " and ".join(sorted({medium.kind for medium in media}))
+            raise ReductionDidNotFireError(
+                f"{name} took nothing off its {kinds}; lower its budget, or leave the step out of the plan"
+            )
+        return replace(request, content=content)
+
+    def _reduced(self, medium: VisualInput, reducer: Reducer, text: str) -> VisualInput:
+        """The medium itself where nothing is taken off it."""
+        if medium.kind not in reducer.media_kinds:
+            return medium
+        if reducer.resolution < 1:
+            return self._family.preprocessor.shrink(medium, reducer.resolution)
+        cells = self._family.preprocessor.cells(medium)
+        tokens = Tokens(
+            torch.from_numpy(cells.pixels_TX).to(self._family.decoder.device),
+            cells.lengths,
+            torch.from_numpy(np.ascontiguousarray(cells.place_T3)).to(self._family.decoder.device),
+        )
+        assignment = reducer.assign(tokens, self._evidence(medium, cells, reducer, text), "media")
+        if assignment.num_kept == assignment.num_tokens:
+            return medium
+        return self._without(medium, cells, assignment)
+
+    def _evidence(self, medium: VisualInput, cells: MediumCells, reducer: Reducer, text: str) -> Evidence:
+        kinds, relevance_T, padding_T = reducer.evidence("media"), None, None
+        if "padding" in kinds:
+            padding_T = torch.from_numpy(cells.padding_T).to(self._family.decoder.device)
+        if reducer.text_scorer is not None:
+            frames, rows, cols = (int(axis) + 1 for axis in cells.place_T3.max(0))
+            shown = torch.tensor(medium.tiles[:: -(-len(medium.tiles) // frames)])  # the first of each pair
+            relevance_T = self._scorers[reducer.text_scorer].relevance(shown, text, rows, cols).flatten()
+        return Evidence(text_relevance_T=relevance_T, padding_T=padding_T)
+
+    def _without(self, medium: VisualInput, cells: MediumCells, assignment: Assignment) -> VisualInput:
+        """The medium without what was dropped: a video closes up behind frames of which nothing is left."""
+        kept_K, row_T = assignment.kept_K.cpu().numpy(), destinations(assignment).cpu().numpy()
+        owner = np.where(row_T >= 0, kept_K[row_T.clip(min=0)], -1)
+        frame_T = cells.place_T3[:, 0]
+        frames = np.unique(frame_T[kept_K])
+        if len(frames) <= frame_T.max():
+            if medium.kind != "video":
+                raise RuntimeError("nothing is left of a tile; a method must keep a cell of each")
+            stays_T = np.isin(frame_T, frames)
+            new_index = np.cumsum(stays_T) - 1
+            owner = owner[stays_T]
+            owner = np.where((owner >= 0) & stays_T[owner.clip(min=0)], new_index[owner.clip(min=0)], -1)
+            medium = self._family.preprocessor.with_frames(medium, frames.tolist())
+        if (owner == np.arange(len(owner))).all():
+            return medium
+        return replace(medium, owner=owner)

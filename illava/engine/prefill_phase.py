@@ -1,0 +1,125 @@
+"""The second stage of a request in the engine: its prompt through the decoder, pages taken, first token drawn.
+
+A group that holds its pages is prefilled at once, or a chunk a step while others decode. Requests whose prompts begin
+alike share the pages of that beginning (see `illava.engine.prefix_sharing`). Knows the decoder and the cache by their
+interface.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from illava.decoder.decoder import Decoder
+from illava.decoder.kv_cache import PagedCache
+from illava.decoder.prefill import Prefill, PrefillRun
+from illava.engine.batching import Draw, Outcome, draw_next, front, isolated, outcomes_of
+from illava.engine.prefix_sharing import held_of, num_common
+from illava.engine.prompt import join_trace, pack
+from illava.engine.request_state import LiveRequest
+from illava.engine.sampling import SamplingBatch
+from illava.errors import ILLaVAError
+from illava.reduction.probe import watcher
+from illava.requests import derive_seed
+
+
+class PrefillStage:
+    """Prefills groups of requests, one group at a time.
+
+    Args:
+        decoder: of the model.
+        cache: its pool of pages.
+        max_tokens: prompt tokens of a group, unless a single request has more.
+        max_chunk_tokens: prompt tokens of a call while others decode.
+        draw: the first tokens from the logits.
+    """
+
+    def __init__(
+        self, decoder: Decoder, cache: PagedCache, *, max_tokens: int, max_chunk_tokens: int, draw: Draw = draw_next
+    ) -> None:
+        self._decoder, self._cache, self._draw = decoder, cache, draw
+        self._max_tokens, self._max_chunk_tokens = max_tokens, max_chunk_tokens
+        self._group: list[LiveRequest] = []
+        self._run: PrefillRun | None = None
+
+    def choose(self, encoded: Iterable[LiveRequest], running: Sequence[LiveRequest], room: int) -> list[LiveRequest]:
+        """The group that is under way, or the next one, its pages taken.
+
+        What begins as another of the group does waits until that one runs and its pages can be shared.
+        """
+        if not self._group:
+            self._group = self._admit(encoded, running, room)
+        return self._group
+
+    def drop(self) -> None:
+        """Forget the group that is under way; its pages are freed by who cancels its requests."""
+        self._group, self._run = [], None
+
+    def advance(self, *, decoding: bool) -> list[Outcome] | None:
+        """Go on with the group that was chosen: its outcomes, or None where more chunks are to come."""
+        group = self._group
+        try:
+            self._run = self._run or self._begin(group)
+            done = self._run.advance(self._max_chunk_tokens if decoding else None)
+            outcomes = None if done is None else self._prefilled(done, group)
+        except ILLaVAError:
+            outcomes = isolated(self._whole, group)
+        if outcomes is not None:
+            self.drop()
+        return outcomes
+
+    def _admit(self, encoded: Iterable[LiveRequest], running: Sequence[LiveRequest], room: int) -> list[LiveRequest]:
+        group: list[LiveRequest] = []
+        for live in front(encoded, room, self._max_tokens, lambda live: live.prompt.num_tokens):
+            like = max(running, key=lambda other: self._num_alike(live, other), default=live)
+            held = self._num_alike(live, like) if running else 0
+            if any(self._num_alike(live, other) > held for other in group):
+                continue
+            nothing = [0] * self._decoder.num_layers
+            alike, visual = held_of(like, held) if held else (nothing, nothing)
+            shared_pages = sum(n // self._cache.page_size for n in alike)
+            if self._cache.num_pages_for(live.reserved) - shared_pages > self._cache.num_free_pages:
+                break
+            self._cache.admit(live.request_id, live.reserved, like=like.request_id if held else None, alike=alike)
+            live.held, live.held_by_layer = held, (alike, visual)
+            group.append(live)
+        return group
+
+    def _num_alike(self, live: LiveRequest, other: LiveRequest) -> int:
+        """Tokens that begin both prompts; the last token is never among them, it has to be computed.
+
+        None where attention is watched: whole prompts are shown.
+        """
+        return 0 if watcher() is not None else min(num_common(live, other), live.prompt.num_tokens - 1)
+
+    def _whole(self, group: Sequence[LiveRequest]) -> list[Outcome]:
+        done = self._begin(group).advance()
+        if done is None:
+            raise RuntimeError("a prefill without a budget stopped early")
+        return self._prefilled(done, group)
+
+    def _begin(self, group: Sequence[LiveRequest]) -> PrefillRun:
+        empty = [[0] * self._decoder.num_layers] * len(group)
+        return PrefillRun(
+            self._decoder,
+            pack([live.prompt.after(live.held) for live in group]),
+            group[0].plan,
+            self._cache,
+            self._cache.batch([live.request_id for live in group], empty),
+            seeds=[derive_seed(live.request.sampling.seed, live.request_id) for live in group],
+            traced=[row for row, live in enumerate(group) if live.request.trace],
+            held=[live.held_by_layer[0] for live in group],
+        )
+
+    def _prefilled(self, done: Prefill, group: Sequence[LiveRequest]) -> list[Outcome]:
+        sampling = SamplingBatch.of([live.request.sampling for live in group], self._decoder.device)
+        outcomes = outcomes_of(self._draw(done.logits_BV, sampling, group), group)
+        for row, live in enumerate(group):
+            held, visual = live.held_by_layer
+            live.lengths = [n + lengths[row] for n, lengths in zip(held, done.lengths_LB, strict=True)]
+            live.num_visual = [n + counts[row] for n, counts in zip(visual, done.num_visual_LB, strict=True)]
+            live.next_position_P = live.prompt.next_position_P
+            self._cache.trim(live.request_id, [n + live.request.sampling.max_new_tokens for n in live.lengths])
+            if row in done.traces:
+                live.trace = join_trace(live.encoded, live.prompt, done.traces[row])
+            outcomes[row] = done.errors.get(row, outcomes[row])
+        return outcomes

@@ -1,0 +1,136 @@
+"""One request on its way through the engine: its state, its seconds, its tokens, and the generation it ends as.
+
+A request is in exactly one state; each transition stamps, so the seconds partition its life. Knows nothing of
+scheduling, caches or models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Literal
+
+from torch import Tensor
+
+from illava.engine.prompt import Prompt, media_of
+from illava.plan import ReductionPlan
+from illava.preprocess import VisualInput
+from illava.requests import ContentKind, FinishReason, Generation, Request, Timing, TokenTrace, TokenUsage, derive_seed
+from illava.visual_tokens import EncodedMedium
+
+State = Literal["queue", "vision", "prefill", "decode"]
+
+
+class LiveRequest:
+    """A request from submission to its end.
+
+    Attributes:
+        request: as submitted.
+        plan: it goes through; of `budget: auto` the one that its ``content`` chose.
+        shown: the request with what stage ``media`` left of its media.
+        media: the images and videos of ``shown``.
+        num_patches: tokens they bring into the tower.
+        num_vision_tokens: visual tokens of the unreduced model.
+        encoded: what the tower made of them, until prefill.
+        prompt: assembled from it; there between the tower and prefill.
+        beginning: what its tokens are, piece by piece; see `illava.engine.prefix_sharing`.
+        held: leading tokens, as assembled, whose keys and values another request has computed.
+        held_by_layer: of these, what each decoder layer holds; and how many of them are visual.
+        reserved: tokens per decoder layer that pages are taken for, the answer included.
+        lengths: tokens per decoder layer that prefill left in the cache.
+        num_visual: visual tokens among them, per layer.
+        next_position_P: position of the first generated token; there from prefill on.
+        token_ids: drawn so far.
+        token_logprobs: of these tokens, where the request asked for it.
+        trace: where the request asked for it, from prefill on.
+        device_s: its share of the steps so far.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        plan: ReductionPlan,
+        media: Sequence[VisualInput],
+        *,
+        now: float,
+        content: ContentKind | None = None,
+    ) -> None:
+        self.request, self.plan, self.media = request, plan, tuple(media)
+        self.shown, self.content = request, content
+        self.num_patches = self.num_vision_tokens = 0
+        self.encoded: list[EncodedMedium] = []
+        self.prompt: Prompt
+        self.beginning: list[tuple[Hashable, int]] = []
+        self.held = 0
+        self.held_by_layer: tuple[list[int], list[int]] = ([], [])
+        self.reserved: list[int] = []
+        self.lengths: list[int] = []
+        self.num_visual: list[int] = []
+        self.next_position_P: Tensor
+        self.token_ids: list[int] = []
+        self.token_logprobs: list[float] = []
+        self.trace: TokenTrace | None = None
+        self.device_s = 0.0
+        self._seconds: dict[State, float] = {"queue": 0.0, "vision": 0.0, "prefill": 0.0, "decode": 0.0}
+        self._state: State = "queue"
+        self._since = now
+
+    @property
+    def request_id(self) -> str:
+        return self.request.request_id
+
+    @property
+    def medium_seeds(self) -> tuple[int, ...]:
+        """The root of what reducers draw in the tower, one a medium."""
+        return tuple(derive_seed(self.request.sampling.seed, self.request_id, n) for n in range(len(self.media)))
+
+    def show(self, reduced: Request) -> None:
+        """Take the media that the tower is to see."""
+        self.shown, self.media = reduced, media_of(reduced)
+
+    def enter(self, state: State, now: float) -> None:
+        """Leave the present state for ``state``, which may be the same."""
+        self._seconds[self._state] += now - self._since
+        self._state, self._since = state, now
+
+    def release_prompt(self) -> None:
+        """Let go of features and embeddings: from here on the cache holds what is needed."""
+        self.encoded.clear()
+        del self.prompt
+
+    def accept(self, token_id: int, stop_token_ids: frozenset[int]) -> FinishReason | None:
+        """Take a drawn token; why it ends the answer, if it does."""
+        self.token_ids.append(token_id)
+        drawn, sampling = len(self.token_ids), self.request.sampling
+        if token_id in stop_token_ids and drawn >= sampling.min_new_tokens:
+            return "stop"
+        return "length" if drawn >= sampling.max_new_tokens else None
+
+    def finish(self, reason: FinishReason, decode_text: Callable[[Sequence[int]], str], now: float) -> Generation:
+        """The answer."""
+        self.enter("queue", now)
+        spoken = self.token_ids[:-1] if reason == "stop" else self.token_ids
+        return self._generation(decode_text(spoken), reason, None)
+
+    def fail(self, error: Exception, now: float) -> Generation:
+        """The error that ended this request alone."""
+        self.enter("queue", now)
+        return self._generation("", None, error)
+
+    def _generation(self, text: str, reason: FinishReason | None, error: Exception | None) -> Generation:
+        seconds = self._seconds
+        timing = Timing(seconds["queue"], seconds["vision"], seconds["prefill"], seconds["decode"], self.device_s)
+        usage = None
+        if self.lengths:
+            usage = TokenUsage(
+                num_patches=self.num_patches,
+                num_vision_tokens=self.num_vision_tokens,
+                num_vision_tokens_kept=self.num_visual[0],
+                num_decoder_tokens_kept=self.num_visual[-1],
+                num_prompt_tokens=self.lengths[0],
+                num_generated_tokens=len(self.token_ids),
+                content=self.content,
+            )
+        drawn, logprobs = tuple(self.token_ids), None
+        if self.request.sampling.logprobs:
+            logprobs = tuple(self.token_logprobs[: len(drawn)])
+        return Generation(self.request_id, text, drawn, reason, usage, timing, self.trace, error, logprobs)

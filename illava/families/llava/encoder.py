@@ -1,0 +1,129 @@
+"""From tiles to visual tokens: the tower once over all tiles of all media, the projector, and each medium's layout.
+
+Shared by the LLaVA families, which differ in tower and geometry. Knows no reducer: the tower's block loop calls the
+reduction, the layout behind it restores or re-reads what is left.
+
+Shape suffixes: F tiles, R rows, C columns, K kept tokens, D channels, P patches, H height and W width in px.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from illava.errors import RequestError
+from illava.families.llava.packing import Survivors, lay_out, patch_places
+from illava.plan import ReductionPlan
+from illava.preprocess import Preprocessor, VisualInput
+from illava.reduction.grid_owners import fill_gaps, owners
+from illava.reduction.patch_selection import Entrance
+from illava.reduction.segments import Segments, segment_seeds
+from illava.reduction.vision import VisionReduction
+from illava.visual_tokens import EncodedMedium
+
+
+class Tower(Protocol):
+    """A vision tower over packed tiles: see `families.siglip` and `families.clip`."""
+
+    has_cls: bool
+    num_blocks: int
+
+    def embed(self, pixels_F3HW: Tensor) -> Tensor: ...
+
+    def run(self, hidden_TD: Tensor, reduction: VisionReduction) -> Tensor: ...
+
+
+class TileEncoder:
+    """Encodes the media of one loaded model."""
+
+    def __init__(
+        self, tower: Tower, projector: Callable[[Tensor], Tensor], newline_D: Tensor, preprocessor: Preprocessor
+    ) -> None:
+        """Borrow a loaded model's modules.
+
+        Args:
+            tower: the vision tower's block loop.
+            projector: patch features to LLM width.
+            newline_D: the learned newline token.
+            preprocessor: of the same model; its geometry and normalisation are used.
+        """
+        self._tower, self._projector, self._newline_D = tower, projector, newline_D
+        self._preprocessor, self._geometry = preprocessor, preprocessor.geometry
+
+    def encode(
+        self, media: Sequence[VisualInput], plan: ReductionPlan, *, trace: bool, seeds: Sequence[int] | None = None
+    ) -> list[EncodedMedium]:
+        """See `Family.encode`."""
+        if not media:
+            return []
+        grid, device = self._geometry.grid, self._newline_D.device
+        num_tiles = [len(medium.tiles) for medium in media]
+        place_P3 = torch.cat([patch_places(count, grid) for count in num_tiles]).to(device)
+        entrance = Entrance.of(media, num_tiles, (grid**2,) * sum(num_tiles), place_P3)
+        reduction = VisionReduction(
+            plan,
+            entrance.lengths,
+            entrance.place_K3,
+            num_blocks=self._tower.num_blocks,
+            has_cls=self._tower.has_cls,
+            seeds=segment_seeds(seeds, num_tiles),
+            segments=Segments.of(num_tiles, [medium.kind == "video" for medium in media]),
+        )
+        hidden_TD = entrance.select(self._tower.embed(self.pixels(media)), has_cls=self._tower.has_cls)
+        feature_KD = self._projector(self._tower.run(hidden_TD, reduction))
+        owner_FRC = None
+        assignments = [*entrance.steps, *(step.assignment for step in reduction.steps)]
+        if plan.layout == "geometric" and assignments:
+            owner_P = owners(assignments, place_P3.shape[0], device)
+            owner_FRC = fill_gaps(owner_P.view(-1, grid, grid))
+        parts = _apart(feature_KD, reduction, owner_FRC, trace=trace)
+        encoded = [
+            lay_out(part, medium, self._geometry, self._newline_D) for part, medium in zip(parts, media, strict=True)
+        ]
+        return entrance.traced(encoded) if trace else encoded
+
+    def pixels(self, media: Sequence[VisualInput]) -> Tensor:
+        """All tiles, rescaled and normalised on the device: float32 [F, 3, H, W].
+
+        Raises:
+            RequestError: tiles of another size or dtype than this model's.
+        """
+        side, prep = self._geometry.tile_px, self._preprocessor
+        for medium in media:
+            if medium.tiles.dtype != np.uint8 or medium.tiles.shape[1:] != (side, side, 3):
+                raise RequestError(
+                    f"a medium has tiles {medium.tiles.dtype} {list(medium.tiles.shape)}, this model takes uint8 "
+                    f"[n, {side}, {side}, 3]; was it prepared by another model's preprocessor?"
+                )
+        tiles_FHW3 = torch.from_numpy(np.concatenate([medium.tiles for medium in media])).to(self._newline_D.device)
+        mean_3HW, std_3HW = (tiles_FHW3.new_tensor(x, dtype=torch.float32).view(3, 1, 1) for x in (prep.mean, prep.std))
+        # transformers rescales in float64 and normalises in float32: so do we, for equal bits
+        pixels_F3HW = tiles_FHW3.permute(0, 3, 1, 2).double().mul_(prep.rescale_factor).float()
+        return pixels_F3HW.sub_(mean_3HW).div_(std_3HW).contiguous()
+
+
+def _apart(feature_KD: Tensor, reduction: VisionReduction, owner_FRC: Tensor | None, *, trace: bool) -> list[Survivors]:
+    """Each medium's share of the packed result; owners are renumbered to count from its own first token."""
+    segments = reduction.segments
+    bounds = pairwise(accumulate(segments.of_media(reduction.lengths), initial=0))
+    steps = reduction.trace() if trace else [None] * len(segments.videos)
+    parts = []
+    for medium, (bound, own_steps) in enumerate(zip(bounds, steps, strict=True)):
+        own = slice(*bound)
+        parts.append(
+            Survivors(
+                feature_KD[own],
+                None if reduction.score_T is None else reduction.score_T[own],
+                reduction.place_T3[own],
+                None if owner_FRC is None else owner_FRC[list(segments.entered_of(medium))] - own.start,
+                own_steps,
+                segments.tiles(medium),
+                tuple(reduction.idle[medium]),
+            )
+        )
+    return parts

@@ -1,0 +1,101 @@
+"""The block loop of SigLIP and CLIP towers over Hugging Face's own layers, with the reduction called inside it.
+
+Both have the same layer: attention behind a norm, MLP behind a norm. Sub-modules are borrowed, none is patched or
+copied. Knows nothing of embeddings, media, layouts or the LLM behind.
+
+On CPU each result of tens of MiB is fresh memory, which the operating system zeroes page by page (1.5 us each: up to a
+tenth of a block's time at four so400m frames). So the widest one is used again there, and the others are kept small.
+
+Shape suffixes: T tokens packed end to end, K kept tokens, D channels, M channels within the MLP, H heads, d head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from illava.attention.packed import packed_attention
+from illava.errors import ModelLoadError
+from illava.reduction.vision import VisionReduction
+
+_CPU_ROWS = 1024  # in which segments attend together
+_CPU_ACTIVATION_ROWS = 64  # at so400m's width 1 MiB: half of an L2 cache
+
+
+def blocks_up_to(layers: Any, feature_layer: int) -> Any:
+    """The blocks that lead to the hidden state a model reads.
+
+    Args:
+        layers: the tower's `ModuleList`.
+        feature_layer: index into the hidden states, 0 being the embeddings, as ``vision_feature_layer`` counts.
+
+    Raises:
+        ModelLoadError: no such hidden state.
+    """
+    num_blocks = feature_layer if feature_layer >= 0 else len(layers) + 1 + feature_layer
+    if not 1 <= num_blocks <= len(layers):
+        raise ModelLoadError(
+            f"vision_feature_layer {feature_layer} asks for hidden state {num_blocks} of a tower of "
+            f"{len(layers)} blocks; possible are 1 to {len(layers)} or -{len(layers)} to -1"
+        )
+    return layers[:num_blocks]
+
+
+def run_blocks(blocks: Sequence[Any], hidden_TD: Tensor, reduction: VisionReduction) -> Tensor:
+    """All blocks: [T, D] -> [K, D], reduced as the plan says. With an empty plan equal to Hugging Face's."""
+    wide_TM = None
+    if len(blocks) and not hidden_TD.is_cuda:
+        wide_TM = hidden_TD.new_empty(len(hidden_TD), blocks[0].mlp.fc1.out_features)
+    for index, block in enumerate(blocks):
+        if reduction.asks(index):
+            hidden_TD, q_THd, k_THd = _attend(block, hidden_TD, reduction.lengths, reduction.key_bias_T)
+            hidden_TD = reduction.at(index, hidden_TD, q_THd, k_THd, scale=block.self_attn.scale)
+            del q_THd, k_THd
+        else:
+            hidden_TD = _attend_by_segment(block, hidden_TD, reduction)
+        hidden_TD = hidden_TD + _mlp(block.mlp, block.layer_norm2(hidden_TD), wide_TM)
+    return reduction.after_tower(hidden_TD)
+
+
+def _attend(
+    block: Any, hidden_TD: Tensor, lengths: tuple[int, ...], key_bias_T: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A block up to its MLP: the residual stream with attention added, and the queries and keys that made it."""
+    attention = block.self_attn
+    normed_TD = block.layer_norm1(hidden_TD)
+    q_THd, k_THd, v_THd = (
+        project(normed_TD).unflatten(1, (attention.num_heads, attention.head_dim))
+        for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    attended_THd = packed_attention(
+        q_THd, k_THd, v_THd, lengths, causal=False, scale=attention.scale, key_bias_T=key_bias_T
+    )
+    return hidden_TD + attention.out_proj(attended_THd.flatten(1)), q_THd, k_THd
+
+
+def _attend_by_segment(block: Any, hidden_TD: Tensor, reduction: VisionReduction) -> Tensor:
+    """The same where nobody asks for queries and keys: on CPU a few segments at a time, in memory that is warm."""
+    whole, longest = reduction.lengths, max(reduction.lengths, default=1)
+    num_together = len(whole) if hidden_TD.is_cuda else max(1, _CPU_ROWS // max(1, longest))
+    lengths = [whole[n : n + num_together] for n in range(0, len(whole), num_together)]
+    rows = [sum(part) for part in lengths]
+    bias = [None] * len(rows) if reduction.key_bias_T is None else reduction.key_bias_T.split(rows)
+    parts = [
+        _attend(block, part_TD, part_lengths, part_bias_T)[0]
+        for part_TD, part_lengths, part_bias_T in zip(hidden_TD.split(rows), lengths, bias, strict=True)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _mlp(mlp: Any, normed_TD: Tensor, wide_TM: Tensor | None) -> Tensor:
+    """Hugging Face's own forward, with its widest result in ``wide_TM`` where that is given."""
+    if wide_TM is None:
+        return mlp(normed_TD)
+    wide_TM = wide_TM[: len(normed_TD)]
+    torch.addmm(mlp.fc1.bias, normed_TD, mlp.fc1.weight.t(), out=wide_TM)
+    for rows_XM in wide_TM.split(_CPU_ACTIVATION_ROWS):
+        rows_XM.copy_(mlp.activation_fn(rows_XM))
+    return mlp.fc2(wide_TM)

@@ -1,0 +1,166 @@
+"""From pictures of native resolution to vision tokens: the tower once over all media, then each medium apart.
+
+Shared by the Qwen families, which differ in tower. Every temporal patch of every medium is one segment; groups of
+patches that survive keep their true (time, row, col) and leave gaps in the medium's slots. Knows no reducer: the
+tower's block loop calls the reduction.
+
+Shape suffixes: F frames, C colours, H height and W width in px, P patches, X values of a patch, K kept groups, D
+channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from illava.errors import RequestError
+from illava.families.qwen.geometry import NativeGeometry, PatchGrid
+from illava.plan import ReductionPlan
+from illava.preprocess import Preprocessor, VisualInput
+from illava.reduction.patch_groups import group_scores
+from illava.reduction.patch_selection import Entrance
+from illava.reduction.segments import Segments, segment_seeds
+from illava.reduction.trace import medium_place
+from illava.reduction.vision import VisionReduction
+from illava.requests import TraceStep
+from illava.visual_tokens import EncodedMedium
+
+
+class NativeTower(Protocol):
+    """A vision tower over packed patches: see `families.qwen2_vl`."""
+
+    last_scored_block: int
+
+    def embed(self, patch_PX: Tensor, grids: Sequence[PatchGrid]) -> Tensor: ...
+
+    def run(self, hidden_TD: Tensor, reduction: VisionReduction) -> tuple[Tensor, tuple[Tensor, ...]]: ...
+
+
+class NativeEncoder:
+    """Encodes the media of one loaded model."""
+
+    def __init__(self, tower: NativeTower, preprocessor: Preprocessor, device: torch.device) -> None:
+        """Take a tower, and the preprocessor of the same model for its geometry and normalisation."""
+        self._tower, self._preprocessor, self._device = tower, preprocessor, device
+        self._geometry: NativeGeometry = preprocessor.geometry
+
+    def grid(self, medium: VisualInput) -> PatchGrid:
+        """The medium's patches.
+
+        Raises:
+            RequestError: tiles of another size or dtype than this model's.
+        """
+        tiles, factor = medium.tiles, self._geometry.factor_px
+        if tiles.dtype != np.uint8 or tiles.ndim != 4 or tiles.shape[1] % factor or tiles.shape[2] % factor:
+            raise RequestError(
+                f"a medium has tiles {tiles.dtype} {list(tiles.shape)}, this model takes uint8 [n, height, width, 3] "
+                f"with sides that are multiples of {factor} px; was it prepared by another model's preprocessor?"
+            )
+        return self._geometry.grid(medium.kind, *tiles.shape[:3])
+
+    def encode(
+        self, inputs: Sequence[VisualInput], plan: ReductionPlan, *, trace: bool, seeds: Sequence[int] | None = None
+    ) -> list[EncodedMedium]:
+        """See `Family.encode`."""
+        if not inputs:
+            return []
+        grids = [self.grid(medium) for medium in inputs]
+        place_P3 = torch.cat([patch_places(grid) for grid in grids]).to(self._device)
+        lengths = tuple(grid.rows * grid.cols for grid in grids for _ in range(grid.times))
+        num_blocks = self._tower.last_scored_block + 1
+        roots = segment_seeds(seeds, [grid.times for grid in grids])
+        group_side = self._geometry.group_side
+        entrance = Entrance.of(inputs, [grid.times for grid in grids], lengths, place_P3, group_side=group_side)
+        reduction = VisionReduction(
+            plan,
+            entrance.lengths,
+            entrance.place_K3,
+            num_blocks=num_blocks,
+            group_side=group_side,
+            seeds=roots,
+            segments=Segments.of([grid.times for grid in grids], [medium.kind == "video" for medium in inputs]),
+        )
+        hidden_PD = self._tower.embed(torch.cat([self.patches(medium) for medium in inputs]), grids)
+        feature_KD, deepstack = self._tower.run(entrance.select(hidden_PD), reduction)
+        media = self._apart(inputs, feature_KD, reduction, trace=trace)
+        media = entrance.traced(media) if trace else media
+        if not deepstack:
+            return media
+        counts = [len(medium.slot_K) for medium in media]
+        deep = zip(*(layer_KD.split(counts) for layer_KD in deepstack), strict=True)
+        return [replace(medium, deepstack=own) for medium, own in zip(media, deep, strict=True)]
+
+    def patches(self, medium: VisualInput) -> Tensor:
+        """The medium's pixels, rescaled and normalised, in the order the tower reads them: float32 [P, X].
+
+        The last frame is repeated until it fills its temporal patch; so is an image.
+
+        Source: transformers 5.23, models/qwen2_vl/video_processing_qwen2_vl.py:patchify.
+        """
+        grid, prep, geometry = self.grid(medium), self._preprocessor, self._geometry
+        tiles_FHWC = torch.from_numpy(medium.tiles).to(self._device)
+        mean_C11, std_C11 = (tiles_FHWC.new_tensor(x, dtype=torch.float32).view(3, 1, 1) for x in (prep.mean, prep.std))
+        # transformers rescales in float64 and normalises in float32: so do we, for equal bits
+        pixels_FCHW = tiles_FHWC.permute(0, 3, 1, 2).double().mul_(prep.rescale_factor).float()
+        pixels_FCHW = pixels_FCHW.sub_(mean_C11).div_(std_C11)
+        depth, side, px = geometry.frames_per_patch, geometry.group_side, geometry.patch_px
+        missing = grid.times * depth - len(pixels_FCHW)
+        if missing:
+            pixels_FCHW = torch.cat([pixels_FCHW, pixels_FCHW[-1:].expand(missing, -1, -1, -1)])
+        rows, cols = grid.groups
+        blocks = pixels_FCHW.reshape(grid.times, depth, 3, rows, side, px, cols, side, px)
+        return blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(grid.num_patches, -1)
+
+    def _apart(
+        self, inputs: Sequence[VisualInput], feature_KD: Tensor, reduction: VisionReduction, *, trace: bool
+    ) -> list[EncodedMedium]:
+        side, grids = self._geometry.group_side, [self.grid(medium) for medium in inputs]
+        place_K3 = reduction.place_T3[:: side**2].clone()
+        place_K3[:, 1:] //= side
+        score_K = group_scores(reduction.score_T, side)
+        counts = [length // side**2 for length in reduction.lengths]
+        segments = reduction.segments
+        steps = reduction.trace() if trace else [None] * len(grids)
+        media, begin = [], 0
+        for index, (given, grid, own_steps) in enumerate(zip(inputs, grids, steps, strict=True)):
+            in_time = {segments.tile[n]: counts[n] for n, medium in enumerate(segments.medium) if medium == index}
+            own = slice(begin, begin + sum(in_time.values()))
+            begin = own.stop
+            rows, cols = grid.groups
+            media.append(
+                EncodedMedium(
+                    feature_KD=feature_KD[own],
+                    slot_K=(place_K3[own] * place_K3.new_tensor([rows * cols, cols, 1])).sum(1),
+                    num_slots=grid.num_groups,
+                    frame_counts=tuple((time, in_time.get(time, 0)) for time in range(grid.times)),
+                    place_K3=place_K3[own],
+                    score_K=None if score_K is None else score_K[own],
+                    num_patches=grid.num_patches - given.num_left_out * side**2,
+                    trace=() if own_steps is None else (*own_steps, _merger_step(place_K3[own].cpu(), side**2)),
+                    patch_place_P4=None if own_steps is None else medium_place(patch_places(grid)),
+                    idle_steps=tuple(reduction.idle[index]),
+                )
+            )
+        return media
+
+
+def patch_places(grid: PatchGrid) -> Tensor:
+    """(time, row, col) of every patch of one medium as it enters the tower: group by group, int64 [P, 3], host."""
+    rows, cols = grid.groups
+    axes = (torch.arange(n) for n in (grid.times, rows, cols, grid.side, grid.side))
+    time, row, col, inner_row, inner_col = torch.cartesian_prod(*axes).unbind(1)
+    return torch.stack([time, row * grid.side + inner_row, col * grid.side + inner_col], 1)
+
+
+def _merger_step(place_K3: Tensor, group_size: int) -> TraceStep:
+    """The merger as a trace step: every vision token is made of the patches of its group, in equal parts."""
+    num_tokens = place_K3.shape[0]
+    index = torch.stack([torch.arange(num_tokens).repeat_interleave(group_size), torch.arange(num_tokens * group_size)])
+    weight, size = torch.full((index.shape[1],), 1 / group_size), (num_tokens, num_tokens * group_size)
+    matrix = torch.sparse_coo_tensor(index, weight, size, check_invariants=False)
+    return TraceStep("layout", None, matrix.coalesce(), medium_place(place_K3))

@@ -1,0 +1,224 @@
+"""Frames to the native resolution of the Qwen families: uint8 in, uint8 out, of the picture's own shape.
+
+Runs in the readers: imports neither torch nor transformers. A video's frames are not doubled here where their number
+is odd; the device repeats the last one. Knows nothing of patches' order, tokens or reduction.
+
+Source: transformers 5.23, models/qwen2_vl/image_processing_pil_qwen2_vl.py, tested equal to it; video processors need
+torchvision there, so videos are tested against the formula.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from illava.errors import ModelLoadError, PreprocessError
+from illava.families.qwen.geometry import NativeGeometry, PixelRange
+from illava.model_files import JsonSection, ModelFiles
+from illava.preprocess import MediumCells, Preprocessor, VisualInput, check_images, check_video, resize
+
+_CLIP_MEAN, _CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+_HALF = [0.5, 0.5, 0.5]
+_BICUBIC = 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Defaults:
+    """What transformers' processor classes take where a model's files are silent."""
+
+    patch_px: int
+    mean: list[float]
+    std: list[float]
+    image: PixelRange
+    video: PixelRange
+    video_mean: list[float]
+    video_budget: Literal["frame", "clip"]
+
+
+_QWEN2 = _Defaults(
+    14,
+    _CLIP_MEAN,
+    _CLIP_STD,
+    PixelRange(56**2, 1280 * 28**2),
+    PixelRange(128 * 28**2, 768 * 28**2),
+    _CLIP_MEAN,
+    "frame",
+)
+# Its images are read by Qwen2-VL's processor, its videos by one of its own.
+_QWEN3 = replace(_QWEN2, patch_px=16, video=PixelRange(128 * 32**2, 768 * 32**2), video_mean=_HALF, video_budget="clip")
+_DEFAULTS = {"qwen2_vl": _QWEN2, "qwen2_5_vl": _QWEN2, "qwen3_vl": _QWEN3}
+NATIVE_MODEL_TYPES = frozenset(_DEFAULTS)
+
+
+@dataclass(frozen=True, slots=True)
+class NativePreprocessor(Preprocessor):
+    """Every image and frame is resized to whole groups of patches near its own size.
+
+    Attributes:
+        model_type: of the family, as in config.json.
+        geometry: sizes and grids.
+        image_resample, video_resample: Pillow's number of the filter.
+        rescale_factor, mean, std: the device later computes ``(x * rescale_factor - mean) / std`` per channel.
+    """
+
+    model_type: str
+    geometry: NativeGeometry
+    image_resample: int
+    video_resample: int
+    rescale_factor: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def images(self, frames: Sequence[np.ndarray]) -> tuple[VisualInput, ...]:
+        """The images of one request, in order, each one tile.
+
+        Args:
+            frames: uint8 [H, W, 3] RGB each, of any sizes.
+
+        Raises:
+            PreprocessError: no image, one of the wrong dtype or shape, or one that is too narrow.
+        """
+        check_images(frames)
+        media = []
+        for frame in frames:
+            tile = resize(frame, *self.geometry.image_size(*frame.shape[:2]), self.image_resample)
+            media.append(VisualInput("image", np.stack([tile]), frame.shape[:2]))
+        return tuple(media)
+
+    def video(self, frames: np.ndarray | Sequence[np.ndarray], *, timestamps_s: Sequence[float] = ()) -> VisualInput:
+        """A video's frames, all brought to one size.
+
+        Args:
+            frames: uint8 [F, H, W, 3] RGB, or F frames of one size.
+            timestamps_s: seconds of each frame, where known: some models read when a frame was.
+
+        Raises:
+            PreprocessError: no frames, frames of the wrong dtype or shape, of different sizes or too narrow; or
+                timestamps of another number.
+        """
+        check_video(frames)
+        if len(timestamps_s) not in (0, len(frames)):
+            raise PreprocessError(f"{len(frames)} frames, but {len(timestamps_s)} timestamps; give one each, or none")
+        height, width = self.geometry.video_size(len(frames), *frames[0].shape[:2])
+        tiles = np.empty((len(frames), height, width, 3), np.uint8)
+        for index, frame in enumerate(frames):
+            tiles[index] = resize(frame, height, width, self.video_resample)
+        return VisualInput("video", tiles, frames[0].shape[:2], tuple(timestamps_s))
+
+    def cells(self, medium: VisualInput) -> MediumCells:
+        """See `Preprocessor.cells`: a cell is a group of patches over the frames of one temporal patch."""
+        depth = 1 if medium.kind == "image" else self.geometry.frames_per_patch
+        num_frames, height, width = medium.tiles.shape[:3]
+        grid, px = self.geometry.grid(medium.kind, num_frames, height, width), self.geometry.factor_px
+        tiles = np.concatenate([medium.tiles, *[medium.tiles[-1:]] * (grid.times * depth - num_frames)])
+        rows, cols = grid.groups
+        cut = tiles.reshape(grid.times, depth, rows, px, cols, px, 3).transpose(0, 2, 4, 1, 3, 5, 6)
+        return MediumCells(
+            pixels_TX=cut.reshape(grid.num_groups, -1),
+            place_T3=np.indices((grid.times, rows, cols)).reshape(3, -1).T,
+            lengths=(grid.num_groups,),
+            padding_T=np.zeros(grid.num_groups, bool),
+        )
+
+    def with_frames(self, medium: VisualInput, frames: Sequence[int]) -> VisualInput:
+        """See `Preprocessor.with_frames`: whole temporal patches."""
+        depth, num_frames = self.geometry.frames_per_patch, len(medium.tiles)
+        index = [n for frame in frames for n in range(frame * depth, min((frame + 1) * depth, num_frames))]
+        times_s = tuple(medium.timestamps_s[n] for n in index) if medium.timestamps_s else ()
+        return replace(medium, tiles=medium.tiles[index], timestamps_s=times_s)
+
+    def shrink(self, medium: VisualInput, ratio: float) -> VisualInput:
+        """See `Preprocessor.shrink`: both sides by the root of the ratio, rounded down to whole groups."""
+        height, width = medium.tiles.shape[1:3]
+        factor = self.geometry.factor_px
+        low, narrow = (max(1, int(side / factor * ratio**0.5 + 1e-6)) * factor for side in (height, width))
+        if (low, narrow) == (height, width):
+            raise PreprocessError(
+                f"a {medium.kind} of {width}x{height} px at model size has too few groups of {factor} px to be read at "
+                f"{ratio:g} of them; lower keep_ratio, or reduce with another method"
+            )
+        resample = self.image_resample if medium.kind == "image" else self.video_resample
+        return replace(medium, tiles=np.stack([resize(tile, low, narrow, resample) for tile in medium.tiles]))
+
+    def max_nbytes(self, num_frames: int) -> int:
+        """See `Preprocessor.max_nbytes`; a count does not say whether it is of images or frames: the larger."""
+        return self.geometry.max_pixels(num_frames) * 3
+
+
+def native_preprocessor(files: ModelFiles) -> NativePreprocessor:
+    """The preprocessor that a Qwen model's files describe.
+
+    Raises:
+        ModelLoadError: the files contradict one another, or ask for a step that this package does not do.
+    """
+    image, video, defaults = files.image_processor, files.video_processor, _DEFAULTS[files.model_type]
+    for section in (image, video):
+        _check_steps(section)
+    mean, std = image.get("image_mean", defaults.mean), image.get("image_std", defaults.std)
+    video_std = defaults.std if defaults.video_mean is defaults.mean else defaults.video_mean
+    for key, ours, own_default in (("image_mean", mean, defaults.video_mean), ("image_std", std, video_std)):
+        if list(video.get(key, own_default)) != list(ours):
+            raise ModelLoadError(f"{video.where} and {image.where} differ in {key!r}; one model has one normalisation")
+    rescale_factor = image.get("rescale_factor", 1 / 255)
+    if video.get("rescale_factor", 1 / 255) != rescale_factor:
+        raise ModelLoadError(f"{video.where} and {image.where} differ in 'rescale_factor'; one model has one")
+    return NativePreprocessor(
+        model_type=files.model_type,
+        geometry=load_native_geometry(files),
+        image_resample=image.get("resample", _BICUBIC),
+        video_resample=video.get("resample", _BICUBIC),
+        rescale_factor=rescale_factor,
+        mean=tuple(mean),
+        std=tuple(std),
+    )
+
+
+def load_native_geometry(files: ModelFiles) -> NativeGeometry:
+    """Sizes and grids that a Qwen model's files describe.
+
+    Raises:
+        ModelLoadError: the processors' patches are not the tower's.
+    """
+    vision, defaults = files.config.section("vision_config"), _DEFAULTS[files.model_type]
+    ours = {
+        "patch_size": vision.get("patch_size", defaults.patch_px),
+        "merge_size": vision.get("spatial_merge_size", 2),
+        "temporal_patch_size": vision.get("temporal_patch_size", 2),
+    }
+    for section, patch_px in ((files.image_processor, 14), (files.video_processor, defaults.patch_px)):
+        for key, default in (("patch_size", patch_px), ("merge_size", 2), ("temporal_patch_size", 2)):
+            if section.get(key, default) != ours[key]:
+                raise ModelLoadError(
+                    f"{section.where} has {key} {section.get(key, default)}, the tower in {files.config.where} has "
+                    f"{ours[key]}; these files are not of one model"
+                )
+    return NativeGeometry(
+        patch_px=ours["patch_size"],
+        group_side=ours["merge_size"],
+        frames_per_patch=ours["temporal_patch_size"],
+        image_pixels=_pixels(files.image_processor, defaults.image),
+        video_pixels=_pixels(files.video_processor, defaults.video),
+        video_budget=defaults.video_budget,
+    )
+
+
+def _pixels(section: JsonSection, default: PixelRange) -> PixelRange:
+    """``min_pixels`` and ``max_pixels`` win over ``size``, as in transformers."""
+    size: dict[str, Any] = section.get("size") or {"shortest_edge": default.least, "longest_edge": default.most}
+    least = section.get("min_pixels") or size.get("shortest_edge")
+    most = section.get("max_pixels") or size.get("longest_edge")
+    if not least or not most:
+        raise ModelLoadError(f"{section.where} has size {size}; expected shortest_edge and longest_edge, in pixels")
+    return PixelRange(least, most)
+
+
+def _check_steps(section: JsonSection) -> None:
+    """Refuse a processor configuration with steps other than resize, rescale, normalise."""
+    steps = {"do_resize": True, "do_rescale": True, "do_normalize": True, "cap_pixels_per_frame": False}
+    for key, expected in steps.items():
+        given = section.get(key)
+        if given is not None and bool(given) != expected:
+            raise ModelLoadError(f"{section.where} sets {key}: {given}; only {expected} is supported")

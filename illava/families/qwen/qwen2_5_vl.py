@@ -1,0 +1,209 @@
+"""Qwen2.5-VL: Qwen2-VL with windowed attention in most blocks of its tower, and video positions that follow time.
+
+Borrows the modules of one loaded Hugging Face model; with an empty plan its features equal that model's. Reduction
+works on whole 2x2 groups, in full-attention blocks only: within a window attention says little of the picture. After
+it the windows are those of the survivors' true places. Knows no reducer.
+
+Source: transformers 5.23, models/qwen2_5_vl.
+
+Shape suffixes: T patches packed end to end, P patches, X values of a patch, K kept groups, D channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from illava.decoder.decoder import Decoder
+from illava.errors import PlanError
+from illava.families.base import Family, RenderedPrompt
+from illava.families.chat_prompt import ChatPrompt
+from illava.families.loading import load_tokenizer, load_weights, stop_token_ids
+from illava.families.plan_check import check_native_resolution
+from illava.families.qwen.blocks import Rotary, attend, rotary_at
+from illava.families.qwen.encoder import NativeEncoder
+from illava.families.qwen.geometry import PatchGrid
+from illava.families.qwen.mrope import TokenGrid, mrope_positions
+from illava.plan import ReductionPlan
+from illava.preprocess import Preprocessor, VisualInput, load_preprocessor
+from illava.reduction.vision import VisionReduction
+from illava.visual_tokens import EncodedMedium
+
+
+@dataclass(frozen=True, slots=True)
+class _Windows:
+    """Survivors put together by the windows that their true places lie in.
+
+    Attributes:
+        order_T: int64, the patch that stands at each place of the order by windows.
+        back_T: int64, where each patch stands in it.
+        lengths: patches of each window that holds any, host integers.
+        rotary: of the patches in this order.
+        key_bias_T: their `VisionReduction.key_bias_T` in this order.
+    """
+
+    order_T: Tensor
+    back_T: Tensor
+    lengths: tuple[int, ...]
+    rotary: Rotary
+    key_bias_T: Tensor | None
+
+
+class Qwen25VLTower:
+    """Runs all blocks and the merger. Most blocks attend within windows, a few over the whole picture.
+
+    Attributes:
+        full_blocks: blocks that attend over the whole of a segment, ascending: only these can reduce.
+        window_patches: patches per side of a window.
+        last_scored_block: the last of the full blocks.
+    """
+
+    def __init__(self, visual: Any) -> None:
+        """Borrow the layers of a `Qwen2_5_VisionTransformerPretrainedModel`."""
+        self._patch_embed, self._rotary = visual.patch_embed, visual.rotary_pos_emb
+        self._blocks, self._merger = visual.blocks, visual.merger
+        self.num_blocks = len(visual.blocks)
+        self.full_blocks = tuple(sorted(visual.fullatt_block_indexes))
+        self.last_scored_block = self.full_blocks[-1]
+        groups = visual.window_size // visual.spatial_merge_size // visual.patch_size
+        self.window_patches = groups * visual.spatial_merge_size
+
+    def embed(self, patch_PX: Tensor, grids: Sequence[PatchGrid]) -> Tensor:
+        """Patches as tokens: [P, X] normalised -> [T, D]."""
+        return self._patch_embed(patch_PX)
+
+    def run(self, hidden_TD: Tensor, reduction: VisionReduction) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """All blocks, reduced as the plan says, and the merger: [T, D] -> [K, D], a vision token for each group.
+
+        Patches lie by windows from one windowed block to the next, and in their own order in the full blocks between.
+        """
+        place_T3, windowed = None, False
+        for index, block in enumerate(self._blocks):
+            if place_T3 is not reduction.place_T3:
+                place_T3 = reduction.place_T3
+                rotary = rotary_at(self._rotary, hidden_TD, place_T3)
+                windows = self._windows(reduction, rotary)
+            if index not in self.full_blocks:
+                hidden_TD, windowed = hidden_TD if windowed else hidden_TD[windows.order_T], True
+                hidden_TD, _, _ = attend(block, hidden_TD, windows.rotary, windows.lengths, windows.key_bias_T)
+            else:
+                hidden_TD, windowed = hidden_TD[windows.back_T] if windowed else hidden_TD, False
+                hidden_TD, q_THd, k_THd = attend(block, hidden_TD, rotary, reduction.lengths, reduction.key_bias_T)
+                hidden_TD = reduction.at(index, hidden_TD, q_THd, k_THd, scale=block.attn.scaling)
+            hidden_TD = hidden_TD + block.mlp(block.norm2(hidden_TD))
+        hidden_TD = hidden_TD[windows.back_T] if windowed else hidden_TD
+        return self._merger(reduction.after_tower(hidden_TD)), ()
+
+    def _windows(self, reduction: VisionReduction, rotary: Rotary) -> _Windows:
+        """Windows of the patches there are now; waits for the device, once a reduction.
+
+        Source: transformers 5.23, vision_utils.py:get_vision_window_index; ragged where patches are gone.
+        """
+        place_T3, lengths = reduction.place_T3, reduction.lengths
+        segment_T = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).to(place_T3.device)
+        window_T3 = torch.cat([segment_T[:, None], place_T3[:, 1:] // self.window_patches], 1)
+        _, window_T, count_W = window_T3.unique(dim=0, return_inverse=True, return_counts=True)
+        order_T = torch.argsort(window_T, stable=True)
+        cos_T1d, sin_T1d = rotary
+        rotary, bias_T = (cos_T1d[order_T], sin_T1d[order_T]), reduction.key_bias_T
+        if bias_T is not None:
+            bias_T = bias_T[order_T]
+        return _Windows(order_T, torch.argsort(order_T), tuple(count_W.tolist()), rotary, bias_T)
+
+
+class Qwen25VL(Family):
+    """One loaded Qwen2.5-VL model.
+
+    Attributes:
+        tower: the vision tower's block loop.
+        encoder: pictures to vision tokens.
+    """
+
+    model_type = "qwen2_5_vl"
+
+    def __init__(self, model: Any, tokenizer: Any, preprocessor: Preprocessor) -> None:
+        """Borrow a loaded model's modules.
+
+        Args:
+            model: a `Qwen2_5_VLForConditionalGeneration`.
+            tokenizer: with the chat template to use.
+            preprocessor: of the same model folder; its geometry and normalisation are used.
+        """
+        inner = model.model
+        self.decoder = Decoder(inner.language_model, model.lm_head)
+        self.tower = Qwen25VLTower(inner.visual)
+        self.num_vision_blocks = self.tower.num_blocks
+        self.stop_token_ids = stop_token_ids(model)
+        self.preprocessor = preprocessor
+        self.encoder = NativeEncoder(self.tower, preprocessor, self.decoder.device)
+        self._embedding = inner.get_input_embeddings()
+        self._tokenizer = tokenizer
+        placeholders = {"image": model.config.image_token_id, "video": model.config.video_token_id}
+        self._chat = ChatPrompt(tokenizer, placeholders)
+        self._tokens_per_second = model.config.vision_config.tokens_per_second
+        self._frames_per_patch = preprocessor.geometry.frames_per_patch
+
+    @classmethod
+    def load(cls, model_id: str, *, revision: str | None, dtype: torch.dtype, device: torch.device | str) -> Qwen25VL:
+        """Load from a local folder or the hub.
+
+        Raises:
+            ModelLoadError: see `illava.families.load_family`.
+        """
+        preprocessor = load_preprocessor(model_id, revision=revision)
+        tokenizer = load_tokenizer(model_id, revision=revision)
+        model_class = Qwen2_5_VLForConditionalGeneration
+        model = load_weights(model_class, model_id, revision=revision, dtype=dtype, device=device)
+        return cls(model, tokenizer, preprocessor)
+
+    def check(self, plan: ReductionPlan) -> None:
+        """See `Family.check`."""
+        check_native_resolution(plan, self.model_type, num_blocks=self.num_vision_blocks)
+        windowed = [block for block in plan.layers("vision_block") if block not in self.tower.full_blocks]
+        if windowed:
+            raise PlanError(
+                f"the plan reduces in vision blocks {windowed}, which attend within windows in {self.model_type}; "
+                f"`layers` can be chosen among its full-attention blocks: {', '.join(map(str, self.tower.full_blocks))}"
+            )
+        self.decoder.check(plan)
+
+    def num_patches(self, medium: VisualInput) -> int:
+        """See `Family.num_patches`."""
+        return self.encoder.grid(medium).num_patches
+
+    def num_vision_tokens(self, medium: VisualInput) -> int:
+        """See `Family.num_vision_tokens`."""
+        return self.encoder.grid(medium).num_groups
+
+    @torch.no_grad()
+    def encode(
+        self, media: Sequence[VisualInput], plan: ReductionPlan, *, trace: bool, seeds: Sequence[int] | None = None
+    ) -> list[EncodedMedium]:
+        """See `Family.encode`; the tower runs once over all media."""
+        return self.encoder.encode(media, plan, trace=trace, seeds=seeds)
+
+    def render(self, content: Sequence[str | VisualInput], num_slots: Sequence[int]) -> RenderedPrompt:
+        """See `Family.render`."""
+        return self._chat.render(content, num_slots)
+
+    def position_ids(self, prompt: RenderedPrompt, media: Sequence[VisualInput]) -> Tensor:
+        """See `Family.position_ids`: three axes, a video's first one in steps of its frames' seconds."""
+        grids = []
+        for (start, _), medium in zip(prompt.spans, media, strict=True):
+            grid = self.encoder.grid(medium)
+            interval = self._tokens_per_second * seconds_per_time(medium, self._frames_per_patch)
+            grids.append(TokenGrid(start, grid.times, *grid.groups, interval))
+        return mrope_positions(len(prompt.token_ids), grids)
+
+
+def seconds_per_time(medium: VisualInput, frames_per_patch: int) -> float:
+    """Seconds from one temporal patch of a video to the next; 1, as in transformers, where they are not known."""
+    times_s = medium.timestamps_s
+    if len(times_s) < 2:
+        return 1.0
+    return frames_per_patch * (times_s[-1] - times_s[0]) / (len(times_s) - 1)

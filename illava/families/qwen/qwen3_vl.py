@@ -1,0 +1,222 @@
+"""Qwen3-VL, dense: a tower of native resolution with deepstack, Qwen3 with M-RoPE, and the time before every frame.
+
+Borrows the modules of one loaded Hugging Face model; with an empty plan its features equal that model's. Reduction
+works on whole 2x2 groups; deepstack features follow every later reduction, to the decoder layers that they are added
+behind. The times between a video's frames are text and stay; its frames are one medium all the same. Knows no reducer.
+
+Source: transformers 5.23, models/qwen3_vl.
+
+Shape suffixes: T patches packed end to end, P patches, X values of a patch, K kept groups, D channels.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Qwen3VLForConditionalGeneration
+from transformers.vision_utils import get_vision_interpolation_indices_and_weights
+
+from illava.decoder.decoder import Decoder
+from illava.errors import ModelLoadError
+from illava.families.base import Family, RenderedPrompt
+from illava.families.chat_prompt import ChatPrompt
+from illava.families.loading import load_tokenizer, load_weights, stop_token_ids
+from illava.families.plan_check import check_native_resolution
+from illava.families.qwen.blocks import attend, rotary_at
+from illava.families.qwen.encoder import NativeEncoder
+from illava.families.qwen.geometry import PatchGrid
+from illava.families.qwen.mrope import TokenGrid, mrope_positions
+from illava.plan import ReductionPlan
+from illava.preprocess import Preprocessor, VisualInput, load_preprocessor
+from illava.reduction.vision import VisionReduction
+from illava.tokens import merge
+from illava.visual_tokens import EncodedMedium
+
+# Where a video's timestamps are not known, its frames are taken to be so many a second, as in transformers.
+_ASSUMED_FPS = 24
+
+
+class Qwen3VLTower:
+    """Runs all blocks and the merger, and a merger of its own behind some blocks: the deepstack features.
+
+    Attributes:
+        num_blocks: blocks that are run.
+        last_scored_block: the last whose attention can score patches for later stages.
+    """
+
+    def __init__(self, visual: Any) -> None:
+        """Borrow the layers of a `Qwen3VLVisionModel`."""
+        self._patch_embed, self._rotary = visual.patch_embed, visual.rotary_pos_emb
+        self._blocks, self._merger = visual.blocks, visual.merger
+        self._deepstack = dict(zip(visual.deepstack_visual_indexes, visual.deepstack_merger_list, strict=True))
+        self._positions, self._positions_per_side = visual.pos_embed, visual.num_grid_per_side
+        self.num_blocks = len(visual.blocks)
+        self.last_scored_block = self.num_blocks - 1
+
+    def embed(self, patch_PX: Tensor, grids: Sequence[PatchGrid]) -> Tensor:
+        """Patches as tokens, with learned positions stretched over each picture: [P, X] normalised -> [T, D]."""
+        hidden_PD = self._patch_embed(patch_PX)
+        index_P4, weight_P4 = get_vision_interpolation_indices_and_weights(
+            torch.tensor([[grid.times, grid.rows, grid.cols] for grid in grids], device=hidden_PD.device),
+            num_grid_per_side=self._positions_per_side,
+            mode="bilinear",
+            align_corners=True,
+            spatial_merge_size=grids[0].side,
+        )
+        position_PD = (self._positions(index_P4) * weight_P4[:, :, None]).sum(1)
+        return hidden_PD + position_PD.to(hidden_PD.dtype)
+
+    def run(self, hidden_TD: Tensor, reduction: VisionReduction) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """All blocks, reduced as the plan says, and the mergers: [T, D] -> [K, D], and as much for each deepstack.
+
+        Deepstack features of an early block go through every later reduction as the tokens they belong to; where the
+        plan un-merges, they are of the whole grid from the start.
+        """
+        deepstack: list[Tensor] = []
+        place_T3, num_steps = None, len(reduction.steps)  # what acted before the blocks is behind these tokens
+        for index, block in enumerate(self._blocks):
+            if place_T3 is not reduction.place_T3:  # survivors rotate by their own places
+                place_T3 = reduction.place_T3
+                rotary = rotary_at(self._rotary, hidden_TD, place_T3)
+            hidden_TD, q_THd, k_THd = attend(block, hidden_TD, rotary, reduction.lengths, reduction.key_bias_T)
+            hidden_TD = reduction.at(index, hidden_TD, q_THd, k_THd, scale=block.attn.scaling)
+            if not reduction.unmerges:
+                deepstack, num_steps = _follow(deepstack, reduction, num_steps)
+            hidden_TD = hidden_TD + block.mlp(block.norm2(hidden_TD))
+            if index in self._deepstack:
+                deepstack.append(self._deepstack[index](reduction.unmerged(hidden_TD)))
+        hidden_TD = reduction.after_tower(hidden_TD)
+        deepstack, _ = _follow(deepstack, reduction, num_steps)
+        return self._merger(hidden_TD), tuple(deepstack)
+
+
+def _follow(deepstack: list[Tensor], reduction: VisionReduction, num_steps: int) -> tuple[list[Tensor], int]:
+    """Deepstack features behind the reductions since step ``num_steps``, and the steps there are now."""
+    for step in reduction.steps[num_steps:]:
+        deepstack = [merge(step.of_groups, feature_KD) for feature_KD in deepstack]
+    return deepstack, len(reduction.steps)
+
+
+class Qwen3VL(Family):
+    """One loaded Qwen3-VL model.
+
+    Attributes:
+        tower: the vision tower's block loop.
+        encoder: pictures to vision tokens.
+    """
+
+    model_type = "qwen3_vl"
+
+    def __init__(self, model: Any, tokenizer: Any, preprocessor: Preprocessor) -> None:
+        """Borrow a loaded model's modules.
+
+        Args:
+            model: a `Qwen3VLForConditionalGeneration`.
+            tokenizer: with the chat template to use.
+            preprocessor: of the same model folder; its geometry and normalisation are used.
+        """
+        inner = model.model
+        self.decoder = Decoder(inner.language_model, model.lm_head)
+        self.tower = Qwen3VLTower(inner.visual)
+        self.num_vision_blocks = self.tower.num_blocks
+        self.stop_token_ids = stop_token_ids(model)
+        self.preprocessor = preprocessor
+        self.encoder = NativeEncoder(self.tower, preprocessor, self.decoder.device)
+        self._embedding = inner.get_input_embeddings()
+        self._tokenizer = tokenizer
+        config = model.config
+        self._placeholders = (config.image_token_id, config.video_token_id)
+        self._chat = ChatPrompt(tokenizer, dict(zip(("image", "video"), self._placeholders, strict=True)))
+        marks = (config.vision_start_token_id, config.video_token_id, config.vision_end_token_id)
+        self._frame = "".join(tokenizer.convert_ids_to_tokens(list(marks)))
+        self._frames_per_patch = preprocessor.geometry.frames_per_patch
+
+    @classmethod
+    def load(cls, model_id: str, *, revision: str | None, dtype: torch.dtype, device: torch.device | str) -> Qwen3VL:
+        """Load from a local folder or the hub.
+
+        Raises:
+            ModelLoadError: see `illava.families.load_family`.
+        """
+        preprocessor = load_preprocessor(model_id, revision=revision)
+        tokenizer = load_tokenizer(model_id, revision=revision)
+        model_class = Qwen3VLForConditionalGeneration
+        model = load_weights(model_class, model_id, revision=revision, dtype=dtype, device=device)
+        return cls(model, tokenizer, preprocessor)
+
+    def check(self, plan: ReductionPlan) -> None:
+        """See `Family.check`."""
+        check_native_resolution(plan, self.model_type, num_blocks=self.num_vision_blocks)
+        self.decoder.check(plan)
+
+    def num_patches(self, medium: VisualInput) -> int:
+        """See `Family.num_patches`."""
+        return self.encoder.grid(medium).num_patches
+
+    def num_vision_tokens(self, medium: VisualInput) -> int:
+        """See `Family.num_vision_tokens`."""
+        return self.encoder.grid(medium).num_groups
+
+    @torch.no_grad()
+    def encode(
+        self, media: Sequence[VisualInput], plan: ReductionPlan, *, trace: bool, seeds: Sequence[int] | None = None
+    ) -> list[EncodedMedium]:
+        """See `Family.encode`; the tower runs once over all media."""
+        return self.encoder.encode(media, plan, trace=trace, seeds=seeds)
+
+    def render(self, content: Sequence[str | VisualInput], num_slots: Sequence[int]) -> RenderedPrompt:
+        """See `Family.render`. A video's frames stand apart, the time of each written before it.
+
+        The pair of start and end marks around a video's placeholder makes room for one pair a frame, as in transformers
+        4.57, with which the model came; 5.x leaves that pair around them all.
+        """
+        media = [part for part in content if not isinstance(part, str)]
+        images = deque(index for index, medium in enumerate(media) if medium.kind == "image")
+        videos = [index for index, medium in enumerate(media) if medium.kind == "video"]
+        before, *behind = self._chat.template_text(content).split(self._frame)
+        if len(behind) != len(videos):
+            raise ModelLoadError(f"the model's chat template does not write {self._frame!r} once for every video")
+        text, frames = before, deque[int]()
+        for index, rest in zip(videos, behind, strict=True):
+            times_s = frame_times_s(media[index], self._frames_per_patch)
+            text += "".join(f"<{time_s:.1f} seconds>{self._frame}" for time_s in times_s) + rest
+            frames.extend([index] * len(times_s))
+        token_ids: list[int] = []
+        starts: dict[int, list[int]] = {index: [] for index in range(len(media))}
+        for token_id in self._chat.tokenize(text):
+            if token_id not in self._placeholders:
+                token_ids.append(token_id)
+                continue
+            waiting = images if token_id == self._placeholders[0] else frames
+            if not waiting:
+                raise ModelLoadError("the model's chat template writes more placeholders than there are media")
+            index = waiting.popleft()
+            count = num_slots[index] // self.encoder.grid(media[index]).times
+            starts[index].append(len(token_ids))
+            token_ids += [token_id] * count
+        if images or frames:
+            raise ModelLoadError("the model's chat template leaves out some of the media; it is made for text alone")
+        spans = tuple((starts[index][0], num_slots[index]) for index in range(len(media)))
+        return RenderedPrompt(tuple(token_ids), spans, {index: tuple(starts[index]) for index in videos})
+
+    def position_ids(self, prompt: RenderedPrompt, media: Sequence[VisualInput]) -> Tensor:
+        """See `Family.position_ids`: three axes; every frame of a video is a grid of its own."""
+        grids = []
+        for index, ((start, _), medium) in enumerate(zip(prompt.spans, media, strict=True)):
+            rows, cols = self.encoder.grid(medium).groups
+            grids += [TokenGrid(begin, 1, rows, cols) for begin in prompt.starts.get(index, (start,))]
+        return mrope_positions(len(prompt.token_ids), grids)
+
+
+def frame_times_s(medium: VisualInput, frames_per_patch: int) -> list[float]:
+    """Seconds of each temporal patch: halfway between its first and its last frame.
+
+    Source: transformers 5.23, models/qwen3_vl/processing_qwen3_vl.py:_calculate_timestamps.
+    """
+    times_s = list(medium.timestamps_s) or [n / _ASSUMED_FPS for n in range(len(medium.tiles))]
+    times_s += times_s[-1:] * (-len(times_s) % frames_per_patch)
+    return [(times_s[n] + times_s[n + frames_per_patch - 1]) / 2 for n in range(0, len(times_s), frames_per_patch)]

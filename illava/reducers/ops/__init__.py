@@ -1,0 +1,1 @@
+"""What several reducers share: choosing by score, similarity, frames cell by cell, boxes."""

@@ -1,0 +1,195 @@
+"""The reduction call that the decoder's block loop makes: before its first layer, and between two layers.
+
+Finds the tokens in scope, computes the evidence the reducer asks for and nothing else, places the assignment in the
+packed batch, notes who lost nothing, and records trace steps. Knows no layer's modules and no reducer by name.
+
+Shape suffixes: T packed tokens, N tokens in scope, H query heads, G key/value heads, d head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from illava.attention.scores import causal_attention_received, last_query_attention
+from illava.errors import PlanError, ReductionDidNotFireError
+from illava.plan import ReductionPlan
+from illava.reducers import Evidence, EvidenceKind, Reducer, Stage
+from illava.reduction.probe import watcher
+from illava.reduction.scopes import PackedPrompts, Selection
+from illava.requests import TraceStep, derive_seed
+from illava.tokens import Assignment, Tokens, lift, merged_sizes
+
+DECODER_EVIDENCE: dict[Stage, frozenset[EvidenceKind]] = {
+    "decoder_input": frozenset({"attention_received", "sizes", "seed"}),
+    "decoder_layer": frozenset(
+        {
+            "attention_received",
+            "causal_normalised_attention",
+            "last_query_attention",
+            "own_layer_query_attention",
+            "keys",
+            "sizes",
+            "seed",
+        }
+    ),
+}
+
+
+def check_decoder_steps(plan: ReductionPlan, num_layers: int) -> None:
+    """Refuse decoder steps that cannot run.
+
+    Raises:
+        PlanError: a layer out of range, or evidence that no decoder layer has.
+    """
+    for step in plan.steps:
+        if step.stage not in DECODER_EVIDENCE:
+            continue
+        if step.layers and step.layers[-1] >= num_layers:
+            raise PlanError(f"the plan reduces before decoder layer {step.layers[-1]}; the last is {num_layers - 1}")
+        lacking = step.reducer.evidence(step.stage) - DECODER_EVIDENCE[step.stage]
+        if lacking:
+            raise PlanError(f"{step.reducer.kind!r} needs {', '.join(sorted(lacking))}: not known at {step.stage}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Site:
+    """One reduction about to happen: where, by what, and over which tokens."""
+
+    stage: Stage
+    layer: int | None
+    reducer: Reducer
+    chosen: Selection
+    scope_T: Tensor
+    index_N: Tensor
+
+
+class DecoderReduction:
+    """The reductions of one packed prefill.
+
+    Args:
+        plan: the plan of all requests in it.
+        seeds: an integer per request, the root of what reducers draw.
+        traced: requests, by place in the batch, whose mixing matrices are copied to the host.
+        scale: factor of the decoder's attention.
+
+    Attributes:
+        errors: requests that a step removed nothing from although they have visual tokens.
+        traces: the steps of each traced request.
+    """
+
+    def __init__(self, plan: ReductionPlan, *, seeds: Sequence[int], traced: Sequence[int], scale: float) -> None:
+        self._plan, self._seeds, self._scale = plan, seeds, scale
+        self.errors: dict[int, ReductionDidNotFireError] = {}
+        self.traces: dict[int, list[TraceStep]] = {row: [] for row in traced}
+        self._sized = any("sizes" in s.reducer.evidence(s.stage) for s in plan.steps if s.stage in DECODER_EVIDENCE)
+        self._size_T: Tensor | None = None  # of all packed tokens: visual tokens since they entered the decoder
+
+    def apply(
+        self,
+        prompts: PackedPrompts,
+        stage: Stage,
+        layer: int | None = None,
+        *,
+        qk: tuple[Tensor, Tensor] | None = None,
+        own_qk: Callable[[], tuple[Tensor, Tensor]] | None = None,
+    ) -> PackedPrompts:
+        """What enters ``layer``: reduced, where the plan says so; else the same object.
+
+        Args:
+            prompts: what leaves the layer before.
+            stage: ``decoder_input`` or ``decoder_layer``.
+            layer: the layer about to run, at ``decoder_layer``.
+            qk: rotated queries and keys of the layer before, which score the tokens.
+            own_qk: makes those of the layer about to run over all these tokens; called where a reducer asks for it.
+        """
+        if qk is not None and layer is not None and (watch := watcher()) is not None:
+            seen_T = last_query_attention(*qk, prompts.lengths, scale=self._scale)
+            watch(stage, layer - 1, seen_T[prompts.place_T4[:, 0] >= 0])
+        reducer = self._plan.at(stage, layer)
+        if reducer is None:
+            return prompts
+        if not prompts.counts.knows(reducer.per):
+            prompts = prompts.measured()
+        chosen = prompts.counts.select(reducer.per)
+        if self._sized and self._size_T is None:
+            self._size_T = prompts.hidden_TD.new_ones(prompts.hidden_TD.shape[0], dtype=torch.float32)
+        after = prompts
+        if chosen.lengths:
+            scope_T = chosen.scope_T(prompts.run_T)
+            site = _Site(stage, layer, reducer, chosen, scope_T, chosen.index_N(scope_T))
+            tokens = Tokens(prompts.hidden_TD[site.index_N], chosen.lengths, prompts.place_T4[site.index_N, 1:])
+            assignment = reducer.assign(tokens, self._evidence(site, prompts, qk, own_qk), stage)
+            counts = prompts.counts.reduced(chosen, assignment.lengths)
+            whole = lift(assignment, site.index_N, prompts.run_T.shape[0], counts.lengths)
+            after = prompts.reduced(whole, counts)
+            if self._size_T is not None:
+                self._size_T = merged_sizes(whole, self._size_T)
+            self._record(site, prompts, after, whole)
+        if not reducer.may_keep_all:
+            self._note_idle(prompts, after, f"{reducer.kind!r} at {stage}{'' if layer is None else f' {layer}'}")
+        return after
+
+    def _evidence(
+        self,
+        site: _Site,
+        prompts: PackedPrompts,
+        qk: tuple[Tensor, Tensor] | None,
+        own_qk: Callable[[], tuple[Tensor, Tensor]] | None,
+    ) -> Evidence:
+        kinds, lengths, index_N = site.reducer.evidence(site.stage), prompts.lengths, site.index_N
+        found: dict[str, Any] = {}
+        if "sizes" in kinds and self._size_T is not None:
+            found["size_T"] = self._size_T[index_N]
+        if "seed" in kinds:
+            found["seeds"] = self._scope_seeds(site)
+        if qk is None:
+            if "attention_received" in kinds:
+                if prompts.score_T is None:
+                    raise PlanError(f"{site.stage} is scored by the tower's attention, which this family did not give")
+                found["attention_received_T"] = prompts.score_T[index_N]
+            return Evidence(**found)
+        q_THd, k_TGd = qk
+        for kind, normalised in (("attention_received", False), ("causal_normalised_attention", True)):
+            if kind in kinds:
+                score_T = causal_attention_received(
+                    q_THd, k_TGd, lengths, site.scope_T, scale=self._scale, normalised=normalised
+                )
+                found[f"{kind}_T"] = score_T[index_N]
+        if "last_query_attention" in kinds:
+            found["last_query_attention_T"] = last_query_attention(q_THd, k_TGd, lengths, scale=self._scale)[index_N]
+        if "own_layer_query_attention" in kinds and own_qk is not None:
+            score_T = last_query_attention(*own_qk(), lengths, scale=self._scale)
+            found["own_layer_query_attention_T"] = score_T[index_N]
+        if "keys" in kinds:
+            found["keys_THd"] = k_TGd[index_N]
+        return Evidence(**found)
+
+    def _scope_seeds(self, site: _Site) -> tuple[int, ...]:
+        """A seed for every scope, from its request's root and its place among that request's scopes."""
+        owners = site.chosen.owners
+        return tuple(
+            derive_seed(self._seeds[owner], site.stage, site.layer or 0, n - owners.index(owner))
+            for n, owner in enumerate(owners)
+        )
+
+    def _note_idle(self, before: PackedPrompts, after: PackedPrompts, what: str) -> None:
+        pairs = zip(before.counts.num_visual, after.counts.num_visual, strict=True)
+        for row, (had, has) in enumerate(pairs):
+            if had and has == had:
+                self.errors[row] = ReductionDidNotFireError(
+                    f"{what} removed none of {had} visual tokens; lower its budget or take the step out of the plan"
+                )
+
+    def _record(self, site: _Site, before: PackedPrompts, after: PackedPrompts, whole: Assignment) -> None:
+        if not self.traces:
+            return
+        matrix = whole.matrix().cpu()
+        for row, steps in self.traces.items():
+            index_out, index_in = after.visual_index(row), before.visual_index(row)
+            own = matrix.index_select(0, index_out.cpu()).index_select(1, index_in.cpu()).coalesce()
+            steps.append(TraceStep(site.stage, site.layer, own, after.place_T4[index_out].cpu()))

@@ -1,0 +1,104 @@
+"""Which patches of a packed tower call go in where stage ``media`` keeps some out, and who stands for the rest.
+
+Knows no tower, no plan and no reducer: it reads `VisualInput.owner`.
+
+Shape suffixes: P patches of all media, K patches that enter, T tokens (patches, and CLS tokens where there are any),
+C cells, D channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor
+
+from illava.preprocess import VisualInput
+from illava.reduction.patch_groups import spread
+from illava.reduction.trace import PackedTrace, media_traces
+from illava.tokens import Assignment, keep_owners
+from illava.visual_tokens import EncodedMedium
+
+
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """The patches of one packed call as they enter the tower.
+
+    Attributes:
+        lengths: patches of each segment.
+        place_K3: int64 (frame or tile, row, col).
+        assignment: of all patches to those that enter; None where all do. A patch that stays out is an edge of weight
+            0 of the one that stands for it, if any does.
+        lengths_before: patches of each segment of the whole media.
+        num_segments: tiles or frames of each medium.
+    """
+
+    lengths: tuple[int, ...]
+    place_K3: Tensor
+    assignment: Assignment | None
+    lengths_before: tuple[int, ...]
+    num_segments: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls,
+        media: Sequence[VisualInput],
+        num_segments: Sequence[int],
+        lengths: tuple[int, ...],
+        place_P3: Tensor,
+        *,
+        group_side: int = 1,
+    ) -> Entrance:
+        """The entrance of these media.
+
+        Args:
+            media: of the call.
+            num_segments: tiles or frames of each.
+            lengths: patches of each segment, all media packed.
+            place_P3: int64 (frame or tile, row, col) of every patch, on the tower's device.
+            group_side: patches per side of a cell.
+        """
+        segments = tuple(num_segments)
+        if all(medium.owner is None for medium in media):
+            return cls(lengths, place_P3, None, lengths, segments)
+        cells = tuple(n // group_side**2 for n in lengths)
+        owners, start = [], 0
+        for medium, count in zip(media, _of_media(cells, segments), strict=True):
+            own_C = torch.arange(count) if medium.owner is None else torch.from_numpy(medium.owner)
+            owners.append(torch.where(own_C >= 0, own_C + start, -1))
+            start += count
+        assignment = spread(keep_owners(torch.cat(owners), cells), group_side).to(place_P3.device)
+        return cls(assignment.lengths, place_P3.index_select(0, assignment.kept_K), assignment, lengths, segments)
+
+    @property
+    def steps(self) -> tuple[Assignment, ...]:
+        """What led from all patches to those that enter: one step, or none."""
+        return () if self.assignment is None else (self.assignment,)
+
+    def select(self, hidden_TD: Tensor, *, has_cls: bool = False) -> Tensor:
+        """The tokens that enter: [T, D] embedded -> fewer of them; every segment keeps its CLS token."""
+        if self.assignment is None:
+            return hidden_TD
+        kept_K = self.assignment.kept_K
+        if not has_cls:
+            return hidden_TD.index_select(0, kept_K)
+        whole = torch.tensor(self.lengths_before, device=kept_K.device)
+        segment_P = torch.arange(len(whole), device=kept_K.device).repeat_interleave(whole)
+        cls_S = whole.cumsum(0) - whole + torch.arange(len(whole), device=kept_K.device)
+        return hidden_TD.index_select(0, torch.cat([cls_S, kept_K + segment_P[kept_K] + 1]).sort().values)
+
+    def traced(self, encoded: Sequence[EncodedMedium]) -> list[EncodedMedium]:
+        """Traced media with this step before all others; as they are where all cells enter."""
+        if self.assignment is None:
+            return list(encoded)
+        before, after = (_of_media(lengths, self.num_segments) for lengths in (self.lengths_before, self.lengths))
+        step = PackedTrace("media", None, self.assignment.matrix, self.place_K3, before, after)
+        first = media_traces([step], len(self.num_segments))
+        return [replace(one, trace=(*own, *one.trace)) for own, one in zip(first, encoded, strict=True)]
+
+
+def _of_media(lengths: tuple[int, ...], num_segments: tuple[int, ...]) -> tuple[int, ...]:
+    """Sums over each medium's segments."""
+    return tuple(sum(lengths[slice(*own)]) for own in pairwise(accumulate(num_segments, initial=0)))

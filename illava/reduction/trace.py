@@ -1,0 +1,87 @@
+"""What took place in a tower, as mixing matrices on the host, apart for each medium.
+
+Knows no tower and no reducer.
+
+Shape suffixes: T tokens, K kept tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from illava.reducers import Stage
+from illava.reduction.segments import starts
+from illava.requests import TraceStep
+from illava.tokens import Assignment
+
+
+@dataclass(frozen=True, slots=True)
+class VisionStep:
+    """One reduction that took place.
+
+    Attributes:
+        stage: ``vision_block`` or ``vision_output``.
+        block: 0-based, None after the tower.
+        assignment: over all patches of the packed call; a CLS token is not among them.
+        of_groups: the same over whole groups, as the reducer gave it.
+        lengths_before: patches per segment that went in.
+        place_K3: int64 (tile, row, col) of what came out.
+    """
+
+    stage: Stage
+    block: int | None
+    assignment: Assignment
+    of_groups: Assignment
+    lengths_before: tuple[int, ...]
+    place_K3: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PackedTrace:
+    """One step over all media of a packed call.
+
+    Attributes:
+        stage, block: as a `TraceStep` names them.
+        matrix: makes the sparse float32 matrix [K, T], on any device.
+        place_K3: int64 (tile, row, col) of what came out.
+        tokens_before, tokens_after: tokens of each medium.
+    """
+
+    stage: str
+    block: int | None
+    matrix: Callable[[], Tensor]
+    place_K3: Tensor
+    tokens_before: tuple[int, ...]
+    tokens_after: tuple[int, ...]
+
+    def by_medium(self) -> list[TraceStep]:
+        """The block-diagonal matrix, one sparse block for each medium, copied to the host."""
+        matrix = self.matrix().cpu()
+        (row, col), value = matrix.indices(), matrix.values()
+        row_bounds, col_bounds = starts(self.tokens_after), starts(self.tokens_before)
+        edge_bounds = torch.searchsorted(row.contiguous(), torch.tensor(row_bounds)).tolist()
+        places = self.place_K3.cpu().split(list(self.tokens_after))
+        bounds = zip(pairwise(row_bounds), pairwise(col_bounds), pairwise(edge_bounds), places, strict=True)
+        steps = []
+        for rows, cols, edges, place_K3 in bounds:
+            index = torch.stack([row[slice(*edges)] - rows[0], col[slice(*edges)] - cols[0]])
+            size = (rows[1] - rows[0], cols[1] - cols[0])
+            own = torch.sparse_coo_tensor(index, value[slice(*edges)], size, is_coalesced=True, check_invariants=False)
+            steps.append(TraceStep(self.stage, self.block, own, medium_place(place_K3)))
+        return steps
+
+
+def media_traces(steps: Sequence[PackedTrace], num_media: int) -> list[tuple[TraceStep, ...]]:
+    """The steps of each medium."""
+    apart = [step.by_medium() for step in steps]
+    return [tuple(step[medium] for step in apart) for medium in range(num_media)]
+
+
+def medium_place(place_K3: Tensor) -> Tensor:
+    """(tile, row, col) -> (medium, tile, row, col) with medium 0, as an `EncodedMedium` carries it."""
+    return torch.cat([place_K3.new_zeros(place_K3.shape[0], 1), place_K3], dim=1)

@@ -1,0 +1,299 @@
+"""The reduction call that a family's vision tower makes: in a block between attention and MLP, and after the last one.
+
+Computes the evidence a reducer asks for and nothing else, keeps the assignments that the layout after the tower needs,
+checks that every configured step fired, and turns assignments into trace steps. Knows no tower, no layout and no
+reducer by name.
+
+Where a tower has a CLS token, it leads every segment: it is a query and a key of the scored attention like any other
+token (attention received is the mean over all queries of the segment, CLS included), but no reducer sees it, so it is
+never merged, dropped or counted. It leaves behind the last block, before ``vision_output``. What ``vision_output``
+measures (attention received, keys) is the last block's; a token merged there keeps the value of its own place.
+Sizes count the patches (or groups) that a token stands for since the tower's first step; the decoder counts anew.
+Where a tower's merger joins square groups of patches, reducers see whole groups as their tokens
+(`illava.reduction.patch_groups`). A method that joins frames sees a video's frames as one segment; afterwards the
+joined frame is a segment. Under proportional attention (ToMe) every block behind the first such step attends with
+`key_bias_T`, log size, and is scored with it. Under the plan's ``unmerge`` the whole grid is back behind the last block
+(`illava.reduction.unmerge`).
+
+Shape suffixes: T tokens packed end to end, P patches among them (all of them without CLS), K kept tokens, D channels,
+H heads, d head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from illava.attention.scores import attention_received, one_query_attention
+from illava.errors import ReductionDidNotFireError
+from illava.plan import ReductionPlan
+from illava.reducers import Evidence, EvidenceKind, Reducer, Stage
+from illava.reduction.cls_token import among_all, only_patches, patch_index
+from illava.reduction.patch_groups import group_evidence, group_tokens, spread
+from illava.reduction.probe import watcher
+from illava.reduction.segments import Segments
+from illava.reduction.trace import PackedTrace, VisionStep, media_traces
+from illava.reduction.unmerge import Unmerging
+from illava.requests import TraceStep, derive_seed
+from illava.tokens import Assignment, Tokens, carry, lift, merge, merged_sizes
+
+# What can be measured in and after a tower, by stage; a family's `check` refuses a reducer that needs more.
+VISION_EVIDENCE: dict[Stage, frozenset[EvidenceKind]] = {
+    "vision_block": frozenset({"attention_received", "keys", "sizes", "seed"}),
+    "vision_output": frozenset({"attention_received", "keys", "sizes", "seed"}),
+}
+# The same in a tower with a CLS token.
+CLS_EVIDENCE: dict[Stage, frozenset[EvidenceKind]] = {
+    **VISION_EVIDENCE,
+    "vision_block": VISION_EVIDENCE["vision_block"] | {"cls_attention"},
+    "vision_output": VISION_EVIDENCE["vision_output"] | {"cls_attention"},
+}
+# What a block's attention gives; the rest is kept from step to step.
+_OF_BLOCK: frozenset[EvidenceKind] = frozenset({"attention_received", "cls_attention", "keys"})
+
+_State = tuple[tuple[int, ...], Tensor, Segments, Tensor | None, Sequence[int] | None, list[VisionStep]]
+
+
+class VisionReduction:
+    """The reductions of one packed call of a tower.
+
+    Attributes:
+        lengths: tokens per segment as they are now, CLS included while it is there: what attention runs over.
+        place_T3: int64 (tile, row, col) of the patches as they are now.
+        score_T: float32 attention received in the last block by the patches as they are now; None before that block,
+            and where no later stage of the plan asks for it.
+        segments: which tile or frame each segment is.
+        steps: what took place since the grid was last whole, in order.
+        key_bias_T: float32 log size of the tokens as they are now, CLS included; None where attention has no bias.
+        idle: by medium, the steps that found nothing to take from it, in words.
+    """
+
+    def __init__(
+        self,
+        plan: ReductionPlan,
+        lengths: tuple[int, ...],
+        place_T3: Tensor,
+        *,
+        num_blocks: int,
+        has_cls: bool = False,
+        group_side: int = 1,
+        seeds: Sequence[int] | None = None,
+        segments: Segments | None = None,
+    ) -> None:
+        """Begin a packed call.
+
+        Args:
+            plan: its ``vision_block`` and ``vision_output`` steps act here.
+            lengths: patches per segment.
+            place_T3: int64 (tile, row, col) of every patch.
+            num_blocks: blocks of the tower.
+            has_cls: one more token leads every segment, in no count and no place.
+            group_side: patches per side of a group that is kept or merged as a whole; its patches lie side by side.
+            seeds: an integer per segment, the root of what reducers draw there; see `illava.reduction.segments`.
+            segments: which tiles or frames they are; None is tiles of one image.
+        """
+        self.segments = segments or Segments.of([len(lengths)], [False])
+        self.key_bias_T: Tensor | None = None
+        self.idle: list[list[str]] = [[] for _ in self.segments.videos]
+        self._trace: list[PackedTrace] = []
+        self._unmerging = None if plan.unmerge is None else Unmerging(plan.unmerge.num_neighbours, group_side)
+        self.lengths = tuple(n + has_cls for n in lengths)
+        self.place_T3 = place_T3
+        self.score_T: Tensor | None = None
+        self.steps: list[VisionStep] = []
+        self._plan, self._has_cls, self._group_side, self._seeds = plan, has_cls, group_side, seeds
+        self._cls_score_T: Tensor | None = None
+        self._keys_THd: Tensor | None = None
+        of_tower = [step for step in plan.steps if step.stage in ("vision_block", "vision_output")]
+        sized = any("sizes" in step.reducer.evidence(step.stage) for step in of_tower)
+        self._size_T = torch.ones(sum(lengths), device=place_T3.device) if sized else None
+        self._last_block = num_blocks - 1
+        later: tuple[Stage, ...] = ("vision_output", "decoder_input")
+        self._entered = self._state()
+        self._later = _OF_BLOCK & {kind for stage in later for kind in _asked(plan.at(stage), stage)}
+
+    def at(self, block: int, hidden_TD: Tensor, q_THd: Tensor, k_THd: Tensor, *, scale: float) -> Tensor:
+        """Reduce inside a block, after attention and its residual, before the MLP's norm: [T, D] -> [K, D].
+
+        Args:
+            block: 0-based.
+            hidden_TD: residual stream with this block's attention added.
+            q_THd: queries of this block's attention.
+            k_THd: keys of this block's attention.
+            scale: factor of its scores.
+
+        Raises:
+            ReductionDidNotFireError: a step is configured here and removed nothing.
+        """
+        if (watch := watcher()) is not None:
+            received_T = attention_received(q_THd, k_THd, self.lengths, scale=scale)
+            watch("vision_block", block, only_patches(self._patch_index(hidden_TD.device), received_T))
+        reducer = self._plan.at("vision_block", block)
+        here, later = _asked(reducer, "vision_block"), self._later if block == self._last_block else frozenset()
+        if reducer is None and not later:
+            return hidden_TD
+        patch_P = self._patch_index(hidden_TD.device)
+        score_T = cls_score_T = None
+        if "attention_received" in here | later:
+            received_T = attention_received(q_THd, k_THd, self.lengths, scale=scale, key_bias_T=self.key_bias_T)
+            score_T = only_patches(patch_P, received_T)
+        if "cls_attention" in here | later:
+            of_cls_T = one_query_attention(q_THd, k_THd, self.lengths, query=0, scale=scale, key_bias_T=self.key_bias_T)
+            cls_score_T = only_patches(patch_P, of_cls_T)
+        keys_THd = only_patches(patch_P, k_THd) if "keys" in here | later else None
+        if later:
+            self.score_T, self._cls_score_T, self._keys_THd = score_T, cls_score_T, keys_THd
+        if reducer is None:
+            return hidden_TD
+        evidence = Evidence(attention_received_T=score_T, keys_THd=keys_THd, cls_attention_T=cls_score_T)
+        return self._reduce(reducer, "vision_block", block, hidden_TD, evidence)
+
+    def asks(self, block: int) -> bool:
+        """Whether `at` reads this block's queries and keys; where it does not, it has nothing to do."""
+        measured_later = block == self._last_block and bool(self._later)
+        return measured_later or self._plan.at("vision_block", block) is not None or watcher() is not None
+
+    def after_tower(self, hidden_TD: Tensor) -> Tensor:
+        """Drop CLS, un-merge and reduce at ``vision_output`` where configured; check that every step of the tower ran.
+
+        Raises:
+            ReductionDidNotFireError: a configured block was never run, or a step removed nothing.
+        """
+        hidden_TD = only_patches(self._patch_index(hidden_TD.device), hidden_TD)
+        self.lengths, self._has_cls = self._num_patches, False
+        missing = set(self._plan.layers("vision_block")) - {step.block for step in self.steps}
+        if missing:
+            raise ReductionDidNotFireError(
+                f"vision_block steps at {sorted(missing)} did not run: the tower ended before them. Run "
+                "`family.check(plan)` first; it names the blocks there are"
+            )
+        if self._unmerging is not None:
+            hidden_TD = self._unmerge(self._unmerging, hidden_TD)
+        reducer = self._plan.at("vision_output")
+        if reducer is not None:
+            evidence = Evidence(
+                attention_received_T=self.score_T, keys_THd=self._keys_THd, cls_attention_T=self._cls_score_T
+            )
+            hidden_TD = self._reduce(reducer, "vision_output", None, hidden_TD, evidence)
+        return hidden_TD
+
+    @property
+    def unmerges(self) -> bool:
+        """Whether the grid is wanted back behind the last block."""
+        return self._plan.unmerge is not None
+
+    def unmerged(self, hidden_TD: Tensor) -> Tensor:
+        """Patches of the whole grid as they are now, for what reads a tower on its way; as given without un-merging."""
+        return hidden_TD if self._unmerging is None else self._unmerging.restore(hidden_TD)
+
+    def trace(self) -> list[tuple[TraceStep, ...]]:
+        """The steps as sparse matrices on the host, apart for each medium."""
+        return media_traces(self._trace, len(self.segments.videos))
+
+    def _reduce(
+        self, reducer: Reducer, stage: Stage, block: int | None, hidden_TD: Tensor, evidence: Evidence
+    ) -> Tensor:
+        num_patches, patch_P = self._num_patches, self._patch_index(hidden_TD.device)
+        scopes = self.segments.scopes(num_patches) if reducer.joins_frames else num_patches
+        patches = Tokens(only_patches(patch_P, hidden_TD), scopes, self.place_T3)
+        groups = group_tokens(patches, self._group_side)
+        evidence = self._with_history(evidence, reducer, stage, block)
+        of_groups = reducer.assign(groups, group_evidence(evidence, self._group_side), stage)
+        where = f"{reducer.kind!r} at {stage if block is None else f'{stage} {block}'}"
+        if of_groups.num_kept >= of_groups.num_tokens and not self._may_keep_all(reducer, groups.lengths):
+            raise ReductionDidNotFireError(
+                f"reducer {where} removed none of {of_groups.num_tokens} tokens ({groups.lengths[0]} in the first "
+                f"{'video or ' if reducer.joins_frames else ''}tile); lower its budget or leave the step out"
+            )
+        segments = self.segments
+        kept_PD = self._take(stage, block, hidden_TD, of_groups, reducer)
+        if not reducer.may_keep_all:
+            self._note_idle(reducer, where, segments.of_media(num_patches))
+        if self._unmerging is not None and stage == "vision_block":
+            after_PD = only_patches(self._patch_index(hidden_TD.device), kept_PD)
+            self._unmerging.add(of_groups, groups.lengths, patches.hidden_TD, after_PD)
+        if self._size_T is not None and (reducer.biases_attention or self.key_bias_T is not None):
+            self.key_bias_T = among_all(self._patch_index(hidden_TD.device), self._size_T.log(), kept_PD.shape[0])
+        return kept_PD
+
+    def _take(
+        self, stage: Stage, block: int | None, hidden_TD: Tensor, of_groups: Assignment, reducer: Reducer
+    ) -> Tensor:
+        """Apply what was decided to everything that is kept from step to step."""
+        before, num_patches, patch_P = self.segments, self._num_patches, self._patch_index(hidden_TD.device)
+        assignment = spread(of_groups, self._group_side)
+        lengths = assignment.lengths
+        if reducer.joins_frames:
+            self.segments, lengths = before.joined(num_patches, lengths, reducer.frames_kept)
+            self._seeds = self.segments.standing(before, self._seeds)
+        self.lengths = tuple(n + self._has_cls for n in lengths)
+        self.place_T3 = carry(assignment, self.place_T3)
+        of_last_block = (self.score_T, self._cls_score_T, self._keys_THd)
+        self.score_T, self._cls_score_T, self._keys_THd = (
+            None if value_T is None else carry(assignment, value_T) for value_T in of_last_block
+        )
+        if self._size_T is not None:
+            self._size_T = merged_sizes(assignment, self._size_T)
+        self.steps.append(VisionStep(stage, block, assignment, of_groups, num_patches, self.place_T3))
+        counts = before.of_media(num_patches), self.segments.of_media(lengths)
+        self._trace.append(PackedTrace(stage, block, assignment.matrix, self.place_T3, *counts))
+        if patch_P is None:
+            return merge(assignment, hidden_TD)
+        return merge(lift(assignment, patch_P, hidden_TD.shape[0], self.lengths), hidden_TD)
+
+    def _unmerge(self, unmerging: Unmerging, hidden_TD: Tensor) -> Tensor:
+        """The grid that entered the blocks again; what was measured of a cell is of the survivor it follows most."""
+        before = self.segments.of_media(self.lengths)
+        self.score_T, self._cls_score_T, self._keys_THd = (
+            None if value_T is None else unmerging.followed(value_T)
+            for value_T in (self.score_T, self._cls_score_T, self._keys_THd)
+        )
+        hidden_TD = unmerging.restore(hidden_TD)
+        self.lengths, self.place_T3, self.segments, self._size_T, self._seeds, self.steps = self._entered
+        after, self._unmerging = self.segments.of_media(self.lengths), None
+        self._trace.append(PackedTrace("unmerge", None, unmerging.matrix, self.place_T3, before, after))
+        return hidden_TD
+
+    def _state(self) -> _State:
+        """What un-merging goes back to."""
+        return self._num_patches, self.place_T3, self.segments, self._size_T, self._seeds, list(self.steps)
+
+    def _note_idle(self, reducer: Reducer, where: str, tokens_before: tuple[int, ...]) -> None:
+        """Note which media lost nothing. Whether a whole request did is asked where its prompt is assembled."""
+        left = self.segments.of_media(self._num_patches)
+        for medium, (had, has) in enumerate(zip(tokens_before, left, strict=True)):
+            own = [n // self._group_side**2 for n in self.segments.counts(medium, self._num_patches)]
+            if had == has and not self._may_keep_all(reducer, own):
+                self.idle[medium].append(where)
+
+    def _with_history(self, evidence: Evidence, reducer: Reducer, stage: Stage, block: int | None) -> Evidence:
+        """What a block measured, with sizes and with a seed for every segment and step where they are asked for."""
+        kinds, seeds = reducer.evidence(stage), None
+        if "seed" in kinds and self._seeds is not None:
+            seeds = tuple(derive_seed(root, stage, block or 0) for root in self._seeds)
+        return replace(evidence, size_T=self._size_T if "sizes" in kinds else None, seeds=seeds)
+
+    def _may_keep_all(self, reducer: Reducer, lengths: Sequence[int]) -> bool:
+        """Whether keeping all these groups is no failure.
+
+        A method may drop only what is redundant; and pictures of native resolution may have too few groups for a budget
+        to take one of them: no check of the plan could have known, and among larger pictures nobody would object.
+        """
+        too_small = self._group_side > 1 and all(reducer.num_kept(length) == length for length in lengths)
+        return reducer.may_keep_all or too_small
+
+    @property
+    def _num_patches(self) -> tuple[int, ...]:
+        """Patches per segment as they are now."""
+        return tuple(n - self._has_cls for n in self.lengths)
+
+    def _patch_index(self, device: torch.device) -> Tensor | None:
+        """Where the patches lie among the packed tokens: int64 [P]; None where they are all there is."""
+        return patch_index(self.lengths, device) if self._has_cls else None
+
+
+def _asked(reducer: Reducer | None, stage: Stage) -> frozenset[EvidenceKind]:
+    return frozenset() if reducer is None else reducer.evidence(stage)
