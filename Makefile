@@ -35,5 +35,5 @@ check: $(VENV)/.dev  ## ruff and types
 	$(RUN) -m mypy
 
 bench: $(VENV)/.dev  ## the CPU benchmarks; JSON into benchmarks/results/, tables into README.md
-	$(RUN) benchmarks/reduction_speed.py --json benchmarks/results/reduction_speed_cpu_fp32.json
-	$(RUN) benchmarks/readme_tables.py --write
+	$(RUN) benchmarks/speed/reduction_speed.py --json benchmarks/results/reduction_speed_cpu_fp32.json
+	$(RUN) benchmarks/tables/readme_tables.py --write

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from isolation import isolated_process
-from models import make_onevision
+
+from tests.support.isolation import isolated_process
+from tests.support.models.onevision import make_onevision
 
 
 @pytest.fixture(autouse=True)

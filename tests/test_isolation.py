@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from isolation import isolated_process
 
 from illava.attention.backend import kernels_on
+from tests.support.isolation import isolated_process
 
 CPU = torch.device("cpu")
 

@@ -2,7 +2,7 @@
 
 Own code, because no light and well-kept library has both: pycocoevalcap (last release 2020) is a 104 MB wheel that
 needs Java for its tokenizer, aac-metrics needs Java too, sacrebleu has no CIDEr. The numbers equal pycocoevalcap's on
-the same words (`tests/pipeline/test_caption_metrics.py`).
+the same words (`tests/pipeline/evaluation/test_caption_metrics.py`).
 
 What differs is how captions become words: pycocoevalcap asks Stanford's PTB tokenizer; here text is lower-cased and
 split at white space and punctuation, and "it's" becomes "it 's". Both give the same words on plain captions; known

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from benchmarks import accuracy
-from benchmarks.accuracy_report import scope_notes
-from benchmarks.random_onevision import make_random_onevision
-from benchmarks.small_model.compared_plans import about, compared_plans, left_out
-from benchmarks.small_model.sweep_plans import plan_named
+from benchmarks.accuracy import accuracy
+from benchmarks.accuracy.compared_plans import about, compared_plans, left_out
+from benchmarks.accuracy.report import scope_notes
+from benchmarks.accuracy.sweep_plans import plan_named
+from benchmarks.common.random_onevision import make_random_onevision
 from illava import VLM, Request, SamplingParams, load_preprocessor
 from illava.errors import RandomWeightsError
 from illava.families.model_shape import load_model_shape

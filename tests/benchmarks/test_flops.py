@@ -6,16 +6,16 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from models import make_onevision
-from models_llava_next import make_llava_next
-from models_qwen import make_qwen2_5_vl, make_qwen2_vl, make_qwen3_vl
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from benchmarks.flops import LayerShape, decode_flops, num_weights, prefill_flops, tower_flops
+from benchmarks.speed.flops import LayerShape, decode_flops, num_weights, prefill_flops, tower_flops
 from illava import VLM, ReductionPlan, Request, SamplingParams, load_preprocessor
 from illava.decoder.prefill import PrefillRun
 from illava.families.qwen.encoder import patch_places
 from illava.plan import EMPTY_PLAN
+from tests.support.models.llava_next import make_llava_next
+from tests.support.models.onevision import make_onevision
+from tests.support.models.qwen import make_qwen2_5_vl, make_qwen2_vl, make_qwen3_vl
 
 MAKERS = {
     "llava_onevision": make_onevision,

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import gpu_all
-from benchmarks.gpu_all import GOALS, PARTS, TOTAL_S, judged, run_all, run_part
-from benchmarks.gpu_parts import Bench
-from benchmarks.roofline import Ceilings, Work, share
+from benchmarks.speed import gpu_all
+from benchmarks.speed.gpu_all import GOALS, PARTS, TOTAL_S, judged, run_all, run_part
+from benchmarks.speed.gpu_parts import Bench
+from benchmarks.speed.roofline import Ceilings, Work, share
 
 
 def bench_without_model():

@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from fakes import read_rows, violations
 
-from benchmarks.small_model.render_clips import render
+from benchmarks.toy_model.data.render_clips import render
 from pipeline.evaluation.compare import compare_runs
 from pipeline.evaluation.run_scores import score_run
+from tests.support.runs.fakes import read_rows, violations
 
 ROOT = Path(__file__).resolve().parents[2]
 

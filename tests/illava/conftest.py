@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from closeness import near_ties
 
 from illava.engine import batching
+from tests.support.closeness import near_ties
 
 
 @pytest.fixture(autouse=True)

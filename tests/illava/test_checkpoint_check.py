@@ -7,9 +7,6 @@ import shutil
 
 import pytest
 import torch
-from models_clip import make_clip
-from published_llava import edit
-from quantised_models import PUBLISHED, fp8_alone, int8, make_quantised, put_json, store_layers
 from safetensors.torch import load_file, save_file
 
 from illava import VLM
@@ -19,6 +16,9 @@ from illava.families.model_shape import load_model_shape
 from illava.families.text_scorer import RelevanceModel
 from illava.preprocess import load_preprocessor
 from illava.reducers.clip_crop import ClipScorer
+from tests.support.models.clip import make_clip
+from tests.support.models.published_llava import edit
+from tests.support.models.quantised_models import PUBLISHED, fp8_alone, int8, make_quantised, put_json, store_layers
 
 INSTEAD = "take the unquantised repository"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from closeness import assert_close
 
 from illava.tokens import Assignment, carry, compose, identity, lift, merge, pad, prune, ragged_index
+from tests.support.closeness import assert_close
 
 pytestmark = pytest.mark.numeric
 

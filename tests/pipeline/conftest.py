@@ -10,10 +10,10 @@ import uuid
 from functools import partial
 
 import pytest
-from runs import make_config
-from wrong_store import WrongStore
 
 from pipeline.storage import storage
+from tests.support.runs.run_folders import make_config
+from tests.support.stores.wrong_store import WrongStore
 
 _REGION = "eu-west-1"  # moto refuses a CreateBucket that names us-east-1
 

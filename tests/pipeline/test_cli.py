@@ -10,10 +10,8 @@ import time
 from functools import partial
 from pathlib import Path
 
-import fakes
 import pytest
 import yaml
-from fakes import job_config, numbered_items
 
 from illava.errors import PlanError
 from pipeline.__main__ import main as pipeline_main
@@ -21,6 +19,8 @@ from pipeline.cli import EXIT_CODES, guarded, run_cli
 from pipeline.errors import CredentialsError, InterruptedRunError, PipelineError, RefusedError
 from pipeline.execution.budget import BUDGET_EXIT_CODE
 from pipeline.execution.runner import run_job
+from tests.support.runs import fakes
+from tests.support.runs.fakes import job_config, numbered_items
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = str(ROOT / "configs" / "demo.yaml")
@@ -102,10 +102,10 @@ def test_plan_counts_stored_objects_that_no_reader_can_hold(tmp_path) -> None:
 
 def test_what_the_plan_expects_is_what_the_rows_measure(tmp_path, onevision_folder, capsys) -> None:
     """Videos and image sets through a real model; every count that the plan calls exact."""
-    import clips
     from PIL import Image
 
     from pipeline.planning.dry_run import render_plan
+    from tests.support.media import clips
 
     video = clips.write_barcode_video(tmp_path / "v.mp4", 5)
     for n in range(2):

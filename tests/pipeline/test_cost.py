@@ -5,10 +5,10 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import make_config
 
 from pipeline.config.schema import PricesConfig
 from pipeline.cost import RunCost, item_cost_usd, run_cost, spending
+from tests.support.runs.run_folders import make_config
 
 PRICES = PricesConfig(gpu_hour_usd=3.6, cpu_hour_usd=0.36, storage_request_usd=0.0000004)
 

@@ -9,12 +9,12 @@ import sys
 import sysconfig
 from pathlib import Path
 
-import clips
 import pytest
-from fakes import read_rows
 from PIL import Image
 
 from pipeline.runs.verify import verify_run
+from tests.support.media import clips
+from tests.support.runs.fakes import read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 

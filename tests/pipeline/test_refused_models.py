@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from clips import barcode_frame
-from fakes import job_config
 from PIL import Image
-from published_llava import edit
-from quantised_models import PUBLISHED, int8, make_quantised, put_json, store_layers
 
 from pipeline.cli import run_cli
 from pipeline.execution import runner
 from pipeline.sweep.command import sweep_cli
+from tests.support.media.clips import barcode_frame
+from tests.support.models.published_llava import edit
+from tests.support.models.quantised_models import PUBLISHED, int8, make_quantised, put_json, store_layers
+from tests.support.runs.fakes import job_config
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from reducer_cases import assign_each, kept_places, ragged, segments
 
 from illava.reducers import DivPrune, Evidence
 from illava.tokens import Tokens
+from tests.support.reducer_cases import assign_each, kept_places, ragged, segments
 
 pytestmark = pytest.mark.numeric
 

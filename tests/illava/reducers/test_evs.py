@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reducer_cases import assign_each, kept_places, ragged, segments
 
 from illava.reducers import EVS
+from tests.support.reducer_cases import assign_each, kept_places, ragged, segments
 
 pytestmark = pytest.mark.numeric
 

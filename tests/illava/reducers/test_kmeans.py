@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from closeness import assert_close
-from reducer_cases import assign_each, groups_matrix, ragged, segments
 
 from illava.reducers import KMeans
+from tests.support.closeness import assert_close
+from tests.support.reducer_cases import assign_each, groups_matrix, ragged, segments
 
 pytestmark = pytest.mark.numeric
 

@@ -6,9 +6,7 @@ import math
 
 import pytest
 import torch
-from closeness import assert_close
 from pydantic import ValidationError
-from reducer_cases import dense, ragged, segments
 
 from illava.reducers import (
     BoundedError,
@@ -23,6 +21,8 @@ from illava.reducers import (
 )
 from illava.reduction.grid_owners import destinations
 from illava.tokens import Tokens, merge
+from tests.support.closeness import assert_close
+from tests.support.reducer_cases import dense, ragged, segments
 
 pytestmark = pytest.mark.numeric
 

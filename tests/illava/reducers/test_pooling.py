@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from closeness import assert_close
-from reducer_cases import assign_each, groups_matrix, ragged, segments
 
 from illava.reducers import Evidence, Pooling
 from illava.tokens import Tokens, merge
+from tests.support.closeness import assert_close
+from tests.support.reducer_cases import assign_each, groups_matrix, ragged, segments
 
 pytestmark = pytest.mark.numeric
 

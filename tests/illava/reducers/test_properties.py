@@ -8,9 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from closeness import assert_close
 from pydantic import ValidationError
-from reducer_cases import ADAPTER, CONFIGS, assign_each, build, dense, ragged, segments
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -18,6 +16,8 @@ from torch.utils._pytree import tree_leaves
 from illava.plan import ReductionPlan
 from illava.reducers import REDUCERS, Evidence
 from illava.tokens import Tokens, merge, pad, unpad
+from tests.support.closeness import assert_close
+from tests.support.reducer_cases import ADAPTER, CONFIGS, assign_each, build, dense, ragged, segments
 
 PRUNING = {"attention_pruning", "fastv", "random", "uniform_stride", "divprune", "scope", "vidcom2", "evs"}
 PRUNING |= {"fewer_frames", "lower_resolution", "pixel_prune", "pixel_dedup", "clip_crop", "clipseg_crop"}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reducer_cases import assign_each, kept_places, ragged, segments
 
 from illava.plan import ReductionPlan
 from illava.reducers import AttentionPruning, FastV, PyramidDrop, Random, UniformStride
+from tests.support.reducer_cases import assign_each, kept_places, ragged, segments
 
 
 def slow_keep(scores: list[float], num_kept: int) -> list[int]:

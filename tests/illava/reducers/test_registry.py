@@ -7,13 +7,13 @@ import pkgutil
 
 import pytest
 import torch
-from closeness import assert_close
-from reducer_cases import CONFIGS, build, dense, ragged
 
 import illava.reducers
 from illava.reducers import REDUCERS, Evidence
 from illava.reduction.patch_groups import group_evidence, group_tokens, spread
 from illava.tokens import Tokens, carry, merge
+from tests.support.closeness import assert_close
+from tests.support.reducer_cases import CONFIGS, build, dense, ragged
 
 # How each method is told to keep everything; those with `keep_per_frame` have that.
 KEEP_ALL = {

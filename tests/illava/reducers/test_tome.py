@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from closeness import assert_close
-from reducer_cases import assign_each, groups_matrix, ragged, segments
 
 from illava.errors import PlanError
 from illava.reducers import ToMe
 from illava.tokens import merged_sizes
+from tests.support.closeness import assert_close
+from tests.support.reducer_cases import assign_each, groups_matrix, ragged, segments
 
 pytestmark = pytest.mark.numeric
 

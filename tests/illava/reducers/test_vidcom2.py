@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from reducer_cases import assign_each, kept_places, ragged, segments
 
 from illava.reducers import VidCom2
+from tests.support.reducer_cases import assign_each, kept_places, ragged, segments
 
 pytestmark = pytest.mark.numeric
 

@@ -1,0 +1,1 @@
+"""Answers under a plan against answers without."""

@@ -1,0 +1,101 @@
+"""From answers to comparisons: each plan against no reduction, plan against plan, and what the instrument must show.
+
+Works on the parts that `accuracy.py` keeps; knows nothing of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.accuracy.paired import Comparison, compare
+from benchmarks.accuracy.sweep_plans import patches_kept, plan_named
+from benchmarks.toy_model.data.testset import HEADLINES, MEAN_ROWS, headline
+
+Parts = dict[str, list[dict[str, Any]]]
+
+
+def summarise(parts: Parts, blocks: Sequence[int]) -> dict[str, Any]:
+    """Per plan: tokens kept, CPU seconds, and per row the comparison with ``none``."""
+    return {
+        plan: {
+            "patches_kept": round(patches_kept(plan_named(plan, blocks=blocks)), 4),
+            **_kept_ratios(own),
+            "cpu_s": round(sum(part["cpu_s"] for part in own), 1),
+            "tasks": {row: _compare(parts, "none", plan, (row,)).as_dict() for row in _rows_of(own)},
+            "mean": _compare(parts, "none", plan, MEAN_ROWS).as_dict(),
+        }
+        for plan, own in parts.items()
+    }
+
+
+def findings(parts: Parts) -> dict[str, Any]:
+    """Whether the instrument works, from paired comparisons; what was not run is left out."""
+    found: dict[str, Any] = {}
+    if "least_attended@0.5" in parts:
+        control = _compare(parts, "none", "least_attended@0.5", MEAN_ROWS)
+        found["least attended half"] = {**control.as_dict(), "collapses": control.accuracy < 0.4}
+    for guided in ("illava", "attention_pruning"):
+        if {"random@0.25", f"{guided}@0.25"} <= set(parts):
+            margin = _compare(parts, "random@0.25", f"{guided}@0.25", ("small",))
+            apart = margin.difference >= 0.1 and margin.difference_low > 0
+            found[f"{guided} over random at 25 %, small objects"] = {**margin.as_dict(), "separated": apart}
+    for method in ("illava", "random", "attention_pruning", "tome"):
+        shares = sorted((plan for plan in parts if plan.startswith(f"{method}@")), key=_share, reverse=True)
+        steps = list(zip(["none", *shares], shares, strict=False))
+        if len(shares) > 1:
+            found[f"{method} sweep"] = _rises(parts, steps)
+    return found
+
+
+def _rises(parts: Parts, steps: list[tuple[str, str]]) -> dict[str, Any]:
+    """Steps of a sweep at which fewer tokens answer better, beyond the 95 % interval; none of them = monotone."""
+    rises = []
+    rows = [row for row in _rows_of(parts["none"]) if row in MEAN_ROWS]
+    for row in rows:
+        for more, fewer in steps:
+            change = _compare(parts, more, fewer, (row,))
+            if change.difference_low > 0:
+                rises.append({"row": row, "from": more, "to": fewer, **change.as_dict()})
+    return {"comparisons": len(rows) * len(steps), "rises": rises, "monotone": not rises}
+
+
+def _compare(parts: Parts, reference: str, plan: str, rows: Sequence[str]) -> Comparison:
+    before, after = (_rights(parts[name], rows) for name in (reference, plan))
+    if list(before) != list(after):
+        raise ValueError(f"{reference!r} and {plan!r} were asked different questions")
+    ids = [sample_id for sample_id, _, _ in before]
+    return compare(ids, list(before.values()), list(after.values()))
+
+
+def _rights(own: list[dict[str, Any]], rows: Sequence[str]) -> dict[tuple[str, str, int], bool]:
+    """Right or wrong by (sample, question, number)."""
+    tasks = {task for row in rows for task in HEADLINES[row]}
+    return {
+        (sample_id, text, number): found == answer
+        for part in own
+        for number, (sample_id, task, text, answer, found) in enumerate(part["answers"])
+        if task in tasks
+    }
+
+
+def _rows_of(own: list[dict[str, Any]]) -> list[str]:
+    seen = {headline(task) for part in own for _, task, *_ in part["answers"]}
+    return [row for row in HEADLINES if row in seen]
+
+
+def _kept_ratios(own: list[dict[str, Any]]) -> dict[str, float]:
+    """Visual tokens entering the LLM and in its last layer, over those of the unreduced model; clips apart."""
+    ratios = {}
+    for is_clip, prefix in ((False, ""), (True, "clip_")):
+        counts = [row[1:] for part in own for row in part["num_tokens"] if row[0] == is_clip]
+        whole, entered, last = (sum(column) for column in zip(*counts, strict=True))
+        ratios |= {
+            f"{prefix}kept_ratio": round(entered / whole, 4),
+            f"{prefix}last_layer_ratio": round(last / whole, 4),
+        }
+    return ratios
+
+
+def _share(plan: str) -> float:
+    return float(plan.partition("@")[2])

@@ -1,0 +1,1 @@
+"""What the measurements share: the machine, clocks, rounds, random models."""

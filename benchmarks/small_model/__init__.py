@@ -1,1 +1,0 @@
-"""The small trained model: generator, architecture, training."""

@@ -1,0 +1,1 @@
+"""Time of tower, prefill, decode and whole answers."""

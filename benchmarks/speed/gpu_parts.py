@@ -1,0 +1,286 @@
+"""The parts of benchmarks/speed/gpu_all.py: each measures one thing on a built model and fills in its result as it
+goes.
+
+A part that is stopped by its budget keeps what it had by then, so results are put in place round by round.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.common.device_clock import DeviceClock, seconds_each, summary
+from benchmarks.speed.engine_vs_transformers import PROMPT, STAGES, Stock, time_ours
+from benchmarks.speed.roofline import Ceilings, default_ceilings, measure
+from benchmarks.throughput.null_model import null_job
+from illava import VLM, Preprocessor, Request, SamplingParams, VisualInput
+from illava.analysis.peak_memory import PeakMemory
+from illava.attention.backend import kernels_on
+from illava.attention.paged import paged_attention
+from illava.attention.scores import attention_received, causal_attention_received
+from illava.engine.engine import Engine
+from illava.plan import EMPTY_PLAN, ReductionPlan
+from pipeline.config.schema import JobConfig
+from pipeline.execution.rows import RunInfo
+from pipeline.execution.runner import run_job
+from pipeline.execution.worker import VLMWorker
+from pipeline.records import LoadedItem, LoadStats, MediaItem
+
+STOCK_EVERY = 4  # rounds; stock is slow, and its spread is small
+
+
+@dataclass(slots=True)
+class Bench:
+    """What the parts share.
+
+    Attributes:
+        ends_s: when the part that is under way has to end, on the host's clock.
+    """
+
+    vlm: VLM
+    model: Any
+    preprocessor: Preprocessor
+    clock: DeviceClock
+    plan: ReductionPlan
+    preset: str
+    num_frames: int
+    new_tokens: int
+    num_rounds: int
+    num_jobs: int
+    ceilings: Ceilings | None = None
+    ends_s: float = 0.0
+
+    @property
+    def device(self) -> torch.device:
+        return self.vlm.family.decoder.device
+
+    def videos(self, num: int, *, seed: int = 0) -> list[VisualInput]:
+        """Clips of noise at the model's size; no two alike."""
+        side, rng = self.preprocessor.geometry.tile_px, np.random.default_rng(seed)
+        clips = (rng.integers(0, 256, (self.num_frames, side, side, 3), dtype=np.uint8) for _ in range(num))
+        return [self.preprocessor.video(clip) for clip in clips]
+
+    def rounds(self, most: int) -> Iterator[int]:
+        """Round numbers, while another one as long as the longest so far fits before the part's end."""
+        longest_s = 0.0
+        for number in range(most):
+            start_s = time.monotonic()
+            if number and start_s + longest_s > self.ends_s:
+                return
+            yield number
+            longest_s = max(longest_s, time.monotonic() - start_s)
+
+
+Part = Callable[[Bench, dict[str, Any]], None]
+
+
+def machine_ceilings(bench: Bench, result: dict[str, Any]) -> None:
+    """Matrix product and memory copy, at best."""
+    bench.ceilings = default_ceilings(bench.device, bench.vlm.family.decoder.dtype)
+    result |= asdict(bench.ceilings)
+
+
+def kernels(bench: Bench, result: dict[str, Any]) -> None:
+    """Our kernels beside their torch twins at this model's shapes: seconds, and how far apart they are."""
+    tower = bench.vlm.family.tower._blocks[0].self_attn
+    decoder, dtype = bench.vlm.family.decoder, bench.vlm.family.decoder.dtype
+    heads = decoder.layers[0].self_attn.q_proj.out_features // decoder.head_dim
+    tokens, grid = (6_400, bench.preprocessor.geometry.grid**2) if bench.device.type == "cuda" else (100, 49)
+    draw = partial(torch.randn, device=bench.device, dtype=dtype)
+    for batch in (1, 8, 32):
+        pages = -(-tokens // 16)
+        k_pool, v_pool = draw(2, batch * pages, 16, decoder.num_kv_heads, decoder.head_dim).unbind()
+        table = torch.randperm(batch * pages, device=bench.device).to(torch.int32).view(batch, pages)
+        length = torch.full((batch,), tokens, dtype=torch.int32, device=bench.device)
+        args = draw(batch, heads, decoder.head_dim), k_pool, v_pool, table, length
+        options = {"scale": decoder.scale, "host_lengths": [tokens] * batch}
+        result[f"paged_decode_{batch}"] = _beside_twin(bench, partial(paged_attention, *args, **options))
+    q, k = draw(2, bench.num_frames * grid, tower.num_heads, tower.head_dim).unbind()
+    lengths = (grid,) * bench.num_frames
+    result["attention_received"] = _beside_twin(bench, partial(attention_received, q, k, lengths, scale=tower.scale))
+    q, k = draw(tokens, heads, decoder.head_dim), draw(tokens, decoder.num_kv_heads, decoder.head_dim)
+    scope = torch.zeros(tokens, dtype=torch.int64, device=bench.device)
+    causal = partial(causal_attention_received, q, k, (tokens,), scope, scale=decoder.scale, normalised=True)
+    result["causal_attention_received"] = _beside_twin(bench, causal)
+
+
+def _beside_twin(bench: Bench, work: Callable[[], Tensor]) -> dict[str, Any]:
+    """What serves here and the twin: seconds of each, ratio, and the largest difference."""
+    own, own_s = work(), seconds_each(bench.clock, work, repeats=5, rounds=5)
+    with _twins():
+        twin, twin_s = work(), seconds_each(bench.clock, work, repeats=2, rounds=3)
+    return {
+        "seconds": own_s,
+        "twin_seconds": twin_s,
+        "speedup": twin_s["median"] / own_s["median"],
+        "largest_difference": float((own.float() - twin.float()).abs().max()),
+        "largest_value": float(twin.float().abs().max()),
+    }
+
+
+@contextmanager
+def _twins() -> Iterator[None]:
+    before = os.environ.get("ILLAVA_KERNELS")
+    os.environ["ILLAVA_KERNELS"] = "torch"
+    kernels_on.cache_clear()
+    try:
+        yield
+    finally:
+        os.environ.pop("ILLAVA_KERNELS")
+        if before is not None:
+            os.environ["ILLAVA_KERNELS"] = before
+        kernels_on.cache_clear()
+
+
+def memory(bench: Bench, result: dict[str, Any]) -> None:
+    """Key/value bytes of one item, the largest batch that the pool admits, and the peak of tower and prefill."""
+    engine, sampling = bench.vlm.engine, SamplingParams(max_new_tokens=bench.new_tokens, min_new_tokens=2)
+    (video,) = bench.videos(1)
+    page_bytes = 2 * engine.cache.k_pool_PSGd[0].nbytes
+    for name, plan in (("empty", EMPTY_PLAN), ("plan", bench.plan)):
+        engine.submit(Request(name, (video, PROMPT), sampling), plan)
+        with PeakMemory(bench.device) as peak:
+            engine.step()
+        held = engine.cache.num_pages - engine.cache.num_free_pages
+        engine.cancel_all()
+        largest = engine.cache.num_pages // held
+        result[name] = {"kv_bytes": held * page_bytes, "largest_batch": largest, "peak_bytes": peak.num_bytes}
+    result["kv_ratio"] = result["plan"]["kv_bytes"] / result["empty"]["kv_bytes"]
+    result["largest_batch_ratio"] = result["plan"]["largest_batch"] / result["empty"]["largest_batch"]
+
+
+def batch_of(size: int) -> Part:
+    """Stock generate, our engine without graphs, without merging and under the plan, interleaved, at one batch size."""
+
+    def part(bench: Bench, result: dict[str, Any]) -> None:
+        videos, stock = bench.videos(size), Stock(bench.vlm, bench.model, now=bench.clock)
+        sides: dict[str, Callable[[int], dict[str, Any]]] = {
+            "stock": partial(stock.time, videos),
+            "empty": lambda n: time_ours(bench.vlm, videos, n, EMPTY_PLAN, now=bench.clock),
+            "plan": lambda n: time_ours(bench.vlm, videos, n, bench.plan, now=bench.clock),
+        }
+        if bench.vlm.engine.graphs is not None:
+            sides["eager"] = partial(_without_graphs, bench, videos)
+        for name in list(sides):  # warm up: compile, capture every bucket on the way, choose algorithms
+            try:
+                sides[name](bench.new_tokens if name == "empty" else 3)
+            except torch.OutOfMemoryError as error:
+                result.setdefault("out_of_memory", {})[name] = str(error).splitlines()[0]
+                bench.vlm.cancel_all()
+                torch.cuda.empty_cache()
+                del sides[name]
+        seen: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
+        for number in bench.rounds(bench.num_rounds):
+            for name, side in sides.items():
+                if name in ("empty", "plan") or number % STOCK_EVERY == 0:
+                    seen[name].append(side(bench.new_tokens))
+            result |= _compared(seen)
+
+    return part
+
+
+def _without_graphs(bench: Bench, videos: list[VisualInput], new_tokens: int) -> dict[str, Any]:
+    engine = bench.vlm.engine
+    graphs, engine.graphs = engine.graphs, None
+    try:
+        return time_ours(bench.vlm, videos, new_tokens, EMPTY_PLAN, now=bench.clock)
+    finally:
+        engine.graphs = graphs
+
+
+def _compared(seen: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    for rounds in seen.values():
+        for one in rounds:
+            one["first_token"] = one["tower"] + one["prefill"]
+    stages = (*STAGES, "first_token")
+    found = {
+        name: {stage: summary([one[stage] for one in rounds]) for stage in stages} for name, rounds in seen.items()
+    }
+    ratios = {
+        f"{side}_vs_{base}": {stage: found[base][stage]["median"] / found[side][stage]["median"] for stage in stages}
+        for base, side in (("stock", "empty"), ("stock", "plan"), ("empty", "plan"), ("eager", "empty"))
+        if base in found and side in found
+    }
+    return {"seconds": found, "speedup": ratios}
+
+
+def pipeline(bench: Bench, result: dict[str, Any]) -> None:
+    """The job's own scheduler, worker, rows and sink around this model, with a loader that only hands out frames."""
+    size, plans = bench.vlm.engine.max_batch_requests, {"empty": EMPTY_PLAN, "plan": bench.plan}
+    result["batch"], result["items"] = size, bench.num_jobs
+    for name, plan in plans.items():
+        sampling = SamplingParams(max_new_tokens=bench.new_tokens, min_new_tokens=bench.new_tokens)
+        videos = bench.videos(bench.num_jobs, seed=1)
+        requests = [Request(str(n), (video, PROMPT), sampling) for n, video in enumerate(videos)]
+        busy_s, start = bench.vlm.device_busy_s, bench.clock()
+        bench.vlm.generate(requests, plan=plan)
+        bare_s = bench.clock() - start
+        bare = {
+            "captions_per_hour": 3600 * bench.num_jobs / bare_s,
+            "busy": (bench.vlm.device_busy_s - busy_s) / bare_s,
+        }
+        through = _through_pipeline(bench, videos, name)
+        rate = through["captions_per_hour"] / bare["captions_per_hour"]
+        result[name] = {"bare": bare, "pipeline": through, "pipeline_vs_bare": rate}
+
+
+def _through_pipeline(bench: Bench, videos: list[VisualInput], name: str) -> dict[str, Any]:
+    workers, places = [], count()
+
+    def make_worker(config: JobConfig, run_info: RunInfo) -> VLMWorker:
+        workers.append(VLMWorker(config, run_info, vlm=bench.vlm))
+        return workers[0]
+
+    class FramesAtHand:
+        """Clips in memory, one an item."""
+
+        def load(self, item: MediaItem) -> LoadedItem:
+            video = videos[next(places) % len(videos)]
+            seconds = tuple(float(n) for n in range(len(video.tiles)))
+            return LoadedItem(item, (video,), seconds, LoadStats(decoder="null"))
+
+        def close(self) -> None:
+            pass
+
+    with tempfile.TemporaryDirectory() as folder:
+        fields = null_job(Path(folder), len(videos), executor="local").model_dump(mode="json")
+        fields["sampling"]["max_new_tokens"] = bench.new_tokens  # all are drawn: nothing stops this model
+        fields["model"]["max_batch_requests"] = bench.vlm.engine.max_batch_requests
+        if name == "plan":
+            fields["reduction"] = {"preset": bench.preset, "layout": "geometric"}
+        busy_s = bench.vlm.device_busy_s
+        run = run_job(
+            JobConfig.model_validate(fields), worker_factory=make_worker, loader_factory=lambda *_: FramesAtHand()
+        )
+    if run.exit_code:
+        raise RuntimeError(f"the job ended with exit code {run.exit_code}")
+    usage = workers[0].usage()
+    wall_s = usage.wall_s - usage.start_s
+    busy_s = bench.vlm.device_busy_s - busy_s
+    return {"captions_per_hour": 3600 * len(videos) / wall_s, "busy": busy_s / wall_s}
+
+
+def roofline(bench: Bench, result: dict[str, Any]) -> None:
+    """Counted work of each stage at batch 1 over this machine's ceilings."""
+    ceilings = bench.ceilings or default_ceilings(bench.device, bench.vlm.family.decoder.dtype)
+    (video,) = bench.videos(1)
+    plans = {"empty": EMPTY_PLAN, "plan": bench.plan}
+    result |= measure(bench.vlm.engine, video, plans, ceilings, rounds=3)
+
+
+def with_device_clock(vlm: VLM, clock: DeviceClock) -> None:
+    """Let the engine's stages be timed by the device."""
+    old = vlm.engine
+    vlm.engine = Engine(vlm.family, old.cache, max_batch_requests=old.max_batch_requests, now=clock, graphs=old.graphs)

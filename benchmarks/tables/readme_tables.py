@@ -1,0 +1,170 @@
+"""Generates README's tables from benchmarks/results/*.json, between the markers that name them.
+
+python benchmarks/tables/readme_tables.py --write     # put them into README.md
+python benchmarks/tables/readme_tables.py --check     # exit 1 where README.md is behind the results
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.common.result_files import results  # noqa: E402
+from benchmarks.tables.speed_tables import (  # noqa: E402
+    device_of,
+    engine_table,
+    family_speed_table,
+    pipeline_table,
+    ray_data_table,
+    readers_table,
+    speed_table,
+    vllm_table,
+)
+
+
+def methods_table() -> str:
+    """One row a registered reducer: its first docstring line, where it runs, its source."""
+    from illava.reducers import REDUCERS
+
+    lines = ["| `kind` | what it does | runs at | source |", "|---|---|---|---|"]
+    for kind, reducer in REDUCERS.items():
+        said = reducer.__doc__ or ""
+        source = _source(said) or _source(sys.modules[reducer.__module__].__doc__ or "")
+        lines.append(f"| `{kind}` | {said.strip().splitlines()[0]} | {_runs_at(kind, reducer)} | {source} |")
+    return "\n".join(lines)
+
+
+def _source(docstring: str) -> str:
+    """The papers and repositories a docstring names, without the remarks behind them."""
+    found = re.search(r"Source: (.*?)(?:\n\s*\n|\Z)", docstring, re.DOTALL)
+    text = " ".join(found[1].split()) if found else ""
+    return re.split(r"\.? (?:Written|Deviation)|, written|, which gives| \(read|\. ", text)[0].rstrip(". ")
+
+
+def _runs_at(kind: str, reducer: Any) -> str:
+    """Stages whose evidence the LLaVA towers or the decoder measure today."""
+    from benchmarks.tables.family_matrix import SETTINGS
+    from illava.reduction.decoder import DECODER_EVIDENCE
+    from illava.reduction.vision import CLS_EVIDENCE
+
+    method = reducer(**SETTINGS[kind])
+    measured = {**CLS_EVIDENCE, **DECODER_EVIDENCE}
+    places = ["media"] if "media" in reducer.stages else []  # its evidence: pixels
+    places += [stage for stage in measured if stage in reducer.stages and method.evidence(stage) <= measured[stage]]
+    return ", ".join(places) or "not wired yet: refused in words"
+
+
+def family_table() -> str:
+    """Methods x families: the stages each family's `check` accepts, which tests/illava/families/test_family_matrix.py
+    runs.
+    """
+    import torch
+
+    from benchmarks.tables.family_matrix import MAKERS, SETTINGS, cell_of, make_folder
+    from illava.families import load_family
+
+    families = {}
+    with TemporaryDirectory() as folder:
+        for name in MAKERS:
+            model = make_folder(name, Path(folder, name))
+            families[name] = load_family(str(model), dtype=torch.float32, device="cpu")
+    lines = [f"| method | {' | '.join(families)} |", "|---" * (1 + len(families)) + "|"]
+    for row, setting in SETTINGS.items():
+        lines.append(f"| {row} | {' | '.join(cell_of(family, setting) for family in families.values())} |")
+    return "\n".join(lines)
+
+
+def overhead_table() -> str:
+    """What one step costs beside the unreduced tower, method by method, the cheapest first."""
+    lines = [
+        "| method | choosing and merging, share of the tower's time | measuring attention received | "
+        "choosing, x iLLaVA's | tokens kept | machine |",
+        "|---|---|---|---|---|---|",
+    ]
+    for result in results("reducer_overhead"):
+        total, machine = result["segments"] * result["tokens_per_segment"], result["machine"]
+        where = device_of(machine)
+        for name, row in sorted(result["methods"].items(), key=lambda item: item[1]["tower_share"]):
+            score = f"{100 * row['score_share']:.1f} %" if row["score_share"] else "-"
+            lines.append(
+                f"| {name} | {100 * row['tower_share']:.2f} % | {score} | {row['select_ratio']:.2f}x "
+                f"| {row['tokens_kept']} of {total} | {where} |"
+            )
+    return "\n".join(lines)
+
+
+def accuracy_table() -> str:
+    """What the toy's answers keep, on the whole frozen set."""
+    from benchmarks.accuracy.report import short_table
+
+    (result,) = (found for found in results("accuracy") if not _compares(found))
+    return short_table(result)
+
+
+def _compares(result: dict[str, Any]) -> bool:
+    """Whether an accuracy result is the comparison of all methods."""
+    return any(name.startswith("compare:") for name in result["plans"])
+
+
+def compared_table() -> str:
+    """Every method at equal kept tokens, on the frozen set."""
+    from benchmarks.accuracy.report import short_table
+
+    (result,) = (found for found in results("accuracy") if _compares(found))
+    return short_table(result)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "speed": speed_table,
+    "family-speed": family_speed_table,
+    "engine": engine_table,
+    "vllm": vllm_table,
+    "readers": readers_table,
+    "methods": methods_table,
+    "families": family_table,
+    "reducer-overhead": overhead_table,
+    "pipeline": pipeline_table,
+    "ray-data": ray_data_table,
+    "accuracy": accuracy_table,
+    "compared": compared_table,
+}
+
+
+def rendered(readme: str) -> str:
+    """The README with every marked table made anew."""
+    for name, table in TABLES.items():
+        marked = re.compile(rf"(<!-- table:{name} -->\n).*?(\n<!-- end:{name} -->)", re.DOTALL)
+        made = table()
+        readme, count = marked.subn(lambda found, text=made: found[1] + text + found[2], readme)
+        if count != 1:
+            raise SystemExit(f"README.md: expected one table marked {name!r}, found {count}")
+    return readme
+
+
+def main() -> None:
+    """Write or check."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--write", action="store_true")
+    action.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    path = ROOT / "README.md"
+    before, after = path.read_text(), rendered(path.read_text())
+    if args.write:
+        path.write_text(after)
+    elif before != after:
+        sys.exit(
+            "README.md's tables are behind benchmarks/results/: run python benchmarks/tables/readme_tables.py --write"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The tiny demo model: its data and its training."""

@@ -1,0 +1,1 @@
+"""Pictures, clips and questions, drawn from seeds."""

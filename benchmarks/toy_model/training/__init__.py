@@ -1,0 +1,1 @@
+"""Architecture, batches, losses and the training run."""

@@ -1,0 +1,101 @@
+"""A training's log as a result file, a picture and a table: exact match on validation seeds over its minutes.
+
+    python -m benchmarks.toy_model.training.curve --log runs/toy/log.jsonl --json benchmarks/results/toy_training.json
+    \\
+        --svg benchmarks/results/toy_training.svg
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import svg_marks as svg
+from benchmarks.common.machine import write_json
+
+SHOWN = (
+    "scene_where", "scene_colour", "small_colour", "chart_value", "document_value", "document_key", "document_exists",
+    "document_line", "video_direction", "caption_image",
+)  # fmt: skip
+_INKS = ("#1f6fb4", "#d1495b", "#2e8b57", "#8e6bbf", "#111111", "#b0708a", "#c98a1b", "#777777", "#12a5a5", "#6b4a2b")
+_WIDTH, _HEIGHT, _MARGIN, _LEGEND = 640, 320, 36, 130
+_COLUMNS = 10
+
+
+def read_log(path: Path) -> dict[str, Any]:
+    """Budget, steps and validations of a log that `train` wrote.
+
+    Raises:
+        ValueError: it holds no validation.
+    """
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    found = [record for record in records if "validation" in record]
+    if not found:
+        raise ValueError(f"{path} holds no validation yet: let the training reach its first (--eval-s)")
+    return {
+        "steps": found[-1]["step"],
+        "minutes_a_process": found[-1]["minutes"],
+        "resumed_at": [record["resumed_at"] for record in records if "resumed_at" in record],
+        "validations": [
+            {"step": one["step"], "minutes": one["minutes"], "exact_match": one["validation"]} for one in found
+        ],
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """A row a task, a column for each of about ten of the validations."""
+    every = -(-len(result["validations"]) // _COLUMNS)
+    shown = result["validations"][::-1][::every][::-1]  # the last is always among them
+    rows = [("minutes", [f"{one['minutes']:.0f}" for one in shown])]
+    rows += [(task.replace("_", ": ", 1), [f"{one['exact_match'][task]:.2f}" for one in shown]) for task in SHOWN]
+    lines = [f"| {name} | {' | '.join(cells)} |" for name, cells in rows]
+    return "\n".join([lines[0], "|---" * (len(shown) + 1) + "|", *lines[1:]])
+
+
+def svg_plot(result: dict[str, Any]) -> str:
+    """A line a task."""
+    last = result["minutes_a_process"]
+    marks = []
+    for part in (0.0, 0.25, 0.5, 0.75, 1.0):
+        marks.append(svg.line(_x(0), _y(part), _x(1), _y(part), "#dddddd"))
+        marks.append(svg.text(_MARGIN - 6, _y(part) + 4, f"{part:g}", anchor="end"))
+        marks.append(svg.text(_x(part), _HEIGHT - 12, f"{part * last:.0f} min", anchor="middle"))
+    for place, (task, ink) in enumerate(zip(SHOWN, _INKS, strict=True)):
+        points = [(_x(one["minutes"] / last), _y(one["exact_match"][task])) for one in result["validations"]]
+        marks.append(svg.polyline(points, ink, width=1.5))
+        marks.append(svg.text(_WIDTH, _MARGIN + 18 * place, task, ink=ink))
+    return svg.drawing(_WIDTH + _LEGEND, _HEIGHT, marks, font_px=11)
+
+
+def _x(part: float) -> float:
+    return _MARGIN + part * (_WIDTH - 2 * _MARGIN)
+
+
+def _y(part: float) -> float:
+    return _HEIGHT - _MARGIN - part * (_HEIGHT - 2 * _MARGIN)
+
+
+def main() -> None:
+    """Read the log; print the table; write what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--log", type=Path, required=True, help="log.jsonl of the training's --work-dir")
+    parser.add_argument("--command", default="", help="the training's command, for the result file")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--svg", type=Path)
+    args = parser.parse_args()
+    try:
+        result = read_log(args.log)
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
+    print(table(result))
+    if args.json:
+        write_json(args.json, {"benchmark": "toy_training", "command": args.command, **result})
+    if args.svg:
+        args.svg.write_text(svg_plot(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+# ruff: noqa: E402
+"""Rendered clips and their manifests: real h264, true answers, rows that the pipeline takes; the demo's report."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.toy_model.data.mnist_scenes import make_mnist_scene
+from benchmarks.toy_model.data.render_clips import render
+
+
+def test_clips_are_real_files_with_captions_and_questions(tmp_path: Path):
+    asked = render(tmp_path, 8, 0, kinds=("motion", "order"), asked=3)
+    captions, questions = (
+        [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        for name in ("manifest.jsonl", "questions.jsonl")
+    )
+    assert asked == len(questions) == len({(row["uri"], row["question"]) for row in questions}) == 32
+    assert {row["category"] for row in questions} >= {"caption", "direction", "order"}
+    for row in captions:
+        assert row["reference"].endswith(".")
+        with av.open(str(tmp_path / row["uri"])) as container:
+            assert container.streams.video[0].codec_context.name == "h264"
+            assert sum(1 for _ in container.decode(video=0)) == 60
+    for row in questions:
+        if "options" in row:
+            assert row["reference"] in "ABCD"[: len(row["options"])]
+        assert (row.get("metric") == "yes_no") == (row["reference"] in ("yes", "no"))
+
+
+def test_the_shipped_questions_are_those_of_the_shipped_captions():
+    folder = ROOT / "configs" / "demo" / "clips"
+    captions, questions = (
+        [json.loads(line) for line in (folder / name).read_text().splitlines()]
+        for name in ("manifest.jsonl", "questions.jsonl")
+    )
+    told = {row["uri"]: row["reference"] for row in questions if row["category"] == "caption"}
+    assert told == {row["uri"]: row["reference"] for row in captions}
+
+
+@pytest.mark.long
+def test_the_demo_tells_the_truth_and_recomputes_nothing(tmp_path: Path):
+    command = [sys.executable, "jobs/demo.py", "--set", f"output.uri={tmp_path}/merged"]
+    first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
+    assert first.returncode == 0, first.stderr
+    figures = {line.split()[0]: line for line in first.stdout.splitlines() if line.startswith(("whole ", "merged "))}
+    assert figures.keys() == {"whole", "merged"}
+    assert "(100%)" in figures["whole"]
+    for line in figures.values():
+        assert " failed" not in line
+        right, total = line.split("captions ")[1].split(",")[0].split("/")
+        assert int(right) >= int(total) // 2
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    assert again.stdout == first.stdout
+    assert made == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
+
+
+def test_digits_stand_where_the_answers_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = tmp_path / "src" / "digits"
+    folder.mkdir(parents=True)
+    block = np.zeros((28, 28))
+    block[4:24, 4:24] = 1.0
+    for digit in range(10):
+        (folder / f"{digit}.json").write_text(json.dumps({"data": block.ravel().tolist()}))
+    monkeypatch.setenv("MNIST_FOLDER", str(tmp_path))
+    sample = make_mnist_scene(3)
+    places = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
+    question = next(q for q in sample.questions if q.task == "mnist_digit")
+    cell = places.index(question.text.removeprefix("What digit is at the ").removesuffix("?"))
+    row, col = divmod(cell, 3)
+    grey = sample.frames[0].min(-1)
+    inside = grey[round((row + 0.5) * 112 / 3) - 8 :, round((col + 0.5) * 112 / 3) - 8 :][:16, :16]
+    assert inside.mean() > 180
+    assert np.array_equal(sample.frames, make_mnist_scene(3).frames)

@@ -1,0 +1,84 @@
+"""The Triton kernels: their logic under the interpreter in its own process, and who is chosen, they or their twins."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from illava.attention import backend as kernels
+from illava.attention.backend import kernels_on
+from illava.decoder.cuda_graphs import DecodeGraphs, bucket_of, can_capture
+from illava.errors import ModelLoadError
+
+HERE = Path(__file__).resolve().parents[2] / "support" / "kernels"
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def _decide_anew(monkeypatch):
+    monkeypatch.delenv("ILLAVA_KERNELS", raising=False)
+
+
+@pytest.mark.long
+def test_kernels_under_the_interpreter_are_their_twins_and_a_decode_step_is_static():
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", HERE / "interpreted.py"]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=HERE.parents[1], check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.long
+def test_kernels_compile_for_hopper_without_a_gpu():
+    command = [sys.executable, HERE / "compiled.py"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parents[1], check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.split() == ["_attend_split", "_join_splits", "_log_sum_exp", *["_sum_received"] * 3]
+
+
+def test_kernels_are_chosen_by_capability_and_never_on_cpu_by_themselves(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert (kernels_on(CPU), kernels_on(GPU)) == ("torch", "triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    kernels_on.cache_clear()
+    assert kernels_on(CPU) == "torch"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    kernels_on.cache_clear()
+    assert kernels_on(GPU) == "torch"
+
+
+def test_what_is_forced_happens_or_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setenv("ILLAVA_KERNELS", "torch")
+    assert kernels_on(GPU) == "torch"
+    for word, reason in {"triton": "on CPU they run under Triton's interpreter only", "fast": "not one of"}.items():
+        monkeypatch.setenv("ILLAVA_KERNELS", word)
+        kernels_on.cache_clear()
+        with pytest.raises(ModelLoadError, match=reason):
+            kernels_on(CPU)
+    monkeypatch.setenv("ILLAVA_KERNELS", "triton")
+    monkeypatch.setattr(kernels, "find_spec", lambda name: None)
+    kernels_on.cache_clear()
+    with pytest.raises(ModelLoadError, match="triton is not installed"):
+        kernels_on(GPU)
+
+
+def test_decode_graphs_are_refused_where_they_cannot_be_captured(monkeypatch):
+    assert not can_capture(CPU)
+    with pytest.raises(ModelLoadError, match=r"cannot be captured on cpu.*decode_graphs=None"):
+        DecodeGraphs(SimpleNamespace(device=CPU), None, None, max_batch=1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert can_capture(GPU)
+    monkeypatch.setenv("ILLAVA_KERNELS", "torch")
+    kernels_on.cache_clear()
+    assert not can_capture(GPU)  # the twin reads lengths on the host
+
+
+def test_buckets_cover_every_batch_and_waste_less_than_eight_rows():
+    for num_rows in range(1, 31):
+        bucket = bucket_of(num_rows, 30)
+        assert num_rows <= bucket < num_rows + 8
+    assert {bucket_of(n, 30) for n in range(1, 31)} == {1, 2, 4, 8, 16, 24, 30}

@@ -1,0 +1,106 @@
+"""ToMe's proportional attention: a merged token weighs as much as what it stands for, exactly, in every tower."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.tables.family_matrix import MAKERS, make_folder
+from illava import VLM
+from illava.attention.packed import packed_attention, with_key_bias
+from illava.attention.scores import attention_received, one_query_attention
+from illava.plan import EMPTY_PLAN, ReductionPlan
+from illava.reduction.vision import VisionReduction
+from tests.support.closeness import FLOAT32, assert_close
+
+pytestmark = pytest.mark.numeric
+
+BLOCK = 1
+LENGTHS = (5, 9, 9, 2)
+
+
+def slow_attention(q, k, v, bias, scale):
+    """One head of one segment, entry by entry."""
+    logits = torch.stack([torch.stack([scale * (qi @ kj) + b for kj, b in zip(k, bias, strict=True)]) for qi in q])
+    attention = logits.softmax(1)
+    return attention @ v, attention
+
+
+@pytest.mark.parametrize("width", [8, 12, 72])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_bias_in_extra_width_is_a_bias_on_the_scores(width, dtype):
+    gen, scale = torch.Generator().manual_seed(1), width**-0.5
+    q, k, v = (torch.randn(sum(LENGTHS), 2, width, generator=gen).to(dtype) for _ in range(3))
+    size = torch.randint(1, 200, (sum(LENGTHS),), generator=gen).float()
+    bias = size.log()
+    mixed = packed_attention(q, k, v, LENGTHS, causal=False, scale=scale, key_bias_T=bias)
+    assert mixed.shape == v.shape
+    received = attention_received(q, k, LENGTHS, scale=scale, key_bias_T=bias)
+    first = one_query_attention(q, k, LENGTHS, query=0, scale=scale, key_bias_T=bias)
+    parts = zip(
+        *(x.split(LENGTHS) for x in (q.float(), k.float(), v.float(), bias, mixed, received, first)), strict=True
+    )
+    # in bfloat16 the extra width holds the bias in 8 bits a piece, and the mixture is rounded to as many
+    loose, tight = (FLOAT32, FLOAT32) if dtype == torch.float32 else (3e-2, 1e-3)
+    for q_n, k_n, v_n, bias_n, mixed_n, received_n, first_n in parts:
+        by_head = [slow_attention(q_n[:, h], k_n[:, h], v_n[:, h], bias_n, scale) for h in range(2)]
+        assert_close(mixed_n.float(), torch.stack([out for out, _ in by_head], 1), tolerance=loose)
+        attention = torch.stack([a for _, a in by_head])
+        assert_close(received_n, attention.mean((0, 1)), tolerance=tight)
+        assert_close(first_n, attention[:, 0].mean(0), tolerance=tight)
+    wide_q, wide_k = with_key_bias(q, k, bias, scale=scale)
+    assert wide_q.shape == wide_k.shape
+    assert wide_k.shape[-1] % 8 == 0
+
+
+@pytest.fixture(scope="module", params=MAKERS)
+def family(request, tmp_path_factory):
+    folder = str(make_folder(request.param, tmp_path_factory.mktemp(request.param)))
+    return VLM.from_pretrained(folder, kv_cache_bytes=8 << 20).family
+
+
+def feature_of(ran):
+    return ran[0] if isinstance(ran, tuple) else ran
+
+
+@torch.inference_mode()
+def test_equal_tokens_merged_are_as_if_they_were_all_there(family, monkeypatch):
+    """Twins at one place: what is merged of them attends and is attended as both did, in every later block."""
+    monkeypatch.setattr("illava.families.llava.towers._CPU_ROWS", 1)  # segment by segment
+    tower, width = family.tower, _width(family)
+    has_cls, side = getattr(tower, "has_cls", False), 2 if family.model_type.startswith("qwen") else 1
+    gen, twins, size = torch.Generator().manual_seed(2), 8, side**2
+    corners = torch.cartesian_prod(torch.arange(side), torch.arange(side))
+    cells = torch.stack([torch.arange(twins) // 4, torch.arange(twins) % 4], 1).repeat_interleave(2, 0)
+    place = (cells[:, None] * side + corners).flatten(0, 1)
+    one = torch.randn(2, twins, size, width, generator=gen).repeat_interleave(2, 1).flatten(1, 2)
+    lengths = (2 * twins * size,) * 2
+    place_T3 = torch.cat([torch.cat([torch.full((len(place), 1), n), place], 1) for n in range(2)])
+    if has_cls:
+        one = torch.cat([torch.randn(2, 1, width, generator=gen), one], 1)
+    hidden = one.flatten(0, 1)
+    blocks = num_blocks = family.num_vision_blocks
+
+    def run(plan):
+        reduction = VisionReduction(plan, lengths, place_T3, num_blocks=num_blocks, has_cls=has_cls, group_side=side)
+        return feature_of(tower.run(hidden, reduction)), reduction
+
+    def tome(proportional):
+        reducer = {"kind": "tome", "num_merged": 3, "proportional_attention": proportional}
+        return ReductionPlan(steps=[{"stage": "vision_block", "layers": [BLOCK], "reducer": reducer}])
+
+    assert blocks > BLOCK
+    whole, _ = run(EMPTY_PLAN)
+    merged, reduction = run(tome(True))
+    kept_K = reduction.steps[0].of_groups.kept_K
+    assert len(kept_K) == 2 * (2 * twins - 3)
+    assert reduction.key_bias_T.exp().max().round() == 2
+    assert_close(merged, whole[kept_K])
+    plain, _ = run(tome(False))
+    assert (plain - whole[kept_K]).abs().max() > 1e-3
+
+
+def _width(family):
+    block = family.tower._blocks[0]
+    norm = block.layer_norm1 if hasattr(block, "layer_norm1") else block.norm1
+    return norm.weight.shape[0]

@@ -1,0 +1,146 @@
+"""Two runs item by item: exact where nothing differs, honest about what does."""
+
+import numpy as np
+import pytest
+
+from pipeline.__main__ import main
+from pipeline.errors import RefusedError
+from pipeline.evaluation.compare import MEASURED, compare_columns, compare_runs, render_comparison
+from pipeline.evaluation.run_columns import RunColumns
+from pipeline.runs.parquet_sink import ParquetSink
+from pipeline.runs.run import finish, open_run, pending_shards
+from tests.support.runs.run_folders import failed_row, make_config, make_row, put_media
+
+
+def write_run(folder, model_folder, media, *, change=None, finished=True, **sections):
+    """A run over the media; ``change(n, item)`` gives what differs in the n-th row."""
+    config = make_config(model_folder, input={"uri": str(media)}, output={"uri": str(folder)}, **sections)
+    run = open_run(config)
+    sink = ParquetSink(run)
+    for index in pending_shards(run):
+        rows = []
+        for n, item in enumerate(run.shard(index).items, start=index * run.items_per_shard):
+            changes = change(n) if change else {}
+            rows.append(failed_row(run, index, item) if changes is None else make_row(run, index, item, **changes))
+        sink.publish(index, rows)
+    if finished:
+        finish(run, {})
+    return str(folder)
+
+
+@pytest.fixture
+def media(tmp_path):
+    put_media(str(tmp_path / "media"), 10)
+    return tmp_path / "media"
+
+
+def test_a_run_with_itself_differs_by_exactly_zero(tmp_path, model_folder, media):
+    uri = write_run(tmp_path / "a", model_folder, media, change=lambda n: {"score": n % 2, "latency_s": 0.1 * n})
+    comparison = compare_runs(uri, uri)
+    assert [d.name for d in comparison.differences] == ["score", *MEASURED]
+    for difference in comparison.differences:
+        interval = difference.difference
+        assert (interval.mean, interval.low, interval.high) == (0.0, 0.0, 0.0)
+        assert difference.first_mean == difference.second_mean
+    assert comparison.mcnemar.p_value == 1.0
+    assert (comparison.num_pairs, comparison.num_same_text, comparison.recipe) == (10, 10, {})
+
+
+def test_what_differs_is_said(tmp_path, model_folder, media, capsys):
+    first = write_run(tmp_path / "a", model_folder, media, change=lambda n: {"score": 1.0} if n != 9 else None)
+    second = write_run(
+        tmp_path / "b",
+        model_folder,
+        media,
+        change=lambda n: {"score": float(n > 2), "num_vision_tokens_kept": 400, "text": "other"},
+        sampling={"max_new_tokens": 7},
+    )
+    comparison = compare_runs(first, second)
+    score, tokens = comparison.differences[:2]
+    assert (score.name, score.first_mean, score.second_mean) == ("score", 1.0, 6 / 9)
+    assert score.difference.mean == pytest.approx(-3 / 9)
+    assert score.difference.low < -3 / 9 < score.difference.high <= 0
+    assert (tokens.difference.low, tokens.difference.high, tokens.ratio) == (-400.0, -400.0, 0.5)
+    assert (comparison.mcnemar.only_first, comparison.mcnemar.only_second) == (3, 0)
+    assert comparison.mcnemar.p_value == pytest.approx(0.25)  # 2 / 2^3
+    assert (comparison.num_pairs, comparison.failed_first, comparison.failed_second) == (9, 1, 0)
+    assert comparison.num_same_text == 0
+    assert comparison.recipe == {"sampling.max_new_tokens": (128, 7)}
+    assert main(["compare", first, second]) == 0
+    printed = capsys.readouterr().out
+    assert printed.strip() == render_comparison(comparison)
+    assert "sampling.max_new_tokens: 128 -> 7" in printed
+
+
+def test_scores_between_zero_and_one_have_no_mcnemar(tmp_path, model_folder, media):
+    uri = write_run(tmp_path / "a", model_folder, media, change=lambda n: {"score": n / 10})
+    assert compare_runs(uri, uri).mcnemar is None
+
+
+def test_runs_without_scores_are_compared_by_what_they_measured(tmp_path, model_folder, media):
+    uri = write_run(tmp_path / "a", model_folder, media)
+    comparison = compare_runs(uri, uri)
+    assert comparison.mcnemar is None
+    assert [d.name for d in comparison.differences] == list(MEASURED)
+
+
+def test_other_manifests_are_refused(tmp_path, model_folder, media, capsys):
+    first = write_run(tmp_path / "a", model_folder, media)
+    put_media(str(media), 1, start=77)
+    second = write_run(tmp_path / "b", model_folder, media)
+    with pytest.raises(RefusedError, match=r"different manifests \(10 items, .* 11 items"):
+        compare_runs(first, second)
+    assert main(["compare", first, second]) == 4
+    assert "different manifests" in capsys.readouterr().err
+
+
+def test_a_run_that_is_not_finished_is_refused(tmp_path, model_folder, media):
+    first = write_run(tmp_path / "a", model_folder, media, finished=False)
+    with pytest.raises(RefusedError, match="not finished"):
+        compare_runs(first, first)
+
+
+def test_runs_that_share_no_answered_item_are_refused(tmp_path, model_folder, media):
+    first = write_run(tmp_path / "a", model_folder, media, change=lambda n: None)
+    second = write_run(tmp_path / "b", model_folder, media)
+    with pytest.raises(RefusedError, match="no item was answered by both"):
+        compare_runs(first, second)
+
+
+def simulated(scores, media, latencies_s):
+    """Columns as of a run with these scores."""
+    count = len(scores)
+    columns = {name: [1.0] * count for name in MEASURED}
+    columns |= {
+        "item_id": [str(n) for n in range(count)],
+        "uris": [[f"{medium}.mp4"] for medium in media],
+        "status": ["ok"] * count,
+        "text": [""] * count,
+        "score": list(scores),
+        "latency_s": list(latencies_s),
+    }
+    return RunColumns("run", {"manifest_digest": "same", "recipe": {}, "num_items": count}, columns)
+
+
+def test_a_seeded_effect_is_covered_in_at_least_90_of_100_simulations():
+    # 240 questions on 80 media. The second run is right more rarely by 5 points and slower by 0.2 s; both share how
+    # hard a medium is, and media differ in how much they are affected.
+    num_media, per_medium, effect, slower_s = 80, 3, -0.05, 0.2
+    covered = {"score": 0, "latency_s": 0}
+    for seed in range(100):
+        generator = np.random.default_rng(seed)
+        media = np.repeat(np.arange(num_media), per_medium)
+        ease = generator.uniform(0.3, 0.8, num_media)[media]
+        affected = effect + generator.uniform(-0.15, 0.15, num_media)[media]
+        draw = generator.uniform(size=len(media))
+        redraw = np.where(generator.uniform(size=len(media)) < 0.7, draw, generator.uniform(size=len(media)))
+        base_s = generator.lognormal(size=len(media))
+        drift_s = slower_s + generator.normal(scale=0.3, size=num_media)[media]
+        first = simulated((draw < ease).astype(float), media, base_s)
+        second = simulated((redraw < ease + affected).astype(float), media, base_s + drift_s)
+        found = {d.name: d.difference for d in compare_columns(first, second, seed=seed).differences}
+        for name, truth in (("score", effect), ("latency_s", slower_s)):
+            covered[name] += found[name].low <= truth <= found[name].high
+    assert covered["score"] >= 90
+    assert covered["latency_s"] >= 90
+    assert max(covered.values()) < 100, "an interval that always covers is too wide"

@@ -1,0 +1,199 @@
+"""Estimates before spending, and the end of the money: on whole runs in one process."""
+
+from __future__ import annotations
+
+import json
+import signal
+from dataclasses import replace
+from functools import partial
+
+import pytest
+
+from pipeline.cli import guarded
+from pipeline.errors import ConfigError, InputError
+from pipeline.execution import budget as budgets
+from pipeline.execution.budget import Allowance, Budget, parse_budget
+from pipeline.execution.runner import run_job
+from pipeline.execution.summary import Tally, render_line, render_summary
+from pipeline.execution.worker import VLMWorker
+from pipeline.planning.probe import probe, render_probe
+from tests.support.runs import fakes
+from tests.support.runs.fakes import fake_loader, job_config, read_rows, violations
+
+PRICES = {"gpu_hour_usd": 3600.0, "cpu_hour_usd": 36.0, "storage_request_usd": 0.001}
+
+
+class CostlyVLM(fakes.FakeVLM):
+    """Its device seconds depend on the item alone: 1.0 .. 2.9 s, an image a tenth of it. Nobody waits for them."""
+
+    def step(self):
+        (generation,) = super().step()
+        value = int(generation.text)
+        device_s = (1.0 + value * 7 % 20 / 10) * (0.1 if value % 3 == 0 else 1.0)
+        return [replace(generation, timing=replace(generation.timing, device_s=device_s))]
+
+
+def costly_worker(config, run_info) -> VLMWorker:
+    return VLMWorker(config, run_info, vlm=CostlyVLM())
+
+
+def mixed_items(folder, num_items) -> dict:
+    """Videos, and every third an image."""
+    lines = [json.dumps({"id": f"item-{n}", "uri": f"{n}.{'png' if n % 3 == 0 else 'mp4'}"}) for n in range(num_items)]
+    (folder / "items.jsonl").write_text("\n".join(lines))
+    return {"manifest": str(folder / "items.jsonl")}
+
+
+def config_of(tmp_path, num_items, *, out="out", **sections):
+    sections = {"prices": PRICES, "runtime": {"gpus_per_actor": 1}, **sections}
+    return job_config(tmp_path / out, mixed_items(tmp_path, num_items), **sections)
+
+
+def run(config, **options):
+    return run_job(config, worker_factory=costly_worker, loader_factory=fake_loader, **options)
+
+
+def question_items(folder) -> dict:
+    """238 questions about 64 media, 1 to 6 on each or 9, which is more than one batch; every third an image."""
+    numbers = [9 if medium % 16 == 5 else medium * 7 % 6 + 1 for medium in range(64)]
+    uris = [
+        f"{medium}.{'png' if medium % 3 == 0 else 'mp4'}" for medium, count in enumerate(numbers) for _ in range(count)
+    ]
+    lines = [json.dumps({"id": f"item-{n}", "uri": uri}) for n, uri in enumerate(uris)]
+    (folder / "items.jsonl").write_text("\n".join(lines))
+    return {"manifest": str(folder / "items.jsonl")}
+
+
+def foretold(tmp_path, source, **sections):
+    """Sixteen probes under each of twenty seeds, how often cost and device seconds lay inside, and the actual cost."""
+    run(job_config(tmp_path / "out", source, **sections))
+    rows = read_rows(tmp_path / "out")
+    actual_usd, actual_s = sum(row["cost_usd"] for row in rows), sum(row["gpu_s"] for row in rows)
+    probes = []
+    for seed in range(20):
+        asked = job_config(tmp_path / "never", source, **sections).model_copy(update={"seed": seed})
+        probes.append(probe(asked, 16, worker_factory=costly_worker, loader_factory=fake_loader))
+    assert not (tmp_path / "never").exists()
+    assert {(found.num_items, found.num_groups, found.num_failed) for found in probes} == {(len(rows), 16, 0)}
+    inside_usd = sum(found.items_usd.low <= actual_usd <= found.items_usd.high for found in probes)
+    inside_s = sum(found.device_s.low <= actual_s <= found.device_s.high for found in probes)
+    return probes, inside_usd, inside_s, actual_usd
+
+
+def test_sixteen_probes_foretell_the_cost_of_a_mixed_set(tmp_path) -> None:
+    source = mixed_items(tmp_path, 210)
+    probes, inside_usd, inside_s, _ = foretold(tmp_path, source, prices=PRICES, runtime={"gpus_per_actor": 1})
+    assert inside_usd >= 18
+    assert inside_s >= 18
+    assert "16 of 210 items were run, 0 failed" in render_probe(probes[-1])
+
+
+def test_sixteen_probes_foretell_the_cost_of_many_questions_on_one_medium(tmp_path) -> None:
+    # A load costs 10 USD and is shared by a medium's questions, each of which costs 0.1 to 2.9 USD.
+    sections = {"prices": PRICES | {"cpu_hour_usd": 36e6}, "runtime": {"gpus_per_actor": 1, "cpus_per_actor": 0}}
+    probes, inside_usd, inside_s, actual_usd = foretold(tmp_path, question_items(tmp_path), **sections)
+    assert inside_usd >= 18
+    assert inside_s >= 18
+    assert sum(found.items_usd.total for found in probes) / 20 == pytest.approx(actual_usd, rel=0.1)
+    assert f"{probes[0].num_probed} of 238 items were run, all about 16 media" in render_probe(probes[0])
+
+
+def test_a_probe_says_what_it_cannot_do(tmp_path) -> None:
+    config = config_of(tmp_path, 12)
+    with pytest.raises(ConfigError, match="--probe 3: this input needs at least 4, two of each kind of media"):
+        probe(config, 3)
+    run(config)
+    with pytest.raises(InputError, match="nothing is left to do"):
+        probe(config, 16)
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_interrupted_probe_ends_with_the_interrupts_own_code(tmp_path, capsys, number, exit_code) -> None:
+    def signalling(config, run_info) -> VLMWorker:
+        worker = costly_worker(config, run_info)
+        step = worker.step
+        worker.step = lambda: signal.raise_signal(number) or step()
+        return worker
+
+    config = config_of(tmp_path, 20, model={"max_batch_requests": 1})
+    command = partial(probe, config, 16, worker_factory=signalling, loader_factory=fake_loader)
+    assert guarded(command, debug=False) == exit_code
+    assert "the probe was interrupted after 0 of 16 items; nothing is estimated" in capsys.readouterr().err
+
+
+def test_failed_probes_are_counted_and_unset_prices_are_said(tmp_path) -> None:
+    config = config_of(tmp_path, 20, prices={"gpu_hour_usd": 0, "cpu_hour_usd": 0, "storage_request_usd": 0})
+    failing = {f"item-{n}": "corrupt_media" for n in range(20)}
+
+    def loader(config, preprocessor):
+        return fake_loader(config, preprocessor, failing=failing)
+
+    found = probe(config, 8, worker_factory=costly_worker, loader_factory=loader)
+    assert (found.num_probed, found.num_failed) == (8, 8)
+    assert "no prices set" in render_probe(found)
+
+
+def test_a_job_stops_at_its_budget_and_the_same_command_goes_on(tmp_path) -> None:
+    # Readers' CPU seconds alone are priced: 0.001 s an item of the fake loader, at 36 USD an hour 0.00001 USD.
+    prices = {"gpu_hour_usd": 0.0, "cpu_hour_usd": 36.0, "storage_request_usd": 0.0}
+    runtime = {"gpus_per_actor": 0, "cpus_per_actor": 0, "max_open_shards": 1}
+    config = config_of(tmp_path, 80, prices=prices, runtime=runtime)
+    first = run(config, budget=parse_budget("0.0004USD", config))
+    assert (first.exit_code, first.budget_spent) == (6, True)
+    made = first.tally.num_rows
+    assert made == 40
+    assert first.num_left == 80 - made
+    assert "stopped at its budget, 40 of 80 items are left" in render_summary(first)
+    assert "the same command resumes" in render_summary(first)
+    second = run(config)
+    assert (second.exit_code, second.num_done_before, second.tally.num_rows) == (0, made, 80 - made)
+    assert violations(tmp_path / "out") == []
+
+
+def test_an_ample_budget_changes_nothing(tmp_path) -> None:
+    config = config_of(tmp_path, 10)
+    summary = run(config, budget=parse_budget("2h", config))
+    assert (summary.exit_code, summary.budget_spent, summary.num_left) == (0, False, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "unit"), [("25USD", 25, "usd"), ("1.5 usd", 1.5, "usd"), ("90m", 5400, "s"), ("3h", 10800, "s")]
+)
+def test_budgets_are_money_or_time(tmp_path, text, limit, unit) -> None:
+    assert parse_budget(text, config_of(tmp_path, 1)) == Budget(limit, unit)
+
+
+@pytest.mark.parametrize("text", ["25", "0USD", "EUR", "-3h", "3 weeks"])
+def test_anything_else_is_refused(tmp_path, text) -> None:
+    with pytest.raises(ConfigError, match="give money such as 25USD, or time"):
+        parse_budget(text, config_of(tmp_path, 1))
+
+
+def test_money_without_prices_is_refused(tmp_path) -> None:
+    config = config_of(tmp_path, 1, prices={"gpu_hour_usd": 0, "cpu_hour_usd": 0, "storage_request_usd": 0})
+    with pytest.raises(ConfigError, match="no prices are set"):
+        parse_budget("25USD", config)
+
+
+def test_what_is_in_work_counts_before_it_is_done(tmp_path, monkeypatch) -> None:
+    clock = iter([0.0, 100.0, 190.0, 190.0])
+    monkeypatch.setattr(budgets.time, "monotonic", lambda: next(clock))
+    tally = Tally(num_rows=1)
+    allowance = Allowance(config_of(tmp_path, 1), Budget(200.0, "s"), tally)
+    assert allowance.more(0)  # the first row after 100 s of start-up
+    tally.num_rows = 91  # then one a second
+    assert allowance.more(9)
+    assert not allowance.more(10)
+
+
+def test_one_line_fits_a_cron_mail(tmp_path) -> None:
+    config = config_of(tmp_path, 5)
+    line = render_line(run(config))
+    assert "\n" not in line
+    assert "5 of 5 items in" in line
+    assert "5 ok, 0 partial, 0 failed; $" in line
+    assert line.endswith(str(tmp_path / "out"))
+    nightly = config_of(tmp_path, 5, out="next", input={"skip_done_in": str(tmp_path / "out")})
+    summary = run(nightly)
+    assert summary.exit_code == 0
+    assert "nothing new, 5 items were done by earlier runs" in render_line(summary)

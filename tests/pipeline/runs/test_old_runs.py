@@ -1,0 +1,306 @@
+"""Runs as an earlier version wrote them: they resume, verify, retry, report and compare, today and in the next version.
+
+What later versions may change, and how: `pipeline.runs.run_record` (configuration), `pipeline.runs.row_schema`
+    (columns).
+Takes half a minute of the ten.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import boto3
+import duckdb
+import pandas
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.config.schema import JobConfig
+from pipeline.errors import RefusedError
+from pipeline.evaluation.compare import compare_runs
+from pipeline.evaluation.run_scores import score_run
+from pipeline.execution.runner import continue_run, run_job
+from pipeline.inputs import manifest
+from pipeline.records import FIRST_SCHEMA_VERSION, LATER_COLUMNS, SCHEMA_VERSION
+from pipeline.report.write import write_report
+from pipeline.runs import recipe, run_record
+from pipeline.runs.parquet_sink import list_parts, read_parts, result_rows
+from pipeline.runs.retry import begin_retry
+from pipeline.runs.row_schema import SCHEMA, schema_of
+from pipeline.runs.run import open_run, plan_run
+from pipeline.runs.run_record import read_run_file, recipe_difference, recorded_config, recorded_recipe
+from pipeline.runs.status import run_status
+from tests.support.runs.fakes import read_rows, violations
+
+HERE = Path(__file__).resolve().parent
+DATA = HERE / "data" / "runs_27c8a0a"
+RUNS = ["documents", "finished", "interrupted", "questions", "questions_merged", "retried", "retrying"]
+BUCKET = "illava-27c8a0a"
+VERSIONS = {
+    key.removeprefix("versions."): version
+    for key, version in json.loads((DATA / "finished" / "run.json").read_text())["recipe"].items()
+    if key.startswith("versions.")
+}
+
+
+@pytest.fixture
+def folder(tmp_path, s3_environment, monkeypatch) -> Path:
+    """A copy of the runs, as the working folder, on a machine with the libraries they were made with."""
+    shutil.copytree(DATA, tmp_path / "runs")
+    client = boto3.client("s3", endpoint_url=s3_environment["AWS_ENDPOINT_URL"])
+    if BUCKET not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
+        region = s3_environment["AWS_DEFAULT_REGION"]
+        client.create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": region})
+        for path in (DATA / "media").rglob("*.*"):
+            client.put_object(Bucket=BUCKET, Key=path.relative_to(DATA / "media").as_posix(), Body=path.read_bytes())
+    monkeypatch.chdir(tmp_path / "runs")
+    monkeypatch.setattr(recipe, "_version", VERSIONS.get)
+    return tmp_path / "runs"
+
+
+def job(name: str, section: str = "output", **changes) -> JobConfig:
+    """The job that made a run, some keys of a section changed."""
+    config = recorded_config(read_run_file(name), source=name)
+    return config.model_copy(update={section: getattr(config, section).model_copy(update=changes)})
+
+
+def parts(name: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(Path(name, "data").iterdir())}
+
+
+def statuses(name: str) -> list[str]:
+    return [row["error_type"] or row["status"] for row in read_rows(name)]
+
+
+def test_a_finished_run_is_read_as_ever_and_has_nothing_left_to_do(folder) -> None:
+    before = parts("finished")
+    summary = run_job(job("finished"))
+    assert (summary.exit_code, summary.num_done_before, summary.tally.num_rows) == (3, 6, 0)
+    assert parts("finished") == before
+    assert violations("finished") == []
+    status = run_status("finished")
+    assert (status.finished, status.num_shards_done) == (True, 2)
+    assert status.totals.by_status == {"failed": 2, "ok": 3, "partial": 1}
+    assert status.totals.sums["cost_usd"] > 0
+    page = Path(write_report("finished")).read_text()
+    assert "unsupported_media" in page
+    assert "store_error" in page
+
+
+def test_an_interrupted_run_resumes_behind_its_published_part(folder) -> None:
+    before = parts("interrupted")
+    summary = run_job(job("interrupted"))
+    assert (summary.num_done_before, summary.tally.num_rows) == (3, 3)
+    after = parts("interrupted")
+    assert after.keys() - before.keys() == {"part-00001.parquet"}
+    assert after.items() >= before.items()
+    assert violations("interrupted") == []
+    assert statuses("interrupted") == ["ok", "unsupported_media", "ok", "ok", "partial", "ok"]
+    record = read_run_file("interrupted")
+    for name in ("fingerprint", "recipe_digest"):
+        column = "run_fingerprint" if name == "fingerprint" else name
+        assert {row[column] for row in read_rows("interrupted")} == {record[name]}
+
+
+@pytest.mark.parametrize(
+    ("name", "num_retried", "healed"),
+    [
+        ("finished", 2, ["ok", "unsupported_media", "ok", "ok", "partial", "ok"]),
+        ("retrying", 2, ["ok", "unsupported_media", "ok"]),
+        ("retried", 1, ["ok", "unsupported_media", "ok"]),
+    ],
+)
+def test_failed_rows_are_retried_and_the_others_kept(folder, name, num_retried, healed) -> None:
+    kept = [row for row in read_rows(name) if row["status"] != "failed"]
+    attempt = 2 if name == "retrying" else read_run_file(name)["attempt"] + 1
+    summary = continue_run(begin_retry(name))
+    assert summary.tally.num_rows == num_retried
+    assert statuses(name) == healed
+    assert [row for row in read_rows(name) if row["item_id"] in {one["item_id"] for one in kept}] == kept
+    assert read_run_file(name)["attempt"] == attempt
+    assert violations(name) == []
+
+
+def test_pages_and_questions_are_read_reported_compared_and_scored(folder) -> None:
+    for name in ("documents", "questions", "questions_merged"):
+        assert violations(name) == []
+        assert open_run(job(name)).resumed
+    assert begin_retry("documents").attempt == 1, "a page that cannot be shown is not retried"
+    assert "too_large" in [page["error_type"] for page in read_rows("documents")[0]["pages"]]
+    write_report("documents")
+    comparison = compare_runs("questions", "questions_merged")
+    assert (comparison.num_pairs, list(comparison.recipe)) == (2, ["reduction"])
+    assert score_run("questions").num_rows == 2
+
+
+def test_todays_run_of_the_same_job_is_told_nothing_else(folder) -> None:
+    run_job(job("questions", uri="today"))
+    assert compare_runs("questions", "today").recipe == {}
+    assert "schema_version" not in read_run_file("today")["recipe"]
+
+
+@pytest.mark.parametrize("earlier", ["finished", "interrupted", "retried"])
+def test_a_night_does_not_do_again_what_old_nights_did(folder, earlier) -> None:
+    done = [row["item_id"] for row in read_rows(earlier) if row["status"] != "failed"]
+    night = job("finished", uri="night")
+    night = night.model_copy(update={"input": night.input.model_copy(update={"skip_done_in": earlier})})
+    items = plan_run(night).manifest
+    assert items.num_done == len(done)
+    assert not {item.item_id for item in items.items} & set(done)
+    other = night.model_copy(update={"seed": 1})
+    assert plan_run(other).manifest.num_done == 0
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_an_old_run_means_what_the_same_job_means_today(folder, name) -> None:
+    config = job(name)
+    assert recipe_difference(recorded_recipe(read_run_file(name)), recipe.resolve_recipe(config).fields) == {}
+    run = plan_run(config)
+    assert run.resumed
+    assert run.fingerprint == json.loads((DATA / name / "run.json").read_text())["fingerprint"]
+
+
+def test_what_changes_a_row_is_refused_of_an_old_run_and_nothing_else_is_named(folder) -> None:
+    with pytest.raises(RefusedError) as caught:
+        open_run(job("finished", "media", num_frames=5))
+    assert [line for line in str(caught.value).splitlines() if line.startswith("  ")] == [
+        "  media.num_frames: 4 there, 5 here"
+    ]
+    with pytest.raises(RefusedError, match=r"sampling.top_p: 1.0 there, 0.5 here"):
+        begin_retry("finished", overrides=["sampling.top_p=0.5"])
+
+
+def test_a_record_that_was_edited_is_refused(folder) -> None:
+    record = read_run_file("finished")
+    Path("finished", "run.json").write_text(json.dumps(record | {"fingerprint": "0" * 32}))
+    with pytest.raises(RefusedError, match="was edited: fingerprint is 000"):
+        open_run(job("finished"))
+
+
+def edited(name: str, **keys: object) -> None:
+    """Rewrite a record as another version would have written it, its digests right."""
+    record = read_run_file(name)
+    for old, new in keys.items():
+        record[old] = new(record[old]) if callable(new) else new
+    record["recipe_digest"] = recipe.digest_of(record["recipe"])
+    parts = [record["recipe_digest"], record["manifest_digest"], record["items_per_shard"]]
+    Path(name, "run.json").write_text(json.dumps(record | {"fingerprint": recipe.digest_of(parts)}))
+
+
+def test_a_section_that_was_renamed_is_found_by_its_old_name(folder, monkeypatch) -> None:
+    config = job("finished")
+
+    def old_words(data: dict) -> dict:
+        if "sampling" in data:
+            return {**{k: v for k, v in data.items() if k != "sampling"}, "drawing": data["sampling"]}
+        return {f"drawing.{key[9:]}" if key.startswith("sampling.") else key: value for key, value in data.items()}
+
+    edited("finished", config=old_words, recipe=old_words)
+    with pytest.raises(RefusedError, match=r"drawing.max_new_tokens: 4 there, null here"):
+        plan_run(config)
+    monkeypatch.setattr(run_record, "RENAMED_KEYS", {"drawing": "sampling"})
+    assert plan_run(config).resumed
+    assert recorded_config(read_run_file("finished"), source="x") == config
+
+
+def test_a_fact_that_was_not_recorded_orphans_no_run(folder) -> None:
+    edited("finished", recipe=lambda fields: {k: v for k, v in fields.items() if k != "versions.decord"})
+    assert plan_run(job("finished")).resumed
+    edited("finished", recipe=lambda fields: fields | {"versions.torch": "1.0"})
+    with pytest.raises(RefusedError, match=r"versions.torch: \"1.0\" there"):
+        plan_run(job("finished"))
+
+
+def test_a_manifest_of_fewer_columns_holds_the_same_items(folder, monkeypatch) -> None:
+    """A later column tells the item's language; nobody's own columns are taken for it."""
+
+    def freeze(columns, **counts):
+        languages = pa.chunked_array([pa.array(["en"] * len(columns["item_id"]), pa.string())])
+        return frozen(columns | {"language": languages}, **counts)
+
+    frozen = manifest.freeze
+    monkeypatch.setitem(manifest.COLUMNS, "language", pa.string())
+    monkeypatch.setattr("pipeline.inputs.build_manifest.freeze", freeze)
+    run = plan_run(job("questions"))
+    assert run.resumed
+    assert run.manifest.table["language"].to_pylist() == [None, None]
+    assert violations("questions") == []
+    monkeypatch.setattr(
+        "pipeline.inputs.build_manifest.freeze",
+        lambda columns, **c: freeze(columns | {"field:own": columns["item_id"]}),
+    )
+    with pytest.raises(RefusedError, match="input: 2 items there, 2 here"):
+        plan_run(job("questions"))
+
+
+def test_every_column_that_27c8a0a_had_not_is_declared_with_its_version() -> None:
+    """A column that is only added, as `pipeline.runs.row_schema` asks for. To see this fail: add one to `ResultRow`."""
+    stored = pq.read_schema(DATA / "finished" / "data" / "part-00000.parquet")
+    assert schema_of(FIRST_SCHEMA_VERSION).equals(stored.remove_metadata())
+    assert max([FIRST_SCHEMA_VERSION, *LATER_COLUMNS.values()]) == SCHEMA_VERSION
+    assert all(SCHEMA.field(name).nullable for name in LATER_COLUMNS if "." not in name)
+
+
+def test_the_next_version_does_all_this_too_and_reads_nulls_in_what_is_new(folder) -> None:
+    reading, writing = os.pipe()
+    command = [sys.executable, str(HERE / "next_version.py"), ",".join(RUNS), json.dumps(VERSIONS), str(writing)]
+    path = os.pathsep.join(sys.path)
+    before = parts("interrupted") | parts("questions")
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": path}, pass_fds=[writing], capture_output=True, text=True, check=False
+    )
+    os.close(writing)
+    assert done.returncode == 0, done.stderr
+    with os.fdopen(reading) as answer:
+        said = json.load(answer)
+    assert {name for name, found in said["verified"]["before"].items() if found} == {"interrupted", "retrying"}
+    assert {name for name in RUNS if said["verified"][name]} == set()
+    assert said["resumed"] == 3
+    assert said["retried"] == [2, 2, 0]
+    assert said["merged_again"] == 2
+    assert said["stages"] == {"interrupted": [7.0] * 4, "questions": []}
+    assert [row[1] for row in said["rows"]["interrupted"]] == [None, None, None, 7.0, 7.0, 7.0]
+    assert [row[1] for row in said["rows"]["finished"]] == [None, 7.0, None, 7.0, None, None], "kept rows know nothing"
+    for name in RUNS:
+        assert len({(fingerprint, plan) for *_, fingerprint, plan in said["rows"][name]}) == 1
+    assert said["page"] is None
+    assert said["compared"] == ["reduction"]
+    assert said["scored"] == 2
+    assert (said["night"], said["penal_night"]) == (2, 0)
+    assert "sampling.repetition_penalty: 1.0 there, 1.5 here\n" in said["refused"]
+    assert said["refused"].count(" there, ") == 1
+    assert (parts("interrupted") | parts("questions")).items() >= before.items()
+    _judge_the_readers("interrupted")
+    _judge_todays_program("finished")
+
+
+def _judge_the_readers(name: str) -> None:
+    """README's snippets on a folder whose second part has a column more."""
+    files = sorted(glob.glob(f"{name}/data/*.parquet"))
+    rows = pandas.read_parquet(f"{name}/data")
+    assert (len(rows), "words_s" in rows) == (6, False), "the columns of the first part"
+    rows = pandas.concat(map(pandas.read_parquet, files))
+    assert rows.words_s.isna().tolist() == [True] * 3 + [False] * 3
+    found = duckdb.sql(f"SELECT words_s FROM read_parquet('{name}/data/*.parquet', union_by_name = true) ORDER BY 1")
+    assert found.fetchall() == [(7.0,)] * 3 + [(None,)] * 3
+    assert pq.read_table(f"{name}/data").num_rows == 6
+
+
+def _judge_todays_program(name: str) -> None:
+    """This program on a run that a newer one went on with: it reads what it knows, and destroys nothing."""
+    [first, *_] = result_rows(next(read_parts(name, list_parts(name))))
+    assert not hasattr(first, "words_s")
+    assert run_status(name).totals.num_rows == 6
+    write_report(name)
+    assert {line.partition(":")[0] for line in violations(name)} == {"newer_schema", "wrong_totals"}
+    before = parts(name)
+    with pytest.raises(RefusedError, match="rows of schema version 3; this program knows 2"):
+        continue_run(begin_retry(name))
+    assert parts(name) == before

@@ -1,0 +1,240 @@
+"""Sweeps: points from tables, one tidy Parquet that goes on where it was stopped, refusals, and the picture."""
+
+from __future__ import annotations
+
+import json
+import signal
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from illava.analysis.peak_memory import PeakMemory
+from illava.errors import RandomWeightsError
+from illava.families.model_shape import load_model_shape
+from illava.model_files import declare_random_weights
+from illava.plan import ReductionPlan
+from illava.token_counts import expected_counts
+from illava.tower_counts import MediumShape
+from pipeline.config.load import load_as
+from pipeline.errors import ConfigError, RefusedError
+from pipeline.sweep.config import RowConfig, SweepConfig, expand_row
+from pipeline.sweep.measure import measure_point
+from pipeline.sweep.picture import draw_sweep, markdown_table
+from pipeline.sweep.results import SweepRow, read_results
+from pipeline.sweep.run import open_sweep, run_sweep
+from tests.support.media import clips
+
+ROOT = Path(__file__).resolve().parents[3]
+KEEP = {"steps": [{"stage": "decoder_layer", "layers": [1], "reducer": {"kind": "$method", "keep_ratio": "$keep"}}]}
+
+
+@pytest.fixture
+def folder(tmp_path, onevision_folder) -> Path:
+    """Two pictures and a clip with questions; of the last the answer is known."""
+    for n in range(2):
+        Image.fromarray(clips.barcode_frame(n, width=64, height=48)).save(tmp_path / f"{n}.png")
+    clips.write_barcode_video(tmp_path / "2.mp4", 2, num_frames=6, width=64, height=48)
+    asked = {"question": "What?", "metric": "exact_match"}
+    lines = [{"uri": f"{n}.png", **asked, "reference": "never said"} for n in range(2)]
+    lines.append({"uri": "2.mp4", **asked})
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return tmp_path
+
+
+def config_of(folder: Path, model: Path, **changes) -> SweepConfig:
+    rows = [
+        {"name": "whole", "plan": {"preset": "none"}},
+        {"name": "{method} {keep}", "plan": KEEP, "over": {"method": ["illava", "random"], "keep": [0.5]}},
+    ]
+    data = {
+        "input": {"uri": str(folder), "manifest": str(folder / "items.jsonl")},
+        "media": {"num_frames": 2},
+        "models": {"tiny": {"model_id": str(model), "device": "cpu", "dtype": "float32", "kv_cache_bytes": 8 << 20}},
+        "tables": {"decoder": rows},
+        "task": {"kind": "question", "metric": "auto"},
+        "sampling": {"max_new_tokens": 3},
+        "speed": {"num_items": 1, "rounds": 1, "num_new_tokens": 2},
+        "output": {"uri": str(folder / "out")},
+    }
+    return SweepConfig.model_validate(data | changes)
+
+
+def test_a_sweep_is_measured_once_and_only_what_is_missing_is_measured(folder, onevision_folder) -> None:
+    config = config_of(folder, onevision_folder)
+    measured: list[str] = []
+
+    def stopped_after_two(vlm, config, loaded, requests, plan):
+        measured.append(plan.digest())
+        if len(measured) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return measure_point(vlm, config, loaded, requests, plan)
+
+    assert run_sweep(config, measure=stopped_after_two) == 143
+    assert [row.row for row in read_results(config.output.uri)] == ["whole", "illava 0.5"]
+    first = read_results(config.output.uri)
+    assert run_sweep(config, measure=stopped_after_two) == 0
+    assert len(measured) == len(set(measured)) == 3
+    rows = read_results(config.output.uri)
+    assert rows[:2] == first
+    whole, illava, _ = rows
+    assert (whole.num_items, whole.num_not_loaded, whole.num_failed) == (3, 0, 0)
+    assert (whole.kept_ratio, whole.agreement_top1) == (1.0, 1.0)
+    assert whole.agreement_kl_nats == pytest.approx(0, abs=1e-6)
+    assert illava.axes == {"method": "illava", "keep": "0.5"}
+    assert illava.kept_ratio == pytest.approx(0.5, abs=0.02)
+    assert illava.num_vision_tokens_kept == illava.num_vision_tokens > illava.num_decoder_tokens_kept
+    assert illava.agreement_kl_nats > 0
+    assert (illava.accuracy, illava.difference, illava.attention.scores) == (0.0, 0.0, [0.0, 0.0])
+    assert min(illava.vision_s, illava.prefill_s, illava.decode_s, illava.whole_prefill_s, illava.items_per_s) > 0
+    assert ReductionPlan.model_validate_json(illava.plan) == config.points()[1].plan
+    table = pq.read_table(folder / "out" / "sweep.parquet")
+    assert table.column_names == list(SweepRow.__dataclass_fields__)
+    ET.parse(folder / "out" / "decoder.svg")
+    run_sweep(config, measure=stopped_after_two)
+    assert len(measured) == 3, "nothing is measured again"
+
+
+def test_figures_of_another_configuration_are_refused(folder, onevision_folder) -> None:
+    nothing = {"num_failed": 0}
+    config = config_of(folder, onevision_folder, quality=False)
+    run_sweep(config, measure=lambda *_: nothing)
+    for changes in ({"sampling": {"max_new_tokens": 2}}, {"quality": True}, {"speed": {"rounds": 2}}):
+        with pytest.raises(RefusedError, match="name another output"):
+            open_sweep(config_of(folder, onevision_folder, **{"quality": False} | changes))
+    fewer = {"decoder": [{"name": "whole", "plan": {"preset": "none"}}]}
+    with pytest.raises(RefusedError, match="not in this configuration"):
+        open_sweep(config_of(folder, onevision_folder, quality=False, tables=fewer))
+
+
+def test_random_weights_are_for_speed_only(folder, onevision_folder) -> None:
+    model = folder / "model"
+    model.mkdir()
+    for path in onevision_folder.iterdir():
+        (model / path.name).write_bytes(path.read_bytes())
+    declare_random_weights(model)
+    with pytest.raises(RandomWeightsError, match="random weights say nothing about quality"):
+        run_sweep(config_of(folder, model))
+    assert not (folder / "out").exists()
+    only_whole = {"speed": [{"name": "whole", "plan": {"preset": "none"}}]}
+    assert run_sweep(config_of(folder, model, quality=False, tables=only_whole)) == 0
+    (row,) = read_results(str(folder / "out"))
+    assert (row.agreement_top1, row.accuracy) == (None, None)
+    assert row.prefill_s > 0
+
+
+def test_rows_become_points() -> None:
+    row = RowConfig(name="{method} at {keep}", plan=KEEP, over={"method": ["illava", "fastv"], "keep": [0.5, 0.25]})
+    points = expand_row(row)
+    assert [name for name, _, _ in points] == ["illava at 0.5", "illava at 0.25", "fastv at 0.5", "fastv at 0.25"]
+    assert points[3][2].steps[0].reducer.model_dump(exclude_none=True)["keep_ratio"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"name": "x", "plan": KEEP, "over": {"method": ["illava"]}}, r"\$keep is no axis"),
+        ({"name": "{method} {keep}", "plan": KEEP, "over": {"method": ["x"], "keep": [0.5]}}, "no reducer of kind 'x'"),
+        ({"name": "x", "plan": {"preset": "none"}, "over": {"keep": [1]}}, r"the plan has no \$keep"),
+        ({"name": "{what}", "plan": {"preset": "none"}}, "no axis 'what'"),
+    ],
+)
+def test_rows_that_mean_nothing_are_refused(row, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        RowConfig.model_validate(row)
+
+
+def test_names_and_models_are_checked(folder, onevision_folder) -> None:
+    whole = {"name": "whole", "plan": {"preset": "none"}}
+    for changes, message in (
+        ({"only": ["other"]}, "no table 'other'"),
+        ({"tables": {"t": [whole | {"models": ["7b"]}]}}, "no model '7b'"),
+        ({"tables": {"t": [whole, whole]}}, "two rows 'whole'"),
+        ({"task": {"kind": "document"}}, "window by window"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            config_of(folder, onevision_folder, **changes)
+
+
+def test_an_unknown_key_is_told_with_the_nearest(tmp_path) -> None:
+    data = yaml.safe_load((ROOT / "configs/sweep_demo.yaml").read_text())
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(data | {"modells": {}}))
+    with pytest.raises(ConfigError, match="modells: unknown key; did you mean models"):
+        load_as(SweepConfig, str(tmp_path / "x.yaml"))
+
+
+def test_the_papers_tables_fit_the_published_shapes() -> None:
+    """SigLIP so400m up to the block that is read, 27 x 27 patches, and Qwen2 of 28 and 24 layers."""
+    config = load_as(SweepConfig, str(ROOT / "configs" / "sweep_paper.yaml"))
+    names = {*(f"table-{n}" for n in range(4, 10)), "figure-2", "figures-4-5"}
+    assert set(config.tables) == names
+    assert {point.model for point in config.points() if point.table == "figures-4-5"} == {"7b", "0.5b"}
+    for point in config.points():
+        assert max(point.plan.layers("vision_block"), default=0) < 26
+        assert max(point.plan.layers("decoder_layer"), default=0) < {"7b": 28, "0.5b": 24}[point.model]
+    left = [729 - 4 * int(point.axes["r"]) for point in config.points() if point.table == "table-5" and point.axes]
+    assert left == [577, 425, 361, 289, 225, 169]
+
+
+def test_the_demo_sweep_fits_the_bundled_model() -> None:
+    config = load_as(SweepConfig, str(ROOT / "configs" / "sweep_demo.yaml"))
+    shape = load_model_shape(str(ROOT / "configs/demo/model"))
+    for point in config.points():
+        counts = expected_counts(
+            shape.geometry,
+            point.plan,
+            [MediumShape("video", 112, 112, num_frames=8)],
+            num_vision_blocks=shape.num_vision_blocks,
+            num_decoder_layers=shape.num_decoder_layers,
+        )
+        assert counts.num_vision_tokens == 393
+
+
+def row_of(name: str, **more) -> SweepRow:
+    return SweepRow("t", name, "m", {}, "{}", [], "d", 2, 0, 0, **more)
+
+
+def test_the_picture_shows_what_was_measured_and_nothing_else() -> None:
+    times = {f"{side}{state}": 0.5 for side in ("", "whole_") for state in ("vision_s", "prefill_s", "decode_s")}
+    full = row_of(
+        '<b>"a" & b',
+        kept_ratio=0.5,
+        agreement_top1=0.9,
+        agreement_kl_nats=0.1,
+        items_per_s=2.0,
+        peak_memory_bytes=1 << 30,
+    )
+    svg = draw_sweep("a <title>", [full])
+    root = ET.fromstring(svg)
+    assert svg.count("<circle") == 5 + 1, "five panels and the legend"
+    assert "top-1 agreement" in svg
+    assert "by component" not in svg
+    assert all("script" not in element.tag for element in root.iter())
+    timed = draw_sweep("t", [row_of("x", **times)])
+    ET.fromstring(timed)
+    assert timed.count("<circle") == 1, "the legend alone"
+    assert "time of one request by component" in timed
+    line = markdown_table([row_of("x", kept_ratio=0.25, **times | {"prefill_s": 0.25})]).splitlines()[-1]
+    assert line == "| x | m | 25 % | - | - | - | 1.00x, 2.00x, 1.00x | - | - |"
+
+
+def test_peak_memory_sees_what_was_held_and_given_back() -> None:
+    with PeakMemory(torch.device("cpu")) as before:
+        pass
+    with PeakMemory(torch.device("cpu")) as memory:
+        held = torch.ones(64 << 20, dtype=torch.uint8)
+        del held
+    assert memory.num_bytes is not None, "Linux tells"
+    assert memory.num_bytes - before.num_bytes > 48 << 20
+
+
+def test_a_plan_that_does_not_fit_the_model_is_told_before_anything_is_measured(folder, onevision_folder) -> None:
+    deep = {"steps": [{"stage": "decoder_layer", "layers": [9], "reducer": {"kind": "illava", "keep_ratio": 0.5}}]}
+    rows = [{"name": "whole", "plan": {"preset": "none"}}, {"name": "deep", "plan": deep}]
+    with pytest.raises(ValueError, match="before decoder layer 9"):
+        run_sweep(config_of(folder, onevision_folder, tables={"t": rows}))
+    assert read_results(str(folder / "out")) == []

@@ -1,0 +1,164 @@
+"""What operators copy: the dashboard, the Kubernetes examples, the snippets that load results. Each is tried here."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.cli import EXIT_CODES, _job_parser, overrides_of
+from pipeline.config.load import load_config
+from pipeline.execution.ray.metrics import COUNTERS, STAGE_SECONDS, STAGES, RowMetrics
+from pipeline.records import ResultRow
+from pipeline.runs.run import open_run
+from tests.support.runs.run_folders import complete, make_config, make_row, put_media
+
+ROOT = Path(__file__).resolve().parents[2]
+DASHBOARD = ROOT / "configs" / "grafana" / "illava_jobs.json"
+
+# As they stand in the README.
+SNIPPETS = {
+    "pandas": """
+import pandas
+
+rows = pandas.read_parquet(f"{RUN}/data")
+failed = rows[rows.status == "failed"][["uri", "error_type", "error_message"]]
+""",
+    "duckdb": """
+import duckdb
+
+rows = duckdb.sql(f"SELECT * FROM read_parquet('{RUN}/data/*.parquet', union_by_name = true)")
+kept = duckdb.sql("SELECT status, count(*), sum(num_vision_tokens_kept) FROM rows GROUP BY status")
+""",
+    "datasets": """
+import pyarrow.parquet
+from datasets import Dataset
+
+rows = Dataset(pyarrow.parquet.read_table(f"{RUN}/data").drop_columns("fields"))  # datasets has no type for a map
+texts = rows.filter(lambda row: row["status"] == "ok").select_columns(["uri", "text"])
+""",
+}
+
+
+class Recorder:
+    """Stands for the cluster: metrics that keep what they were told."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, list] = {}
+        self.tags: dict[str, tuple] = {}
+
+    def metric(self, kind, name, description, *, tag_keys, boundaries=None):
+        self.told[name], self.tags[name] = [], tag_keys
+        return _Metric(self, name, kind)
+
+
+class _Metric:
+    def __init__(self, recorder, name, kind) -> None:
+        self._recorder, self._name, self._kind = recorder, name, kind
+
+    def inc(self, value, tags) -> None:
+        assert self._kind == "counter"
+        assert value > 0
+        self._tell(value, tags)
+
+    def observe(self, value, tags) -> None:
+        assert self._kind == "histogram"
+        self._tell(value, tags)
+
+    def _tell(self, value, tags) -> None:
+        assert set(tags) == set(self._recorder.tags[self._name])
+        self._recorder.told[self._name].append((value, tags))
+
+
+@pytest.fixture
+def row(tmp_path, model_folder) -> ResultRow:
+    put_media(f"{tmp_path}/in", 1)
+    run = open_run(make_config(model_folder, input={"uri": f"{tmp_path}/in"}, output={"uri": f"{tmp_path}/out"}))
+    return make_row(run, 0, run.manifest.items[0], attempts=3)
+
+
+def test_rows_are_counted_once_and_under_their_tags(row) -> None:
+    recorder = Recorder()
+    metrics = RowMetrics(recorder, job="nightly")
+    metrics.add(row)
+    metrics.add(replace(row, status="failed", error_type="corrupt_media", attempts=1, cost_usd=0.0))
+    sums = {name: sum(value for value, _ in told) for name, told in recorder.told.items()}
+    assert sums["illava_items"] == 2
+    assert [tags["status"] for _, tags in recorder.told["illava_items"]] == ["ok", "failed"]
+    assert (sums["illava_vision_tokens"], sums["illava_vision_tokens_kept"]) == (2 * 1568, 1600)
+    assert (sums["illava_decoder_tokens_kept"], sums["illava_generated_tokens"]) == (1120, 40)
+    assert (sums["illava_retries"], sums["illava_items_cost_usd"]) == (2, 0.001)
+    assert sums["illava_fetched_bytes"] == 2 * row.bytes_fetched > 0
+    seconds = {tags["stage"]: value for value, tags in recorder.told[STAGE_SECONDS]}
+    assert seconds == {stage: getattr(row, f"{stage}_s") for stage in STAGES}
+
+
+def test_the_dashboard_shows_what_is_exported_and_nothing_else() -> None:
+    dashboard = json.loads(DASHBOARD.read_text())
+    targets = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    shown = set(re.findall(r"\b(ray_illava_\w+)", " ".join(targets)))
+    assert shown == {f"ray_{name}_total" for name in COUNTERS} | {f"ray_{STAGE_SECONDS}_bucket"}
+    assert "ray_illava_items_total" in dashboard["templating"]["list"][1]["query"]
+    tags = set(re.findall(r"by \(([\w, ]+)\)", " ".join(targets)))
+    assert tags == {"status", "le, stage"}
+
+
+def commands(document: dict) -> list[list[str]]:
+    """Every `python /app/jobs/...` below a manifest, as arguments."""
+    found = []
+    for key, value in document.items() if isinstance(document, dict) else enumerate(document):
+        if isinstance(value, str) and "python /app/" in value:
+            line = value[value.index("python /app/") :].replace("\\\n", " ")
+            found.append(shlex.split(line.replace("$NIGHT", "night-1")))
+        elif isinstance(value, (dict, list)):
+            found += commands(value)
+        assert key is not None
+    return found
+
+
+@pytest.mark.parametrize("name", ["rayjob", "nightly"])
+def test_kubernetes_examples_run_commands_that_exist(name) -> None:
+    path = ROOT / "configs" / "kuberay" / f"{name}.yaml"
+    document = yaml.safe_load(path.read_text())
+    (command,) = commands(document)
+    assert (ROOT / command[1].removeprefix("/app/")).is_file()
+    options = _job_parser("").parse_args(command[2:])
+    assert options.one_line
+    mounted = re.search(r"--from-file=job.yaml=(\S+)", path.read_text())
+    assert options.config == "/etc/illava/job.yaml"
+    config = load_config(str(ROOT / mounted[1]), overrides_of(options))
+    if name == "nightly":
+        assert config.output.uri.startswith(config.input.skip_done_in)
+        rules = document["spec"]["jobTemplate"]["spec"]["podFailurePolicy"]["rules"]
+        codes = {str(code) for rule in rules for code in rule["onExitCodes"]["values"]}
+        assert codes <= set(re.findall(r"\b\d+\b", EXIT_CODES))
+    else:
+        pins = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+        (ray,) = [pin for pin in pins if pin.startswith("ray[")]
+        assert ray.partition("==")[2].removesuffix(".*") in document["spec"]["rayClusterSpec"]["rayVersion"]
+
+
+@pytest.mark.parametrize("name", SNIPPETS)
+def test_results_are_loaded_as_the_readme_says(tmp_path, model_folder, name, monkeypatch) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    put_media(f"{tmp_path}/in", 23)
+    run = open_run(make_config(model_folder, input={"uri": f"{tmp_path}/in"}, output={"uri": f"{tmp_path}/out"}))
+    complete(run)
+    assert SNIPPETS[name].strip() in (ROOT / "README.md").read_text()
+    found: dict = {"RUN": run.uri}
+    exec(SNIPPETS[name], found)
+    assert len(found["rows"]) == 23
+    if name == "pandas":
+        assert list(found["failed"].error_type) == ["corrupt_media"] * 2
+    elif name == "duckdb":
+        assert sorted(found["kept"].fetchall()) == [("failed", 2, 0), ("ok", 21, 16800)]
+    else:
+        assert len(found["texts"]) == 21
+        assert found["texts"][0]["text"].startswith("text of ")

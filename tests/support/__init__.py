@@ -1,0 +1,1 @@
+"""What the tests share: media, models, stores and runs of their own."""

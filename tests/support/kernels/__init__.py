@@ -1,0 +1,1 @@
+"""The Triton kernels under their interpreter, and compiled ahead of time."""

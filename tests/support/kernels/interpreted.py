@@ -1,0 +1,132 @@
+"""The Triton kernels against their torch twins, under Triton's interpreter; run by test_kernels.py in its own process.
+
+The interpreter is chosen when triton is imported, which another test of the process may have done before.
+"""
+
+import pytest
+import torch
+from test_decode_step import composition, make_decoder
+
+from illava.attention.backend import kernels_on
+from illava.attention.paged import paged_attention
+from illava.attention.scores import attention_received, causal_attention_received
+from illava.decoder.decode import StaticInputs, decode_step
+from tests.support.closeness import assert_close
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _kernels(monkeypatch):
+    """Kernels by default; `twin` of a call forces the other."""
+    monkeypatch.setenv("ILLAVA_KERNELS", "triton")
+
+
+def twin(function, *args, **kwargs):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ILLAVA_KERNELS", "torch")
+        kernels_on.cache_clear()
+        result = function(*args, **kwargs)
+    kernels_on.cache_clear()
+    return result
+
+
+def paged(lengths, *, heads, kv_heads, width, page_size, dtype=torch.float32):
+    """Scattered pages; whatever no request holds is NaN."""
+    draw = torch.Generator().manual_seed(0)
+    num_pages = sum(-(-n // page_size) for n in lengths) + 2
+    order = torch.randperm(num_pages, generator=draw).tolist()
+    pools = torch.full((2, num_pages, page_size, kv_heads, width), float("nan"))
+    table = torch.zeros(len(lengths), max(-(-n // page_size) for n in lengths) + 1, dtype=torch.int32)
+    for row, n in enumerate(lengths):
+        for i in range(n):
+            if i % page_size == 0:
+                table[row, i // page_size] = order.pop()
+            pools[:, table[row, i // page_size], i % page_size] = torch.randn(2, kv_heads, width, generator=draw)
+    q = torch.randn(len(lengths), heads, width, generator=draw)
+    k_pool, v_pool = pools.to(dtype)
+    length = torch.tensor(lengths, dtype=torch.int32)
+    return (q.to(dtype), k_pool, v_pool, table, length), {"scale": width**-0.5, "host_lengths": lengths}
+
+
+@pytest.mark.parametrize(
+    ("lengths", "heads", "kv_heads", "width", "page_size"),
+    [((1,), 4, 2, 8, 4), ((65, 3, 64), 7, 1, 16, 16), ((130, 1), 2, 2, 24, 16), ((2113,), 3, 1, 32, 16)],
+    ids=["one key", "groups of seven", "odd width, no sharing", "two blocks in a split"],
+)
+def test_paged_decode_is_its_twin(lengths, heads, kv_heads, width, page_size):
+    args, kwargs = paged(lengths, heads=heads, kv_heads=kv_heads, width=width, page_size=page_size)
+    out = paged_attention(*args, **kwargs)
+    assert_close(out, twin(paged_attention, *args, **kwargs))
+
+
+def test_paged_decode_in_half_precision_accumulates_in_float32():
+    """Not in bfloat16: the interpreter of triton 3.9 multiplies its bits as integers."""
+    args, kwargs = paged((700,), heads=2, kv_heads=1, width=16, page_size=16, dtype=torch.float16)
+    exact = twin(paged_attention, *(x.float() if x.is_floating_point() else x for x in args), **kwargs)
+    out = paged_attention(*args, **kwargs)
+    assert out.dtype == torch.float16
+    assert_close(out.float(), exact, tolerance=1e-3)
+
+
+def test_a_row_does_not_depend_on_its_batch():
+    (q, k_pool, v_pool, table, length), kwargs = paged((130, 7), heads=2, kv_heads=1, width=16, page_size=8)
+    together = paged_attention(q, k_pool, v_pool, table, length, **kwargs)
+    for row in range(2):
+        own = slice(row, row + 1)
+        alone = paged_attention(q[own], k_pool, v_pool, table[own], length[own], **kwargs)
+        assert torch.equal(alone, together[own])
+
+
+def qk(num_tokens, *, heads=2, key_heads=2, width=6):
+    draw = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(num_tokens, n, width, generator=draw) * 2 for n in (heads, key_heads))
+    return q, k
+
+
+@pytest.mark.parametrize("lengths", [(1,), (64, 65), (30, 30)])
+def test_attention_received_is_its_twin(lengths):
+    q, k = qk(sum(lengths))
+    score = attention_received(q, k, lengths, scale=0.4)
+    assert_close(score, twin(attention_received, q, k, lengths, scale=0.4))
+    assert_close(torch.stack([part.sum() for part in score.split(lengths)]), torch.ones(len(lengths)))
+
+
+def test_attention_received_with_a_bias_and_strided_keys_is_its_twin():
+    q, k = qk(2 * 70)
+    args, bias = (q[::2], k[::2], (40, 30)), torch.linspace(0, 2, 70)
+    score = attention_received(*args, scale=0.4, key_bias_T=bias)
+    expected = twin(attention_received, *args, scale=0.4, key_bias_T=bias)
+    assert_close(score, expected)
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+@pytest.mark.parametrize("key_heads", [2, 1])
+def test_causal_attention_received_is_its_twin(normalised, key_heads):
+    lengths = (100, 20)
+    q, k = qk(sum(lengths), key_heads=key_heads)
+    scope = torch.arange(sum(lengths)) // 30 % 3 - 1  # text before, between and behind; scopes span blocks
+    args, kwargs = (q, k, lengths, scope), {"scale": 0.4, "normalised": normalised}
+    score = causal_attention_received(*args, **kwargs)
+    assert (score[scope < 0] == 0).all()
+    assert_close(score, twin(causal_attention_received, *args, **kwargs))
+
+
+def test_flat_attention_scores_one_everywhere_when_normalised():
+    scope = torch.zeros(100, dtype=torch.int64)
+    q, k = torch.zeros(100, 2, 8), torch.zeros(100, 2, 8)
+    score = causal_attention_received(q, k, (100,), scope, scale=1.0, normalised=True)
+    assert_close(score, torch.ones(100))
+
+
+@torch.inference_mode()
+def test_a_step_over_fixed_tensors_gives_each_request_what_it_gets_alone():
+    decoder, embed = make_decoder()
+    (cache, inputs), (twin_cache, twin_inputs) = (composition((3, 70)) for _ in range(2))
+    static = StaticInputs(decoder, cache, max_batch=8, num_axes=1)
+    static.load(inputs)
+    logits = decode_step(decoder, embed, cache, static.rows(4))[:2]
+    expected = twin(decode_step, decoder, embed, twin_cache, twin_inputs)
+    assert_close(logits, expected)
+    held = cache.num_pages  # the spare page alone may differ: rows without a request wrote there
+    assert_close(cache.k_pool_PSGd[:held], twin_cache.k_pool_PSGd[:held])

@@ -1,0 +1,1 @@
+"""Tiny models of every family, and models that misbehave."""

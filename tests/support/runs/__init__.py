@@ -1,0 +1,1 @@
+"""Runs made, damaged and killed for a test."""

@@ -1,0 +1,1 @@
+"""Object stores that fail, lie or lead astray."""
