@@ -106,7 +106,7 @@ def cluster() -> Iterator[None]:
 
 
 def _start(folder: Path, media: Path, log: object) -> subprocess.Popen:
-    command = [sys.executable, str(_ROOT / "benchmarks" / "watched_job.py"), str(folder), str(media)]
+    command = [sys.executable, str(_ROOT / "benchmarks" / "reliability" / "watched_job.py"), str(folder), str(media)]
     return subprocess.Popen(command, cwd=_ROOT, stdout=log, stderr=log)
 
 
