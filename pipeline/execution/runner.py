@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from illava.preprocess import Preprocessor, load_preprocessor
 from pipeline.config.placement import said
@@ -20,7 +20,6 @@ from pipeline.config.schema import JobConfig, PricesConfig
 from pipeline.cost import Spending, run_cost, spending
 from pipeline.execution.budget import BUDGET_EXIT_CODE, Allowance, Budget
 from pipeline.execution.executors import Executor, RowListeners, open_executor, placed_run
-from pipeline.execution.item_timing import Passage
 from pipeline.execution.lease import Lease
 from pipeline.execution.progress import Progress
 from pipeline.execution.publisher import Publisher
@@ -39,9 +38,6 @@ from pipeline.runs.run_folder import Run, is_finished
 from pipeline.runs.sessions import Session
 from pipeline.runs.totals import run_totals
 from pipeline.tasks.build import build_task
-
-if TYPE_CHECKING:
-    pass
 
 WorkerFactory = Callable[[JobConfig, RunInfo], VLMWorker]
 LoaderFactory = Callable[[JobConfig, Preprocessor], ItemLoader]
@@ -210,16 +206,15 @@ def _scheduler(
     rows = RowMaker(config, _run_info(run))
 
     def failed_row(lease: Lease, error_type: RowErrorType, message: str) -> ResultRow:
-        passage: Passage = lease.passage
         row = rows.failed(
             lease.item,
             error_type,
             message,
             attempts=lease.attempts,
             shard_index=lease.shard_index,
-            stats=passage.stats,
+            stats=lease.timeline.stats,
         )
-        return passage.settle_failed(row)
+        return lease.timeline.settle_failed(row)
 
     def tell(row: ResultRow) -> None:
         for listener in listeners:

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from pipeline.config.schema import JobConfig
-from pipeline.execution.item_timing import Passage, loaded_together
+from pipeline.execution.item_timing import ItemTimeline, loaded_together
 from pipeline.execution.lease import Lease
 from pipeline.execution.ray.actor_pool import Patience, change
 from pipeline.execution.ray.actor_slots import CALLS_PER_ACTOR, ReaderSlot, VLMSlot, kind_of
@@ -115,7 +115,7 @@ class RayExecutor:
             if lease is None:
                 return
             for one in lease.group:
-                one.passage = Passage()
+                one.timeline = ItemTimeline()
             report, lease.payload = self._cluster.load(reader.actor, lease.item)
             reader.queue.append(lease)
             self._expect(reader, report, partial(self._loaded, reader, lease))
@@ -136,7 +136,7 @@ class RayExecutor:
             return
         reader.calls.discard(reference)
         reader.queue.remove(lease)
-        loaded_together([one.passage for one in lease.group], report.call_s, report.stats)
+        loaded_together([one.timeline for one in lease.group], report.call_s, report.stats)
         self.reading.add(report.stats)
         self._reader_deaths.success()
         if report.error is not None:
@@ -181,7 +181,7 @@ class RayExecutor:
 
     def _advance(self, vlm: VLMSlot, leases: list[Lease]) -> None:
         for lease in leases:
-            lease.passage.handed()
+            lease.timeline.dispatched()
         payloads = list(dict.fromkeys(lease.payload for lease in leases))
         places = [payloads.index(lease.payload) for lease in leases]
         entries = [
@@ -214,7 +214,7 @@ class RayExecutor:
         vlm.usage = advance.usage
         for row, held_s in advance.finished:
             lease = self._scheduler.running(vlm.name, row.item_id)
-            self._scheduler.finished(vlm.name, lease.passage.settle(row, held_s))
+            self._scheduler.finished(vlm.name, lease.timeline.settle(row, held_s))
             if row.status != "failed":
                 self._vlm_deaths.success()
 
@@ -222,7 +222,7 @@ class RayExecutor:
         """End the actors that do not give an item back: neither a hung forward nor an endless loop can be asked to."""
         for vlm in list(self._vlms):
             held = self._scheduler.all_running(vlm.name)
-            if held and held[0].passage.held_s > self._item_timeout_s:
+            if held and held[0].timeline.since_dispatch_s > self._item_timeout_s:
                 limit = f"runtime.item_timeout_s = {self._item_timeout_s:g} s"
                 self._vlm_lost(vlm, ActorLostError(f"not back from its VLM actor within {limit}"), timed_out=True)
 
