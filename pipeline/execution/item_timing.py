@@ -29,8 +29,8 @@ class ItemTimeline:
         stats: what loading took; set by the driver.
     """
 
-    def __init__(self, began_s: float | None = None) -> None:
-        self.began_s = time.perf_counter() if began_s is None else began_s
+    def __init__(self) -> None:
+        self.began_s = time.perf_counter()
         self.stats = LoadStats()
         self._latest_s = self.began_s
         self._waited_s = 0.0

@@ -182,7 +182,7 @@ def joined(generations: Sequence[Generation]) -> Generation:
     """Texts a blank line apart, counts and seconds summed; an error only where there is no answer at all.
 
     Args:
-        generations: of requests that ran one after the other, the waits between them in their ``queue_s``.
+        generations: of requests that ran one after the other; their seconds hold no wait between them.
     """
     if len(generations) == 1:
         return generations[0]
