@@ -21,7 +21,7 @@ from pipeline.runs.run_folder import Run
 if TYPE_CHECKING:
     from pipeline.execution.ray.actors import RayCluster
 
-RowListeners = list[Callable[[ResultRow], None]]
+RowListener = Callable[[ResultRow], None]
 
 
 class Executor(Protocol):
@@ -66,12 +66,20 @@ def placed_run(run: Run, *, debug: bool) -> Iterator[tuple[JobConfig, RayCluster
         yield place_on_ray(config, cluster.gpus()), cluster
 
 
+def row_listeners(config: JobConfig, cluster: RayCluster | None) -> list[RowListener]:
+    """Who is told of every row where the job runs: the cluster's metrics; nobody for ``local``."""
+    if cluster is None:
+        return []
+    from pipeline.execution.ray.metrics import RowMetrics
+
+    return [RowMetrics(cluster, job=config.name).add]
+
+
 @contextmanager
 def open_executor(
     config: JobConfig,
     cluster: RayCluster | None,
     scheduler: Scheduler,
-    listeners: RowListeners,
     *,
     make_loader: Callable[[], ItemLoader],
     make_worker: Callable[[], VLMWorker],
@@ -82,9 +90,7 @@ def open_executor(
             yield local
         return
     from pipeline.execution.ray.executor import RayExecutor
-    from pipeline.execution.ray.metrics import RowMetrics
 
-    listeners.append(RowMetrics(cluster, job=config.name).add)
     executor = RayExecutor(cluster, config, scheduler, make_loader=make_loader, make_worker=make_worker)
     with closing(executor):
         yield executor

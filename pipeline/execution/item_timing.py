@@ -1,79 +1,97 @@
-"""One item's way through a run, stamped on the driver's clock, and the row's seconds made of it.
+"""An item's way through a run, stamped on the clock of whoever hands it out, and the row's seconds made of the stamps.
 
-Only durations cross from other hosts: timestamps of two clocks are never subtracted. `latency_s` is one measurement on
-one clock, from the load being handed out to the outcome being seen, less what the finished outcome waited for its call
-to return. The stages are measured by whoever did the work; `queue_s` also holds every wait between them. That the
-stages sum to the latency is therefore a property to be tested, not an identity.
+The driver hands an item to a reader and then to a worker; the worker hands it to its model, request by request. Each
+keeps an `ItemTimeline` on its own clock. Only durations cross between hosts: timestamps of two clocks are never
+subtracted. A second belongs to exactly one stage, counted by whoever did the work: the reader (`LoadStats`), the engine
+(`Timing`), and here the waits in between, which are the row's `queue_s`. `latency_s` is one measurement on the driver's
+clock, from the load being handed out to the item's end. That the stages sum to the latency is therefore a property to
+be tested, not an identity.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from pipeline.records import LoadStats, ResultRow
 
+if TYPE_CHECKING:
+    from illava.requests import Generation
 
-@dataclass(slots=True)
-class Passage:
-    """Stamps of the attempt that made the row.
+
+class ItemTimeline:
+    """What an item waited in one attempt, and how long the attempt has taken, on the clock of this process.
 
     Attributes:
-        load_started_s: the load was handed out.
-        loaded_s: its result was seen.
-        load_call_s: how long the load took the reader, on the reader's clock.
-        handed_s: the loaded item was handed to a worker.
-        stats: what loading took, stage by stage.
+        began_s: the stamp of first handing the item out.
+        stats: what loading took; set by the driver.
     """
 
-    load_started_s: float = field(default_factory=time.perf_counter)
-    loaded_s: float = 0.0
-    load_call_s: float = 0.0
-    handed_s: float = 0.0
-    stats: LoadStats = field(default_factory=LoadStats)
-
-    def loaded(self, load_call_s: float, stats: LoadStats) -> None:
-        """The reader's result was just seen."""
-        self.loaded_s, self.load_call_s, self.stats = time.perf_counter(), load_call_s, stats
-
-    def handed(self) -> None:
-        """The item is just being handed to a worker."""
-        self.handed_s = time.perf_counter()
+    def __init__(self) -> None:
+        self.began_s = time.perf_counter()
+        self.stats = LoadStats()
+        self._latest_s = self.began_s
+        self._waited_s = 0.0
 
     @property
-    def held_s(self) -> float:
-        """Since the item was handed to its worker."""
-        return time.perf_counter() - self.handed_s
+    def since_dispatch_s(self) -> float:
+        """How long ago the item was handed out; asked while it is away."""
+        return time.perf_counter() - self._latest_s
 
-    def settle(self, row: ResultRow, held_s: float) -> ResultRow:
-        """The row as a worker made it, with the whole passage's latency and waits.
+    def dispatched(self) -> None:
+        """Stamp that the item is being handed out: it has waited since the stamp before."""
+        now_s = time.perf_counter()
+        self._waited_s += now_s - self._latest_s
+        self._latest_s = now_s
+
+    def loaded(self, call_s: float, stats: LoadStats) -> None:
+        """Stamp that the reader's result is here.
 
         Args:
-            row: its ``latency_s`` is the worker's own stamp, from taking the item over to its end.
-            held_s: from taking the item over to the return of the call that brought the row, on the worker's clock.
+            call_s: how long the load took the reader, on the reader's clock. The item waited the rest.
+            stats: of the load, stage by stage.
         """
-        now_s = time.perf_counter()
-        before_load_s = self.loaded_s - self.load_started_s - self.load_call_s
-        before_worker_s = self.handed_s - self.loaded_s
-        mailbox_s = now_s - self.handed_s - held_s
-        waited_s = max(before_load_s, 0.0) + before_worker_s + max(mailbox_s, 0.0)
-        return replace(
-            row,
-            queue_s=row.queue_s + waited_s,
-            latency_s=now_s - self.load_started_s - (held_s - row.latency_s),
-        )
+        self.stats = stats
+        self._came_back(time.perf_counter(), call_s)
+
+    def answered(self, generation: Generation, *, step_end_s: float) -> None:
+        """Stamp the end of a request on this process's model, whose engine has counted its seconds itself."""
+        timing = generation.timing
+        if generation.error is None:
+            self._latest_s = step_end_s
+        else:  # it ended inside a step whose return, for its neighbours' sake, came later
+            self._latest_s += timing.queue_s + timing.vision_s + timing.prefill_s + timing.decode_s
+
+    def settle(self, row: ResultRow, held_s: float) -> ResultRow:
+        """Stamp that the worker's row is here, and put the whole attempt's latency and waits into the row.
+
+        Args:
+            row: its ``latency_s`` and ``queue_s`` are of the worker's timeline.
+            held_s: from the worker's taking the item over to the return of the call that brought the row, on the
+                worker's clock. The finished row only waited for that return: no part of the latency.
+        """
+        self._came_back(time.perf_counter() - (held_s - row.latency_s), row.latency_s)
+        return self.written_to(row)
 
     def settle_failed(self, row: ResultRow) -> ResultRow:
-        """The row of an item that no worker answered: what its reader did not measure, it waited."""
-        latency_s = time.perf_counter() - self.load_started_s
-        staged_s = row.fetch_s + row.load_s + row.preprocess_s
-        return replace(row, queue_s=max(latency_s - staged_s, 0.0), latency_s=latency_s)
+        """Put the latency and waits into the row of an item that no worker answered: it has waited until now."""
+        self.dispatched()
+        return self.written_to(row)
+
+    def written_to(self, row: ResultRow) -> ResultRow:
+        """The row with the latency up to the latest stamp, and this timeline's waits beside its own."""
+        return replace(row, queue_s=row.queue_s + self._waited_s, latency_s=self._latest_s - self.began_s)
+
+    def _came_back(self, now_s: float, took_s: float) -> None:
+        self._waited_s += max(now_s - self._latest_s - took_s, 0.0)
+        self._latest_s = now_s
 
 
-def loaded_together(passages: Sequence[Passage], load_call_s: float, stats: LoadStats) -> None:
-    """The result of one load for several items was just seen: it stands with the first, the others waited for it."""
-    first, *others = passages
-    first.loaded(load_call_s, stats)
-    for passage in others:
-        passage.loaded(0.0, stats.of_follower())
+def loaded_together(timelines: Sequence[ItemTimeline], call_s: float, stats: LoadStats) -> None:
+    """Stamp one load for several items: it counts for the first item, and the others waited for it."""
+    first, *others = timelines
+    first.loaded(call_s, stats)
+    for timeline in others:
+        timeline.loaded(0.0, stats.of_follower())

@@ -1,4 +1,4 @@
-"""`Lease`: one item on its way to its row, and what it shares with neighbours that ask about the same media.
+"""`Lease`: one item on its way to its row, and what it shares with neighbours; `Flow`: where a run's leases are.
 
 Plain state; `pipeline.execution.scheduler` says how it changes.
 """
@@ -9,6 +9,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pipeline.execution.item_timing import ItemTimeline
 from pipeline.records import LOAD_FIELDS, MediaItem
 
 Phase = Literal["waiting", "loading", "loaded", "running", "done"]
@@ -32,7 +33,7 @@ class Hold:
 
 @dataclass(slots=True, eq=False)
 class Lease:
-    """One item on its way to its row. The scheduler alone changes it, `payload` and `passage` excepted.
+    """One item on its way to its row. The scheduler alone changes it, `payload` and `timeline` excepted.
 
     Attributes:
         item: as in the manifest.
@@ -49,7 +50,7 @@ class Lease:
         hold: what its media count in flight, together with those they were loaded for.
         worker: who runs it.
         payload: the executor's handle on the loaded media.
-        passage: the executor's stamps.
+        timeline: the executor's stamps; there once a reader was given the item.
     """
 
     item: MediaItem
@@ -65,7 +66,7 @@ class Lease:
     hold: Hold = field(default_factory=Hold)
     worker: Hashable = None
     payload: Any = None
-    passage: Any = None
+    timeline: ItemTimeline = field(init=False, repr=False)
 
     @property
     def group(self) -> tuple[Lease, ...]:
@@ -79,3 +80,23 @@ class Lease:
     def asks_about_media_of(self, other: Lease) -> bool:
         """Whether one load serves both: the same objects in the same versions, read in the same way."""
         return all(getattr(self.item, name) == getattr(other.item, name) for name in LOAD_FIELDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """Where the items of the open shards are at one moment.
+
+    Attributes:
+        num_loading: with the readers.
+        num_loaded: loaded, and with no worker yet.
+        num_running: with the workers.
+        num_unpublished: shards that are complete and do not stand in the output yet.
+        room: items that fill the batches of the workers that stand; None where loading and working take turns, so
+            that neither waits for the other.
+    """
+
+    num_loading: int
+    num_loaded: int
+    num_running: int
+    num_unpublished: int
+    room: int | None

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from pipeline.config.schema import JobConfig
-from pipeline.execution.item_timing import Passage, loaded_together
+from pipeline.execution.item_timing import ItemTimeline, loaded_together
 from pipeline.execution.scheduler import Scheduler
 from pipeline.execution.worker import VLMWorker, WorkerUsage
 from pipeline.loading.load_report import ItemLoader, ReadingUsage, load_reported
@@ -57,7 +57,7 @@ class LocalExecutor:
             return
         for outcome in self._worker.step():
             lease = self._scheduler.running(_WORKER, outcome.row.item_id)
-            row = lease.passage.settle(outcome.row, time.perf_counter() - outcome.taken_s)
+            row = lease.timeline.settle(outcome.row, time.perf_counter() - outcome.taken_s)
             self._scheduler.finished(_WORKER, row)
         self._check_deadline()
 
@@ -74,9 +74,9 @@ class LocalExecutor:
         if lease is None:
             return False
         for one in lease.group:
-            one.passage = Passage()
+            one.timeline = ItemTimeline()
         report, lease.payload = load_reported(self._loader, lease.item)
-        loaded_together([one.passage for one in lease.group], report.call_s, report.stats)
+        loaded_together([one.timeline for one in lease.group], report.call_s, report.stats)
         self.reading.add(report.stats)
         if report.error is not None:
             self._scheduler.not_loaded(lease, report.error)
@@ -89,14 +89,14 @@ class LocalExecutor:
         """Hand the worker what one load was for; whether there was any."""
         ready = self._scheduler.assign(_WORKER, 1)
         for lease in ready:
-            lease.passage.handed()
+            lease.timeline.dispatched()
             loaded = lease.payload.for_item(lease.item)
             self._worker.add(loaded, attempts=lease.attempts, shard_index=lease.shard_index)
         return bool(ready)
 
     def _check_deadline(self) -> None:
         held = self._scheduler.all_running(_WORKER)
-        if held and held[0].passage.held_s > self._item_timeout_s:
+        if held and held[0].timeline.since_dispatch_s > self._item_timeout_s:
             self._worker.abandon()
             reason = f"not back from the worker within runtime.item_timeout_s = {self._item_timeout_s:g} s"
             self._scheduler.worker_lost(_WORKER, reason, timed_out=True)

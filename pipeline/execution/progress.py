@@ -1,16 +1,23 @@
-"""Progress while a run goes on: a bar on a terminal, else one line per 30 seconds. Writes to stderr only."""
+"""Progress while a run goes on: how far it is, and what it waits for, told from where its items are.
+
+A bar on a terminal, else one line per 30 seconds, to stderr only. Knows nothing of Ray or shards.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
 
 from tqdm import tqdm
 
-from pipeline.execution.bottleneck import Bottleneck, Flow
+from pipeline.execution.lease import Flow
 from pipeline.execution.summary import Tally
 from pipeline.records import ResultRow
+
+Limit = Literal["readers", "model", "store"]
 
 LINE_EVERY_S = 30.0
 LOOK_EVERY_S = 0.25
@@ -67,6 +74,51 @@ class Progress:
         failed = self._tally.statuses["failed"]
         notes = [f"kept {self._tally.kept_ratio:.1%}", f"{failed} failed" if failed else "", self._waits_for]
         return ", ".join(filter(None, notes))
+
+
+def limit_at(flow: Flow) -> Limit | None:
+    """What holds everything else up; None where that cannot be told."""
+    if flow.room is None:
+        return None
+    if flow.num_loaded or (flow.num_running and flow.num_running >= flow.room):
+        return "model"
+    if flow.num_loading:
+        return "readers"  # the workers have room, and nothing is there to fill it
+    if flow.num_running:
+        return "model"  # nothing is left to be loaded, or to be opened before these end
+    return "store" if flow.num_unpublished else None
+
+
+@dataclass(slots=True)
+class Bottleneck:
+    """Seconds by what limited them, since the last verdict."""
+
+    _limited_s: dict[Limit, float] = field(default_factory=dict)
+    _fetch_s: float = 0.0
+    _decode_s: float = 0.0
+
+    def see(self, flow: Flow, elapsed_s: float) -> None:
+        """So it was for so long."""
+        if limit := limit_at(flow):
+            self._limited_s[limit] = self._limited_s.get(limit, 0.0) + elapsed_s
+
+    def add(self, row: ResultRow) -> None:
+        """A row tells what its reader was busy with."""
+        self._fetch_s += row.fetch_s
+        self._decode_s += row.load_s + row.preprocess_s
+
+    def verdict(self) -> str:
+        """Such as ``waits for the model (91%)``, of the time since the last call; "" where nothing was seen."""
+        if not self._limited_s:
+            return ""
+        limit = max(self._limited_s, key=self._limited_s.__getitem__)
+        what = {"model": "the model", "store": "the store (publishing)", "readers": "the readers"}[limit]
+        if limit == "readers" and self._fetch_s > self._decode_s:
+            what = "the store (fetching)"
+        share = self._limited_s[limit] / sum(self._limited_s.values())
+        self._limited_s.clear()
+        self._fetch_s = self._decode_s = 0.0
+        return f"waits for {what} ({share:.0%})"
 
 
 def _clock(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Items and generations to result rows.
+"""Items and generations to result rows; the answers to one item's several requests become one answer.
 
 Knows nothing of Ray, of clocks or of how media were read.
 """
@@ -6,20 +6,20 @@ Knows nothing of Ray, of clocks or of how media were read.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from illava.requests import Generation, Timing, TokenUsage
 from pipeline.config.placement import gpus_of
 from pipeline.config.schema import JobConfig
 from pipeline.cost import item_cost_usd
-from pipeline.execution.windows import joined
 from pipeline.model_errors import classify
 from pipeline.records import LoadedItem, LoadStats, MediaItem, ResultRow, RowErrorType
 from pipeline.tasks.build import build_task
 from pipeline.tasks.document import pages_outcome
 
 if TYPE_CHECKING:
-    from illava.requests import Generation
+    from illava.requests import FinishReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +45,14 @@ class RowMaker:
         *,
         attempts: int,
         shard_index: int,
-        latency_s: float,
     ) -> ResultRow:
-        """The row of an item the model answered, or failed on.
+        """The row of an item the model answered, or failed on; its ``latency_s`` is still to be put in.
 
         Args:
             loaded: what the model was given.
             generations: what it made of it, one a request, in order.
             attempts: times the item was started.
             shard_index: the shard it belongs to.
-            latency_s: measured by the worker from taking the item over to its end.
         """
         item, task, whole = loaded.item, build_task(self.config.task), joined(generations)
         timing = whole.timing
@@ -66,7 +64,6 @@ class RowMaker:
             "prefill_s": timing.prefill_s,
             "decode_s": timing.decode_s,
             "gpu_s": timing.device_s,
-            "latency_s": latency_s,
             **_usage(whole),
         }
         pages = task.pages(loaded, generations)
@@ -179,3 +176,29 @@ def _usage(generation: Generation) -> dict[str, Any]:
         "num_prompt_tokens": usage.num_prompt_tokens,
         "num_generated_tokens": usage.num_generated_tokens,
     }
+
+
+def joined(generations: Sequence[Generation]) -> Generation:
+    """Texts a blank line apart, counts and seconds summed; an error only where there is no answer at all.
+
+    Args:
+        generations: of requests that ran one after the other; their seconds hold no wait between them.
+    """
+    if len(generations) == 1:
+        return generations[0]
+    answered = [generation for generation in generations if generation.error is None]
+    usages = [generation.usage for generation in generations if generation.usage is not None]
+    cut = any(generation.finish_reason == "length" for generation in answered)
+    reason: FinishReason = "length" if cut else "stop"
+    return Generation(
+        request_id=generations[0].request_id,
+        text="\n\n".join(generation.text for generation in answered),
+        token_ids=tuple(token for generation in answered for token in generation.token_ids),
+        finish_reason=reason if answered else None,
+        usage=TokenUsage(*(sum(getattr(u, name) for u in usages) for name in _COUNTS)) if usages else None,
+        timing=Timing(*(sum(getattr(g.timing, f.name) for g in generations) for f in fields(Timing))),
+        error=None if answered else generations[0].error,
+    )
+
+
+_COUNTS = tuple(f.name for f in fields(TokenUsage) if f.name.startswith("num_"))

@@ -12,15 +12,14 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from illava.preprocess import Preprocessor, load_preprocessor
 from pipeline.config.placement import said
 from pipeline.config.schema import JobConfig, PricesConfig
 from pipeline.cost import Spending, run_cost, spending
 from pipeline.execution.budget import BUDGET_EXIT_CODE, Allowance, Budget
-from pipeline.execution.executors import Executor, RowListeners, open_executor, placed_run
-from pipeline.execution.item_timing import Passage
+from pipeline.execution.executors import Executor, RowListener, open_executor, placed_run, row_listeners
 from pipeline.execution.lease import Lease
 from pipeline.execution.progress import Progress
 from pipeline.execution.publisher import Publisher
@@ -39,9 +38,6 @@ from pipeline.runs.run_folder import Run, is_finished
 from pipeline.runs.sessions import Session
 from pipeline.runs.totals import run_totals
 from pipeline.tasks.build import build_task
-
-if TYPE_CHECKING:
-    pass
 
 WorkerFactory = Callable[[JobConfig, RunInfo], VLMWorker]
 LoaderFactory = Callable[[JobConfig, Preprocessor], ItemLoader]
@@ -114,7 +110,15 @@ def continue_run(
                     make_worker=partial(worker_factory, config, _run_info(run)),
                 )
                 placed = replace(run, config=config)
-                done = _work(placed, preprocessor, interruption, open_executor=executor, budget=budget, began_s=began_s)
+                done = _work(
+                    placed,
+                    preprocessor,
+                    interruption,
+                    open_executor=executor,
+                    listeners=row_listeners(config, cluster),
+                    budget=budget,
+                    began_s=began_s,
+                )
         else:
             run = open_planned(run)
     summary = RunSummary(
@@ -163,7 +167,8 @@ def _work(
     preprocessor: Preprocessor,
     interruption: Interruption,
     *,
-    open_executor: Callable[[Scheduler, RowListeners], AbstractContextManager[Executor]],
+    open_executor: Callable[[Scheduler], AbstractContextManager[Executor]],
+    listeners: list[RowListener],
     budget: Budget | None,
     began_s: float,
 ) -> _Work:
@@ -175,9 +180,8 @@ def _work(
     allowance = Allowance(config, budget, tally)
     progress = Progress(num_pending, tally)
     sink = RetrySink(run)
-    listeners: RowListeners = [progress.add]
-    scheduler = _scheduler(run, pending, sink, preprocessor, listeners)
-    with closing(progress), open_executor(scheduler, listeners) as executor:
+    scheduler = _scheduler(run, pending, sink, preprocessor, [progress.add, *listeners])
+    with closing(progress), open_executor(scheduler) as executor:
         with closing(Publisher(sink, scheduler)) as publisher:
             while not scheduler.done and interruption.signal is None:
                 executor.turn()
@@ -204,22 +208,21 @@ def _spending(config: JobConfig, workers: list[WorkerUsage], reading: ReadingUsa
 
 
 def _scheduler(
-    run: Run, pending: list[int], sink: RetrySink, preprocessor: Preprocessor, listeners: RowListeners
+    run: Run, pending: list[int], sink: RetrySink, preprocessor: Preprocessor, listeners: list[RowListener]
 ) -> Scheduler:
     config = run.config
     rows = RowMaker(config, _run_info(run))
 
     def failed_row(lease: Lease, error_type: RowErrorType, message: str) -> ResultRow:
-        passage: Passage = lease.passage
         row = rows.failed(
             lease.item,
             error_type,
             message,
             attempts=lease.attempts,
             shard_index=lease.shard_index,
-            stats=passage.stats,
+            stats=lease.timeline.stats,
         )
-        return passage.settle_failed(row)
+        return lease.timeline.settle_failed(row)
 
     def tell(row: ResultRow) -> None:
         for listener in listeners:

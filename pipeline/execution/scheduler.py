@@ -11,8 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.errors import ItemError
-from pipeline.execution.bottleneck import Flow
-from pipeline.execution.lease import MAX_DEATHS, Hold, Lease
+from pipeline.execution.lease import MAX_DEATHS, Flow, Hold, Lease
 from pipeline.faults import fault_point
 from pipeline.records import MediaItem, ResultRow, RowErrorType, Shard
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from illava.errors import RequestError
 from illava.requests import Generation, Request, SamplingParams, Timing
 from pipeline.config.placement import place_here
 from pipeline.config.schema import JobConfig
+from pipeline.execution.item_timing import ItemTimeline
 from pipeline.execution.rows import RowMaker, RunInfo
 from pipeline.faults import fault_point
 from pipeline.fitting_batch import FittingBatch
@@ -32,7 +33,7 @@ class Outcome:
     """A row and how long the worker had the item.
 
     Attributes:
-        row: its ``latency_s`` is the worker's part only.
+        row: its ``latency_s`` and ``queue_s`` are the worker's part only.
         taken_s: stamp of taking the item over, on the worker's clock.
     """
 
@@ -42,16 +43,14 @@ class Outcome:
 
 @dataclass(slots=True)
 class _Taken:
-    """An item on its way; `asked_s` and `ended_s` are stamps of its latest request."""
+    """An item on its way through the model, request by request."""
 
     loaded: LoadedItem
     attempts: int
     shard_index: int
     contents: deque[tuple[str | VisualInput, ...]]
-    taken_s: float = 0.0
-    asked_s: float = 0.0
-    ended_s: float = 0.0
     generations: list[Generation] = field(default_factory=list)
+    timeline: ItemTimeline = field(init=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +106,8 @@ class VLMWorker:
         contents = deque(self._task.requests(loaded.item, loaded.media))
         taken = _Taken(loaded, attempts, shard_index, contents)
         self._ask(taken)
-        taken.taken_s = taken.asked_s
+        # Begun after submit, where the request's own clock starts: what comes before is the driver's wait.
+        taken.timeline = ItemTimeline()
         self._taken[loaded.item.item_id] = taken
 
     def step(self) -> list[Outcome]:
@@ -125,9 +125,11 @@ class VLMWorker:
         ended = []
         for generation in generations:
             taken = self._taken[generation.request_id]
-            self._settle(taken, generation)
+            taken.timeline.answered(generation, step_end_s=self._idle_since_s)
+            taken.generations.append(generation)
             if taken.contents:
                 self._ask(taken)
+                taken.timeline.dispatched()
             else:
                 ended.append(self._taken.pop(generation.request_id))
         return [self._outcome(taken) for taken in ended]
@@ -162,29 +164,12 @@ class VLMWorker:
         except RequestError as error:
             nothing = Timing(queue_s=0.0, vision_s=0.0, prefill_s=0.0, decode_s=0.0, device_s=0.0)
             self._refused.append(Generation(item.item_id, "", (), None, None, nothing, error=error))
-        # After submit, where the request's own clock starts; what comes before counts as waiting.
-        taken.asked_s = time.perf_counter()
-
-    def _settle(self, taken: _Taken, generation: Generation) -> None:
-        """A request ended: what passed between it and the one before, the item waited."""
-        timing = generation.timing
-        waited_s = taken.asked_s - taken.ended_s if taken.generations else 0.0
-        taken.ended_s = self._idle_since_s
-        if generation.error is not None:
-            # It ended inside a step whose return, for its neighbours' sake, came later.
-            taken.ended_s = taken.asked_s + timing.queue_s + timing.vision_s + timing.prefill_s + timing.decode_s
-        timing = replace(timing, queue_s=timing.queue_s + waited_s)
-        taken.generations.append(replace(generation, timing=timing))
 
     def _outcome(self, taken: _Taken) -> Outcome:
         row = self._rows.answered(
-            taken.loaded,
-            taken.generations,
-            attempts=taken.attempts,
-            shard_index=taken.shard_index,
-            latency_s=taken.ended_s - taken.taken_s,
+            taken.loaded, taken.generations, attempts=taken.attempts, shard_index=taken.shard_index
         )
-        return Outcome(row, taken.taken_s)
+        return Outcome(taken.timeline.written_to(row), taken.timeline.began_s)
 
 
 def load_vlm(config: JobConfig) -> VLM:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 from pipeline.errors import ItemError
 from pipeline.loading.decoding.mp4_index import DoubtError
-from pipeline.loading.load_meter import LoadMeter
+from pipeline.loading.load_report import LoadMeter
 from pipeline.loading.ranged_read import load_by_ranges
 from pipeline.loading.sandbox.child import DecordFailedError
 from pipeline.loading.sandbox.client import ITEMS_PER_CHILD, MEMORY_BYTES, DecodedMedia, DecoderProcess

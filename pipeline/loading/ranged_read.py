@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pipeline.errors import ItemError
 from pipeline.loading.decoding.mp4_index import DoubtError, fetch_index
-from pipeline.loading.load_meter import LoadMeter
+from pipeline.loading.load_report import LoadMeter
 from pipeline.loading.sandbox.child import DecordFailedError
 from pipeline.loading.sandbox.client import DecodedMedia, DecoderProcess
 from pipeline.loading.sparse_file import SparseCopy

@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from pipeline.config.schema import JobConfig
-from pipeline.execution.item_timing import Passage, loaded_together
+from pipeline.execution.item_timing import ItemTimeline, loaded_together
 from pipeline.execution.lease import Lease
-from pipeline.execution.ray.actor_pool import Patience, change
-from pipeline.execution.ray.actor_slots import CALLS_PER_ACTOR, ReaderSlot, VLMSlot, kind_of
+from pipeline.execution.ray.actor_pool import (
+    CALLS_PER_ACTOR,
+    ActorPoolAutoscaler,
+    CircuitBreaker,
+    PoolState,
+    ReaderSlot,
+    ScaleDecision,
+    VLMSlot,
+)
 from pipeline.execution.ray.actors import ActorLostError, Entry, PayloadLostError, RayCluster
-from pipeline.execution.ray.death_count import DeathCount
 from pipeline.execution.scheduler import Scheduler
 from pipeline.execution.worker import VLMWorker, WorkerUsage
 from pipeline.loading.load_report import ItemLoader, ReadingUsage
@@ -57,16 +63,15 @@ class RayExecutor:
         self._most_held = config.model.max_batch_requests + LOOKAHEAD_ITEMS
         self._most_vlms, self._most_readers = runtime.num_vlm_actors.max, runtime.num_reader_actors
         self._item_timeout_s = runtime.item_timeout_s
-        self._vlm_deaths = DeathCount("the VLM actors", runtime.num_vlm_actors.max)
-        self._reader_deaths = DeathCount("the readers", runtime.num_reader_actors)
+        self._vlm_deaths = CircuitBreaker("the VLM actors", runtime.num_vlm_actors.max)
+        self._reader_deaths = CircuitBreaker("the readers", runtime.num_reader_actors)
         self._calls: dict[Any, Callable[[Any], None]] = {}
         self._vlms: list[VLMSlot] = []
         self._readers: list[ReaderSlot] = []
         self._past_usage: list[WorkerUsage] = []
         self._num_spawned = 0
         self.reading = ReadingUsage()
-        self._both_placed_s = time.monotonic()
-        self._patience = Patience(runtime.num_vlm_actors.min, now_s=self._both_placed_s)
+        self._autoscaler = ActorPoolAutoscaler(runtime.num_vlm_actors.min, now_s=time.monotonic())
 
     def turn(self) -> None:
         """Hand out what can be, then take every answer that is there; waits a moment for the first."""
@@ -115,7 +120,7 @@ class RayExecutor:
             if lease is None:
                 return
             for one in lease.group:
-                one.passage = Passage()
+                one.timeline = ItemTimeline()
             report, lease.payload = self._cluster.load(reader.actor, lease.item)
             reader.queue.append(lease)
             self._expect(reader, report, partial(self._loaded, reader, lease))
@@ -136,9 +141,9 @@ class RayExecutor:
             return
         reader.calls.discard(reference)
         reader.queue.remove(lease)
-        loaded_together([one.passage for one in lease.group], report.call_s, report.stats)
+        loaded_together([one.timeline for one in lease.group], report.call_s, report.stats)
         self.reading.add(report.stats)
-        self._reader_deaths.success()
+        self._reader_deaths.record_success()
         if report.error is not None:
             self._scheduler.not_loaded(lease, report.error)
         else:
@@ -150,7 +155,7 @@ class RayExecutor:
         self._forget(reader)
         self._readers.remove(reader)
         self._scheduler.reader_lost(reader.queue)
-        self._reader_deaths.one_more(reason, while_starting=not reader.started)
+        self._reader_deaths.record_death(reason, while_starting=not reader.started)
 
     # --- VLM actors
 
@@ -181,7 +186,7 @@ class RayExecutor:
 
     def _advance(self, vlm: VLMSlot, leases: list[Lease]) -> None:
         for lease in leases:
-            lease.passage.handed()
+            lease.timeline.dispatched()
         payloads = list(dict.fromkeys(lease.payload for lease in leases))
         places = [payloads.index(lease.payload) for lease in leases]
         entries = [
@@ -214,15 +219,15 @@ class RayExecutor:
         vlm.usage = advance.usage
         for row, held_s in advance.finished:
             lease = self._scheduler.running(vlm.name, row.item_id)
-            self._scheduler.finished(vlm.name, lease.passage.settle(row, held_s))
+            self._scheduler.finished(vlm.name, lease.timeline.settle(row, held_s))
             if row.status != "failed":
-                self._vlm_deaths.success()
+                self._vlm_deaths.record_success()
 
     def _check_deadlines(self) -> None:
         """End the actors that do not give an item back: neither a hung forward nor an endless loop can be asked to."""
         for vlm in list(self._vlms):
             held = self._scheduler.all_running(vlm.name)
-            if held and held[0].passage.held_s > self._item_timeout_s:
+            if held and held[0].timeline.since_dispatch_s > self._item_timeout_s:
                 limit = f"runtime.item_timeout_s = {self._item_timeout_s:g} s"
                 self._vlm_lost(vlm, ActorLostError(f"not back from its VLM actor within {limit}"), timed_out=True)
 
@@ -234,7 +239,7 @@ class RayExecutor:
         self._vlms.remove(vlm)
         self._past_usage.append(vlm.usage)
         self._scheduler.worker_lost(vlm.name, redacted(str(reason)), timed_out=timed_out)
-        self._vlm_deaths.one_more(reason, while_starting=not vlm.started)
+        self._vlm_deaths.record_death(reason, while_starting=not vlm.started)
 
     # --- both
 
@@ -257,25 +262,29 @@ class RayExecutor:
     def _resize(self) -> None:
         """Ask for the actors that are missing, in the order in which work can start; say so while too few stand."""
         now_s = time.monotonic()
-        vlms, readers = kind_of(self._vlms, self._most_vlms), kind_of(self._readers, self._most_readers)
-        if vlms.num_placed and readers.num_placed:
-            self._both_placed_s = now_s
-        lacking_s = now_s - self._both_placed_s
-        for_vlms, for_readers = change(vlms, readers, lacking_s=lacking_s), change(readers, vlms, lacking_s=lacking_s)
-        for slots, step, spawn in (
-            (self._vlms, for_vlms, self._spawn_vlm),
-            (self._readers, for_readers, self._spawn_reader),
-        ):
-            for slot in [slot for slot in slots if not slot.placed][: step.withdraw]:
-                self._dismiss(slot)
-            if step.give_up and (idle := [slot for slot in slots if slot.placed and not getattr(slot, "queue", ())]):
-                self._dismiss(idle[-1])
-                self._both_placed_s = now_s
-            for _ in range(step.ask):
-                spawn()
-        num_vlms, num_readers = (sum(one.started for one in slots) for slots in (self._vlms, self._readers))
-        if line := self._patience.check(num_vlms, num_readers, resources=self._cluster.resources, now_s=now_s):
+        vlms, readers = PoolState.of(self._vlms, self._most_vlms), PoolState.of(self._readers, self._most_readers)
+        for_vlms, for_readers = self._autoscaler.decide(vlms, readers, now_s=now_s)
+        self._scale(self._vlms, for_vlms, self._spawn_vlm, now_s=now_s)
+        self._scale(self._readers, for_readers, self._spawn_reader, now_s=now_s)
+        resources = self._cluster.resources
+        if line := self._autoscaler.waiting_message(vlms, readers, resources=resources, now_s=now_s):
             print(line, file=sys.stderr)
+
+    def _scale(
+        self,
+        slots: Sequence[ReaderSlot | VLMSlot],
+        decision: ScaleDecision,
+        spawn: Callable[[], None],
+        *,
+        now_s: float,
+    ) -> None:
+        for slot in [slot for slot in slots if not slot.placed][: decision.cancel]:
+            self._dismiss(slot)
+        if decision.release and (releasable := [slot for slot in slots if slot.releasable]):
+            self._dismiss(releasable[-1])
+            self._autoscaler.released(now_s=now_s)
+        for _ in range(decision.add):
+            spawn()
 
     def _dismiss(self, slot: ReaderSlot | VLMSlot) -> None:
         """End an actor for the sake of others: what it holds is begun again, and nobody is suspected."""

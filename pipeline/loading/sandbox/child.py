@@ -1,4 +1,4 @@
-"""One running decoder child (`decoder_child`): its pipes, its memory limit, its end and what that means.
+"""One running decoder child (`decoder_child`): its pipes, its limits, its CPU seconds, its end and what that means.
 
 Spawned, not forked, with an environment of its own: no credentials, no proxies. Knows nothing of what is asked of it.
 """
@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import ItemError, PipelineError
-from pipeline.loading.sandbox.process_cpu import process_cpu_s
 from pipeline.loading.sandbox.server import LENGTH
 from pipeline.records import RowErrorType
 from pipeline.storage.uris import printable
@@ -28,6 +27,7 @@ from pipeline.storage.uris import printable
 _START_S = 120.0
 _MAX_HEADER_BYTES = 1 << 24
 _OUT_OF_MEMORY = ("bad_alloc", "MemoryError", "Cannot allocate memory", "out of memory")
+_ALL_ITS_THREADS = 2  # CPUCLOCK_SCHED of include/linux/posix-timers.h, where a process's clock is `~pid << 3 | kind`
 
 
 class DecordFailedError(Exception):
@@ -133,14 +133,14 @@ class Child:
 
     @property
     def cpu_s(self) -> float:
-        return process_cpu_s(self.process.pid) if self.process.returncode is None else self._last_cpu_s
+        return _process_cpu_s(self.process.pid) if self.process.returncode is None else self._last_cpu_s
 
     def _reap(self) -> int:
         """Wait for the end; its CPU seconds are read before the kernel forgets them."""
         if self.process.returncode is None:
             with suppress(ChildProcessError):  # another part of this process waited for it already
                 os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
-            self._last_cpu_s = process_cpu_s(self.process.pid)
+            self._last_cpu_s = _process_cpu_s(self.process.pid)
         return self.process.wait()
 
     def kill(self) -> None:
@@ -159,6 +159,17 @@ def _wait(descriptor: int, event: int, deadline_s: float) -> None:
     left_ms = (deadline_s - time.monotonic()) * 1000
     if left_ms <= 0 or not poll.poll(left_ms):
         raise TimedOutError
+
+
+def _process_cpu_s(pid: int) -> float:
+    """User and system seconds so far, to the microsecond and of threads that ended too; 0.0 where there is no process.
+
+    Also of a process that ended and was not waited for.
+    """
+    try:
+        return time.clock_gettime(~pid << 3 | _ALL_ITS_THREADS)
+    except OSError:
+        return 0.0
 
 
 def _environment() -> dict[str, str]:

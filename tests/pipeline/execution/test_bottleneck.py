@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.execution.bottleneck import Bottleneck, Flow, limit_at
-from pipeline.execution.progress import Progress
+from pipeline.execution.lease import Flow
+from pipeline.execution.progress import Bottleneck, Progress, limit_at
 from pipeline.execution.scheduler import Scheduler
 from pipeline.execution.summary import Tally
 from pipeline.records import MediaItem, Shard

@@ -1,63 +1,178 @@
-"""Seconds of a row on the driver's clock, made with a clock of our own."""
+"""Seconds of a row on the driver's clock, made with clocks of our own that differ from host to host."""
 
 from __future__ import annotations
 
-import pytest
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
-from pipeline.execution import item_timing as passage_module
-from pipeline.execution.item_timing import Passage
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from illava.requests import Generation, Timing, TokenUsage
+from pipeline.execution import item_timing
+from pipeline.execution.item_timing import ItemTimeline, loaded_together
 from pipeline.execution.rows import RowMaker, RunInfo
 from pipeline.records import LoadStats, MediaItem
-from tests.support.runs.fakes import FakeLoader
+from tests.support.runs.fakes import FakeLoader, job_config
 
 STAGES = ("fetch_s", "load_s", "preprocess_s", "queue_s", "vision_s", "prefill_s", "decode_s")
+STATS = LoadStats(1.0, 2.0, 0.5)
+TIMINGS = (Timing(0.25, 1.0, 2.0, 4.0, 5.0),)
+SECONDS = st.floats(0.0, 100.0)
 
 
 class Clock:
-    now_s = 1000.0
+    """Shows the time of the host it is `on`; the hosts' clocks have nothing to do with each other."""
+
+    now_s, skew_s = 1000.0, 0.0
 
     def perf_counter(self) -> float:
-        return self.now_s
+        return self.now_s + self.skew_s
+
+    @contextmanager
+    def on(self, skew_s: float):
+        self.skew_s = skew_s
+        yield
+        self.skew_s = 0.0
 
 
-@pytest.fixture
-def clock(monkeypatch) -> Clock:
-    fake = Clock()
-    monkeypatch.setattr(passage_module, "time", fake)
-    return fake
+@pytest.fixture(scope="module")
+def clock():
+    with pytest.MonkeyPatch.context() as patch:
+        fake = Clock()
+        patch.setattr(item_timing, "time", fake)
+        yield fake
 
 
-@pytest.fixture
-def made_row(tmp_path):
-    from illava.requests import Generation, Timing, TokenUsage
-    from tests.support.runs.fakes import job_config
-
-    loaded = FakeLoader().load(MediaItem("item-1", ("1.mp4",), "video", (1,), ("",)))
-    loaded = type(loaded)(loaded.item, loaded.media, loaded.frame_timestamps_s, LoadStats(1.0, 2.0, 0.5))
-    generation = Generation("item-1", "1", (1,), "stop", TokenUsage(1, 1, 1, 1, 1, 1), Timing(0.25, 1.0, 2.0, 4.0, 5.0))
-    rows = RowMaker(job_config(tmp_path, {"uri": "x/"}), RunInfo("r", "f"))
-    return rows.answered(loaded, [generation], attempts=1, shard_index=0, latency_s=7.25)
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> RowMaker:
+    return RowMaker(job_config(tmp_path_factory.mktemp("job"), {"uri": "x/"}), RunInfo("r", "f"))
 
 
-def test_every_wait_counts_as_queue_and_the_stages_sum_to_the_latency(clock, made_row) -> None:
-    passage = Passage(load_started_s=clock.now_s)
+def made_row(rows: RowMaker, timings=TIMINGS, *, stats=STATS, failed=()):
+    """As a worker makes it, before its timeline is written into it."""
+    loaded = replace(FakeLoader().load(MediaItem("item-1", ("1.mp4",), "video", (1,), ("",))), stats=stats)
+    answers = [answer(timing, failed=n in failed) for n, timing in enumerate(timings)]
+    return rows.answered(loaded, answers, attempts=1, shard_index=0)
+
+
+def answer(timing: Timing, *, failed: bool = False) -> Generation:
+    if failed:
+        return Generation("item-1", "", (), None, None, timing, error=ValueError("of this request alone"))
+    return Generation("item-1", "1", (1,), "stop", TokenUsage(1, 1, 1, 1, 1, 1), timing)
+
+
+def stages_s(row) -> float:
+    return sum(getattr(row, name) for name in STAGES)
+
+
+def test_every_wait_counts_as_queue_and_the_stages_sum_to_the_latency(clock, rows) -> None:
+    timeline = ItemTimeline()
     clock.now_s += 5.5  # a load of 3.5 s behind another of 2 s
-    passage.loaded(3.5, LoadStats(1.0, 2.0, 0.5))
+    timeline.loaded(3.5, STATS)
     clock.now_s += 10.0  # loaded, waiting for a worker
-    passage.handed()
+    timeline.dispatched()
     clock.now_s += 3.0 + 7.25 + 0.75  # mailbox, worker, rest of the call that brings the row
-    row = passage.settle(made_row, held_s=8.0)
+    row = timeline.settle(replace(made_row(rows), latency_s=7.25), held_s=8.0)
     assert row.latency_s == pytest.approx(5.5 + 10.0 + 3.0 + 7.25), "ends with the item, not with its call"
     assert row.queue_s == pytest.approx(0.25 + 2.0 + 10.0 + 3.0)
-    assert sum(getattr(row, name) for name in STAGES) == pytest.approx(row.latency_s)
+    assert stages_s(row) == pytest.approx(row.latency_s)
 
 
-def test_time_that_no_stage_measured_shows_as_a_difference(clock, made_row) -> None:
+def test_time_that_no_stage_measured_shows_as_a_difference(clock, rows) -> None:
     """The sum is a measurement, not an identity: a reader that takes 4 s longer than its stages say is seen."""
-    passage = Passage(load_started_s=clock.now_s)
+    timeline = ItemTimeline()
     clock.now_s += 7.5
-    passage.loaded(7.5, LoadStats(1.0, 2.0, 0.5))
-    passage.handed()
+    timeline.loaded(7.5, STATS)
+    timeline.dispatched()
     clock.now_s += 7.25
-    row = passage.settle(made_row, held_s=7.25)
-    assert row.latency_s - sum(getattr(row, name) for name in STAGES) == pytest.approx(4.0)
+    row = timeline.settle(replace(made_row(rows), latency_s=7.25), held_s=7.25)
+    assert row.latency_s - stages_s(row) == pytest.approx(4.0)
+
+
+@dataclass(frozen=True)
+class Way:
+    """What an item goes through, in seconds.
+
+    Attributes:
+        waits_s: before the load, loaded, in the mailbox, in the call that brings its row, and until that is seen.
+        with_the_dead_s: in workers that died of another item.
+        requests: what passes before each and after its failure; what the engine counts; whether it fails.
+        is_follower: a neighbour's load brought its media.
+        skew_s: the worker's clock, less the driver's.
+    """
+
+    waits_s: tuple[float, float, float, float, float]
+    with_the_dead_s: list[float]
+    requests: list[tuple[float, Timing, bool]]
+    is_follower: bool
+    skew_s: float
+
+    @property
+    def failed(self) -> set[int]:
+        return {n for n, (_, _, failed) in enumerate(self.requests) if failed}
+
+
+WAYS = st.builds(
+    Way,
+    st.tuples(*[SECONDS] * 5),
+    st.lists(SECONDS, max_size=2),
+    st.lists(st.tuples(SECONDS, st.builds(Timing, *[SECONDS] * 5), st.booleans()), min_size=1, max_size=4),
+    st.booleans(),
+    st.floats(-1e4, 1e4),
+)
+
+
+@given(way=WAYS)
+def test_on_any_way_each_second_is_in_one_stage(clock, rows, way) -> None:
+    before_load_s, loaded_s, mailbox_s, rest_of_call_s, unseen_s = way.waits_s
+    load_s = STATS.fetch_s + STATS.load_s + STATS.preprocess_s
+    began_s, timeline, neighbour = clock.now_s, ItemTimeline(), ItemTimeline()
+    clock.now_s += before_load_s + load_s
+    loaded_together([neighbour, timeline] if way.is_follower else [timeline, neighbour], load_s, STATS)
+    clock.now_s += loaded_s
+    timeline.dispatched()
+    for dead_s in way.with_the_dead_s:
+        clock.now_s += dead_s
+        timeline.dispatched()
+    clock.now_s += mailbox_s
+    with clock.on(way.skew_s):
+        taken_s, inner = clock.now_s, ItemTimeline()
+        for n, (beside_s, timing, failed) in enumerate(way.requests):
+            if n:
+                clock.now_s += beside_s  # neighbours are looked after, then the next request is made
+                inner.dispatched()
+            ended_s = clock.now_s + timing.queue_s + timing.vision_s + timing.prefill_s + timing.decode_s
+            clock.now_s = ended_s + (beside_s if failed else 0.0)  # the step goes on for its neighbours' sake
+            inner.answered(answer(timing, failed=failed), step_end_s=clock.perf_counter())
+        stats = STATS.of_follower() if way.is_follower else STATS
+        row = made_row(rows, [timing for _, timing, _ in way.requests], stats=stats, failed=way.failed)
+        row = inner.written_to(row)
+        assert row.latency_s == pytest.approx(ended_s - taken_s, abs=1e-6)
+    clock.now_s += rest_of_call_s
+    held_s = clock.now_s - taken_s
+    clock.now_s += unseen_s
+    row = timeline.settle(row, held_s)
+    assert row.latency_s == pytest.approx(ended_s + unseen_s - began_s, abs=1e-6)
+    assert stages_s(row) == pytest.approx(row.latency_s, abs=1e-6)
+
+
+@pytest.mark.parametrize("reached", ["reader", "queue", "worker"])
+@pytest.mark.parametrize("is_follower", [False, True])
+def test_a_row_that_no_worker_made_has_all_its_seconds_too(clock, rows, reached, is_follower) -> None:
+    began_s, timeline = clock.now_s, ItemTimeline()
+    clock.now_s += 2.0 + 3.5
+    if reached != "reader":
+        loaded_together([ItemTimeline(), timeline] if is_follower else [timeline], 3.5, STATS)
+        clock.now_s += 4.0
+    if reached == "worker":
+        timeline.dispatched()
+        clock.now_s += 8.0
+    item = MediaItem("item-1", ("1.mp4",), "video", (1,), ("",))
+    failed = rows.failed(item, "worker_died", "gone", attempts=2, shard_index=0, stats=timeline.stats)
+    row = timeline.settle_failed(failed)
+    assert row.latency_s == pytest.approx(clock.now_s - began_s)
+    loaded_s = 3.5 if reached != "reader" and not is_follower else 0.0
+    assert row.queue_s == pytest.approx(row.latency_s - loaded_s)
+    assert stages_s(row) == pytest.approx(row.latency_s)

@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import ActorDiedError, ObjectLostError, OwnerDiedError, RayTaskError
 
 from pipeline.errors import StorageError
-from pipeline.execution.ray.actor_slots import CALLS_PER_ACTOR
+from pipeline.execution.ray.actor_pool import CALLS_PER_ACTOR
 from pipeline.execution.ray.actors import ActorLostError, Advance, PayloadLostError, RayCluster
 from pipeline.execution.ray.executor import RayExecutor
 from pipeline.execution.rows import RowMaker, RunInfo
