@@ -11,8 +11,6 @@ from illava import VLM, ReductionPlan, Request, SamplingParams, load_preprocesso
 from illava.engine import Engine
 from illava.plan import EMPTY_PLAN
 
-pytestmark = pytest.mark.numeric
-
 ANSWER = SamplingParams(max_new_tokens=5, min_new_tokens=5)
 QUESTIONS = ("What?", "What happens here, and why?", "Where is it?")
 
