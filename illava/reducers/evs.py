@@ -71,7 +71,7 @@ def _novelty(tokens: Tokens) -> Tensor:
     """1 - cosine with the predecessor at the same place, float32 [T]; infinite without one."""
     import torch
 
-    from illava.reducers.ops.similarity import unit
+    from illava.reducers.ops.similarity import unit, without_rounding
 
     device, total = tokens.hidden_TD.device, sum(tokens.lengths)
     segment_T = torch.arange(len(tokens.lengths), device=device).repeat_interleave(
@@ -85,5 +85,5 @@ def _novelty(tokens: Tokens) -> Tensor:
     unit_TD = unit(tokens.hidden_TD[order_T])
     novelty_T = torch.full((total,), float("inf"), device=device)
     same_T = place_T[order_T[1:]] == place_T[order_T[:-1]]
-    cosine_T = (unit_TD[1:] * unit_TD[:-1]).sum(1)
+    cosine_T = without_rounding((unit_TD[1:] * unit_TD[:-1]).sum(1))
     return novelty_T.index_copy_(0, order_T[1:], torch.where(same_T, 1 - cosine_T, float("inf")))

@@ -50,7 +50,7 @@ def _merge_pairs(key_SND: Tensor, size_SN: Tensor, lengths: tuple[int, ...], kep
     """The token of its segment that each one ends up in, int64 [S, N]. Overwrites its arguments."""
     import torch
 
-    from illava.reducers.ops.similarity import inside, unit
+    from illava.reducers.ops.similarity import inside, unit, without_rounding
 
     num_segments, width = size_SN.shape
     device = size_SN.device
@@ -59,7 +59,7 @@ def _merge_pairs(key_SND: Tensor, size_SN: Tensor, lengths: tuple[int, ...], kep
         return into_SN
     alive_SN = inside(lengths, width, device)
     unit_SND = unit(key_SND)
-    similarity_SNN = torch.bmm(unit_SND, unit_SND.transpose(1, 2))
+    similarity_SNN = without_rounding(torch.bmm(unit_SND, unit_SND.transpose(1, 2)))
     similarity_SNN.masked_fill_(~(alive_SN[:, :, None] & alive_SN[:, None]), float("-inf"))
     similarity_SNN.diagonal(dim1=1, dim2=2).fill_(float("-inf"))
     best_SN, partner_SN = similarity_SNN.max(-1)
@@ -77,7 +77,7 @@ def _merge_pairs(key_SND: Tensor, size_SN: Tensor, lengths: tuple[int, ...], kep
         unit_SND[seg, low] = unit(key)
         alive_SN[seg, high] = False
 
-        row = torch.bmm(unit_SND[seg], unit(key)[:, :, None]).squeeze(2)
+        row = without_rounding(torch.bmm(unit_SND[seg], unit(key)[:, :, None]).squeeze(2))
         row.masked_fill_(~alive_SN[seg], float("-inf")).scatter_(1, low[:, None], float("-inf"))
         similarity_SNN[seg, high] = similarity_SNN[seg, :, high] = float("-inf")
         similarity_SNN[seg, low] = similarity_SNN[seg, :, low] = row

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 _BLOCK_ROWS = 256
+_RESOLUTION = 2**16
 
 
 def unit(value_TD: Tensor) -> Tensor:
@@ -21,19 +22,29 @@ def unit_keys(keys_THd: Tensor) -> Tensor:
     return unit(keys_THd.float().mean(1))
 
 
+def without_rounding(cosine: Tensor) -> Tensor:
+    """Cosines in steps of 2^-16, in place: what is equal by its formula is a tie, whatever bits the kernels gave it.
+
+    Of tokens that look alike, as on a blank page, all cosines are 1 but for those bits. A tie has an order, rounding
+    has none.
+    """
+    return cosine.mul_(_RESOLUTION).round_().div_(_RESOLUTION)
+
+
 def inside(lengths: tuple[int, ...], width: int, device: torch.device) -> Tensor:
     """bool [S, width]: which cells of a padded table hold a token."""
     return torch.arange(width, device=device) < torch.tensor(lengths, device=device)[:, None]
 
 
 def nearest(query_SAD: Tensor, key_SBD: Tensor, bias_SB: Tensor) -> tuple[Tensor, Tensor]:
-    """The candidate of largest ``query . key + bias`` for every query: values and indices, [S, A] each.
+    """The candidate of largest ``query . key + bias`` for every query: values and indices, [S, A] each; see
+    `without_rounding`.
 
     A block of queries at a time, so that no A x B map is ever whole in memory. Impossible candidates have bias -inf.
     """
     key_SDB, bias_S1B = key_SBD.transpose(1, 2), bias_SB[:, None]
     best = [
-        torch.baddbmm(bias_S1B.expand(-1, block_SaD.shape[1], -1), block_SaD, key_SDB).max(-1)
+        without_rounding(torch.baddbmm(bias_S1B.expand(-1, block_SaD.shape[1], -1), block_SaD, key_SDB)).max(-1)
         for block_SaD in query_SAD.split(_BLOCK_ROWS, dim=1)
     ]
     return torch.cat([b.values for b in best], 1), torch.cat([b.indices for b in best], 1)

@@ -121,7 +121,7 @@ def test_nothing_reduced_agrees_wholly_in_batches_of_any_size(tiny) -> None:
     for one, other in zip(together, alone, strict=True):
         assert one.reference.token_ids == other.reference.token_ids
         assert one.num_same == other.num_same
-        assert one.kl_nats == pytest.approx(other.kl_nats, rel=1e-4)
+        assert one.kl_nats == pytest.approx(other.kl_nats, rel=1e-3)  # logits 1e-5 apart move a KL of 1e-3 by so much
     assert vlm.engine.cache.num_free_pages == vlm.engine.cache.num_pages
 
 

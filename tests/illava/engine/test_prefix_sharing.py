@@ -11,8 +11,6 @@ from illava.plan import EMPTY_PLAN
 from tests.support.models.llava_next import make_llava_next
 from tests.support.models.qwen import make_qwen2_5_vl, make_qwen2_vl, make_qwen3_vl
 
-pytestmark = pytest.mark.numeric
-
 ANSWER = SamplingParams(max_new_tokens=5, min_new_tokens=5)
 QUESTIONS = ("What?", "What happens here, and why?", "Where is it?")
 
