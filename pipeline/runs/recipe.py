@@ -9,16 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
+from pathlib import Path
 from typing import Any, Literal
 
 from illava.model_files import declared_dtype, require_plain_weights
 from pipeline.config.schema import JobConfig, recipe_fields
 from pipeline.errors import ConfigError
-from pipeline.runs.file_hashes import folder_digest
+from pipeline.storage import local_files
 
+_SETTLED_S = 3.0
+_IGNORED_ENDINGS = (".md", ".gitattributes", ".lock")
 _PACKAGES = ("illava", "torch", "transformers", "decord", "av", "pillow", "pypdfium2")
 
 
@@ -96,3 +100,54 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def folder_digest(folder: str) -> str:
+    """32 hex digits over the names and contents of every file below a folder; hidden files and ``.md`` left out.
+
+    Hashes are remembered, so that gigabytes of weights are read once: by resolved path, size and mtime. A file changed
+    within the last seconds is not remembered, since its clock may not show the next change.
+    """
+    known, fresh, digest = _known_hashes(), {}, hashlib.sha256()
+    for path in sorted(Path(folder).rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_file() or name.endswith(_IGNORED_ENDINGS) or any(p.startswith(".") for p in name.split("/")):
+            continue
+        key, settled = _file_key(path)
+        content = known.get(key) or _content_hash(path)
+        if settled and key not in known:
+            fresh[key] = content
+        digest.update(f"{name}\0{content}\n".encode())
+    if fresh:
+        _remember(known | fresh)
+    return digest.hexdigest()[:32]
+
+
+def _content_hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _file_key(path: Path) -> tuple[str, bool]:
+    real = path.resolve()
+    found = real.stat()
+    return f"{real}|{found.st_size}|{found.st_mtime_ns}", abs(time.time() - found.st_mtime) > _SETTLED_S
+
+
+def _cache_path() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "illava" / "file_hashes.json"
+
+
+def _known_hashes() -> dict[str, str]:
+    try:
+        known = json.loads(_cache_path().read_bytes())
+    except (OSError, ValueError):
+        return {}  # only ever saves time
+    return known if isinstance(known, dict) else {}
+
+
+def _remember(known: dict[str, str]) -> None:
+    try:
+        local_files.write(str(_cache_path()), json.dumps(known).encode())
+    except OSError:
+        return  # a read-only home: hashed again next time

@@ -58,10 +58,15 @@ def read_run_file(run_uri: str) -> dict[str, Any]:
     return found
 
 
+def fingerprint_of(recipe_digest: str, manifest_digest: str, items_per_shard: int) -> str:
+    """A run's name in every row and part."""
+    return digest_of([recipe_digest, manifest_digest, items_per_shard])
+
+
 def wrong_digests(record: Mapping[str, Any]) -> list[str]:
     """Where a record does not agree with itself: it was edited after the run was opened."""
     recipe_digest = digest_of(record["recipe"])
-    fingerprint = digest_of([record["recipe_digest"], record["manifest_digest"], record["items_per_shard"]])
+    fingerprint = fingerprint_of(record["recipe_digest"], record["manifest_digest"], record["items_per_shard"])
     expected = {"recipe_digest": recipe_digest, "fingerprint": fingerprint}
     return [f"{name} is {record[name]}, not {value}" for name, value in expected.items() if record[name] != value]
 
@@ -104,6 +109,12 @@ def recipe_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict
 def recorded_plan_digest(record: Mapping[str, Any]) -> str:
     """What the run's rows have in ``plan_digest``, whatever fields a plan has by now."""
     return record.get("plan_digest") or dump_digest(record["recipe"].get("reduction") or ReductionPlan().model_dump())
+
+
+def wanted_attempts(record: Mapping[str, Any]) -> dict[int, int]:
+    """Shard -> the attempt that a retry makes its part anew in."""
+    retried = sorted((int(attempt), shards) for attempt, shards in (record.get("retried_shards") or {}).items())
+    return {index: attempt for attempt, shards in retried for index in shards}
 
 
 def _todays(data: Mapping[str, Any]) -> dict[str, Any]:

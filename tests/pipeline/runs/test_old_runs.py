@@ -28,6 +28,7 @@ from pipeline.evaluation.compare import compare_runs
 from pipeline.evaluation.run_scores import score_run
 from pipeline.execution.runner import continue_run, run_job
 from pipeline.inputs import manifest
+from pipeline.planning.probe import probe
 from pipeline.records import FIRST_SCHEMA_VERSION, LATER_COLUMNS, SCHEMA_VERSION
 from pipeline.report.write import write_report
 from pipeline.runs import recipe, run_record
@@ -127,6 +128,14 @@ def test_failed_rows_are_retried_and_the_others_kept(folder, name, num_retried, 
     assert [row for row in read_rows(name) if row["item_id"] in {one["item_id"] for one in kept}] == kept
     assert read_run_file(name)["attempt"] == attempt
     assert violations(name) == []
+
+
+@pytest.mark.parametrize("name", ["interrupted", "retrying"])
+def test_what_is_left_of_a_run_is_probed_beside_it(folder, name) -> None:
+    before = {path: path.read_bytes() for path in Path(name).rglob("*.*")}
+    found = probe(job(name), 4)
+    assert (found.num_items, found.num_probed) == (3, 3)
+    assert {path: path.read_bytes() for path in Path(name).rglob("*.*")} == before
 
 
 def test_pages_and_questions_are_read_reported_compared_and_scored(folder) -> None:

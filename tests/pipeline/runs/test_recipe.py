@@ -13,8 +13,7 @@ from pydantic import BaseModel
 from pipeline.config import schema as config_module
 from pipeline.config.schema import JobConfig, Section, recipe_fields
 from pipeline.errors import ConfigError
-from pipeline.runs.file_hashes import folder_digest
-from pipeline.runs.recipe import resolve_dtype, resolve_recipe
+from pipeline.runs.recipe import folder_digest, resolve_dtype, resolve_recipe
 from tests.support.runs.run_folders import make_config
 
 
