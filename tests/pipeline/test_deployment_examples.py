@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipeline.cli import EXIT_CODES, _job_parser, overrides_of
+from pipeline.cli import job_parser, overrides_of
 from pipeline.config.load import load_config
 from pipeline.execution.ray.metrics import COUNTERS, STAGE_SECONDS, STAGES, RowMetrics
+from pipeline.exit_codes import EXIT_CODES
 from pipeline.records import ResultRow
 from pipeline.runs.run import open_run
 from tests.support.runs.run_folders import complete, make_config, make_row, put_media
@@ -133,7 +134,7 @@ def test_kubernetes_examples_run_commands_that_exist(name) -> None:
     document = yaml.safe_load(path.read_text())
     (command,) = commands(document)
     assert (ROOT / command[1].removeprefix("/app/")).is_file()
-    options = _job_parser("").parse_args(command[2:])
+    options = job_parser("").parse_args(command[2:])
     assert options.one_line
     mounted = re.search(r"--from-file=job.yaml=(\S+)", path.read_text())
     assert options.config == "/etc/illava/job.yaml"
