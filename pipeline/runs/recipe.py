@@ -23,7 +23,12 @@ from pipeline.storage import local_files
 
 _SETTLED_S = 3.0
 _IGNORED_ENDINGS = (".md", ".gitattributes", ".lock")
-_PACKAGES = ("illava", "torch", "transformers", "decord", "av", "pillow", "pypdfium2")
+_PACKAGES = ("torch", "transformers", "decord", "av", "pillow", "pypdfium2")
+
+# Changes of this program that give other rows under an unchanged configuration: name -> 1, 2, ... A recipe without a
+# name was made before that change. The release number itself decides nothing: CONTRIBUTING.md, "Change what a run
+# records", says when an entry is due.
+BEHAVIOUR: dict[str, int] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +37,9 @@ class Recipe:
 
     Attributes:
         digest: 32 hex digits over the fields.
-        fields: dotted config keys that affect rows, ``auto`` resolved, then ``model.files`` and ``versions.*``; JSON
-            types. Not the device, which moves last bits as batch composition does: the dtype it chooses is there.
+        fields: dotted config keys that affect rows, ``auto`` resolved, then ``model.files``, ``versions.*`` and
+            ``behaviour.*``; JSON types. Not the device, which moves last bits as batch composition does: the dtype it
+            chooses is there.
     """
 
     digest: str
@@ -67,12 +73,18 @@ def resolve_recipe(config: JobConfig) -> Recipe:
     files = _model_files(config)  # before the dtype, which may ask the hub
     fields = recipe_fields(config) | {"model.dtype": resolve_dtype(config), "model.files": files}
     fields |= {f"versions.{name}": _version(name) for name in _PACKAGES}
+    fields |= {f"behaviour.{name}": number for name, number in BEHAVIOUR.items()}
     return Recipe(digest_of(fields), dict(sorted(fields.items())))
 
 
 def is_fact(key: str) -> bool:
-    """Whether a recipe's key is no configuration key but was found on the machine."""
+    """Whether a recipe's key was found on the machine; a recipe that lacks it says nothing of it."""
     return key == "model.files" or key.startswith("versions.")
+
+
+def in_config(key: str) -> bool:
+    """Whether a recipe's key is one of the configuration."""
+    return not is_fact(key) and not key.startswith("behaviour.")
 
 
 def digest_of(value: Any) -> str:

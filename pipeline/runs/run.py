@@ -13,6 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from illava import __version__
 from illava.model_files import require_plain_weights
 from pipeline.config.schema import JobConfig
 from pipeline.errors import RefusedError, StorageError
@@ -121,6 +122,7 @@ def finish(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
     run.check_still_ours()
     storage.sweep_temporaries(run.uri)
     versions = {key: value for key, value in run.recipe.fields.items() if key.startswith("versions.")}
+    versions["versions.illava"] = __version__
     totals = run_totals(run.uri, range(run.num_shards))
     record = {
         "schema_version": SCHEMA_VERSION,

@@ -96,9 +96,8 @@ def test_versions_and_weights_enter_the_recipe(model_folder, monkeypatch):
     from pipeline.runs import recipe
 
     base = resolve_recipe(make_config(model_folder))
-    assert {"versions.torch", "versions.transformers", "versions.illava", "versions.pillow", "versions.av"} <= set(
-        base.fields
-    )
+    assert {"versions.torch", "versions.transformers", "versions.pillow", "versions.av"} <= set(base.fields)
+    assert "versions.illava" not in base.fields
     digests = {base.digest}
     monkeypatch.setattr(recipe, "_version", lambda name: "0" if name == "torch" else "1")
     digests.add(resolve_recipe(make_config(model_folder)).digest)
