@@ -10,18 +10,9 @@ A benchmark's files become a manifest by `python -m pipeline adapt`; two runs ar
 import sys
 from pathlib import Path
 
-# `python jobs/x.py` puts jobs/ on the path, not the repository that holds the packages.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python jobs/x.py` puts only jobs/ on the path
 
 from pipeline.cli import run_cli
 
-
-def render_run_scores(run_uri: str) -> str:
-    """What is printed below the summary."""
-    from pipeline.evaluation.run_scores import render_scores, score_run
-
-    return render_scores(score_run(run_uri))
-
-
 if __name__ == "__main__":
-    sys.exit(run_cli(__doc__, when_finished=render_run_scores))
+    sys.exit(run_cli(__doc__))

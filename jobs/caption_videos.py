@@ -10,8 +10,7 @@ The same command again resumes; `python -m pipeline verify OUTPUT` checks what w
 import sys
 from pathlib import Path
 
-# `python jobs/x.py` puts jobs/ on the path, not the repository that holds the packages.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python jobs/x.py` puts only jobs/ on the path
 
 from pipeline.cli import run_cli
 

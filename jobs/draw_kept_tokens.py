@@ -11,19 +11,17 @@ import argparse
 import sys
 from pathlib import Path
 
-# `python jobs/x.py` puts jobs/ on the path, not the repository that holds the packages.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python jobs/x.py` puts only jobs/ on the path
 
-from pipeline.cli import common_parser, guarded
+from pipeline.cli import config_cli
 
 
 def draw(options: argparse.Namespace) -> int:
-    """The job's pictures."""
+    """The pictures of a job's items."""
     from pipeline.report.draw import run_drawing
 
     return run_drawing(options)
 
 
 if __name__ == "__main__":
-    options = common_parser(__doc__).parse_args()
-    sys.exit(guarded(lambda: draw(options), debug=options.debug))
+    sys.exit(config_cli(__doc__, draw))

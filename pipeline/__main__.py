@@ -1,13 +1,16 @@
-"""`python -m pipeline COMMAND`: what can be done with run folders and benchmarks. Heavy imports wait for a command."""
+"""`python -m pipeline COMMAND`: what can be done with run folders and benchmarks. Heavy imports wait for a command.
+
+Each command's flags stand above what it does. What a job's command line does is in `pipeline.cli`.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from pipeline.cli import EXIT_CODES, guarded
+from pipeline.exit_codes import EXIT_CODES, guarded
 from pipeline.redaction import visible
 
 
@@ -17,19 +20,49 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m pipeline", description="Look after run folders; turn benchmarks into manifests."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (run, help_text, exit_codes) in _COMMANDS.items():
-        command = commands.add_parser(name, help=help_text, description=help_text, epilog=f"exit codes: {exit_codes}")
-        command.add_argument("uri", metavar="RUN_URI", help="the job's output.uri")
-        command.set_defaults(run=lambda options, run=run: run(options.uri))
-    _add_retry(commands)
-    _add_report(commands)
-    _add_compare(commands)
-    _add_adapt(commands)
-    _add_judge(commands)
-    for command in commands.choices.values():
-        command.add_argument("--debug", action="store_true", help="tracebacks")
+    for add in (_add_verify, _add_status, _add_retry, _add_report, _add_compare, _add_adapt, _add_judge):
+        add(commands)
     options = parser.parse_args(argv)
     return guarded(lambda: options.run(options), debug=options.debug)
+
+
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str, *, exit_codes: str | None = None
+) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, epilog=exit_codes)
+    command.add_argument("--debug", action="store_true", help="tracebacks")
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_verify(commands: Any) -> None:
+    text = "check every invariant of a run: each item one row, parts whole, sums right"
+    exit_codes = "exit codes: 0 all hold · 4 one does not · 5 infrastructure"
+    command = _command(commands, "verify", _verify, text, exit_codes=exit_codes)
+    command.add_argument("uri", metavar="RUN_URI", help="the job's output.uri")
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from pipeline.runs.verify import verify_run
+
+    violations = verify_run(options.uri)
+    for violation in violations:
+        print(visible(str(violation)))
+    print(f"{options.uri}: {len(violations)} violations" if violations else f"{options.uri}: all invariants hold")
+    return 4 if violations else 0
+
+
+def _add_status(commands: Any) -> None:
+    exit_codes = "exit codes: 0 finished or not, whatever its rows say · 4 no run stands there · 5 infrastructure"
+    command = _command(commands, "status", _status, "how far a run has come", exit_codes=exit_codes)
+    command.add_argument("uri", metavar="RUN_URI", help="the job's output.uri")
+
+
+def _status(options: argparse.Namespace) -> int:
+    from pipeline.runs.status import render_status, run_status
+
+    print(render_status(run_status(options.uri)))
+    return 0
 
 
 def _add_retry(commands: Any) -> None:
@@ -37,7 +70,7 @@ def _add_retry(commands: Any) -> None:
         "compute a run's failed rows again, and documents of which the model failed pages, and publish their parts "
         "anew; all other rows stay as they are"
     )
-    command = commands.add_parser("retry", help=text, description=text, epilog=EXIT_CODES)
+    command = _command(commands, "retry", _retry, text, exit_codes=EXIT_CODES)
     command.add_argument("uri", metavar="RUN_URI", help="a run whose parts all stand")
     command.add_argument("--only", default="", metavar="TYPE,...", help="error types, such as store_error,load_timeout")
     command.add_argument(
@@ -48,63 +81,6 @@ def _add_retry(commands: Any) -> None:
         metavar="KEY=VALUE",
         help="override one key that changes no row, such as media.load_timeout_s=600; may be given several times",
     )
-    command.set_defaults(run=_retry)
-
-
-def _add_report(commands: Any) -> None:
-    text = "one HTML file about a run, beside its data: speed, tokens, cost, failures, some items with their frames"
-    command = commands.add_parser("report", help=text, description=text)
-    command.add_argument("uri", metavar="RUN_URI", help="finished or not")
-    command.add_argument("--samples", type=int, default=6, metavar="N", help="items shown (6)")
-    command.add_argument(
-        "--overlays", type=int, default=0, metavar="N", help="load the model here, and draw what it keeps of N of them"
-    )
-    command.set_defaults(run=_report)
-
-
-def _add_compare(commands: Any) -> None:
-    text = "what differs between two runs over the same input, item by item, with intervals"
-    command = commands.add_parser("compare", help=text, description=text)
-    command.add_argument("first", metavar="RUN_A", help="the reference, such as the unreduced run")
-    command.add_argument("second", metavar="RUN_B")
-    command.set_defaults(run=_compare)
-
-
-def _add_adapt(commands: Any) -> None:
-    text = "a benchmark's published files to a manifest for jobs/answer_questions.py"
-    command = commands.add_parser("adapt", help=text, description=text)
-    command.add_argument("benchmark", metavar="BENCHMARK", help="such as mmbench or videomme; a wrong name lists all")
-    command.add_argument("source", metavar="SOURCE", help="a published file, or a prefix with several")
-    command.add_argument("--media", required=True, metavar="PREFIX", help="of its videos, or where its images go")
-    command.add_argument("--manifest", required=True, metavar="URI", help="to write; ends in .jsonl")
-    command.add_argument("--subtitles", metavar="PREFIX", help="with NAME.srt, for videomme_subtitles")
-    command.set_defaults(run=_adapt)
-
-
-def _add_judge(commands: Any) -> None:
-    text = "a run's answers in the file that the benchmark's own judge reads"
-    command = commands.add_parser("export-for-judge", help=text, description=text)
-    command.add_argument("uri", metavar="RUN_URI", help="of a run over an adapted manifest")
-    command.add_argument("benchmark", metavar="BENCHMARK", help="such as mmvet; a wrong name lists all")
-    command.add_argument("--output", required=True, metavar="URI", help="JSON file to write")
-    command.set_defaults(run=_export_for_judge)
-
-
-def _verify(uri: str) -> int:
-    from pipeline.runs.verify import verify_run
-
-    violations = verify_run(uri)
-    for violation in violations:
-        print(visible(str(violation)))
-    print(f"{uri}: {len(violations)} violations" if violations else f"{uri}: all invariants hold")
-    return 4 if violations else 0
-
-
-def _status(uri: str) -> int:
-    from pipeline.runs.status import render_status, run_status
-
-    print(render_status(run_status(uri)))
-    return 0
 
 
 def _retry(options: argparse.Namespace) -> int:
@@ -118,6 +94,16 @@ def _retry(options: argparse.Namespace) -> int:
     return summary.exit_code
 
 
+def _add_report(commands: Any) -> None:
+    text = "one HTML file about a run, beside its data: speed, tokens, cost, failures, some items with their frames"
+    command = _command(commands, "report", _report, text)
+    command.add_argument("uri", metavar="RUN_URI", help="finished or not")
+    command.add_argument("--samples", type=int, default=6, metavar="N", help="items shown (6)")
+    command.add_argument(
+        "--overlays", type=int, default=0, metavar="N", help="load the model here, and draw what it keeps of N of them"
+    )
+
+
 def _report(options: argparse.Namespace) -> int:
     from pipeline.report.write import write_report
 
@@ -125,11 +111,28 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+def _add_compare(commands: Any) -> None:
+    text = "what differs between two runs over the same input, item by item, with intervals"
+    command = _command(commands, "compare", _compare, text)
+    command.add_argument("first", metavar="RUN_A", help="the reference, such as the unreduced run")
+    command.add_argument("second", metavar="RUN_B")
+
+
 def _compare(options: argparse.Namespace) -> int:
     from pipeline.evaluation.compare import compare_runs, render_comparison
 
     print(visible(render_comparison(compare_runs(options.first, options.second))))
     return 0
+
+
+def _add_adapt(commands: Any) -> None:
+    text = "a benchmark's published files to a manifest for jobs/answer_questions.py"
+    command = _command(commands, "adapt", _adapt, text)
+    command.add_argument("benchmark", metavar="BENCHMARK", help="such as mmbench or videomme; a wrong name lists all")
+    command.add_argument("source", metavar="SOURCE", help="a published file, or a prefix with several")
+    command.add_argument("--media", required=True, metavar="PREFIX", help="of its videos, or where its images go")
+    command.add_argument("--manifest", required=True, metavar="URI", help="to write; ends in .jsonl")
+    command.add_argument("--subtitles", metavar="PREFIX", help="with NAME.srt, for videomme_subtitles")
 
 
 def _adapt(options: argparse.Namespace) -> int:
@@ -154,6 +157,14 @@ def _adapt(options: argparse.Namespace) -> int:
     return 0
 
 
+def _add_judge(commands: Any) -> None:
+    text = "a run's answers in the file that the benchmark's own judge reads"
+    command = _command(commands, "export-for-judge", _export_for_judge, text)
+    command.add_argument("uri", metavar="RUN_URI", help="of a run over an adapted manifest")
+    command.add_argument("benchmark", metavar="BENCHMARK", help="such as mmvet; a wrong name lists all")
+    command.add_argument("--output", required=True, metavar="URI", help="JSON file to write")
+
+
 def _export_for_judge(options: argparse.Namespace) -> int:
     from pipeline.evaluation.benchmarks.judges import export_for_judge
 
@@ -161,19 +172,6 @@ def _export_for_judge(options: argparse.Namespace) -> int:
     print(f"{options.output}: {count:,} answers")
     return 0
 
-
-_COMMANDS = {
-    "verify": (
-        _verify,
-        "check every invariant of a run: each item one row, parts whole, sums right",
-        "0 all hold · 4 one does not · 5 infrastructure",
-    ),
-    "status": (
-        _status,
-        "how far a run has come",
-        "0 finished or not, whatever its rows say · 4 no run stands there · 5 infrastructure",
-    ),
-}
 
 if __name__ == "__main__":
     sys.exit(main())

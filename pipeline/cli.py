@@ -1,4 +1,4 @@
-"""The command line that every job shares: flags, exit codes, errors in words. Heavy imports wait until they are needed.
+"""The command line that jobs share: their flags, and what a job does with them. Heavy imports wait for their use.
 
 Knows nothing of how a job runs.
 """
@@ -6,58 +6,41 @@ Knows nothing of how a job runs.
 from __future__ import annotations
 
 import argparse
-import sys
-import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from illava.errors import ILLaVAError
-from pipeline.errors import ConfigError, ItemError, PipelineError
-from pipeline.known_errors import known_error
-from pipeline.redaction import visible
+from pipeline.errors import ConfigError
+from pipeline.exit_codes import EXIT_CODES, guarded
 
 if TYPE_CHECKING:
     from pipeline.config.schema import JobConfig
 
-_OLDEST_PYTHON = (3, 11)
-EXIT_CODES = """\
-exit codes: 0 all ok · 2 usage or configuration · 3 finished, with failed items · 4 refused (another run's output) ·
-5 infrastructure · 6 stopped at its budget · 130/143 interrupted; after 6, 130 and 143 the same command resumes"""
 
-
-def run_cli(
-    description: str, argv: Sequence[str] | None = None, *, when_finished: Callable[[str], str] | None = None
-) -> int:
+def run_cli(description: str, argv: Sequence[str] | None = None) -> int:
     """A job's whole command: parse, run or plan, print, and the exit code.
 
     Args:
         description: first thing ``--help`` says.
         argv: arguments without the program's name; the process's own by default.
-        when_finished: from the run folder to what is printed below the summary of a finished run.
     """
-    options = _job_parser(description).parse_args(argv)
-    return guarded(lambda: _run(options, when_finished), debug=options.debug)
+    options = job_parser(description).parse_args(argv)
+    return guarded(lambda: _run(options), debug=options.debug)
 
 
-def guarded(command: Callable[[], int], *, debug: bool) -> int:
-    """Run a command; its errors become words on stderr and an exit code, with a traceback only in debug mode."""
-    if sys.version_info < _OLDEST_PYTHON:
-        print(f"error: {sys.executable} is Python {sys.version.split()[0]}; 3.11 or newer is needed", file=sys.stderr)
-        return 2
-    try:
-        return command()
-    except KeyboardInterrupt:
-        print("interrupted; the same command resumes", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if debug:
-            traceback.print_exc()
-        words, exit_code = _told(error, debug=debug)
-        print(visible(f"error: {words}"), file=sys.stderr)
-        return exit_code
+def config_cli(description: str, run: Callable[[argparse.Namespace], int], argv: Sequence[str] | None = None) -> int:
+    """The command of what has a configuration and is no job, such as a sweep; otherwise as `run_cli`.
+
+    Args:
+        description: first thing ``--help`` says.
+        run: from the flags of `common_parser` to the exit code.
+        argv: arguments without the program's name; the process's own by default.
+    """
+    options = common_parser(description).parse_args(argv)
+    return guarded(lambda: run(options), debug=options.debug)
 
 
-def _job_parser(description: str) -> argparse.ArgumentParser:
+def job_parser(description: str) -> argparse.ArgumentParser:
+    """The flags of a job: those of `common_parser`, and what only a job has."""
     parser = common_parser(description)
     parser.add_argument("--probe", type=int, metavar="N", help="with --plan: run N media, estimate all items")
     parser.add_argument("--budget", metavar="25USD|3h", help="begin nothing new once this is used up; resumable")
@@ -85,7 +68,7 @@ def common_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace, when_finished: Callable[[str], str] | None) -> int:
+def _run(options: argparse.Namespace) -> int:
     config = _config(options)
     if options.probe is not None and not options.plan:
         raise ConfigError("--probe measures for a plan; give --plan --probe N")
@@ -100,8 +83,10 @@ def _run(options: argparse.Namespace, when_finished: Callable[[str], str] | None
     budget = parse_budget(options.budget, config) if options.budget else None
     summary = run_job(config, budget=budget, debug=options.debug)
     print(render_line(summary) if options.one_line else render_summary(summary))
-    if when_finished is not None and not summary.num_left:
-        print(when_finished(summary.output_uri))
+    if config.task.kind == "question" and not summary.num_left:
+        from pipeline.evaluation.run_scores import render_scores, score_run
+
+        print(render_scores(score_run(summary.output_uri)))
     return summary.exit_code
 
 
@@ -125,17 +110,3 @@ def _config(options: argparse.Namespace) -> JobConfig:
 def overrides_of(options: argparse.Namespace) -> list[str]:
     """What the flags of `common_parser` override in the file, ``--limit`` included."""
     return [*options.overrides, *([] if options.limit is None else [f"input.limit={options.limit}"])]
-
-
-def _told(error: Exception, *, debug: bool) -> tuple[str, int]:
-    """What is said of an error, and the exit code; only what nothing is known of is called a defect."""
-    if isinstance(error, ItemError) and error.error_type == "unsafe_uri":
-        return str(error), 2  # of the configuration or the command line: a manifest's are refused as InputError
-    if isinstance(error, PipelineError):
-        return str(error), error.exit_code
-    if isinstance(error, ILLaVAError):
-        return str(error), 2
-    if known := known_error(error):
-        return known
-    hint = "" if debug else "; this is a defect: --debug shows where"
-    return f"{type(error).__name__}: {error}{hint}", 5

@@ -145,8 +145,9 @@ JobConfig.model_validate({
         "import illava.preprocess",
         "import illava.token_counts",
         "import illava; illava.load_preprocessor; illava.preset; illava.Request",
+        "import pipeline; pipeline.load_config; pipeline.JobConfig; pipeline.PipelineError",
     ],
-    ids=["pipeline", "config", "preprocess", "counts", "public names"],
+    ids=["pipeline", "config", "preprocess", "counts", "public names of illava", "public names of pipeline"],
 )
 def test_import_stays_light(code):
     heavy = ["torch", "transformers", "ray", "decord", "av", "pyarrow", "fsspec"]

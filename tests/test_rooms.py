@@ -41,7 +41,7 @@ FLOORS = {
         ["runs"],
         ["inputs"],
         ["tasks", "loading", "cost"],
-        ["config"],
+        ["config", "exit_codes"],
         ["storage", "known_errors"],
         ["errors", "model_errors", "json_schema", "faults"],
         ["records", "fitting_batch"],

@@ -11,7 +11,7 @@ from pipeline.records import ResultRow
 
 
 class Sink(Protocol):
-    """Where shards go: `pipeline.runs.parquet_sink.ParquetSink`."""
+    """Where shards go: `pipeline.runs.parquet_sink.ParquetSink`, `pipeline.runs.retry.RetrySink`."""
 
     def publish(self, shard_index: int, rows: Sequence[ResultRow]) -> Any:
         """Write one whole shard."""

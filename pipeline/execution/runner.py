@@ -32,7 +32,8 @@ from pipeline.inputs.build_manifest import media_roots
 from pipeline.loading.load_report import ItemLoader, ReadingUsage
 from pipeline.loading.loader import Loader
 from pipeline.records import MediaItem, ResultRow, RowErrorType
-from pipeline.runs.retry import RetrySink, count_items
+from pipeline.runs.parquet_sink import ParquetSink
+from pipeline.runs.retry import RetrySink
 from pipeline.runs.run import finish, open_planned, pending_shards, plan_run, reopen
 from pipeline.runs.run_folder import Run, is_finished
 from pipeline.runs.sessions import Session
@@ -137,9 +138,9 @@ def continue_run(
     )
     left = pending_shards(run)
     if left and interruption.signal:
-        return replace(summary, num_left=count_items(run, left))
+        return replace(summary, num_left=_sink(run).count_items(left))
     if left and budget is not None:
-        return replace(summary, num_left=count_items(run, left), exit_code=BUDGET_EXIT_CODE, budget_spent=True)
+        return replace(summary, num_left=_sink(run).count_items(left), exit_code=BUDGET_EXIT_CODE, budget_spent=True)
     return _finished(run, summary)
 
 
@@ -174,12 +175,12 @@ def _work(
 ) -> _Work:
     """The event loop of a placed run, until all is published, the budget is used up or a signal came."""
     config, pending, tally = run.config, pending_shards(run), Tally()
-    num_pending = count_items(run, pending)
+    sink = _sink(run)
+    num_pending = sink.count_items(pending)
     reopen(run)
     record = Session(run)
     allowance = Allowance(config, budget, tally)
     progress = Progress(num_pending, tally)
-    sink = RetrySink(run)
     scheduler = _scheduler(run, pending, sink, preprocessor, [progress.add, *listeners])
     with closing(progress), open_executor(scheduler) as executor:
         with closing(Publisher(sink, scheduler)) as publisher:
@@ -195,6 +196,10 @@ def _work(
     return _Work(num_pending, tally, tuple(workers), spent, config)
 
 
+def _sink(run: Run) -> ParquetSink | RetrySink:
+    return RetrySink(run) if run.least_attempts else ParquetSink(run)
+
+
 def _spending(config: JobConfig, workers: list[WorkerUsage], reading: ReadingUsage, *, wall_s: float) -> Spending:
     return spending(
         config,
@@ -208,7 +213,11 @@ def _spending(config: JobConfig, workers: list[WorkerUsage], reading: ReadingUsa
 
 
 def _scheduler(
-    run: Run, pending: list[int], sink: RetrySink, preprocessor: Preprocessor, listeners: list[RowListener]
+    run: Run,
+    pending: list[int],
+    sink: ParquetSink | RetrySink,
+    preprocessor: Preprocessor,
+    listeners: list[RowListener],
 ) -> Scheduler:
     config = run.config
     rows = RowMaker(config, _run_info(run))

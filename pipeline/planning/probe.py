@@ -22,6 +22,7 @@ from pipeline.records import LOAD_FIELDS
 from pipeline.runs.parquet_sink import list_parts, read_parts
 from pipeline.runs.run import claim, pending_shards, plan_run
 from pipeline.runs.run_folder import Run
+from pipeline.runs.run_record import fingerprint_of
 
 _MIN_GROUPS = 4
 _Group = list[int]  # places in the manifest
@@ -90,10 +91,10 @@ def _run_sample(
 ) -> tuple[dict[int, dict[str, Any]], float, JobConfig]:
     """The rows of these items by place, run in a temporary folder; seconds of a model's start; the placed job."""
     with tempfile.TemporaryDirectory(prefix="illava-probe-") as folder:
-        manifest = run.manifest.take(places)
-        # One shard: a boundary of shards would part a group.
-        sample = replace(run, uri=folder, manifest=manifest, items_per_shard=len(places), resumed=False)
-        summary = continue_run(claim(replace(sample, nonce=secrets.token_hex(8))), **options)
+        manifest, per_shard = run.manifest.take(places), len(places)  # a boundary of shards would part a group
+        name, nonce = fingerprint_of(run.recipe.digest, manifest.digest, per_shard), secrets.token_hex(8)
+        sample = claim(Run(folder, run.config, run.recipe, name, run.plan_digest, manifest, per_shard, nonce=nonce))
+        summary = continue_run(replace(sample, resumed=True), **options)
         rows = {row["item_id"]: row for table in read_parts(folder, list_parts(folder)) for row in table.to_pylist()}
     if len(rows) < len(places):
         message = f"the probe was interrupted after {len(rows)} of {len(places)} items; nothing is estimated"

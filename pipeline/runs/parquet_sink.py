@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import StorageError
 from pipeline.faults import fault_point
-from pipeline.records import LATER_COLUMNS, ROW_ERROR_TYPES, SCHEMA_VERSION, ResultRow
+from pipeline.records import LATER_COLUMNS, ROW_ERROR_TYPES, SCHEMA_VERSION, ResultRow, Shard
 from pipeline.runs.row_schema import NULLABLE, SCHEMA, in_todays_schema
 from pipeline.storage import storage
 from pipeline.storage.parquet import read_table
@@ -40,10 +40,20 @@ def part_index(name: str) -> int | None:
 
 
 class ParquetSink:
-    """Publishes the shards of one run."""
+    """Publishes the shards of one run, each from the rows of all its items."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
+
+    def open_shard(self, index: int) -> Shard:
+        """The shard's items, which all have to be computed."""
+        return self._run.shard(index)
+
+    def count_items(self, shards: Sequence[int]) -> int:
+        """Items to compute before these shards can be published."""
+        run = self._run
+        missing_in_last = run.num_shards * run.items_per_shard - len(run.manifest)
+        return len(shards) * run.items_per_shard - (missing_in_last if run.num_shards - 1 in shards else 0)
 
     def publish(self, shard_index: int, rows: Sequence[ResultRow]) -> str:
         """Write a shard's rows as one object, in manifest order; returns its URI.

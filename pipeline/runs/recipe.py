@@ -9,17 +9,26 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
+from pathlib import Path
 from typing import Any, Literal
 
 from illava.model_files import declared_dtype, require_plain_weights
 from pipeline.config.schema import JobConfig, recipe_fields
 from pipeline.errors import ConfigError
-from pipeline.runs.file_hashes import folder_digest
+from pipeline.storage import local_files
 
-_PACKAGES = ("illava", "torch", "transformers", "decord", "av", "pillow", "pypdfium2")
+_SETTLED_S = 3.0
+_IGNORED_ENDINGS = (".md", ".gitattributes", ".lock")
+_PACKAGES = ("torch", "transformers", "decord", "av", "pillow", "pypdfium2")
+
+# Changes of this program that give other rows under an unchanged configuration: name -> 1, 2, ... A recipe without a
+# name was made before that change. The release number itself decides nothing: CONTRIBUTING.md, "Change what a run
+# records", says when an entry is due.
+BEHAVIOUR: dict[str, int] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +37,9 @@ class Recipe:
 
     Attributes:
         digest: 32 hex digits over the fields.
-        fields: dotted config keys that affect rows, ``auto`` resolved, then ``model.files`` and ``versions.*``; JSON
-            types. Not the device, which moves last bits as batch composition does: the dtype it chooses is there.
+        fields: dotted config keys that affect rows, ``auto`` resolved, then ``model.files``, ``versions.*`` and
+            ``behaviour.*``; JSON types. Not the device, which moves last bits as batch composition does: the dtype it
+            chooses is there.
     """
 
     digest: str
@@ -63,12 +73,18 @@ def resolve_recipe(config: JobConfig) -> Recipe:
     files = _model_files(config)  # before the dtype, which may ask the hub
     fields = recipe_fields(config) | {"model.dtype": resolve_dtype(config), "model.files": files}
     fields |= {f"versions.{name}": _version(name) for name in _PACKAGES}
+    fields |= {f"behaviour.{name}": number for name, number in BEHAVIOUR.items()}
     return Recipe(digest_of(fields), dict(sorted(fields.items())))
 
 
 def is_fact(key: str) -> bool:
-    """Whether a recipe's key is no configuration key but was found on the machine."""
+    """Whether a recipe's key was found on the machine; a recipe that lacks it says nothing of it."""
     return key == "model.files" or key.startswith("versions.")
+
+
+def in_config(key: str) -> bool:
+    """Whether a recipe's key is one of the configuration."""
+    return not is_fact(key) and not key.startswith("behaviour.")
 
 
 def digest_of(value: Any) -> str:
@@ -96,3 +112,54 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def folder_digest(folder: str) -> str:
+    """32 hex digits over the names and contents of every file below a folder; hidden files and ``.md`` left out.
+
+    Hashes are remembered, so that gigabytes of weights are read once: by resolved path, size and mtime. A file changed
+    within the last seconds is not remembered, since its clock may not show the next change.
+    """
+    known, fresh, digest = _known_hashes(), {}, hashlib.sha256()
+    for path in sorted(Path(folder).rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_file() or name.endswith(_IGNORED_ENDINGS) or any(p.startswith(".") for p in name.split("/")):
+            continue
+        key, settled = _file_key(path)
+        content = known.get(key) or _content_hash(path)
+        if settled and key not in known:
+            fresh[key] = content
+        digest.update(f"{name}\0{content}\n".encode())
+    if fresh:
+        _remember(known | fresh)
+    return digest.hexdigest()[:32]
+
+
+def _content_hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _file_key(path: Path) -> tuple[str, bool]:
+    real = path.resolve()
+    found = real.stat()
+    return f"{real}|{found.st_size}|{found.st_mtime_ns}", abs(time.time() - found.st_mtime) > _SETTLED_S
+
+
+def _cache_path() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "illava" / "file_hashes.json"
+
+
+def _known_hashes() -> dict[str, str]:
+    try:
+        known = json.loads(_cache_path().read_bytes())
+    except (OSError, ValueError):
+        return {}  # only ever saves time
+    return known if isinstance(known, dict) else {}
+
+
+def _remember(known: dict[str, str]) -> None:
+    try:
+        local_files.write(str(_cache_path()), json.dumps(known).encode())
+    except OSError:
+        return  # a read-only home: hashed again next time

@@ -18,11 +18,11 @@ from typing import Any
 from pipeline.errors import ConfigError, ItemError, RefusedError
 from pipeline.records import ROW_ERROR_TYPES, SCHEMA_VERSION, ResultRow, Shard
 from pipeline.runs.parquet_sink import ParquetSink, list_parts, part_name, read_parts, read_rows, result_rows
-from pipeline.runs.recipe import digest_of, resolve_recipe
+from pipeline.runs.recipe import resolve_recipe
 from pipeline.runs.row_schema import version_of
 from pipeline.runs.run import adopt, pending_shards, reopen
 from pipeline.runs.run_folder import Run, read_frozen_manifest
-from pipeline.runs.run_record import RUN_FILE, read_run_file, recorded_config
+from pipeline.runs.run_record import RUN_FILE, fingerprint_of, read_run_file, recorded_config
 from pipeline.storage import storage
 
 _FIXED_KEYS = ("name", "input", "output.uri", "output.items_per_shard")
@@ -69,17 +69,8 @@ def begin_retry(uri: str, *, only: Collection[str] = (), overrides: Sequence[str
     return _open(uri, overrides)
 
 
-def count_items(run: Run, shards: Sequence[int]) -> int:
-    """Items to compute before these pending shards can be published: all, or the failed ones of an older part."""
-    standing = set(list_parts(run.uri)) & run.least_attempts.keys() & set(shards)
-    whole = [index for index in shards if index not in standing]
-    missing_in_last = run.num_shards * run.items_per_shard - len(run.manifest)
-    count = len(whole) * run.items_per_shard - (missing_in_last if run.num_shards - 1 in whole else 0)
-    return count + sum(failed for _, failed in _count_failed(run, sorted(standing), run.retry_only))
-
-
 class RetrySink:
-    """A sink that adds the rows a shard keeps from its older part. For shards without one it is `ParquetSink`.
+    """The sink of a run whose retry is under way: to what is computed it adds the rows a shard keeps of its older part.
 
     Args:
         run: as it was opened for this attempt.
@@ -87,13 +78,13 @@ class RetrySink:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._sink = ParquetSink(run)
+        self._whole = ParquetSink(run)
         self._kept: dict[int, list[ResultRow]] = {}
         self._partial: dict[int, dict[str, ResultRow]] = {}
 
     def open_shard(self, index: int) -> Shard:
         """The shard's items that have to be computed; called once for each pending shard."""
-        shard = self._run.shard(index)
+        shard = self._whole.open_shard(index)
         if index not in self._run.least_attempts:
             return shard
         old, again = self._old_rows(index), _is_retried(self._run.retry_only)
@@ -103,11 +94,18 @@ class RetrySink:
         done = {row.item_id for row in kept}
         return Shard(index, tuple(item for item in shard.items if item.item_id not in done))
 
+    def count_items(self, shards: Sequence[int]) -> int:
+        """Items to compute before these pending shards can be published: all, or the failed ones of an older part."""
+        run = self._run
+        older = sorted(set(list_parts(run.uri)) & run.least_attempts.keys() & set(shards))
+        failed = sum(count for _, count in _count_failed(run, older, run.retry_only))
+        return failed + self._whole.count_items([index for index in shards if index not in older])
+
     def publish(self, shard_index: int, rows: Sequence[ResultRow]) -> str:
         """As `ParquetSink.publish`, of the rows that were computed; of a document the row with more pages stands."""
         partial = self._partial.pop(shard_index, {})
         best = [min(row, partial.get(row.item_id, row), key=_num_lost_pages) for row in rows]
-        return self._sink.publish(shard_index, [*self._kept.pop(shard_index, ()), *best])
+        return self._whole.publish(shard_index, [*self._kept.pop(shard_index, ()), *best])
 
     def _old_rows(self, index: int) -> list[ResultRow]:
         uri = storage.join(self._run.uri, "data", part_name(index))
@@ -136,7 +134,7 @@ def _open(uri: str, overrides: Sequence[str]) -> Run:
     config = config.model_copy(update={"output": config.output.model_copy(update={"uri": uri})})
     recipe, items_per_shard = resolve_recipe(config), record["items_per_shard"]
     manifest = read_frozen_manifest(uri, record["manifest_digest"])
-    fingerprint = digest_of([recipe.digest, manifest.digest, items_per_shard])
+    fingerprint = fingerprint_of(recipe.digest, manifest.digest, items_per_shard)
     storage.sweep_temporaries(uri)
     return adopt(Run(uri, config, recipe, fingerprint, config.reduction.digest(), manifest, items_per_shard), record)
 

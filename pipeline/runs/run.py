@@ -13,6 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from illava import __version__
 from illava.model_files import require_plain_weights
 from pipeline.config.schema import JobConfig
 from pipeline.errors import RefusedError, StorageError
@@ -22,14 +23,15 @@ from pipeline.records import SCHEMA_VERSION
 from pipeline.runs.earlier_runs import done_ids
 from pipeline.runs.parquet_sink import list_parts, part_attempts
 from pipeline.runs.recipe import Recipe, digest_of, resolve_recipe
-from pipeline.runs.refusal import refusal
-from pipeline.runs.run_folder import FINISHED_FILE, Run, manifest_uri, read_frozen_manifest, wanted_attempts
+from pipeline.runs.run_folder import FINISHED_FILE, Run, manifest_uri, read_frozen_manifest
 from pipeline.runs.run_record import (
     RUN_FILE,
+    fingerprint_of,
     read_run_file,
     recipe_difference,
     recorded_plan_digest,
     recorded_recipe,
+    wanted_attempts,
     wrong_digests,
 )
 from pipeline.runs.sessions import cost_record, run_placements
@@ -73,7 +75,7 @@ def plan_run(config: JobConfig) -> Run:
     recipe = resolve_recipe(config)
     manifest = build_manifest(config, done_ids=done_ids(config, recipe))
     items_per_shard = config.output.items_per_shard
-    fingerprint = digest_of([recipe.digest, manifest.digest, items_per_shard])
+    fingerprint = fingerprint_of(recipe.digest, manifest.digest, items_per_shard)
     plan_digest, nonce = config.reduction.digest(), secrets.token_hex(8)
     run = Run(uri, config, recipe, fingerprint, plan_digest, manifest, items_per_shard, nonce=nonce)
     parts = list_parts(uri)
@@ -120,6 +122,7 @@ def finish(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
     run.check_still_ours()
     storage.sweep_temporaries(run.uri)
     versions = {key: value for key, value in run.recipe.fields.items() if key.startswith("versions.")}
+    versions["versions.illava"] = __version__
     totals = run_totals(run.uri, range(run.num_shards))
     record = {
         "schema_version": SCHEMA_VERSION,
@@ -156,7 +159,7 @@ def adopt(run: Run, found: dict[str, Any]) -> Run:
     differs = recipe_difference(there, run.recipe.fields)
     same_input = _has_same_input(run, found)
     if differs or not same_input or found["items_per_shard"] != run.items_per_shard:
-        raise RefusedError(refusal(run, found, differs, same_input=same_input))
+        raise RefusedError(_refusal(run, found, differs, same_input=same_input))
     return replace(
         run,
         recipe=Recipe(found["recipe_digest"], found["recipe"]),
@@ -187,6 +190,28 @@ def _has_same_input(run: Run, found: dict[str, Any]) -> bool:
     if found["num_items"] != len(run.manifest):
         return False
     return read_frozen_manifest(run.uri, found["manifest_digest"]).holds(run.manifest)
+
+
+def _refusal(run: Run, found: dict[str, Any], differs: dict[str, tuple[Any, Any]], *, same_input: bool) -> str:
+    """Why the folder's run is not this job's: every key that differs, with the value there and the value here."""
+    lines = [f"  {key}: {_short(there)} there, {_short(here)} here" for key, (there, here) in differs.items()]
+    if found["items_per_shard"] != run.items_per_shard:
+        lines.append(f"  output.items_per_shard: {found['items_per_shard']} there, {run.items_per_shard} here")
+    if not same_input:
+        lines.append(
+            f"  input: {found['num_items']} items there, {len(run.manifest)} here (digest "
+            f"{found['manifest_digest'][:12]} there, {run.manifest.digest[:12]} here): objects were added, removed or "
+            "changed since the run began, or input.limit, input.pattern or the manifest is another"
+        )
+    return (
+        f"{run.uri} holds another run; these keys differ:\n" + "\n".join(lines) + "\n"
+        "Choose a new output.uri; to process only what is new, also set input.skip_done_in to the finished run's folder"
+    )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 120 else text[:117] + "..."
 
 
 def _run_record(run: Run) -> dict[str, Any]:

@@ -1,13 +1,13 @@
-"""One run folder: the record of an opened run, and what stands in its ``run.json`` and its frozen manifest.
+"""`Run`: one run folder, opened; and where its frozen manifest and ``_RUN.json`` stand.
 
-Opening, resuming and finishing a run stand in `pipeline.runs.run`, its parts in `pipeline.runs.parquet_sink`.
+Opening, resuming and finishing a run stand in `pipeline.runs.run`, the reading of ``run.json`` in
+`pipeline.runs.run_record`, the parts in `pipeline.runs.parquet_sink`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from pipeline.config.schema import JobConfig
 from pipeline.errors import RefusedError
@@ -103,12 +103,6 @@ def read_frozen_manifest(run_uri: str, digest: str) -> Manifest:
     if manifest.digest != digest:
         raise RefusedError(f"{uri}: the content has digest {manifest.digest}; it was changed after it was frozen")
     return manifest
-
-
-def wanted_attempts(record: dict[str, Any]) -> dict[int, int]:
-    """From ``run.json``: shard -> the attempt that a retry makes its part anew in."""
-    retried = sorted((int(attempt), shards) for attempt, shards in (record.get("retried_shards") or {}).items())
-    return {index: attempt for attempt, shards in retried for index in shards}
 
 
 def manifest_uri(run_uri: str, digest: str) -> str:

@@ -16,14 +16,15 @@ from illava.plan import ReductionPlan, dump_digest
 from pipeline.config.load import parse_config
 from pipeline.config.schema import JobConfig, recipe_fields
 from pipeline.errors import ConfigError, ItemError, RefusedError
-from pipeline.runs.recipe import digest_of, is_fact
+from pipeline.runs.recipe import digest_of, in_config, is_fact
 from pipeline.storage import storage
 
 RUN_FILE = "run.json"
 # Dotted key as an earlier version wrote it -> today's; of a value or of a whole section.
 RENAMED_KEYS: dict[str, str] = {}
-# What recipes held until 27c8a0a and what changes no row by itself: the dtype, which does, has a key of its own.
-_CHANGES_NO_ROW = frozenset({"schema_version", "model.device", "attention_backend", "kernels"})
+# What earlier recipes held and what changes no row by itself. Of a device its dtype does, which has its own key; of a
+# release its changes of behaviour do, which have their own names (`pipeline.runs.recipe.BEHAVIOUR`).
+_CHANGES_NO_ROW = frozenset({"schema_version", "model.device", "attention_backend", "kernels", "versions.illava"})
 _RUN_KEYS = {
     "fingerprint": str,
     "recipe_digest": str,
@@ -58,10 +59,15 @@ def read_run_file(run_uri: str) -> dict[str, Any]:
     return found
 
 
+def fingerprint_of(recipe_digest: str, manifest_digest: str, items_per_shard: int) -> str:
+    """A run's name in every row and part."""
+    return digest_of([recipe_digest, manifest_digest, items_per_shard])
+
+
 def wrong_digests(record: Mapping[str, Any]) -> list[str]:
     """Where a record does not agree with itself: it was edited after the run was opened."""
     recipe_digest = digest_of(record["recipe"])
-    fingerprint = digest_of([record["recipe_digest"], record["manifest_digest"], record["items_per_shard"]])
+    fingerprint = fingerprint_of(record["recipe_digest"], record["manifest_digest"], record["items_per_shard"])
     expected = {"recipe_digest": recipe_digest, "fingerprint": fingerprint}
     return [f"{name} is {record[name]}, not {value}" for name, value in expected.items() if record[name] != value]
 
@@ -83,13 +89,13 @@ def recorded_recipe(record: Mapping[str, Any]) -> dict[str, Any]:
     fields = {_todays_key(key): value for key, value in record["recipe"].items() if key not in _CHANGES_NO_ROW}
     data = _todays(record.get("config") or {})
     for key, value in fields.items():
-        if not is_fact(key):
+        if in_config(key):
             _put(data, key, value)
     try:
         config = parse_config(data, source=RUN_FILE)
     except ConfigError:
         return fields
-    return recipe_fields(config) | {key: value for key, value in fields.items() if is_fact(key)}
+    return recipe_fields(config) | {key: value for key, value in fields.items() if not in_config(key)}
 
 
 def recipe_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -104,6 +110,12 @@ def recipe_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict
 def recorded_plan_digest(record: Mapping[str, Any]) -> str:
     """What the run's rows have in ``plan_digest``, whatever fields a plan has by now."""
     return record.get("plan_digest") or dump_digest(record["recipe"].get("reduction") or ReductionPlan().model_dump())
+
+
+def wanted_attempts(record: Mapping[str, Any]) -> dict[int, int]:
+    """Shard -> the attempt that a retry makes its part anew in."""
+    retried = sorted((int(attempt), shards) for attempt, shards in (record.get("retried_shards") or {}).items())
+    return {index: attempt for attempt, shards in retried for index in shards}
 
 
 def _todays(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 A session is one command that had something to do. Its file is written when it begins and again when it ends, so one
 that was killed is seen as a session of unknown cost. It says also on which device the models were, which ``auto``
-leaves to each session. Knows nothing of rows.
+leaves to each session, and of which release the program was. Knows nothing of rows.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from illava import __version__
 from pipeline.cost import Spending, run_cost
 from pipeline.errors import ItemError, StorageError
 from pipeline.storage import storage
@@ -52,6 +53,7 @@ class Session:
         record = {
             "began_at": self._began.isoformat(timespec="seconds"),
             "attempt": self._attempt,
+            "illava_version": __version__,
             **self._placement,
             "spent": None if spent is None else asdict(spent),
         }

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from pipeline.runs.parquet_sink import list_parts
 from pipeline.runs.run import done_shards
-from pipeline.runs.run_folder import is_finished, wanted_attempts
-from pipeline.runs.run_record import read_run_file
+from pipeline.runs.run_folder import is_finished
+from pipeline.runs.run_record import read_run_file, wanted_attempts
 from pipeline.runs.totals import Totals, run_totals
 from pipeline.storage import storage
 

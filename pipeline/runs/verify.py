@@ -17,10 +17,17 @@ from typing import Any
 from pipeline.errors import CredentialsError, PipelineError
 from pipeline.inputs.manifest import Manifest
 from pipeline.records import FIRST_SCHEMA_VERSION, SCHEMA_VERSION
-from pipeline.runs.parquet_sink import part_index, part_name, read_stored
+from pipeline.runs.parquet_sink import list_parts, part_index, part_name, read_stored
 from pipeline.runs.row_schema import SCHEMA, in_todays_schema, schema_of, version_of
 from pipeline.runs.run_folder import FINISHED_FILE, read_frozen_manifest
-from pipeline.runs.run_record import RUN_FILE, read_run_file, recorded_plan_digest, recorded_recipe, wrong_digests
+from pipeline.runs.run_record import (
+    RUN_FILE,
+    read_run_file,
+    recorded_plan_digest,
+    recorded_recipe,
+    wanted_attempts,
+    wrong_digests,
+)
 from pipeline.runs.totals import run_totals
 from pipeline.runs.verify_rows import STAGE_SLACK_S, Violation, check_ids, check_row, stages_fit_latency
 from pipeline.storage import storage
@@ -105,14 +112,9 @@ def _check_names(folder: _Folder) -> Iterator[Violation]:
         yield Violation("missing_part", "data/", f"{len(missing)} of {folder.num_shards} parts, such as {shown}")
 
 
-def _present_parts(folder: _Folder) -> list[int]:
-    names = storage.list_names(storage.join(folder.uri, "data"))
-    return sorted(i for i in map(part_index, names) if i is not None and i < folder.num_shards)
-
-
 def _tables(folder: _Folder) -> Iterator[tuple[int, Any]]:
     """Each present part's rows, or why they cannot be had; several parts are read at a time."""
-    present = _present_parts(folder)
+    present = [index for index in list_parts(folder.uri) if index < folder.num_shards]
     with ThreadPoolExecutor(_NUM_READERS) as pool:
         for start in range(0, len(present), 8 * _NUM_READERS):
             some = present[start : start + 8 * _NUM_READERS]
@@ -177,16 +179,10 @@ def _check_metadata(folder: _Folder, index: int, where: str, metadata: dict[byte
         if found != value:
             yield Violation("foreign_part", where, f"its {key} is {found or 'absent'}, this run's is {value}")
     attempt = metadata.get(b"illava.attempt", b"").decode()
-    least = _least_attempt(record, index)
+    least = wanted_attempts(record).get(index, 1)
     if not attempt.isdigit() or not least <= int(attempt) <= record["attempt"]:
         message = f"it is of attempt {attempt or 'none'}; attempt {least} to {record['attempt']} is expected"
         yield Violation("stale_part", where, f"{message}: a late writer put an older part over a newer one")
-
-
-def _least_attempt(record: dict[str, Any], index: int) -> int:
-    """A retry notes in ``retried_shards`` (attempt -> shards) what it makes anew; all else may stay as it was."""
-    retried = record.get("retried_shards") or {}
-    return max((int(attempt) for attempt, shards in retried.items() if index in shards), default=1)
 
 
 def _constants(record: dict[str, Any]) -> dict[str, Any]:

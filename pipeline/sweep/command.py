@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.cli import common_parser, guarded, overrides_of
+from pipeline.cli import config_cli, overrides_of
 
 if TYPE_CHECKING:
     from pipeline.sweep.config import SweepConfig
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 def sweep_cli(description: str, argv: Sequence[str] | None = None) -> int:
     """Parse, sweep or plan, print the tables; the exit code."""
-    options = common_parser(description).parse_args(argv)
-    return guarded(lambda: _run(options), debug=options.debug)
+    return config_cli(description, _run, argv)
 
 
 def _run(options: argparse.Namespace) -> int:

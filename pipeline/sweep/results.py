@@ -6,8 +6,9 @@ Knows nothing of how a point is measured.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import pyarrow as pa
@@ -16,8 +17,10 @@ import pyarrow.parquet as pq
 from pipeline.errors import RefusedError
 from pipeline.storage import storage
 from pipeline.storage.parquet import read_table
+from pipeline.sweep.point_record import PointRecord
 
 FILE = "sweep.parquet"
+Key = tuple[str, str, str]  # table, row, model
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,7 @@ class SweepRow:
         table, row, model: the point's names.
         axes: values of its axes, as text.
         plan: as JSON. kinds: the reducers' kinds in order. digest: of everything the figures depend on.
+        depends_on: that itself, as JSON (`pipeline.sweep.point_record`); null in rows of the first sweeps.
         num_items: loaded and asked. num_not_loaded: left out of every point alike. num_failed: of the asked ones.
         num_patches, num_vision_tokens: mean an item, as the unreduced model has them.
         num_vision_tokens_kept, num_decoder_tokens_kept: mean an item into the LLM and in its last layer, measured.
@@ -75,14 +79,16 @@ class SweepRow:
     whole_prefill_s: float | None = None
     whole_decode_s: float | None = None
     scores: list[float] | None = None
+    depends_on: str | None = None
 
     @property
-    def key(self) -> tuple[str, str, str]:
+    def key(self) -> Key:
         return self.table, self.row, self.model
 
 
 _TYPES: dict[str, pa.DataType] = {
     "str": pa.string(),
+    "str | None": pa.string(),
     "int": pa.int64(),
     "int | None": pa.int64(),
     "float | None": pa.float64(),
@@ -90,6 +96,7 @@ _TYPES: dict[str, pa.DataType] = {
     "list[float] | None": pa.list_(pa.float64()),
     "dict[str, str]": pa.map_(pa.string(), pa.string()),
 }
+_LATER_COLUMNS = frozenset({"depends_on"})  # null in the rows of sweeps that lack them
 SCHEMA = pa.schema([(field.name, _TYPES[str(field.type)]) for field in fields(SweepRow)])
 
 
@@ -99,24 +106,37 @@ def read_results(uri: str) -> list[SweepRow]:
     if not storage.exists(path):
         return []
     table = read_table(storage.read(path))
-    if table.schema.names != SCHEMA.names:
+    if not {*SCHEMA.names} ^ {*table.schema.names} <= _LATER_COLUMNS:
         raise RefusedError(f"{path} has other columns than this version writes; name another output.uri")
     return [SweepRow(**{**line, "axes": dict(line["axes"])}) for line in table.to_pylist()]
 
 
-def check_ours(found: Sequence[SweepRow], expected: dict[tuple[str, str, str], str], uri: str) -> None:
-    """Refuse a folder that holds figures of another configuration.
+def take_over(found: Sequence[SweepRow], records: Mapping[Key, PointRecord], uri: str) -> list[SweepRow]:
+    """The rows that stand in a folder, each with what it depends on.
 
     Raises:
-        RefusedError: a row that this sweep has not, or has under another digest.
+        RefusedError: a row that this sweep has not, or that was measured otherwise (names what differs).
     """
     for row in found:
-        if expected.get(row.key) != row.digest:
-            why = "is not in this configuration" if row.key not in expected else "was measured under other settings"
+        if why := _why_foreign(row, records.get(row.key)):
             raise RefusedError(
-                f"{uri} holds {row.table} / {row.row} ({row.model}), which {why} (items, model, plan, task, speed or "
-                "versions): name another output.uri, or remove it"
+                f"{uri} holds {row.table} / {row.row} ({row.model}), which {why}: name another output.uri, or remove it"
             )
+    return [row if row.depends_on else replace(row, depends_on=records[row.key].text) for row in found]
+
+
+def _why_foreign(row: SweepRow, record: PointRecord | None) -> str | None:
+    if record is None:
+        return "is not in this configuration"
+    if row.digest == record.digest:
+        return None
+    if row.depends_on is None:
+        return "was measured under other settings (items, model, plan, task, speed or versions)"
+    differs = record.difference(json.loads(row.depends_on))
+    shown = "; ".join(
+        f"{key}: {json.dumps(there)} there, {json.dumps(here)} here" for key, (there, here) in differs.items()
+    )
+    return f"was measured under other settings ({shown})" if differs else None
 
 
 def write_results(uri: str, rows: Sequence[SweepRow]) -> None:

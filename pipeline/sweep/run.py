@@ -6,7 +6,6 @@ Knows nothing of how a point is measured or drawn.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -15,7 +14,6 @@ from typing import Any
 
 from illava.model_files import require_trained
 from illava.preprocess import load_preprocessor
-from pipeline.config.placement import place_here
 from pipeline.config.schema import JobConfig
 from pipeline.errors import InputError, ItemError
 from pipeline.execution.runner import build_loader
@@ -24,12 +22,12 @@ from pipeline.execution.worker import load_vlm
 from pipeline.inputs.build_manifest import build_manifest
 from pipeline.records import LoadedItem, MediaItem
 from pipeline.runs.earlier_runs import done_ids
-from pipeline.runs.recipe import digest_of, resolve_recipe
 from pipeline.storage import storage
 from pipeline.sweep.config import Point, SweepConfig
 from pipeline.sweep.measure import build_requests, measure_point
 from pipeline.sweep.picture import draw_sweep
-from pipeline.sweep.results import SweepRow, check_ours, read_results, write_results
+from pipeline.sweep.point_record import PointRecord, point_record
+from pipeline.sweep.results import Key, SweepRow, read_results, take_over, write_results
 
 Measure = Callable[..., dict[str, Any]]
 
@@ -41,13 +39,13 @@ class Sweep:
     Attributes:
         config: the whole sweep.
         items: what every point is measured on.
-        digests: of every point, by key.
+        records: what the figures of every point depend on, by key.
         done: rows that are there.
     """
 
     config: SweepConfig
     items: tuple[MediaItem, ...]
-    digests: dict[tuple[str, str, str], str]
+    records: dict[Key, PointRecord]
     done: list[SweepRow]
 
     @property
@@ -71,20 +69,9 @@ def open_sweep(config: SweepConfig) -> Sweep:
             require_trained(model.model_id, revision=model.revision)
     job = config.job(points[0].model, points[0].plan)
     manifest = build_manifest(job, done_ids=done_ids(job))
-    more = [manifest.digest, config.quality, config.speed.model_dump(mode="json"), config.num_threads]
-    digests = {point.key: digest_of([_measured_as(config.job(point.model, point.plan)), *more]) for point in points}
-    done = read_results(config.output.uri)
-    check_ours(done, digests, config.output.uri)
-    return Sweep(config, tuple(manifest.items), digests, done)
-
-
-def _measured_as(job: JobConfig) -> str:
-    """Digest of the recipe and, since figures are times, of what computes; composed as it was when both were one."""
-    device = place_here(job).model.device
-    computes = {"model.device": device, "attention_backend": "varlen" if device == "cuda" else "sdpa"}
-    if device == "cuda":
-        computes["kernels"] = os.environ.get("ILLAVA_KERNELS", "auto")  # see `illava.attention.backend`
-    return digest_of(resolve_recipe(job).fields | computes | {"schema_version": 2})
+    records = {point.key: point_record(config, point, manifest.digest) for point in points}
+    done = take_over(read_results(config.output.uri), records, config.output.uri)
+    return Sweep(config, tuple(manifest.items), records, done)
 
 
 def run_sweep(config: SweepConfig, *, measure: Measure = measure_point) -> int:
@@ -138,13 +125,14 @@ def _measure_model(sweep: Sweep, points: Sequence[Point], measure: Measure, inte
             axes=point.axes,
             plan=json.dumps(point.plan.model_dump(mode="json", exclude_none=True)),
             kinds=[step.reducer.kind for step in point.plan.steps],
-            digest=sweep.digests[point.key],
+            digest=sweep.records[point.key].digest,
+            depends_on=sweep.records[point.key].text,
             num_items=len(loaded),
             num_not_loaded=num_not_loaded,
             **measure(vlm, config, loaded, requests, point.plan),
         )
         sweep.done.append(row)
-        order = {key: place for place, key in enumerate(sweep.digests)}
+        order = {key: place for place, key in enumerate(sweep.records)}
         sweep.done.sort(key=lambda row: order[row.key])
         write_results(config.output.uri, sweep.done)
 

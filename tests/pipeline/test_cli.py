@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+import pipeline
 from illava.errors import PlanError
 from pipeline.__main__ import main as pipeline_main
-from pipeline.cli import EXIT_CODES, guarded, run_cli
+from pipeline.cli import run_cli
 from pipeline.errors import CredentialsError, InterruptedRunError, PipelineError, RefusedError
 from pipeline.execution.budget import BUDGET_EXIT_CODE
 from pipeline.execution.runner import run_job
+from pipeline.exit_codes import EXIT_CODES, guarded
 from tests.support.runs import fakes
 from tests.support.runs.fakes import job_config, numbered_items
 
@@ -161,6 +163,25 @@ def test_a_whole_job_from_the_command_line_with_set_and_limit(tmp_path, in_root,
     assert pipeline_main(["verify", str(tmp_path / "out")]) == 0
     assert pipeline_main(["status", str(tmp_path / "out")]) == 0
     assert "2 of 2" in capsys.readouterr().out
+
+
+def test_every_public_name_stands_where_the_package_says() -> None:
+    assert {"JobConfig", "load_config", "run_job"} <= set(pipeline.__all__)
+    assert pipeline.run_job is run_job
+    assert all(getattr(pipeline, name) is not None for name in pipeline.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'run_jobs'"):
+        pipeline.run_jobs  # noqa: B018
+    with pytest.raises(ImportError):
+        from pipeline import run_jobs  # noqa: F401
+
+
+def test_questions_are_scored_below_the_summary_by_any_job_and_captions_are_not(tmp_path, in_root, capsys) -> None:
+    questions = str(ROOT / "configs" / "demo_questions.yaml")
+    for name, config, scored in (("asked", questions, True), ("told", DEMO, False)):
+        arguments = ["--config", config, "--limit", "1", "--set", "runtime.executor=local"]
+        arguments += ["--set", f"output.uri={tmp_path / name}", "--set", "sampling.max_new_tokens=1"]
+        assert run_cli("job", arguments) == 0
+        assert ("scores (mean, 95 % interval" in capsys.readouterr().out) == scored
 
 
 def test_verify_says_what_is_wrong_with_exit_code_4(tmp_path, capsys) -> None:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import re
 import shlex
+import shutil
 import tomllib
 from dataclasses import replace
 from pathlib import Path
 
+import pandas
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipeline.cli import EXIT_CODES, _job_parser, overrides_of
+from pipeline.cli import job_parser, overrides_of
 from pipeline.config.load import load_config
 from pipeline.execution.ray.metrics import COUNTERS, STAGE_SECONDS, STAGES, RowMetrics
+from pipeline.exit_codes import EXIT_CODES
 from pipeline.records import ResultRow
 from pipeline.runs.run import open_run
 from tests.support.runs.run_folders import complete, make_config, make_row, put_media
@@ -128,7 +134,7 @@ def test_kubernetes_examples_run_commands_that_exist(name) -> None:
     document = yaml.safe_load(path.read_text())
     (command,) = commands(document)
     assert (ROOT / command[1].removeprefix("/app/")).is_file()
-    options = _job_parser("").parse_args(command[2:])
+    options = job_parser("").parse_args(command[2:])
     assert options.one_line
     mounted = re.search(r"--from-file=job.yaml=(\S+)", path.read_text())
     assert options.config == "/etc/illava/job.yaml"
@@ -144,15 +150,37 @@ def test_kubernetes_examples_run_commands_that_exist(name) -> None:
         assert ray.partition("==")[2].removesuffix(".*") in document["spec"]["rayClusterSpec"]["rayVersion"]
 
 
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> str:
+    """A finished run of 23 items in three parts, of which two items failed."""
+    folder = tmp_path_factory.mktemp("results")
+    model = folder / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    put_media(f"{folder}/in", 23)
+    run = open_run(make_config(model, input={"uri": f"{folder}/in"}, output={"uri": f"{folder}/out"}))
+    complete(run)
+    return run.uri
+
+
+@pytest.fixture(params=["one version", "a newer first part", "a newer last part"])
+def folder(request, results, tmp_path) -> str:
+    """The run, all of one version; or a part with a column more, as a newer version resumes or retries a run."""
+    shutil.copytree(results, tmp_path / "out")
+    parts = sorted(tmp_path.glob("out/data/*"))
+    if request.param != "one version":
+        part = parts[0 if "first" in request.param else -1]
+        table = pq.read_table(part)
+        pq.write_table(table.append_column("words_s", pa.array([7.0] * table.num_rows)), part)
+    return str(tmp_path / "out")
+
+
 @pytest.mark.parametrize("name", SNIPPETS)
-def test_results_are_loaded_as_the_readme_says(tmp_path, model_folder, name, monkeypatch) -> None:
+def test_results_are_loaded_as_the_readme_says_of_one_version_or_of_two(folder, tmp_path, name, monkeypatch) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    put_media(f"{tmp_path}/in", 23)
-    run = open_run(make_config(model_folder, input={"uri": f"{tmp_path}/in"}, output={"uri": f"{tmp_path}/out"}))
-    complete(run)
     assert SNIPPETS[name].strip() in (ROOT / "README.md").read_text()
-    found: dict = {"RUN": run.uri}
+    found: dict = {"RUN": folder}
     exec(SNIPPETS[name], found)
     assert len(found["rows"]) == 23
     if name == "pandas":
@@ -162,3 +190,14 @@ def test_results_are_loaded_as_the_readme_says(tmp_path, model_folder, name, mon
     else:
         assert len(found["texts"]) == 21
         assert found["texts"][0]["text"].startswith("text of ")
+
+
+def test_the_readmes_pandas_line_shows_the_columns_of_all_versions(folder) -> None:
+    line = 'pandas.concat(map(pandas.read_parquet, sorted(glob.glob(f"{RUN}/data/*.parquet"))))'
+    assert line in (ROOT / "README.md").read_text()
+    rows = eval(line, {"pandas": pandas, "glob": glob, "RUN": folder})
+    assert (len(rows), rows.item_id.is_unique) == (23, True)
+    newer = {"words_s"} & set(pa.unify_schemas([pq.read_schema(part) for part in glob.glob(f"{folder}/data/*")]).names)
+    assert newer <= set(rows.columns)
+    if newer:
+        assert 0 < rows.words_s.notna().sum() < 23

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import known_errors
-from pipeline.cli import guarded
+from pipeline.exit_codes import guarded
 from pipeline.known_errors import known_error
 
 ROOT = Path(__file__).resolve().parents[2]

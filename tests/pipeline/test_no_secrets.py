@@ -8,10 +8,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from illava.requests import Generation, Timing
-from pipeline.cli import guarded
 from pipeline.errors import ItemError, PipelineError
 from pipeline.execution.ray.executor import RayExecutor
 from pipeline.execution.rows import classify
+from pipeline.exit_codes import guarded
 from pipeline.loading.load_report import load_reported
 from pipeline.records import MediaItem
 from pipeline.redaction import redacted, visible

@@ -9,13 +9,13 @@ from functools import partial
 
 import pytest
 
-from pipeline.cli import guarded
 from pipeline.errors import ConfigError, InputError
 from pipeline.execution import budget as budgets
 from pipeline.execution.budget import Allowance, Budget, parse_budget
 from pipeline.execution.runner import run_job
 from pipeline.execution.summary import Tally, render_line, render_summary
 from pipeline.execution.worker import VLMWorker
+from pipeline.exit_codes import guarded
 from pipeline.planning.probe import probe, render_probe
 from tests.support.runs import fakes
 from tests.support.runs.fakes import fake_loader, job_config, read_rows, violations

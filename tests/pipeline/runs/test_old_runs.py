@@ -28,9 +28,10 @@ from pipeline.evaluation.compare import compare_runs
 from pipeline.evaluation.run_scores import score_run
 from pipeline.execution.runner import continue_run, run_job
 from pipeline.inputs import manifest
+from pipeline.planning.probe import probe
 from pipeline.records import FIRST_SCHEMA_VERSION, LATER_COLUMNS, SCHEMA_VERSION
 from pipeline.report.write import write_report
-from pipeline.runs import recipe, run_record
+from pipeline.runs import recipe, run_record, sessions
 from pipeline.runs.parquet_sink import list_parts, read_parts, result_rows
 from pipeline.runs.retry import begin_retry
 from pipeline.runs.row_schema import SCHEMA, schema_of
@@ -40,6 +41,7 @@ from pipeline.runs.status import run_status
 from tests.support.runs.fakes import read_rows, violations
 
 HERE = Path(__file__).resolve().parent
+NEXT_VERSION = HERE.parents[1] / "support" / "runs" / "next_version.py"
 DATA = HERE / "data" / "runs_27c8a0a"
 RUNS = ["documents", "finished", "interrupted", "questions", "questions_merged", "retried", "retrying"]
 BUCKET = "illava-27c8a0a"
@@ -126,6 +128,14 @@ def test_failed_rows_are_retried_and_the_others_kept(folder, name, num_retried, 
     assert [row for row in read_rows(name) if row["item_id"] in {one["item_id"] for one in kept}] == kept
     assert read_run_file(name)["attempt"] == attempt
     assert violations(name) == []
+
+
+@pytest.mark.parametrize("name", ["interrupted", "retrying"])
+def test_what_is_left_of_a_run_is_probed_beside_it(folder, name) -> None:
+    before = {path: path.read_bytes() for path in Path(name).rglob("*.*")}
+    found = probe(job(name), 4)
+    assert (found.num_items, found.num_probed) == (3, 3)
+    assert {path: path.read_bytes() for path in Path(name).rglob("*.*")} == before
 
 
 def test_pages_and_questions_are_read_reported_compared_and_scored(folder) -> None:
@@ -218,6 +228,46 @@ def test_a_fact_that_was_not_recorded_orphans_no_run(folder) -> None:
         plan_run(job("finished"))
 
 
+@pytest.mark.parametrize("name", RUNS)
+def test_another_release_orphans_no_run(folder, name) -> None:
+    edited(name, recipe=lambda fields: fields | {"versions.illava": "9.9"})
+    assert plan_run(job(name)).resumed
+    if name not in {"interrupted", "documents"}:
+        assert begin_retry(name, only=["worker_died"]).resumed
+
+
+def test_another_release_resumes_retries_and_compares_as_the_same(folder, monkeypatch) -> None:
+    monkeypatch.setattr(recipe, "_version", (VERSIONS | {"illava": "9.9"}).get)
+    monkeypatch.setattr(sessions, "__version__", "9.9")
+    assert run_job(job("interrupted")).num_done_before == 3
+    assert continue_run(begin_retry("finished")).tally.num_rows == 2
+    assert violations("interrupted") == violations("finished") == []
+    assert {json.loads(path.read_text()).get("illava_version") for path in Path("finished", "sessions").iterdir()} == {
+        None,
+        "9.9",
+    }
+    edited("questions_merged", recipe=lambda fields: fields | {"versions.illava": "9.9"})
+    assert list(compare_runs("questions", "questions_merged").recipe) == ["reduction"]
+
+
+def test_a_change_of_behaviour_counts_also_against_runs_that_were_made_before_it(folder, monkeypatch) -> None:
+    """Unlike a fact, which counts where both recipes state it. To see this fail: let `is_fact` take it."""
+    run_job(job("questions", uri="before"))
+    monkeypatch.setitem(recipe.BEHAVIOUR, "orientation", 1)
+    for name in ("finished", "before"):
+        with pytest.raises(RefusedError) as caught:
+            plan_run(job("questions" if name == "before" else name, uri=name))
+        lines = [line for line in str(caught.value).splitlines() if line.startswith("  ")]
+        assert lines == ["  behaviour.orientation: null there, 1 here"]
+    run_job(job("questions", uri="after"))
+    assert plan_run(job("questions", uri="after")).resumed
+    assert recorded_recipe(read_run_file("after")) == recipe.resolve_recipe(job("questions")).fields
+    assert compare_runs("before", "after").recipe == {"behaviour.orientation": (None, 1)}
+    monkeypatch.delitem(recipe.BEHAVIOUR, "orientation")
+    with pytest.raises(RefusedError, match=r"behaviour.orientation: 1 there, null here"):
+        plan_run(job("questions", uri="after"))
+
+
 def test_a_manifest_of_fewer_columns_holds_the_same_items(folder, monkeypatch) -> None:
     """A later column tells the item's language; nobody's own columns are taken for it."""
 
@@ -250,7 +300,7 @@ def test_every_column_that_27c8a0a_had_not_is_declared_with_its_version() -> Non
 
 def test_the_next_version_does_all_this_too_and_reads_nulls_in_what_is_new(folder) -> None:
     reading, writing = os.pipe()
-    command = [sys.executable, str(HERE / "next_version.py"), ",".join(RUNS), json.dumps(VERSIONS), str(writing)]
+    command = [sys.executable, str(NEXT_VERSION), ",".join(RUNS), json.dumps(VERSIONS), str(writing)]
     path = os.pathsep.join(sys.path)
     before = parts("interrupted") | parts("questions")
     done = subprocess.run(

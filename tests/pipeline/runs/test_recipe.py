@@ -13,8 +13,7 @@ from pydantic import BaseModel
 from pipeline.config import schema as config_module
 from pipeline.config.schema import JobConfig, Section, recipe_fields
 from pipeline.errors import ConfigError
-from pipeline.runs.file_hashes import folder_digest
-from pipeline.runs.recipe import resolve_dtype, resolve_recipe
+from pipeline.runs.recipe import folder_digest, resolve_dtype, resolve_recipe
 from tests.support.runs.run_folders import make_config
 
 
@@ -97,9 +96,8 @@ def test_versions_and_weights_enter_the_recipe(model_folder, monkeypatch):
     from pipeline.runs import recipe
 
     base = resolve_recipe(make_config(model_folder))
-    assert {"versions.torch", "versions.transformers", "versions.illava", "versions.pillow", "versions.av"} <= set(
-        base.fields
-    )
+    assert {"versions.torch", "versions.transformers", "versions.pillow", "versions.av"} <= set(base.fields)
+    assert "versions.illava" not in base.fields
     digests = {base.digest}
     monkeypatch.setattr(recipe, "_version", lambda name: "0" if name == "torch" else "1")
     digests.add(resolve_recipe(make_config(model_folder)).digest)

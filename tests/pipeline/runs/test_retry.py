@@ -115,6 +115,15 @@ def test_only_takes_error_types_and_what_fails_again_is_a_failed_row_again(finis
     assert violations(finished) == []
 
 
+def test_an_ordinary_run_is_published_without_what_a_retry_needs(tmp_path, monkeypatch):
+    """To see this fail: publish through `RetrySink` always, as it was."""
+    monkeypatch.setattr("pipeline.execution.runner.RetrySink", lambda run: pytest.fail("a retry's sink"))
+    config = job_config(tmp_path / "out", numbered_items(tmp_path, 9))
+    assert run(config).exit_code == 3
+    with pytest.raises(pytest.fail.Exception, match="a retry's sink"):
+        retry(tmp_path / "out")
+
+
 def test_where_nothing_failed_nothing_is_touched(tmp_path):
     config = job_config(tmp_path / "out", numbered_items(tmp_path, 30))
     run(config, failing={})

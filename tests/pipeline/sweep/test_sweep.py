@@ -20,12 +20,15 @@ from illava.model_files import declare_random_weights
 from illava.plan import ReductionPlan
 from illava.token_counts import expected_counts
 from illava.tower_counts import MediumShape
+from pipeline.config import load
+from pipeline.config.base import rows
 from pipeline.config.load import load_as
+from pipeline.config.schema import JobConfig, SamplingConfig
 from pipeline.errors import ConfigError, RefusedError
 from pipeline.sweep.config import RowConfig, SweepConfig, expand_row
 from pipeline.sweep.measure import measure_point
 from pipeline.sweep.picture import draw_sweep, markdown_table
-from pipeline.sweep.results import SweepRow, read_results
+from pipeline.sweep.results import SweepRow, read_results, write_results
 from pipeline.sweep.run import open_sweep, run_sweep
 from tests.support.media import clips
 
@@ -89,7 +92,7 @@ def test_a_sweep_is_measured_once_and_only_what_is_missing_is_measured(folder, o
     assert illava.kept_ratio == pytest.approx(0.5, abs=0.02)
     assert illava.num_vision_tokens_kept == illava.num_vision_tokens > illava.num_decoder_tokens_kept
     assert illava.agreement_kl_nats > 0
-    assert (illava.accuracy, illava.difference, illava.attention.scores) == (0.0, 0.0, [0.0, 0.0])
+    assert (illava.accuracy, illava.difference, illava.scores) == (0.0, 0.0, [0.0, 0.0])
     assert min(illava.vision_s, illava.prefill_s, illava.decode_s, illava.whole_prefill_s, illava.items_per_s) > 0
     assert ReductionPlan.model_validate_json(illava.plan) == config.points()[1].plan
     table = pq.read_table(folder / "out" / "sweep.parquet")
@@ -109,6 +112,61 @@ def test_figures_of_another_configuration_are_refused(folder, onevision_folder) 
     fewer = {"decoder": [{"name": "whole", "plan": {"preset": "none"}}]}
     with pytest.raises(RefusedError, match="not in this configuration"):
         open_sweep(config_of(folder, onevision_folder, quality=False, tables=fewer))
+
+
+class NextSampling(SamplingConfig):
+    """As a later version may have it."""
+
+    repetition_penalty: float = rows(1.0, ge=1)
+
+
+class NextJob(JobConfig):
+    """The job of a version with a key more."""
+
+    sampling: NextSampling = rows(NextSampling())
+
+
+def next_version(monkeypatch) -> None:
+    """Sweeps stand for jobs with a key more from here on."""
+    as_job = SweepConfig.job
+
+    def job(self, model, plan) -> NextJob:
+        return NextJob.model_validate(as_job(self, model, plan).model_dump() | {"reduction": plan})
+
+    monkeypatch.setattr(SweepConfig, "job", job)
+    monkeypatch.setattr(load, "JobConfig", NextJob)
+
+
+def test_a_later_key_orphans_no_sweep_and_what_differs_is_named(folder, onevision_folder, monkeypatch) -> None:
+    """To see this fail: compare the digests alone, as it was."""
+    config = config_of(folder, onevision_folder, quality=False)
+    run_sweep(config, measure=lambda *_: {"num_failed": 0})
+    next_version(monkeypatch)
+    assert open_sweep(config).pending == []
+    with pytest.raises(RefusedError, match=r"\(sampling.max_new_tokens: 3 there, 2 here\): name another"):
+        open_sweep(config_of(folder, onevision_folder, quality=False, sampling={"max_new_tokens": 2}))
+    with pytest.raises(RefusedError, match=r"\(speed: .*\"rounds\": 1.* there, .*\"rounds\": 2.* here\)"):
+        open_sweep(config_of(folder, onevision_folder, quality=False, speed={"rounds": 2}))
+    monkeypatch.setattr("pipeline.sweep.point_record.__version__", "9.9")
+    with pytest.raises(RefusedError, match=r"versions.illava: .* there, \"9.9\" here"):
+        open_sweep(config)  # figures are times, and a release may be faster
+
+
+def test_the_first_sweeps_without_that_column_go_on(folder, onevision_folder, monkeypatch) -> None:
+    config = config_of(folder, onevision_folder, quality=False)
+    run_sweep(config, measure=lambda *_: {"num_failed": 0})
+    path = folder / "out" / "sweep.parquet"
+    pq.write_table(pq.read_table(path).drop_columns("depends_on"), path)
+    with pytest.raises(RefusedError, match="under other settings"):
+        open_sweep(config_of(folder, onevision_folder, quality=True))
+    sweep = open_sweep(config)
+    assert sweep.pending == []
+    write_results(config.output.uri, sweep.done)
+    next_version(monkeypatch)
+    assert open_sweep(config).pending == [], "what they depend on is known from now on"
+    pq.write_table(pq.read_table(path).append_column("later", [[1, 2, 3]]), path)
+    with pytest.raises(RefusedError, match="has other columns than this version writes"):
+        open_sweep(config)
 
 
 def test_random_weights_are_for_speed_only(folder, onevision_folder) -> None:

@@ -9,10 +9,10 @@ from pipeline.tasks.metrics import (
     levenshtein,
     mmmu_open,
     multiple_choice,
+    normalise_vqa,
     relaxed_accuracy,
     vqa_accuracy,
 )
-from pipeline.tasks.vqa_words import normalise_vqa
 
 
 def test_multiple_choice():

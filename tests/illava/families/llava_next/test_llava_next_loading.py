@@ -20,6 +20,7 @@ from illava.families.llava.next import LlavaNext
 from illava.families.model_shape import load_model_shape
 from illava.plan import EMPTY_PLAN, ReductionPlan, preset
 from illava.preprocess import VisualInput, load_preprocessor
+from tests.support.closeness import assert_close
 from tests.support.models.llava_next import IN_ORDER, MISTRAL, VICUNA, make_llava_next
 from tests.support.models.onevision import _tokenizer
 from tests.support.models.published_llava import BOTH, LLM_LAYER, edit, module_name, published_names

@@ -1,0 +1,49 @@
+"""How a command ends: its exit code, and an error's words on stderr. Knows nothing of what a command does."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+
+from illava.errors import ILLaVAError
+from pipeline.errors import ItemError, PipelineError
+from pipeline.known_errors import known_error
+from pipeline.redaction import visible
+
+_OLDEST_PYTHON = (3, 11)
+EXIT_CODES = """\
+exit codes: 0 all ok · 2 usage or configuration · 3 finished, with failed items · 4 refused (another run's output) ·
+5 infrastructure · 6 stopped at its budget · 130/143 interrupted; after 6, 130 and 143 the same command resumes"""
+
+
+def guarded(command: Callable[[], int], *, debug: bool) -> int:
+    """Run a command; its errors become words on stderr and an exit code, with a traceback only in debug mode."""
+    if sys.version_info < _OLDEST_PYTHON:
+        print(f"error: {sys.executable} is Python {sys.version.split()[0]}; 3.11 or newer is needed", file=sys.stderr)
+        return 2
+    try:
+        return command()
+    except KeyboardInterrupt:
+        print("interrupted; the same command resumes", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        words, exit_code = _told(error, debug=debug)
+        print(visible(f"error: {words}"), file=sys.stderr)
+        return exit_code
+
+
+def _told(error: Exception, *, debug: bool) -> tuple[str, int]:
+    """What is said of an error, and the exit code; only what nothing is known of is called a defect."""
+    if isinstance(error, ItemError) and error.error_type == "unsafe_uri":
+        return str(error), 2  # of the configuration or the command line: a manifest's are refused as InputError
+    if isinstance(error, PipelineError):
+        return str(error), error.exit_code
+    if isinstance(error, ILLaVAError):
+        return str(error), 2
+    if known := known_error(error):
+        return known
+    hint = "" if debug else "; this is a defect: --debug shows where"
+    return f"{type(error).__name__}: {error}{hint}", 5

@@ -1,0 +1,76 @@
+"""What the figures of a sweep's point depend on, and where two such records differ in meaning.
+
+A later key has its default in an earlier record, as in `pipeline.runs.run_record`. Knows nothing of how a point is
+measured.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from illava import __version__
+from pipeline.config.placement import place_here
+from pipeline.config.schema import JobConfig
+from pipeline.runs.recipe import digest_of, resolve_recipe
+from pipeline.runs.run_record import recipe_difference, recorded_recipe
+from pipeline.sweep.config import Point, SpeedConfig, SweepConfig
+
+_BARE_CONFIG = {"input": {"uri": "-"}, "output": {"uri": "-"}}  # what a job must have and no recipe holds
+
+
+@dataclass(frozen=True, slots=True)
+class PointRecord:
+    """What a point's figures depend on.
+
+    Attributes:
+        digest: as the first sweeps have it, whose rows record nothing else.
+        recipe: of the job that the point stands for.
+        measured: how it is measured, and since figures are times, by which release and on what. JSON types.
+    """
+
+    digest: str
+    recipe: dict[str, Any]
+    measured: dict[str, Any]
+
+    @property
+    def text(self) -> str:
+        """As a row of the results has it."""
+        return json.dumps({"recipe": self.recipe, "measured": self.measured}, sort_keys=True)
+
+    def difference(self, there: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Key -> the value there and the value here, of what a row of the results was measured under."""
+        recipe = recorded_recipe({"recipe": there["recipe"], "config": _BARE_CONFIG})
+        return recipe_difference(recipe, self.recipe) | recipe_difference(_todays(there["measured"]), self.measured)
+
+
+def point_record(config: SweepConfig, point: Point, manifest_digest: str) -> PointRecord:
+    """What this point's figures depend on, here and now."""
+    job = config.job(point.model, point.plan)
+    recipe, computes = resolve_recipe(job).fields, _computes(job)
+    speed = config.speed.model_dump(mode="json")
+    job_digest = digest_of(recipe | computes | {"schema_version": 2})  # both composed as the first sweeps did
+    digest = digest_of([job_digest, manifest_digest, config.quality, speed, config.num_threads])
+    others = {"manifest": manifest_digest, "quality": config.quality, "speed": speed, "num_threads": config.num_threads}
+    return PointRecord(digest, recipe, others | computes)
+
+
+def _computes(job: JobConfig) -> dict[str, Any]:
+    device = place_here(job).model.device
+    computes = {"model.device": device, "attention_backend": "varlen" if device == "cuda" else "sdpa"}
+    if device == "cuda":
+        computes["kernels"] = os.environ.get("ILLAVA_KERNELS", "auto")  # see `illava.attention.backend`
+    return computes | {"versions.illava": __version__}
+
+
+def _todays(measured: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        speed = SpeedConfig.model_validate(measured["speed"]).model_dump(mode="json")
+    except ValidationError:  # of a later version; given as it stands, so that a refusal names it
+        return dict(measured)
+    return {**measured, "speed": speed}
