@@ -20,7 +20,7 @@ from tests.support.closeness import assert_close
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.accuracy.paired import compare
+from benchmarks.accuracy.findings import compare
 from benchmarks.toy_model.data.mixture import make
 from benchmarks.toy_model.data.samples import Question, Sample
 from benchmarks.toy_model.data.vocabulary import COLOUR_LABELS, KIND_LABELS, RELATION_WORDS
