@@ -28,6 +28,7 @@ DOORS: dict[str, set[str]] = {
     "lmms_eval": {"pipeline/lmms_eval_model.py"},
     "pyarrow": {"pipeline/inputs/", *(f"pipeline/{name}.py" for name in (*ROWS, *READERS))},
     "jinja2": {"pipeline/report/page.py"},
+    "matplotlib": {"pipeline/sweep/picture.py", "pipeline/sweep/svg.py"},
     "rapidfuzz": {"pipeline/tasks/metrics.py"},
     "scipy": {"pipeline/evaluation/statistics.py", "pipeline/planning/estimate.py"},
     "torch": {"illava/", "pipeline/execution/ray/actors.py", "pipeline/execution/worker.py"},
@@ -151,7 +152,7 @@ JobConfig.model_validate({
     ids=["pipeline", "config", "preprocess", "counts", "public names"],
 )
 def test_import_stays_light(code):
-    heavy = ["torch", "transformers", "ray", "decord", "av", "pyarrow", "fsspec", "scipy"]
+    heavy = ["torch", "transformers", "ray", "decord", "av", "pyarrow", "fsspec", "scipy", "matplotlib"]
     check = f"{code}\nimport sys\nprint([name for name in {heavy} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (run.stdout.strip(), run.stderr) == ("[]", "")
