@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from pipeline.redaction import visible
 
-INKS = ("#1f6fb4", "#d1495b", "#2e8b57", "#8e6bbf", "#e08e2b", "#444444", "#b0708a", "#12a5a5", "#a9812b", "#3c8dbc")
+INKS = ("#1f6fb4", "#d1495b", "#2e8b57", "#8e6bbf", "#e08e2b", "#444444", "#e377c2", "#12a5a5", "#a0a020", "#7a4a2b")
 _STYLE = {
     "axes.axisbelow": True,
     "axes.grid": True,
