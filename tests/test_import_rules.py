@@ -27,7 +27,7 @@ DOORS: dict[str, set[str]] = {
     "PIL": {*MEDIA, "illava/preprocess.py", "pipeline/report/raster.py"},
     "lmms_eval": {"pipeline/lmms_eval_model.py"},
     "pyarrow": {"pipeline/inputs/", *(f"pipeline/{name}.py" for name in (*ROWS, *READERS))},
-    "jinja2": {"pipeline/report/page.py"},
+    "jinja2": {"pipeline/report/html.py"},
     "matplotlib": {"pipeline/sweep/picture.py", "pipeline/sweep/svg.py"},
     "rapidfuzz": {"pipeline/tasks/metrics.py"},
     "scipy": {"pipeline/evaluation/statistics.py", "pipeline/planning/estimate.py"},
