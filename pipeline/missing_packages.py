@@ -16,6 +16,7 @@ _OWN = ("illava", "pipeline", "jobs")
 _EXTRAS = {
     **dict.fromkeys(("s3fs", "aiobotocore", "botocore", "boto3"), "s3"),
     **dict.fromkeys(("gcsfs", "google"), "gcs"),
+    "matplotlib": "plots",
     **dict.fromkeys(("lmms_eval", "evaluate", "sacrebleu", "loguru"), "lmms-eval"),
     **dict.fromkeys(("pytest", "hypothesis", "moto", "skvideo", "pandas", "duckdb", "datasets"), "dev"),
 }

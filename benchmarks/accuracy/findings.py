@@ -6,13 +6,64 @@ Works on the parts that `accuracy.py` keeps; knows nothing of models.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks.accuracy.paired import Comparison, compare
 from benchmarks.accuracy.sweep_plans import patches_kept, plan_named
 from benchmarks.toy_model.data.testset import HEADLINES, MEAN_ROWS, headline
+from pipeline.evaluation.statistics import mcnemar, mean_interval, paired_difference
 
 Parts = dict[str, list[dict[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One plan against the reference on the same questions.
+
+    Attributes:
+        num_questions: questions compared.
+        accuracy, low, high: the plan's exact match and its 95 % interval.
+        difference, difference_low, difference_high: plan minus reference, and its 95 % interval.
+        lost: right before, wrong now.
+        won: wrong before, right now.
+    """
+
+    num_questions: int
+    accuracy: float
+    low: float
+    high: float
+    difference: float
+    difference_low: float
+    difference_high: float
+    lost: int
+    won: int
+
+    def as_dict(self) -> dict[str, float]:
+        """Plain numbers, rounded to four places."""
+        return {name: round(value, 4) for name, value in asdict(self).items()}
+
+
+def compare(sample_ids: Sequence[str], reference: Sequence[bool], found: Sequence[bool]) -> Comparison:
+    """Compare right-or-wrong answers; questions of one sample are drawn together.
+
+    Args:
+        sample_ids: the sample of each question.
+        reference: whether the reference answered each question exactly.
+        found: the same for the plan.
+    """
+    mean, change = mean_interval(found, sample_ids), paired_difference(reference, found, sample_ids)
+    flips = mcnemar(reference, found)
+    return Comparison(
+        num_questions=mean.num_values,
+        accuracy=mean.mean,
+        low=mean.low,
+        high=mean.high,
+        difference=change.mean,
+        difference_low=change.low,
+        difference_high=change.high,
+        lost=flips.only_first,
+        won=flips.only_second,
+    )
 
 
 def summarise(parts: Parts, blocks: Sequence[int]) -> dict[str, Any]:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.common import svg_marks as svg
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from pipeline.sweep.svg import plot_style, svg_of
 
 _INKS = {
     "illava": "#1f6fb4",
@@ -14,7 +18,7 @@ _INKS = {
     "least_attended": "#b0708a",
     "illava-small": "#111111",
 }
-_WIDTH, _HEIGHT, _MARGIN, _COLUMNS = 250, 190, 34, 4
+_COLUMNS = 4
 
 
 def text_table(plans: dict[str, Any]) -> str:
@@ -72,22 +76,20 @@ def svg_plot(plans: dict[str, Any]) -> str:
     """A panel a task: exact match against the share of patches that leave the tower, a line a method, intervals."""
     tasks = list(next(iter(plans.values()))["tasks"])
     num_rows = -(-len(tasks) // _COLUMNS)
-    marks = []
-    for number, task in enumerate(tasks):
-        row, column = divmod(number, _COLUMNS)
-        marks.append(f'<g transform="translate({column * _WIDTH},{row * _HEIGHT})">{_panel(task, plans)}</g>')
-    for place, (method, ink) in enumerate(_INKS.items()):
-        marks.append(svg.text(_MARGIN + 130 * place, num_rows * _HEIGHT + 14, method, ink=ink))
-    marks.append(svg.text(_MARGIN + 130 * len(_INKS), num_rows * _HEIGHT + 14, "patches kept; own toy model"))
-    return svg.drawing(_COLUMNS * _WIDTH, num_rows * _HEIGHT + 24, marks, font_px=10)
+    with plot_style():
+        figure = Figure(figsize=(10, 2 * num_rows + 0.4), layout="constrained")
+        panels = list(figure.subplots(num_rows, _COLUMNS, squeeze=False, sharey=True).flat)
+        for panel in panels[len(tasks) :]:
+            panel.remove()
+        for task, panel in zip(tasks, panels, strict=False):
+            _draw_panel(panel, task, plans)
+        marks, names = panels[0].get_legend_handles_labels()
+        figure.suptitle("exact match against the share of patches kept; own toy model", fontsize=10)
+        figure.legend(marks, names, loc="outside lower center", ncols=len(names))
+        return svg_of(figure)
 
 
-def _panel(task: str, plans: dict[str, Any]) -> str:
-    marks = [svg.text(_WIDTH / 2, 14, task, anchor="middle", ink="#111111")]
-    for part in (0.0, 0.25, 0.5, 0.75, 1.0):
-        marks.append(svg.line(_x(0), _y(part), _x(1), _y(part), "#dddddd"))
-        marks.append(svg.text(_x(part), _y(0) + 12, f"{part:.0%}", anchor="middle"))
-        marks.append(svg.text(_x(0) - 4, _y(part) + 3, f"{part:g}", anchor="end"))
+def _draw_panel(panel: Axes, task: str, plans: dict[str, Any]) -> None:
     for method, ink in _INKS.items():
         own = [plan for name, plan in plans.items() if name.partition("@")[0].partition(":")[0] == method]
         if not own:
@@ -95,20 +97,9 @@ def _panel(task: str, plans: dict[str, Any]) -> str:
         if method != "illava-small":
             own.append(plans["none"])
         own.sort(key=lambda plan: plan["patches_kept"])
-        points = [(plan["patches_kept"], plan["tasks"][task]) for plan in own]
-        marks.append(svg.polyline([(_x(share), _y(row["accuracy"])) for share, row in points], ink))
-        for share, row in points:
-            marks.append(svg.line(_x(share), _y(row["low"]), _x(share), _y(row["high"]), ink))
-            marks.append(
-                f'<circle cx="{_x(share):.1f}" cy="{_y(row["accuracy"]):.1f}" r="2" fill="{ink}">'
-                f"<title>{method} {share:.0%}: {row['accuracy']:.3f}</title></circle>"
-            )
-    return "".join(marks)
-
-
-def _x(share: float) -> float:
-    return _MARGIN + share * (_WIDTH - _MARGIN - 14)
-
-
-def _y(accuracy: float) -> float:
-    return _HEIGHT - _MARGIN + 8 - accuracy * (_HEIGHT - _MARGIN - 16)
+        shares, rows = [plan["patches_kept"] for plan in own], [plan["tasks"][task] for plan in own]
+        accuracies, joined = [row["accuracy"] for row in rows], "" if method == "illava-small" else "-"  # two plans
+        panel.plot(shares, accuracies, color=ink, linestyle=joined, marker="o", markersize=3, label=method)
+        panel.vlines(shares, [row["low"] for row in rows], [row["high"] for row in rows], color=ink, linewidth=1)
+    panel.set(title=task, xlim=(0, 1.05), ylim=(0, 1.05))
+    panel.xaxis.set_major_formatter(PercentFormatter(1))

@@ -6,13 +6,13 @@ order, and only seconds of one round are divided. Knows nothing of what is measu
 
 from __future__ import annotations
 
-import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from pipeline.evaluation.statistics import median_interval
+
 PAIRS = {"empty_vs_stock": ("stock", "empty"), "plan_vs_stock": ("stock", "plan"), "plan_vs_empty": ("empty", "plan")}
-_RESAMPLES = 10_000
 _FEWEST_ROUNDS = 5  # of fewer, a resampled median is hardly ever another than the range's ends
 _Seen = TypeVar("_Seen")
 
@@ -39,9 +39,7 @@ def spread(ratios: Sequence[float]) -> dict[str, Any]:
 
     The resampling draws from a seed of its own: equal ratios give equal intervals.
     """
-    draw = random.Random(0)
-    medians = sorted(statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(_RESAMPLES))
-    low, high = medians[int(0.025 * _RESAMPLES)], medians[int(0.975 * _RESAMPLES) - 1]
+    low, high = median_interval(ratios)
     verdict = "faster" if low > 1 else "slower" if high < 1 else "no difference seen"
     if len(ratios) < _FEWEST_ROUNDS:
         verdict = "too few rounds to say"

@@ -1,89 +1,109 @@
-"""Counted FLOPs of tower, prefill and decode: pure functions of shapes and token counts.
+"""Counted FLOPs of tower, prefill and decode: each layer's own modules on meta tensors, under torch's counter.
 
-A multiplication and an addition are two. Matrix products and attention are counted (a causal map in full, as torch's
-own counter does); norms, activations, rotary tables and lookups are not: together they stay below two per cent.
-tests/benchmarks/test_flops.py holds them to `torch.utils.flop_counter` for every family.
+Nothing is computed and no weight is copied. A multiplication and an addition are two, a causal map counts in full, and
+norms, activations, rotary tables and lookups not at all, as `torch.utils.flop_counter` has it.
+tests/benchmarks/test_flops.py holds the counts to what the counter sees in a real run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import torch
+from torch.func import functional_call
+from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.flop_counter import FlopCounterMode
 
-@dataclass(frozen=True, slots=True)
-class LayerShape:
-    """One transformer layer.
-
-    Attributes:
-        projections: weights of the query, key and value projections.
-        output: weights of the attention's output projection.
-        mlp: weights of the MLP.
-        width: query heads times head width.
-    """
-
-    projections: int
-    output: int
-    mlp: int
-    width: int
-
-    @classmethod
-    def of(cls, attention: Any, mlp: Any, *, width: int) -> LayerShape:
-        """Read off a layer's modules; what is named ``o_proj``, ``out_proj`` or ``proj`` is the output projection."""
-        output = next(getattr(attention, name) for name in ("o_proj", "out_proj", "proj") if hasattr(attention, name))
-        return cls(num_weights(attention) - num_weights(output), num_weights(output), num_weights(mlp), width)
+from illava.families.llava.onevision import LlavaOnevision
 
 
-def num_weights(module: Any) -> int:
-    """Entries of a module's matrices and convolutions."""
-    return sum(weight.numel() for weight in module.parameters() if weight.dim() > 1)
-
-
-def attention_flops(width: int, queries: Sequence[int], keys: Sequence[int]) -> int:
-    """Scores and mixture of each segment's queries over its keys."""
-    return 4 * width * sum(q * k for q, k in zip(queries, keys, strict=True))
-
-
-def tower_flops(
-    layers: Sequence[LayerShape],
-    lengths: Sequence[Sequence[int]],
-    left: Sequence[int],
-    *,
-    scored: Sequence[int] = (),
-    ends: Sequence[tuple[int, int]],
-) -> int:
-    """A vision tower with what stands before and behind it.
+def tower_flops(family: LlavaOnevision, num_tiles: int, counts: Sequence[int], *, scored: Sequence[int] = ()) -> int:
+    """The vision tower, patch embedding and projector included.
 
     Args:
-        layers: its blocks.
-        lengths: tokens of each segment that attends within itself, by block.
-        left: tokens that enter each block's MLP, all segments together.
+        family: the model.
+        num_tiles: pictures or frames.
+        counts: tokens of a tile in front of each block, and behind the last; a block's MLP has the count behind it.
         scored: blocks whose attention received is measured for a reducer: one more product of queries and keys.
-        ends: (weights, rows) of patch embedding, projector or mergers.
     """
-    total = sum(2 * weights * rows for weights, rows in ends)
-    for block, (layer, own, mlp_tokens) in enumerate(zip(layers, lengths, left, strict=True)):
-        attention = attention_flops(layer.width, own, own)
-        total += 2 * sum(own) * (layer.projections + layer.output) + 2 * mlp_tokens * layer.mlp
-        total += attention + (attention // 2 if block in scored else 0)
-    return total
+    tower, side = family.tower, family.preprocessor.geometry.tile_px
+    with _counting() as counter:
+        _on_meta(tower._embeddings.patch_embedding, num_tiles, 3, side, side)
+        for n, (block, before, after) in enumerate(zip(tower._blocks, counts, counts[1:], strict=False)):
+            _layer(block, [before] * num_tiles, [before] * num_tiles, mlp_rows=after * num_tiles)
+            if n in scored:
+                query = _empty(num_tiles, block.self_attn.num_heads, before, block.self_attn.head_dim)
+                query @ query.mT
+        _rows(family.encoder._projector, counts[-1] * num_tiles)
+    return counter.get_total_flops()
 
 
-def prefill_flops(layers: Sequence[LayerShape], lengths_LB: Sequence[Sequence[int]], *, head: int) -> int:
-    """Prompts of these tokens by layer; through the last layer and the head (``head`` weights) go last tokens only."""
-    total = 2 * len(lengths_LB[0]) * head
-    for n, (layer, lengths) in enumerate(zip(layers, lengths_LB, strict=True)):
-        queries = [1] * len(lengths) if n == len(layers) - 1 else list(lengths)
-        total += 2 * sum(lengths) * layer.projections + 2 * sum(queries) * (layer.output + layer.mlp)
-        total += attention_flops(layer.width, queries, lengths)
-    return total
+def prefill_flops(decoder: Any, lengths_LB: Sequence[Sequence[int]]) -> int:
+    """Prompts of these tokens by layer; through the last layer and the head go last tokens only."""
+    batch = len(lengths_LB[0])
+    with _counting() as counter:
+        for layer, lengths in zip(decoder.layers, lengths_LB, strict=True):
+            queries = [1] * batch if layer is decoder.layers[-1] else lengths
+            _layer(layer, queries, lengths, projected=sum(lengths))
+        _rows(decoder.lm_head, batch)
+    return counter.get_total_flops()
 
 
-def decode_flops(layers: Sequence[LayerShape], lengths_LB: Sequence[Sequence[int]], *, head: int) -> int:
+def decode_flops(decoder: Any, lengths_LB: Sequence[Sequence[int]]) -> int:
     """One token of each request over the keys it then has in each layer, itself included."""
-    total, batch = 2 * len(lengths_LB[0]) * head, len(lengths_LB[0])
-    for layer, lengths in zip(layers, lengths_LB, strict=True):
-        total += 2 * batch * (layer.projections + layer.output + layer.mlp)
-        total += attention_flops(layer.width, [1] * batch, lengths)
-    return total
+    batch = len(lengths_LB[0])
+    with _counting() as counter:
+        for layer, lengths in zip(decoder.layers, lengths_LB, strict=True):
+            _layer(layer, [1] * batch, lengths, projected=batch)
+        _rows(decoder.lm_head, batch)
+    return counter.get_total_flops()
+
+
+def _layer(
+    layer: Any,
+    queries: Sequence[int],
+    keys: Sequence[int],
+    *,
+    projected: int | None = None,
+    mlp_rows: int | None = None,
+) -> None:
+    """One transformer layer: segments of so many queries over so many keys.
+
+    Args:
+        layer: has ``self_attn`` and ``mlp``.
+        queries, keys: of each segment.
+        projected: rows through the query, key and value projections; those of the queries unless said.
+        mlp_rows: rows through the MLP; those of the queries unless said.
+    """
+    attention, num_rows = layer.self_attn, sum(queries)
+    for name in ("q_proj", "k_proj", "v_proj"):
+        _rows(getattr(attention, name), num_rows if projected is None else projected)
+    heads = attention.q_proj.out_features // attention.head_dim
+    for num_queries, num_keys in zip(queries, keys, strict=True):
+        key = _empty(1, heads, num_keys, attention.head_dim)
+        scaled_dot_product_attention(_empty(1, heads, num_queries, attention.head_dim), key, key)
+    _rows(attention.o_proj if hasattr(attention, "o_proj") else attention.out_proj, num_rows)
+    _rows(layer.mlp, num_rows if mlp_rows is None else mlp_rows)
+
+
+def _rows(module: torch.nn.Module, num_rows: int) -> None:
+    first = next(part for part in module.modules() if isinstance(part, torch.nn.Linear))
+    _on_meta(module, num_rows, first.in_features)
+
+
+def _on_meta(module: torch.nn.Module, *shape: int) -> None:
+    """A module's forward of an input of this shape, its weights replaced by their shapes."""
+    weights = {name: _empty(*value.shape) for name, value in [*module.named_parameters(), *module.named_buffers()]}
+    functional_call(module, weights, (_empty(*shape),))
+
+
+def _empty(*shape: int) -> torch.Tensor:
+    return torch.empty(shape, device="meta")
+
+
+@contextmanager
+def _counting() -> Iterator[FlopCounterMode]:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        yield counter

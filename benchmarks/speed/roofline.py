@@ -1,7 +1,7 @@
 """How close tower, prefill and decode come to what this machine can do: counted work over measured ceilings.
 
 Ceilings are measured in the same run: the largest rate of one square matrix product, and of copying memory (bytes read
-and written). Work is counted from shapes (benchmarks/speed/flops.py); a decode step's bytes are its weights once and
+and written). Work is counted by torch (benchmarks/speed/flops.py); a decode step's bytes are its weights once and
 every key and value once. The share is the time the ceiling would take, arithmetic or memory, over the time measured.
 
     python benchmarks/speed/roofline.py --shape tiny                                  # CPU, a quick look
@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common.device_clock import DeviceClock, seconds_each, summary
 from benchmarks.common.device_onevision import SHAPES, build_onevision
 from benchmarks.common.machine import write_json
-from benchmarks.speed.flops import LayerShape, decode_flops, num_weights, prefill_flops, tower_flops
+from benchmarks.speed.flops import decode_flops, prefill_flops, tower_flops
 from illava import VLM, Request, SamplingParams, VisualInput, preset
 from illava.engine.engine import Engine
 from illava.families.llava.onevision import LlavaOnevision
@@ -63,34 +63,29 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype, *, side: int, cop
 
 def tower_work(family: LlavaOnevision, num_frames: int, plan: ReductionPlan) -> Work:
     """Frames through tower and projector; weights are read once."""
-    blocks = family.tower._blocks
-    layers = [LayerShape.of(x.self_attn, x.mlp, width=x.self_attn.num_heads * x.self_attn.head_dim) for x in blocks]
-    counts = [family.geometry.grid**2]
-    for n in range(len(layers)):
+    tower, counts = family.tower, [family.geometry.grid**2]
+    for n in range(len(tower._blocks)):
         reducer = plan.at("vision_block", n)
         counts.append(counts[-1] if reducer is None else reducer.num_kept(counts[-1]))
-    embed, projector = num_weights(family.tower._embeddings.patch_embedding), num_weights(family.encoder._projector)
-    flops = tower_flops(
-        layers,
-        [[n] * num_frames for n in counts[:-1]],
-        [n * num_frames for n in counts[1:]],
-        scored=plan.layers("vision_block"),
-        ends=[(embed, counts[0] * num_frames), (projector, counts[-1] * num_frames)],
-    )
-    weights = sum(layer.projections + layer.output + layer.mlp for layer in layers) + embed + projector
-    return Work(flops, weights * family.decoder.dtype.itemsize)
+    flops = tower_flops(family, num_frames, counts, scored=plan.layers("vision_block"))
+    parts = [tower._embeddings.patch_embedding, family.encoder._projector]
+    parts += [part for block in tower._blocks for part in (block.self_attn, block.mlp)]
+    return Work(flops, num_weights(*parts) * family.decoder.dtype.itemsize)
 
 
 def decoder_work(family: LlavaOnevision, lengths_LB: Sequence[Sequence[int]]) -> tuple[Work, Work]:
     """Prefill of prompts of these lengths by layer, and the first decode step after it."""
     decoder, itemsize = family.decoder, family.decoder.dtype.itemsize
-    layers = [LayerShape.of(x.self_attn, x.mlp, width=x.self_attn.q_proj.out_features) for x in decoder.layers]
-    head = num_weights(decoder.lm_head)
-    weights = head + sum(layer.projections + layer.output + layer.mlp for layer in layers)
+    weights = num_weights(decoder.lm_head, *(part for x in decoder.layers for part in (x.self_attn, x.mlp)))
     held = 2 * decoder.num_kv_heads * decoder.head_dim * sum(map(sum, lengths_LB))
+    num_bytes = (weights + held) * itemsize
     after = [[n + 1 for n in lengths] for lengths in lengths_LB]
-    prefill = Work(prefill_flops(layers, lengths_LB, head=head), (weights + held) * itemsize)
-    return prefill, Work(decode_flops(layers, after, head=head), (weights + held) * itemsize)
+    return Work(prefill_flops(decoder, lengths_LB), num_bytes), Work(decode_flops(decoder, after), num_bytes)
+
+
+def num_weights(*modules: torch.nn.Module) -> int:
+    """Entries of the modules' matrices and convolutions."""
+    return sum(weight.numel() for module in modules for weight in module.parameters() if weight.dim() > 1)
 
 
 def share(work: Work, seconds: float, ceilings: Ceilings) -> dict[str, Any]:

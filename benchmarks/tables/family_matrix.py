@@ -21,7 +21,7 @@ from illava.reducers import REDUCERS, Reducer, Stage  # noqa: E402
 
 STAGES: tuple[Stage, ...] = get_args(Stage)
 LETTERS = {"media": "M", "vision_block": "B", "vision_output": "O", "decoder_input": "I", "decoder_layer": "L"}
-# model_type -> what writes a tiny random folder of it: module of tests/ and function
+# model_type -> what writes a tiny random folder of it: module and function
 MAKERS = {
     "llava_onevision": "tests.support.models.onevision:make_onevision",
     "llava_next": "tests.support.models.llava_next:make_llava_next",

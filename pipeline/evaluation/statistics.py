@@ -1,13 +1,12 @@
-"""Intervals and tests on scores: bootstrap clustered by medium, paired differences, McNemar. numpy only.
+"""Intervals and tests on scores: bootstrap clustered by medium, paired differences, McNemar.
 
 Questions on one medium are not independent: media are drawn, all questions of a drawn medium come with it. Everything
-is deterministic for a seed and vectorised. Knows nothing of rows or runs.
+is deterministic for a seed. scipy is imported when something is computed. Knows nothing of rows or runs.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,8 +82,11 @@ def mean_interval(
         mean = float(array[0])
         return Interval(mean, mean, mean, len(array), len(counts))
     sums = np.bincount(which, weights=array)
-    low, high = np.quantile(_drawn_means(sums, counts, num_resamples, seed), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(sums.sum() / counts.sum()), float(low), float(high), len(array), len(counts))
+    mean = float(sums.sum() / counts.sum())
+    low, high = mean, mean
+    if len(counts) > 1:
+        low, high = _percentile_interval((sums, counts), _ratio_of_sums, level, num_resamples, seed)
+    return Interval(mean, low, high, len(array), len(counts))
 
 
 def paired_difference(
@@ -107,6 +109,22 @@ def paired_difference(
     return mean_interval(b - a, clusters, level=level, num_resamples=num_resamples, seed=seed)
 
 
+def median_interval(
+    values: Sequence[float] | np.ndarray, *, level: float = 0.95, num_resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile interval of the median of independent values; a single value is both ends.
+
+    Raises:
+        ValueError: no values.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if not len(array):
+        raise ValueError("a median needs values")
+    if len(array) == 1:
+        return float(array[0]), float(array[0])
+    return _percentile_interval((array,), np.median, level, num_resamples, seed)
+
+
 def mcnemar(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> McNemar:
     """Exact McNemar test; a value above one half counts as right.
 
@@ -121,26 +139,32 @@ def mcnemar(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.nd
     if a.shape != b.shape:
         raise ValueError(f"McNemar's test needs pairs; got {len(a)} and {len(b)} values")
     only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
-    return McNemar(only_first, only_second, _binomial_two_sided(min(only_first, only_second), only_first + only_second))
+    if not only_first + only_second:
+        return McNemar(0, 0, 1.0)
+    from scipy.stats import binomtest
+
+    return McNemar(only_first, only_second, float(binomtest(only_first, only_first + only_second).pvalue))
 
 
-def _drawn_means(sums: np.ndarray, counts: np.ndarray, num_resamples: int, seed: int) -> np.ndarray:
-    generator = np.random.default_rng(seed)
-    num_clusters = len(counts)
-    at_once = max(1, _DRAWS_AT_ONCE // num_clusters)
-    means = []
-    for start in range(0, num_resamples, at_once):
-        drawn_RC = generator.integers(0, num_clusters, size=(min(at_once, num_resamples - start), num_clusters))
-        means.append(sums[drawn_RC].sum(axis=1) / counts[drawn_RC].sum(axis=1))
-    return np.concatenate(means)
+def _ratio_of_sums(sums: np.ndarray, counts: np.ndarray, axis: int) -> np.ndarray:
+    return sums.sum(axis) / counts.sum(axis)
 
 
-def _binomial_two_sided(fewer: int, total: int) -> float:
-    """Twice the chance of at most ``fewer`` heads in ``total`` fair throws, at most 1."""
-    if total == 0:
-        return 1.0
-    logs = np.log(np.arange(1, total + 1))
-    log_factorial = np.concatenate([[0.0], np.cumsum(logs)])
-    heads = np.arange(fewer + 1)
-    terms = log_factorial[total] - log_factorial[heads] - log_factorial[total - heads] - total * math.log(2)
-    return min(1.0, 2.0 * float(np.exp(terms).sum()))
+def _percentile_interval(
+    data: tuple[np.ndarray, ...], statistic: Callable[..., np.ndarray], level: float, num_resamples: int, seed: int
+) -> tuple[float, float]:
+    """Ends of the bootstrap interval of a statistic; the arrays of ``data`` are drawn together."""
+    from scipy.stats import bootstrap
+
+    found = bootstrap(
+        data,
+        statistic,
+        paired=len(data) > 1,
+        vectorized=True,
+        n_resamples=num_resamples,
+        batch=max(1, _DRAWS_AT_ONCE // len(data[0])),
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(found.low), float(found.high)

@@ -9,13 +9,6 @@ from statistics import fmean, variance
 
 import numpy as np
 
-# Two-sided 95 % quantiles of Student's t for 1 .. 30 degrees of freedom.
-_T_95 = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -71,7 +64,9 @@ def estimate_total(sizes: Sequence[int], samples: Sequence[Sequence[float]]) -> 
     spread = math.fsum(part for part, _ in parts)
     if spread == 0:
         return Estimate(total, total, total)
+    from scipy.stats import t as student_t  # takes a second; most plans are not probed
+
     freedom = spread**2 / math.fsum(part**2 / degrees for part, degrees in parts)
-    half = _T_95[min(int(freedom), len(_T_95)) - 1] * math.sqrt(spread)
+    half = float(student_t.ppf(0.975, freedom)) * math.sqrt(spread)
     seen = math.fsum(math.fsum(sample) for sample in samples)
     return Estimate(total, max(total - half, seen), total + half)

@@ -1,27 +1,20 @@
-"""Figures and pictures to one HTML page: no script, no network, everything that came from outside escaped.
+"""A run's figures and pictures to one HTML page that is never larger than 10 MB.
 
 Knows nothing of where figures come from.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
-from pipeline.redaction import visible
 from pipeline.report.figures import RunFigures
+from pipeline.report.html import base64_of, render_html
 from pipeline.report.pictures import Picture
 
 MAX_BYTES = 10_000_000
 _PICTURE_BYTES = 8_000_000  # as base64; the rest is text
 _MAX_CHARACTERS = 2000
-_FOLDER = Path(__file__).parent
 
 
 def render_report(figures: RunFigures, pictures: Sequence[Sequence[Picture]]) -> str:
@@ -31,58 +24,33 @@ def render_report(figures: RunFigures, pictures: Sequence[Sequence[Picture]]) ->
         figures: of the run.
         pictures: of each of its samples.
     """
-    style = (_FOLDER / "page.css").read_text("utf-8")
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    return (
-        _environment()
-        .get_template("page.html.jinja")
-        .render(
-            run=figures,
-            style=Markup(style),
-            policy=policy,
-            config=figures.record.get("config") or {},
-            samples=list(zip(figures.samples, _within_budget(pictures), strict=True)),
-            num_rows=figures.totals.num_rows,
-            sums=figures.totals.sums,
-            cost=figures.cost,
-        )
+    config = figures.record.get("config") or {}
+    return render_html(
+        "page.html.jinja",
+        title=f"{config.get('name', 'run')}: report",
+        max_characters=_MAX_CHARACTERS,
+        filters={"seconds": _seconds, "usd": _usd, "count": _count, "share": _share, "size": _size},
+        run=figures,
+        config=config,
+        samples=list(zip(figures.samples, _within_budget(pictures), strict=True)),
+        num_rows=figures.totals.num_rows,
+        sums=figures.totals.sums,
+        cost=figures.cost,
     )
 
 
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_shown,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"seconds": _seconds, "usd": _usd, "count": _count, "share": _share, "size": _size}
-    return environment
-
-
-def _shown(value: Any) -> Any:
-    """Every text on its way into the page: control characters spelled out, no secrets, not endless."""
-    if not isinstance(value, str) or isinstance(value, Markup):
-        return value
-    text = visible(value)
-    return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]} ... ({len(text):,} characters)"
-
-
-def _within_budget(pictures: Sequence[Sequence[Picture]]) -> list[list[dict[str, str]]]:
+def _within_budget(pictures: Sequence[Sequence[Picture]]) -> list[list[dict[str, Any]]]:
     """Pictures as text, the first ones first, until the page is full."""
     left, found = _PICTURE_BYTES, []
     for some in pictures:
         shown = []
         for picture in some:
-            data = base64.b64encode(picture.png).decode() if picture.png is not None else ""
+            data = base64_of(picture.png) if picture.png is not None else ""
             reason = picture.reason
             if len(data) > left:
                 data, reason = "", "left out: the page would be larger than 10 MB"
             left -= len(data)
-            shown.append({"caption": picture.caption, "data": Markup(data), "reason": reason})
+            shown.append({"caption": picture.caption, "data": data, "reason": reason})
         found.append(shown)
     return found
 

@@ -71,8 +71,8 @@ def render_sweep_plan(config: SweepConfig) -> str:
 
 def render_results(config: SweepConfig) -> str:
     """Every table that has rows, in Markdown."""
-    from pipeline.sweep.picture import markdown_table
     from pipeline.sweep.results import FILE, read_results
+    from pipeline.sweep.table import markdown_table
 
     done, uri = read_results(config.output.uri), config.output.uri.rstrip("/")
     parts = []

@@ -21,6 +21,7 @@ from pipeline.sweep.point_record import PointRecord
 
 FILE = "sweep.parquet"
 Key = tuple[str, str, str]  # table, row, model
+COMPONENTS = ("vision_s", "prefill_s", "decode_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,26 @@ class SweepRow:
     whole_decode_s: float | None = None
     scores: list[float] | None = None
     depends_on: str | None = None
+
+    @property
+    def quality(self) -> float | None:
+        """Accuracy where there are references, else top-1 agreement with the unreduced model."""
+        return self.agreement_top1 if self.accuracy is None else self.accuracy
+
+    @property
+    def kept_percent(self) -> float | None:
+        """`kept_ratio` in per cent."""
+        return None if self.kept_ratio is None else 100 * self.kept_ratio
+
+    @property
+    def s_per_item(self) -> float | None:
+        """Seconds an item, in the batch."""
+        return 1 / self.items_per_s if self.items_per_s else None
+
+    @property
+    def peak_memory_mib(self) -> float | None:
+        """`peak_memory_bytes` in MiB."""
+        return None if self.peak_memory_bytes is None else self.peak_memory_bytes / 2**20
 
     @property
     def key(self) -> Key:

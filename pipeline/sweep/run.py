@@ -25,7 +25,6 @@ from pipeline.runs.earlier_runs import done_ids
 from pipeline.storage import storage
 from pipeline.sweep.config import Point, SweepConfig
 from pipeline.sweep.measure import build_requests, measure_point
-from pipeline.sweep.picture import draw_sweep
 from pipeline.sweep.point_record import PointRecord, point_record
 from pipeline.sweep.results import Key, SweepRow, read_results, take_over, write_results
 
@@ -84,6 +83,8 @@ def run_sweep(config: SweepConfig, *, measure: Measure = measure_point) -> int:
     Raises:
         As `open_sweep`; PlanError for a plan that does not fit its model, with all points before it kept.
     """
+    from pipeline.sweep.picture import draw_sweep  # before anything is measured: without matplotlib it says so here
+
     sweep = open_sweep(config)
     pending = sweep.pending
     with Interruption() as interruption:
@@ -91,14 +92,14 @@ def run_sweep(config: SweepConfig, *, measure: Measure = measure_point) -> int:
             _measure_model(sweep, [point for point in pending if point.model == model], measure, interruption)
             if interruption.signal is not None:
                 break
-    draw(sweep)
+    _draw(sweep, draw_sweep)
     if interruption.signal is not None:
         print(f"interrupted by {interruption.signal.name}; the same command goes on", file=sys.stderr)
         return interruption.exit_code
     return 3 if any(row.num_failed or row.num_not_loaded for row in sweep.done) else 0
 
 
-def draw(sweep: Sweep) -> None:
+def _draw(sweep: Sweep, draw_sweep: Callable[[str, Sequence[SweepRow]], str]) -> None:
     """One SVG a table that has rows."""
     for table in sweep.config.tables:
         rows = [row for row in sweep.done if row.table == table]

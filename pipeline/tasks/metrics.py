@@ -10,6 +10,8 @@ import re
 import string
 from collections.abc import Callable, Mapping, Sequence
 
+from rapidfuzz.distance import Levenshtein
+
 
 def multiple_choice(answer: str, references: Sequence[str]) -> float:
     """1 where the letter is the reference's letter, in any case."""
@@ -54,8 +56,7 @@ def anls(answer: str, references: Sequence[str], *, threshold: float = 0.5) -> f
     best = 0.0
     for reference in references:
         theirs = " ".join(reference.lower().split())
-        longest = max(len(mine), len(theirs))
-        best = max(best, 1.0 - levenshtein(mine, theirs) / longest if longest else 1.0)
+        best = max(best, Levenshtein.normalized_similarity(mine, theirs))
     return best if best >= threshold else 0.0
 
 
@@ -97,18 +98,6 @@ METRICS: Mapping[str, Callable[[str, Sequence[str]], float]] = {
     "relaxed_accuracy": relaxed_accuracy,
     "mmmu_open": mmmu_open,
 }
-
-
-def levenshtein(first: str, second: str) -> int:
-    """Fewest insertions, deletions and replacements between two texts."""
-    if len(first) < len(second):
-        first, second = second, first
-    row = list(range(len(second) + 1))
-    for place, letter in enumerate(first, start=1):
-        before, row[0] = row[0], place
-        for n, other in enumerate(second, start=1):
-            before, row[n] = row[n], min(row[n] + 1, row[n - 1] + 1, before + (letter != other))
-    return row[-1]
 
 
 # Of `normalise_vqa`.

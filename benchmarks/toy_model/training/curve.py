@@ -13,15 +13,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import svg_marks as svg
+from matplotlib.figure import Figure
+
 from benchmarks.common.machine import write_json
+from pipeline.sweep.svg import INKS, plot_style, svg_of
 
 SHOWN = (
     "scene_where", "scene_colour", "small_colour", "chart_value", "document_value", "document_key", "document_exists",
     "document_line", "video_direction", "caption_image",
 )  # fmt: skip
-_INKS = ("#1f6fb4", "#d1495b", "#2e8b57", "#8e6bbf", "#111111", "#b0708a", "#c98a1b", "#777777", "#12a5a5", "#6b4a2b")
-_WIDTH, _HEIGHT, _MARGIN, _LEGEND = 640, 320, 36, 130
 _COLUMNS = 10
 
 
@@ -57,25 +57,17 @@ def table(result: dict[str, Any]) -> str:
 
 def svg_plot(result: dict[str, Any]) -> str:
     """A line a task."""
-    last = result["minutes_a_process"]
-    marks = []
-    for part in (0.0, 0.25, 0.5, 0.75, 1.0):
-        marks.append(svg.line(_x(0), _y(part), _x(1), _y(part), "#dddddd"))
-        marks.append(svg.text(_MARGIN - 6, _y(part) + 4, f"{part:g}", anchor="end"))
-        marks.append(svg.text(_x(part), _HEIGHT - 12, f"{part * last:.0f} min", anchor="middle"))
-    for place, (task, ink) in enumerate(zip(SHOWN, _INKS, strict=True)):
-        points = [(_x(one["minutes"] / last), _y(one["exact_match"][task])) for one in result["validations"]]
-        marks.append(svg.polyline(points, ink, width=1.5))
-        marks.append(svg.text(_WIDTH, _MARGIN + 18 * place, task, ink=ink))
-    return svg.drawing(_WIDTH + _LEGEND, _HEIGHT, marks, font_px=11)
-
-
-def _x(part: float) -> float:
-    return _MARGIN + part * (_WIDTH - 2 * _MARGIN)
-
-
-def _y(part: float) -> float:
-    return _HEIGHT - _MARGIN - part * (_HEIGHT - 2 * _MARGIN)
+    minutes = [one["minutes"] for one in result["validations"]]
+    with plot_style():
+        figure = Figure(figsize=(8, 3.6), layout="constrained")
+        panel = figure.subplots()
+        for task, ink in zip(SHOWN, INKS, strict=True):
+            values = [one["exact_match"][task] for one in result["validations"]]
+            panel.plot(minutes, values, color=ink, label=task, marker="o" if len(minutes) == 1 else "")
+        panel.set(xlabel="minutes a process", ylabel="exact match", ylim=(0, 1.02))
+        panel.set_xlim(left=0)
+        panel.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        return svg_of(figure)
 
 
 def main() -> None:

@@ -20,12 +20,12 @@ from tests.support.closeness import assert_close
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.accuracy.paired import compare
+from benchmarks.accuracy.findings import compare
 from benchmarks.toy_model.data.mixture import make
 from benchmarks.toy_model.data.samples import Question, Sample
 from benchmarks.toy_model.data.vocabulary import COLOUR_LABELS, KIND_LABELS, RELATION_WORDS
 from benchmarks.toy_model.training.batches import NUM_PATCHES, QuestionEncoder, assemble, num_needed
-from benchmarks.toy_model.training.curve import read_log, svg_plot, table
+from benchmarks.toy_model.training.curve import SHOWN, read_log, svg_plot, table
 from benchmarks.toy_model.training.forward import States, TrainingForward
 from benchmarks.toy_model.training.losses import Losses, word_ids
 from benchmarks.toy_model.training.muon import orthogonalise
@@ -257,7 +257,8 @@ def test_smoke_training_writes_a_model_and_goes_on_where_it_stopped(tmp_path: Pa
     assert curve["steps"] == again[-1]["step"]
     assert curve["resumed_at"] == [resumed["resumed_at"]]
     assert len(curve["validations"]) == 2  # one at the end of each run
-    assert svg_plot(curve).count("<polyline") == table(curve).count("\n") - 1
+    assert table(curve).count("\n") == 1 + len(SHOWN)
+    assert all(task in svg_plot(curve) for task in SHOWN)
     trained = LlavaOnevisionForConditionalGeneration.from_pretrained(tmp_path / "model", dtype=torch.float32)
     assert sum(p.numel() for p in trained.parameters()) < 4e6
     assert (tmp_path / "model" / "model.safetensors").stat().st_size < 16e6

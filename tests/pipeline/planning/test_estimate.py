@@ -12,8 +12,14 @@ def test_a_total_worked_out_by_hand() -> None:
     # Two strata: 10 members, sampled 1, 3; 4 members, sampled whole. Variance 100 * 0.8 * 2 / 2 = 80, one degree.
     found = estimate_total([10, 4], [[1.0, 3.0], [5.0, 5.0, 6.0, 8.0]])
     assert found.total == pytest.approx(20 + 24)
-    assert found.high - found.total == pytest.approx(12.706 * 80**0.5)
+    assert found.high - found.total == pytest.approx(12.7062 * 80**0.5)
     assert found.low == pytest.approx(4 + 24)  # what was seen is spent
+
+
+def test_degrees_of_freedom_are_satterthwaites() -> None:
+    # Variances 100 * 0.8 * 2 / 2 = 80 and 400 * 0.9 * 2 / 2 = 360, one degree each: 440^2 / (80^2 + 360^2) = 1.4235.
+    found = estimate_total([10, 20], [[1.0, 3.0], [5.0, 7.0]])
+    assert found.high - found.total == pytest.approx(6.4908 * 440**0.5, rel=1e-4)
 
 
 def test_a_whole_population_is_no_estimate() -> None:

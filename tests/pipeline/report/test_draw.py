@@ -145,7 +145,8 @@ def check_page(page: str, *, num_pictures: int) -> None:
     reader.tags = []
     reader.feed(page)
     names = {tag for tag, _ in reader.tags}
-    assert not names & {"script", "link", "iframe", "object", "embed", "base", "form", "b"}
+    assert not names & {"script", "iframe", "object", "embed", "base", "form", "b"}
+    assert [one["href"] for tag, one in reader.tags if tag == "link"] == ["data:,"], "no icon is asked for"
     (policy,) = (one["content"] for tag, one in reader.tags if one.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
     sources = [one["src"] for tag, one in reader.tags if tag == "img"]
@@ -161,6 +162,18 @@ def test_what_comes_from_outside_is_escaped() -> None:
     evil = '"><script>alert(1)</script><img src=http://x/>'
     figure = Figure(evil, png(np.zeros((2, 3, 3), np.uint8)))
     check_page(render_page(evil, [Section(evil, ((evil, evil),), (figure,))]).replace("http:", ""), num_pictures=1)
+
+
+def test_texts_of_any_length_are_shown_whole_without_secrets_or_control_characters(monkeypatch) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "sk-0123456789")
+    section = Section(
+        "t", (("answer", "line one\nline two " + "word " * 2000 + "\x1b[31m sk-0123456789 {{ 7 * 7 }}"),), ()
+    )
+    page = render_page("t", [section])
+    assert "line one\nline two" in page
+    assert page.count("word ") == 2000
+    assert "\\x1b[31m *** {{ 7 * 7 }}" in page
+    assert "\x1b" not in page
 
 
 def test_pixels_are_what_the_cells_say() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from matplotlib.text import Text
 from PIL import Image
 
 from illava.analysis.peak_memory import PeakMemory
@@ -25,11 +27,14 @@ from pipeline.config.base import rows
 from pipeline.config.load import load_as
 from pipeline.config.schema import JobConfig, SamplingConfig
 from pipeline.errors import ConfigError, RefusedError
+from pipeline.sweep.command import sweep_cli
 from pipeline.sweep.config import RowConfig, SweepConfig, expand_row
 from pipeline.sweep.measure import measure_point
-from pipeline.sweep.picture import draw_sweep, markdown_table
+from pipeline.sweep.picture import draw_sweep, sweep_figure
 from pipeline.sweep.results import SweepRow, read_results, write_results
 from pipeline.sweep.run import open_sweep, run_sweep
+from pipeline.sweep.svg import plot_style
+from pipeline.sweep.table import markdown_table
 from tests.support.media import clips
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -256,27 +261,90 @@ def row_of(name: str, **more) -> SweepRow:
     return SweepRow("t", name, "m", {}, "{}", [], "d", 2, 0, 0, **more)
 
 
+TIMES = {f"{side}{state}": 0.5 for side in ("", "whole_") for state in ("vision_s", "prefill_s", "decode_s")}
+MEASURED = {"kept_ratio": 0.5, "agreement_top1": 0.9, "items_per_s": 2.0, "peak_memory_bytes": 1 << 30}
+
+
+def drawn(rows: list[SweepRow]) -> dict[tuple[str, str], list[tuple[float, float]]]:
+    """The points of each panel by its axes' titles."""
+    panels = {}
+    with plot_style():
+        for ax in sweep_figure("t", rows).axes:
+            points = [tuple(float(value) for value in line.get_xydata()[0]) for line in ax.lines]
+            panels[ax.get_xlabel(), ax.get_ylabel()] = points
+    return panels
+
+
 def test_the_picture_shows_what_was_measured_and_nothing_else() -> None:
-    times = {f"{side}{state}": 0.5 for side in ("", "whole_") for state in ("vision_s", "prefill_s", "decode_s")}
-    full = row_of(
-        '<b>"a" & b',
-        kept_ratio=0.5,
-        agreement_top1=0.9,
-        agreement_kl_nats=0.1,
-        items_per_s=2.0,
-        peak_memory_bytes=1 << 30,
+    kept, time, memory = (
+        "visual tokens in the last layer, % of the whole model's",
+        "seconds an item, in a batch",
+        "peak memory, MiB",
     )
-    svg = draw_sweep("a <title>", [full])
-    root = ET.fromstring(svg)
-    assert svg.count("<circle") == 5 + 1, "five panels and the legend"
-    assert "top-1 agreement" in svg
-    assert "by component" not in svg
-    assert all("script" not in element.tag for element in root.iter())
-    timed = draw_sweep("t", [row_of("x", **times)])
-    ET.fromstring(timed)
-    assert timed.count("<circle") == 1, "the legend alone"
-    assert "time of one request by component" in timed
-    line = markdown_table([row_of("x", kept_ratio=0.25, **times | {"prefill_s": 0.25})]).splitlines()[-1]
+    other = row_of("other", kept_ratio=0.25, items_per_s=4.0)
+    assert drawn([row_of("x", **MEASURED), other]) == {
+        (kept, "top-1 agreement"): [(50.0, 0.9)],
+        (kept, time): [(50.0, 0.5), (25.0, 0.25)],
+        (kept, memory): [(50.0, 1024.0)],
+        (time, "top-1 agreement"): [(0.5, 0.9)],
+        (memory, "top-1 agreement"): [(1024.0, 0.9)],
+    }
+    assert set(drawn([row_of("x", **TIMES)])) == {("seconds", "")}, "the bars alone"
+    scored = MEASURED | {"accuracy": 0.7, "accuracy_low": 0.6, "accuracy_high": 0.8}
+    assert drawn([row_of("x", **scored)])[kept, "accuracy"] == [(50.0, 0.7)]
+
+
+def test_a_picture_is_the_same_each_time_and_shows_names_as_they_are() -> None:
+    names = ['<b>"a" & b', "$x_1$ for $2", "_hidden", "\x01\n漢字", "long " * 40]
+    svg = draw_sweep("a <title>", [row_of(name, **MEASURED, **TIMES) for name in names])
+    assert svg == draw_sweep("a <title>", [row_of(name, **MEASURED, **TIMES) for name in names])
+    words = ["".join(element.itertext()) for element in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
+    for name in ('<b>"a" & b', "$x_1$ for $2", "_hidden", "\\x01 漢字"):
+        assert words.count(f"m: {name}") == 2, "in the legend and beside its bar"
+    assert "a <title>" in words
+    assert max(map(len, words)) <= 60
+    assert "<script" not in svg
+
+
+def test_no_two_labels_of_a_picture_overlap() -> None:
+    rows = [row_of(f"attention_pruning before layer {n}, keep 0.5", **MEASURED, **TIMES) for n in range(40)]
+    with plot_style():
+        figure = sweep_figure("t", rows)
+        figure.draw_without_rendering()
+        axes = [axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)]
+        outside = [
+            words
+            for axis in axes
+            for place, words in zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=True)
+            if not min(axis.get_view_interval()) <= place <= max(axis.get_view_interval())
+        ]
+        texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
+        texts = [text for text in texts if text not in outside]
+    boxes = [text.get_window_extent() for text in texts]
+    width, height = figure.bbox.max
+    for n, box in enumerate(boxes):
+        assert 0 <= box.x0 < box.x1 <= width, texts[n]
+        assert 0 <= box.y0 < box.y1 <= height, texts[n]
+        for other, theirs in zip(texts[:n], boxes[:n], strict=True):
+            assert not box.overlaps(theirs), (texts[n], other)
+
+
+def test_a_sweep_that_cannot_draw_says_so_before_it_measures(folder, onevision_folder, monkeypatch, capsys) -> None:
+    config = folder / "sweep.yaml"
+    config.write_text(yaml.safe_dump(config_of(folder, onevision_folder).model_dump(mode="json", exclude_none=True)))
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for name in ("picture", "svg"):
+        monkeypatch.delitem(sys.modules, f"pipeline.sweep.{name}")
+    assert sweep_cli("", ["--config", str(config)]) == 2
+    said = capsys.readouterr().err
+    assert "no package 'matplotlib'" in said
+    assert f"-m pip install -e '{ROOT}[plots]'" in said
+    assert not (folder / "out").exists()
+    assert sweep_cli("", ["--config", str(config), "--plan"]) == 0, "counting tokens draws nothing"
+
+
+def test_the_table_says_what_was_measured() -> None:
+    line = markdown_table([row_of("x", kept_ratio=0.25, **TIMES | {"prefill_s": 0.25})]).splitlines()[-1]
     assert line == "| x | m | 25 % | - | - | - | 1.00x, 2.00x, 1.00x | - | - |"
 
 

@@ -6,7 +6,6 @@ from pipeline.tasks.metrics import (
     METRICS,
     anls,
     exact_match,
-    levenshtein,
     mmmu_open,
     multiple_choice,
     normalise_vqa,
@@ -74,10 +73,12 @@ def test_anls_by_hand():
     assert anls("", ["x"]) == 0.0
 
 
-def test_levenshtein_by_hand():
-    assert levenshtein("kitten", "sitting") == 3
-    assert levenshtein("", "abc") == 3
-    assert levenshtein("flaw", "lawn") == 2
+@pytest.mark.parametrize(
+    ("answer", "reference", "distance"),
+    [("kitten", "sitting", 3), ("flaw", "lawn", 2), ("a\ud800bc", "a\ud801bc", 1), ("naïve 漢字", "naive 漢字", 1)],
+)
+def test_anls_counts_edits_of_code_points(answer, reference, distance):
+    assert anls(answer, [reference]) == 1 - distance / max(len(answer), len(reference))
 
 
 @pytest.mark.parametrize(
