@@ -13,7 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from illava.model_files import require_plain_weights
+from illava.families import require_supported
 from pipeline.config.schema import JobConfig
 from pipeline.errors import RefusedError, StorageError
 from pipeline.inputs.build_manifest import build_manifest
@@ -54,7 +54,7 @@ def open_planned(run: Run) -> Run:
         storage.sweep_temporaries(run.uri)
         return run
     model = run.config.model
-    require_plain_weights(model.model_id, revision=model.revision)  # whose run.json would refuse the next
+    require_supported(model.model_id, revision=model.revision)  # whose run.json would refuse the next
     return claim(run)
 
 

@@ -13,17 +13,8 @@ from illava import VLM, ReductionPlan, Request, SamplingParams, load_preprocesso
 from illava.decoder.prefill import PrefillRun
 from illava.families.qwen.encoder import patch_places
 from illava.plan import EMPTY_PLAN
-from tests.support.models.llava_next import make_llava_next
-from tests.support.models.onevision import make_onevision
-from tests.support.models.qwen import make_qwen2_5_vl, make_qwen2_vl, make_qwen3_vl
+from tests.support.models.families import MAKERS
 
-MAKERS = {
-    "llava_onevision": make_onevision,
-    "llava_next": make_llava_next,
-    "qwen2_vl": make_qwen2_vl,
-    "qwen2_5_vl": make_qwen2_5_vl,
-    "qwen3_vl": make_qwen3_vl,
-}
 REDUCED = ReductionPlan.model_validate(
     {
         "steps": [
