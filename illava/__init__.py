@@ -23,7 +23,7 @@ _HOME = {
     "preset": "illava.plan",
     "VisualInput": "illava.preprocess",
     "Preprocessor": "illava.preprocess",
-    "load_preprocessor": "illava.preprocess",
+    "load_preprocessor": "illava.families",
 }
 
 __all__ = list(_HOME)

@@ -54,13 +54,27 @@ class ModelFiles:
         image_processor: preprocessor_config.json, or ``image_processor`` nested in processor_config.json.
         video_processor: video_preprocessor_config.json, or nested likewise, or the image processor's.
         processor: processor_config.json, empty where there is none.
+
+    Raises:
+        ModelLoadError: on use of a processor that the folder lacks; whoever asks no processor does not need its file.
     """
 
     model_id: str
+    folder: Path
     config: JsonSection
-    image_processor: JsonSection
-    video_processor: JsonSection
     processor: JsonSection
+
+    @property
+    def image_processor(self) -> JsonSection:
+        found = _nested(self.processor, "image_processor") or _read(self.folder, "preprocessor_config.json")
+        if found is None:
+            raise ModelLoadError(f"{self.folder} has no preprocessor_config.json; the model folder is not complete")
+        return found
+
+    @property
+    def video_processor(self) -> JsonSection:
+        own = _nested(self.processor, "video_processor") or _read(self.folder, "video_preprocessor_config.json")
+        return own or self.image_processor
 
     @property
     def model_type(self) -> str:
@@ -80,7 +94,7 @@ def load_model_files(model_id: str, *, revision: str | None = None) -> ModelFile
         revision: hub commit.
 
     Raises:
-        ModelLoadError: no such folder or hub id, the hub cannot be reached, a file is missing or not JSON, or the
+        ModelLoadError: no such folder or hub id, the hub cannot be reached, config.json is missing or not JSON, or the
             weights are quantised or an adapter's.
 
     Source of the precedence (nested over file of its own): transformers 5.23, image_processing_base.py and
@@ -89,20 +103,7 @@ def load_model_files(model_id: str, *, revision: str | None = None) -> ModelFile
     folder = _folder(model_id, revision)
     config = _config(folder)
     processor = _read(folder, "processor_config.json") or JsonSection(f"{folder}/processor_config.json", {})
-    image = _nested(processor, "image_processor") or _read(folder, "preprocessor_config.json")
-    if image is None:
-        raise ModelLoadError(f"{folder} has no preprocessor_config.json; the model folder is not complete")
-    video = _nested(processor, "video_processor") or _read(folder, "video_preprocessor_config.json") or image
-    return ModelFiles(model_id, config, image, video, processor)
-
-
-def require_plain_weights(model_id: str, *, revision: str | None = None) -> None:
-    """Refuse a quantised model or an adapter by its JSON files, before anything is made for it.
-
-    Raises:
-        ModelLoadError: it is one, or has no config.json that can be read.
-    """
-    _config(_folder(model_id, revision))
+    return ModelFiles(model_id, folder, config, processor)
 
 
 def declared_dtype(model_id: str, *, revision: str | None = None) -> str | None:

@@ -1,32 +1,20 @@
 """Frames to one model's input size: uint8 in, uint8 out. Runs in the readers: imports neither torch nor transformers.
 
-What every family's preprocessor is, and which one a model folder asks for. Rescaling and normalisation happen later,
-on the device; the preprocessor only carries their constants. Knows nothing of files that hold media, of tokens or of
-reduction.
+What every family's preprocessor is; `illava.families.load_preprocessor` makes one. Rescaling and normalisation happen
+later, on the device; the preprocessor only carries their constants. Knows nothing of files, of tokens or of reduction.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
-from illava.errors import ModelLoadError, PreprocessError
-from illava.model_files import ModelFiles, load_model_files
-
-# model_type -> function that reads the preprocessor off a model's files; imported on first use.
-_BUILDERS = {
-    "llava_next": "illava.families.llava.preprocessor:next_preprocessor",
-    "llava_onevision": "illava.families.llava.preprocessor:onevision_preprocessor",
-    "qwen2_5_vl": "illava.families.qwen.preprocessor:native_preprocessor",
-    "qwen2_vl": "illava.families.qwen.preprocessor:native_preprocessor",
-    "qwen3_vl": "illava.families.qwen.preprocessor:native_preprocessor",
-}
+from illava.errors import PreprocessError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,17 +63,22 @@ class MediumCells:
     padding_T: np.ndarray
 
 
+@dataclass(frozen=True, slots=True)
 class Preprocessor(ABC):
     """Brings decoded frames to one model's input size. Small, picklable, without state.
 
     Attributes:
         model_type: of the family, as in config.json.
         geometry: the family's arithmetic of sizes and counts.
+        image_resample: Pillow's number of the filter for images.
+        video_resample: the same for video frames; None where the model reads images only.
         rescale_factor, mean, std: the device later computes ``(x * rescale_factor - mean) / std`` per channel.
     """
 
     model_type: str
     geometry: Any
+    image_resample: int
+    video_resample: int | None
     rescale_factor: float
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -117,28 +110,6 @@ class Preprocessor(ABC):
     @abstractmethod
     def max_nbytes(self, num_frames: int) -> int:
         """Upper bound of the bytes of a loaded item of ``num_frames`` frames or images, for admission control."""
-
-
-def load_preprocessor(model_id: str, *, revision: str | None = None) -> Preprocessor:
-    """The preprocessor of a model folder or hub id, from its JSON files alone (no weights, no torch).
-
-    Args:
-        model_id: local folder, or hub id.
-        revision: hub commit; None for a local folder.
-
-    Raises:
-        ModelLoadError: a file or key is missing, the family is unknown, or the files ask for a step that this
-            package does not do.
-    """
-    files = load_model_files(model_id, revision=revision)
-    if files.model_type not in _BUILDERS:
-        raise ModelLoadError(
-            f"{model_id!r} is a {files.model_type!r} model; the families that can be preprocessed are: "
-            f"{', '.join(sorted(_BUILDERS))}"
-        )
-    module, name = _BUILDERS[files.model_type].split(":")
-    build: Callable[[ModelFiles], Preprocessor] = getattr(import_module(module), name)
-    return build(files)
 
 
 def resize(frame: np.ndarray, height: int, width: int, resample: int) -> np.ndarray:

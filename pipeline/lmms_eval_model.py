@@ -25,7 +25,8 @@ from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 
 from illava.errors import RequestError
-from illava.preprocess import VisualInput, load_preprocessor
+from illava.families import load_preprocessor
+from illava.preprocess import VisualInput
 from illava.requests import Generation, Request, SamplingParams
 from pipeline.config.load import load_config
 from pipeline.errors import ItemError

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from illava.families.llava.encoder import TileEncoder
 from illava.families.llava.onevision import LlavaOnevision
-from illava.families.llava.siglip import SiglipTower
-from illava.families.llava.towers import run_blocks
+from illava.families.llava.towers import SiglipTower, run_blocks
 from illava.plan import EMPTY_PLAN, ReductionPlan
 from illava.preprocess import VisualInput
 from illava.reduction.vision import VisionReduction
@@ -157,7 +156,7 @@ class SharedTiles(TileEncoder):
     """The family's encoder over a `SharedTower`."""
 
     def __init__(self, family: LlavaOnevision, tower: SharedTower) -> None:
-        super().__init__(tower, family._projector, family.encoder._newline_D, family.preprocessor)
+        super().__init__(tower, family.encoder._projector, family.encoder._newline_D, family.preprocessor)
         self._shared = tower
 
     def encode(

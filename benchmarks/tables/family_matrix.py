@@ -7,7 +7,6 @@ that what the table says is what the test runs. Knows no family and no reducer b
 from __future__ import annotations
 
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,14 +20,6 @@ from illava.reducers import REDUCERS, Reducer, Stage  # noqa: E402
 
 STAGES: tuple[Stage, ...] = get_args(Stage)
 LETTERS = {"media": "M", "vision_block": "B", "vision_output": "O", "decoder_input": "I", "decoder_layer": "L"}
-# model_type -> what writes a tiny random folder of it: module and function
-MAKERS = {
-    "llava_onevision": "tests.support.models.onevision:make_onevision",
-    "llava_next": "tests.support.models.llava_next:make_llava_next",
-    "qwen2_vl": "tests.support.models.qwen:make_qwen2_vl",
-    "qwen2_5_vl": "tests.support.models.qwen:make_qwen2_5_vl",
-    "qwen3_vl": "tests.support.models.qwen:make_qwen3_vl",
-}
 # Tried in this order; a method takes the first that its fields allow.
 _SCORER = {"model_id": "scorer"}  # `check` loads none; what runs a plan puts a folder here
 _BUDGETS: tuple[dict[str, Any], ...] = (
@@ -60,12 +51,6 @@ def _fits(reducer: type[Reducer], kind: str, budget: dict[str, Any]) -> bool:
 
 
 SETTINGS = _settings()
-
-
-def make_folder(model_type: str, folder: Path) -> Path:
-    """A tiny random model of this family."""
-    module, name = MAKERS[model_type].split(":")
-    return getattr(import_module(module), name)(folder)
 
 
 def candidates(family: Family, setting: dict[str, Any], stage: Stage) -> list[ReductionPlan]:

@@ -68,8 +68,9 @@ def family_table() -> str:
     """
     import torch
 
-    from benchmarks.tables.family_matrix import MAKERS, SETTINGS, cell_of, make_folder
+    from benchmarks.tables.family_matrix import SETTINGS, cell_of
     from illava.families import load_family
+    from tests.support.models.families import MAKERS, make_folder
 
     families = {}
     with TemporaryDirectory() as folder:

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from illava.preprocess import VisualInput, load_preprocessor
+from illava.families import load_preprocessor
+from illava.preprocess import VisualInput
 from illava.requests import Request, SamplingParams
 from pipeline.config.schema import JobConfig
 from pipeline.execution.runner import build_loader

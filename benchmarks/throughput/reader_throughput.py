@@ -22,7 +22,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from illava.preprocess import load_preprocessor  # noqa: E402
+from illava.families import load_preprocessor  # noqa: E402
 from pipeline.config.schema import MediaConfig  # noqa: E402
 from pipeline.loading.decoding.media import load_video  # noqa: E402
 from pipeline.loading.decoding.mp4_index import fetch_index  # noqa: E402

@@ -1,27 +1,134 @@
-"""The registry of model families: Hugging Face's ``model_type`` -> family class, imported on first use.
+"""The one registry of model families: ``model_type`` of Hugging Face -> what a family is made of, and what loads it.
 
-A new family is one file here and one line in `FAMILIES`.
+A new family is one `FamilySpec` here. Torch-free: every part is named as ``module:name`` and imported on first use.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from illava.errors import ModelLoadError
+from illava.model_files import ModelFiles, load_model_files
+from illava.preprocess import Preprocessor
 
 if TYPE_CHECKING:
     import torch
 
     from illava.families.base import Family
 
-FAMILIES = {
-    "llava_next": "illava.families.llava.next:LlavaNext",
-    "llava_onevision": "illava.families.llava.onevision:LlavaOnevision",
-    "qwen2_5_vl": "illava.families.qwen.qwen2_5_vl:Qwen25VL",
-    "qwen2_vl": "illava.families.qwen.qwen2_vl:Qwen2VL",
-    "qwen3_vl": "illava.families.qwen.qwen3_vl:Qwen3VL",
-}
+
+@dataclass(frozen=True, slots=True)
+class FamilySpec:
+    """What one model family is made of.
+
+    Attributes:
+        model_type: as in config.json.
+        family: the `Family` subclass.
+        geometry: torch-free function, from `ModelFiles` to the family's arithmetic of sizes and counts.
+        depth: torch-free function, from `ModelFiles` to (vision blocks that are run, decoder layers).
+        preprocessor: torch-free function, from `ModelFiles` and that geometry to a `Preprocessor`.
+        presets: the shipped plans made for its published checkpoints, by name.
+    """
+
+    model_type: str
+    family: str
+    geometry: str
+    depth: str
+    preprocessor: str
+    presets: tuple[str, ...]
+
+
+_SPECS = (
+    FamilySpec(
+        model_type="llava_next",
+        family="illava.families.llava.next:LlavaNext",
+        geometry="illava.families.llava.geometry:next_geometry",
+        depth="illava.families.llava.geometry:model_depth",
+        preprocessor="illava.families.llava.preprocessor:next_preprocessor",
+        presets=("illava-next-image",),
+    ),
+    FamilySpec(
+        model_type="llava_onevision",
+        family="illava.families.llava.onevision:LlavaOnevision",
+        geometry="illava.families.llava.geometry:onevision_geometry",
+        depth="illava.families.llava.geometry:model_depth",
+        preprocessor="illava.families.llava.preprocessor:onevision_preprocessor",
+        presets=("illava-image", "illava-video"),
+    ),
+    FamilySpec(
+        model_type="qwen2_5_vl",
+        family="illava.families.qwen.qwen2_5_vl:Qwen25VL",
+        geometry="illava.families.qwen.geometry:qwen2_geometry",
+        depth="illava.families.qwen.geometry:model_depth",
+        preprocessor="illava.families.qwen.preprocessor:qwen2_preprocessor",
+        presets=("illava-qwen2.5-vl",),
+    ),
+    FamilySpec(
+        model_type="qwen2_vl",
+        family="illava.families.qwen.qwen2_vl:Qwen2VL",
+        geometry="illava.families.qwen.geometry:qwen2_geometry",
+        depth="illava.families.qwen.geometry:model_depth",
+        preprocessor="illava.families.qwen.preprocessor:qwen2_preprocessor",
+        presets=("illava-qwen2-vl",),
+    ),
+    FamilySpec(
+        model_type="qwen3_vl",
+        family="illava.families.qwen.qwen3_vl:Qwen3VL",
+        geometry="illava.families.qwen.geometry:qwen3_geometry",
+        depth="illava.families.qwen.geometry:model_depth",
+        preprocessor="illava.families.qwen.preprocessor:qwen3_preprocessor",
+        presets=("illava-qwen2-vl",),  # none is published for it
+    ),
+)
+FAMILIES = {spec.model_type: spec for spec in _SPECS}
+
+
+def load_part(name: str) -> Any:
+    """A part of a `FamilySpec`, imported."""
+    module, attribute = name.split(":")
+    return getattr(import_module(module), attribute)
+
+
+def load_spec(model_id: str, *, revision: str | None = None) -> tuple[FamilySpec, ModelFiles]:
+    """The family of a model folder or hub id, and the model's JSON files.
+
+    Raises:
+        ModelLoadError: the model is of no supported family, or as `load_model_files`.
+    """
+    files = load_model_files(model_id, revision=revision)
+    if files.model_type not in tuple(FAMILIES):  # config.json may hold anything
+        raise ModelLoadError(
+            f"{model_id!r} is a {files.model_type!r} model, which is not supported (model_type in "
+            f"{files.config.where}). Supported are: {', '.join(FAMILIES)}; take a checkpoint of one of these"
+        )
+    return FAMILIES[files.model_type], files
+
+
+def require_supported(model_id: str, *, revision: str | None = None) -> None:
+    """Refuse, by its JSON files, a model that cannot be run, before anything is made for it.
+
+    Raises:
+        ModelLoadError: another family's, a quantised one, an adapter, or one without a config.json that can be read.
+    """
+    load_spec(model_id, revision=revision)
+
+
+def load_preprocessor(model_id: str, *, revision: str | None = None) -> Preprocessor:
+    """The preprocessor of a model folder or hub id, from its JSON files alone (no weights, no torch).
+
+    Args:
+        model_id: local folder, or hub id.
+        revision: hub commit; None for a local folder.
+
+    Raises:
+        ModelLoadError: a file or key is missing, the family is unknown, or the files ask for a step that this
+            package does not do.
+    """
+    spec, files = load_spec(model_id, revision=revision)
+    preprocessor: Preprocessor = load_part(spec.preprocessor)(files, load_part(spec.geometry)(files))
+    return preprocessor
 
 
 def load_family(
@@ -40,15 +147,9 @@ def load_family(
     Raises:
         ModelLoadError: unknown family, no such model, weights that are missing, incomplete or not safetensors.
     """
-    from illava.model_files import load_model_files
-
-    files = load_model_files(model_id, revision=revision)
-    model_type = files.model_type
-    if model_type not in FAMILIES:
-        raise ModelLoadError(
-            f"{model_id!r} is a {model_type!r} model; families that can be loaded: {', '.join(sorted(FAMILIES))}"
-        )
-    module, name = FAMILIES[model_type].split(":")
-    family: Family = getattr(import_module(module), name).load(model_id, revision=revision, dtype=dtype, device=device)
+    spec, files = load_spec(model_id, revision=revision)
+    family_class: type[Family] = load_part(spec.family)
+    preprocessor = load_preprocessor(model_id, revision=revision)
+    family = family_class.load(model_id, preprocessor, revision=revision, dtype=dtype, device=device)
     family.has_random_weights = files.has_random_weights
     return family

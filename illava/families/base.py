@@ -1,70 +1,134 @@
 """What a model family is to the engine: media to visual tokens, prompt to ids and positions, borrowed decoder layers.
 
-A family knows no reducer: it calls the reduction between attention and MLP of its own block loop and gets shorter
-tokens back. One file a family; subclasses are one level deep.
+What all families do alike is done here; a family adds its tower, its encoder and what it refuses. It knows no reducer:
+it calls the reduction between attention and MLP of its own block loop and gets shorter tokens back. One file a family;
+subclasses are one level deep.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol, Self
 
+import torch
 from torch import Tensor
 
+from illava.decoder.decoder import Decoder
+from illava.families.chat_prompt import ChatPrompt, RenderedPrompt
+from illava.families.loading import load_config, load_tokenizer, load_weights, stop_token_ids
 from illava.plan import ReductionPlan
+from illava.preprocess import Preprocessor, VisualInput
 from illava.visual_tokens import EncodedMedium
 
-if TYPE_CHECKING:
-    from illava.decoder.decoder import Decoder
-    from illava.preprocess import Preprocessor, VisualInput
 
+class MediaEncoder(Protocol):
+    """Media to visual tokens; see the methods of `Family` of the same names."""
 
-@dataclass(frozen=True, slots=True)
-class RenderedPrompt:
-    """Token ids of a chat turn with every medium's placeholders in place.
+    def num_patches(self, medium: VisualInput) -> int: ...
 
-    Attributes:
-        token_ids: host integers, placeholders repeated ``num_slots`` times.
-        spans: (first slot, number) of each medium's placeholders, in the order of the media.
-        starts: of a medium whose frames have text between them, the first slot of each frame; by medium.
-    """
+    def num_vision_tokens(self, medium: VisualInput) -> int: ...
 
-    token_ids: tuple[int, ...]
-    spans: tuple[tuple[int, int], ...]
-    starts: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    def encode(
+        self, media: Sequence[VisualInput], plan: ReductionPlan, *, trace: bool, seeds: Sequence[int] | None = None
+    ) -> list[EncodedMedium]: ...
 
 
 class Family(ABC):
-    """One model family, holding one loaded Hugging Face model whose sub-modules it borrows."""
+    """One model family, holding one loaded Hugging Face model whose sub-modules it borrows.
 
-    model_type: ClassVar[str]
-    decoder: Decoder
-    preprocessor: Preprocessor
-    stop_token_ids: frozenset[int]
-    num_vision_blocks: int
-    has_random_weights: bool = False  # the model's folder declares it
-    _embedding: Any  # the borrowed model's word embeddings
-    _tokenizer: Any
+    Attributes:
+        model_class: of transformers.
+        media_kinds: what it reads; each has a placeholder token in config.json.
+        model_type: as in config.json.
+        tower: the vision tower's block loop.
+        encoder: media to visual tokens.
+        has_random_weights: the model's folder declares it.
+    """
+
+    model_class: ClassVar[Any]
+    media_kinds: ClassVar[tuple[str, ...]] = ("image", "video")
+    tower: Any
+    encoder: MediaEncoder
+    has_random_weights: bool = False
+
+    def __init__(self, model: Any, tokenizer: Any, preprocessor: Preprocessor) -> None:
+        """Borrow a loaded model's modules.
+
+        Args:
+            model: a `model_class`.
+            tokenizer: with the chat template to use.
+            preprocessor: of the same model folder; its geometry and normalisation are used.
+
+        Raises:
+            ModelLoadError: the configuration asks for what this family does not compute.
+        """
+        config = model.config
+        self.check_config(config)
+        self.model_type: str = config.model_type
+        self.preprocessor = preprocessor
+        self.decoder = Decoder(model.model.language_model, model.lm_head)
+        self.stop_token_ids = stop_token_ids(model)
+        self._embedding = model.model.get_input_embeddings()
+        self._tokenizer = tokenizer
+        self._chat = ChatPrompt(tokenizer, {kind: getattr(config, f"{kind}_token_id") for kind in self.media_kinds})
+        self.tower, self.encoder = self.build_encoder(model)
+        self.num_vision_blocks: int = self.tower.num_blocks
+
+    @classmethod
+    def load(
+        cls,
+        model_id: str,
+        preprocessor: Preprocessor,
+        *,
+        revision: str | None,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> Self:
+        """Load from a local folder or the hub; what cannot be computed is refused before the weights are read.
+
+        Raises:
+            ModelLoadError: see `illava.families.load_family`.
+        """
+        cls.check_config(load_config(cls.model_class, model_id, revision=revision))
+        tokenizer = load_tokenizer(model_id, revision=revision)
+        model = load_weights(cls.model_class, model_id, revision=revision, dtype=dtype, device=device)
+        return cls(model, tokenizer, preprocessor)
+
+    @classmethod  # noqa: B027  (most families compute all that their class can hold)
+    def check_config(cls, config: Any) -> None:
+        """Refuse configurations of `model_class` whose features this family does not compute.
+
+        Raises:
+            ModelLoadError: which, and what is supported.
+        """
 
     @abstractmethod
+    def build_encoder(self, model: Any) -> tuple[Any, MediaEncoder]:
+        """The tower and the encoder over it, of borrowed modules; decoder and preprocessor stand already."""
+
+    @abstractmethod
+    def check_vision(self, plan: ReductionPlan) -> None:
+        """`check`, up to the decoder's layers."""
+
     def check(self, plan: ReductionPlan) -> None:
         """Refuse, in words, a plan that makes no sense here.
 
         Raises:
             PlanError: what is wrong, where, and what would be right.
         """
+        self.check_vision(plan)
+        self.decoder.check(plan)
 
-    @abstractmethod
     def num_patches(self, medium: VisualInput) -> int:
-        """Tokens the medium brings into the tower; from geometry, for admission."""
+        """Tokens the medium brings into the tower, CLS apart; from geometry, for admission."""
+        return self.encoder.num_patches(medium)
 
-    @abstractmethod
     def num_vision_tokens(self, medium: VisualInput) -> int:
         """Visual tokens the unreduced model gives its LLM for this medium; from geometry."""
+        return self.encoder.num_vision_tokens(medium)
 
-    @abstractmethod
+    @torch.no_grad()
     def encode(
         self, media: Sequence[VisualInput], plan: ReductionPlan, *, trace: bool, seeds: Sequence[int] | None = None
     ) -> list[EncodedMedium]:
@@ -76,17 +140,18 @@ class Family(ABC):
             trace: whether mixing matrices are copied to the host.
             seeds: an integer per medium, the root of what reducers draw in the tower; None is 0 for each.
         """
+        return self.encoder.encode(media, plan, trace=trace, seeds=seeds)
 
-    @abstractmethod
     def render(self, content: Sequence[str | VisualInput], num_slots: Sequence[int]) -> RenderedPrompt:
         """Chat template and tokenizer. ``num_slots`` gives each medium's placeholders, in order."""
+        return self._chat.render(content, num_slots)
 
-    @abstractmethod
     def position_ids(self, prompt: RenderedPrompt, media: Sequence[VisualInput]) -> Tensor:
-        """Rotary positions of every prompt slot: int64 [P, slots], P = 1, or 3 for M-RoPE.
+        """Rotary positions of every prompt slot: int64 [P, slots], P = 1, or 3 for M-RoPE; here slots are counted.
 
         A generated token's position follows from the last column: one more on every axis per token.
         """
+        return torch.arange(len(prompt.token_ids), device=self.decoder.device)[None]
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Word embeddings: [T] -> [T, D]."""

@@ -6,14 +6,29 @@ Knows placeholders and counts; nothing of pixels, features or positions.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 from illava.errors import ModelLoadError, RequestError
-from illava.families.base import RenderedPrompt
 from illava.preprocess import VisualInput
 
 _KNOWN = 256  # turns whose text and ids are remembered
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedPrompt:
+    """Token ids of a chat turn with every medium's placeholders in place.
+
+    Attributes:
+        token_ids: host integers, placeholders repeated ``num_slots`` times.
+        spans: (first slot, number) of each medium's placeholders, in the order of the media.
+        starts: of a medium whose frames have text between them, the first slot of each frame; by medium.
+    """
+
+    token_ids: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+    starts: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
 
 class ChatPrompt:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoTokenizer
@@ -20,7 +21,20 @@ from illava.checkpoint_check import FLOATING_DTYPES, check_stored, check_used
 from illava.errors import ModelLoadError
 
 _PROCESSOR_TEMPLATE = "chat_template.json"
+_UNREADABLE = (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError)
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def load_config(model_class: Any, model_id: str, *, revision: str | None) -> Any:
+    """The model's configuration as transformers reads it, with the defaults of what config.json leaves out.
+
+    Raises:
+        ModelLoadError: config.json does not fit the class.
+    """
+    try:
+        return model_class.config_class.from_pretrained(model_id, revision=revision or "main")
+    except _UNREADABLE as error:
+        raise _refusal(model_class, model_id, revision, error) from error
 
 
 def load_weights(
@@ -48,12 +62,8 @@ def load_weights(
         )
     except ModelLoadError:
         raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelLoadError(
-            f"cannot load {model_id!r} (revision {revision or 'main'}) as {model_class.__name__} from safetensors: "
-            f"{reason}"
-        ) from error
+    except _UNREADABLE as error:
+        raise _refusal(model_class, model_id, revision, error) from error
     mismatched = {entry[0] for entry in report["mismatched_keys"]}
     for what, names in (("missing", set(report["missing_keys"]) - mismatched), ("of another shape", mismatched)):
         if names:  # transformers would go on with random numbers there
@@ -66,6 +76,13 @@ def load_weights(
     for weight in sorted(model.parameters(), key=Tensor.data_ptr):
         weight.data = weight.data.to(device).to(dtype)
     return model.to(device).eval()
+
+
+def _refusal(model_class: Any, model_id: str, revision: str | None, error: Exception) -> ModelLoadError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return ModelLoadError(
+        f"cannot load {model_id!r} (revision {revision or 'main'}) as {model_class.__name__} from safetensors: {reason}"
+    )
 
 
 def _stored_dtypes(model_id: str, revision: str | None) -> dict[str, str]:

@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from illava.preprocess import Preprocessor, load_preprocessor
+from illava.families import load_preprocessor
+from illava.preprocess import Preprocessor
 from pipeline.config.placement import said
 from pipeline.config.schema import JobConfig, PricesConfig
 from pipeline.cost import Spending, run_cost, spending

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from illava.preprocess import load_preprocessor
+from illava.families import load_preprocessor
 from illava.requests import Generation, Request, SamplingParams
 from pipeline.config.schema import JobConfig
 from pipeline.errors import ConfigError

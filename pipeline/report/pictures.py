@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from illava.errors import ILLaVAError
-from illava.preprocess import load_preprocessor
+from illava.families import load_preprocessor
 from pipeline.config.schema import JobConfig
 from pipeline.errors import PipelineError
 from pipeline.loading.load_report import ItemLoader

@@ -16,7 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from illava.model_files import declared_dtype, require_plain_weights
+from illava.families import require_supported
+from illava.model_files import declared_dtype
 from pipeline.config.schema import JobConfig, recipe_fields
 from pipeline.errors import ConfigError
 from pipeline.storage import local_files
@@ -96,7 +97,7 @@ def digest_of(value: Any) -> str:
 def _model_files(config: JobConfig) -> str | None:
     model_id, revision = config.model.model_id, config.model.revision
     if os.path.isdir(model_id):
-        require_plain_weights(model_id)  # before gigabytes are hashed
+        require_supported(model_id)  # before gigabytes are hashed
         return folder_digest(model_id)
     if revision is None:
         raise ConfigError(

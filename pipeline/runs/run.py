@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from illava import __version__
-from illava.model_files import require_plain_weights
+from illava.families import require_supported
 from pipeline.config.schema import JobConfig
 from pipeline.errors import RefusedError, StorageError
 from pipeline.inputs.build_manifest import build_manifest
@@ -56,7 +56,7 @@ def open_planned(run: Run) -> Run:
         storage.sweep_temporaries(run.uri)
         return run
     model = run.config.model
-    require_plain_weights(model.model_id, revision=model.revision)  # whose run.json would refuse the next
+    require_supported(model.model_id, revision=model.revision)  # whose run.json would refuse the next
     return claim(run)
 
 

@@ -12,8 +12,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
+from illava.families import load_preprocessor
 from illava.model_files import require_trained
-from illava.preprocess import load_preprocessor
 from pipeline.config.schema import JobConfig
 from pipeline.errors import InputError, ItemError
 from pipeline.execution.runner import build_loader

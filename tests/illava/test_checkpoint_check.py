@@ -11,10 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from illava import VLM
 from illava.errors import ModelLoadError
-from illava.families import load_family
+from illava.families import load_family, load_preprocessor
 from illava.families.model_shape import load_model_shape
 from illava.families.text_scorer import RelevanceModel
-from illava.preprocess import load_preprocessor
 from illava.reducers.clip_crop import ClipScorer
 from tests.support.models.clip import make_clip
 from tests.support.models.published_llava import edit

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
 from illava.errors import ModelLoadError, PreprocessError
-from illava.preprocess import load_preprocessor
+from illava.families import load_preprocessor
 
 SIZES = [
     (56, 56),
@@ -185,7 +185,7 @@ def test_video_falls_back_to_the_image_processor_as_in_transformers(files, prepr
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("config.json", {"model_type": "bert"}, "'bert' model; .*llava_onevision"),
+        ("config.json", {"model_type": "bert"}, "'bert' model, which is not supported .*llava_onevision"),
         ("config.json", {"vision_config": ...}, r"config.json has no key 'vision_config'"),
         ("config.json", {"vision_aspect_ratio": "square"}, "vision_aspect_ratio is 'square'"),
         ("config.json", {"image_grid_pinpoints": [[56, 57]]}, "canvas 56x57"),

@@ -12,11 +12,10 @@ import pytest
 import torch
 
 from illava.errors import ModelLoadError, PlanError
-from illava.families import load_family
+from illava.families import load_family, load_preprocessor
 from illava.families.llava.geometry import AnyresGeometry
 from illava.families.model_shape import load_model_shape
 from illava.plan import EMPTY_PLAN, ReductionPlan, ReductionStep, preset
-from illava.preprocess import load_preprocessor
 from illava.reducers import Reducer
 from illava.token_counts import TokenCounts, expected_counts
 from illava.tower_counts import MediumShape

@@ -91,7 +91,7 @@ def model_folder(tmp_path):
     """A folder that stands for a local model: what counts here is that its files have hashes."""
     folder = tmp_path / "model"
     folder.mkdir()
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text('{"model_type": "qwen2_vl"}')
     (folder / "model.safetensors").write_bytes(b"weights")
     return folder
 

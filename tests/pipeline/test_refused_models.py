@@ -79,10 +79,25 @@ def test_a_model_is_refused_before_its_gigabytes_are_hashed(job, capsys, monkeyp
     refused(path, capsys=capsys)
 
 
+@pytest.mark.parametrize("flags", [(), ("--plan",)])
+def test_a_model_of_no_family_ends_with_2_before_it_is_hashed_or_anything_is_written(
+    job, flags, capsys, monkeypatch
+) -> None:
+    path, model, out = job
+    edit(model / "config.json", model_type="mistral")
+    (model / "preprocessor_config.json").unlink()  # of which a text model has none
+    monkeypatch.setattr("pipeline.runs.recipe.folder_digest", lambda _: pytest.fail("hashed"))
+    said = refused(path, *flags, capsys=capsys)
+    assert "is a 'mistral' model, which is not supported" in said
+    assert "llava_onevision, qwen2_5_vl" in said
+    assert "not complete" not in said
+    assert not out.exists()
+
+
 def test_a_sweep_and_its_plan_end_with_2(job, tmp_path, capsys) -> None:
     _, model, _ = job
     edit(model / "config.json", quantization_config={"quant_method": "gptq"})
-    root = Path(runner.__file__).parents[1]
+    root = Path(runner.__file__).parents[2]
     sweep = yaml.safe_load((root / "configs" / "sweep_demo.yaml").read_text())
     for one in sweep["models"].values():
         one["model_id"] = str(model)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from illava.errors import RequestError
+from illava.families.llava.geometry import AnyresGeometry
 from illava.families.llava.packing import Survivors, lay_out, patch_places
 from illava.plan import ReductionPlan
 from illava.preprocess import Preprocessor, VisualInput
@@ -28,7 +29,7 @@ from illava.visual_tokens import EncodedMedium
 
 
 class Tower(Protocol):
-    """A vision tower over packed tiles: see `families.siglip` and `families.clip`."""
+    """A vision tower over packed tiles: see `illava.families.llava.towers`."""
 
     has_cls: bool
     num_blocks: int
@@ -53,12 +54,23 @@ class TileEncoder:
             preprocessor: of the same model; its geometry and normalisation are used.
         """
         self._tower, self._projector, self._newline_D = tower, projector, newline_D
-        self._preprocessor, self._geometry = preprocessor, preprocessor.geometry
+        self._preprocessor = preprocessor
+        self._geometry: AnyresGeometry = preprocessor.geometry
+
+    def num_patches(self, medium: VisualInput) -> int:
+        """See `Family.num_patches`."""
+        return len(medium.tiles) * self._geometry.grid**2
+
+    def num_vision_tokens(self, medium: VisualInput) -> int:
+        """See `Family.num_vision_tokens`."""
+        if medium.kind == "video":
+            return self._geometry.num_video_tokens(len(medium.tiles))
+        return self._geometry.num_image_tokens(*medium.original_size, num_tiles=len(medium.tiles))
 
     def encode(
         self, media: Sequence[VisualInput], plan: ReductionPlan, *, trace: bool, seeds: Sequence[int] | None = None
     ) -> list[EncodedMedium]:
-        """See `Family.encode`."""
+        """See `Family.encode`; the tower runs once over all tiles of all media."""
         if not media:
             return []
         grid, device = self._geometry.grid, self._newline_D.device

@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from illava.errors import ModelLoadError
 from illava.model_files import ModelFiles
 
+# Source: transformers 5.23, LlamaConfig and MistralConfig.
+_DEFAULT_NUM_LAYERS = {"llama": 32, "mistral": 32}
+
 
 @dataclass(frozen=True, slots=True)
 class ImageLayout:
@@ -162,14 +165,47 @@ class AnyresGeometry:
         return num_frames * math.ceil((side or self.grid) / 2) ** 2 + 1
 
 
-def load_geometry(files: ModelFiles) -> AnyresGeometry:
-    """The geometry a model's config.json describes.
-
-    LLaVA-NeXT has one rule, which config.json does not name: every image is tiled, without a budget, and no video.
+def onevision_geometry(files: ModelFiles) -> AnyresGeometry:
+    """The geometry a LLaVA-OneVision's config.json describes.
 
     Raises:
         ModelLoadError: a key is missing, a canvas is no multiple of the tile, or the aspect ratio rule is unknown.
     """
+    rule = files.config["vision_aspect_ratio"]
+    budget = re.fullmatch(r"anyres(?:_max_(\d+))?", rule)
+    if budget is None:
+        raise ModelLoadError(f"{files.config.where}: vision_aspect_ratio is {rule!r}; expected anyres or anyres_max_N")
+    max_tiles = int(budget[1]) if budget[1] else None
+    return AnyresGeometry(*_tiles_and_canvases(files), max_tiles=max_tiles)
+
+
+def next_geometry(files: ModelFiles) -> AnyresGeometry:
+    """The geometry of a LLaVA-NeXT: every image is tiled, without a budget, and no video; config.json names no rule.
+
+    Raises:
+        ModelLoadError: a key is missing, or a canvas is no multiple of the tile.
+    """
+    return AnyresGeometry(*_tiles_and_canvases(files), max_tiles=None, tiles_every_image=True, reads_videos=False)
+
+
+def model_depth(files: ModelFiles) -> tuple[int, int]:
+    """Blocks of the tower up to the feature that is used, and layers of the LLM.
+
+    Raises:
+        ModelLoadError: a key is missing, or several features are joined.
+    """
+    feature = files.config["vision_feature_layer"]
+    num_blocks = files.config.section("vision_config")["num_hidden_layers"]
+    if not isinstance(feature, int):
+        raise ModelLoadError(f"{files.config.where}: vision_feature_layer is {feature!r}; expected one layer")
+    text = files.config.section("text_config")
+    default = _DEFAULT_NUM_LAYERS.get(text.get("model_type"))  # published LLaVA-NeXT 7B configurations say no number
+    num_layers = text["num_hidden_layers"] if default is None else text.get("num_hidden_layers", default)
+    return num_blocks + 1 + feature if feature < 0 else feature, num_layers
+
+
+def _tiles_and_canvases(files: ModelFiles) -> tuple[int, int, tuple[tuple[int, int], ...]]:
+    """Sides of a tile and of a patch in px, and the canvases."""
     vision = files.config.section("vision_config")
     tile_px, patch_px = vision["image_size"], vision["patch_size"]
     if not files.config["image_grid_pinpoints"]:
@@ -181,11 +217,4 @@ def load_geometry(files: ModelFiles) -> AnyresGeometry:
                 f"{files.config.where}: canvas {height}x{width} in image_grid_pinpoints is no multiple of the "
                 f"{tile_px} px tile"
             )
-    if files.model_type == "llava_next":
-        return AnyresGeometry(tile_px, patch_px, pinpoints, None, tiles_every_image=True, reads_videos=False)
-    rule = files.config["vision_aspect_ratio"]
-    budget = re.fullmatch(r"anyres(?:_max_(\d+))?", rule)
-    if budget is None:
-        raise ModelLoadError(f"{files.config.where}: vision_aspect_ratio is {rule!r}; expected anyres or anyres_max_N")
-    max_tiles = int(budget[1]) if budget[1] else None
-    return AnyresGeometry(tile_px=tile_px, patch_px=patch_px, pinpoints=pinpoints, max_tiles=max_tiles)
+    return tile_px, patch_px, pinpoints

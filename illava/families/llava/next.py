@@ -9,76 +9,50 @@ it: where and how much to reduce is ours (`plan.py`, ``illava-next-image``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
+from transformers import LlavaNextForConditionalGeneration
 
-from illava.decoder.decoder import Decoder
-from illava.errors import ModelLoadError, PlanError
-from illava.families.base import Family, RenderedPrompt
-from illava.families.chat_prompt import ChatPrompt
-from illava.families.llava.clip import ClipTower
+from illava.errors import PlanError
+from illava.families.base import Family
 from illava.families.llava.encoder import TileEncoder
-from illava.families.loading import load_tokenizer, load_weights, stop_token_ids
+from illava.families.llava.towers import ClipTower, check_features
 from illava.families.plan_check import check_media, square_side, tokens_left
 from illava.plan import ReductionPlan
-from illava.preprocess import Preprocessor, VisualInput, load_preprocessor
-from illava.visual_tokens import EncodedMedium
 
 
 class LlavaNext(Family):
     """One loaded LLaVA-NeXT model.
 
     Attributes:
-        tower: the vision tower's block loop.
-        encoder: tiles to visual tokens.
         geometry: tiles and grids.
     """
 
-    model_type = "llava_next"
-
-    def __init__(self, model: Any, tokenizer: Any, preprocessor: Preprocessor) -> None:
-        """Borrow a loaded model's modules.
-
-        Args:
-            model: a `LlavaNextForConditionalGeneration`.
-            tokenizer: with the chat template to use.
-            preprocessor: of the same model folder; its geometry and normalisation are used.
-
-        Raises:
-            ModelLoadError: a vision tower or feature selection that this family does not have.
-        """
-        _check_config(model.config)
-        inner = model.model
-        self.decoder = Decoder(inner.language_model, model.lm_head)
-        self.tower = ClipTower(inner.vision_tower, feature_layer=model.config.vision_feature_layer)
-        self.num_vision_blocks = self.tower.num_blocks
-        self.stop_token_ids = stop_token_ids(model)
-        self.geometry, self.preprocessor = preprocessor.geometry, preprocessor
-        self.encoder = TileEncoder(self.tower, inner.multi_modal_projector, inner.image_newline, preprocessor)
-        self._embedding = inner.get_input_embeddings()
-        self._tokenizer = tokenizer
-        self._chat = ChatPrompt(tokenizer, {"image": model.config.image_token_id})
+    model_class = LlavaNextForConditionalGeneration
+    media_kinds = ("image",)
+    tower: ClipTower
+    encoder: TileEncoder
 
     @classmethod
-    def load(cls, model_id: str, *, revision: str | None, dtype: torch.dtype, device: torch.device | str) -> LlavaNext:
-        """Load from a local folder or the hub.
+    def check_config(cls, config: Any) -> None:
+        """See `Family.check_config`."""
+        check_features(
+            config,
+            model="LLaVA-NeXT",
+            tower="clip_vision_model",
+            strategy="default",
+            otherwise="keeps the CLS token, which fits no grid of patches",
+        )
 
-        Raises:
-            ModelLoadError: see `illava.families.load_family`.
-        """
-        preprocessor = load_preprocessor(model_id, revision=revision)
-        _check_config(LlavaNextConfig.from_pretrained(model_id, revision=revision or "main"))
-        tokenizer = load_tokenizer(model_id, revision=revision)
-        model_class = LlavaNextForConditionalGeneration
-        model = load_weights(model_class, model_id, revision=revision, dtype=dtype, device=device)
-        return cls(model, tokenizer, preprocessor)
+    def build_encoder(self, model: Any) -> tuple[ClipTower, TileEncoder]:
+        """See `Family.build_encoder`."""
+        inner = model.model
+        self.geometry = self.preprocessor.geometry
+        tower = ClipTower(inner.vision_tower, feature_layer=model.config.vision_feature_layer)
+        return tower, TileEncoder(tower, inner.multi_modal_projector, inner.image_newline, self.preprocessor)
 
-    def check(self, plan: ReductionPlan) -> None:
-        """See `Family.check`."""
+    def check_vision(self, plan: ReductionPlan) -> None:
+        """See `Family.check_vision`."""
         check_media(plan, self.model_type, reads_videos=False)
         patches = self.geometry.grid**2
         left = tokens_left(
@@ -92,48 +66,3 @@ class LlavaNext(Family):
                     f"{step.reducer.kind!r} at {step.stage} keeps a count per frame, but llava_next has none: the "
                     "tiles of an image are read as one; set `per` to medium or prompt and give keep_ratio or num_merged"
                 )
-        self.decoder.check(plan)
-
-    def num_patches(self, medium: VisualInput) -> int:
-        """See `Family.num_patches`; CLS tokens are not counted."""
-        return len(medium.tiles) * self.geometry.grid**2
-
-    def num_vision_tokens(self, medium: VisualInput) -> int:
-        """See `Family.num_vision_tokens`."""
-        return self.geometry.num_image_tokens(*medium.original_size, num_tiles=len(medium.tiles))
-
-    @torch.no_grad()
-    def encode(
-        self, media: Sequence[VisualInput], plan: ReductionPlan, *, trace: bool, seeds: Sequence[int] | None = None
-    ) -> list[EncodedMedium]:
-        """See `Family.encode`; the tower runs once over all tiles of all images."""
-        return self.encoder.encode(media, plan, trace=trace, seeds=seeds)
-
-    def render(self, content: Sequence[str | VisualInput], num_slots: Sequence[int]) -> RenderedPrompt:
-        """See `Family.render`."""
-        return self._chat.render(content, num_slots)
-
-    def position_ids(self, prompt: RenderedPrompt, media: Sequence[VisualInput]) -> Tensor:
-        """See `Family.position_ids`; the decoder counts slots."""
-        return torch.arange(len(prompt.token_ids), device=self.decoder.device)[None]
-
-
-def _check_config(config: Any) -> None:
-    """Refuse configurations whose features this family does not compute."""
-    tower, strategy, layer = (
-        config.vision_config.model_type,
-        config.vision_feature_select_strategy,
-        config.vision_feature_layer,
-    )
-    if tower != "clip_vision_model":
-        raise ModelLoadError(f"this LLaVA-NeXT has a {tower!r} vision tower; supported is 'clip_vision_model'")
-    if strategy != "default":
-        raise ModelLoadError(
-            f"vision_feature_select_strategy {strategy!r} keeps the CLS token, which fits no grid of patches "
-            "(transformers fails on it, too); set it to 'default' in config.json"
-        )
-    if not isinstance(layer, int):
-        raise ModelLoadError(
-            f"vision_feature_layer {layer} joins several hidden states, which have different lengths under reduction; "
-            "only models that read one are supported"
-        )

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from illava.errors import ModelLoadError, PreprocessError
-from illava.families.llava.geometry import AnyresGeometry, load_geometry
+from illava.families.llava.geometry import AnyresGeometry
 from illava.model_files import JsonSection, ModelFiles
 from illava.preprocess import MediumCells, Preprocessor, VisualInput, check_images, check_video, resize
 
@@ -23,25 +23,11 @@ from illava.preprocess import MediumCells, Preprocessor, VisualInput, check_imag
 MAX_SQUARE_PX = 16_384
 
 
-@dataclass(frozen=True, slots=True)
 class TilePreprocessor(Preprocessor):
-    """Images to square tiles, and video frames to one tile each.
+    """Images to square tiles, and video frames to one tile each."""
 
-    Attributes:
-        model_type: of the family, as in config.json.
-        geometry: tiles and canvases.
-        image_resample: Pillow's number of the filter for images.
-        video_resample: the same for video frames; None where the model reads images only.
-        rescale_factor, mean, std: the device later computes ``(x * rescale_factor - mean) / std`` per channel.
-    """
-
-    model_type: str
+    __slots__ = ()
     geometry: AnyresGeometry
-    image_resample: int
-    video_resample: int | None
-    rescale_factor: float
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
 
     def images(self, frames: Sequence[np.ndarray]) -> tuple[VisualInput, ...]:
         """The images of one request, in order. One alone is tiled; of several each is tiled or one padded square.
@@ -181,10 +167,9 @@ def _fit(height: int, width: int, canvas_height: int, canvas_width: int) -> tupl
     return canvas_height, min(math.ceil(width * scale_rows), canvas_width)
 
 
-def onevision_preprocessor(files: ModelFiles) -> TilePreprocessor:
+def onevision_preprocessor(files: ModelFiles, geometry: AnyresGeometry) -> TilePreprocessor:
     """The preprocessor that a LLaVA-OneVision's files describe."""
     image, video = files.image_processor, files.video_processor
-    geometry = load_geometry(files)
     tile = {"height": geometry.tile_px, "width": geometry.tile_px}
     for section in (image, video):
         _check_steps(section, {"size": tile}, crops=False)
@@ -194,9 +179,8 @@ def onevision_preprocessor(files: ModelFiles) -> TilePreprocessor:
     return _build(files, geometry, video_resample=video["resample"])
 
 
-def next_preprocessor(files: ModelFiles) -> TilePreprocessor:
+def next_preprocessor(files: ModelFiles, geometry: AnyresGeometry) -> TilePreprocessor:
     """Tiles come out of the cut at the tower's size already: the resize and crop that follow change nothing then."""
-    geometry = load_geometry(files)
     tile = {"height": geometry.tile_px, "width": geometry.tile_px}
     sizes = {"size": {"shortest_edge": geometry.tile_px}, "crop_size": tile}
     _check_steps(files.image_processor, sizes, crops=True)

@@ -1,16 +1,19 @@
-"""The block loop of SigLIP and CLIP towers over Hugging Face's own layers, with the reduction called inside it.
+"""The SigLIP and CLIP towers: Hugging Face's own embeddings and layers in one block loop, with the reduction inside it.
 
 Both have the same layer: attention behind a norm, MLP behind a norm. Sub-modules are borrowed, none is patched or
-copied. Knows nothing of embeddings, media, layouts or the LLM behind.
+copied. Tokens of all tiles lie packed end to end; blocks may shorten them. Knows nothing of media, layouts or the LLM
+behind.
 
 On CPU each result of tens of MiB is fresh memory, which the operating system zeroes page by page (1.5 us each: up to a
 tenth of a block's time at four so400m frames). So the widest one is used again there, and the others are kept small.
 
-Shape suffixes: T tokens packed end to end, K kept tokens, D channels, M channels within the MLP, H heads, d head width.
+Shape suffixes: T tokens packed end to end, CLS tokens included; K kept patches, F tiles, D channels, M channels within
+the MLP, H heads, d head width.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,16 +28,102 @@ _CPU_ROWS = 1024  # in which segments attend together
 _CPU_ACTIVATION_ROWS = 64  # at so400m's width 1 MiB: half of an L2 cache
 
 
-def blocks_up_to(layers: Any, feature_layer: int) -> Any:
-    """The blocks that lead to the hidden state a model reads.
+class TileTower(ABC):
+    """Runs the blocks up to the hidden state a model reads; that state is taken before the tower's last norm.
+
+    Attributes:
+        has_cls: a CLS token stands before the patches of every tile; it is never reduced.
+        num_blocks: blocks that are run.
+        grid: patches per side of a tile.
+    """
+
+    has_cls: bool
+
+    def __init__(self, vision_model: Any, *, feature_layer: int = -1) -> None:
+        """Borrow the layers of a loaded tower.
+
+        Args:
+            vision_model: the module that holds ``embeddings`` and ``encoder``.
+            feature_layer: index into the hidden states, 0 being the embeddings, as ``vision_feature_layer`` counts.
+
+        Raises:
+            ModelLoadError: no such hidden state.
+        """
+        self._embeddings = vision_model.embeddings
+        self._blocks = _blocks_up_to(vision_model.encoder.layers, feature_layer)
+        self.num_blocks = len(self._blocks)
+        self.grid = vision_model.embeddings.image_size // vision_model.embeddings.patch_size
+
+    @abstractmethod
+    def embed(self, pixels_F3HW: Tensor) -> Tensor:
+        """What enters the blocks: [F, 3, H, W] normalised -> [T, D]."""
+
+    def run(self, hidden_TD: Tensor, reduction: VisionReduction) -> Tensor:
+        """All blocks: [T, D] -> [K, D], reduced as the plan says. With an empty plan equal to Hugging Face's."""
+        return run_blocks(self._blocks, hidden_TD, reduction)
+
+
+class SiglipTower(TileTower):
+    """Of a `SiglipVisionModel`."""
+
+    has_cls = False
+
+    def embed(self, pixels_F3HW: Tensor) -> Tensor:
+        """Patches with their position embeddings: [F, 3, H, W] normalised -> [T, D]."""
+        return self._embeddings(pixels_F3HW).flatten(0, 1)
+
+
+class ClipTower(TileTower):
+    """Of a `CLIPVisionModel`. CLS takes part in all attention.
+
+    `VisionReduction` keeps CLS apart and drops it behind the last block, as ``vision_feature_select_strategy: default``
+    does.
+    """
+
+    has_cls = True
+
+    def __init__(self, vision_model: Any, *, feature_layer: int = -1) -> None:
+        """See `TileTower`; there is a norm behind the embeddings."""
+        inner = getattr(vision_model, "vision_model", vision_model)  # older transformers: one module deeper
+        super().__init__(inner, feature_layer=feature_layer)
+        self._norm = inner.pre_layrnorm
+
+    def embed(self, pixels_F3HW: Tensor) -> Tensor:
+        """CLS and patches of every tile with their position embeddings, normed: [F, 3, H, W] normalised -> [T, D]."""
+        return self._norm(self._embeddings(pixels_F3HW)).flatten(0, 1)
+
+
+def check_features(config: Any, *, model: str, tower: str, strategy: str, otherwise: str) -> None:
+    """Refuse a LLaVA configuration whose features are not what its tower here gives.
 
     Args:
-        layers: the tower's `ModuleList`.
-        feature_layer: index into the hidden states, 0 being the embeddings, as ``vision_feature_layer`` counts.
+        config: of transformers.
+        model: the model's name, for messages.
+        tower: the ``model_type`` of the tower that is supported.
+        strategy: the ``vision_feature_select_strategy`` that is.
+        otherwise: what another strategy would do, for messages.
 
     Raises:
-        ModelLoadError: no such hidden state.
+        ModelLoadError: another tower, another strategy, or several hidden states.
     """
+    found, given = config.vision_config.model_type, config.vision_feature_select_strategy
+    layer = config.vision_feature_layer
+    if found != tower:
+        raise ModelLoadError(f"this {model} has a {found!r} vision tower; supported is {tower!r}")
+    if given != strategy:
+        raise ModelLoadError(
+            f"vision_feature_select_strategy {given!r} {otherwise} (transformers fails on it, too); set it to "
+            f"{strategy!r} in config.json"
+        )
+    if not isinstance(layer, int):
+        raise ModelLoadError(
+            f"vision_feature_layer {layer} joins several hidden states, which have different lengths under reduction; "
+            "only models that read one are supported"
+        )
+
+
+def _blocks_up_to(layers: Any, feature_layer: int) -> Any:
+    """The blocks that lead to the hidden state a model reads."""
     num_blocks = feature_layer if feature_layer >= 0 else len(layers) + 1 + feature_layer
     if not 1 <= num_blocks <= len(layers):
         raise ModelLoadError(

@@ -1,20 +1,52 @@
-"""What the blocks of all Qwen vision towers share: attention behind a norm with 2-D rotary positions.
+"""What all Qwen vision towers share: a tower of native resolution, whose blocks attend with 2-D rotary positions.
 
 Sub-modules are borrowed from Hugging Face, none is patched or copied. Knows nothing of media or of the LLM behind.
 
-Shape suffixes: T patches packed end to end, D channels, H heads, d head width.
+Shape suffixes: T patches packed end to end, P patches, X values of a patch, K kept groups, D channels, H heads, d head
+width.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from illava.attention.packed import packed_attention
+from illava.families.qwen.geometry import PatchGrid
+from illava.reduction.vision import VisionReduction
 
 Rotary = tuple[Tensor, Tensor]
+
+
+class NativeTower(ABC):
+    """Runs all blocks of a tower over packed patches, and the merger.
+
+    Attributes:
+        num_blocks: blocks that are run.
+        last_scored_block: the last whose attention can score patches for later stages.
+    """
+
+    def __init__(self, visual: Any) -> None:
+        """Borrow the layers of a loaded tower."""
+        self._patch_embed, self._rotary = visual.patch_embed, visual.rotary_pos_emb
+        self._blocks, self._merger = visual.blocks, visual.merger
+        self.num_blocks = len(visual.blocks)
+        self.last_scored_block = self.num_blocks - 1
+
+    def embed(self, patch_PX: Tensor, grids: Sequence[PatchGrid]) -> Tensor:
+        """Patches as tokens: [P, X] normalised -> [T, D]."""
+        return self._patch_embed(patch_PX)
+
+    @abstractmethod
+    def run(self, hidden_TD: Tensor, reduction: VisionReduction) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """All blocks, reduced as the plan says, and the merger: [T, D] -> [K, D], a vision token for each group.
+
+        Beside them what some towers give the decoder's layers: as much for each (deepstack).
+        """
 
 
 def rotary_at(rotary: Any, hidden_TD: Tensor, place_T3: Tensor) -> Rotary:

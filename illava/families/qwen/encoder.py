@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from illava.errors import RequestError
+from illava.families.qwen.blocks import NativeTower
 from illava.families.qwen.geometry import NativeGeometry, PatchGrid
 from illava.plan import ReductionPlan
 from illava.preprocess import Preprocessor, VisualInput
@@ -29,16 +29,6 @@ from illava.reduction.trace import medium_place
 from illava.reduction.vision import VisionReduction
 from illava.requests import TraceStep
 from illava.visual_tokens import EncodedMedium
-
-
-class NativeTower(Protocol):
-    """A vision tower over packed patches: see `families.qwen2_vl`."""
-
-    last_scored_block: int
-
-    def embed(self, patch_PX: Tensor, grids: Sequence[PatchGrid]) -> Tensor: ...
-
-    def run(self, hidden_TD: Tensor, reduction: VisionReduction) -> tuple[Tensor, tuple[Tensor, ...]]: ...
 
 
 class NativeEncoder:
@@ -63,10 +53,18 @@ class NativeEncoder:
             )
         return self._geometry.grid(medium.kind, *tiles.shape[:3])
 
+    def num_patches(self, medium: VisualInput) -> int:
+        """See `Family.num_patches`."""
+        return self.grid(medium).num_patches
+
+    def num_vision_tokens(self, medium: VisualInput) -> int:
+        """See `Family.num_vision_tokens`."""
+        return self.grid(medium).num_groups
+
     def encode(
         self, inputs: Sequence[VisualInput], plan: ReductionPlan, *, trace: bool, seeds: Sequence[int] | None = None
     ) -> list[EncodedMedium]:
-        """See `Family.encode`."""
+        """See `Family.encode`; the tower runs once over all media."""
         if not inputs:
             return []
         grids = [self.grid(medium) for medium in inputs]

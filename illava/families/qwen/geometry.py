@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from illava.errors import PreprocessError
+from illava.errors import ModelLoadError, PreprocessError
+from illava.model_files import JsonSection, ModelFiles
 
 MAX_ASPECT_RATIO = 200
 
@@ -167,3 +168,64 @@ def smart_resize(
 def _whole_groups(rounding: Callable[[float], int], height: float, width: float, factor_px: int) -> tuple[int, int]:
     rows, cols = rounding(height / factor_px), rounding(width / factor_px)
     return max(1, rows) * factor_px, max(1, cols) * factor_px
+
+
+# What transformers' processor takes where a model's files are silent, in all of these families.
+_IMAGE_PIXELS = PixelRange(56**2, 1280 * 28**2)
+
+
+def qwen2_geometry(files: ModelFiles) -> NativeGeometry:
+    """Sizes and grids that the files of a Qwen2-VL or Qwen2.5-VL describe."""
+    return _load(files, patch_px=14, video=PixelRange(128 * 28**2, 768 * 28**2), video_budget="frame")
+
+
+def qwen3_geometry(files: ModelFiles) -> NativeGeometry:
+    """Sizes and grids that a Qwen3-VL's files describe."""
+    return _load(files, patch_px=16, video=PixelRange(128 * 32**2, 768 * 32**2), video_budget="clip")
+
+
+def model_depth(files: ModelFiles) -> tuple[int, int]:
+    """Blocks of the tower, and layers of the LLM, which older files keep beside the tower's section."""
+    text = files.config.section("text_config") if files.config.get("text_config") else files.config
+    return files.config.section("vision_config")["depth"], text["num_hidden_layers"]
+
+
+def _load(
+    files: ModelFiles, *, patch_px: int, video: PixelRange, video_budget: Literal["frame", "clip"]
+) -> NativeGeometry:
+    """The files read; what transformers' classes take where they are silent is given.
+
+    Raises:
+        ModelLoadError: the processors' patches are not the tower's.
+    """
+    vision = files.config.section("vision_config")
+    ours = {
+        "patch_size": vision.get("patch_size", patch_px),
+        "merge_size": vision.get("spatial_merge_size", 2),
+        "temporal_patch_size": vision.get("temporal_patch_size", 2),
+    }
+    for section, default_px in ((files.image_processor, 14), (files.video_processor, patch_px)):
+        for key, default in (("patch_size", default_px), ("merge_size", 2), ("temporal_patch_size", 2)):
+            if section.get(key, default) != ours[key]:
+                raise ModelLoadError(
+                    f"{section.where} has {key} {section.get(key, default)}, the tower in {files.config.where} has "
+                    f"{ours[key]}; these files are not of one model"
+                )
+    return NativeGeometry(
+        patch_px=ours["patch_size"],
+        group_side=ours["merge_size"],
+        frames_per_patch=ours["temporal_patch_size"],
+        image_pixels=_pixels(files.image_processor, _IMAGE_PIXELS),
+        video_pixels=_pixels(files.video_processor, video),
+        video_budget=video_budget,
+    )
+
+
+def _pixels(section: JsonSection, default: PixelRange) -> PixelRange:
+    """``min_pixels`` and ``max_pixels`` win over ``size``, as in transformers."""
+    size: dict[str, Any] = section.get("size") or {"shortest_edge": default.least, "longest_edge": default.most}
+    least = section.get("min_pixels") or size.get("shortest_edge")
+    most = section.get("max_pixels") or size.get("longest_edge")
+    if not least or not most:
+        raise ModelLoadError(f"{section.where} has size {size}; expected shortest_edge and longest_edge, in pixels")
+    return PixelRange(least, most)

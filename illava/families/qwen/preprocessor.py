@@ -10,67 +10,27 @@ torchvision there, so videos are tested against the formula.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
 
 import numpy as np
 
 from illava.errors import ModelLoadError, PreprocessError
-from illava.families.qwen.geometry import NativeGeometry, PixelRange
+from illava.families.qwen.geometry import NativeGeometry
 from illava.model_files import JsonSection, ModelFiles
 from illava.preprocess import MediumCells, Preprocessor, VisualInput, check_images, check_video, resize
 
-_CLIP_MEAN, _CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
-_HALF = [0.5, 0.5, 0.5]
+# What transformers' processor classes take where a model's files are silent: mean and standard deviation.
+_CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
+_HALF = ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
 _BICUBIC = 3
 
 
-@dataclass(frozen=True, slots=True)
-class _Defaults:
-    """What transformers' processor classes take where a model's files are silent."""
-
-    patch_px: int
-    mean: list[float]
-    std: list[float]
-    image: PixelRange
-    video: PixelRange
-    video_mean: list[float]
-    video_budget: Literal["frame", "clip"]
-
-
-_QWEN2 = _Defaults(
-    14,
-    _CLIP_MEAN,
-    _CLIP_STD,
-    PixelRange(56**2, 1280 * 28**2),
-    PixelRange(128 * 28**2, 768 * 28**2),
-    _CLIP_MEAN,
-    "frame",
-)
-# Its images are read by Qwen2-VL's processor, its videos by one of its own.
-_QWEN3 = replace(_QWEN2, patch_px=16, video=PixelRange(128 * 32**2, 768 * 32**2), video_mean=_HALF, video_budget="clip")
-_DEFAULTS = {"qwen2_vl": _QWEN2, "qwen2_5_vl": _QWEN2, "qwen3_vl": _QWEN3}
-NATIVE_MODEL_TYPES = frozenset(_DEFAULTS)
-
-
-@dataclass(frozen=True, slots=True)
 class NativePreprocessor(Preprocessor):
-    """Every image and frame is resized to whole groups of patches near its own size.
+    """Every image and frame is resized to whole groups of patches near its own size."""
 
-    Attributes:
-        model_type: of the family, as in config.json.
-        geometry: sizes and grids.
-        image_resample, video_resample: Pillow's number of the filter.
-        rescale_factor, mean, std: the device later computes ``(x * rescale_factor - mean) / std`` per channel.
-    """
-
-    model_type: str
+    __slots__ = ()
     geometry: NativeGeometry
-    image_resample: int
     video_resample: int
-    rescale_factor: float
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
 
     def images(self, frames: Sequence[np.ndarray]) -> tuple[VisualInput, ...]:
         """The images of one request, in order, each one tile.
@@ -148,18 +108,29 @@ class NativePreprocessor(Preprocessor):
         return self.geometry.max_pixels(num_frames) * 3
 
 
-def native_preprocessor(files: ModelFiles) -> NativePreprocessor:
-    """The preprocessor that a Qwen model's files describe.
+def qwen2_preprocessor(files: ModelFiles, geometry: NativeGeometry) -> NativePreprocessor:
+    """The preprocessor that the files of a Qwen2-VL or Qwen2.5-VL describe."""
+    return _build(files, geometry, video_default=_CLIP)
+
+
+def qwen3_preprocessor(files: ModelFiles, geometry: NativeGeometry) -> NativePreprocessor:
+    """The preprocessor that a Qwen3-VL's files describe: images as in Qwen2-VL, videos by a processor of their own."""
+    return _build(files, geometry, video_default=_HALF)
+
+
+def _build(
+    files: ModelFiles, geometry: NativeGeometry, *, video_default: tuple[list[float], list[float]]
+) -> NativePreprocessor:
+    """The files read.
 
     Raises:
         ModelLoadError: the files contradict one another, or ask for a step that this package does not do.
     """
-    image, video, defaults = files.image_processor, files.video_processor, _DEFAULTS[files.model_type]
+    image, video = files.image_processor, files.video_processor
     for section in (image, video):
         _check_steps(section)
-    mean, std = image.get("image_mean", defaults.mean), image.get("image_std", defaults.std)
-    video_std = defaults.std if defaults.video_mean is defaults.mean else defaults.video_mean
-    for key, ours, own_default in (("image_mean", mean, defaults.video_mean), ("image_std", std, video_std)):
+    mean, std = image.get("image_mean", _CLIP[0]), image.get("image_std", _CLIP[1])
+    for key, ours, own_default in (("image_mean", mean, video_default[0]), ("image_std", std, video_default[1])):
         if list(video.get(key, own_default)) != list(ours):
             raise ModelLoadError(f"{video.where} and {image.where} differ in {key!r}; one model has one normalisation")
     rescale_factor = image.get("rescale_factor", 1 / 255)
@@ -167,52 +138,13 @@ def native_preprocessor(files: ModelFiles) -> NativePreprocessor:
         raise ModelLoadError(f"{video.where} and {image.where} differ in 'rescale_factor'; one model has one")
     return NativePreprocessor(
         model_type=files.model_type,
-        geometry=load_native_geometry(files),
+        geometry=geometry,
         image_resample=image.get("resample", _BICUBIC),
         video_resample=video.get("resample", _BICUBIC),
         rescale_factor=rescale_factor,
         mean=tuple(mean),
         std=tuple(std),
     )
-
-
-def load_native_geometry(files: ModelFiles) -> NativeGeometry:
-    """Sizes and grids that a Qwen model's files describe.
-
-    Raises:
-        ModelLoadError: the processors' patches are not the tower's.
-    """
-    vision, defaults = files.config.section("vision_config"), _DEFAULTS[files.model_type]
-    ours = {
-        "patch_size": vision.get("patch_size", defaults.patch_px),
-        "merge_size": vision.get("spatial_merge_size", 2),
-        "temporal_patch_size": vision.get("temporal_patch_size", 2),
-    }
-    for section, patch_px in ((files.image_processor, 14), (files.video_processor, defaults.patch_px)):
-        for key, default in (("patch_size", patch_px), ("merge_size", 2), ("temporal_patch_size", 2)):
-            if section.get(key, default) != ours[key]:
-                raise ModelLoadError(
-                    f"{section.where} has {key} {section.get(key, default)}, the tower in {files.config.where} has "
-                    f"{ours[key]}; these files are not of one model"
-                )
-    return NativeGeometry(
-        patch_px=ours["patch_size"],
-        group_side=ours["merge_size"],
-        frames_per_patch=ours["temporal_patch_size"],
-        image_pixels=_pixels(files.image_processor, defaults.image),
-        video_pixels=_pixels(files.video_processor, defaults.video),
-        video_budget=defaults.video_budget,
-    )
-
-
-def _pixels(section: JsonSection, default: PixelRange) -> PixelRange:
-    """``min_pixels`` and ``max_pixels`` win over ``size``, as in transformers."""
-    size: dict[str, Any] = section.get("size") or {"shortest_edge": default.least, "longest_edge": default.most}
-    least = section.get("min_pixels") or size.get("shortest_edge")
-    most = section.get("max_pixels") or size.get("longest_edge")
-    if not least or not most:
-        raise ModelLoadError(f"{section.where} has size {size}; expected shortest_edge and longest_edge, in pixels")
-    return PixelRange(least, most)
 
 
 def _check_steps(section: JsonSection) -> None:

@@ -6,7 +6,7 @@ it the windows are those of the survivors' true places. Knows no reducer.
 
 Source: transformers 5.23, models/qwen2_5_vl.
 
-Shape suffixes: T patches packed end to end, P patches, X values of a patch, K kept groups, D channels.
+Shape suffixes: T patches packed end to end, K kept groups, D channels.
 """
 
 from __future__ import annotations
@@ -19,20 +19,16 @@ import torch
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from illava.decoder.decoder import Decoder
 from illava.errors import PlanError
-from illava.families.base import Family, RenderedPrompt
-from illava.families.chat_prompt import ChatPrompt
-from illava.families.loading import load_tokenizer, load_weights, stop_token_ids
+from illava.families.base import Family
+from illava.families.chat_prompt import RenderedPrompt
 from illava.families.plan_check import check_native_resolution
-from illava.families.qwen.blocks import Rotary, attend, rotary_at
+from illava.families.qwen.blocks import NativeTower, Rotary, attend, rotary_at
 from illava.families.qwen.encoder import NativeEncoder
-from illava.families.qwen.geometry import PatchGrid
 from illava.families.qwen.mrope import TokenGrid, mrope_positions
 from illava.plan import ReductionPlan
-from illava.preprocess import Preprocessor, VisualInput, load_preprocessor
+from illava.preprocess import Preprocessor, VisualInput
 from illava.reduction.vision import VisionReduction
-from illava.visual_tokens import EncodedMedium
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +50,8 @@ class _Windows:
     key_bias_T: Tensor | None
 
 
-class Qwen25VLTower:
-    """Runs all blocks and the merger. Most blocks attend within windows, a few over the whole picture.
+class Qwen25VLTower(NativeTower):
+    """Of a `Qwen2_5_VisionTransformerPretrainedModel`: most blocks attend within windows, a few over the whole picture.
 
     Attributes:
         full_blocks: blocks that attend over the whole of a segment, ascending: only these can reduce.
@@ -64,21 +60,15 @@ class Qwen25VLTower:
     """
 
     def __init__(self, visual: Any) -> None:
-        """Borrow the layers of a `Qwen2_5_VisionTransformerPretrainedModel`."""
-        self._patch_embed, self._rotary = visual.patch_embed, visual.rotary_pos_emb
-        self._blocks, self._merger = visual.blocks, visual.merger
-        self.num_blocks = len(visual.blocks)
+        """Borrow its layers."""
+        super().__init__(visual)
         self.full_blocks = tuple(sorted(visual.fullatt_block_indexes))
         self.last_scored_block = self.full_blocks[-1]
         groups = visual.window_size // visual.spatial_merge_size // visual.patch_size
         self.window_patches = groups * visual.spatial_merge_size
 
-    def embed(self, patch_PX: Tensor, grids: Sequence[PatchGrid]) -> Tensor:
-        """Patches as tokens: [P, X] normalised -> [T, D]."""
-        return self._patch_embed(patch_PX)
-
     def run(self, hidden_TD: Tensor, reduction: VisionReduction) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """All blocks, reduced as the plan says, and the merger: [T, D] -> [K, D], a vision token for each group.
+        """See `NativeTower.run`.
 
         Patches lie by windows from one windowed block to the next, and in their own order in the full blocks between.
         """
@@ -117,52 +107,25 @@ class Qwen25VLTower:
 
 
 class Qwen25VL(Family):
-    """One loaded Qwen2.5-VL model.
+    """One loaded Qwen2.5-VL model."""
 
-    Attributes:
-        tower: the vision tower's block loop.
-        encoder: pictures to vision tokens.
-    """
-
-    model_type = "qwen2_5_vl"
+    model_class = Qwen2_5_VLForConditionalGeneration
+    tower: Qwen25VLTower
+    encoder: NativeEncoder
 
     def __init__(self, model: Any, tokenizer: Any, preprocessor: Preprocessor) -> None:
-        """Borrow a loaded model's modules.
-
-        Args:
-            model: a `Qwen2_5_VLForConditionalGeneration`.
-            tokenizer: with the chat template to use.
-            preprocessor: of the same model folder; its geometry and normalisation are used.
-        """
-        inner = model.model
-        self.decoder = Decoder(inner.language_model, model.lm_head)
-        self.tower = Qwen25VLTower(inner.visual)
-        self.num_vision_blocks = self.tower.num_blocks
-        self.stop_token_ids = stop_token_ids(model)
-        self.preprocessor = preprocessor
-        self.encoder = NativeEncoder(self.tower, preprocessor, self.decoder.device)
-        self._embedding = inner.get_input_embeddings()
-        self._tokenizer = tokenizer
-        placeholders = {"image": model.config.image_token_id, "video": model.config.video_token_id}
-        self._chat = ChatPrompt(tokenizer, placeholders)
+        """See `Family`."""
+        super().__init__(model, tokenizer, preprocessor)
         self._tokens_per_second = model.config.vision_config.tokens_per_second
         self._frames_per_patch = preprocessor.geometry.frames_per_patch
 
-    @classmethod
-    def load(cls, model_id: str, *, revision: str | None, dtype: torch.dtype, device: torch.device | str) -> Qwen25VL:
-        """Load from a local folder or the hub.
+    def build_encoder(self, model: Any) -> tuple[Qwen25VLTower, NativeEncoder]:
+        """See `Family.build_encoder`."""
+        tower = Qwen25VLTower(model.model.visual)
+        return tower, NativeEncoder(tower, self.preprocessor, self.decoder.device)
 
-        Raises:
-            ModelLoadError: see `illava.families.load_family`.
-        """
-        preprocessor = load_preprocessor(model_id, revision=revision)
-        tokenizer = load_tokenizer(model_id, revision=revision)
-        model_class = Qwen2_5_VLForConditionalGeneration
-        model = load_weights(model_class, model_id, revision=revision, dtype=dtype, device=device)
-        return cls(model, tokenizer, preprocessor)
-
-    def check(self, plan: ReductionPlan) -> None:
-        """See `Family.check`."""
+    def check_vision(self, plan: ReductionPlan) -> None:
+        """See `Family.check_vision`."""
         check_native_resolution(plan, self.model_type, num_blocks=self.num_vision_blocks)
         windowed = [block for block in plan.layers("vision_block") if block not in self.tower.full_blocks]
         if windowed:
@@ -170,26 +133,6 @@ class Qwen25VL(Family):
                 f"the plan reduces in vision blocks {windowed}, which attend within windows in {self.model_type}; "
                 f"`layers` can be chosen among its full-attention blocks: {', '.join(map(str, self.tower.full_blocks))}"
             )
-        self.decoder.check(plan)
-
-    def num_patches(self, medium: VisualInput) -> int:
-        """See `Family.num_patches`."""
-        return self.encoder.grid(medium).num_patches
-
-    def num_vision_tokens(self, medium: VisualInput) -> int:
-        """See `Family.num_vision_tokens`."""
-        return self.encoder.grid(medium).num_groups
-
-    @torch.no_grad()
-    def encode(
-        self, media: Sequence[VisualInput], plan: ReductionPlan, *, trace: bool, seeds: Sequence[int] | None = None
-    ) -> list[EncodedMedium]:
-        """See `Family.encode`; the tower runs once over all media."""
-        return self.encoder.encode(media, plan, trace=trace, seeds=seeds)
-
-    def render(self, content: Sequence[str | VisualInput], num_slots: Sequence[int]) -> RenderedPrompt:
-        """See `Family.render`."""
-        return self._chat.render(content, num_slots)
 
     def position_ids(self, prompt: RenderedPrompt, media: Sequence[VisualInput]) -> Tensor:
         """See `Family.position_ids`: three axes, a video's first one in steps of its frames' seconds."""

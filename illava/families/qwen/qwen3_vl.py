@@ -20,42 +20,31 @@ from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights
 
-from illava.decoder.decoder import Decoder
 from illava.errors import ModelLoadError
-from illava.families.base import Family, RenderedPrompt
-from illava.families.chat_prompt import ChatPrompt
-from illava.families.loading import load_tokenizer, load_weights, stop_token_ids
+from illava.families.base import Family
+from illava.families.chat_prompt import RenderedPrompt
 from illava.families.plan_check import check_native_resolution
-from illava.families.qwen.blocks import attend, rotary_at
+from illava.families.qwen.blocks import NativeTower, attend, rotary_at
 from illava.families.qwen.encoder import NativeEncoder
 from illava.families.qwen.geometry import PatchGrid
 from illava.families.qwen.mrope import TokenGrid, mrope_positions
 from illava.plan import ReductionPlan
-from illava.preprocess import Preprocessor, VisualInput, load_preprocessor
+from illava.preprocess import Preprocessor, VisualInput
 from illava.reduction.vision import VisionReduction
 from illava.tokens import merge
-from illava.visual_tokens import EncodedMedium
 
 # Where a video's timestamps are not known, its frames are taken to be so many a second, as in transformers.
 _ASSUMED_FPS = 24
 
 
-class Qwen3VLTower:
-    """Runs all blocks and the merger, and a merger of its own behind some blocks: the deepstack features.
-
-    Attributes:
-        num_blocks: blocks that are run.
-        last_scored_block: the last whose attention can score patches for later stages.
-    """
+class Qwen3VLTower(NativeTower):
+    """Of a `Qwen3VLVisionModel`: a merger of its own behind some blocks gives the deepstack features."""
 
     def __init__(self, visual: Any) -> None:
-        """Borrow the layers of a `Qwen3VLVisionModel`."""
-        self._patch_embed, self._rotary = visual.patch_embed, visual.rotary_pos_emb
-        self._blocks, self._merger = visual.blocks, visual.merger
+        """Borrow its layers."""
+        super().__init__(visual)
         self._deepstack = dict(zip(visual.deepstack_visual_indexes, visual.deepstack_merger_list, strict=True))
         self._positions, self._positions_per_side = visual.pos_embed, visual.num_grid_per_side
-        self.num_blocks = len(visual.blocks)
-        self.last_scored_block = self.num_blocks - 1
 
     def embed(self, patch_PX: Tensor, grids: Sequence[PatchGrid]) -> Tensor:
         """Patches as tokens, with learned positions stretched over each picture: [P, X] normalised -> [T, D]."""
@@ -102,71 +91,29 @@ def _follow(deepstack: list[Tensor], reduction: VisionReduction, num_steps: int)
 
 
 class Qwen3VL(Family):
-    """One loaded Qwen3-VL model.
+    """One loaded Qwen3-VL model."""
 
-    Attributes:
-        tower: the vision tower's block loop.
-        encoder: pictures to vision tokens.
-    """
-
-    model_type = "qwen3_vl"
+    model_class = Qwen3VLForConditionalGeneration
+    tower: Qwen3VLTower
+    encoder: NativeEncoder
 
     def __init__(self, model: Any, tokenizer: Any, preprocessor: Preprocessor) -> None:
-        """Borrow a loaded model's modules.
-
-        Args:
-            model: a `Qwen3VLForConditionalGeneration`.
-            tokenizer: with the chat template to use.
-            preprocessor: of the same model folder; its geometry and normalisation are used.
-        """
-        inner = model.model
-        self.decoder = Decoder(inner.language_model, model.lm_head)
-        self.tower = Qwen3VLTower(inner.visual)
-        self.num_vision_blocks = self.tower.num_blocks
-        self.stop_token_ids = stop_token_ids(model)
-        self.preprocessor = preprocessor
-        self.encoder = NativeEncoder(self.tower, preprocessor, self.decoder.device)
-        self._embedding = inner.get_input_embeddings()
-        self._tokenizer = tokenizer
+        """See `Family`."""
+        super().__init__(model, tokenizer, preprocessor)
         config = model.config
         self._placeholders = (config.image_token_id, config.video_token_id)
-        self._chat = ChatPrompt(tokenizer, dict(zip(("image", "video"), self._placeholders, strict=True)))
         marks = (config.vision_start_token_id, config.video_token_id, config.vision_end_token_id)
         self._frame = "".join(tokenizer.convert_ids_to_tokens(list(marks)))
         self._frames_per_patch = preprocessor.geometry.frames_per_patch
 
-    @classmethod
-    def load(cls, model_id: str, *, revision: str | None, dtype: torch.dtype, device: torch.device | str) -> Qwen3VL:
-        """Load from a local folder or the hub.
+    def build_encoder(self, model: Any) -> tuple[Qwen3VLTower, NativeEncoder]:
+        """See `Family.build_encoder`."""
+        tower = Qwen3VLTower(model.model.visual)
+        return tower, NativeEncoder(tower, self.preprocessor, self.decoder.device)
 
-        Raises:
-            ModelLoadError: see `illava.families.load_family`.
-        """
-        preprocessor = load_preprocessor(model_id, revision=revision)
-        tokenizer = load_tokenizer(model_id, revision=revision)
-        model_class = Qwen3VLForConditionalGeneration
-        model = load_weights(model_class, model_id, revision=revision, dtype=dtype, device=device)
-        return cls(model, tokenizer, preprocessor)
-
-    def check(self, plan: ReductionPlan) -> None:
-        """See `Family.check`."""
+    def check_vision(self, plan: ReductionPlan) -> None:
+        """See `Family.check_vision`."""
         check_native_resolution(plan, self.model_type, num_blocks=self.num_vision_blocks)
-        self.decoder.check(plan)
-
-    def num_patches(self, medium: VisualInput) -> int:
-        """See `Family.num_patches`."""
-        return self.encoder.grid(medium).num_patches
-
-    def num_vision_tokens(self, medium: VisualInput) -> int:
-        """See `Family.num_vision_tokens`."""
-        return self.encoder.grid(medium).num_groups
-
-    @torch.no_grad()
-    def encode(
-        self, media: Sequence[VisualInput], plan: ReductionPlan, *, trace: bool, seeds: Sequence[int] | None = None
-    ) -> list[EncodedMedium]:
-        """See `Family.encode`; the tower runs once over all media."""
-        return self.encoder.encode(media, plan, trace=trace, seeds=seeds)
 
     def render(self, content: Sequence[str | VisualInput], num_slots: Sequence[int]) -> RenderedPrompt:
         """See `Family.render`. A video's frames stand apart, the time of each written before it.

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.tables.family_matrix import MAKERS, make_folder
 from illava import VLM, ReductionPlan, Request, SamplingParams, load_preprocessor
 from illava.engine.auto_plan import plan_for
 from illava.engine.media_phase import MediaStage
@@ -20,6 +19,7 @@ from illava.plan import EMPTY_PLAN
 from illava.reducers import Evidence
 from illava.tokens import Tokens
 from tests.support.models.clip import make_clip, make_clipseg
+from tests.support.models.families import MAKERS, make_folder
 
 SAMPLING = SamplingParams(max_new_tokens=2)
 CELLS = ("pixel_prune", "clip_crop", "clipseg_crop")

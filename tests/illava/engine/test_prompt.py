@@ -8,7 +8,7 @@ import torch
 from illava import Request, SamplingParams
 from illava.engine.prompt import assemble, join_trace, pack
 from illava.errors import RequestError
-from illava.families.base import RenderedPrompt
+from illava.families.chat_prompt import RenderedPrompt
 from illava.requests import TraceStep
 from illava.visual_tokens import EncodedMedium, Run
 

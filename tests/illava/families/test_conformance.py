@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from illava.errors import ReductionDidNotFireError
-from illava.families.llava.siglip import SiglipTower
+from illava.families.llava.towers import SiglipTower
 from illava.plan import EMPTY_PLAN, ReductionPlan
 from illava.reduction import vision
 from illava.reduction.vision import VisionReduction

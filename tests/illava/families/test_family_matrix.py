@@ -12,25 +12,22 @@ import pytest
 import torch
 
 from benchmarks.tables.family_matrix import (
-    MAKERS,
     ROOT,
     SETTINGS,
     STAGES,
     candidates,
     cell_of,
-    make_folder,
     plan_of,
     stages_of,
 )
 from illava import VLM, Request, SamplingParams, load_preprocessor
 from illava.engine.prompt import assemble, media_of
 from illava.errors import PlanError, ReductionDidNotFireError
-from illava.families import FAMILIES
 from illava.plan import EMPTY_PLAN
 from illava.reducers import REDUCERS
+from tests.support.models.families import MAKERS, make_folder
 
 NUM_NEW = 3
-WITHOUT_VIDEO = {"llava_next"}
 POOLS_VIDEO = {"llava_onevision"}  # restores a frame's grid behind the tower and pools it: its count stays
 IN_TOWER = ("vision_block", "vision_output")
 
@@ -48,7 +45,7 @@ class Tiny:
 def tiny(request, tmp_path_factory) -> Tiny:
     folder = str(make_folder(request.param, tmp_path_factory.mktemp(request.param)))
     vlm = VLM.from_pretrained(folder, kv_cache_bytes=8 << 20)
-    found = Tiny(vlm, requests_of(load_preprocessor(folder), video=request.param not in WITHOUT_VIDEO))
+    found = Tiny(vlm, requests_of(load_preprocessor(folder), video="video" in vlm.family.media_kinds))
     for modality, generation in zip(found.requests, vlm.generate(list(found.requests.values())), strict=True):
         assert generation.error is None
         found.whole[modality] = generation.usage.num_vision_tokens
@@ -68,10 +65,6 @@ def requests_of(preprocessor, *, video: bool) -> dict[str, Request]:
         content["video"] = ("See", preprocessor.video([picture(40, 40) for _ in range(6)]), "what happens?")
     sampling = SamplingParams(max_new_tokens=NUM_NEW)
     return {modality: Request(modality, parts, sampling) for modality, parts in content.items()}
-
-
-def test_every_registered_family_is_in_the_matrix():
-    assert set(MAKERS) == set(FAMILIES)
 
 
 @pytest.mark.parametrize("row", SETTINGS)

@@ -13,9 +13,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from illava.families.loading import load_weights
+from tests.support.models.families import MAKERS, stock_class
 from tests.support.models.llava_next import make_llava_next
-from tests.support.models.onevision import make_onevision
-from tests.support.models.qwen import FAMILIES as QWEN
 
 MIB = 2**20
 SHARD_BYTES = 80 * MIB
@@ -97,21 +96,10 @@ def test_converted_weights_stand_in_memory_once_and_a_shard_of_the_others(tiny, 
     assert 0.5 * weight_bytes < loading < 0.5 * weight_bytes + 2 * SHARD_BYTES
 
 
-def onevision_tied(folder):
-    return make_onevision(folder, text={"tie_word_embeddings": True})
-
-
-MAKERS = {
-    "llava_next": (make_llava_next, "LlavaNextForConditionalGeneration"),
-    "llava_onevision": (onevision_tied, "LlavaOnevisionForConditionalGeneration"),
-    **QWEN,
-}
-
-
 @pytest.mark.parametrize("name", MAKERS)
 def test_same_bits_as_transformers_own_loading(name, tmp_path):
-    make, class_name = MAKERS[name]
-    model_class, folder = getattr(transformers, class_name), make(tmp_path)
+    tied = {"text": {"tie_word_embeddings": True}} if name == "llava_onevision" else {}
+    model_class, folder = stock_class(name), MAKERS[name](tmp_path, **tied)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"dtype": "float16"}))  # the files are float32
     weights = load_file(folder / "model.safetensors")

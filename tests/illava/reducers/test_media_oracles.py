@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.tables.family_matrix import make_folder
 from illava import load_preprocessor
 from illava.families.text_scorer import RelevanceModel
 from illava.reducers.base import ClipSegScorer
 from tests.support.closeness import assert_close
 from tests.support.models.clip import SIDE, make_clipseg
+from tests.support.models.families import make_folder
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:

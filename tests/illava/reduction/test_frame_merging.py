@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.tables.family_matrix import make_folder
 from illava import VLM, Request, SamplingParams, load_preprocessor
 from illava.errors import PlanError, ReductionDidNotFireError
 from illava.families import FAMILIES
@@ -17,6 +16,7 @@ from illava.plan import EMPTY_PLAN, ReductionPlan
 from illava.token_counts import expected_counts
 from illava.tower_counts import MediumShape
 from tests.support.closeness import assert_close
+from tests.support.models.families import make_folder
 
 BLOCKS = {"llava_onevision": (2, 5), "qwen2_vl": (1, 3), "qwen2_5_vl": (1, 3), "qwen3_vl": (1, 3)}
 

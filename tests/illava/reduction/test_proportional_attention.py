@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.tables.family_matrix import MAKERS, make_folder
 from illava import VLM
 from illava.attention.packed import packed_attention, with_key_bias
 from illava.attention.scores import attention_received, one_query_attention
 from illava.plan import EMPTY_PLAN, ReductionPlan
 from illava.reduction.vision import VisionReduction
 from tests.support.closeness import FLOAT32, assert_close
+from tests.support.models.families import MAKERS, make_folder
 
 pytestmark = pytest.mark.numeric
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.tables.family_matrix import MAKERS, make_folder
 from illava import VLM, Request, SamplingParams, load_preprocessor
 from illava.families.model_shape import load_model_shape
 from illava.plan import EMPTY_PLAN, ReductionPlan
@@ -17,6 +16,7 @@ from illava.token_counts import expected_counts
 from illava.tokens import cluster, merge, prune
 from illava.tower_counts import MediumShape
 from tests.support.closeness import assert_close
+from tests.support.models.families import MAKERS, make_folder
 
 pytestmark = pytest.mark.numeric
 

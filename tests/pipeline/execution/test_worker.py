@@ -12,7 +12,7 @@ from illava.errors import (
     RequestError,
     RequestTooLargeError,
 )
-from illava.preprocess import load_preprocessor
+from illava.families import load_preprocessor
 from pipeline.execution.rows import RunInfo, classify
 from pipeline.execution.worker import VLMWorker
 from pipeline.records import MediaItem

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from illava.preprocess import load_preprocessor
+from illava.families import load_preprocessor
 from pipeline.config.schema import MediaConfig
 from pipeline.errors import ItemError
 from pipeline.loading.loader import Loader

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from illava.preprocess import load_preprocessor
+from illava.families import load_preprocessor
 from pipeline.config.schema import FpsSampling, KeyframeSampling, MediaConfig
 from pipeline.errors import ItemError
 from pipeline.loading.decoding.media import load_video

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.tables.family_matrix import MAKERS, SETTINGS, make_folder, plan_of
+from benchmarks.tables.family_matrix import SETTINGS, plan_of
 from illava import VLM, Request, SamplingParams, load_preprocessor
 from illava.analysis.attention_maps import attention_maps
 from illava.plan import ReductionPlan
@@ -26,6 +26,7 @@ from pipeline.report.draw import draw_job, draw_request
 from pipeline.report.draw_page import Figure, Section, render_page
 from pipeline.report.raster import Sheet, draw_cells, draw_heat, png, sheets_of
 from pipeline.report.token_maps import GONE, PatchCells, cells_of, owners
+from tests.support.models.families import MAKERS, make_folder
 
 ROOT = Path(__file__).resolve().parents[3]
 METHODS = ("illava", "tome", "attention_pruning", "illava_2026")

@@ -180,7 +180,7 @@ def test_a_driver_killed_at_a_publish_loses_at_most_that_shard(model_folder, tmp
 
 def test_dtype_auto_goes_on_in_the_dtype_that_the_run_was_opened_in(config, model_folder):
     """Until 27c8a0a ``auto`` was another one on CPU than on a GPU, so a run may hold another than today's."""
-    (model_folder / "config.json").write_text('{"dtype": "bfloat16"}')
+    (model_folder / "config.json").write_text('{"model_type": "qwen2_vl", "dtype": "bfloat16"}')
     opened = open_run(config(model={"dtype": "float32"}))
     resumed = open_run(config(model={"dtype": "auto"}))
     assert (resumed.resumed, resumed.config.model.dtype, resumed.fingerprint) == (True, "float32", opened.fingerprint)

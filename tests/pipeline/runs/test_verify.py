@@ -26,7 +26,7 @@ def finished_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
     put_media(str(folder / "in"), 10)
     (folder / "model").mkdir()
-    (folder / "model" / "config.json").write_text("{}")
+    (folder / "model" / "config.json").write_text('{"model_type": "qwen2_vl"}')
     reduction = {"steps": [{"stage": "vision_block", "layers": [1], "reducer": {"kind": "illava", "num_merged": 2}}]}
     sections = {"input": {"uri": str(folder / "in")}, "output": {"uri": str(folder / "out")}}
     run = open_run(make_config(folder / "model", reduction=reduction, **sections))

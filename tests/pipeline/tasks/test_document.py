@@ -95,7 +95,7 @@ def test_page_images_are_a_document_and_a_broken_one_is_a_failed_page(loader, tm
 
 
 def test_a_preprocessor_sees_as_many_pages_at_once_as_the_model_will(onevision_folder, tmp_path) -> None:
-    from illava.preprocess import load_preprocessor
+    from illava.families import load_preprocessor
 
     path = write_pdf(tmp_path / "three.pdf", [page(n) for n in range(3)])
     preprocessor, media = load_preprocessor(str(onevision_folder)), MediaConfig(**MEDIA)

@@ -70,7 +70,7 @@ def tower_survivors(family, medium: VisualInput, plan: ReductionPlan) -> tuple[t
 def projected(family, medium: VisualInput, plan: ReductionPlan) -> torch.Tensor:
     """Survivors at LLM width in packed order, before any layout."""
     seen = []
-    hook = family._projector.register_forward_hook(lambda module, args, out: seen.append(out))
+    hook = family.encoder._projector.register_forward_hook(lambda module, args, out: seen.append(out))
     family.encode([medium], plan, trace=False)
     hook.remove()
     return seen[0]

@@ -180,11 +180,3 @@ def _write_processors(folder: Path, name: str) -> None:
     ):
         pixels = {"min_pixels": least, "max_pixels": most}
         (folder / file).write_text(json.dumps(content | patches | normal | pixels, indent=2))
-
-
-# model_type -> how a folder of it is made, and transformers' class
-FAMILIES = {
-    "qwen2_vl": (make_qwen2_vl, "Qwen2VLForConditionalGeneration"),
-    "qwen2_5_vl": (make_qwen2_5_vl, "Qwen2_5_VLForConditionalGeneration"),
-    "qwen3_vl": (make_qwen3_vl, "Qwen3VLForConditionalGeneration"),
-}

@@ -14,12 +14,12 @@ from tokenizers.processors import TemplateProcessing
 from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
 
 from illava.errors import ModelLoadError, PlanError
-from illava.families import load_family
+from illava.families import load_family, load_preprocessor
 from illava.families.chat_prompt import ChatPrompt
 from illava.families.llava.next import LlavaNext
 from illava.families.model_shape import load_model_shape
 from illava.plan import EMPTY_PLAN, ReductionPlan, preset
-from illava.preprocess import VisualInput, load_preprocessor
+from illava.preprocess import VisualInput
 from tests.support.closeness import assert_close
 from tests.support.models.llava_next import IN_ORDER, MISTRAL, VICUNA, make_llava_next
 from tests.support.models.onevision import _tokenizer

@@ -14,10 +14,10 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
 from illava.errors import PlanError, PreprocessError, RequestError
-from illava.families import load_family
+from illava.families import load_family, load_preprocessor
 from illava.families.model_shape import load_model_shape
 from illava.plan import EMPTY_PLAN, ReductionPlan, ReductionStep
-from illava.preprocess import VisualInput, load_preprocessor
+from illava.preprocess import VisualInput
 from illava.reducers import Reducer
 from illava.token_counts import expected_counts
 from illava.tokens import prune

@@ -4,8 +4,7 @@ import pytest
 import torch
 from transformers import LlavaOnevisionForConditionalGeneration
 
-from illava.families import load_family
-from illava.preprocess import load_preprocessor
+from illava.families import load_family, load_preprocessor
 from tests.support.models.onevision import make_onevision
 
 

@@ -11,11 +11,10 @@ from safetensors.torch import load_file, save_file
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
 from illava.errors import PlanError
-from illava.families import load_family
+from illava.families import load_family, load_preprocessor
 from illava.families.llava.onevision import LlavaOnevision
 from illava.families.model_shape import load_model_shape
 from illava.plan import preset
-from illava.preprocess import load_preprocessor
 from tests.support.models.published_llava import BOTH, LLM_LAYER, edit, module_name, published_names
 
 # Names in the published shards (llava-hf/llava-onevision-qwen2-*-ov-hf) outside the tower's blocks

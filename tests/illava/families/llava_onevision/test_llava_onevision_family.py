@@ -130,7 +130,7 @@ def test_only_the_blocks_needed_are_run(onevision_folder, tmp_path, preprocessor
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model_type": "llava"}, "families that can be loaded: .*llava_onevision"),
+        ({"model_type": "llava"}, "is a .llava. model, which is not supported .*llava_onevision"),
         ({"vision_feature_select_strategy": "default"}, "SigLIP has none"),
         ({"vision_feature_layer": [-2, -1]}, "several hidden states"),
         ({"vision_feature_layer": -20}, "asks for hidden state"),

@@ -2,17 +2,15 @@
 
 import pytest
 import torch
-import transformers
 
 from illava import VLM, load_preprocessor
-from tests.support.models.qwen import FAMILIES
+from tests.support.models.families import QWEN, make_folder, stock_class
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=QWEN)
 def loaded(request, tmp_path_factory):
-    make, stock_class = FAMILIES[request.param]
-    folder = make(tmp_path_factory.mktemp(request.param))
-    stock = getattr(transformers, stock_class).from_pretrained(folder, dtype=torch.float32).eval()
+    folder = make_folder(request.param, tmp_path_factory.mktemp(request.param))
+    stock = stock_class(request.param).from_pretrained(folder, dtype=torch.float32).eval()
     return VLM.from_pretrained(str(folder), kv_cache_bytes=8 << 20), stock, load_preprocessor(str(folder))
 
 

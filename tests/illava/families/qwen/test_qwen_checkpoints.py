@@ -8,16 +8,13 @@ from collections import Counter
 
 import pytest
 import torch
-import transformers
 from safetensors import safe_open
 from transformers import AutoConfig
 
 from illava.errors import PlanError
-from illava.families import FAMILIES as REGISTRY
-from illava.families import load_family
+from illava.families import load_family, load_preprocessor
 from illava.plan import preset
-from illava.preprocess import load_preprocessor
-from tests.support.models.qwen import FAMILIES
+from tests.support.models.families import MAKERS, QWEN, stock_class
 
 _QWEN2_VISION = {
     "depth": 32,
@@ -174,7 +171,7 @@ def tiny(tmp_path_factory):
 
     def folder(model_type):
         if model_type not in folders:
-            folders[model_type] = FAMILIES[model_type][0](tmp_path_factory.mktemp(model_type), num_layers=3)
+            folders[model_type] = MAKERS[model_type](tmp_path_factory.mktemp(model_type), num_layers=3)
         return folders[model_type]
 
     return folder
@@ -188,7 +185,6 @@ def names(keys):
 @pytest.mark.parametrize("model_id", PUBLISHED)
 def test_published_configurations_build_with_the_names_that_load(model_id, tiny):
     model_type, published = PUBLISHED[model_id]
-    stock_class = getattr(transformers, FAMILIES[model_type][1])
     config = AutoConfig.for_model(model_type, **published)
     small = load_family(str(tiny(model_type)), dtype=torch.float32, device="cpu")
     for name in ("image", "video"):
@@ -196,10 +192,8 @@ def test_published_configurations_build_with_the_names_that_load(model_id, tiny)
     for name in ("vision_start", "vision_end"):
         setattr(config, f"{name}_token_id", small._tokenizer.convert_tokens_to_ids(f"<|{name}|>"))
     with torch.device("meta"):
-        model = stock_class(config).eval()
-    module, name = REGISTRY[model_type].split(":")
-    family_class = getattr(__import__(module, fromlist=[name]), name)
-    family = family_class(model, small._tokenizer, load_preprocessor(str(tiny(model_type))))
+        model = stock_class(model_type)(config).eval()
+    family = type(small)(model, small._tokenizer, load_preprocessor(str(tiny(model_type))))
     text = config.get_text_config()
     assert family.num_vision_blocks == published["vision_config"]["depth"]
     assert family.decoder.num_layers == text.num_hidden_layers
@@ -212,7 +206,7 @@ def test_published_configurations_build_with_the_names_that_load(model_id, tiny)
         family.check(preset("illava-2026"))
     assert family.decoder.num_kv_heads == text.num_key_value_heads
 
-    loaded = names(stock_class.from_pretrained(tiny(model_type)).state_dict())
+    loaded = names(stock_class(model_type).from_pretrained(tiny(model_type)).state_dict())
     theirs = names(model.state_dict())
     assert set(theirs) == set(loaded)
     for key, count in theirs.items():
@@ -222,7 +216,7 @@ def test_published_configurations_build_with_the_names_that_load(model_id, tiny)
             assert count == family.num_vision_blocks * (loaded[key] // small.num_vision_blocks)
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", QWEN)
 def test_a_folder_holds_the_published_names(model_type, tiny):
     """`save_pretrained` writes the published layout, and the parity tests load it: so does `load_family`."""
     with safe_open(tiny(model_type) / "model.safetensors", "pt") as file:

@@ -10,10 +10,9 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from illava.errors import ModelLoadError, PreprocessError
-from illava.families import load_family
+from illava.families import load_family, load_preprocessor
 from illava.families.model_shape import load_model_shape
 from illava.plan import EMPTY_PLAN
-from illava.preprocess import load_preprocessor
 from illava.token_counts import expected_counts
 from illava.tower_counts import MediumShape
 from tests.support.models.qwen import IMAGE_PIXELS, PATCH_PX, VIDEO_PIXELS, make_qwen2_vl
