@@ -19,7 +19,6 @@ FLOORS = {
         ["analysis"],
         ["vlm"],
         ["engine", "token_counts"],
-        ["tower_counts"],
         ["families"],
         ["decoder"],
         ["reduction"],
