@@ -23,8 +23,7 @@ from torch import Tensor
 from illava.decoder.cuda_graphs import DecodeGraphs
 from illava.decoder.decode import StepInputs, decode_step
 from illava.decoder.kv_cache import PagedCache
-from illava.engine.admission import check_content, check_length
-from illava.engine.batching import Draw, Outcome, draw_next, isolated, outcomes_of
+from illava.engine.batching import Draw, Outcome, check_content, check_length, draw_next, isolated, outcomes_of
 from illava.engine.encode_phase import EncodingStage
 from illava.engine.media_phase import MediaStage
 from illava.engine.prefill_phase import PrefillStage

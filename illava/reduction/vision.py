@@ -31,8 +31,7 @@ from illava.attention.scores import attention_received, one_query_attention
 from illava.errors import ReductionDidNotFireError
 from illava.plan import ReductionPlan
 from illava.reducers import Evidence, EvidenceKind, Reducer, Stage
-from illava.reduction.cls_token import among_all, only_patches, patch_index
-from illava.reduction.patch_groups import group_evidence, group_tokens, spread
+from illava.reduction.patch_groups import among_all, group_evidence, group_tokens, only_patches, patch_index, spread
 from illava.reduction.probe import watcher
 from illava.reduction.segments import Segments
 from illava.reduction.trace import PackedTrace, VisionStep, media_traces
