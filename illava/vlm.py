@@ -19,7 +19,7 @@ from illava.errors import ModelLoadError, RequestError
 from illava.families import load_family
 from illava.families.base import Family
 from illava.plan import EMPTY_PLAN, ReductionPlan, preset
-from illava.requests import Generation, Request, Timing
+from illava.requests import Generation, Request
 
 _CPU_CACHE_BYTES = 2 << 30
 _FREE_MEMORY_SHARE = 0.6  # of what the weights leave; the rest is for activations of tower and prefill
@@ -160,8 +160,7 @@ class VLM:
                 try:
                     self.submit(request, plan=plan)
                 except RequestError as error:
-                    timing = Timing(0.0, 0.0, 0.0, 0.0, 0.0)
-                    done[request.request_id] = Generation(request.request_id, "", (), None, None, timing, error=error)
+                    done[request.request_id] = Generation.failed(request.request_id, error)
             while self.has_work:
                 done |= {generation.request_id: generation for generation in self.step()}
         except BaseException:

@@ -42,8 +42,8 @@ FLOORS = {
         ["tasks", "loading", "cost"],
         ["config"],
         ["storage", "known_errors"],
-        ["errors", "model_errors", "json_schema", "faults"],
-        ["records", "fitting_batch"],
+        ["errors", "json_schema", "faults"],
+        ["records"],
         ["redaction", "missing_packages"],
     ],
 }

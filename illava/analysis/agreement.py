@@ -31,7 +31,7 @@ from illava.engine.sampling import SamplingBatch
 from illava.errors import RandomWeightsError, RequestError
 from illava.model_files import RANDOM_WEIGHTS_REASON
 from illava.plan import EMPTY_PLAN, ReductionPlan, preset
-from illava.requests import Generation, Request, Timing
+from illava.requests import Generation, Request
 from illava.vlm import VLM
 
 _MAX_LOGIT_BYTES = 512 << 20
@@ -179,8 +179,7 @@ def _run(engine: Engine, requests: Sequence[Request], plan: ReductionPlan) -> di
             try:
                 engine.submit(request, plan)
             except RequestError as error:
-                nothing = Timing(0.0, 0.0, 0.0, 0.0, 0.0)
-                done[request.request_id] = Generation(request.request_id, "", (), None, None, nothing, error=error)
+                done[request.request_id] = Generation.failed(request.request_id, error)
         while engine.has_work:
             done |= {generation.request_id: generation for generation in engine.step()}
     except BaseException:
