@@ -122,15 +122,7 @@ def _of_chunk(vlm: VLM, chunk: Sequence[Request], plan: ReductionPlan) -> list[A
 def _engine(vlm: VLM, draw: Draw) -> Engine:
     """An engine over a VLM's model and cache that draws otherwise."""
     own = vlm.engine
-    return Engine(
-        own.family,
-        own.cache,
-        max_batch_requests=own.max_batch_requests,
-        max_vision_patches=own.max_vision_patches,
-        max_prefill_tokens=own.max_prefill_tokens,
-        max_chunk_tokens=own.max_chunk_tokens,
-        draw=draw,
-    )
+    return Engine(own.family, own.cache, own.config, draw=draw)
 
 
 def _places(group: Sequence[LiveRequest]) -> list[_Place]:
