@@ -17,7 +17,7 @@ from illava.decoder.kv_cache import PagedCache
 from illava.devices import open_device
 from illava.engine.config import EngineConfig
 from illava.engine.engine import Engine
-from illava.errors import ModelLoadError, RequestError
+from illava.errors import ModelLoadError
 from illava.families import load_family
 from illava.families.base import Family
 from illava.plan import EMPTY_PLAN, ReductionPlan, preset
@@ -42,6 +42,7 @@ class VLM:
 
     Raises:
         TypeError: an option that `EngineConfig` does not have.
+        ValueError: a limit below 1.
         ModelLoadError: the pool cannot hold a single token, or decode graphs were demanded where there are none.
     """
 
@@ -111,24 +112,7 @@ class VLM:
             RequestError: two requests of the same id.
             RuntimeError: requests given to `submit` are still running.
         """
-        if self.has_work:
-            raise RuntimeError("submitted requests are still running: step() until has_work is false, then generate()")
-        ids = [request.request_id for request in requests]
-        if len(set(ids)) < len(ids):
-            raise RequestError("generate() was given two requests of the same id; ids must differ")
-        done: dict[str, Generation] = {}
-        try:
-            for request in requests:
-                try:
-                    self.submit(request, plan=plan)
-                except RequestError as error:
-                    done[request.request_id] = Generation.failed(request.request_id, error)
-            while self.has_work:
-                done |= {generation.request_id: generation for generation in self.step()}
-        except BaseException:
-            self.cancel_all()  # out of memory, an interrupt: nothing of this call may linger in the next
-            raise
-        return [done[request_id] for request_id in ids]
+        return self.engine.generate(requests, preset(plan) if isinstance(plan, str) else plan)
 
     def submit(self, request: Request, *, plan: ReductionPlan | str = EMPTY_PLAN) -> None:
         """Queue a request for `step`. Raises PlanError or RequestError at once where it cannot be answered."""

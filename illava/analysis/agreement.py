@@ -165,19 +165,7 @@ class _Teacher:
 
 def _run(engine: Engine, requests: Sequence[Request], plan: ReductionPlan) -> dict[str, Generation]:
     """Every request's end, by id."""
-    done: dict[str, Generation] = {}
-    try:
-        for request in requests:
-            try:
-                engine.submit(request, plan)
-            except RequestError as error:
-                done[request.request_id] = Generation.failed(request.request_id, error)
-        while engine.has_work:
-            done |= {generation.request_id: generation for generation in engine.step()}
-    except BaseException:
-        engine.cancel_all()
-        raise
-    return done
+    return {done.request_id: done for done in engine.generate(requests, plan)}
 
 
 def _chunks(vlm: VLM, requests: Sequence[Request], max_logit_bytes: int) -> Iterator[Sequence[Request]]:

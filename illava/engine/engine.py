@@ -35,6 +35,7 @@ from illava.engine.sampling import SamplingBatch, check_sampling
 from illava.errors import RequestError
 from illava.families.base import Family
 from illava.plan import EMPTY_PLAN, ReductionPlan
+from illava.reduction.probe import AttentionProbe
 from illava.requests import Generation, Request
 
 _DEFAULTS = EngineConfig()
@@ -59,6 +60,7 @@ class Engine:
         now: a monotonic clock in seconds.
         draw: the next tokens from the logits of a step.
         graphs: captured decode steps; None runs them operation by operation.
+        probe: is told the attention of tower and prefill, layer by layer; see `illava.analysis.attention_maps`.
 
     Attributes:
         device_busy_s: seconds of all tower, prefill and decode steps; equals the sum of `Timing.device_s`.
@@ -73,6 +75,7 @@ class Engine:
         now: Callable[[], float] = time.perf_counter,
         draw: Draw = draw_next,
         graphs: DecodeGraphs | None = None,
+        probe: AttentionProbe | None = None,
     ) -> None:
         self.family, self.decoder, self.cache, self.graphs = family, family.decoder, cache, graphs
         self.config = config
@@ -86,6 +89,7 @@ class Engine:
             cache,
             max_patches=config.max_vision_patches,
             max_companions=config.max_batch_requests,
+            probe=probe,
         )
         self._prefills = PrefillStage(
             family.decoder,
@@ -93,6 +97,7 @@ class Engine:
             max_tokens=config.max_prefill_tokens,
             max_chunk_tokens=config.max_chunk_tokens,
             draw=draw,
+            probe=probe,
         )
         self._waiting: deque[LiveRequest] = deque()
         self._encoded: deque[LiveRequest] = deque()
@@ -126,6 +131,33 @@ class Engine:
         check_length(request, plan, num_vision_tokens=count, max_positions=self.decoder.max_positions)
         self._waiting.append(live)
         self._ids.add(request.request_id)
+
+    def generate(self, requests: Sequence[Request], plan: ReductionPlan = EMPTY_PLAN) -> list[Generation]:
+        """Answer all requests, in their order; one that fails carries its error and harms no other.
+
+        Raises:
+            PlanError: the plan makes no sense for this model.
+            RequestError: two requests of the same id.
+            RuntimeError: requests given to `submit` are still running.
+        """
+        if self.has_work:
+            raise RuntimeError("submitted requests are still running: step() until has_work is false, then generate()")
+        ids = [request.request_id for request in requests]
+        if len(set(ids)) < len(ids):
+            raise RequestError("generate() was given two requests of the same id; ids must differ")
+        done: dict[str, Generation] = {}
+        try:
+            for request in requests:
+                try:
+                    self.submit(request, plan)
+                except RequestError as error:
+                    done[request.request_id] = Generation.failed(request.request_id, error)
+            while self.has_work:
+                done |= {generation.request_id: generation for generation in self.step()}
+        except BaseException:
+            self.cancel_all()  # out of memory, an interrupt: nothing of this call may linger in the next
+            raise
+        return [done[request_id] for request_id in ids]
 
     @torch.inference_mode()
     def step(self) -> list[Generation]:

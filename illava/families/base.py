@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from illava.plan import ReductionPlan
+from illava.reduction.probe import AttentionProbe
 from illava.visual_tokens import EncodedMedium
 
 if TYPE_CHECKING:
@@ -66,7 +67,13 @@ class Family(ABC):
 
     @abstractmethod
     def encode(
-        self, media: Sequence[VisualInput], plan: ReductionPlan, *, trace: bool, seeds: Sequence[int] | None = None
+        self,
+        media: Sequence[VisualInput],
+        plan: ReductionPlan,
+        *,
+        trace: bool,
+        seeds: Sequence[int] | None = None,
+        probe: AttentionProbe | None = None,
     ) -> list[EncodedMedium]:
         """Tower, projector and layout over all media in packed calls.
 
@@ -75,6 +82,7 @@ class Family(ABC):
             plan: checked before.
             trace: whether mixing matrices are copied to the host.
             seeds: an integer per medium, the root of what reducers draw in the tower; None is 0 for each.
+            probe: is told the tower's attention, block by block.
         """
 
     @abstractmethod

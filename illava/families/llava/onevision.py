@@ -25,6 +25,7 @@ from illava.families.loading import load_tokenizer, load_weights, stop_token_ids
 from illava.families.plan_check import check_media, square_side, tokens_left
 from illava.plan import ReductionPlan
 from illava.preprocess import Preprocessor, VisualInput, load_preprocessor
+from illava.reduction.probe import AttentionProbe
 from illava.visual_tokens import EncodedMedium
 
 
@@ -108,10 +109,16 @@ class LlavaOnevision(Family):
 
     @torch.no_grad()
     def encode(
-        self, media: Sequence[VisualInput], plan: ReductionPlan, *, trace: bool, seeds: Sequence[int] | None = None
+        self,
+        media: Sequence[VisualInput],
+        plan: ReductionPlan,
+        *,
+        trace: bool,
+        seeds: Sequence[int] | None = None,
+        probe: AttentionProbe | None = None,
     ) -> list[EncodedMedium]:
         """See `Family.encode`; the tower runs once over all tiles of all media."""
-        return self.encoder.encode(media, plan, trace=trace, seeds=seeds)
+        return self.encoder.encode(media, plan, trace=trace, seeds=seeds, probe=probe)
 
     def render(self, content: Sequence[str | VisualInput], num_slots: Sequence[int]) -> RenderedPrompt:
         """See `Family.render`."""

@@ -31,6 +31,7 @@ from illava.families.qwen.geometry import PatchGrid
 from illava.families.qwen.mrope import TokenGrid, mrope_positions
 from illava.plan import ReductionPlan
 from illava.preprocess import Preprocessor, VisualInput, load_preprocessor
+from illava.reduction.probe import AttentionProbe
 from illava.reduction.vision import VisionReduction
 from illava.visual_tokens import EncodedMedium
 
@@ -182,10 +183,16 @@ class Qwen25VL(Family):
 
     @torch.no_grad()
     def encode(
-        self, media: Sequence[VisualInput], plan: ReductionPlan, *, trace: bool, seeds: Sequence[int] | None = None
+        self,
+        media: Sequence[VisualInput],
+        plan: ReductionPlan,
+        *,
+        trace: bool,
+        seeds: Sequence[int] | None = None,
+        probe: AttentionProbe | None = None,
     ) -> list[EncodedMedium]:
         """See `Family.encode`; the tower runs once over all media."""
-        return self.encoder.encode(media, plan, trace=trace, seeds=seeds)
+        return self.encoder.encode(media, plan, trace=trace, seeds=seeds, probe=probe)
 
     def render(self, content: Sequence[str | VisualInput], num_slots: Sequence[int]) -> RenderedPrompt:
         """See `Family.render`."""
