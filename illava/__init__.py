@@ -10,6 +10,7 @@ from typing import Any
 
 _HOME = {
     "VLM": "illava.vlm",
+    "EngineConfig": "illava.engine.config",
     "Request": "illava.requests",
     "SamplingParams": "illava.requests",
     "Generation": "illava.requests",

@@ -84,7 +84,7 @@ class ReductionPlan(BaseModel):
         layout: ``geometric`` keeps survivors at their true places; ``released`` re-reads them as a k x k
             pseudo-image, as the released code does, and needs square counts.
         unmerge: whether and how the tower's steps are undone behind its last block.
-        budget, epsilon: ``auto`` and its one knob, instead of steps; see `illava.engine.auto_plan`.
+        budget, epsilon: ``auto`` and its one knob, instead of steps; see `illava.engine.media_phase`.
         steps: in the order of the data flow; within a stage and layer, one step.
     """
 

@@ -171,6 +171,12 @@ class Generation:
     error: Exception | None = None
     token_logprobs: tuple[float, ...] | None = None
 
+    @classmethod
+    def failed(cls, request_id: str, error: Exception, *, queue_s: float = 0.0) -> Generation:
+        """The end of a request that nothing was computed for, after a wait of ``queue_s``."""
+        timing = Timing(queue_s=queue_s, vision_s=0.0, prefill_s=0.0, decode_s=0.0, device_s=0.0)
+        return cls(request_id, "", (), None, None, timing, error=error)
+
 
 def derive_seed(*parts: int | str) -> int:
     """63 bits from the parts, the same on every machine and in every process."""

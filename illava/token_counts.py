@@ -1,21 +1,73 @@
 """What a plan will leave of an item's tokens, from geometry alone: for `--plan`, before any weight is loaded.
 
-Torch-free. The columns of a result row are measured, never taken from here; tests hold the two equal. The tower's
-part is `illava.tower_counts`, a model's depth and geometry `illava.families.model_shape`. Knows nothing of prompts,
-items or storage.
+First behind the vision tower, in blocks of known size (tiles in the LLaVA families, whole groups of patches at native
+resolution in the Qwen families), then in the decoder. Torch-free. The columns of a result row are measured, never taken
+from here; tests hold the two equal. A model's depth and geometry stand in `illava.families.model_shape`. Knows nothing
+of prompts, items or storage.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isqrt
+from typing import Literal
 
 from illava.errors import PlanError
 from illava.families.llava.geometry import AnyresGeometry
 from illava.families.qwen.geometry import NativeGeometry
 from illava.plan import ReductionPlan, Stage
 from illava.reducers import Reducer
-from illava.tower_counts import Block, MediumShape, tower_counts
+
+
+@dataclass(frozen=True, slots=True)
+class MediumShape:
+    """One medium of a request.
+
+    Attributes:
+        kind: ``image`` or ``video``.
+        height, width: px before any resize; of a video they matter at native resolution only.
+        num_frames: frames given to the model; 1 for an image.
+    """
+
+    kind: Literal["image", "video"]
+    height: int
+    width: int
+    num_frames: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Visual tokens whose common count is known.
+
+    Attributes:
+        medium: index, None where the tokens are of several media.
+        frame: index, -1 for what belongs to no frame (separators, a tiled image), None where the tokens are of
+            several frames.
+        count: tokens; an upper bound where not ``exact``.
+    """
+
+    medium: int | None
+    frame: int | None
+    count: int
+    exact: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TowerCounts:
+    """One request behind tower and layout.
+
+    Attributes:
+        num_patches: tokens entering the vision tower.
+        num_vision_tokens: visual tokens the unreduced model would give its LLM.
+        blocks: what the plan leaves of them.
+        exact: False where a count depends on the picture.
+    """
+
+    num_patches: int
+    num_vision_tokens: int
+    blocks: list[Block]
+    exact: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,3 +169,113 @@ def _reduce_scope(key: tuple[int | None, int | None], members: list[Block], redu
     kept = reducer.num_kept(total)
     exact = sharp and kept is not None and all(block.exact for block in members)
     return Block(*key, total if kept is None else kept, exact=exact)
+
+
+def tower_counts(
+    geometry: AnyresGeometry | NativeGeometry, plan: ReductionPlan, media: Sequence[MediumShape]
+) -> TowerCounts:
+    """Patches, unreduced vision tokens, and what the plan's tower steps leave.
+
+    Raises:
+        PlanError: counts the released layout cannot make squares of, or a video for a model that reads images only.
+    """
+    return _native(geometry, plan, media) if isinstance(geometry, NativeGeometry) else _tiled(geometry, plan, media)
+
+
+def _native(geometry: NativeGeometry, plan: ReductionPlan, media: Sequence[MediumShape]) -> TowerCounts:
+    """Where whole groups are reduced."""
+    if plan.layout == "released":
+        raise PlanError("the released layout needs square pictures, but this model reads any shape: use geometric")
+    grids = [geometry.grid_of(medium.kind, medium.num_frames, medium.height, medium.width) for medium in media]
+    left = [_left_of_tile(grid.num_groups // grid.times, plan) for grid in grids]
+    blocks = [
+        Block(index, time, count, exact)
+        for index, (grid, (count, exact)) in enumerate(zip(grids, left, strict=True))
+        for time in (_frames_left(plan, grid.times) if media[index].kind == "video" else range(grid.times))
+    ]
+    num_patches, num_groups = sum(grid.num_patches for grid in grids), sum(grid.num_groups for grid in grids)
+    return TowerCounts(num_patches, num_groups, blocks, exact=True)
+
+
+def _tiled(geometry: AnyresGeometry, plan: ReductionPlan, media: Sequence[MediumShape]) -> TowerCounts:
+    """Where tiles are reduced."""
+    if not geometry.reads_videos and any(medium.kind == "video" for medium in media):
+        raise PlanError("this model reads images only, but the request holds a video; take a model that reads videos")
+    tiles = [_num_tiles(geometry, medium, media) for medium in media]
+    per_tile, exact = _left_of_tile(geometry.grid**2, plan)
+    if plan.layout == "released" and not exact:
+        raise PlanError("the released layout needs square counts, but this plan's depend on the picture: use geometric")
+    blocks = [
+        block
+        for index, (medium, num_tiles) in enumerate(zip(media, tiles, strict=True))
+        for block in _layout(geometry, plan, medium, index=index, num_tiles=num_tiles, per_tile=per_tile)
+    ]
+    num_vision_tokens = sum(
+        geometry.num_video_tokens(medium.num_frames)
+        if medium.kind == "video"
+        else geometry.num_image_tokens(medium.height, medium.width, num_tiles=num_tiles)
+        for medium, num_tiles in zip(media, tiles, strict=True)
+    )
+    return TowerCounts(sum(tiles) * geometry.grid**2, num_vision_tokens, blocks, exact)
+
+
+def _num_tiles(geometry: AnyresGeometry, medium: MediumShape, media: Sequence[MediumShape]) -> int:
+    if medium.kind == "video":
+        return medium.num_frames
+    if sum(other.kind == "image" for other in media) > 1 and not geometry.tiles_every_image:
+        return 1
+    rows, cols = geometry.tile_grid(medium.height, medium.width)
+    return 1 + rows * cols
+
+
+def _left_of_tile(num_patches: int, plan: ReductionPlan) -> tuple[int, bool]:
+    """Tokens of one tile or frame after the tower, and whether the plan fixes them."""
+    left, exact = num_patches, True
+    for reducer in _tower_reducers(plan):
+        if not reducer.joins_frames:
+            kept = reducer.num_kept(left)
+            left, exact = (left, False) if kept is None else (kept, exact)
+    return left, exact
+
+
+def _frames_left(plan: ReductionPlan, num_frames: int) -> tuple[int, ...]:
+    """Which frames of a video still stand after the tower."""
+    frames = tuple(range(num_frames))
+    for reducer in _tower_reducers(plan):
+        frames = tuple(frames[n] for n in reducer.frames_kept(len(frames)))
+    return frames
+
+
+def _tower_reducers(plan: ReductionPlan) -> list[Reducer]:
+    """What acts in and behind the tower and is not undone, in order."""
+    in_blocks = [] if plan.unmerge else [plan.at("vision_block", block) for block in plan.layers("vision_block")]
+    return [reducer for reducer in (*in_blocks, plan.at("vision_output")) if reducer is not None]
+
+
+def _layout(
+    geometry: AnyresGeometry, plan: ReductionPlan, medium: MediumShape, *, index: int, num_tiles: int, per_tile: int
+) -> list[Block]:
+    """Tokens of one medium behind projector, pooling, unpadding and newlines."""
+    side = geometry.grid
+    if plan.layout == "released":
+        side = isqrt(per_tile)
+        if side**2 != per_tile:
+            raise PlanError(
+                f"the released layout re-reads survivors as a square, but {per_tile} of {geometry.grid**2} tokens are "
+                f"left of each tile; {side**2} or {(side + 1) ** 2} would be one. Change the budgets, or use geometric"
+            )
+    separator = Block(index, -1, 1)
+    if medium.kind == "video":
+        # Pooling restores the grid in the geometric layout, so every frame is as large as without reduction.
+        per_frame = geometry.num_video_tokens(1, side=side) - 1
+        return [*(Block(index, frame, per_frame) for frame in _frames_left(plan, medium.num_frames)), separator]
+    if num_tiles == 1:
+        return [Block(index, 0, per_tile), separator]
+    if side**2 == per_tile:
+        count = geometry.num_image_tokens(medium.height, medium.width, num_tiles=num_tiles, side=side)
+        return [Block(index, -1, count)]
+    layout = geometry.image_layout(medium.height, medium.width)
+    rows, cols = layout.shape
+    whole = layout.resized is None and (rows, cols) == (layout.rows, layout.cols)
+    survivors = min((num_tiles - 1) * per_tile, rows * cols)
+    return [Block(index, -1, per_tile + survivors + rows, exact=whole)]

@@ -6,6 +6,7 @@ The reduction plan is given per call, so a baseline and a reduced run share one 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -14,12 +15,13 @@ from illava.attention.packed import backend_name
 from illava.decoder.cuda_graphs import DecodeGraphs, can_capture
 from illava.decoder.kv_cache import PagedCache
 from illava.devices import open_device
+from illava.engine.config import EngineConfig
 from illava.engine.engine import Engine
-from illava.errors import ModelLoadError, RequestError
+from illava.errors import ModelLoadError
 from illava.families import load_family
 from illava.families.base import Family
 from illava.plan import EMPTY_PLAN, ReductionPlan, preset
-from illava.requests import Generation, Request, Timing
+from illava.requests import Generation, Request
 
 _CPU_CACHE_BYTES = 2 << 30
 _FREE_MEMORY_SHARE = 0.6  # of what the weights leave; the rest is for activations of tower and prefill
@@ -30,37 +32,24 @@ class VLM:
 
     Args:
         family: the loaded model.
-        kv_cache_bytes: size of the key/value pool; None takes 2 GiB on CPU, 60 % of the free memory on a GPU.
-        max_batch_requests: requests encoded or running at a time.
-        page_size: tokens of a cache page.
-        max_vision_patches: patches of one tower call, unless a single request has more.
-        max_prefill_tokens: prompt tokens of one prefill, unless a single request has more.
-        max_chunk_tokens: prompt tokens of one step while others decode; a longer prefill goes on in the next step.
-        decode_graphs: decode steps as CUDA graphs; None where they can be, True refuses where they cannot.
+        engine_config: limits of pool, batches and steps.
+        options: fields of `EngineConfig` by name, as in ``VLM(family, kv_cache_bytes=1 << 30)``; they win over
+            ``engine_config``.
 
     Attributes:
         family: the loaded model.
         engine: the scheduler.
 
     Raises:
+        TypeError: an option that `EngineConfig` does not have.
+        ValueError: a limit below 1.
         ModelLoadError: the pool cannot hold a single token, or decode graphs were demanded where there are none.
     """
 
-    def __init__(
-        self,
-        family: Family,
-        *,
-        kv_cache_bytes: int | None = None,
-        max_batch_requests: int = 32,
-        page_size: int = 16,
-        max_vision_patches: int = 32_768,
-        max_prefill_tokens: int = 16_384,
-        max_chunk_tokens: int = 4_096,
-        decode_graphs: bool | None = None,
-    ) -> None:
-        decoder = family.decoder
-        page_bytes = 2 * page_size * decoder.num_kv_heads * decoder.head_dim * decoder.dtype.itemsize
-        pool_bytes = _default_cache_bytes(decoder.device) if kv_cache_bytes is None else kv_cache_bytes
+    def __init__(self, family: Family, engine_config: EngineConfig | None = None, **options: Any) -> None:
+        config, decoder = (engine_config or EngineConfig()).override(**options), family.decoder
+        page_bytes = 2 * config.page_size * decoder.num_kv_heads * decoder.head_dim * decoder.dtype.itemsize
+        pool_bytes = _default_cache_bytes(decoder.device) if config.kv_cache_bytes is None else config.kv_cache_bytes
         num_pages = pool_bytes // page_bytes
         if num_pages < decoder.num_layers:
             raise ModelLoadError(
@@ -72,22 +61,14 @@ class VLM:
             num_kv_heads=decoder.num_kv_heads,
             head_dim=decoder.head_dim,
             num_pages=num_pages,
-            page_size=page_size,
+            page_size=config.page_size,
             dtype=decoder.dtype,
             device=decoder.device,
         )
-        captured = can_capture(decoder.device) if decode_graphs is None else decode_graphs
-        graphs = DecodeGraphs(decoder, family.embed, cache, max_batch=max_batch_requests) if captured else None
+        captured = can_capture(decoder.device) if config.decode_graphs is None else config.decode_graphs
+        graphs = DecodeGraphs(decoder, family.embed, cache, max_batch=config.max_batch_requests) if captured else None
         self.family = family
-        self.engine = Engine(
-            family,
-            cache,
-            max_batch_requests=max_batch_requests,
-            max_vision_patches=max_vision_patches,
-            max_prefill_tokens=max_prefill_tokens,
-            max_chunk_tokens=max_chunk_tokens,
-            graphs=graphs,
-        )
+        self.engine = Engine(family, cache, config, graphs=graphs)
 
     @classmethod
     def from_pretrained(
@@ -97,13 +78,8 @@ class VLM:
         revision: str | None = None,
         dtype: str | torch.dtype = "auto",
         device: str | torch.device = "auto",
-        kv_cache_bytes: int | None = None,
-        max_batch_requests: int = 32,
-        page_size: int = 16,
-        max_vision_patches: int = 32_768,
-        max_prefill_tokens: int = 16_384,
-        max_chunk_tokens: int = 4_096,
-        decode_graphs: bool | None = None,
+        engine_config: EngineConfig | None = None,
+        **options: Any,
     ) -> VLM:
         """Load a model from a folder or from the Hugging Face hub.
 
@@ -112,30 +88,17 @@ class VLM:
             revision: commit, tag or branch of the hub.
             dtype: name of a torch dtype; ``auto`` is float32 on CPU and bfloat16 on CUDA.
             device: such as ``cuda:0``; ``auto`` is CUDA where there is one.
-            kv_cache_bytes: see the class.
-            max_batch_requests: see the class.
-            page_size: see the class.
-            max_vision_patches: see the class.
-            max_prefill_tokens: see the class.
-            max_chunk_tokens: see the class.
-            decode_graphs: see the class.
+            engine_config: see the class.
+            options: see the class.
 
         Raises:
+            TypeError: an option that `EngineConfig` does not have; said before anything is loaded.
             DeviceError: this process has no such device.
             ModelLoadError: weights, configuration or dtype that cannot be loaded, or no memory left for the cache.
         """
-        device = open_device(device)
+        config, device = (engine_config or EngineConfig()).override(**options), open_device(device)
         family = load_family(model_id, revision=revision, dtype=_resolve_dtype(dtype, device), device=device)
-        return cls(
-            family,
-            kv_cache_bytes=kv_cache_bytes,
-            max_batch_requests=max_batch_requests,
-            page_size=page_size,
-            max_vision_patches=max_vision_patches,
-            max_prefill_tokens=max_prefill_tokens,
-            max_chunk_tokens=max_chunk_tokens,
-            decode_graphs=decode_graphs,
-        )
+        return cls(family, config)
 
     def generate(self, requests: Sequence[Request], *, plan: ReductionPlan | str = EMPTY_PLAN) -> list[Generation]:
         """Answer all requests, in their order; one that fails carries its error and harms no other.
@@ -149,25 +112,7 @@ class VLM:
             RequestError: two requests of the same id.
             RuntimeError: requests given to `submit` are still running.
         """
-        if self.has_work:
-            raise RuntimeError("submitted requests are still running: step() until has_work is false, then generate()")
-        ids = [request.request_id for request in requests]
-        if len(set(ids)) < len(ids):
-            raise RequestError("generate() was given two requests of the same id; ids must differ")
-        done: dict[str, Generation] = {}
-        try:
-            for request in requests:
-                try:
-                    self.submit(request, plan=plan)
-                except RequestError as error:
-                    timing = Timing(0.0, 0.0, 0.0, 0.0, 0.0)
-                    done[request.request_id] = Generation(request.request_id, "", (), None, None, timing, error=error)
-            while self.has_work:
-                done |= {generation.request_id: generation for generation in self.step()}
-        except BaseException:
-            self.cancel_all()  # out of memory, an interrupt: nothing of this call may linger in the next
-            raise
-        return [done[request_id] for request_id in ids]
+        return self.engine.generate(requests, preset(plan) if isinstance(plan, str) else plan)
 
     def submit(self, request: Request, *, plan: ReductionPlan | str = EMPTY_PLAN) -> None:
         """Queue a request for `step`. Raises PlanError or RequestError at once where it cannot be answered."""

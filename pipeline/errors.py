@@ -1,8 +1,28 @@
-"""Errors of the pipeline and their exit codes. The types of a failed row stand in `pipeline.records`."""
+"""Errors of the pipeline and their exit codes, and the row error type of each error of the model side.
+
+The closed list of row error types stands in `pipeline.records`.
+"""
 
 from __future__ import annotations
 
+from illava.errors import (
+    NumericalError,
+    PreprocessError,
+    ReductionDidNotFireError,
+    RequestError,
+    RequestTooLargeError,
+    is_out_of_memory,
+)
 from pipeline.records import LoadStats, RowErrorType
+from pipeline.redaction import redacted
+
+_OF_MODEL_ERRORS: tuple[tuple[type[Exception], RowErrorType], ...] = (
+    (RequestTooLargeError, "prompt_too_long"),
+    (RequestError, "bad_request"),
+    (PreprocessError, "bad_request"),
+    (NumericalError, "numerical_error"),
+    (ReductionDidNotFireError, "reduction_did_not_fire"),
+)
 
 
 class PipelineError(Exception):
@@ -79,3 +99,13 @@ class ItemError(PipelineError):
 
 def _rebuild_item_error(error_type: RowErrorType, message: str, retryable: bool) -> ItemError:
     return ItemError(error_type, message, retryable=retryable)
+
+
+def classify(error: Exception) -> tuple[RowErrorType, str]:
+    """The row error type of an error that ended one request, and what the row says."""
+    for kind, error_type in _OF_MODEL_ERRORS:
+        if isinstance(error, kind):
+            return error_type, str(error) or type(error).__name__
+    if is_out_of_memory(error):
+        return "out_of_memory", str(error) or type(error).__name__
+    return "internal_error", redacted(f"{type(error).__name__}: {error}")

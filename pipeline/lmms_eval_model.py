@@ -24,6 +24,7 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 
+from illava.engine.oom_backoff import FittingBatch
 from illava.errors import RequestError
 from illava.families import load_preprocessor
 from illava.preprocess import VisualInput
@@ -31,7 +32,6 @@ from illava.requests import Generation, Request, SamplingParams
 from pipeline.config.load import load_config
 from pipeline.errors import ItemError
 from pipeline.execution.worker import load_vlm
-from pipeline.fitting_batch import FittingBatch
 from pipeline.loading.loader import Loader
 from pipeline.records import MediaItem
 

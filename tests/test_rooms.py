@@ -19,7 +19,6 @@ FLOORS = {
         ["analysis"],
         ["vlm"],
         ["engine", "token_counts"],
-        ["tower_counts"],
         ["families"],
         ["decoder"],
         ["reduction"],
@@ -43,8 +42,8 @@ FLOORS = {
         ["tasks", "loading", "cost"],
         ["config", "exit_codes"],
         ["storage", "known_errors"],
-        ["errors", "model_errors", "json_schema", "faults"],
-        ["records", "fitting_batch"],
+        ["errors", "json_schema", "faults"],
+        ["records"],
         ["redaction", "missing_packages"],
     ],
 }

@@ -19,6 +19,7 @@ from benchmarks.toy_model.data.testset import TestSample
 from illava import VLM, Preprocessor, Request, SamplingParams
 from illava.plan import ReductionPlan
 from illava.preprocess import VisualInput
+from illava.reduction.probe import AttentionProbe
 from illava.requests import Generation
 from illava.visual_tokens import EncodedMedium
 
@@ -52,7 +53,13 @@ class SharedEncoding:
         self._known.clear()
 
     def encode(
-        self, media: Sequence[Any], plan: ReductionPlan, *, trace: bool, seeds: Sequence[int] | None = None
+        self,
+        media: Sequence[Any],
+        plan: ReductionPlan,
+        *,
+        trace: bool,
+        seeds: Sequence[int] | None = None,
+        probe: AttentionProbe | None = None,
     ) -> list[EncodedMedium]:
         """See `Family.encode`."""
         keys = [(id(medium.tiles), id(medium.owner), medium.kind) for medium in media]
@@ -62,7 +69,7 @@ class SharedEncoding:
                 first.setdefault(key, place)
         fresh = [media[place] for place in first.values()]
         own_seeds = None if seeds is None else [seeds[place] for place in first.values()]
-        encoded = self._family.encode(fresh, plan, trace=trace, seeds=own_seeds) if fresh else []
+        encoded = self._family.encode(fresh, plan, trace=trace, seeds=own_seeds, probe=probe) if fresh else []
         self._known |= zip(first, zip(fresh, encoded, strict=True), strict=True)
         return [self._known[key][1] for key in keys]
 

@@ -21,6 +21,7 @@ from illava.families.llava.onevision import LlavaOnevision
 from illava.families.llava.towers import SiglipTower, run_blocks
 from illava.plan import EMPTY_PLAN, ReductionPlan
 from illava.preprocess import VisualInput
+from illava.reduction.probe import AttentionProbe
 from illava.reduction.vision import VisionReduction
 from illava.visual_tokens import EncodedMedium
 
@@ -160,9 +161,17 @@ class SharedTiles(TileEncoder):
         self._shared = tower
 
     def encode(
-        self, media: Sequence[VisualInput], plan: ReductionPlan, *, trace: bool, seeds: Sequence[int] | None = None
+        self,
+        media: Sequence[VisualInput],
+        plan: ReductionPlan,
+        *,
+        trace: bool,
+        seeds: Sequence[int] | None = None,
+        probe: AttentionProbe | None = None,
     ) -> list[EncodedMedium]:
         """See `Family.encode`."""
+        if probe is not None:
+            raise ValueError("blocks that plans share are not run for each: a probe would not be told of them")
         self._shared.depth = untouched_blocks(plan, self._shared.num_blocks)
         self._shared.shares_later = not any("seed" in step.reducer.evidence(step.stage) for step in plan.steps)
         try:

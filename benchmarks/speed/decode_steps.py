@@ -18,8 +18,7 @@ from transformers import DynamicCache
 from illava import VLM, Request, SamplingParams
 from illava.engine.request_state import LiveRequest
 from illava.plan import EMPTY_PLAN, ReductionPlan
-from illava.token_counts import expected_counts
-from illava.tower_counts import MediumShape
+from illava.token_counts import MediumShape, expected_counts
 
 
 def layer_lengths(vlm: VLM, plan: ReductionPlan, *, frames: int, num_text: int) -> list[int]:

@@ -218,7 +218,7 @@ def _compared(seen: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 def pipeline(bench: Bench, result: dict[str, Any]) -> None:
     """The job's own scheduler, worker, rows and sink around this model, with a loader that only hands out frames."""
-    size, plans = bench.vlm.engine.max_batch_requests, {"empty": EMPTY_PLAN, "plan": bench.plan}
+    size, plans = bench.vlm.engine.config.max_batch_requests, {"empty": EMPTY_PLAN, "plan": bench.plan}
     result["batch"], result["items"] = size, bench.num_jobs
     for name, plan in plans.items():
         sampling = SamplingParams(max_new_tokens=bench.new_tokens, min_new_tokens=bench.new_tokens)
@@ -257,7 +257,7 @@ def _through_pipeline(bench: Bench, videos: list[VisualInput], name: str) -> dic
     with tempfile.TemporaryDirectory() as folder:
         fields = null_job(Path(folder), len(videos), executor="local").model_dump(mode="json")
         fields["sampling"]["max_new_tokens"] = bench.new_tokens  # all are drawn: nothing stops this model
-        fields["model"]["max_batch_requests"] = bench.vlm.engine.max_batch_requests
+        fields["model"]["max_batch_requests"] = bench.vlm.engine.config.max_batch_requests
         if name == "plan":
             fields["reduction"] = {"preset": bench.preset, "layout": "geometric"}
         busy_s = bench.vlm.device_busy_s
@@ -283,4 +283,4 @@ def roofline(bench: Bench, result: dict[str, Any]) -> None:
 def with_device_clock(vlm: VLM, clock: DeviceClock) -> None:
     """Let the engine's stages be timed by the device."""
     old = vlm.engine
-    vlm.engine = Engine(vlm.family, old.cache, max_batch_requests=old.max_batch_requests, now=clock, graphs=old.graphs)
+    vlm.engine = Engine(vlm.family, old.cache, old.config, now=clock, graphs=old.graphs)

@@ -148,7 +148,7 @@ def main() -> None:
     ceilings = default_ceilings(device, dtype)
     _, family, preprocessor = build_onevision(args.shape, device=device, dtype=dtype)
     vlm = VLM(family, max_batch_requests=1)
-    engine = Engine(family, vlm.engine.cache, max_batch_requests=1, now=DeviceClock(device), graphs=vlm.engine.graphs)
+    engine = Engine(family, vlm.engine.cache, vlm.engine.config, now=DeviceClock(device), graphs=vlm.engine.graphs)
     side = preprocessor.geometry.tile_px
     video = preprocessor.video(np.random.default_rng(0).integers(0, 256, (args.frames, side, side, 3), dtype=np.uint8))
     plan = preset("illava-small-video" if args.shape == "tiny" else "illava-video", layout="geometric")

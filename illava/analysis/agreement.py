@@ -31,7 +31,7 @@ from illava.engine.sampling import SamplingBatch
 from illava.errors import RandomWeightsError, RequestError
 from illava.model_files import RANDOM_WEIGHTS_REASON
 from illava.plan import EMPTY_PLAN, ReductionPlan, preset
-from illava.requests import Generation, Request, Timing
+from illava.requests import Generation, Request
 from illava.vlm import VLM
 
 _MAX_LOGIT_BYTES = 512 << 20
@@ -122,15 +122,7 @@ def _of_chunk(vlm: VLM, chunk: Sequence[Request], plan: ReductionPlan) -> list[A
 def _engine(vlm: VLM, draw: Draw) -> Engine:
     """An engine over a VLM's model and cache that draws otherwise."""
     own = vlm.engine
-    return Engine(
-        own.family,
-        own.cache,
-        max_batch_requests=own.max_batch_requests,
-        max_vision_patches=own.max_vision_patches,
-        max_prefill_tokens=own.max_prefill_tokens,
-        max_chunk_tokens=own.max_chunk_tokens,
-        draw=draw,
-    )
+    return Engine(own.family, own.cache, own.config, draw=draw)
 
 
 def _places(group: Sequence[LiveRequest]) -> list[_Place]:
@@ -173,20 +165,7 @@ class _Teacher:
 
 def _run(engine: Engine, requests: Sequence[Request], plan: ReductionPlan) -> dict[str, Generation]:
     """Every request's end, by id."""
-    done: dict[str, Generation] = {}
-    try:
-        for request in requests:
-            try:
-                engine.submit(request, plan)
-            except RequestError as error:
-                nothing = Timing(0.0, 0.0, 0.0, 0.0, 0.0)
-                done[request.request_id] = Generation(request.request_id, "", (), None, None, nothing, error=error)
-        while engine.has_work:
-            done |= {generation.request_id: generation for generation in engine.step()}
-    except BaseException:
-        engine.cancel_all()
-        raise
-    return done
+    return {done.request_id: done for done in engine.generate(requests, plan)}
 
 
 def _chunks(vlm: VLM, requests: Sequence[Request], max_logit_bytes: int) -> Iterator[Sequence[Request]]:

@@ -1,6 +1,6 @@
 """What a model attends to, layer by layer, on the patches of one request: for pictures, never for a reduction.
 
-The unreduced model answers with one token while a watcher listens: in the tower attention received, in the language
+The unreduced model answers with one token while a probe listens: in the tower attention received, in the language
 model the last prompt token's attention to each visual token, given back to the patches that the token is made of.
 Knows no reducer.
 
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from illava.reduction.probe import watched_by
-from illava.requests import Request, TokenTrace
+from illava.engine.engine import Engine
+from illava.requests import Request, SamplingParams, TokenTrace
 
 if TYPE_CHECKING:
     from illava.vlm import VLM
@@ -47,11 +47,17 @@ def attention_maps(vlm: VLM, request: Request) -> tuple[TokenTrace, list[Attenti
 
     Raises:
         ILLaVAError: the model cannot answer the request.
+        RuntimeError: requests given to ``vlm.submit`` are still running.
     """
+    if vlm.has_work:
+        raise RuntimeError("submitted requests are still running: step() until has_work is false")
     seen: list[tuple[str, int, Tensor]] = []
-    one = replace(request, sampling=replace(request.sampling, max_new_tokens=1, temperature=0.0), trace=True)
-    with watched_by(lambda stage, layer, score_T: seen.append((stage, layer, score_T.float().cpu()))):
-        (done,) = vlm.generate([one])
+    one = replace(request, sampling=SamplingParams(max_new_tokens=1), trace=True)
+
+    def probe(stage: str, layer: int, score_T: Tensor, /) -> None:
+        seen.append((stage, layer, score_T.float().cpu()))
+
+    (done,) = Engine(vlm.family, vlm.engine.cache, vlm.engine.config, probe=probe).generate([one])
     if done.error is not None:
         raise done.error
     if done.trace is None:

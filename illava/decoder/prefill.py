@@ -24,7 +24,7 @@ from illava.decoder.kv_cache import BatchPages, PagedCache
 from illava.errors import ReductionDidNotFireError
 from illava.plan import ReductionPlan
 from illava.reduction.decoder import DecoderReduction
-from illava.reduction.probe import watcher
+from illava.reduction.probe import AttentionProbe
 from illava.reduction.scopes import PackedPrompts
 from illava.requests import TraceStep
 
@@ -86,6 +86,10 @@ class PrefillRun:
         traced: requests, by place in the batch, whose mixing matrices are wanted on the host.
         held: of each request and layer, the tokens before these prompts' own whose keys and values its pages hold
             already. No visual token may then follow that a decoder step would have ranked with those.
+        probe: is told the attention of every layer but the last, each of which is a group of its own then.
+
+    Raises:
+        ValueError: a probe, which is told of whole prompts, and tokens that are held already.
     """
 
     @torch.inference_mode()
@@ -100,15 +104,15 @@ class PrefillRun:
         seeds: Sequence[int],
         traced: Sequence[int] = (),
         held: Sequence[Sequence[int]] = (),
+        probe: AttentionProbe | None = None,
     ) -> None:
         self._decoder, self._cache, self._pages = decoder, cache, pages
-        self._reduction = DecoderReduction(plan, seeds=seeds, traced=traced, scale=decoder.scale)
-        # Who watches the attention is shown every layer: each is a group of its own then.
-        starts = plan.layers("decoder_layer") if watcher() is None else range(1, decoder.num_layers)
+        self._reduction = DecoderReduction(plan, seeds=seeds, traced=traced, scale=decoder.scale, probe=probe)
+        starts = plan.layers("decoder_layer") if probe is None else range(1, decoder.num_layers)
         self._bounds = [0, *starts, decoder.num_layers]
         self._held_LB = list(zip(*held, strict=True)) or [(0,) * len(prompts.lengths)] * decoder.num_layers
-        if any(map(any, self._held_LB)) and watcher() is not None:
-            raise ValueError("attention is watched over whole prompts: nothing of them can be held already")
+        if probe is not None and any(map(any, self._held_LB)):
+            raise ValueError("a probe is told of whole prompts: nothing of them can be held already")
         self._lengths_LB: list[tuple[int, ...]] = []
         self._num_visual_LB: list[tuple[int, ...]] = []
         self._group = 0

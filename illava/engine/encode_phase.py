@@ -17,6 +17,7 @@ from illava.engine.prompt import assemble
 from illava.engine.request_state import LiveRequest
 from illava.errors import RequestError, RequestTooLargeError
 from illava.families.base import Family
+from illava.reduction.probe import AttentionProbe
 from illava.reduction.scopes import planned_lengths
 
 
@@ -30,6 +31,7 @@ class EncodingStage:
         cache: the pool that an assembled prompt must fit into.
         max_patches: patches of one tower call, unless a single request has more.
         max_companions: requests taken beyond the room, since their media are encoded for others.
+        probe: is told the tower's attention.
     """
 
     def __init__(
@@ -41,9 +43,10 @@ class EncodingStage:
         *,
         max_patches: int,
         max_companions: int,
+        probe: AttentionProbe | None = None,
     ) -> None:
         self._family, self._media, self._known, self._cache = family, media, known, cache
-        self._max_patches, self._max_companions = max_patches, max_companions
+        self._max_patches, self._max_companions, self._probe = max_patches, max_companions, probe
 
     def choose(self, waiting: Iterable[LiveRequest], room: int) -> list[LiveRequest]:
         """The next group; a medium that several of it share weighs once.
@@ -74,7 +77,7 @@ class EncodingStage:
         """Stage ``media``, then tower, projector and layout in packed calls, then each request's prompt."""
         for live in group:
             live.show(self._known.unify(self._media.apply(live.request, live.plan)))
-        for live, encoded in zip(group, encode_once(self._family, group), strict=True):
+        for live, encoded in zip(group, encode_once(self._family, group, self._probe), strict=True):
             live.encoded = encoded
         return [self._assemble(live) for live in group]
 

@@ -23,8 +23,8 @@ from torch import Tensor
 from illava.decoder.cuda_graphs import DecodeGraphs
 from illava.decoder.decode import StepInputs, decode_step
 from illava.decoder.kv_cache import PagedCache
-from illava.engine.admission import check_content, check_length
-from illava.engine.batching import Draw, Outcome, draw_next, isolated, outcomes_of
+from illava.engine.batching import Draw, Outcome, check_content, check_length, draw_next, isolated, outcomes_of
+from illava.engine.config import EngineConfig
 from illava.engine.encode_phase import EncodingStage
 from illava.engine.media_phase import MediaStage
 from illava.engine.prefill_phase import PrefillStage
@@ -35,7 +35,10 @@ from illava.engine.sampling import SamplingBatch, check_sampling
 from illava.errors import RequestError
 from illava.families.base import Family
 from illava.plan import EMPTY_PLAN, ReductionPlan
+from illava.reduction.probe import AttentionProbe
 from illava.requests import Generation, Request
+
+_DEFAULTS = EngineConfig()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +56,11 @@ class Engine:
     Args:
         family: the loaded model.
         cache: its pool of key/value pages.
-        max_batch_requests: requests encoded or running at a time; beside them those whose media are encoded for these.
-        max_vision_patches: patches of one tower call, unless a single request has more.
-        max_prefill_tokens: prompt tokens of one prefill, unless a single request has more.
-        max_chunk_tokens: prompt tokens of one step while others decode; what is longer goes on in the next step.
+        config: its limits of batches and steps; the pool and the graphs are built already.
         now: a monotonic clock in seconds.
         draw: the next tokens from the logits of a step.
         graphs: captured decode steps; None runs them operation by operation.
+        probe: is told the attention of tower and prefill, layer by layer; see `illava.analysis.attention_maps`.
 
     Attributes:
         device_busy_s: seconds of all tower, prefill and decode steps; equals the sum of `Timing.device_s`.
@@ -69,27 +70,34 @@ class Engine:
         self,
         family: Family,
         cache: PagedCache,
+        config: EngineConfig = _DEFAULTS,
         *,
-        max_batch_requests: int = 32,
-        max_vision_patches: int = 32_768,
-        max_prefill_tokens: int = 16_384,
-        max_chunk_tokens: int = 4_096,
         now: Callable[[], float] = time.perf_counter,
         draw: Draw = draw_next,
         graphs: DecodeGraphs | None = None,
+        probe: AttentionProbe | None = None,
     ) -> None:
         self.family, self.decoder, self.cache, self.graphs = family, family.decoder, cache, graphs
-        self.max_batch_requests = max_batch_requests
-        self.max_vision_patches, self.max_prefill_tokens = max_vision_patches, max_prefill_tokens
-        self.max_chunk_tokens = max_chunk_tokens
+        self.config = config
         self.device_busy_s = 0.0
         self._now, self._draw = now, draw
         self._media, self._known = MediaStage(family), KnownMedia()
         self._encoding = EncodingStage(
-            family, self._media, self._known, cache, max_patches=max_vision_patches, max_companions=max_batch_requests
+            family,
+            self._media,
+            self._known,
+            cache,
+            max_patches=config.max_vision_patches,
+            max_companions=config.max_batch_requests,
+            probe=probe,
         )
         self._prefills = PrefillStage(
-            family.decoder, cache, max_tokens=max_prefill_tokens, max_chunk_tokens=max_chunk_tokens, draw=draw
+            family.decoder,
+            cache,
+            max_tokens=config.max_prefill_tokens,
+            max_chunk_tokens=config.max_chunk_tokens,
+            draw=draw,
+            probe=probe,
         )
         self._waiting: deque[LiveRequest] = deque()
         self._encoded: deque[LiveRequest] = deque()
@@ -124,6 +132,33 @@ class Engine:
         self._waiting.append(live)
         self._ids.add(request.request_id)
 
+    def generate(self, requests: Sequence[Request], plan: ReductionPlan = EMPTY_PLAN) -> list[Generation]:
+        """Answer all requests, in their order; one that fails carries its error and harms no other.
+
+        Raises:
+            PlanError: the plan makes no sense for this model.
+            RequestError: two requests of the same id.
+            RuntimeError: requests given to `submit` are still running.
+        """
+        if self.has_work:
+            raise RuntimeError("submitted requests are still running: step() until has_work is false, then generate()")
+        ids = [request.request_id for request in requests]
+        if len(set(ids)) < len(ids):
+            raise RequestError("generate() was given two requests of the same id; ids must differ")
+        done: dict[str, Generation] = {}
+        try:
+            for request in requests:
+                try:
+                    self.submit(request, plan)
+                except RequestError as error:
+                    done[request.request_id] = Generation.failed(request.request_id, error)
+            while self.has_work:
+                done |= {generation.request_id: generation for generation in self.step()}
+        except BaseException:
+            self.cancel_all()  # out of memory, an interrupt: nothing of this call may linger in the next
+            raise
+        return [done[request_id] for request_id in ids]
+
     @torch.inference_mode()
     def step(self) -> list[Generation]:
         """One round of tower, prefill and decode; the generations that ended in it.
@@ -152,7 +187,7 @@ class Engine:
         return dropped
 
     def _encode(self) -> None:
-        room = self.max_batch_requests - len(self._encoded) - len(self._running)
+        room = self.config.max_batch_requests - len(self._encoded) - len(self._running)
         group = self._encoding.choose(self._waiting, room)
         if not group:
             return
@@ -164,7 +199,7 @@ class Engine:
         self._encoded += self._settle(group, outcomes)
 
     def _prefill(self) -> None:
-        room = self.max_batch_requests - len(self._running)
+        room = self.config.max_batch_requests - len(self._running)
         group = self._prefills.choose(self._encoded, self._running, room)
         if not group:
             return

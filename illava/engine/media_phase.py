@@ -2,19 +2,20 @@
 
 What is left of a medium is an ordinary medium: of fewer frames or fewer pixels, which the model then reads as if it had
 been given no more, or with `VisualInput.owner` set, whose cells the tower leaves out while all others keep their true
-places. Decided for each medium by itself, on the model's device. Knows no family and no reducer by name.
+places. Decided for each medium by itself, on the model's device. Knows no family; reducers by name only as the plans of
+`budget: auto`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from illava.engine.auto_plan import plan_for
 from illava.errors import PreprocessError, ReductionDidNotFireError, RequestError
 from illava.families.base import Family
 from illava.plan import ReductionPlan
@@ -28,6 +29,8 @@ from illava.tokens import Assignment, Tokens
 
 if TYPE_CHECKING:
     from illava.families.text_scorer import RelevanceModel
+
+DOCUMENT_TOLERANCE = 0.5  # of epsilon
 
 
 class MediaStage:
@@ -146,3 +149,22 @@ class MediaStage:
         if (owner == np.arange(len(owner))).all():
             return medium
         return replace(medium, owner=owner)
+
+
+@lru_cache(maxsize=64)
+def plan_for(content: ContentKind, epsilon: float) -> ReductionPlan:
+    """The plan that `{budget: auto, epsilon: E}` stands for, of an item of this kind (see `reduction.content_kind`).
+
+    It asks for the fewest tokens whose un-merge error stays under E (`reducers.bounded_error`), of every medium by
+    itself:
+
+    - ``document``: half the error, E / 2; the tower runs whole, for glyphs need it.
+    - ``image``: the error E.
+    - ``video``: what stands still, to the last bit of a pixel, enters the tower once; then the error E.
+    """
+    tolerance = epsilon * DOCUMENT_TOLERANCE if content == "document" else epsilon
+    bound = {"stage": "decoder_input", "reducer": {"kind": "bounded_error", "epsilon": tolerance}}
+    steps: list[dict[str, Any]] = [bound]
+    if content == "video":
+        steps.insert(0, {"stage": "media", "reducer": {"kind": "pixel_dedup"}})
+    return ReductionPlan.model_validate({"steps": steps})

@@ -18,7 +18,7 @@ from illava.engine.prompt import join_trace, pack
 from illava.engine.request_state import LiveRequest
 from illava.engine.sampling import SamplingBatch
 from illava.errors import ILLaVAError
-from illava.reduction.probe import watcher
+from illava.reduction.probe import AttentionProbe
 from illava.requests import derive_seed
 
 
@@ -31,12 +31,20 @@ class PrefillStage:
         max_tokens: prompt tokens of a group, unless a single request has more.
         max_chunk_tokens: prompt tokens of a call while others decode.
         draw: the first tokens from the logits.
+        probe: is told the decoder's attention.
     """
 
     def __init__(
-        self, decoder: Decoder, cache: PagedCache, *, max_tokens: int, max_chunk_tokens: int, draw: Draw = draw_next
+        self,
+        decoder: Decoder,
+        cache: PagedCache,
+        *,
+        max_tokens: int,
+        max_chunk_tokens: int,
+        draw: Draw = draw_next,
+        probe: AttentionProbe | None = None,
     ) -> None:
-        self._decoder, self._cache, self._draw = decoder, cache, draw
+        self._decoder, self._cache, self._draw, self._probe = decoder, cache, draw, probe
         self._max_tokens, self._max_chunk_tokens = max_tokens, max_chunk_tokens
         self._group: list[LiveRequest] = []
         self._run: PrefillRun | None = None
@@ -87,9 +95,9 @@ class PrefillStage:
     def _num_alike(self, live: LiveRequest, other: LiveRequest) -> int:
         """Tokens that begin both prompts; the last token is never among them, it has to be computed.
 
-        None where attention is watched: whole prompts are shown.
+        None with a probe: it is told of whole prompts.
         """
-        return 0 if watcher() is not None else min(num_common(live, other), live.prompt.num_tokens - 1)
+        return 0 if self._probe is not None else min(num_common(live, other), live.prompt.num_tokens - 1)
 
     def _whole(self, group: Sequence[LiveRequest]) -> list[Outcome]:
         done = self._begin(group).advance()
@@ -108,6 +116,7 @@ class PrefillStage:
             seeds=[derive_seed(live.request.sampling.seed, live.request_id) for live in group],
             traced=[row for row, live in enumerate(group) if live.request.trace],
             held=[live.held_by_layer[0] for live in group],
+            probe=self._probe,
         )
 
     def _prefilled(self, done: Prefill, group: Sequence[LiveRequest]) -> list[Outcome]:

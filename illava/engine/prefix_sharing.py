@@ -22,6 +22,7 @@ from illava.engine.prompt import TextPiece
 from illava.engine.request_state import LiveRequest
 from illava.families.base import Family
 from illava.preprocess import VisualInput
+from illava.reduction.probe import AttentionProbe
 from illava.requests import Request
 from illava.visual_tokens import EncodedMedium
 
@@ -77,7 +78,9 @@ def own_patches(family: Family, group: Sequence[LiveRequest]) -> list[float]:
     ]
 
 
-def encode_once(family: Family, group: Sequence[LiveRequest]) -> list[list[EncodedMedium]]:
+def encode_once(
+    family: Family, group: Sequence[LiveRequest], probe: AttentionProbe | None = None
+) -> list[list[EncodedMedium]]:
     """Tower, projector and layout of a group's distinct media in packed calls; each request's, in its order."""
     place: dict[Hashable, int] = {}
     media: list[VisualInput] = []
@@ -89,7 +92,7 @@ def encode_once(family: Family, group: Sequence[LiveRequest]) -> list[list[Encod
                 place[key] = len(media)
                 media.append(medium)
                 seeds.append(seed)
-    encoded = family.encode(media, group[0].plan, trace=group[0].request.trace, seeds=seeds)
+    encoded = family.encode(media, group[0].plan, trace=group[0].request.trace, seeds=seeds, probe=probe)
     return [[encoded[place[key]] for key in own] for own in keys]
 
 

@@ -19,6 +19,7 @@ from illava.families.chat_prompt import ChatPrompt, RenderedPrompt
 from illava.families.loading import load_config, load_tokenizer, load_weights, stop_token_ids
 from illava.plan import ReductionPlan
 from illava.preprocess import Preprocessor, VisualInput
+from illava.reduction.probe import AttentionProbe
 from illava.visual_tokens import EncodedMedium
 
 
@@ -30,7 +31,13 @@ class MediaEncoder(Protocol):
     def num_vision_tokens(self, medium: VisualInput) -> int: ...
 
     def encode(
-        self, media: Sequence[VisualInput], plan: ReductionPlan, *, trace: bool, seeds: Sequence[int] | None = None
+        self,
+        media: Sequence[VisualInput],
+        plan: ReductionPlan,
+        *,
+        trace: bool,
+        seeds: Sequence[int] | None = None,
+        probe: AttentionProbe | None = None,
     ) -> list[EncodedMedium]: ...
 
 
@@ -130,7 +137,13 @@ class Family(ABC):
 
     @torch.no_grad()
     def encode(
-        self, media: Sequence[VisualInput], plan: ReductionPlan, *, trace: bool, seeds: Sequence[int] | None = None
+        self,
+        media: Sequence[VisualInput],
+        plan: ReductionPlan,
+        *,
+        trace: bool,
+        seeds: Sequence[int] | None = None,
+        probe: AttentionProbe | None = None,
     ) -> list[EncodedMedium]:
         """Tower, projector and layout over all media in packed calls.
 
@@ -139,8 +152,9 @@ class Family(ABC):
             plan: checked before.
             trace: whether mixing matrices are copied to the host.
             seeds: an integer per medium, the root of what reducers draw in the tower; None is 0 for each.
+            probe: is told the tower's attention, block by block.
         """
-        return self.encoder.encode(media, plan, trace=trace, seeds=seeds)
+        return self.encoder.encode(media, plan, trace=trace, seeds=seeds, probe=probe)
 
     def render(self, content: Sequence[str | VisualInput], num_slots: Sequence[int]) -> RenderedPrompt:
         """Chat template and tokenizer. ``num_slots`` gives each medium's placeholders, in order."""

@@ -19,7 +19,7 @@ from illava.attention.scores import causal_attention_received, last_query_attent
 from illava.errors import PlanError, ReductionDidNotFireError
 from illava.plan import ReductionPlan
 from illava.reducers import Evidence, EvidenceKind, Reducer, Stage
-from illava.reduction.probe import watcher
+from illava.reduction.probe import AttentionProbe
 from illava.reduction.scopes import PackedPrompts, Selection
 from illava.requests import TraceStep, derive_seed
 from illava.tokens import Assignment, Tokens, lift, merged_sizes
@@ -76,14 +76,23 @@ class DecoderReduction:
         seeds: an integer per request, the root of what reducers draw.
         traced: requests, by place in the batch, whose mixing matrices are copied to the host.
         scale: factor of the decoder's attention.
+        probe: is told every layer's attention that `apply` is given.
 
     Attributes:
         errors: requests that a step removed nothing from although they have visual tokens.
         traces: the steps of each traced request.
     """
 
-    def __init__(self, plan: ReductionPlan, *, seeds: Sequence[int], traced: Sequence[int], scale: float) -> None:
-        self._plan, self._seeds, self._scale = plan, seeds, scale
+    def __init__(
+        self,
+        plan: ReductionPlan,
+        *,
+        seeds: Sequence[int],
+        traced: Sequence[int],
+        scale: float,
+        probe: AttentionProbe | None = None,
+    ) -> None:
+        self._plan, self._seeds, self._scale, self._probe = plan, seeds, scale, probe
         self.errors: dict[int, ReductionDidNotFireError] = {}
         self.traces: dict[int, list[TraceStep]] = {row: [] for row in traced}
         self._sized = any("sizes" in s.reducer.evidence(s.stage) for s in plan.steps if s.stage in DECODER_EVIDENCE)
@@ -107,9 +116,9 @@ class DecoderReduction:
             qk: rotated queries and keys of the layer before, which score the tokens.
             own_qk: makes those of the layer about to run over all these tokens; called where a reducer asks for it.
         """
-        if qk is not None and layer is not None and (watch := watcher()) is not None:
+        if self._probe is not None and qk is not None and layer is not None:
             seen_T = last_query_attention(*qk, prompts.lengths, scale=self._scale)
-            watch(stage, layer - 1, seen_T[prompts.place_T4[:, 0] >= 0])
+            self._probe(stage, layer - 1, seen_T[prompts.place_T4[:, 0] >= 0])
         reducer = self._plan.at(stage, layer)
         if reducer is None:
             return prompts

@@ -1,11 +1,12 @@
-"""Whole groups of patches as a reducer sees them, and its decision spread over the patches again.
+"""The patches of a tower as a reducer sees them, and its decision spread over the patches again.
 
-Towers whose merger joins square groups of patches into one vision token are reduced by whole groups: a group's hidden
-state and keys are those of its patches side by side, its score is their mean, its place is its own row and column. So
-a merged group is, corner by corner, the weighted mean of the groups it is made of. Knows no tower and no reducer.
+A CLS token that leads every segment is left out. Towers whose merger joins square groups of patches into one vision
+token are reduced by whole groups: a group's hidden state and keys are those of its patches side by side, its score is
+their mean, its place is its own row and column. So a merged group is, corner by corner, the weighted mean of the groups
+it is made of. Knows no tower and no reducer.
 
-Shape suffixes: T patches, those of a group side by side; G groups, m patches of a group, D channels, H heads, d head
-width, E edges, K kept.
+Shape suffixes: T patches, those of a group side by side (with a CLS token: all packed tokens, P patches among them); G
+groups, m patches of a group, D channels, H heads, d head width, E edges, K kept.
 """
 
 from __future__ import annotations
@@ -14,7 +15,24 @@ import torch
 from torch import Tensor
 
 from illava.reducers.base import Evidence
-from illava.tokens import Assignment, Tokens
+from illava.tokens import Assignment, Tokens, offsets
+
+
+def patch_index(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """Where the patches lie, CLS being the first token of every segment: int64 [P]."""
+    is_patch_T = torch.ones(sum(lengths), dtype=torch.bool)
+    is_patch_T[offsets(lengths, is_patch_T.device)] = False
+    return is_patch_T.nonzero().squeeze(1).to(device, non_blocking=True)
+
+
+def only_patches(patch_P: Tensor | None, value_T: Tensor) -> Tensor:
+    """The patches' share: [T, ...] -> [P, ...]; None where patches are all there is."""
+    return value_T if patch_P is None else value_T.index_select(0, patch_P)
+
+
+def among_all(patch_P: Tensor | None, value_P: Tensor, num_tokens: int) -> Tensor:
+    """What belongs to patches, 0 for CLS: [P] -> [T]."""
+    return value_P if patch_P is None else value_P.new_zeros(num_tokens).index_copy_(0, patch_P, value_P)
 
 
 def group_tokens(tokens: Tokens, side: int) -> Tokens:

@@ -1,30 +1,25 @@
-"""Who wants to see attention while a model answers: towers and decoders tell a listener every layer's scores.
+"""What listens to attention while a model answers: handed to towers and prefills, which tell it every layer's scores.
 
-Shape suffixes: T tokens in packed order.
+Shape suffixes: T visual tokens in packed order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from typing import Protocol
 
 from torch import Tensor
 
-Watcher = Callable[[str, int, Tensor], None]
-_WATCHER: ContextVar[Watcher | None] = ContextVar("attention_watcher", default=None)
+from illava.reducers import Stage
 
 
-def watcher() -> Watcher | None:
-    """Who wants to see attention in this context: called with stage, layer and a score [T] of every (visual) token."""
-    return _WATCHER.get()
+class AttentionProbe(Protocol):
+    """Called once a layer. A prefill with a probe runs layer by layer over whole prompts, so it is slower."""
 
+    def __call__(self, stage: Stage, layer: int, score_T: Tensor, /) -> None:
+        """Take one layer's attention.
 
-@contextmanager
-def watched_by(listener: Watcher) -> Iterator[None]:
-    """While entered, towers and decoders tell ``listener`` every layer's attention."""
-    token = _WATCHER.set(listener)
-    try:
-        yield
-    finally:
-        _WATCHER.reset(token)
+        Args:
+            stage: ``vision_block`` or ``decoder_layer``.
+            layer: 0-based.
+            score_T: in the tower attention received; in the decoder the last prompt token's attention.
+        """

@@ -31,9 +31,8 @@ from illava.attention.scores import attention_received, one_query_attention
 from illava.errors import ReductionDidNotFireError
 from illava.plan import ReductionPlan
 from illava.reducers import Evidence, EvidenceKind, Reducer, Stage
-from illava.reduction.cls_token import among_all, only_patches, patch_index
-from illava.reduction.patch_groups import group_evidence, group_tokens, spread
-from illava.reduction.probe import watcher
+from illava.reduction.patch_groups import among_all, group_evidence, group_tokens, only_patches, patch_index, spread
+from illava.reduction.probe import AttentionProbe
 from illava.reduction.segments import Segments
 from illava.reduction.trace import PackedTrace, VisionStep, media_traces
 from illava.reduction.unmerge import Unmerging
@@ -82,6 +81,7 @@ class VisionReduction:
         group_side: int = 1,
         seeds: Sequence[int] | None = None,
         segments: Segments | None = None,
+        probe: AttentionProbe | None = None,
     ) -> None:
         """Begin a packed call.
 
@@ -94,6 +94,7 @@ class VisionReduction:
             group_side: patches per side of a group that is kept or merged as a whole; its patches lie side by side.
             seeds: an integer per segment, the root of what reducers draw there; see `illava.reduction.segments`.
             segments: which tiles or frames they are; None is tiles of one image.
+            probe: is told every block's attention.
         """
         self.segments = segments or Segments.of([len(lengths)], [False])
         self.key_bias_T: Tensor | None = None
@@ -110,7 +111,7 @@ class VisionReduction:
         of_tower = [step for step in plan.steps if step.stage in ("vision_block", "vision_output")]
         sized = any("sizes" in step.reducer.evidence(step.stage) for step in of_tower)
         self._size_T = torch.ones(sum(lengths), device=place_T3.device) if sized else None
-        self._last_block = num_blocks - 1
+        self._last_block, self._probe = num_blocks - 1, probe
         later: tuple[Stage, ...] = ("vision_output", "decoder_input")
         self._entered = self._state()
         self._later = _OF_BLOCK & {kind for stage in later for kind in _asked(plan.at(stage), stage)}
@@ -128,9 +129,9 @@ class VisionReduction:
         Raises:
             ReductionDidNotFireError: a step is configured here and removed nothing.
         """
-        if (watch := watcher()) is not None:
+        if self._probe is not None:
             received_T = attention_received(q_THd, k_THd, self.lengths, scale=scale)
-            watch("vision_block", block, only_patches(self._patch_index(hidden_TD.device), received_T))
+            self._probe("vision_block", block, only_patches(self._patch_index(hidden_TD.device), received_T))
         reducer = self._plan.at("vision_block", block)
         here, later = _asked(reducer, "vision_block"), self._later if block == self._last_block else frozenset()
         if reducer is None and not later:
@@ -154,7 +155,7 @@ class VisionReduction:
     def asks(self, block: int) -> bool:
         """Whether `at` reads this block's queries and keys; where it does not, it has nothing to do."""
         measured_later = block == self._last_block and bool(self._later)
-        return measured_later or self._plan.at("vision_block", block) is not None or watcher() is not None
+        return measured_later or self._plan.at("vision_block", block) is not None or self._probe is not None
 
     def after_tower(self, hidden_TD: Tensor) -> Tensor:
         """Drop CLS, un-merge and reduce at ``vision_output`` where configured; check that every step of the tower ran.

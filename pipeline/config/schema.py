@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
+from illava.engine.config import EngineConfig
 from illava.plan import ReductionPlan
 from pipeline.config.base import Section, execution, rows
 from pipeline.config.tasks import CaptionConfig, DocumentConfig, QuestionConfig, TaskConfig
@@ -140,7 +141,7 @@ class ModelConfig(Section):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = rows("auto")
     device: Literal["auto", "cpu", "cuda"] = execution("auto")
     kv_cache_bytes: int | None = execution(None, ge=1)
-    max_batch_requests: int = execution(32, ge=1)
+    max_batch_requests: int = execution(EngineConfig().max_batch_requests, ge=1)
 
     @field_validator("device", mode="before")
     @classmethod

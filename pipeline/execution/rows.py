@@ -13,7 +13,7 @@ from illava.requests import Generation, Timing, TokenUsage
 from pipeline.config.placement import gpus_of
 from pipeline.config.schema import JobConfig
 from pipeline.cost import item_cost_usd
-from pipeline.model_errors import classify
+from pipeline.errors import classify
 from pipeline.records import LoadedItem, LoadStats, MediaItem, ResultRow, RowErrorType
 from pipeline.tasks.build import build_task
 from pipeline.tasks.document import pages_outcome

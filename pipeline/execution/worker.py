@@ -11,14 +11,14 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from illava.engine.oom_backoff import FittingBatch
 from illava.errors import RequestError
-from illava.requests import Generation, Request, SamplingParams, Timing
+from illava.requests import Generation, Request, SamplingParams
 from pipeline.config.placement import place_here
 from pipeline.config.schema import JobConfig
 from pipeline.execution.item_timing import ItemTimeline
 from pipeline.execution.rows import RowMaker, RunInfo
 from pipeline.faults import fault_point
-from pipeline.fitting_batch import FittingBatch
 from pipeline.records import LoadedItem, ResultRow
 from pipeline.runs.recipe import resolve_dtype
 from pipeline.tasks.build import build_task
@@ -162,8 +162,7 @@ class VLMWorker:
         try:
             self._batch.submit(request)
         except RequestError as error:
-            nothing = Timing(queue_s=0.0, vision_s=0.0, prefill_s=0.0, decode_s=0.0, device_s=0.0)
-            self._refused.append(Generation(item.item_id, "", (), None, None, nothing, error=error))
+            self._refused.append(Generation.failed(item.item_id, error))
 
     def _outcome(self, taken: _Taken) -> Outcome:
         row = self._rows.answered(

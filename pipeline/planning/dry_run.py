@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections import Counter
 
 from illava.families.model_shape import ModelShape, load_model_shape
-from illava.token_counts import TokenCounts, expected_counts
-from illava.tower_counts import MediumShape
+from illava.token_counts import MediumShape, TokenCounts, expected_counts
 from pipeline.config.schema import JobConfig
 from pipeline.runs.run import pending_shards, plan_run
 from pipeline.runs.run_folder import Run

@@ -42,8 +42,7 @@ def render_sweep_plan(config: SweepConfig) -> str:
         PlanError: a plan that makes no sense for its model.
     """
     from illava.families.model_shape import load_model_shape
-    from illava.token_counts import expected_counts
-    from illava.tower_counts import MediumShape
+    from illava.token_counts import MediumShape, expected_counts
     from pipeline.planning.dry_run import ASSUMED_IMAGE_PX
     from pipeline.sweep.run import open_sweep
 

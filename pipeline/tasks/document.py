@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.schema import DocumentConfig
+from pipeline.errors import classify
 from pipeline.json_schema import InvalidAnswerError, read_json
-from pipeline.model_errors import classify
 from pipeline.records import LoadedItem, MediaItem
 from pipeline.storage.uris import printable
 from pipeline.tasks.base import ParsedAnswer, Task

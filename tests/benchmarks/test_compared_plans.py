@@ -17,8 +17,7 @@ from illava.errors import RandomWeightsError
 from illava.families.model_shape import load_model_shape
 from illava.plan import ReductionPlan
 from illava.reducers import REDUCERS
-from illava.token_counts import expected_counts
-from illava.tower_counts import MediumShape
+from illava.token_counts import MediumShape, expected_counts
 
 
 def test_every_registered_method_is_compared_or_left_out_with_a_reason() -> None:

@@ -17,8 +17,7 @@ from illava.families.llava.geometry import AnyresGeometry
 from illava.families.model_shape import load_model_shape
 from illava.plan import EMPTY_PLAN, ReductionPlan, ReductionStep, preset
 from illava.reducers import Reducer
-from illava.token_counts import TokenCounts, expected_counts
-from illava.tower_counts import MediumShape
+from illava.token_counts import MediumShape, TokenCounts, expected_counts
 from tests.support.models.onevision import make_onevision
 
 CANVASES = tuple((384 * rows, 384 * cols) for rows in range(1, 7) for cols in range(1, 7))

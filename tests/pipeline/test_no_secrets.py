@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from illava.requests import Generation, Timing
+from illava.requests import Generation
 from pipeline.errors import ItemError, PipelineError
 from pipeline.execution.ray.executor import RayExecutor
 from pipeline.execution.rows import classify
@@ -158,6 +158,5 @@ def test_an_endpoint_with_a_password_is_not_named(monkeypatch) -> None:
 
 
 def test_a_model_error_of_one_request_is_redacted(secret) -> None:
-    timing = Timing(queue_s=0.0, vision_s=0.0, prefill_s=0.0, decode_s=0.0, device_s=0.0)
-    generation = Generation("a", "", (), None, None, timing, error=OSError(f"hub said {secret}"))
+    generation = Generation.failed("a", OSError(f"hub said {secret}"))
     assert classify(generation.error) == ("internal_error", "OSError: hub said ***")

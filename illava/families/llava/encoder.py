@@ -23,6 +23,7 @@ from illava.plan import ReductionPlan
 from illava.preprocess import Preprocessor, VisualInput
 from illava.reduction.grid_owners import fill_gaps, owners
 from illava.reduction.patch_selection import Entrance
+from illava.reduction.probe import AttentionProbe
 from illava.reduction.segments import Segments, segment_seeds
 from illava.reduction.vision import VisionReduction
 from illava.visual_tokens import EncodedMedium
@@ -68,7 +69,13 @@ class TileEncoder:
         return self._geometry.num_image_tokens(*medium.original_size, num_tiles=len(medium.tiles))
 
     def encode(
-        self, media: Sequence[VisualInput], plan: ReductionPlan, *, trace: bool, seeds: Sequence[int] | None = None
+        self,
+        media: Sequence[VisualInput],
+        plan: ReductionPlan,
+        *,
+        trace: bool,
+        seeds: Sequence[int] | None = None,
+        probe: AttentionProbe | None = None,
     ) -> list[EncodedMedium]:
         """See `Family.encode`; the tower runs once over all tiles of all media."""
         if not media:
@@ -85,6 +92,7 @@ class TileEncoder:
             has_cls=self._tower.has_cls,
             seeds=segment_seeds(seeds, num_tiles),
             segments=Segments.of(num_tiles, [medium.kind == "video" for medium in media]),
+            probe=probe,
         )
         hidden_TD = entrance.select(self._tower.embed(self.pixels(media)), has_cls=self._tower.has_cls)
         feature_KD = self._projector(self._tower.run(hidden_TD, reduction))

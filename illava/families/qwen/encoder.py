@@ -24,6 +24,7 @@ from illava.plan import ReductionPlan
 from illava.preprocess import Preprocessor, VisualInput
 from illava.reduction.patch_groups import group_scores
 from illava.reduction.patch_selection import Entrance
+from illava.reduction.probe import AttentionProbe
 from illava.reduction.segments import Segments, segment_seeds
 from illava.reduction.trace import medium_place
 from illava.reduction.vision import VisionReduction
@@ -62,7 +63,13 @@ class NativeEncoder:
         return self.grid(medium).num_groups
 
     def encode(
-        self, inputs: Sequence[VisualInput], plan: ReductionPlan, *, trace: bool, seeds: Sequence[int] | None = None
+        self,
+        inputs: Sequence[VisualInput],
+        plan: ReductionPlan,
+        *,
+        trace: bool,
+        seeds: Sequence[int] | None = None,
+        probe: AttentionProbe | None = None,
     ) -> list[EncodedMedium]:
         """See `Family.encode`; the tower runs once over all media."""
         if not inputs:
@@ -82,6 +89,7 @@ class NativeEncoder:
             group_side=group_side,
             seeds=roots,
             segments=Segments.of([grid.times for grid in grids], [medium.kind == "video" for medium in inputs]),
+            probe=probe,
         )
         hidden_PD = self._tower.embed(torch.cat([self.patches(medium) for medium in inputs]), grids)
         feature_KD, deepstack = self._tower.run(entrance.select(hidden_PD), reduction)

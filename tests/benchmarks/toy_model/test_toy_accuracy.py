@@ -57,7 +57,7 @@ def test_a_picture_goes_through_the_tower_once_a_plan(answerer: Answerer):
     passes = []
 
     class Family:
-        def encode(self, media, plan, *, trace, seeds):
+        def encode(self, media, plan, *, trace, seeds, probe=None):
             passes.append((len(media), plan, seeds))
             return [object() for _ in media]
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from illava.analysis.agreement import _engine
 from illava.decoder.kv_cache import PagedCache
 from illava.decoder.prefill import prefill
 from illava.engine.batching import draw_next
-from illava.engine.engine import Engine
+from illava.engine.config import EngineConfig
 from illava.engine.prompt import assemble, media_of, pack
 from illava.errors import ModelLoadError, RandomWeightsError, RequestError
 from illava.model_files import declare_random_weights, require_trained
@@ -134,10 +133,10 @@ def test_the_reference_is_greedy_and_the_models_own(tiny) -> None:
 
 
 def test_its_engine_has_every_limit_of_the_models_own(tiny) -> None:
-    limits = [name for name in inspect.signature(Engine).parameters if name.startswith("max_")]
+    limits = [field.name for field in fields(EngineConfig) if field.name.startswith("max_")]
     given = {name: 5 + number for number, name in enumerate(limits)}
-    engine = _engine(VLM(tiny[0].family, kv_cache_bytes=1 << 20, **given), draw_next)
-    assert {name: getattr(engine, name) for name in limits} == given
+    vlm = VLM(tiny[0].family, kv_cache_bytes=1 << 20, **given)
+    assert _engine(vlm, draw_next).config == vlm.engine.config == EngineConfig(kv_cache_bytes=1 << 20, **given)
 
 
 def test_one_request_that_fails_harms_no_other(tiny) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from illava import VLM, ReductionPlan, Request, SamplingParams, load_preprocessor
 from illava.decoder.prefill import PrefillRun
+from illava.engine.config import EngineConfig
 from illava.engine.engine import Engine
 from illava.errors import (
     NumericalError,
@@ -146,7 +147,8 @@ def test_a_full_pool_makes_requests_wait_and_an_impossible_one_fail(onevision_fo
 
 
 def test_budgets_split_groups_without_changing_answers(vlm, requests):
-    engine = Engine(vlm.family, vlm.engine.cache, max_batch_requests=2, max_vision_patches=60, max_prefill_tokens=50)
+    limits = EngineConfig(max_batch_requests=2, max_vision_patches=60, max_prefill_tokens=50)
+    engine = Engine(vlm.family, vlm.engine.cache, limits)
     for request in requests:
         engine.submit(request, IMAGE_PLAN)
     generations = []
@@ -321,7 +323,7 @@ def test_time_spent_in_one_stage_appears_there_alone(vlm, requests, stage, monke
 
 def test_states_partition_a_life_and_shares_add_up_to_the_device(vlm, requests):
     ticks = iter(range(10**6))
-    engine = Engine(vlm.family, vlm.engine.cache, max_batch_requests=3, now=lambda: next(ticks) / 8)
+    engine = Engine(vlm.family, vlm.engine.cache, EngineConfig(max_batch_requests=3), now=lambda: next(ticks) / 8)
     born, ended = {}, {}
     for request in requests:
         engine.submit(request, IMAGE_PLAN)

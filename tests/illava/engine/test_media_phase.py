@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from illava import VLM, ReductionPlan, Request, SamplingParams, load_preprocessor
-from illava.engine.auto_plan import plan_for
-from illava.engine.media_phase import MediaStage
+from illava.engine.media_phase import MediaStage, plan_for
 from illava.engine.prompt import assemble, media_of
 from illava.errors import ModelLoadError, PlanError, ReductionDidNotFireError, RequestError
 from illava.families.text_scorer import RelevanceModel

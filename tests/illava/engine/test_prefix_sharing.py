@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from illava import VLM, ReductionPlan, Request, SamplingParams, load_preprocessor
+from illava.engine.config import EngineConfig
 from illava.engine.engine import Engine
 from illava.plan import EMPTY_PLAN
 from tests.support.models.llava_next import make_llava_next
@@ -112,7 +113,7 @@ def test_a_full_batch_does_not_split_the_questions_on_one_medium(vlm, video, pla
     ]
     alone = [vlm.generate([request], plan=plan)[0].token_ids for request in requests]
     watch.media.clear()
-    engine = Engine(vlm.family, vlm.engine.cache, max_batch_requests=2)
+    engine = Engine(vlm.family, vlm.engine.cache, EngineConfig(max_batch_requests=2))
     for request in requests:
         engine.submit(request, plan)
     done, most_running = {}, 0
@@ -162,7 +163,7 @@ def test_device_seconds_of_a_shared_encoding_are_split(vlm, video, monkeypatch):
 
 def test_a_shared_medium_weighs_once_in_the_towers_budget(vlm, video, monkeypatch):
     watch = Watch(vlm.family, monkeypatch)
-    engine = Engine(vlm.family, vlm.engine.cache, max_vision_patches=6 * 49)
+    engine = Engine(vlm.family, vlm.engine.cache, EngineConfig(max_vision_patches=6 * 49))
     for request in asked_of(video):
         engine.submit(request)
     while engine.has_work:
@@ -190,7 +191,7 @@ def test_every_family_shares_and_chunks_without_changing_an_answer(make, tmp_pat
         alone = [vlm.generate([request], plan=plan)[0].token_ids for request in requests]
         with monkeypatch.context() as patch:
             watch = Watch(vlm.family, patch)
-            engine = Engine(vlm.family, vlm.engine.cache, max_chunk_tokens=7)
+            engine = Engine(vlm.family, vlm.engine.cache, EngineConfig(max_chunk_tokens=7))
             for request in requests:
                 engine.submit(request, plan)
             done = {}
@@ -205,7 +206,7 @@ def test_a_long_prompt_goes_in_by_chunks_while_others_decode(vlm, video, plan):
     talking = Request("talking", ("Tell me everything.",), SamplingParams(max_new_tokens=40, min_new_tokens=40))
     late = Request("late", (video, "What happens?"), ANSWER)
     alone = {r.request_id: vlm.generate([r], plan=plan)[0].token_ids for r in (talking, late)}
-    engine = Engine(vlm.family, vlm.engine.cache, max_chunk_tokens=16)
+    engine = Engine(vlm.family, vlm.engine.cache, EngineConfig(max_chunk_tokens=16))
     engine.submit(talking, plan)
     done = engine.step()
     engine.submit(late, plan)
@@ -222,7 +223,7 @@ def test_a_long_prompt_goes_in_by_chunks_while_others_decode(vlm, video, plan):
 
 
 def test_what_is_under_way_by_chunks_can_be_dropped(vlm, video):
-    engine = Engine(vlm.family, vlm.engine.cache, max_chunk_tokens=16)
+    engine = Engine(vlm.family, vlm.engine.cache, EngineConfig(max_chunk_tokens=16))
     engine.submit(Request("talking", ("Tell me.",), SamplingParams(max_new_tokens=40, min_new_tokens=40)))
     engine.step()
     engine.submit(Request("late", (video, "What?"), ANSWER))

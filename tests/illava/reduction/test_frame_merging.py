@@ -13,8 +13,7 @@ from illava.errors import PlanError, ReductionDidNotFireError
 from illava.families import FAMILIES
 from illava.families.model_shape import load_model_shape
 from illava.plan import EMPTY_PLAN, ReductionPlan
-from illava.token_counts import expected_counts
-from illava.tower_counts import MediumShape
+from illava.token_counts import MediumShape, expected_counts
 from tests.support.closeness import assert_close
 from tests.support.models.families import make_folder
 

@@ -12,9 +12,8 @@ from illava import VLM, Request, SamplingParams, load_preprocessor
 from illava.families.model_shape import load_model_shape
 from illava.plan import EMPTY_PLAN, ReductionPlan
 from illava.reduction.unmerge import Unmerging
-from illava.token_counts import expected_counts
+from illava.token_counts import MediumShape, expected_counts
 from illava.tokens import cluster, merge, prune
-from illava.tower_counts import MediumShape
 from tests.support.closeness import assert_close
 from tests.support.models.families import MAKERS, make_folder
 

@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from illava import VLM, load_preprocessor
-from illava.engine.auto_plan import plan_for
+from illava.engine.media_phase import plan_for
 from illava.plan import EMPTY_PLAN
 from pipeline.config.load import load_config
 from pipeline.execution.runner import run_job

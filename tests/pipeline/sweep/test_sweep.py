@@ -20,8 +20,7 @@ from illava.errors import RandomWeightsError
 from illava.families.model_shape import load_model_shape
 from illava.model_files import declare_random_weights
 from illava.plan import ReductionPlan
-from illava.token_counts import expected_counts
-from illava.tower_counts import MediumShape
+from illava.token_counts import MediumShape, expected_counts
 from pipeline.config import load
 from pipeline.config.base import rows
 from pipeline.config.load import load_as

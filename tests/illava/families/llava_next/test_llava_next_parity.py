@@ -13,8 +13,7 @@ from illava import VLM, Request, SamplingParams, load_preprocessor
 from illava.engine.prompt import assemble, media_of
 from illava.families.model_shape import load_model_shape
 from illava.plan import EMPTY_PLAN, ReductionPlan
-from illava.token_counts import expected_counts
-from illava.tower_counts import MediumShape
+from illava.token_counts import MediumShape, expected_counts
 from tests.support.closeness import assert_close
 from tests.support.models.llava_next import IN_ORDER, MISTRAL, VICUNA, make_llava_next
 from tests.support.models.stock_parity import longer, prefill, prompt_of, stock_tokens

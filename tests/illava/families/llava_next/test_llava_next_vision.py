@@ -19,9 +19,8 @@ from illava.families.model_shape import load_model_shape
 from illava.plan import EMPTY_PLAN, ReductionPlan, ReductionStep
 from illava.preprocess import VisualInput
 from illava.reducers import Reducer
-from illava.token_counts import expected_counts
+from illava.token_counts import MediumShape, expected_counts
 from illava.tokens import prune
-from illava.tower_counts import MediumShape
 from tests.support.closeness import assert_close
 from tests.support.models.llava_next import make_llava_next
 

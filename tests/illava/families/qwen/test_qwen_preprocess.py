@@ -13,8 +13,7 @@ from illava.errors import ModelLoadError, PreprocessError
 from illava.families import load_family, load_preprocessor
 from illava.families.model_shape import load_model_shape
 from illava.plan import EMPTY_PLAN
-from illava.token_counts import expected_counts
-from illava.tower_counts import MediumShape
+from illava.token_counts import MediumShape, expected_counts
 from tests.support.models.qwen import IMAGE_PIXELS, PATCH_PX, VIDEO_PIXELS, make_qwen2_vl
 
 SIZES = [(40, 66), (8, 8), (300, 41), (33, 300), (64, 64), (5, 3), (480, 640), (20, 2000)]

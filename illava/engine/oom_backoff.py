@@ -8,18 +8,30 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from illava.errors import RequestError
-from illava.requests import Generation, Timing
+from illava.errors import RequestError, is_out_of_memory
+from illava.requests import Generation
 
 if TYPE_CHECKING:
-    from illava import VLM
     from illava.plan import ReductionPlan
     from illava.requests import Request
 
-# As the device's allocator, its libraries and the host's allocator say it.
-_OUT_OF_MEMORY_SIGNS = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
+
+class StepEngine(Protocol):
+    """What answers requests step by step: a `VLM`, or its engine."""
+
+    @property
+    def has_work(self) -> bool: ...
+
+    @property
+    def device_busy_s(self) -> float: ...
+
+    def submit(self, request: Request, *, plan: ReductionPlan) -> None: ...
+
+    def step(self) -> list[Generation]: ...
+
+    def cancel_all(self) -> list[str]: ...
 
 
 @dataclass(slots=True)
@@ -29,6 +41,10 @@ class _Held:
     request: Request
     accepted_s: float = field(default_factory=time.perf_counter)
     entered_s: float = 0.0
+
+    def failed(self, error: Exception) -> Generation:
+        """Its end, after a wait that was all there was of it in the model."""
+        return Generation.failed(self.request.request_id, error, queue_s=self.entered_s - self.accepted_s)
 
 
 class FittingBatch:
@@ -44,7 +60,7 @@ class FittingBatch:
         plan: of every request.
     """
 
-    def __init__(self, vlm: VLM, plan: ReductionPlan) -> None:
+    def __init__(self, vlm: StepEngine, plan: ReductionPlan) -> None:
         self._vlm, self._plan = vlm, plan
         self.limit: int | None = None
         self.lost_s = 0.0
@@ -115,7 +131,7 @@ class FittingBatch:
                 self._enter(held)
             except RequestError as error:
                 held.entered_s = time.perf_counter()
-                refused.append(_failed(held, error))
+                refused.append(held.failed(error))
         return refused
 
     def _settle(self, generation: Generation) -> Generation:
@@ -137,7 +153,7 @@ class FittingBatch:
         if alone.request.request_id in self._did_not_fit:
             self.limit, self._did_not_fit = self._limit_before, set()
         alone.entered_s = time.perf_counter()
-        return [_failed(alone, MemoryError(f"too large for the device even alone: {reason}"))]
+        return [alone.failed(MemoryError(f"too large for the device even alone: {reason}"))]
 
     def _drop(self, failed_s: float) -> list[_Held]:
         """Take everything out of the model; its device time so far was for nothing."""
@@ -148,15 +164,3 @@ class FittingBatch:
         dropped = list(self._inside.values())
         self._inside.clear()
         return dropped
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the device or the host had no memory left; by name, since torch is not loaded here."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY_SIGNS)
-
-
-def _failed(held: _Held, error: Exception) -> Generation:
-    timing = Timing(queue_s=held.entered_s - held.accepted_s, vision_s=0.0, prefill_s=0.0, decode_s=0.0, device_s=0.0)
-    return Generation(held.request.request_id, "", (), None, None, timing, error=error)

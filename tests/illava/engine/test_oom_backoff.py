@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from illava.errors import RequestError
+from illava.engine.oom_backoff import FittingBatch
+from illava.errors import RequestError, is_out_of_memory
 from illava.plan import EMPTY_PLAN
 from illava.preprocess import VisualInput
 from illava.requests import Request
-from pipeline.fitting_batch import FittingBatch, is_out_of_memory
 from tests.support.media.clips import barcode_frame
 from tests.support.models.misbehaving_models import SmallDeviceVLM
 from tests.support.runs import fakes
@@ -99,6 +100,36 @@ def test_other_errors_are_not_mistaken_for_it() -> None:
 )
 def test_how_it_is_recognised(error, expected) -> None:
     assert is_out_of_memory(error) is expected
+
+
+def raised_while_a_capture_ended(words: str, reason: Exception) -> RuntimeError:
+    """As `torch.cuda.graph` leaves its block: memory runs out within, then ending the capture fails, too."""
+
+    class Capture:
+        def __enter__(self) -> None: ...
+
+        def __exit__(self, *_: object) -> None:
+            raise RuntimeError(words)
+
+    try:
+        with Capture():
+            raise reason
+    except RuntimeError as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    ("words", "reason", "expected"),
+    [
+        ("CUDA error: operation failed due to a previous error during capture", torch.OutOfMemoryError("full"), True),
+        ("CUDA error: capturing stream has unjoined work", RuntimeError("CUDA error: out of memory"), True),
+        ("CUDA error: operation failed due to a previous error during capture", RuntimeError("no kernel image"), False),
+        ("CUDA error: device-side assert triggered", torch.OutOfMemoryError("full"), False),
+    ],
+)
+def test_out_of_memory_within_a_capture_is_recognised_by_what_the_failed_capture_follows(words, reason, expected):
+    assert is_out_of_memory(raised_while_a_capture_ended(words, reason)) is expected
+    assert not is_out_of_memory(RuntimeError(words)), "nothing says why"
 
 
 def test_a_request_refused_late_is_an_answer_and_abandoning_forgets_all() -> None:
