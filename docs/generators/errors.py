@@ -55,7 +55,7 @@ ROWS: dict[str, Words] = {
         f"For the cache: {_retry('too_large', more=' --set runtime.cache_bytes=200_000_000_000')}. For a limit under `media`: a new run with a higher one.",
     ),
     "empty_media": Words(
-        "Zero bytes, or no frames.", "An upload that never finished.", f"Upload it again under a new run, or leave it."
+        "Zero bytes, or no frames.", "An upload that never finished.", "Upload it again under a new run, or leave it."
     ),
     "unsupported_media": Words(
         "A container, codec or picture format that is not read.",
