@@ -23,11 +23,11 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 LETTERS = {"media": "M", "vision_block": "B", "vision_output": "O", "decoder_input": "I", "decoder_layer": "L"}
 # model_type -> what writes a tiny random folder of it: module of tests/ and function
 MAKERS = {
-    "llava_onevision": "models:make_onevision",
-    "llava_next": "models_llava_next:make_llava_next",
-    "qwen2_vl": "models_qwen:make_qwen2_vl",
-    "qwen2_5_vl": "models_qwen:make_qwen2_5_vl",
-    "qwen3_vl": "models_qwen:make_qwen3_vl",
+    "llava_onevision": "tests.support.models.onevision:make_onevision",
+    "llava_next": "tests.support.models.llava_next:make_llava_next",
+    "qwen2_vl": "tests.support.models.qwen:make_qwen2_vl",
+    "qwen2_5_vl": "tests.support.models.qwen:make_qwen2_5_vl",
+    "qwen3_vl": "tests.support.models.qwen:make_qwen3_vl",
 }
 # Tried in this order; a method takes the first that its fields allow.
 _SCORER = {"model_id": "scorer"}  # `check` loads none; what runs a plan puts a folder here

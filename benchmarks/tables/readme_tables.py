@@ -1,4 +1,4 @@
-"""Generates the tables of docs/ and README from benchmarks/results/*.json and the code, between the markers that name them.
+"""Generates the tables of docs/ and README from benchmarks/results/*.json and the code, between their markers.
 
 python benchmarks/tables/readme_tables.py --write     # put them into the pages
 python benchmarks/tables/readme_tables.py --check     # exit 1 where a page is behind the results

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import runpy
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -47,4 +48,6 @@ def parser_of_script(path: str) -> argparse.ArgumentParser:
 
 def parser_of_module(name: str) -> argparse.ArgumentParser:
     """Of a module that is run by `python -m`, such as pipeline."""
-    return _caught(lambda: runpy.run_module(name, run_name="__main__", alter_sys=False))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*found in sys.modules after import")
+        return _caught(lambda: runpy.run_module(name, run_name="__main__", alter_sys=False))

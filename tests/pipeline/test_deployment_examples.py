@@ -22,7 +22,7 @@ from tests.support.runs.run_folders import complete, make_config, make_row, put_
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARD = ROOT / "configs" / "grafana" / "illava_jobs.json"
 
-# As they stand in the README.
+# As they stand in docs/operations.md.
 SNIPPETS = {
     "pandas": """
 import pandas
@@ -145,13 +145,13 @@ def test_kubernetes_examples_run_commands_that_exist(name) -> None:
 
 
 @pytest.mark.parametrize("name", SNIPPETS)
-def test_results_are_loaded_as_the_readme_says(tmp_path, model_folder, name, monkeypatch) -> None:
+def test_results_are_loaded_as_the_docs_say(tmp_path, model_folder, name, monkeypatch) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     put_media(f"{tmp_path}/in", 23)
     run = open_run(make_config(model_folder, input={"uri": f"{tmp_path}/in"}, output={"uri": f"{tmp_path}/out"}))
     complete(run)
-    assert SNIPPETS[name].strip() in (ROOT / "README.md").read_text()
+    assert SNIPPETS[name].strip() in (ROOT / "docs" / "operations.md").read_text()
     found: dict = {"RUN": run.uri}
     exec(SNIPPETS[name], found)
     assert len(found["rows"]) == 23
