@@ -43,4 +43,4 @@ bench: $(VENV)/.dev  ## the CPU benchmarks; JSON into benchmarks/results/, table
 	$(RUN) benchmarks/tables/readme_tables.py --write
 
 docs: $(VENV)/.docs  ## the documentation into build/site; fails on a broken link
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
