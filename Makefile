@@ -5,7 +5,7 @@ RUN    := $(VENV)/bin/python
 export HF_HUB_DISABLE_TELEMETRY := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test test-long check bench help
+.PHONY: demo test test-long check bench docs help
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -18,6 +18,10 @@ $(VENV)/.base: pyproject.toml
 $(VENV)/.dev: pyproject.toml | $(VENV)/.base
 	$(VENV)/bin/pip install -q -e ".[dev,lmms-eval]"
 	$(VENV)/bin/pip install -q --no-deps lmms-eval==0.7.3  # asks for av < 16; see pyproject.toml
+	@touch $@
+
+$(VENV)/.docs: pyproject.toml | $(VENV)/.base
+	$(VENV)/bin/pip install -q -e ".[docs]"
 	@touch $@
 
 demo: | $(VENV)/.base  ## captions and answers beside their truth by the bundled model, with merging and without, on local Ray, CPU
@@ -34,6 +38,9 @@ check: $(VENV)/.dev  ## ruff and types
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-bench: $(VENV)/.dev  ## the CPU benchmarks; JSON into benchmarks/results/, tables into README.md
+bench: $(VENV)/.dev  ## the CPU benchmarks; JSON into benchmarks/results/, tables into README.md and docs/
 	$(RUN) benchmarks/speed/reduction_speed.py --json benchmarks/results/reduction_speed_cpu_fp32.json
 	$(RUN) benchmarks/tables/readme_tables.py --write
+
+docs: $(VENV)/.docs  ## the documentation into build/site; fails on a broken link
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict

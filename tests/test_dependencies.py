@@ -77,9 +77,8 @@ def test_every_package_that_is_imported_is_asked_for() -> None:
 
 def test_lmms_eval_is_installed_by_one_recipe() -> None:
     """Its own pin stands outside pyproject.toml, in every text that says how to install it."""
-    told = {
-        path: (ROOT / path).read_text() for path in ("README.md", "Makefile", "benchmarks/accuracy/lmms_eval_check.py")
-    }
+    paths = ("docs/recipes/lmms-eval.md", "Makefile", "benchmarks/accuracy/lmms_eval_check.py")
+    told = {path: (ROOT / path).read_text() for path in paths}
     told["pyproject.toml"] = (ROOT / "pyproject.toml").read_text()
     for path, text in told.items():
         assert set(re.findall(r"--no-deps lmms-eval==(\S+?)[`\s]", text + "\n")) == {"0.7.3"}, path

@@ -1,7 +1,7 @@
-"""Generates README's tables from benchmarks/results/*.json, between the markers that name them.
+"""Generates the tables of docs/ and README from benchmarks/results/*.json and the code, between their markers.
 
-python benchmarks/tables/readme_tables.py --write     # put them into README.md
-python benchmarks/tables/readme_tables.py --check     # exit 1 where README.md is behind the results
+python benchmarks/tables/readme_tables.py --write     # put them into the pages
+python benchmarks/tables/readme_tables.py --check     # exit 1 where a page is behind the results
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,6 +26,7 @@ from benchmarks.tables.speed_tables import (  # noqa: E402
     ray_data_table,
     readers_table,
     speed_table,
+    summary_table,
     vllm_table,
 )
 
@@ -123,31 +124,58 @@ def compared_table() -> str:
     return short_table(result)
 
 
-TABLES: dict[str, Callable[[], str]] = {
-    "speed": speed_table,
-    "family-speed": family_speed_table,
-    "engine": engine_table,
-    "vllm": vllm_table,
-    "readers": readers_table,
-    "methods": methods_table,
-    "families": family_table,
-    "reducer-overhead": overhead_table,
-    "pipeline": pipeline_table,
-    "ray-data": ray_data_table,
-    "accuracy": accuracy_table,
-    "compared": compared_table,
+def methods_list() -> str:
+    """One line a method: its name, what it does, its paper."""
+    from illava.reducers import REDUCERS
+
+    lines = []
+    for kind, reducer in REDUCERS.items():
+        said = reducer.__doc__ or ""
+        first = re.sub(r"``(.+?)``", r"`\1`", said.strip().splitlines()[0])
+        source = _source(said) or _source(sys.modules[reducer.__module__].__doc__ or "")
+        papers = re.findall(r"arXiv (\d{4}\.\d{5})", source)
+        is_ours = re.match(r"(a baseline of )?ours\b", source) is not None or not papers
+        paper = " (ours)" if is_ours else f" ([{papers[0]}](https://arxiv.org/abs/{papers[0]}))"
+        lines.append(f"- `{kind}`: {first}{paper}")
+    return "\n".join(lines)
+
+
+Tables = dict[str, Callable[[], str]]
+PAGES: dict[str, Tables] = {
+    "README.md": {"summary": summary_table, "method-list": methods_list},
+    "docs/plans-and-methods.md": {"methods": methods_table, "families": family_table},
+    "docs/benchmarks.md": {
+        "speed": speed_table,
+        "family-speed": family_speed_table,
+        "engine": engine_table,
+        "vllm": vllm_table,
+        "readers": readers_table,
+        "accuracy": accuracy_table,
+        "compared": compared_table,
+        "reducer-overhead": overhead_table,
+        "pipeline": pipeline_table,
+        "ray-data": ray_data_table,
+    },
 }
 
 
-def rendered(readme: str) -> str:
-    """The README with every marked table made anew."""
-    for name, table in TABLES.items():
+def rendered(page: str, text: str, *, without: Collection[str] = ()) -> str:
+    """A page with its marked tables made anew.
+
+    Args:
+        page: a key of `PAGES`.
+        text: what it holds.
+        without: tables that are left as they are.
+    """
+    for name, table in PAGES[page].items():
+        if name in without:
+            continue
         marked = re.compile(rf"(<!-- table:{name} -->\n).*?(\n<!-- end:{name} -->)", re.DOTALL)
         made = table()
-        readme, count = marked.subn(lambda found, text=made: found[1] + text + found[2], readme)
+        text, count = marked.subn(lambda found, made=made: found[1] + made + found[2], text)
         if count != 1:
-            raise SystemExit(f"README.md: expected one table marked {name!r}, found {count}")
-    return readme
+            raise SystemExit(f"{page}: expected one table marked {name!r}, found {count}")
+    return text
 
 
 def main() -> None:
@@ -157,13 +185,19 @@ def main() -> None:
     action.add_argument("--write", action="store_true")
     action.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    path = ROOT / "README.md"
-    before, after = path.read_text(), rendered(path.read_text())
-    if args.write:
-        path.write_text(after)
-    elif before != after:
+    behind = []
+    for page in PAGES:
+        path = ROOT / page
+        before = path.read_text("utf-8")
+        after = rendered(page, before)
+        if before != after:
+            behind.append(page)
+            if args.write:
+                path.write_text(after, "utf-8")
+    if args.check and behind:
         sys.exit(
-            "README.md's tables are behind benchmarks/results/: run python benchmarks/tables/readme_tables.py --write"
+            f"{', '.join(behind)}: tables are behind benchmarks/results/ or the code: run python "
+            "benchmarks/tables/readme_tables.py --write"
         )
 
 

@@ -28,7 +28,7 @@ from tests.support.runs.run_folders import complete, make_config, make_row, put_
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARD = ROOT / "configs" / "grafana" / "illava_jobs.json"
 
-# As they stand in the README.
+# As they stand in docs/operations.md.
 SNIPPETS = {
     "pandas": """
 import pandas
@@ -176,10 +176,10 @@ def folder(request, results, tmp_path) -> str:
 
 
 @pytest.mark.parametrize("name", SNIPPETS)
-def test_results_are_loaded_as_the_readme_says_of_one_version_or_of_two(folder, tmp_path, name, monkeypatch) -> None:
+def test_results_are_loaded_as_the_docs_say_of_one_version_or_of_two(folder, tmp_path, name, monkeypatch) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert SNIPPETS[name].strip() in (ROOT / "README.md").read_text()
+    assert SNIPPETS[name].strip() in (ROOT / "docs" / "operations.md").read_text()
     found: dict = {"RUN": folder}
     exec(SNIPPETS[name], found)
     assert len(found["rows"]) == 23

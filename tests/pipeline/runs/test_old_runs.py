@@ -332,7 +332,7 @@ def test_the_next_version_does_all_this_too_and_reads_nulls_in_what_is_new(folde
 
 
 def _judge_the_readers(name: str) -> None:
-    """README's snippets on a folder whose second part has a column more."""
+    """The snippets of docs/operations.md on a folder whose second part has a column more."""
     files = sorted(glob.glob(f"{name}/data/*.parquet"))
     rows = pandas.read_parquet(f"{name}/data")
     assert (len(rows), "words_s" in rows) == (6, False), "the columns of the first part"

@@ -166,7 +166,7 @@ def test_help_lists_the_commands_and_each_has_its_own(capsys) -> None:
         assert ended.value.code == 0
 
 
-# --- what README and configs claim
+# --- what docs and configs claim
 
 
 def _leaves(section, prefix=""):
@@ -177,7 +177,7 @@ def _leaves(section, prefix=""):
             yield f"{prefix}{name}"
 
 
-def test_every_key_stands_in_the_config_that_readme_names() -> None:
+def test_every_key_stands_in_the_config_that_docs_name() -> None:
     data = yaml.safe_load((ROOT / "configs" / "caption_videos_llava_onevision.yaml").read_text())
     keys = set(_leaves(JobConfig.model_validate(data).model_dump()))
     assert keys - set(_leaves(data)) == set()

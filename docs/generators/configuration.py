@@ -1,0 +1,178 @@
+"""docs/configuration.md: every key of a job, a sweep and a plan, from the pydantic models and their docstrings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Annotated, Any, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from docs.generators.markdown import GENERATED, attributes, plain, sentence, summary, table
+from illava.reducers import REDUCERS
+from pipeline.config.schema import JobConfig
+from pipeline.sweep.config import SweepConfig
+
+# Keys whose section's docstring has no line for them.
+MEANINGS = {
+    ("JobConfig", "name"): "For people: it begins the printed lines and tags the metrics.",
+    ("JobConfig", "seed"): "Drives every random draw.",
+    ("CaptionConfig", "kind"): "A caption.",
+    ("CaptionConfig", "prompt"): "What the model is asked; a manifest's column `prompt` overrides it item by item.",
+    ("QuestionConfig", "kind"): "A question.",
+    ("DocumentConfig", "kind"): "A document.",
+    ("UniformSampling", "kind"): "Evenly spaced frames.",
+    ("FpsSampling", "kind"): "Frames at a rate.",
+    ("FpsSampling", "fps"): "Frames a second.",
+    ("KeyframeSampling", "kind"): "Key frames.",
+    ("SamplingConfig", "max_new_tokens"): "Tokens of an answer, at most.",
+    ("SamplingConfig", "temperature"): "0 is greedy; else the divisor of the logits.",
+    ("SamplingConfig", "top_p"): "Share of the probability that is drawn from.",
+    ("PricesConfig", "gpu_hour_usd"): "A GPU for an hour.",
+    ("PricesConfig", "cpu_hour_usd"): "A CPU core for an hour.",
+    ("PricesConfig", "storage_request_usd"): "One request to the store.",
+}
+# Keys that many reducers share.
+COMMON = {
+    "per": "The scope that one decision is about: a frame, a contiguous range of tokens, an image or video, the prompt."
+}
+_LIMITS = {
+    Ge: "at least {}",
+    Gt: "above {}",
+    Le: "at most {}",
+    Lt: "below {}",
+    MinLen: "not empty",
+    MaxLen: "at most {} long",
+}
+_BOUND = {Ge: "ge", Gt: "gt", Le: "le", Lt: "lt", MaxLen: "max_length"}
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [GENERATED, "# Configuration", _INTRODUCTION, "## The file", _overview()]
+    for key, section in sections(JobConfig):
+        parts += [f"## `{key}`", summary(section.__doc__), _section(section)]
+    parts += ["## `reduction.steps[].reducer`", _REDUCERS, *(_reducer(kind) for kind in REDUCERS)]
+    parts += ["## A sweep", summary(SweepConfig.__doc__), _SWEEP, _section(SweepConfig, affects=False)]
+    return "\n\n".join(parts) + "\n"
+
+
+def sections(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    """Every section below a model, with its dotted key; the members of a union by their ``kind``."""
+    for name, info in model.model_fields.items():
+        inside = _models(info.annotation)
+        kinds = len(inside) > 1
+        for section in [] if name == "reducer" else inside:  # reducers have headings of their own
+            many = "[]" if get_origin(info.annotation) is tuple else ""
+            key = f"{prefix}{name}{many}"
+            kind = section.model_fields["kind"].default if kinds else None
+            yield f"{key}: {{kind: {kind}}}" if kinds else key, section
+            yield from sections(section, f"{key}.")
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for one in get_args(annotation) for model in _models(one)]
+
+
+def _overview() -> str:
+    rows = [
+        (f"`{name}`", "required" if info.is_required() else "may be left out", _kind(info.annotation))
+        for name, info in JobConfig.model_fields.items()
+    ]
+    return table(("key", "", "type"), rows)
+
+
+def _section(section: type[BaseModel], *, affects: bool = True) -> str:
+    said = attributes(section.__doc__)
+    rows = []
+    for name, info in section.model_fields.items():
+        meaning = said.get(name) or MEANINGS.get((section.__name__, name), "")
+        if not meaning:
+            raise SystemExit(f"{section.__name__}.{name} has no line under Attributes: and none in MEANINGS")
+        cells = [f"`{name}`", _type(info), _default(info), _affects(info), sentence(meaning)]
+        rows.append(cells if affects else [*cells[:3], cells[4]])
+    head = ["key", "type and limits", "default", "changes rows", "meaning"]
+    return table(head if affects else [*head[:3], head[4]], rows)
+
+
+def _reducer(kind: str) -> str:
+    reducer = REDUCERS[kind]
+    said = attributes(reducer.__doc__)
+    rows = [
+        (f"`{name}`", _type(info), _default(info), sentence(said.get(name) or COMMON.get(name, "")))
+        for name, info in reducer.model_fields.items()
+        if name != "kind"
+    ]
+    first = plain((reducer.__doc__ or "").strip().splitlines()[0])
+    head = f"### `{{kind: {kind}}}`\n\n{first}"
+    return f"{head}\n\n{table(('key', 'type and limits', 'default', 'meaning'), rows)}" if rows else head
+
+
+def _affects(info: FieldInfo) -> str:
+    extra = info.json_schema_extra
+    return {"rows": "yes", "execution": "no"}[str(extra["affects"])] if isinstance(extra, dict) else "yes"
+
+
+def _type(info: FieldInfo) -> str:
+    limits = [limit for item in info.metadata if (limit := _limit(item))]
+    return ", ".join([_kind(info.annotation), *limits])
+
+
+def _limit(item: Any) -> str:
+    pattern = getattr(item, "pattern", None)
+    if pattern:
+        return f"matches `{pattern}`"
+    for kind, words in _LIMITS.items():
+        if isinstance(item, kind):
+            return words.format(getattr(item, _BOUND.get(kind, ""), ""))
+    return ""
+
+
+def _kind(annotation: Any) -> str:
+    origin, inside = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _kind(inside[0])
+    if annotation is type(None):
+        return "null"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "section"
+    if origin is None:
+        return {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}.get(
+            getattr(annotation, "__name__", ""), "any JSON"
+        )
+    if str(origin) in ("typing.Literal",):
+        return ", ".join(f"`{choice}`" for choice in inside)
+    if origin in (tuple, list):
+        return f"list of {_kind(inside[0])}"
+    if origin is dict:
+        return "map"
+    return " or ".join(dict.fromkeys(_kind(one) for one in inside))  # a union
+
+
+def _default(info: FieldInfo) -> str:
+    if info.is_required():
+        return "required"
+    value = info.get_default(call_default_factory=True)
+    if isinstance(value, BaseModel) and value == type(value)() and len(type(value).model_fields) > 1:
+        return "its own defaults"
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json", exclude_none=True)
+    return f"`{json.dumps(value, default=str)}`"
+
+
+_INTRODUCTION = """\
+A job is one YAML file. `input`, `model` and `output` are required; everything else has a default. An unknown key is
+refused with the nearest valid one. `--set section.key=value` overrides one key on the command line, its value read as
+YAML: `--set reduction='{preset: none}'`.
+
+"Changes rows" says whether a key can change what stands in a row. Such keys are part of the run's recipe: a run that was
+begun with other values is refused, and wants an `output.uri` of its own. The other keys may differ from session to session of
+one run. `configs/caption_videos_llava_onevision.yaml` has every key with a comment."""
+_REDUCERS = """\
+One method with its settings. [Plans and methods](plans-and-methods.md) says where each may act and where it comes from. All keys
+change rows."""
+_SWEEP = "`jobs/sweep_reduction.py` reads these keys; `input`, `media`, `task`, `sampling` and `output` are a job's."

@@ -1,0 +1,68 @@
+"""What README and the pages may be: length, tables, links, paths that exist, every page in the navigation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support.docs_pages import PAGES, ROOT, links, paths_named, tables
+
+README_LINES, LARGE_TABLE, LARGE_TABLES = 230, 6, 2
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def test_readme_is_short_and_has_few_large_tables() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert len(text.splitlines()) <= README_LINES
+    assert len([rows for rows in tables(text) if rows > LARGE_TABLE]) <= LARGE_TABLES
+
+
+def test_a_large_table_is_counted_and_a_code_block_is_none() -> None:
+    text = "| a |\n|---|\n" + "| 1 |\n" * 7 + "\ntext\n\n| b |\n|---|\n| 2 |\n\n```\n| c |\n|---|\n```\n"
+    assert tables(text) == [7, 1]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_and_named_paths_exist(page) -> None:
+    text = page.read_text("utf-8")
+    assert [one for one in links(text) if not (page.parent / one).exists()] == []
+    named = {path for path in paths_named(text) if path.removesuffix("/") not in WITHOUT_FILES}
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
+# Written by a command, or a name that stands for many.
+WITHOUT_FILES = {"benchmarks/results/gpu_all.json"}
+
+
+def test_a_broken_link_is_seen() -> None:
+    assert links("[a](b.md#c) ![d](e.png) [f](https://g.h) `[i](j.md)`\n```\n[k](l.md)\n```\n") == [
+        "b.md",
+        "e.png",
+        "j.md",
+    ]
+    assert paths_named("`pipeline/cost.py`, `python jobs/none.py --x`, `s3://jobs/a`, `OUTPUT/data`") == {
+        "pipeline/cost.py",
+        "jobs/none.py",
+    }
+
+
+def test_every_page_stands_in_the_navigation_once() -> None:
+    def pages_in(entry: object) -> list[str]:
+        if isinstance(entry, str):
+            return [entry]
+        inside = entry.values() if isinstance(entry, dict) else entry
+        return [page for one in inside for page in pages_in(one)]
+
+    listed = pages_in(yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))["nav"])
+    assert sorted(listed) == sorted(
+        page.relative_to(ROOT / "docs").as_posix() for page in PAGES if "docs" in page.parts
+    )
+
+
+def test_the_picture_is_small() -> None:
+    assert (ROOT / "docs" / "images" / "kept_tokens.png").stat().st_size < 200_000
