@@ -156,7 +156,7 @@ def results(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("results")
     model = folder / "model"
     model.mkdir()
-    (model / "config.json").write_text("{}")
+    (model / "config.json").write_text('{"model_type": "qwen2_vl"}')
     put_media(f"{folder}/in", 23)
     run = open_run(make_config(model, input={"uri": f"{folder}/in"}, output={"uri": f"{folder}/out"}))
     complete(run)
