@@ -130,7 +130,8 @@ def test_awkward_files_are_rows_with_named_errors_and_neighbours_are_unharmed(tm
 def _start(tmp_path: Path, output: Path, source: dict, *, seconds: float) -> subprocess.Popen:
     """The same job in a process of its own, slow enough to be caught in the middle."""
     code = (
-        "import sys; from functools import partial; import fakes; from pipeline.execution.runner import run_job\n"
+        "import sys; from functools import partial\n"
+        "from pipeline.execution.runner import run_job; from tests.support.runs import fakes\n"
         f"config = fakes.job_config({str(output)!r}, {source!r})\n"
         f"work = partial(fakes.barcode_worker, sleeps={{'decode_s': {seconds}}})\n"
         "sys.exit(run_job(config, worker_factory=work, loader_factory=fakes.fake_loader).exit_code)\n"

@@ -176,7 +176,8 @@ def test_a_driver_ended_in_the_middle_takes_its_cluster_along_and_the_run_resume
     """The same command again: every item exactly once; none of the ended driver's processes is left."""
     output, source = tmp_path / "out", numbered_items(tmp_path, 64)
     code = (
-        "from functools import partial; import fakes; from pipeline.execution.runner import run_job\n"
+        "from functools import partial\n"
+        "from pipeline.execution.runner import run_job; from tests.support.runs import fakes\n"
         f"config = fakes.job_config({str(output)!r}, {source!r}, executor='ray')\n"
         "work = partial(fakes.barcode_worker, sleeps={'decode_s': 0.1})\n"
         "raise SystemExit(run_job(config, worker_factory=work, loader_factory=fakes.fake_loader).exit_code)\n"
