@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[3]
 DRIVER = """
 import sys
 from functools import partial
-import fakes, gated_model
+from tests.support.models import gated_model
+from tests.support.runs import fakes
 from pipeline.execution.runner import run_job
 folder, manifest, grown, shrunk = sys.argv[1:]
 config = fakes.job_config(

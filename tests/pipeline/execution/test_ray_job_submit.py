@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.execution import rows
 from pipeline.runs.verify import verify_run
 from tests.support.runs.fakes import read_rows
 
@@ -114,8 +115,8 @@ def test_a_submitted_job_runs_the_uploaded_code_and_writes_every_row(cluster, tm
     mark = "\n_ROW_AS_WRITTEN = RowMaker._row\n\n\ndef _marked(self, *args, **measured):\n"
     mark += "    return _ROW_AS_WRITTEN(self, *args, **{**measured, 'answer': 'from the clone'})\n\n\n"
     mark += "RowMaker._row = _marked\n"
-    with open(clone / "pipeline" / "rows.py", "a") as rows:
-        rows.write(mark)
+    with open(clone / Path(rows.__file__).relative_to(ROOT), "a") as source:
+        source.write(mark)
     job = ["python", "jobs/caption_videos.py", "--config", "configs/demo.yaml", "--set", f"output.uri={output}"]
     done = subprocess.run(
         [RAY, "job", "submit", "--working-dir", ".", "--", *job],
@@ -128,7 +129,7 @@ def test_a_submitted_job_runs_the_uploaded_code_and_writes_every_row(cluster, tm
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "8 ok, 0 partial, 0 failed" in done.stdout
-    rows = read_rows(output)
-    assert len(rows) == 8
-    assert {row["answer"] for row in rows} == {"from the clone"}
+    made = read_rows(output)
+    assert len(made) == 8
+    assert {row["answer"] for row in made} == {"from the clone"}
     assert verify_run(str(output)) == []
