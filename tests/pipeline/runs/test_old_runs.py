@@ -41,6 +41,7 @@ from tests.support.runs.fakes import read_rows, violations
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE / "data" / "runs_27c8a0a"
+NEXT_VERSION = HERE.parents[1] / "support" / "runs" / "next_version.py"
 RUNS = ["documents", "finished", "interrupted", "questions", "questions_merged", "retried", "retrying"]
 BUCKET = "illava-27c8a0a"
 VERSIONS = {
@@ -250,7 +251,7 @@ def test_every_column_that_27c8a0a_had_not_is_declared_with_its_version() -> Non
 
 def test_the_next_version_does_all_this_too_and_reads_nulls_in_what_is_new(folder) -> None:
     reading, writing = os.pipe()
-    command = [sys.executable, str(HERE / "next_version.py"), ",".join(RUNS), json.dumps(VERSIONS), str(writing)]
+    command = [sys.executable, str(NEXT_VERSION), ",".join(RUNS), json.dumps(VERSIONS), str(writing)]
     path = os.pathsep.join(sys.path)
     before = parts("interrupted") | parts("questions")
     done = subprocess.run(
