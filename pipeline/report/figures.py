@@ -123,12 +123,11 @@ def run_figures(uri: str, *, num_samples: int) -> RunFigures:
 
 def _columns(uri: str, indexes: Sequence[int]) -> dict[str, np.ndarray]:
     """A number or a short word a row, in the order of the parts."""
-    kinds = {"status": "U8", "error_type": "U32", "cost_usd": "f4", **dict.fromkeys(STAGES, "f4")}
-    found: dict[str, list[np.ndarray]] = {name: [] for name in (*kinds, "shard", "offset")}
-    for index, table in zip(indexes, read_parts(uri, indexes, list(kinds)), strict=True):
-        for name, kind in kinds.items():
-            missing = np.nan if kind == "f4" else ""
-            found[name].append(np.array([missing if v is None else v for v in table[name].to_pylist()], kind))
+    names = ["status", "error_type", "cost_usd", *STAGES]
+    found: dict[str, list[np.ndarray]] = {name: [] for name in (*names, "shard", "offset")}
+    for index, table in zip(indexes, read_parts(uri, indexes, names), strict=True):
+        for name in names:
+            found[name].append(table[name].to_numpy())  # NaN for a number that is null
         found["shard"].append(np.full(table.num_rows, index))
         found["offset"].append(np.arange(table.num_rows))
     return {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in found.items()}

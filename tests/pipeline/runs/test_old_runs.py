@@ -43,6 +43,7 @@ from tests.support.runs.fakes import read_rows, violations
 HERE = Path(__file__).resolve().parent
 NEXT_VERSION = HERE.parents[1] / "support" / "runs" / "next_version.py"
 DATA = HERE / "data" / "runs_27c8a0a"
+NEXT_VERSION = HERE.parents[1] / "support" / "runs" / "next_version.py"
 RUNS = ["documents", "finished", "interrupted", "questions", "questions_merged", "retried", "retrying"]
 BUCKET = "illava-27c8a0a"
 VERSIONS = {
