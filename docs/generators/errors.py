@@ -164,7 +164,7 @@ EXCEPTIONS: dict[str, Words] = {
     ),
     "InterruptedRunError": Words(
         "A signal ended a command that has no answer without its end.",
-        "Ctrl-C or SIGTERM in a dry run with `--estimate`, in `retry`, in a sweep.",
+        "Ctrl-C or SIGTERM in an estimate.",
         "The same command.",
     ),
     "StorageError": Words(
