@@ -82,7 +82,7 @@ def test_a_model_is_refused_before_its_gigabytes_are_hashed(job, capsys, monkeyp
 def test_a_sweep_and_its_plan_end_with_2(job, tmp_path, capsys) -> None:
     _, model, _ = job
     edit(model / "config.json", quantization_config={"quant_method": "gptq"})
-    root = Path(runner.__file__).parents[1]
+    root = Path(runner.__file__).parents[2]
     sweep = yaml.safe_load((root / "configs" / "sweep_demo.yaml").read_text())
     for one in sweep["models"].values():
         one["model_id"] = str(model)
