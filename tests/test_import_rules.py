@@ -24,13 +24,10 @@ DOORS: dict[str, set[str]] = {
     "decord": MEDIA,
     "av": {"pipeline/loading/decoding/pyav_video.py"},
     "pypdfium2": {"pipeline/loading/decoding/pages.py"},
-    "PIL": {*MEDIA, "illava/preprocess.py", "pipeline/report/raster.py"},
+    "PIL": {*MEDIA, "illava/preprocess.py"},
     "lmms_eval": {"pipeline/lmms_eval_model.py"},
     "pyarrow": {"pipeline/inputs/", *(f"pipeline/{name}.py" for name in (*ROWS, *READERS))},
-    "jinja2": {"pipeline/report/html.py"},
-    "matplotlib": {"pipeline/sweep/picture.py", "pipeline/sweep/svg.py"},
-    "rapidfuzz": {"pipeline/tasks/metrics.py"},
-    "scipy": {"pipeline/evaluation/statistics.py", "pipeline/planning/estimate.py"},
+    "jinja2": {"pipeline/report/page.py"},
     "torch": {"illava/", "pipeline/execution/ray/actors.py", "pipeline/execution/worker.py"},
     "transformers": {"illava/"},
 }
@@ -82,7 +79,7 @@ def broken_rules(path: str, text: str) -> list[str]:
         ):
             broken.append(f"{path} imports {full}; it must know no reducer by name")
         foreign = name.split(".")[0] in PACKAGES and name.split(".")[0] != path.split("/", maxsplit=1)[0]
-        if foreign and any(part.startswith("_") and part != "__version__" for part in full.split(".")):
+        if foreign and any(part.startswith("_") and not part.endswith("__") for part in full.split(".")):
             broken.append(f"{path} imports {full}, which is private to {name.split('.')[0]}")
     return broken
 
@@ -123,6 +120,7 @@ def test_a_broken_rule_is_seen(path, text):
         ("pipeline/records.py", "if TYPE_CHECKING:\n    import torch"),
         ("pipeline/execution/runner.py", "import ray"),
         ("pipeline/x.py", "from illava.plan import ReductionPlan"),
+        ("pipeline/x.py", "from illava import __version__"),
         ("illava/families/x.py", "from illava.reducers import Evidence"),
         ("illava/x.py", "from illava.reducers.illava import ILLaVA"),
     ],
@@ -153,7 +151,7 @@ JobConfig.model_validate({
     ids=["pipeline", "config", "preprocess", "counts", "public names of illava", "public names of pipeline"],
 )
 def test_import_stays_light(code):
-    heavy = ["torch", "transformers", "ray", "decord", "av", "pyarrow", "fsspec", "scipy", "matplotlib"]
+    heavy = ["torch", "transformers", "ray", "decord", "av", "pyarrow", "fsspec"]
     check = f"{code}\nimport sys\nprint([name for name in {heavy} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (run.stdout.strip(), run.stderr) == ("[]", "")
