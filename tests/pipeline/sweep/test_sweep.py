@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -340,6 +341,13 @@ def test_a_sweep_that_cannot_draw_says_so_before_it_measures(folder, onevision_f
     assert f"-m pip install -e '{ROOT}[plots]'" in said
     assert not (folder / "out").exists()
     assert sweep_cli("", ["--config", str(config), "--plan"]) == 0, "counting tokens draws nothing"
+
+
+def test_what_a_point_needs_is_imported_before_the_first() -> None:
+    """Else the first point's resident memory is smaller than the others' by what came later."""
+    code = "import sys, pipeline.sweep.run; print('scipy.stats' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
 
 
 def test_the_table_says_what_was_measured() -> None:
