@@ -26,20 +26,24 @@ class VisualInput:
         tiles: uint8 [n, H, W, 3], RGB: an image's tiles, base tile first; or a video's frames.
         original_size: (height, width) px before any resize.
         timestamps_s: seconds of each frame of a video; empty where not known.
-        owner: int64, by cell (`Preprocessor.cells`): the cell that stands for it where stage ``media`` keeps it out
-            of the tower, itself where it goes in, -1 where none does. None: every cell goes in.
+        representative: int64, by cell (`Preprocessor.cells`): the cell that stands for it where stage ``media`` keeps
+            it out of the tower, itself where it goes in, -1 where none does. None: every cell goes in.
     """
 
     kind: Literal["image", "video"]
     tiles: np.ndarray
     original_size: tuple[int, int]
     timestamps_s: tuple[float, ...] = ()
-    owner: np.ndarray | None = None
+    representative: np.ndarray | None = None
 
     @property
     def num_left_out(self) -> int:
         """Cells that do not enter the tower."""
-        return 0 if self.owner is None else int((self.owner != np.arange(len(self.owner))).sum())
+        return (
+            0
+            if self.representative is None
+            else int((self.representative != np.arange(len(self.representative))).sum())
+        )
 
     @property
     def nbytes(self) -> int:
@@ -47,18 +51,18 @@ class VisualInput:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class MediumCells:
+class VisualCells:
     """A medium at model size as the smallest pieces that can be kept out of the tower: patches, or groups of them.
 
     Attributes:
         pixels_TX: uint8, each cell's pixels; of a video's cell, those of all frames that its temporal patch spans.
-        place_T3: int64 (frame or tile, row, col), ascending; a frame is a temporal patch here.
+        coord_T3: int64 (frame or tile, row, col), ascending; a frame is a temporal patch here.
         lengths: cells of each sequence of frames: a video is one, every tile of an image is its own.
         padding_T: bool, beside the picture, where the model itself drops it.
     """
 
     pixels_TX: np.ndarray
-    place_T3: np.ndarray
+    coord_T3: np.ndarray
     lengths: tuple[int, ...]
     padding_T: np.ndarray
 
@@ -92,15 +96,15 @@ class Preprocessor(ABC):
         """A video's frames: uint8 [F, H, W, 3] RGB, or F frames of one size."""
 
     @abstractmethod
-    def cells(self, medium: VisualInput) -> MediumCells:
+    def cells(self, visual: VisualInput) -> VisualCells:
         """A prepared medium cut into cells."""
 
     @abstractmethod
-    def with_frames(self, medium: VisualInput, frames: Sequence[int]) -> VisualInput:
+    def with_frames(self, visual: VisualInput, frames: Sequence[int]) -> VisualInput:
         """A prepared video of these frames alone (of its cells: temporal patches, where a model has them)."""
 
     @abstractmethod
-    def shrink(self, medium: VisualInput, ratio: float) -> VisualInput:
+    def shrink(self, visual: VisualInput, ratio: float) -> VisualInput:
         """A prepared medium at a lower resolution: about this share of its patches, never more.
 
         Raises:

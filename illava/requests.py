@@ -121,12 +121,12 @@ class TokenTrace:
     """From patches to kept tokens.
 
     Attributes:
-        patch_place: int64 [patches, 4], (medium, frame or tile, row, col) of every patch of the media; those that stage
-            ``media`` keeps out of the tower are gone after the first step.
+        patch_coords: int64 [patches, 4], (medium, frame or tile, row, col) of every patch of the media; those that
+            stage ``media`` keeps out of the tower are gone after the first step.
         steps: in the order of the data flow.
     """
 
-    patch_place: Tensor
+    patch_coords: Tensor
     steps: tuple[TraceStep, ...]
 
     def matrix(self, upto: int | None = None) -> Tensor:
@@ -135,7 +135,7 @@ class TokenTrace:
 
         from illava.tokens import compose
 
-        num_patches = self.patch_place.shape[0]
+        num_patches = self.patch_coords.shape[0]
         index = torch.arange(num_patches).expand(2, num_patches)
         size = (num_patches, num_patches)
         total = torch.sparse_coo_tensor(index, torch.ones(num_patches), size, check_invariants=False).coalesce()

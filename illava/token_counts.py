@@ -41,13 +41,13 @@ class Block:
     """Visual tokens whose common count is known.
 
     Attributes:
-        medium: index, None where the tokens are of several media.
+        visual: index, None where the tokens are of several media.
         frame: index, -1 for what belongs to no frame (separators, a tiled image), None where the tokens are of
             several frames.
         count: tokens; an upper bound where not ``exact``.
     """
 
-    medium: int | None
+    visual: int | None
     frame: int | None
     count: int
     exact: bool = True
@@ -146,18 +146,18 @@ def _reduce(blocks: list[Block], reducer: Reducer | None) -> list[Block]:
     """Counts after one decoder stage. Where a scope's own count is not known, nothing is taken off: an upper bound."""
     if reducer is None:
         return blocks
-    several = len({block.medium for block in blocks}) > 1
+    several = len({block.visual for block in blocks}) > 1
     untouched: list[Block] = []
     scopes: dict[tuple[int | None, int | None], list[Block]] = {}
     for block in blocks:
         if reducer.per == "prompt":
-            scopes.setdefault((None if several else block.medium, None), []).append(block)
+            scopes.setdefault((None if several else block.visual, None), []).append(block)
         elif reducer.per == "frame" and block.frame == -1:
             untouched.append(block)
-        elif block.medium is None or (reducer.per == "frame" and block.frame is None):
-            untouched.append(Block(block.medium, block.frame, block.count, exact=False))
+        elif block.visual is None or (reducer.per == "frame" and block.frame is None):
+            untouched.append(Block(block.visual, block.frame, block.count, exact=False))
         else:
-            scopes.setdefault((block.medium, block.frame if reducer.per == "frame" else None), []).append(block)
+            scopes.setdefault((block.visual, block.frame if reducer.per == "frame" else None), []).append(block)
     # Neighbouring media may share a span; how many do depends on the prompt.
     sharp = not (reducer.per == "span" and several)
     reduced = [_reduce_scope(key, members, reducer, sharp) for key, members in scopes.items()]
@@ -186,7 +186,7 @@ def _native(geometry: NativeGeometry, plan: ReductionPlan, media: Sequence[Mediu
     """Where whole groups are reduced."""
     if plan.layout == "released":
         raise PlanError("the released layout needs square pictures, but this model reads any shape: use geometric")
-    grids = [geometry.grid_of(medium.kind, medium.num_frames, medium.height, medium.width) for medium in media]
+    grids = [geometry.grid_of(visual.kind, visual.num_frames, visual.height, visual.width) for visual in media]
     left = [_left_of_tile(grid.num_groups // grid.times, plan) for grid in grids]
     blocks = [
         Block(index, time, count, exact)
@@ -199,32 +199,32 @@ def _native(geometry: NativeGeometry, plan: ReductionPlan, media: Sequence[Mediu
 
 def _tiled(geometry: AnyresGeometry, plan: ReductionPlan, media: Sequence[MediumShape]) -> TowerCounts:
     """Where tiles are reduced."""
-    if not geometry.reads_videos and any(medium.kind == "video" for medium in media):
+    if not geometry.reads_videos and any(visual.kind == "video" for visual in media):
         raise PlanError("this model reads images only, but the request holds a video; take a model that reads videos")
-    tiles = [_num_tiles(geometry, medium, media) for medium in media]
+    tiles = [_num_tiles(geometry, visual, media) for visual in media]
     per_tile, exact = _left_of_tile(geometry.grid**2, plan)
     if plan.layout == "released" and not exact:
         raise PlanError("the released layout needs square counts, but this plan's depend on the picture: use geometric")
     blocks = [
         block
-        for index, (medium, num_tiles) in enumerate(zip(media, tiles, strict=True))
-        for block in _layout(geometry, plan, medium, index=index, num_tiles=num_tiles, per_tile=per_tile)
+        for index, (visual, num_tiles) in enumerate(zip(media, tiles, strict=True))
+        for block in _layout(geometry, plan, visual, index=index, num_tiles=num_tiles, per_tile=per_tile)
     ]
     num_vision_tokens = sum(
-        geometry.num_video_tokens(medium.num_frames)
-        if medium.kind == "video"
-        else geometry.num_image_tokens(medium.height, medium.width, num_tiles=num_tiles)
-        for medium, num_tiles in zip(media, tiles, strict=True)
+        geometry.num_video_tokens(visual.num_frames)
+        if visual.kind == "video"
+        else geometry.num_image_tokens(visual.height, visual.width, num_tiles=num_tiles)
+        for visual, num_tiles in zip(media, tiles, strict=True)
     )
     return TowerCounts(sum(tiles) * geometry.grid**2, num_vision_tokens, blocks, exact)
 
 
-def _num_tiles(geometry: AnyresGeometry, medium: MediumShape, media: Sequence[MediumShape]) -> int:
-    if medium.kind == "video":
-        return medium.num_frames
+def _num_tiles(geometry: AnyresGeometry, visual: MediumShape, media: Sequence[MediumShape]) -> int:
+    if visual.kind == "video":
+        return visual.num_frames
     if sum(other.kind == "image" for other in media) > 1 and not geometry.tiles_every_image:
         return 1
-    rows, cols = geometry.tile_grid(medium.height, medium.width)
+    rows, cols = geometry.tile_grid(visual.height, visual.width)
     return 1 + rows * cols
 
 
@@ -253,7 +253,7 @@ def _tower_reducers(plan: ReductionPlan) -> list[Reducer]:
 
 
 def _layout(
-    geometry: AnyresGeometry, plan: ReductionPlan, medium: MediumShape, *, index: int, num_tiles: int, per_tile: int
+    geometry: AnyresGeometry, plan: ReductionPlan, visual: MediumShape, *, index: int, num_tiles: int, per_tile: int
 ) -> list[Block]:
     """Tokens of one medium behind projector, pooling, unpadding and newlines."""
     side = geometry.grid
@@ -265,17 +265,17 @@ def _layout(
                 f"left of each tile; {side**2} or {(side + 1) ** 2} would be one. Change the budgets, or use geometric"
             )
     separator = Block(index, -1, 1)
-    if medium.kind == "video":
+    if visual.kind == "video":
         # Pooling restores the grid in the geometric layout, so every frame is as large as without reduction.
         per_frame = geometry.num_video_tokens(1, side=side) - 1
-        return [*(Block(index, frame, per_frame) for frame in _frames_left(plan, medium.num_frames)), separator]
+        return [*(Block(index, frame, per_frame) for frame in _frames_left(plan, visual.num_frames)), separator]
     if num_tiles == 1:
         return [Block(index, 0, per_tile), separator]
     if side**2 == per_tile:
-        count = geometry.num_image_tokens(medium.height, medium.width, num_tiles=num_tiles, side=side)
+        count = geometry.num_image_tokens(visual.height, visual.width, num_tiles=num_tiles, side=side)
         return [Block(index, -1, count)]
-    layout = geometry.image_layout(medium.height, medium.width)
+    layout = geometry.image_layout(visual.height, visual.width)
     rows, cols = layout.shape
     whole = layout.resized is None and (rows, cols) == (layout.rows, layout.cols)
-    survivors = min((num_tiles - 1) * per_tile, rows * cols)
-    return [Block(index, -1, per_tile + survivors + rows, exact=whole)]
+    kept_tokens = min((num_tiles - 1) * per_tile, rows * cols)
+    return [Block(index, -1, per_tile + kept_tokens + rows, exact=whole)]

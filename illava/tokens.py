@@ -23,12 +23,12 @@ class Tokens:
         hidden_TD: residual stream.
         lengths: tokens per segment, host integers, ``sum(lengths) == T``. Counts that a plan fixes never need a
             device round trip, so they live on the host.
-        place_T3: int64 (frame, row, col) that each token stands for; separators carry row = col = -1.
+        coord_T3: int64 (frame, row, col) that each token stands for; separators carry row = col = -1.
     """
 
     hidden_TD: Tensor
     lengths: tuple[int, ...]
-    place_T3: Tensor
+    coord_T3: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,20 +93,20 @@ def identity(lengths: tuple[int, ...], device: torch.device | str = "cpu") -> As
     return prune(torch.arange(total, device=device), lengths, total)
 
 
-def keep_owners(owner_T: Tensor, lengths: tuple[int, ...]) -> Assignment:
+def assign_to_representatives(representative_T: Tensor, lengths: tuple[int, ...]) -> Assignment:
     """Keep the cells that are their own owner; each other one is an edge of weight 0 of its owner, -1 for none.
 
     What is kept is exactly what it was; the edges say where the content of a dropped cell is still to be seen.
     """
-    index_T = torch.arange(owner_T.shape[0], device=owner_T.device)
-    is_kept_T = owner_T == index_T
-    kept_K, owned_E = is_kept_T.nonzero().squeeze(1), (owner_T >= 0).nonzero().squeeze(1)
-    row_E = torch.searchsorted(kept_K, owner_T[owned_E])
+    index_T = torch.arange(representative_T.shape[0], device=representative_T.device)
+    is_kept_T = representative_T == index_T
+    kept_K, owned_E = is_kept_T.nonzero().squeeze(1), (representative_T >= 0).nonzero().squeeze(1)
+    row_E = torch.searchsorted(kept_K, representative_T[owned_E])
     source_E = owned_E[torch.argsort(row_E, stable=True)]
     kept = tuple(int(own_T.sum()) for own_T in is_kept_T.split(lengths))
-    rows_K = torch.arange(kept_K.shape[0], device=owner_T.device)
+    rows_K = torch.arange(kept_K.shape[0], device=representative_T.device)
     size_K = torch.bincount(row_E, minlength=kept_K.shape[0])
-    return Assignment(owner_T.shape[0], kept, kept_K, source_E, is_kept_T[source_E].float(), rows_K, size_K)
+    return Assignment(representative_T.shape[0], kept, kept_K, source_E, is_kept_T[source_E].float(), rows_K, size_K)
 
 
 def merge(assignment: Assignment, hidden_TD: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ def merge(assignment: Assignment, hidden_TD: Tensor) -> Tensor:
     return out_KD.index_copy_(0, assignment.target_G, mixed_GD.to(out_KD.dtype))
 
 
-def carry(assignment: Assignment, value_T: Tensor) -> Tensor:
+def gather_kept(assignment: Assignment, value_T: Tensor) -> Tensor:
     """Keep what belongs to a place (positions, ids): [T, ...] -> [K, ...]; a mixture takes its own place's value."""
     return value_T.index_select(0, assignment.kept_K)
 
@@ -165,7 +165,7 @@ def cluster(into_T: Tensor, weight_T: Tensor, lengths: tuple[int, ...], kept: tu
 
 def merged_sizes(assignment: Assignment, size_T: Tensor) -> Tensor:
     """How many first tokens each output token stands for, float32 [K]: a mixture stands for all its sources."""
-    size_K = carry(assignment, size_T.float())
+    size_K = gather_kept(assignment, size_T.float())
     if assignment.target_G.shape[0] == 0:
         return size_K
     edge_E = size_T.float().index_select(0, assignment.source_E)
@@ -177,7 +177,7 @@ def _group_sums(value_E: Tensor, size_G: Tensor) -> Tensor:
     return torch.segment_reduce(value_E, "sum", lengths=size_G, axis=0, unsafe=True)
 
 
-def lift(assignment: Assignment, index_N: Tensor, num_tokens: int, lengths: tuple[int, ...]) -> Assignment:
+def embed_in_batch(assignment: Assignment, index_N: Tensor, num_tokens: int, lengths: tuple[int, ...]) -> Assignment:
     """Place an assignment over a subset of tokens into the whole packed sequence; all other tokens are kept.
 
     Args:

@@ -20,48 +20,48 @@ class Run:
 
     Attributes:
         length: tokens.
-        medium: index of the request's medium, -1 for text.
+        visual: index of the request's medium, -1 for text.
         span: index of the contiguous stretch of visual tokens, -1 for text.
         frame: the frame these tokens belong to where the run is exactly one frame's tokens, else -1.
     """
 
     length: int
-    medium: int = -1
+    visual: int = -1
     span: int = -1
     frame: int = -1
 
 
 @dataclass(frozen=True, slots=True)
-class EncodedMedium:
+class EncodedVisual:
     """One medium after tower, projector and layout: what the LLM will read. K tokens at LLM width D.
 
     Attributes:
         feature_KD: visual tokens, separators (newlines) included.
-        slot_K: int64 ascending: which of the medium's ``num_slots`` prompt places each token takes. In the geometric
-            layout slots are those of the unreduced model, so survivors keep their position ids and leave gaps; in the
-            released layout they are 0 .. K - 1.
-        num_slots: prompt places of this medium.
+        placeholder_K: int64 ascending: which of the medium's ``num_placeholders`` prompt places each token takes. In
+            the geometric layout slots are those of the unreduced model, so survivors keep their position ids and leave
+            gaps; in the released layout they are 0 .. K - 1.
+        num_placeholders: prompt places of this medium.
         frame_counts: host integers: tokens of each frame or tile in order, where the layout keeps frames apart, as
             (frame, count); separators between or behind frames carry frame -1. Counts sum to K.
-        place_K3: int64 (frame or tile, row, col) after the layout; separators carry row = col = -1.
+        coord_K3: int64 (frame or tile, row, col) after the layout; separators carry row = col = -1.
         score_K: float32, attention received in the tower's last block carried through the same layout; present where
             the plan reduces at ``decoder_input``.
         num_patches: tokens this medium brought into the tower.
         trace: this medium's steps, empty unless asked for. Places carry medium 0; the engine renumbers them.
-        patch_place_P4: int64, where traced.
-        idle_steps: steps of the tower, in words, that found nothing to take from this medium; see
+        patch_coord_P4: int64, where traced.
+        noop_steps: steps of the tower, in words, that found nothing to take from this medium; see
             `illava.engine.prompt`.
         deepstack: visual features [K, D] that are added to these tokens behind decoder layer 0, 1, ...; mostly none.
     """
 
     feature_KD: Tensor
-    slot_K: Tensor
-    num_slots: int
+    placeholder_K: Tensor
+    num_placeholders: int
     frame_counts: tuple[tuple[int, int], ...]
-    place_K3: Tensor
+    coord_K3: Tensor
     score_K: Tensor | None
     num_patches: int
     trace: tuple[TraceStep, ...] = ()
-    patch_place_P4: Tensor | None = None
+    patch_coord_P4: Tensor | None = None
     deepstack: tuple[Tensor, ...] = ()
-    idle_steps: tuple[str, ...] = ()
+    noop_steps: tuple[str, ...] = ()

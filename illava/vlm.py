@@ -48,20 +48,20 @@ class VLM:
 
     def __init__(self, family: Family, engine_config: EngineConfig | None = None, **options: Any) -> None:
         config, decoder = (engine_config or EngineConfig()).override(**options), family.decoder
-        page_bytes = 2 * config.page_size * decoder.num_kv_heads * decoder.head_dim * decoder.dtype.itemsize
+        block_bytes = 2 * config.block_size * decoder.num_kv_heads * decoder.head_dim * decoder.dtype.itemsize
         pool_bytes = _default_cache_bytes(decoder.device) if config.kv_cache_bytes is None else config.kv_cache_bytes
-        num_pages = pool_bytes // page_bytes
-        if num_pages < decoder.num_layers:
+        num_blocks = pool_bytes // block_bytes
+        if num_blocks < decoder.num_layers:
             raise ModelLoadError(
-                f"a key/value pool of {pool_bytes} bytes holds {num_pages} pages of {page_bytes} bytes; one token "
+                f"a key/value pool of {pool_bytes} bytes holds {num_blocks} pages of {block_bytes} bytes; one token "
                 f"needs {decoder.num_layers}, a page in each layer: raise kv_cache_bytes, or free memory on the device"
             )
         cache = PagedCache(
             num_layers=decoder.num_layers,
             num_kv_heads=decoder.num_kv_heads,
             head_dim=decoder.head_dim,
-            num_pages=num_pages,
-            page_size=config.page_size,
+            num_blocks=num_blocks,
+            block_size=config.block_size,
             dtype=decoder.dtype,
             device=decoder.device,
         )

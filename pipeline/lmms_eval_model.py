@@ -24,7 +24,7 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 
-from illava.engine.oom_backoff import FittingBatch
+from illava.engine.oom_backoff import OOMBackoff
 from illava.errors import RequestError
 from illava.families import load_preprocessor
 from illava.preprocess import VisualInput
@@ -72,7 +72,7 @@ class HarnessModel(lmms):
         model = self._config.model
         self._preprocessor = load_preprocessor(model.model_id, revision=model.revision)
         self._loader = Loader(self._config.media, self._preprocessor)
-        self._batch = FittingBatch(load_vlm(self._config), self._config.reduction)
+        self._batch = OOMBackoff(load_vlm(self._config), self._config.reduction)
         self._video: tuple[str, tuple[VisualInput, ...]] = ("", ())
         self._not_heeded: set[str] = set()
 

@@ -21,7 +21,7 @@ from illava.plan import ReductionPlan
 from illava.preprocess import VisualInput
 from illava.reduction.probe import AttentionProbe
 from illava.requests import Generation
-from illava.visual_tokens import EncodedMedium
+from illava.visual_tokens import EncodedVisual
 
 CHUNK = 128  # samples whose questions share a running batch: long captions end beside short answers
 _CAPTION_TOKENS, _ANSWER_TOKENS = 64, 8
@@ -43,7 +43,7 @@ class SharedEncoding:
 
     def __init__(self, family: Any) -> None:
         self._family = family
-        self._known: dict[Hashable, tuple[Any, EncodedMedium]] = {}
+        self._known: dict[Hashable, tuple[Any, EncodedVisual]] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._family, name)
@@ -60,9 +60,9 @@ class SharedEncoding:
         trace: bool,
         seeds: Sequence[int] | None = None,
         probe: AttentionProbe | None = None,
-    ) -> list[EncodedMedium]:
+    ) -> list[EncodedVisual]:
         """See `Family.encode`."""
-        keys = [(id(medium.tiles), id(medium.owner), medium.kind) for medium in media]
+        keys = [(id(visual.tiles), id(visual.owner), visual.kind) for visual in media]
         first: dict[Hashable, int] = {}
         for place, key in enumerate(keys):
             if key not in self._known:

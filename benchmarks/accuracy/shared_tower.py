@@ -23,7 +23,7 @@ from illava.plan import EMPTY_PLAN, ReductionPlan
 from illava.preprocess import VisualInput
 from illava.reduction.probe import AttentionProbe
 from illava.reduction.vision import VisionReduction
-from illava.visual_tokens import EncodedMedium
+from illava.visual_tokens import EncodedVisual
 
 
 class SharedTower:
@@ -80,8 +80,8 @@ class SharedTower:
         """The blocks that no plan at hand acts in."""
         num_tiles, num_patches, _ = tiles_FND.shape
         self.num_run += num_tiles
-        place_T3 = torch.zeros(num_tiles * num_patches, 3, dtype=torch.long)
-        nothing = VisionReduction(EMPTY_PLAN, (num_patches,) * num_tiles, place_T3, num_blocks=self.depth)
+        coord_T3 = torch.zeros(num_tiles * num_patches, 3, dtype=torch.long)
+        nothing = VisionReduction(EMPTY_PLAN, (num_patches,) * num_tiles, coord_T3, num_blocks=self.depth)
         return run_blocks(self._blocks[: self.depth], tiles_FND.flatten(0, 1), nothing).view_as(tiles_FND)
 
 
@@ -168,7 +168,7 @@ class SharedTiles(TileEncoder):
         trace: bool,
         seeds: Sequence[int] | None = None,
         probe: AttentionProbe | None = None,
-    ) -> list[EncodedMedium]:
+    ) -> list[EncodedVisual]:
         """See `Family.encode`."""
         if probe is not None:
             raise ValueError("blocks that plans share are not run for each: a probe would not be told of them")

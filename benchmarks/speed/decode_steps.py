@@ -16,7 +16,7 @@ import torch
 from transformers import DynamicCache
 
 from illava import VLM, Request, SamplingParams
-from illava.engine.request_state import LiveRequest
+from illava.engine.request_state import RequestState
 from illava.plan import EMPTY_PLAN, ReductionPlan
 from illava.token_counts import MediumShape, expected_counts
 
@@ -42,7 +42,7 @@ def time_engine(vlm: VLM, lengths: Sequence[int], *, batch: int, steps: int, pla
     """Seconds of one of the engine's decode steps for ``batch`` requests that hold ``lengths`` tokens by layer."""
     engine, sampling = vlm.engine, SamplingParams(max_new_tokens=steps + 2, min_new_tokens=steps + 2)
     for n in range(batch):
-        live = LiveRequest(Request(str(n), ("decoding",), sampling), plan, (), now=time.perf_counter())
+        live = RequestState(Request(str(n), ("decoding",), sampling), plan, (), now=time.perf_counter())
         live.lengths, live.num_visual, live.token_ids = list(lengths), [0] * len(lengths), [n]
         live.next_position_P = torch.tensor([lengths[0]])
         engine.cache.admit(live.request_id, [length + steps + 2 for length in lengths])

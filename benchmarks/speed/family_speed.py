@@ -94,9 +94,9 @@ def measure(vlm: VLM, model: Any, preprocessor: Any, args: argparse.Namespace) -
     pixels = np.random.default_rng(0).integers(0, 256, (side_px, side_px, 3), dtype=np.uint8)
     (image,), (small,) = preprocessor.images([pixels]), preprocessor.images([pixels[: side_px // 2]])
     sides: dict[str, Callable[[VisualInput], dict[str, float]]] = {
-        "stock": lambda medium: time_stock(vlm, model, medium, tower),
-        "empty": lambda medium: time_ours(vlm, medium, EMPTY_PLAN),
-        "plan": lambda medium: time_ours(vlm, medium, preset(name)),
+        "stock": lambda visual: time_stock(vlm, model, visual, tower),
+        "empty": lambda visual: time_ours(vlm, visual, EMPTY_PLAN),
+        "plan": lambda visual: time_ours(vlm, visual, preset(name)),
     }
     for timed in sides.values():
         timed(small)

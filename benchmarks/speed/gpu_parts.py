@@ -100,9 +100,9 @@ def kernels(bench: Bench, result: dict[str, Any]) -> None:
     tokens, grid = (6_400, bench.preprocessor.geometry.grid**2) if bench.device.type == "cuda" else (100, 49)
     draw = partial(torch.randn, device=bench.device, dtype=dtype)
     for batch in (1, 8, 32):
-        pages = -(-tokens // 16)
-        k_pool, v_pool = draw(2, batch * pages, 16, decoder.num_kv_heads, decoder.head_dim).unbind()
-        table = torch.randperm(batch * pages, device=bench.device).to(torch.int32).view(batch, pages)
+        blocks = -(-tokens // 16)
+        k_pool, v_pool = draw(2, batch * blocks, 16, decoder.num_kv_heads, decoder.head_dim).unbind()
+        table = torch.randperm(batch * blocks, device=bench.device).to(torch.int32).view(batch, blocks)
         length = torch.full((batch,), tokens, dtype=torch.int32, device=bench.device)
         args = draw(batch, heads, decoder.head_dim), k_pool, v_pool, table, length
         options = {"scale": decoder.scale, "host_lengths": [tokens] * batch}
@@ -148,15 +148,15 @@ def memory(bench: Bench, result: dict[str, Any]) -> None:
     """Key/value bytes of one item, the largest batch that the pool admits, and the peak of tower and prefill."""
     engine, sampling = bench.vlm.engine, SamplingParams(max_new_tokens=bench.new_tokens, min_new_tokens=2)
     (video,) = bench.videos(1)
-    page_bytes = 2 * engine.cache.k_pool_PSGd[0].nbytes
+    block_bytes = 2 * engine.cache.k_pool_PSGd[0].nbytes
     for name, plan in (("empty", EMPTY_PLAN), ("plan", bench.plan)):
         engine.submit(Request(name, (video, PROMPT), sampling), plan)
         with PeakMemory(bench.device) as peak:
             engine.step()
-        held = engine.cache.num_pages - engine.cache.num_free_pages
+        held = engine.cache.num_blocks - engine.cache.num_free_blocks
         engine.cancel_all()
-        largest = engine.cache.num_pages // held
-        result[name] = {"kv_bytes": held * page_bytes, "largest_batch": largest, "peak_bytes": peak.num_bytes}
+        largest = engine.cache.num_blocks // held
+        result[name] = {"kv_bytes": held * block_bytes, "largest_batch": largest, "peak_bytes": peak.num_bytes}
     result["kv_ratio"] = result["plan"]["kv_bytes"] / result["empty"]["kv_bytes"]
     result["largest_batch_ratio"] = result["plan"]["largest_batch"] / result["empty"]["largest_batch"]
 

@@ -54,7 +54,7 @@ def random_input(num_segments: int, device: str) -> tuple[Tokens, Evidence]:
     gen = torch.Generator().manual_seed(0)
     per_segment = GRID * GRID
     total = num_segments * per_segment
-    place_T3 = torch.cartesian_prod(torch.arange(num_segments), torch.arange(GRID), torch.arange(GRID))
+    coord_T3 = torch.cartesian_prod(torch.arange(num_segments), torch.arange(GRID), torch.arange(GRID))
     scores = {
         name: torch.rand(total, generator=gen).to(device)
         for name in (
@@ -72,12 +72,12 @@ def random_input(num_segments: int, device: str) -> tuple[Tokens, Evidence]:
         seeds=tuple(range(num_segments)),
     )
     hidden_TD = torch.randn(total, DIM, generator=gen).to(device)
-    return Tokens(hidden_TD, (per_segment,) * num_segments, place_T3.to(device)), evidence
+    return Tokens(hidden_TD, (per_segment,) * num_segments, coord_T3.to(device)), evidence
 
 
 def as_one_medium(tokens: Tokens) -> Tokens:
     """The same tokens as one segment: what methods that compare frames see."""
-    return Tokens(tokens.hidden_TD, (sum(tokens.lengths),), tokens.place_T3)
+    return Tokens(tokens.hidden_TD, (sum(tokens.lengths),), tokens.coord_T3)
 
 
 def seconds(call: Callable[[], Any], device: str) -> tuple[float, Any]:
@@ -102,7 +102,7 @@ def tower_parts(frames: Tokens, device: str) -> dict[str, Callable[[], Any]]:
     scale = (DIM // HEADS) ** -0.5
 
     def run() -> torch.Tensor:
-        reduction = VisionReduction(EMPTY_PLAN, frames.lengths, frames.place_T3, num_blocks=1)
+        reduction = VisionReduction(EMPTY_PLAN, frames.lengths, frames.coord_T3, num_blocks=1)
         return run_blocks([block], frames.hidden_TD, reduction)
 
     return {"block": run, "score": lambda: attention_received(qk_THd, qk_THd, frames.lengths, scale=scale)}

@@ -21,7 +21,7 @@ from illava.decoder.prefill import prefill
 from illava.engine.prompt import Prompt, assemble, pack
 from illava.plan import EMPTY_PLAN, ReductionPlan
 from illava.reduction.scopes import planned_lengths
-from illava.visual_tokens import EncodedMedium
+from illava.visual_tokens import EncodedVisual
 
 Calls = dict[str, Callable[[], float]]
 
@@ -40,7 +40,7 @@ class Cell:
     def __init__(self, vlm: VLM, model: Any, videos: Sequence[VisualInput], prompt: str, plan: ReductionPlan) -> None:
         self._vlm, self._model, self._videos = vlm, model, list(videos)
         self._family, self._prompt, self._plan = vlm.family, prompt, plan
-        self._encoded: dict[ReductionPlan, list[EncodedMedium]] = {}
+        self._encoded: dict[ReductionPlan, list[EncodedVisual]] = {}
 
     def calls(self, stage: str, *, steps: int) -> Calls:
         """Of ``tower``, ``prefill`` or ``decode``; a call of the last takes ``steps`` steps: seconds of one."""
@@ -87,8 +87,8 @@ class Cell:
         owners = list(range(len(prompts)))
         for owner, prompt in zip(owners, prompts, strict=True):
             cache.admit(owner, planned_lengths(prompt.runs, plan, decoder.num_layers))
-        pages = cache.batch(owners, [[0] * decoder.num_layers] * len(prompts))
-        done = prefill(decoder, pack(prompts), plan, cache, pages, seeds=owners)
+        blocks = cache.batch(owners, [[0] * decoder.num_layers] * len(prompts))
+        done = prefill(decoder, pack(prompts), plan, cache, blocks, seeds=owners)
         for owner in owners:
             cache.free(owner)
         if done.errors or not done.logits_BV.isfinite().all():

@@ -30,15 +30,15 @@ class Reader:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         item = MediaItem(row["item_id"], (row["uri"],), "video", (row["size"],), (row["etag"],), row["prompt"])
         loaded = self._loader.load(item)
-        [medium] = loaded.media
+        [visual] = loaded.media
         return {
             "item_id": row["item_id"],
             "uri": row["uri"],
             "prompt": row["prompt"],
-            "tiles": medium.tiles,
-            "height": medium.original_size[0],
-            "width": medium.original_size[1],
-            "timestamps_s": np.array(medium.timestamps_s),
+            "tiles": visual.tiles,
+            "height": visual.original_size[0],
+            "width": visual.original_size[1],
+            "timestamps_s": np.array(visual.timestamps_s),
         }
 
 
@@ -54,8 +54,8 @@ class Captioner:
         for n, item_id in enumerate(batch["item_id"]):
             size = int(batch["height"][n]), int(batch["width"][n])
             times_s = tuple(map(float, batch["timestamps_s"][n]))
-            medium = VisualInput("video", np.ascontiguousarray(batch["tiles"][n]), size, times_s)
-            requests.append(Request(str(item_id), (medium, str(batch["prompt"][n])), sampling))
+            visual = VisualInput("video", np.ascontiguousarray(batch["tiles"][n]), size, times_s)
+            requests.append(Request(str(item_id), (visual, str(batch["prompt"][n])), sampling))
         answers = self._vlm.generate(requests, plan=self._config.reduction)
         return {
             "item_id": batch["item_id"],

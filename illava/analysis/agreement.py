@@ -24,9 +24,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from illava.engine.batching import Draw, draw_next
+from illava.engine.batching import Draw, sample_next_token
 from illava.engine.engine import Engine
-from illava.engine.request_state import LiveRequest
+from illava.engine.request_state import RequestState
 from illava.engine.sampling import SamplingBatch
 from illava.errors import RandomWeightsError, RequestError
 from illava.model_files import RANDOM_WEIGHTS_REASON
@@ -125,7 +125,7 @@ def _engine(vlm: VLM, draw: Draw) -> Engine:
     return Engine(own.family, own.cache, own.config, draw=draw)
 
 
-def _places(group: Sequence[LiveRequest]) -> list[_Place]:
+def _places(group: Sequence[RequestState]) -> list[_Place]:
     return [(live.request_id, len(live.token_ids)) for live in group]
 
 
@@ -135,10 +135,10 @@ class _Recorder:
     def __init__(self) -> None:
         self.logits: dict[_Place, Tensor] = {}
 
-    def draw(self, logits_BV: Tensor, sampling: SamplingBatch, group: Sequence[LiveRequest]) -> Tensor:
-        """See `illava.engine.batching.draw_next`."""
+    def draw(self, logits_BV: Tensor, sampling: SamplingBatch, group: Sequence[RequestState]) -> Tensor:
+        """See `illava.engine.batching.sample_next_token`."""
         self.logits |= dict(zip(_places(group), logits_BV.clone(), strict=True))
-        return draw_next(logits_BV, sampling, group)
+        return sample_next_token(logits_BV, sampling, group)
 
 
 class _Teacher:
@@ -149,14 +149,14 @@ class _Teacher:
         self.same: dict[_Place, bool] = {}
         self.kl_nats: dict[_Place, float] = {}
 
-    def draw(self, logits_BV: Tensor, sampling: SamplingBatch, group: Sequence[LiveRequest]) -> Tensor:
-        """See `illava.engine.batching.draw_next`; logits that are not finite still end their request."""
+    def draw(self, logits_BV: Tensor, sampling: SamplingBatch, group: Sequence[RequestState]) -> Tensor:
+        """See `illava.engine.batching.sample_next_token`; logits that are not finite still end their request."""
         places = _places(group)
         told_B = torch.tensor([self._answers[request_id].token_ids[step] for request_id, step in places])
         log_p_BV = torch.stack([self._reference[place] for place in places]).float().log_softmax(-1)
         log_q_BV = logits_BV.float().log_softmax(-1)
         kl_B = (log_p_BV.exp() * (log_p_BV - log_q_BV)).sum(-1)
-        drawn_2B = draw_next(logits_BV, sampling, group)
+        drawn_2B = sample_next_token(logits_BV, sampling, group)
         same_B = drawn_2B[0].cpu() == told_B
         self.same |= dict(zip(places, same_B.tolist(), strict=True))
         self.kl_nats |= dict(zip(places, kl_B.tolist(), strict=True))

@@ -64,10 +64,10 @@ def attention_maps(vlm: VLM, request: Request) -> tuple[TokenTrace, list[Attenti
         raise RuntimeError(f"request {request.request_id!r} was answered without the trace it asked for")
     trace, found = done.trace, []
     of_token_KP = trace.matrix()
-    medium_P = trace.patch_place[:, 0]
-    given_order_P = torch.argsort(medium_P, stable=True)  # the tower reads media as given, the trace as placed
+    visual_P = trace.patch_coords[:, 0]
+    given_order_P = torch.argsort(visual_P, stable=True)  # the tower reads media as given, the trace as placed
     for stage, layer, score_T in seen:
-        value_P = torch.empty(medium_P.shape[0])
+        value_P = torch.empty(visual_P.shape[0])
         if stage == "vision_block":
             value_P[given_order_P] = score_T
         else:

@@ -87,12 +87,14 @@ def _paged_sdpa(
 ) -> Tensor:
     """Rows of one length in one call: row n's keys lie at ``start + n gap``; ``start`` < 0: on pages to be gathered."""
     num_rows, num_heads, head_dim = q_BHd.shape
-    page_size, num_kv_heads = pools[0].shape[1:3]
+    block_size, num_kv_heads = pools[0].shape[1:3]
     # The query heads that share a key head stand side by side as its queries: no head is repeated in memory.
     q_BGhd = q_BHd.view(num_rows, num_kv_heads, num_heads // num_kv_heads, head_dim)
     if start < 0:
-        pages = block_table_BM[:, : -(-length // page_size)].flatten()
-        k_BNGd, v_BNGd = (pool.index_select(0, pages).view(num_rows, -1, *pool.shape[2:])[:, :length] for pool in pools)
+        blocks = block_table_BM[:, : -(-length // block_size)].flatten()
+        k_BNGd, v_BNGd = (
+            pool.index_select(0, blocks).view(num_rows, -1, *pool.shape[2:])[:, :length] for pool in pools
+        )
     else:
         place = num_kv_heads * head_dim
         size, stride = (num_rows, length, num_kv_heads, head_dim), (gap * place, place, head_dim, 1)

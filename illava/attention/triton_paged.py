@@ -34,7 +34,7 @@ def paged_decode(
 
     Args: see `illava.attention.paged`. Nothing is read on the host; what is allocated depends on B alone.
     """
-    (batch, num_heads, head_dim), (page_size, num_kv_heads) = q_BHd.shape, k_pool_PSGd.shape[1:3]
+    (batch, num_heads, head_dim), (block_size, num_kv_heads) = q_BHd.shape, k_pool_PSGd.shape[1:3]
     share = num_heads // num_kv_heads
     q_BHd = q_BHd if q_BHd.stride(-1) == 1 else q_BHd.contiguous()
     block_dim = max(_MIN_TILE, triton.next_power_of_2(head_dim))
@@ -43,7 +43,7 @@ def paged_decode(
     _attend_split[(batch, num_kv_heads, _NUM_SPLITS)](
         q_BHd, k_pool_PSGd, v_pool_PSGd, block_table_BM, length_B, partial_BHCd, lse_BHC, scale,
         q_BHd.stride(0), q_BHd.stride(1), block_table_BM.stride(0),
-        SHARE=share, KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, PAGE=page_size, SPLITS=_NUM_SPLITS,
+        SHARE=share, KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, BLOCK_SIZE=block_size, SPLITS=_NUM_SPLITS,
         BLOCK_H=max(_MIN_TILE, triton.next_power_of_2(share)), BLOCK_N=_BLOCK_BYTES // k_pool_PSGd.itemsize,
         BLOCK_D=block_dim, num_stages=2,
     )  # fmt: skip
@@ -58,7 +58,7 @@ def paged_decode(
 @triton.jit
 def _attend_split(
     q, k_pool, v_pool, table, length, partial, lse, scale, stride_qb, stride_qh, stride_tb,
-    SHARE: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE: tl.constexpr, SPLITS: tl.constexpr,
+    SHARE: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, SPLITS: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One request, one key head, one split: softmax-weighted values and log-sum-exp of each of its query heads."""
@@ -69,9 +69,9 @@ def _attend_split(
     stop = tl.minimum(first + stretch, num_keys)
     head_H, dim_d = tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_D)
     is_head_H, is_dim_d = head_H < SHARE, dim_d < HEAD_DIM
-    place_H = ((row * KV_HEADS + kv_head) * SHARE + head_H) * SPLITS + split
+    coord_H = ((row * KV_HEADS + kv_head) * SHARE + head_H) * SPLITS + split
     if first >= stop:
-        tl.store(lse + place_H, tl.full([BLOCK_H], float("-inf"), tl.float32), mask=is_head_H)
+        tl.store(lse + coord_H, tl.full([BLOCK_H], float("-inf"), tl.float32), mask=is_head_H)
         return
     q_Hd = tl.load(
         q + row * stride_qb + (kv_head * SHARE + head_H)[:, None] * stride_qh + dim_d[None, :],
@@ -84,8 +84,8 @@ def _attend_split(
     for start in range(first, stop, BLOCK_N):
         key_N = start + tl.arange(0, BLOCK_N)
         held_N = key_N < stop
-        page_N = tl.load(table + row * stride_tb + key_N // PAGE, mask=held_N, other=0).to(tl.int64)
-        at_N = ((page_N * PAGE + key_N % PAGE) * KV_HEADS + kv_head) * HEAD_DIM
+        page_N = tl.load(table + row * stride_tb + key_N // BLOCK_SIZE, mask=held_N, other=0).to(tl.int64)
+        at_N = ((page_N * BLOCK_SIZE + key_N % BLOCK_SIZE) * KV_HEADS + kv_head) * HEAD_DIM
         at_Nd, known_Nd = at_N[:, None] + dim_d[None, :], held_N[:, None] & is_dim_d[None, :]
         k_Nd = tl.load(k_pool + at_Nd, mask=known_Nd, other=0.0)
         v_Nd = tl.load(v_pool + at_Nd, mask=known_Nd, other=0.0)
@@ -97,8 +97,8 @@ def _attend_split(
         mass_H = mass_H * fading_H + tl.sum(weight_HN, 1)
         sum_Hd = sum_Hd * fading_H[:, None] + tl.dot(weight_HN.to(v_Nd.dtype), v_Nd, input_precision="ieee")
         top_H = new_top_H
-    tl.store(lse + place_H, top_H + tl.log(mass_H), mask=is_head_H)
-    at_Hd = place_H.to(tl.int64)[:, None] * HEAD_DIM + dim_d[None, :]
+    tl.store(lse + coord_H, top_H + tl.log(mass_H), mask=is_head_H)
+    at_Hd = coord_H.to(tl.int64)[:, None] * HEAD_DIM + dim_d[None, :]
     tl.store(partial + at_Hd, sum_Hd / mass_H[:, None], mask=is_head_H[:, None] & is_dim_d[None, :])
 
 

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 
-class FreePages:
+class BlockAllocator:
     """The free pages of one pool; its owner says which come back.
 
     Attributes:
         count: how many are free.
     """
 
-    def __init__(self, num_pages: int) -> None:
-        self.count = num_pages
-        self._runs = [(0, num_pages)]  # first page and end of each, ascending; no two touch
+    def __init__(self, num_blocks: int) -> None:
+        self.count = num_blocks
+        self._runs = [(0, num_blocks)]  # first page and end of each, ascending; no two touch
 
     def take(self, counts: Sequence[int]) -> Tensor:
         """So many pages for each of several stretches: int32 [sum(counts)]. At most `count` may be asked for.
@@ -47,19 +47,19 @@ class FreePages:
             joined = [*self._runs[start:stop], run]
             self._runs[start:stop] = [(min(joined)[0], max(joined)[1])]
 
-    def pages(self) -> Tensor:
+    def blocks(self) -> Tensor:
         """All that are free, ascending: int32 [P]."""
         return torch.cat([torch.arange(*run, dtype=torch.int32) for run in [(0, 0), *self._runs]])
 
-    def _take(self, num_pages: int) -> Iterator[tuple[int, int]]:
+    def _take(self, num_blocks: int) -> Iterator[tuple[int, int]]:
         """First page and end of the parts that serve one stretch."""
-        while num_pages:
-            fitting = (n for n, (first, end) in enumerate(self._runs) if end - first >= num_pages)
+        while num_blocks:
+            fitting = (n for n, (first, end) in enumerate(self._runs) if end - first >= num_blocks)
             place = next(fitting, 0)
             first, end = self._runs[place]
-            stop = min(end, first + num_pages)
+            stop = min(end, first + num_blocks)
             self._runs[place : place + 1] = [(stop, end)] if stop < end else []
-            num_pages -= stop - first
+            num_blocks -= stop - first
             yield first, stop
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from illava.decoder.decoder import Decoder
-from illava.decoder.kv_cache import BatchPages, PagedCache
+from illava.decoder.kv_cache import BatchBlockTables, PagedCache
 
 Embed = Callable[[Tensor], Tensor]  # word embeddings: [B] -> [B, D]
 
@@ -25,14 +25,14 @@ Embed = Callable[[Tensor], Tensor]  # word embeddings: [B] -> [B, D]
 class StepInputs:
     """What a decode step reads and moves on, on the device: newest tokens, their positions and where their keys lie."""
 
-    pages: BatchPages
+    blocks: BatchBlockTables
     position_PB: Tensor
     token_B: Tensor
 
 
 def decode_step(decoder: Decoder, embed: Embed, cache: PagedCache, inputs: StepInputs) -> Tensor:
     """One step of every row: logits [B, V]; positions and lengths have grown by one, tokens are the caller's to put."""
-    logits_BV = decoder.decode(embed(inputs.token_B), inputs.position_PB, cache, inputs.pages)
+    logits_BV = decoder.decode(embed(inputs.token_B), inputs.position_PB, cache, inputs.blocks)
     inputs.position_PB.add_(1)
     return logits_BV
 
@@ -49,8 +49,8 @@ class StaticInputs:
 
     def __init__(self, decoder: Decoder, cache: PagedCache, *, max_batch: int, num_axes: int) -> None:
         num_layers, device = decoder.num_layers, decoder.device
-        max_pages = min(-(-decoder.max_positions // cache.page_size), cache.num_pages)
-        self._spare_page = cache.num_pages
+        max_pages = min(-(-decoder.max_positions // cache.block_size), cache.num_blocks)
+        self._spare_page = cache.num_blocks
         self._table_LBM = torch.empty(num_layers, max_batch, max_pages, dtype=torch.int32, device=device)
         self._length_LB = torch.empty(num_layers, max_batch, dtype=torch.int32, device=device)
         self._position_PB = torch.empty(num_axes, max_batch, dtype=torch.int64, device=device)
@@ -59,15 +59,15 @@ class StaticInputs:
     def rows(self, num_rows: int) -> StepInputs:
         """The first rows, as a step reads them: the host knows no lengths here."""
         unknown: list[list[int]] = [[]] * len(self._table_LBM)
-        pages = BatchPages(self._table_LBM[:, :num_rows], self._length_LB[:, :num_rows], unknown, unknown)
-        return StepInputs(pages, self._position_PB[:, :num_rows], self._token_B[:num_rows])
+        blocks = BatchBlockTables(self._table_LBM[:, :num_rows], self._length_LB[:, :num_rows], unknown, unknown)
+        return StepInputs(blocks, self._position_PB[:, :num_rows], self._token_B[:num_rows])
 
     def load(self, inputs: StepInputs) -> None:
         """Copy a composition into the first rows; the others become rows that only fill a bucket."""
         self.clear()
-        num_rows, num_pages = inputs.pages.table_LBM.shape[1:]
-        self._table_LBM[:, :num_rows, :num_pages] = inputs.pages.table_LBM
-        self._length_LB[:, :num_rows] = inputs.pages.length_LB
+        num_rows, num_blocks = inputs.blocks.table_LBM.shape[1:]
+        self._table_LBM[:, :num_rows, :num_blocks] = inputs.blocks.table_LBM
+        self._length_LB[:, :num_rows] = inputs.blocks.length_LB
         self._position_PB[:, :num_rows] = inputs.position_PB
         self._token_B[:num_rows] = inputs.token_B
 

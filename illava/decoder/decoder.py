@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from illava.attention.paged import paged_attention
-from illava.decoder.kv_cache import BatchPages, LayerPages, PagedCache
+from illava.decoder.kv_cache import BatchBlockTables, LayerBlockTable, PagedCache
 from illava.errors import ModelLoadError
 from illava.plan import ReductionPlan
 from illava.reduction.decoder import check_decoder_steps
@@ -69,29 +69,29 @@ class Decoder:
         check_decoder_steps(plan, self.num_layers)
 
     @torch.inference_mode()
-    def decode(self, hidden_BD: Tensor, position_PB: Tensor, cache: PagedCache, pages: BatchPages) -> Tensor:
+    def decode(self, hidden_BD: Tensor, position_PB: Tensor, cache: PagedCache, blocks: BatchBlockTables) -> Tensor:
         """One more token for each request: its embedding in, logits [B, V] out; the pages' counts grow by one."""
-        pages.grow()
-        slot_LB = cache.last_slots(pages)
+        blocks.grow()
+        slot_LB = cache.last_slots(blocks)
         rotary = self.rotary_at(hidden_BD, position_PB)
         for n, layer in enumerate(self.layers):
             q_BHd, k_BGd, v_BGd = self.project(layer, hidden_BD, rotary)
             cache.write(slot_LB[n], k_BGd, v_BGd)
-            mixed_BHd = self.attend_paged(q_BHd, cache, pages.layer(n))
+            mixed_BHd = self.attend_paged(q_BHd, cache, blocks.layer(n))
             hidden_BD = self.finish(layer, hidden_BD, mixed_BHd)
         return self.lm_head(self.norm(hidden_BD))
 
-    def attend_paged(self, q_BHd: Tensor, cache: PagedCache, pages: LayerPages) -> Tensor:
+    def attend_paged(self, q_BHd: Tensor, cache: PagedCache, blocks: LayerBlockTable) -> Tensor:
         """One query per request over its keys of one layer in the cache."""
         return paged_attention(
             q_BHd,
             cache.k_pool_PSGd,
             cache.v_pool_PSGd,
-            pages.table_BM,
-            pages.length_B,
+            blocks.table_BM,
+            blocks.length_B,
             scale=self.scale,
-            host_lengths=pages.host_lengths,
-            host_starts=pages.host_starts,
+            host_lengths=blocks.host_lengths,
+            host_starts=blocks.host_starts,
         )
 
     def rotary_at(self, hidden_TD: Tensor, position_PT: Tensor) -> _Rotary:

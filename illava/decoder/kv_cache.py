@@ -1,4 +1,4 @@
-"""The paged key/value cache: one flat pool, where a page holds `page_size` tokens of ONE layer.
+"""The paged key/value cache: one flat pool, where a page holds `block_size` tokens of ONE layer.
 
 A reduction inside the decoder leaves later layers fewer tokens than earlier ones, so every request has a page table of
 its own for every layer, and requests of different plans share one pool and one batch. Pages for a request's whole
@@ -18,12 +18,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from illava.decoder.block_allocator import FreePages
+from illava.decoder.block_allocator import BlockAllocator
 
 
 @dataclass(frozen=True, slots=True)
-class LayerPages:
-    """One layer's part of `BatchPages`."""
+class LayerBlockTable:
+    """One layer's part of `BatchBlockTables`."""
 
     table_BM: Tensor
     length_B: Tensor
@@ -32,7 +32,7 @@ class LayerPages:
 
 
 @dataclass(frozen=True, slots=True)
-class BatchPages:
+class BatchBlockTables:
     """Where the keys of a batch of requests lie. Belongs to one composition of the batch; grows a token a step.
 
     Attributes:
@@ -47,8 +47,8 @@ class BatchPages:
     host_lengths: list[list[int]]
     host_starts: list[list[int]]
 
-    def layer(self, n: int) -> LayerPages:
-        return LayerPages(self.table_LBM[n], self.length_LB[n], self.host_lengths[n], self.host_starts[n])
+    def layer(self, n: int) -> LayerBlockTable:
+        return LayerBlockTable(self.table_LBM[n], self.length_LB[n], self.host_lengths[n], self.host_starts[n])
 
     def grow(self) -> None:
         """Count one more token in every layer of every request."""
@@ -64,7 +64,7 @@ class _Held:
     table_LM: Tensor
     counts: tuple[int, ...]
 
-    def pages(self) -> Tensor:
+    def blocks(self) -> Tensor:
         return self.table_LM[_leading(self.counts, self.table_LM.shape[1])]
 
     def starts(self) -> Tensor:
@@ -81,8 +81,8 @@ class PagedCache:
         num_layers: layers of the decoder.
         num_kv_heads: key/value heads of each.
         head_dim: width of a head.
-        num_pages: size of the pool.
-        page_size: tokens of a page.
+        num_blocks: size of the pool.
+        block_size: tokens of a page.
     """
 
     def __init__(
@@ -91,29 +91,34 @@ class PagedCache:
         num_layers: int,
         num_kv_heads: int,
         head_dim: int,
-        num_pages: int,
-        page_size: int,
+        num_blocks: int,
+        block_size: int,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.num_layers, self.num_pages, self.page_size = num_layers, num_pages, page_size
-        shape = (num_pages + 1, page_size, num_kv_heads, head_dim)  # the spare page: see `illava.decoder.decode`
+        self.num_layers, self.num_blocks, self.block_size = num_layers, num_blocks, block_size
+        shape = (num_blocks + 1, block_size, num_kv_heads, head_dim)  # the spare page: see `illava.decoder.decode`
         self.k_pool_PSGd = torch.empty(shape, dtype=dtype, device=device)
         self.v_pool_PSGd = torch.empty(shape, dtype=dtype, device=device)
-        self._free = FreePages(num_pages)
-        self._num_holders_P = torch.zeros(num_pages, dtype=torch.int32)
+        self._free = BlockAllocator(num_blocks)
+        self._num_holders_P = torch.zeros(num_blocks, dtype=torch.int32)
         self._held: dict[Hashable, _Held] = {}
 
     @property
-    def num_free_pages(self) -> int:
+    def num_free_blocks(self) -> int:
         return self._free.count
 
-    def num_pages_for(self, lengths: Sequence[int]) -> int:
+    def num_blocks_for(self, lengths: Sequence[int]) -> int:
         """Pages that a request of these tokens per layer takes: the sum over layers of ceil(length / page_size)."""
-        return sum(-(-n // self.page_size) for n in lengths)
+        return sum(-(-n // self.block_size) for n in lengths)
 
     def admit(
-        self, owner: Hashable, lengths: Sequence[int], *, like: Hashable | None = None, alike: Sequence[int] = ()
+        self,
+        owner: Hashable,
+        lengths: Sequence[int],
+        *,
+        like: Hashable | None = None,
+        prefix_lengths: Sequence[int] = (),
     ) -> None:
         """Take the pages for ``lengths[layer]`` tokens in each layer.
 
@@ -122,21 +127,21 @@ class PagedCache:
             lengths: tokens by layer.
             like: another owner, whose first tokens serve this one too. Whole pages of them belong to both, and are
                 free once nobody holds them; what lies on the page behind is copied.
-            alike: leading tokens by layer that both have in common, which nobody writes any more.
+            prefix_lengths: leading tokens by layer that both have in common, which nobody writes any more.
 
         Raises:
-            MemoryError: fewer pages are free; ask `num_free_pages` first.
+            MemoryError: fewer pages are free; ask `num_free_blocks` first.
         """
         if owner in self._held:
             raise ValueError(f"request {owner!r} already holds pages")
-        alike = alike if like is not None else (0,) * self.num_layers
-        if any(0 < length <= n for n, length in zip(alike, lengths, strict=True)):
-            raise ValueError(f"{tuple(alike)} tokens in common leave request {owner!r} none of its own")
-        counts = tuple(-(-n // self.page_size) for n in lengths)
-        shared = [n // self.page_size for n in alike]
+        prefix_lengths = prefix_lengths if like is not None else (0,) * self.num_layers
+        if any(0 < length <= n for n, length in zip(prefix_lengths, lengths, strict=True)):
+            raise ValueError(f"{tuple(prefix_lengths)} tokens in common leave request {owner!r} none of its own")
+        counts = tuple(-(-n // self.block_size) for n in lengths)
+        shared = [n // self.block_size for n in prefix_lengths]
         own = [n - of_both for n, of_both in zip(counts, shared, strict=True)]
-        if sum(own) > self.num_free_pages:
-            raise MemoryError(f"request {owner!r} needs {sum(own)} pages, {self.num_free_pages} are free")
+        if sum(own) > self.num_free_blocks:
+            raise MemoryError(f"request {owner!r} needs {sum(own)} pages, {self.num_free_blocks} are free")
         width = max(counts)
         table_LM = torch.zeros(self.num_layers, width, dtype=torch.int32)
         table_LM[_leading(counts, width) & ~_leading(shared, width)] = self._free.take(own)
@@ -144,16 +149,16 @@ class PagedCache:
             theirs_LM = self._held[like].table_LM
             both_LM = _leading(shared, max(shared))
             table_LM[:, : max(shared)][both_LM] = theirs_LM[:, : max(shared)][both_LM]
-            partial = [layer for layer, n in enumerate(alike) if n % self.page_size]
+            partial = [layer for layer, n in enumerate(prefix_lengths) if n % self.block_size]
             column = [shared[layer] for layer in partial]
             self._copy_pages(theirs_LM[partial, column], table_LM[partial, column])
         self._held[owner] = held = _Held(table_LM, counts)
-        self._num_holders_P[held.pages().long()] += 1
+        self._num_holders_P[held.blocks().long()] += 1
 
     def trim(self, owner: Hashable, lengths: Sequence[int]) -> None:
         """Give back what lies beyond ``lengths[layer]`` tokens: a reducer's data may decide for fewer than planned."""
         held = self._held[owner]
-        counts = tuple(-(-n // self.page_size) for n in lengths)
+        counts = tuple(-(-n // self.block_size) for n in lengths)
         if counts == held.counts:
             return
         width = held.table_LM.shape[1]
@@ -165,9 +170,9 @@ class PagedCache:
         """Give all pages of a request back; nothing happens where it holds none."""
         held = self._held.pop(owner, None)
         if held is not None:
-            self._give_back(held.pages())
+            self._give_back(held.blocks())
 
-    def batch(self, owners: Sequence[Hashable], lengths: Sequence[Sequence[int]]) -> BatchPages:
+    def batch(self, owners: Sequence[Hashable], lengths: Sequence[Sequence[int]]) -> BatchBlockTables:
         """The tables of a batch in one tensor on the device; ``lengths[row][layer]`` tokens are held already."""
         tables = [self._held[owner].table_LM for owner in owners]
         start_LB = torch.stack([self._held[owner].starts() for owner in owners], 1)
@@ -177,8 +182,8 @@ class PagedCache:
         by_layer = [list(counts) for counts in zip(*lengths, strict=True)]
         device = self.k_pool_PSGd.device
         length_LB = torch.tensor(by_layer, dtype=torch.int32, device=device)
-        starts = torch.where(start_LB < 0, -1, start_LB * self.page_size).tolist()
-        return BatchPages(table_LBM.to(device), length_LB, by_layer, starts)
+        starts = torch.where(start_LB < 0, -1, start_LB * self.block_size).tolist()
+        return BatchBlockTables(table_LBM.to(device), length_LB, by_layer, starts)
 
     def prompt_slots(self, table_BM: Tensor, lengths: Sequence[int]) -> Tensor:
         """Flat places of the pool for packed prompts of ``lengths`` tokens in one layer: int64 [T]."""
@@ -187,13 +192,13 @@ class PagedCache:
     def span_slots(self, table_BM: Tensor, spans: tuple[tuple[int, int, int], ...]) -> Tensor:
         """The same for stretches of requests: (row of the table, first token, end) each."""
         row_T, index_T = _rows_and_indices(spans, table_BM.device)
-        return table_BM[row_T, index_T // self.page_size].long() * self.page_size + index_T % self.page_size
+        return table_BM[row_T, index_T // self.block_size].long() * self.block_size + index_T % self.block_size
 
-    def last_slots(self, pages: BatchPages) -> Tensor:
+    def last_slots(self, blocks: BatchBlockTables) -> Tensor:
         """Flat places of each request's newest token in every layer: int64 [L, B]."""
-        index_LB = pages.length_LB.long() - 1
-        page_LB = pages.table_LBM.gather(2, (index_LB // self.page_size)[..., None]).squeeze(2).long()
-        return page_LB * self.page_size + index_LB % self.page_size
+        index_LB = blocks.length_LB.long() - 1
+        page_LB = blocks.table_LBM.gather(2, (index_LB // self.block_size)[..., None]).squeeze(2).long()
+        return page_LB * self.block_size + index_LB % self.block_size
 
     def write(self, slot_T: Tensor, k_TGd: Tensor, v_TGd: Tensor) -> None:
         """Put keys and values at flat places of the pool."""
@@ -211,11 +216,13 @@ class PagedCache:
         Raises:
             RuntimeError: which is not so.
         """
-        held_P = torch.cat([torch.empty(0, dtype=torch.int32), *(held.pages() for held in self._held.values())]).long()
-        counted_P = torch.bincount(held_P, minlength=self.num_pages)
-        pages = torch.cat([self._free.pages().long(), held_P.unique()])
-        if not torch.equal(pages.sort().values, torch.arange(self.num_pages)):
-            raise RuntimeError(f"{pages.unique().numel()} of {self.num_pages} pages accounted for in {pages.numel()}")
+        held_P = torch.cat([torch.empty(0, dtype=torch.int32), *(held.blocks() for held in self._held.values())]).long()
+        counted_P = torch.bincount(held_P, minlength=self.num_blocks)
+        blocks = torch.cat([self._free.blocks().long(), held_P.unique()])
+        if not torch.equal(blocks.sort().values, torch.arange(self.num_blocks)):
+            raise RuntimeError(
+                f"{blocks.unique().numel()} of {self.num_blocks} pages accounted for in {blocks.numel()}"
+            )
         if not torch.equal(counted_P.int(), self._num_holders_P):
             wrong = int((counted_P != self._num_holders_P).sum())
             raise RuntimeError(f"{wrong} pages have another number of holders than is counted")
@@ -226,10 +233,10 @@ class PagedCache:
         for pool_PSGd in (self.k_pool_PSGd, self.v_pool_PSGd):
             pool_PSGd.index_copy_(0, target, pool_PSGd.index_select(0, source))
 
-    def _give_back(self, pages: Tensor) -> None:
+    def _give_back(self, blocks: Tensor) -> None:
         """One holder less; what nobody holds is free."""
-        self._num_holders_P[pages.long()] -= 1
-        self._free.give_back(pages[self._num_holders_P[pages.long()] == 0])
+        self._num_holders_P[blocks.long()] -= 1
+        self._free.give_back(blocks[self._num_holders_P[blocks.long()] == 0])
 
 
 @lru_cache(maxsize=8)

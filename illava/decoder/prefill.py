@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from illava.attention.packed import chunk_attention, packed_attention
-from illava.decoder.kv_cache import BatchPages, PagedCache
+from illava.decoder.kv_cache import BatchBlockTables, PagedCache
 from illava.errors import ReductionDidNotFireError
 from illava.plan import ReductionPlan
 from illava.reduction.decoder import DecoderReduction
@@ -59,13 +59,13 @@ def prefill(
     prompts: PackedPrompts,
     plan: ReductionPlan,
     cache: PagedCache,
-    pages: BatchPages,
+    blocks: BatchBlockTables,
     *,
     seeds: Sequence[int],
     traced: Sequence[int] = (),
 ) -> Prefill:
     """Run packed prompts of one plan through all layers at once. Args: see `PrefillRun`."""
-    done = PrefillRun(decoder, prompts, plan, cache, pages, seeds=seeds, traced=traced).advance()
+    done = PrefillRun(decoder, prompts, plan, cache, blocks, seeds=seeds, traced=traced).advance()
     if done is None:
         raise RuntimeError("a prefill without a budget stopped early")
     return done
@@ -81,11 +81,11 @@ class PrefillRun:
         prompts: B requests; the logits wanted are those of each one's last token.
         plan: its `decoder_input` and `decoder_layer` steps act here.
         cache: receives every layer's keys and values, reduced ones from the reduced layer on.
-        pages: the requests' page tables; their counts are not read.
+        blocks: the requests' page tables; their counts are not read.
         seeds: an integer per request, the root of what reducers draw.
         traced: requests, by place in the batch, whose mixing matrices are wanted on the host.
-        held: of each request and layer, the tokens before these prompts' own whose keys and values its pages hold
-            already. No visual token may then follow that a decoder step would have ranked with those.
+        num_computed: of each request and layer, the tokens before these prompts' own whose keys and values its pages
+            hold already. No visual token may then follow that a decoder step would have ranked with those.
         probe: is told the attention of every layer but the last, each of which is a group of its own then.
 
     Raises:
@@ -99,19 +99,21 @@ class PrefillRun:
         prompts: PackedPrompts,
         plan: ReductionPlan,
         cache: PagedCache,
-        pages: BatchPages,
+        blocks: BatchBlockTables,
         *,
         seeds: Sequence[int],
         traced: Sequence[int] = (),
-        held: Sequence[Sequence[int]] = (),
+        num_computed: Sequence[Sequence[int]] = (),
         probe: AttentionProbe | None = None,
     ) -> None:
-        self._decoder, self._cache, self._pages = decoder, cache, pages
+        self._decoder, self._cache, self._pages = decoder, cache, blocks
         self._reduction = DecoderReduction(plan, seeds=seeds, traced=traced, scale=decoder.scale, probe=probe)
         starts = plan.layers("decoder_layer") if probe is None else range(1, decoder.num_layers)
         self._bounds = [0, *starts, decoder.num_layers]
-        self._held_LB = list(zip(*held, strict=True)) or [(0,) * len(prompts.lengths)] * decoder.num_layers
-        if probe is not None and any(map(any, self._held_LB)):
+        self._num_computed_LB = (
+            list(zip(*num_computed, strict=True)) or [(0,) * len(prompts.lengths)] * decoder.num_layers
+        )
+        if probe is not None and any(map(any, self._num_computed_LB)):
             raise ValueError("a probe is told of whole prompts: nothing of them can be held already")
         self._lengths_LB: list[tuple[int, ...]] = []
         self._num_visual_LB: list[tuple[int, ...]] = []
@@ -206,14 +208,14 @@ class PrefillRun:
 
     def _take(self, max_tokens: int | None) -> tuple[_Span, ...]:
         """The next spans, in packed order, of no more tokens than given."""
-        room, spans = max_tokens, []
-        while self._left and (room is None or room > 0):
+        capacity, spans = max_tokens, []
+        while self._left and (capacity is None or capacity > 0):
             row, begin, stop = self._left.pop(0)
-            end = stop if room is None else min(stop, begin + room)
+            end = stop if capacity is None else min(stop, begin + capacity)
             spans.append((row, begin, end))
             if end < stop:
                 self._left.insert(0, (row, end, stop))
-            room = None if room is None else room - (end - begin)
+            capacity = None if capacity is None else capacity - (end - begin)
         return tuple(spans)
 
     def _attend(self, n: int, spans: tuple[_Span, ...], q_CHd: Tensor, k_CGd: Tensor, v_CGd: Tensor) -> Tensor:
@@ -229,17 +231,17 @@ class PrefillRun:
 
     def _behind_held(self, n: int, spans: Sequence[_Span]) -> tuple[_Span, ...]:
         """Where spans of these prompts lie in the cache's layer n: behind what was there before."""
-        held_B = self._held_LB[n]
+        held_B = self._num_computed_LB[n]
         return tuple((row, held_B[row] + begin, held_B[row] + end) for row, begin, end in spans)
 
     def _result(self) -> Prefill:
         """The last layer's outputs are wanted at last tokens only: asked for as a decode step does."""
         decoder = self._decoder
-        lengths = [n + own for n, own in zip(self._held_LB[-1], self._prompts.lengths, strict=True)]
+        lengths = [n + own for n, own in zip(self._num_computed_LB[-1], self._prompts.lengths, strict=True)]
         hidden_BD, q_BHd, _ = (_join(parts) for parts in zip(*self._done, strict=True))
         length_B = torch.tensor(lengths, dtype=torch.int32, device=decoder.device)
-        pages = replace(self._pages.layer(-1), length_B=length_B, host_lengths=lengths)
-        mixed_BHd = decoder.attend_paged(q_BHd, self._cache, pages)
+        blocks = replace(self._pages.layer(-1), length_B=length_B, host_lengths=lengths)
+        mixed_BHd = decoder.attend_paged(q_BHd, self._cache, blocks)
         logits_BV = decoder.lm_head(decoder.norm(decoder.finish(decoder.layers[-1], hidden_BD, mixed_BHd)))
         found = self._reduction
         return Prefill(logits_BV, self._lengths_LB, self._num_visual_LB, found.errors, found.traces)

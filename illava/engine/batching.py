@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from illava.engine.request_state import LiveRequest
+from illava.engine.request_state import RequestState
 from illava.engine.sampling import SamplingBatch, draw_tokens
 from illava.errors import ILLaVAError, NumericalError, RequestError
 from illava.plan import ReductionPlan
@@ -22,7 +22,9 @@ from illava.preprocess import VisualInput
 from illava.requests import Request
 
 Outcome = int | Exception | None  # a drawn token, what ended the request, or neither
-Draw = Callable[[Tensor, SamplingBatch, Sequence[LiveRequest]], Tensor]  # see `draw_next`, which it is by default
+Draw = Callable[
+    [Tensor, SamplingBatch, Sequence[RequestState]], Tensor
+]  # see `sample_next_token`, which it is by default
 
 
 def check_content(request: Request) -> None:
@@ -71,13 +73,13 @@ def check_length(request: Request, plan: ReductionPlan, *, num_vision_tokens: in
         )
 
 
-def front(
-    queue: Iterable[LiveRequest], room: int, budget: float, weigh: Callable[[LiveRequest], float]
-) -> list[LiveRequest]:
+def take_batch(
+    queue: Iterable[RequestState], capacity: int, budget: float, weigh: Callable[[RequestState], float]
+) -> list[RequestState]:
     """The head of a queue and what follows it with the same plan, while there is room and budget; in order."""
-    group: list[LiveRequest] = []
+    group: list[RequestState] = []
     for live in queue:
-        if len(group) >= room:
+        if len(group) >= capacity:
             break
         if group and (live.plan != group[0].plan or live.request.trace != group[0].request.trace):
             continue
@@ -88,23 +90,25 @@ def front(
     return group
 
 
-def isolated(work: Callable[[Sequence[LiveRequest]], list[Outcome]], group: Sequence[LiveRequest]) -> list[Outcome]:
+def run_with_fallback(
+    work: Callable[[Sequence[RequestState]], list[Outcome]], group: Sequence[RequestState]
+) -> list[Outcome]:
     """Work over a group; where one request breaks it, over each alone, so that only that one ends."""
     try:
         return work(group)
     except ILLaVAError as error:
         if len(group) == 1:
             return [error]
-    return [outcome for live in group for outcome in isolated(work, [live])]
+    return [outcome for live in group for outcome in run_with_fallback(work, [live])]
 
 
-def draw_next(logits_BV: Tensor, sampling: SamplingBatch, group: Sequence[LiveRequest]) -> Tensor:
+def sample_next_token(logits_BV: Tensor, sampling: SamplingBatch, group: Sequence[RequestState]) -> Tensor:
     """The next tokens, and whether the logits were finite: int64 [2, B] on the device; nothing waits for it."""
     steps = [(live.request_id, len(live.token_ids)) for live in group]
     return draw_tokens(logits_BV, sampling, sampling.draws(steps))
 
 
-def outcomes_of(drawn_2B: Tensor, group: Sequence[LiveRequest]) -> list[Outcome]:
+def to_host(drawn_2B: Tensor, group: Sequence[RequestState]) -> list[Outcome]:
     """The same on the host: a step's one copy, at its end. Log-probabilities go to the requests that asked for them."""
     drawn_2B = drawn_2B.cpu()
     for logprob_B in drawn_2B[2:].int().view(torch.float32).tolist():
@@ -115,6 +119,6 @@ def outcomes_of(drawn_2B: Tensor, group: Sequence[LiveRequest]) -> list[Outcome]
     return [token_id if finite else _not_finite(live) for live, token_id, finite in drawn]
 
 
-def _not_finite(live: LiveRequest) -> NumericalError:
+def _not_finite(live: RequestState) -> NumericalError:
     where = f"request {live.request_id!r}: logits of token {len(live.token_ids)}"
     return NumericalError(f"{where} are not finite; load the model in bfloat16 or float32")

@@ -14,7 +14,7 @@ class EngineConfig:
     Attributes:
         kv_cache_bytes: size of the key/value pool; None takes 2 GiB on CPU, 60 % of the free memory on a GPU.
         max_batch_requests: requests encoded or running at a time; beside them those whose media are encoded for these.
-        page_size: tokens of a cache page.
+        block_size: tokens of a cache page.
         max_vision_patches: patches of one tower call, unless a single request has more.
         max_prefill_tokens: prompt tokens of one prefill, unless a single request has more.
         max_chunk_tokens: prompt tokens of one step while others decode; a longer prefill goes on in the next step.
@@ -26,14 +26,20 @@ class EngineConfig:
 
     kv_cache_bytes: int | None = None
     max_batch_requests: int = 32
-    page_size: int = 16
+    block_size: int = 16
     max_vision_patches: int = 32_768
     max_prefill_tokens: int = 16_384
     max_chunk_tokens: int = 4_096
     decode_graphs: bool | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_batch_requests", "page_size", "max_vision_patches", "max_prefill_tokens", "max_chunk_tokens"):
+        for name in (
+            "max_batch_requests",
+            "block_size",
+            "max_vision_patches",
+            "max_prefill_tokens",
+            "max_chunk_tokens",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
 

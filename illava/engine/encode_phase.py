@@ -10,18 +10,18 @@ from collections.abc import Hashable, Iterable, Sequence
 from itertools import islice
 
 from illava.decoder.kv_cache import PagedCache
-from illava.engine.batching import Outcome, front
-from illava.engine.media_phase import MediaStage
-from illava.engine.prefix_sharing import KnownMedia, beginning, encode_once, medium_keys
+from illava.engine.batching import Outcome, take_batch
+from illava.engine.media_phase import MediaPhase
+from illava.engine.prefix_sharing import MediaDedupCache, encode_once, prefix, visual_keys
 from illava.engine.prompt import assemble
-from illava.engine.request_state import LiveRequest
+from illava.engine.request_state import RequestState
 from illava.errors import RequestError, RequestTooLargeError
 from illava.families.base import Family
 from illava.reduction.probe import AttentionProbe
 from illava.reduction.scopes import planned_lengths
 
 
-class EncodingStage:
+class EncodePhase:
     """Encodes groups of requests.
 
     Args:
@@ -37,8 +37,8 @@ class EncodingStage:
     def __init__(
         self,
         family: Family,
-        media: MediaStage,
-        known: KnownMedia,
+        media: MediaPhase,
+        known: MediaDedupCache,
         cache: PagedCache,
         *,
         max_patches: int,
@@ -48,7 +48,7 @@ class EncodingStage:
         self._family, self._media, self._known, self._cache = family, media, known, cache
         self._max_patches, self._max_companions, self._probe = max_patches, max_companions, probe
 
-    def choose(self, waiting: Iterable[LiveRequest], room: int) -> list[LiveRequest]:
+    def choose(self, waiting: Iterable[RequestState], capacity: int) -> list[RequestState]:
         """The next group; a medium that several of it share weighs once.
 
         Who asks about the same media comes along where there is no room left: its encoding is there.
@@ -56,44 +56,48 @@ class EncodingStage:
         waiting = list(waiting)
         seen: set[Hashable] = set()
 
-        def new_patches(live: LiveRequest) -> int:
-            new = {key: n for n, key in enumerate(medium_keys(live)) if key not in seen}
+        def new_patches(live: RequestState) -> int:
+            new = {key: n for n, key in enumerate(visual_keys(live)) if key not in seen}
             seen.update(new)
             return sum(self._family.num_patches(live.media[n]) for n in new.values())
 
-        group = front(waiting, room, self._max_patches, new_patches)
+        group = take_batch(waiting, capacity, self._max_patches, new_patches)
         return group + self._companions(group, waiting)
 
-    def _companions(self, group: Sequence[LiveRequest], waiting: Sequence[LiveRequest]) -> list[LiveRequest]:
+    def _companions(self, group: Sequence[RequestState], waiting: Sequence[RequestState]) -> list[RequestState]:
         """Waiting requests whose media are all among the group's."""
         if not group:
             return []
-        head, keys = group[0], {key for live in group for key in medium_keys(live)}
-        alike = (live for live in waiting if live.plan == head.plan and live.request.trace == head.request.trace)
-        served = (live for live in alike if live not in group and live.media and keys.issuperset(medium_keys(live)))
+        head, keys = group[0], {key for live in group for key in visual_keys(live)}
+        prefix_lengths = (
+            live for live in waiting if live.plan == head.plan and live.request.trace == head.request.trace
+        )
+        served = (
+            live for live in prefix_lengths if live not in group and live.media and keys.issuperset(visual_keys(live))
+        )
         return list(islice(served, self._max_companions))
 
-    def run(self, group: Sequence[LiveRequest]) -> list[Outcome]:
+    def run(self, group: Sequence[RequestState]) -> list[Outcome]:
         """Stage ``media``, then tower, projector and layout in packed calls, then each request's prompt."""
         for live in group:
-            live.show(self._known.unify(self._media.apply(live.request, live.plan)))
+            live.show(self._known.intern(self._media.apply(live.request, live.plan)))
         for live, encoded in zip(group, encode_once(self._family, group, self._probe), strict=True):
             live.encoded = encoded
         return [self._assemble(live) for live in group]
 
-    def _assemble(self, live: LiveRequest) -> Outcome:
-        live.num_patches = sum(medium.num_patches for medium in live.encoded)
+    def _assemble(self, live: RequestState) -> Outcome:
+        live.num_patches = sum(visual.num_patches for visual in live.encoded)
         try:
             live.prompt = assemble(self._family, live.shown, live.encoded)
         except RequestError as error:
             return error
-        live.beginning = beginning(live)
+        live.prefix = prefix(live)
         lengths = planned_lengths(live.prompt.runs, live.plan, self._family.decoder.num_layers)
         live.reserved = [n + live.request.sampling.max_new_tokens for n in lengths]
-        needed = self._cache.num_pages_for(live.reserved)
-        if needed > self._cache.num_pages:
+        needed = self._cache.num_blocks_for(live.reserved)
+        if needed > self._cache.num_blocks:
             return RequestTooLargeError(
                 f"request {live.request_id!r} needs {needed} key/value pages, the whole pool has "
-                f"{self._cache.num_pages}; raise kv_cache_bytes, send fewer frames, or lower max_new_tokens"
+                f"{self._cache.num_blocks}; raise kv_cache_bytes, send fewer frames, or lower max_new_tokens"
             )
         return None

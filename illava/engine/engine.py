@@ -23,14 +23,22 @@ from torch import Tensor
 from illava.decoder.cuda_graphs import DecodeGraphs
 from illava.decoder.decode import StepInputs, decode_step
 from illava.decoder.kv_cache import PagedCache
-from illava.engine.batching import Draw, Outcome, check_content, check_length, draw_next, isolated, outcomes_of
+from illava.engine.batching import (
+    Draw,
+    Outcome,
+    check_content,
+    check_length,
+    run_with_fallback,
+    sample_next_token,
+    to_host,
+)
 from illava.engine.config import EngineConfig
-from illava.engine.encode_phase import EncodingStage
-from illava.engine.media_phase import MediaStage
-from illava.engine.prefill_phase import PrefillStage
-from illava.engine.prefix_sharing import KnownMedia, own_patches
+from illava.engine.encode_phase import EncodePhase
+from illava.engine.media_phase import MediaPhase
+from illava.engine.prefill_phase import PrefillPhase
+from illava.engine.prefix_sharing import MediaDedupCache, patches_per_request
 from illava.engine.prompt import media_of
-from illava.engine.request_state import LiveRequest, State
+from illava.engine.request_state import RequestState, State
 from illava.engine.sampling import SamplingBatch, check_sampling
 from illava.errors import RequestError
 from illava.families.base import Family
@@ -73,7 +81,7 @@ class Engine:
         config: EngineConfig = _DEFAULTS,
         *,
         now: Callable[[], float] = time.perf_counter,
-        draw: Draw = draw_next,
+        draw: Draw = sample_next_token,
         graphs: DecodeGraphs | None = None,
         probe: AttentionProbe | None = None,
     ) -> None:
@@ -81,8 +89,8 @@ class Engine:
         self.config = config
         self.device_busy_s = 0.0
         self._now, self._draw = now, draw
-        self._media, self._known = MediaStage(family), KnownMedia()
-        self._encoding = EncodingStage(
+        self._media, self._known = MediaPhase(family), MediaDedupCache()
+        self._encoding = EncodePhase(
             family,
             self._media,
             self._known,
@@ -91,7 +99,7 @@ class Engine:
             max_companions=config.max_batch_requests,
             probe=probe,
         )
-        self._prefills = PrefillStage(
+        self._prefills = PrefillPhase(
             family.decoder,
             cache,
             max_tokens=config.max_prefill_tokens,
@@ -99,9 +107,9 @@ class Engine:
             draw=draw,
             probe=probe,
         )
-        self._waiting: deque[LiveRequest] = deque()
-        self._encoded: deque[LiveRequest] = deque()
-        self._running: list[LiveRequest] = []
+        self._waiting: deque[RequestState] = deque()
+        self._encoded: deque[RequestState] = deque()
+        self._running: list[RequestState] = []
         self._ids: set[str] = set()
         self._batch: _RunningBatch | None = None  # of `_running` as it is now
         self._finished: list[Generation] = []
@@ -122,10 +130,10 @@ class Engine:
         check_content(request)
         if request.request_id in self._ids:
             raise RequestError(f"request {request.request_id!r} is in flight already; ids must differ")
-        request = self._known.unify(request)
+        request = self._known.intern(request)
         media = media_of(request)
         now, (plan, content) = self._now(), self._media.route(plan, media)
-        live = LiveRequest(request, plan, media, content=content, now=now)
+        live = RequestState(request, plan, media, content=content, now=now)
         live.num_patches = sum(map(self.family.num_patches, media))
         live.num_vision_tokens = count = sum(map(self.family.num_vision_tokens, media))
         check_length(request, plan, num_vision_tokens=count, max_positions=self.decoder.max_positions)
@@ -187,23 +195,23 @@ class Engine:
         return dropped
 
     def _encode(self) -> None:
-        room = self.config.max_batch_requests - len(self._encoded) - len(self._running)
-        group = self._encoding.choose(self._waiting, room)
+        capacity = self.config.max_batch_requests - len(self._encoded) - len(self._running)
+        group = self._encoding.choose(self._waiting, capacity)
         if not group:
             return
-        with self._timed("vision", group, own_patches(self.family, group)):
-            outcomes = isolated(self._encoding.run, group)
+        with self._timed("vision", group, patches_per_request(self.family, group)):
+            outcomes = run_with_fallback(self._encoding.run, group)
         for live in group:
             self._waiting.remove(live)
             live.enter("queue", self._now())
         self._encoded += self._settle(group, outcomes)
 
     def _prefill(self) -> None:
-        room = self.config.max_batch_requests - len(self._running)
-        group = self._prefills.choose(self._encoded, self._running, room)
+        capacity = self.config.max_batch_requests - len(self._running)
+        group = self._prefills.choose(self._encoded, self._running, capacity)
         if not group:
             return
-        with self._timed("prefill", group, [live.prompt.num_tokens - live.held for live in group]):
+        with self._timed("prefill", group, [live.prompt.num_tokens - live.num_computed for live in group]):
             outcomes = self._prefills.advance(decoding=bool(self._running))
         for live in group:
             live.enter("queue" if outcomes is None else "decode", self._now())
@@ -225,19 +233,19 @@ class Engine:
         if len(self._running) < len(group):
             self._batch = None
 
-    def _decode_group(self, group: Sequence[LiveRequest]) -> list[Outcome]:
+    def _decode_group(self, group: Sequence[RequestState]) -> list[Outcome]:
         batch = self._batch = self._batch or self._compose(group)
         drawn_2B = self._draw(batch.step(), batch.sampling, group)
         batch.token_B.copy_(drawn_2B[0])
-        return outcomes_of(drawn_2B, group)
+        return to_host(drawn_2B, group)
 
-    def _compose(self, group: Sequence[LiveRequest]) -> _RunningBatch:
+    def _compose(self, group: Sequence[RequestState]) -> _RunningBatch:
         """What stays on the device until a request joins or leaves."""
-        held = [[n + len(live.token_ids) - 1 for n in live.lengths] for live in group]
+        num_computed = [[n + len(live.token_ids) - 1 for n in live.lengths] for live in group]
         positions = [live.next_position_P + len(live.token_ids) - 1 for live in group]
-        pages = self.cache.batch([live.request_id for live in group], held)
+        blocks = self.cache.batch([live.request_id for live in group], num_computed)
         token_B = torch.tensor([live.token_ids[-1] for live in group], device=self.decoder.device)
-        inputs = StepInputs(pages, torch.stack(positions, 1), token_B)
+        inputs = StepInputs(blocks, torch.stack(positions, 1), token_B)
         if self.graphs is None:
             step: Callable[[], Tensor] = partial(decode_step, self.decoder, self.family.embed, self.cache, inputs)
         else:
@@ -245,7 +253,7 @@ class Engine:
         sampling = SamplingBatch.of([live.request.sampling for live in group], self.decoder.device)
         return _RunningBatch(step, inputs.token_B, sampling)
 
-    def _settle(self, group: Sequence[LiveRequest], outcomes: Sequence[Outcome]) -> list[LiveRequest]:
+    def _settle(self, group: Sequence[RequestState], outcomes: Sequence[Outcome]) -> list[RequestState]:
         """Take each request's token or error; end those that are done; the others."""
         going_on, now = [], self._now()
         for live, outcome in zip(group, outcomes, strict=True):
@@ -263,7 +271,7 @@ class Engine:
         return going_on
 
     @contextmanager
-    def _timed(self, state: State, group: Sequence[LiveRequest], weights: Sequence[float]) -> Iterator[None]:
+    def _timed(self, state: State, group: Sequence[RequestState], weights: Sequence[float]) -> Iterator[None]:
         """Put a group into a state for the time of the block, and share that time by weight."""
         start = self._now()
         for live in group:

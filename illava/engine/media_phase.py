@@ -1,9 +1,9 @@
 """Stage ``media`` of a plan: a request's pictures to what of them the tower will see.
 
 What is left of a medium is an ordinary medium: of fewer frames or fewer pixels, which the model then reads as if it had
-been given no more, or with `VisualInput.owner` set, whose cells the tower leaves out while all others keep their true
-places. Decided for each medium by itself, on the model's device. Knows no family; reducers by name only as the plans of
-`budget: auto`.
+been given no more, or with `VisualInput.representative` set, whose cells the tower leaves out while all others keep
+their true places. Decided for each medium by itself, on the model's device. Knows no family; reducers by name only as
+the plans of `budget: auto`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import torch
 from illava.errors import PreprocessError, ReductionDidNotFireError, RequestError
 from illava.families.base import Family
 from illava.plan import ReductionPlan
-from illava.preprocess import MediumCells, VisualInput
+from illava.preprocess import VisualCells, VisualInput
 from illava.reducers import Evidence, Reducer
 from illava.reducers.base import TextScorer
 from illava.reduction.content_kind import content_kind
-from illava.reduction.grid_owners import destinations
+from illava.reduction.grid_representatives import destinations
 from illava.requests import ContentKind, Request
 from illava.tokens import Assignment, Tokens
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 DOCUMENT_TOLERANCE = 0.5  # of epsilon
 
 
-class MediaStage:
+class MediaPhase:
     """Applies the ``media`` step of plans for one model, and holds the text scorers that they name.
 
     Args:
@@ -95,60 +95,62 @@ class MediaStage:
             )
         except PreprocessError as error:
             raise RequestError(f"{name}: {error}") from error
-        touched = [medium for medium in media if medium.kind in reducer.media_kinds]
+        touched = [visual for visual in media if visual.kind in reducer.media_kinds]
         if all(before is after for before, after in zip(request.content, content, strict=True)) and not (
             reducer.may_keep_all and touched
         ):
-            kinds = " and ".join(sorted({medium.kind for medium in media}))
+            kinds = " and ".join(sorted({visual.kind for visual in media}))
             raise ReductionDidNotFireError(
                 f"{name} took nothing off its {kinds}; lower its budget, or leave the step out of the plan"
             )
         return replace(request, content=content)
 
-    def _reduced(self, medium: VisualInput, reducer: Reducer, text: str) -> VisualInput:
+    def _reduced(self, visual: VisualInput, reducer: Reducer, text: str) -> VisualInput:
         """The medium itself where nothing is taken off it."""
-        if medium.kind not in reducer.media_kinds:
-            return medium
+        if visual.kind not in reducer.media_kinds:
+            return visual
         if reducer.resolution < 1:
-            return self._family.preprocessor.shrink(medium, reducer.resolution)
-        cells = self._family.preprocessor.cells(medium)
+            return self._family.preprocessor.shrink(visual, reducer.resolution)
+        cells = self._family.preprocessor.cells(visual)
         tokens = Tokens(
             torch.from_numpy(cells.pixels_TX).to(self._family.decoder.device),
             cells.lengths,
-            torch.from_numpy(np.ascontiguousarray(cells.place_T3)).to(self._family.decoder.device),
+            torch.from_numpy(np.ascontiguousarray(cells.coord_T3)).to(self._family.decoder.device),
         )
-        assignment = reducer.assign(tokens, self._evidence(medium, cells, reducer, text), "media")
+        assignment = reducer.assign(tokens, self._evidence(visual, cells, reducer, text), "media")
         if assignment.num_kept == assignment.num_tokens:
-            return medium
-        return self._without(medium, cells, assignment)
+            return visual
+        return self._without(visual, cells, assignment)
 
-    def _evidence(self, medium: VisualInput, cells: MediumCells, reducer: Reducer, text: str) -> Evidence:
+    def _evidence(self, visual: VisualInput, cells: VisualCells, reducer: Reducer, text: str) -> Evidence:
         kinds, relevance_T, padding_T = reducer.evidence("media"), None, None
         if "padding" in kinds:
             padding_T = torch.from_numpy(cells.padding_T).to(self._family.decoder.device)
         if reducer.text_scorer is not None:
-            frames, rows, cols = (int(axis) + 1 for axis in cells.place_T3.max(0))
-            shown = torch.tensor(medium.tiles[:: -(-len(medium.tiles) // frames)])  # the first of each pair
+            frames, rows, cols = (int(axis) + 1 for axis in cells.coord_T3.max(0))
+            shown = torch.tensor(visual.tiles[:: -(-len(visual.tiles) // frames)])  # the first of each pair
             relevance_T = self._scorers[reducer.text_scorer].relevance(shown, text, rows, cols).flatten()
         return Evidence(text_relevance_T=relevance_T, padding_T=padding_T)
 
-    def _without(self, medium: VisualInput, cells: MediumCells, assignment: Assignment) -> VisualInput:
+    def _without(self, visual: VisualInput, cells: VisualCells, assignment: Assignment) -> VisualInput:
         """The medium without what was dropped: a video closes up behind frames of which nothing is left."""
         kept_K, row_T = assignment.kept_K.cpu().numpy(), destinations(assignment).cpu().numpy()
-        owner = np.where(row_T >= 0, kept_K[row_T.clip(min=0)], -1)
-        frame_T = cells.place_T3[:, 0]
+        representative = np.where(row_T >= 0, kept_K[row_T.clip(min=0)], -1)
+        frame_T = cells.coord_T3[:, 0]
         frames = np.unique(frame_T[kept_K])
         if len(frames) <= frame_T.max():
-            if medium.kind != "video":
+            if visual.kind != "video":
                 raise RuntimeError("nothing is left of a tile; a method must keep a cell of each")
             stays_T = np.isin(frame_T, frames)
             new_index = np.cumsum(stays_T) - 1
-            owner = owner[stays_T]
-            owner = np.where((owner >= 0) & stays_T[owner.clip(min=0)], new_index[owner.clip(min=0)], -1)
-            medium = self._family.preprocessor.with_frames(medium, frames.tolist())
-        if (owner == np.arange(len(owner))).all():
-            return medium
-        return replace(medium, owner=owner)
+            representative = representative[stays_T]
+            representative = np.where(
+                (representative >= 0) & stays_T[representative.clip(min=0)], new_index[representative.clip(min=0)], -1
+            )
+            visual = self._family.preprocessor.with_frames(visual, frames.tolist())
+        if (representative == np.arange(len(representative))).all():
+            return visual
+        return replace(visual, representative=representative)
 
 
 @lru_cache(maxsize=64)

@@ -47,7 +47,7 @@ class _Held:
         return Generation.failed(self.request.request_id, error, queue_s=self.entered_s - self.accepted_s)
 
 
-class FittingBatch:
+class OOMBackoff:
     """Requests on their way through one model, no more inside it at a time than its memory has been seen to take.
 
     A step that runs out of memory takes everything out of the model, halves the number that may be inside, and begins
@@ -63,7 +63,7 @@ class FittingBatch:
     def __init__(self, vlm: StepEngine, plan: ReductionPlan) -> None:
         self._vlm, self._plan = vlm, plan
         self.limit: int | None = None
-        self.lost_s = 0.0
+        self.wasted_s = 0.0
         self._inside: dict[str, _Held] = {}
         self._outside: deque[_Held] = deque()
         self._limit_before: int | None = None
@@ -76,16 +76,16 @@ class FittingBatch:
 
     @property
     def busy_s(self) -> float:
-        """Device seconds of what was answered or still may be; what was dropped is in `lost_s`."""
+        """Device seconds of what was answered or still may be; what was dropped is in `wasted_s`."""
         return self._vlm.device_busy_s - self._dropped_s
 
     def submit(self, request: Request) -> None:
         """Take a request over. Raises what the model's `submit` raises, at once or, where it is full, as an answer."""
-        held = _Held(request)
+        num_computed = _Held(request)
         if self._outside or not self._has_room:
-            self._outside.append(held)
+            self._outside.append(num_computed)
         else:
-            self._enter(held)
+            self._enter(num_computed)
 
     def step(self) -> list[Generation]:
         """Advance the batch by one step; the requests that ended in it.
@@ -107,7 +107,7 @@ class FittingBatch:
         failed_s = time.perf_counter() - began_s - (self._vlm.device_busy_s - busy_s)
         return refused + self._shrink(reason, failed_s)
 
-    def abandon(self) -> None:
+    def reset(self) -> None:
         """Forget every request, and a limit of which it is not known yet whether one of them alone had lowered it."""
         self._drop(0.0)
         self._outside.clear()
@@ -118,34 +118,37 @@ class FittingBatch:
     def _has_room(self) -> bool:
         return self.limit is None or len(self._inside) < self.limit
 
-    def _enter(self, held: _Held) -> None:
-        self._vlm.submit(held.request, plan=self._plan)
-        held.entered_s = time.perf_counter()
-        self._inside[held.request.request_id] = held
+    def _enter(self, num_computed: _Held) -> None:
+        self._vlm.submit(num_computed.request, plan=self._plan)
+        num_computed.entered_s = time.perf_counter()
+        self._inside[num_computed.request.request_id] = num_computed
 
     def _fill(self) -> list[Generation]:
         refused = []
         while self._outside and self._has_room:
-            held = self._outside.popleft()
+            num_computed = self._outside.popleft()
             try:
-                self._enter(held)
+                self._enter(num_computed)
             except RequestError as error:
-                held.entered_s = time.perf_counter()
-                refused.append(held.failed(error))
+                num_computed.entered_s = time.perf_counter()
+                refused.append(num_computed.failed(error))
         return refused
 
     def _settle(self, generation: Generation) -> Generation:
-        held = self._inside.pop(generation.request_id)
+        num_computed = self._inside.pop(generation.request_id)
         self._did_not_fit.discard(generation.request_id)
         self._answered_s += generation.timing.device_s
-        waited_s, timing = held.entered_s - held.accepted_s, generation.timing
+        waited_s, timing = num_computed.entered_s - num_computed.accepted_s, generation.timing
         return replace(generation, timing=replace(timing, queue_s=timing.queue_s + waited_s))
 
     def _shrink(self, reason: str, failed_s: float) -> list[Generation]:
         dropped = self._drop(failed_s)
         if len(dropped) > 1:
             if not self._did_not_fit:
-                self._limit_before, self._did_not_fit = self.limit, {held.request.request_id for held in dropped}
+                self._limit_before, self._did_not_fit = (
+                    self.limit,
+                    {num_computed.request.request_id for num_computed in dropped},
+                )
             self.limit = len(dropped) // 2
             self._outside.extendleft(reversed(dropped))
             return []
@@ -160,7 +163,7 @@ class FittingBatch:
         self._vlm.cancel_all()
         dropped_s = self._vlm.device_busy_s - self._answered_s - self._dropped_s
         self._dropped_s += dropped_s
-        self.lost_s += dropped_s + failed_s
+        self.wasted_s += dropped_s + failed_s
         dropped = list(self._inside.values())
         self._inside.clear()
         return dropped

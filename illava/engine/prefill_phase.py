@@ -12,17 +12,17 @@ from collections.abc import Iterable, Sequence
 from illava.decoder.decoder import Decoder
 from illava.decoder.kv_cache import PagedCache
 from illava.decoder.prefill import Prefill, PrefillRun
-from illava.engine.batching import Draw, Outcome, draw_next, front, isolated, outcomes_of
-from illava.engine.prefix_sharing import held_of, num_common
+from illava.engine.batching import Draw, Outcome, run_with_fallback, sample_next_token, take_batch, to_host
+from illava.engine.prefix_sharing import cached_prefix, common_prefix_len
 from illava.engine.prompt import join_trace, pack
-from illava.engine.request_state import LiveRequest
+from illava.engine.request_state import RequestState
 from illava.engine.sampling import SamplingBatch
 from illava.errors import ILLaVAError
 from illava.reduction.probe import AttentionProbe
 from illava.requests import derive_seed
 
 
-class PrefillStage:
+class PrefillPhase:
     """Prefills groups of requests, one group at a time.
 
     Args:
@@ -41,21 +41,23 @@ class PrefillStage:
         *,
         max_tokens: int,
         max_chunk_tokens: int,
-        draw: Draw = draw_next,
+        draw: Draw = sample_next_token,
         probe: AttentionProbe | None = None,
     ) -> None:
         self._decoder, self._cache, self._draw, self._probe = decoder, cache, draw, probe
         self._max_tokens, self._max_chunk_tokens = max_tokens, max_chunk_tokens
-        self._group: list[LiveRequest] = []
+        self._group: list[RequestState] = []
         self._run: PrefillRun | None = None
 
-    def choose(self, encoded: Iterable[LiveRequest], running: Sequence[LiveRequest], room: int) -> list[LiveRequest]:
+    def choose(
+        self, encoded: Iterable[RequestState], running: Sequence[RequestState], capacity: int
+    ) -> list[RequestState]:
         """The group that is under way, or the next one, its pages taken.
 
         What begins as another of the group does waits until that one runs and its pages can be shared.
         """
         if not self._group:
-            self._group = self._admit(encoded, running, room)
+            self._group = self._admit(encoded, running, capacity)
         return self._group
 
     def drop(self) -> None:
@@ -70,61 +72,68 @@ class PrefillStage:
             done = self._run.advance(self._max_chunk_tokens if decoding else None)
             outcomes = None if done is None else self._prefilled(done, group)
         except ILLaVAError:
-            outcomes = isolated(self._whole, group)
+            outcomes = run_with_fallback(self._whole, group)
         if outcomes is not None:
             self.drop()
         return outcomes
 
-    def _admit(self, encoded: Iterable[LiveRequest], running: Sequence[LiveRequest], room: int) -> list[LiveRequest]:
-        group: list[LiveRequest] = []
-        for live in front(encoded, room, self._max_tokens, lambda live: live.prompt.num_tokens):
-            like = max(running, key=lambda other: self._num_alike(live, other), default=live)
-            held = self._num_alike(live, like) if running else 0
-            if any(self._num_alike(live, other) > held for other in group):
+    def _admit(
+        self, encoded: Iterable[RequestState], running: Sequence[RequestState], capacity: int
+    ) -> list[RequestState]:
+        group: list[RequestState] = []
+        for live in take_batch(encoded, capacity, self._max_tokens, lambda live: live.prompt.num_tokens):
+            like = max(running, key=lambda other: self._common_prefix_len(live, other), default=live)
+            num_computed = self._common_prefix_len(live, like) if running else 0
+            if any(self._common_prefix_len(live, other) > num_computed for other in group):
                 continue
             nothing = [0] * self._decoder.num_layers
-            alike, visual = held_of(like, held) if held else (nothing, nothing)
-            shared_pages = sum(n // self._cache.page_size for n in alike)
-            if self._cache.num_pages_for(live.reserved) - shared_pages > self._cache.num_free_pages:
+            prefix_lengths, visual = cached_prefix(like, num_computed) if num_computed else (nothing, nothing)
+            shared_blocks = sum(n // self._cache.block_size for n in prefix_lengths)
+            if self._cache.num_blocks_for(live.reserved) - shared_blocks > self._cache.num_free_blocks:
                 break
-            self._cache.admit(live.request_id, live.reserved, like=like.request_id if held else None, alike=alike)
-            live.held, live.held_by_layer = held, (alike, visual)
+            self._cache.admit(
+                live.request_id,
+                live.reserved,
+                like=like.request_id if num_computed else None,
+                prefix_lengths=prefix_lengths,
+            )
+            live.num_computed, live.computed_by_layer = num_computed, (prefix_lengths, visual)
             group.append(live)
         return group
 
-    def _num_alike(self, live: LiveRequest, other: LiveRequest) -> int:
+    def _common_prefix_len(self, live: RequestState, other: RequestState) -> int:
         """Tokens that begin both prompts; the last token is never among them, it has to be computed.
 
         None with a probe: it is told of whole prompts.
         """
-        return 0 if self._probe is not None else min(num_common(live, other), live.prompt.num_tokens - 1)
+        return 0 if self._probe is not None else min(common_prefix_len(live, other), live.prompt.num_tokens - 1)
 
-    def _whole(self, group: Sequence[LiveRequest]) -> list[Outcome]:
+    def _whole(self, group: Sequence[RequestState]) -> list[Outcome]:
         done = self._begin(group).advance()
         if done is None:
             raise RuntimeError("a prefill without a budget stopped early")
         return self._prefilled(done, group)
 
-    def _begin(self, group: Sequence[LiveRequest]) -> PrefillRun:
+    def _begin(self, group: Sequence[RequestState]) -> PrefillRun:
         empty = [[0] * self._decoder.num_layers] * len(group)
         return PrefillRun(
             self._decoder,
-            pack([live.prompt.after(live.held) for live in group]),
+            pack([live.prompt.after(live.num_computed) for live in group]),
             group[0].plan,
             self._cache,
             self._cache.batch([live.request_id for live in group], empty),
             seeds=[derive_seed(live.request.sampling.seed, live.request_id) for live in group],
             traced=[row for row, live in enumerate(group) if live.request.trace],
-            held=[live.held_by_layer[0] for live in group],
+            num_computed=[live.computed_by_layer[0] for live in group],
             probe=self._probe,
         )
 
-    def _prefilled(self, done: Prefill, group: Sequence[LiveRequest]) -> list[Outcome]:
+    def _prefilled(self, done: Prefill, group: Sequence[RequestState]) -> list[Outcome]:
         sampling = SamplingBatch.of([live.request.sampling for live in group], self._decoder.device)
-        outcomes = outcomes_of(self._draw(done.logits_BV, sampling, group), group)
+        outcomes = to_host(self._draw(done.logits_BV, sampling, group), group)
         for row, live in enumerate(group):
-            held, visual = live.held_by_layer
-            live.lengths = [n + lengths[row] for n, lengths in zip(held, done.lengths_LB, strict=True)]
+            num_computed, visual = live.computed_by_layer
+            live.lengths = [n + lengths[row] for n, lengths in zip(num_computed, done.lengths_LB, strict=True)]
             live.num_visual = [n + counts[row] for n, counts in zip(visual, done.num_visual_LB, strict=True)]
             live.next_position_P = live.prompt.next_position_P
             self._cache.trim(live.request_id, [n + live.request.sampling.max_new_tokens for n in live.lengths])

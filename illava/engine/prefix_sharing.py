@@ -18,35 +18,37 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from illava.engine.prompt import TextPiece
-from illava.engine.request_state import LiveRequest
+from illava.engine.prompt import TextSpan
+from illava.engine.request_state import RequestState
 from illava.families.base import Family
 from illava.preprocess import VisualInput
 from illava.reduction.probe import AttentionProbe
 from illava.requests import Request
-from illava.visual_tokens import EncodedMedium
+from illava.visual_tokens import EncodedVisual
 
 _IN_TOWER = ("media", "vision_block", "vision_output")
 _IN_DECODER = ("decoder_input", "decoder_layer")
 _OF_VISUAL_TOKENS = frozenset({"attention_received", "causal_normalised_attention", "keys", "sizes"})  # of their scope
 
 
-class KnownMedia:
+class MediaDedupCache:
     """The arrays of all media in flight, so that equal ones become one array; forgets what nobody holds any more."""
 
     def __init__(self) -> None:
         self._arrays: WeakValueDictionary[Hashable, np.ndarray] = WeakValueDictionary()
 
-    def unify(self, request: Request) -> Request:
+    def intern(self, request: Request) -> Request:
         """The request, its media replaced by equal ones in flight."""
         content = tuple(self._known(part) if isinstance(part, VisualInput) else part for part in request.content)
         return replace(request, content=content)
 
-    def _known(self, medium: VisualInput) -> VisualInput:
+    def _known(self, visual: VisualInput) -> VisualInput:
         # A sixteenth of rows and columns finds the candidate; only a candidate is compared in full.
-        tiles = self._same(medium.tiles, medium.tiles[:, ::16, ::16])
-        owner = None if medium.owner is None else self._same(medium.owner, medium.owner)
-        return replace(medium, tiles=tiles, owner=owner)
+        tiles = self._same(visual.tiles, visual.tiles[:, ::16, ::16])
+        representative = (
+            None if visual.representative is None else self._same(visual.representative, visual.representative)
+        )
+        return replace(visual, tiles=tiles, representative=representative)
 
     def _same(self, array: np.ndarray, sample: np.ndarray) -> np.ndarray:
         """The equal array that is known already, or this one."""
@@ -55,57 +57,65 @@ class KnownMedia:
         return known if known is array or np.array_equal(known, array) else array
 
 
-def medium_keys(live: LiveRequest) -> list[Hashable]:
+def visual_keys(live: RequestState) -> list[Hashable]:
     """A key for each medium of a request, the same where one encoding serves; valid while the media are alive."""
     drawn = any("seed" in step.reducer.evidence(step.stage) for step in live.plan.steps if step.stage in _IN_TOWER)
-    seeds = live.medium_seeds if drawn else (0,) * len(live.media)
+    seeds = live.visual_seeds if drawn else (0,) * len(live.media)
     reducer = live.plan.at("media")
     compared = reducer is not None and reducer.text_scorer is not None
     text = tuple(part for part in live.request.content if isinstance(part, str)) if compared else ()
     return [
-        (id(medium.tiles), id(medium.owner), medium.kind, medium.original_size, medium.timestamps_s, seed, text)
-        for medium, seed in zip(live.media, seeds, strict=True)
+        (
+            id(visual.tiles),
+            id(visual.representative),
+            visual.kind,
+            visual.original_size,
+            visual.timestamps_s,
+            seed,
+            text,
+        )
+        for visual, seed in zip(live.media, seeds, strict=True)
     ]
 
 
-def own_patches(family: Family, group: Sequence[LiveRequest]) -> list[float]:
+def patches_per_request(family: Family, group: Sequence[RequestState]) -> list[float]:
     """Patches that each request brings into the tower: what n requests share counts 1 / n for each."""
-    keys = [medium_keys(live) for live in group]
+    keys = [visual_keys(live) for live in group]
     sharers = Counter(key for own in keys for key in own)
     return [
-        sum(family.num_patches(medium) / sharers[key] for medium, key in zip(live.media, own, strict=True))
+        sum(family.num_patches(visual) / sharers[key] for visual, key in zip(live.media, own, strict=True))
         for live, own in zip(group, keys, strict=True)
     ]
 
 
 def encode_once(
-    family: Family, group: Sequence[LiveRequest], probe: AttentionProbe | None = None
-) -> list[list[EncodedMedium]]:
+    family: Family, group: Sequence[RequestState], probe: AttentionProbe | None = None
+) -> list[list[EncodedVisual]]:
     """Tower, projector and layout of a group's distinct media in packed calls; each request's, in its order."""
     place: dict[Hashable, int] = {}
     media: list[VisualInput] = []
     seeds: list[int] = []
-    keys = [medium_keys(live) for live in group]
+    keys = [visual_keys(live) for live in group]
     for live, own in zip(group, keys, strict=True):
-        for key, medium, seed in zip(own, live.media, live.medium_seeds, strict=True):
+        for key, visual, seed in zip(own, live.media, live.visual_seeds, strict=True):
             if key not in place:
                 place[key] = len(media)
-                media.append(medium)
+                media.append(visual)
                 seeds.append(seed)
     encoded = family.encode(media, group[0].plan, trace=group[0].request.trace, seeds=seeds, probe=probe)
     return [[encoded[place[key]] for key in own] for own in keys]
 
 
-def beginning(live: LiveRequest) -> list[tuple[Hashable, int]]:
+def prefix(live: RequestState) -> list[tuple[Hashable, int]]:
     """An assembled prompt, piece by piece: ids of a text or key of a part of a medium, and its number of tokens."""
-    keys = medium_keys(live)
+    keys = visual_keys(live)
     return [
-        (piece if isinstance(piece, TextPiece) else (keys[piece.medium], piece.part), length)
+        (piece if isinstance(piece, TextSpan) else (keys[piece.visual], piece.part), length)
         for piece, length in live.prompt.pieces
     ]
 
 
-def num_common(one: LiveRequest, other: LiveRequest) -> int:
+def common_prefix_len(one: RequestState, other: RequestState) -> int:
     """Leading tokens, as assembled, whose keys and values two requests have in common in every layer.
 
     0 where no medium is among them: a system prompt is not worth a wait. 0 where the plan acts in the decoder, unless
@@ -113,36 +123,36 @@ def num_common(one: LiveRequest, other: LiveRequest) -> int:
     """
     if one.plan != other.plan:
         return 0
-    common, pairs = 0, list(zip(one.beginning, other.beginning, strict=False))
+    common, pairs = 0, list(zip(one.prefix, other.prefix, strict=False))
     num_equal = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-    common = sum(length for _, length in one.beginning[:num_equal])
-    if not any(_is_visual(piece) for piece, _ in one.beginning[:num_equal]):
+    common = sum(length for _, length in one.prefix[:num_equal])
+    if not any(_is_visual(piece) for piece, _ in one.prefix[:num_equal]):
         return 0
     steps = [step for step in one.plan.steps if step.stage in _IN_DECODER]
     if steps:
         blind = all(step.reducer.evidence(step.stage) <= _OF_VISUAL_TOKENS for step in steps)
-        rest = one.beginning[num_equal:] + other.beginning[num_equal:]
+        rest = one.prefix[num_equal:] + other.prefix[num_equal:]
         if not blind or one.request.trace or any(_is_visual(piece) for piece, _ in rest):
             return 0
     if num_equal < len(pairs):
         (piece, _), (other_piece, _) = pairs[num_equal]
-        if isinstance(piece, TextPiece) and isinstance(other_piece, TextPiece):
+        if isinstance(piece, TextSpan) and isinstance(other_piece, TextSpan):
             ids = zip(piece.token_ids, other_piece.token_ids, strict=False)
             common += sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], ids))
     return common
 
 
-def held_of(other: LiveRequest, common: int) -> tuple[list[int], list[int]]:
+def cached_prefix(other: RequestState, common: int) -> tuple[list[int], list[int]]:
     """What a prefilled request holds of its first ``common`` tokens as assembled: tokens, and visual ones, by layer.
 
-    What follows them was not reduced: see `num_common`.
+    What follows them was not reduced: see `common_prefix_len`.
     """
     behind, visual_behind = -common, 0
-    for piece, length in other.beginning:
+    for piece, length in other.prefix:
         behind += length
         visual_behind += max(0, min(behind, length)) if _is_visual(piece) else 0
     return [n - behind for n in other.lengths], [n - visual_behind for n in other.num_visual]
 
 
 def _is_visual(piece: Hashable) -> bool:
-    return not isinstance(piece, TextPiece)
+    return not isinstance(piece, TextSpan)

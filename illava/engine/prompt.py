@@ -19,21 +19,21 @@ from illava.families.base import Family
 from illava.preprocess import VisualInput
 from illava.reduction.scopes import PackedPrompts, VisualCounts
 from illava.requests import Request, TokenTrace, TraceStep
-from illava.visual_tokens import EncodedMedium, Run
+from illava.visual_tokens import EncodedVisual, Run
 
 
 @dataclass(frozen=True, slots=True)
-class TextPiece:
+class TextSpan:
     """Consecutive text tokens."""
 
     token_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class MediumPiece:
-    """Consecutive visual tokens: part number ``part`` of the request's medium number ``medium``."""
+class VisualSpan:
+    """Consecutive visual tokens: part number ``part`` of the request's medium number ``visual``."""
 
-    medium: int
+    visual: int
     part: int
 
 
@@ -44,7 +44,7 @@ class Prompt:
     Attributes:
         hidden_TD: text embeddings and visual tokens.
         position_PT: int64 rotary positions.
-        place_T4: int64 (medium, frame or tile, row, col), -1 for text.
+        coord_T4: int64 (medium, frame or tile, row, col), -1 for text.
         score_T: float32 attention received in the tower, 0 for text; None where the plan needs none.
         runs: what the tokens are, run by run.
         next_position_P: int64 position of the first generated token, as without reduction.
@@ -55,13 +55,13 @@ class Prompt:
 
     hidden_TD: Tensor
     position_PT: Tensor
-    place_T4: Tensor
+    coord_T4: Tensor
     score_T: Tensor | None
     runs: tuple[Run, ...]
     next_position_P: Tensor
     media_order: tuple[int, ...] = ()
     deepstack: tuple[Tensor, ...] = ()
-    pieces: tuple[tuple[TextPiece | MediumPiece, int], ...] = ()
+    pieces: tuple[tuple[TextSpan | VisualSpan, int], ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -79,7 +79,7 @@ class Prompt:
             self,
             hidden_TD=self.hidden_TD[num_tokens:],
             position_PT=self.position_PT[:, num_tokens:],
-            place_T4=self.place_T4[num_tokens:],
+            coord_T4=self.coord_T4[num_tokens:],
             score_T=None if self.score_T is None else self.score_T[num_tokens:],
             runs=tuple(runs),
             deepstack=tuple(layer_TD[num_tokens:] for layer_TD in self.deepstack),
@@ -91,20 +91,20 @@ def media_of(request: Request) -> tuple[VisualInput, ...]:
     return tuple(part for part in request.content if not isinstance(part, str))
 
 
-def assemble(family: Family, request: Request, encoded: Sequence[EncodedMedium]) -> Prompt:
+def assemble(family: Family, request: Request, encoded: Sequence[EncodedVisual]) -> Prompt:
     """Render the chat turn and put visual tokens into their slots.
 
     Raises:
         RequestError: prompt and answer are longer than the model's positions.
         ReductionDidNotFireError: a step of the tower took nothing from any of the request's media.
     """
-    _refuse_idle(request, encoded)
-    rendered = family.render(request.content, [medium.num_slots for medium in encoded])
-    num_slots, limit = len(rendered.token_ids), family.decoder.max_positions
-    if num_slots + request.sampling.max_new_tokens > limit:
+    _refuse_noop(request, encoded)
+    rendered = family.render(request.content, [visual.num_placeholders for visual in encoded])
+    num_placeholders, limit = len(rendered.token_ids), family.decoder.max_positions
+    if num_placeholders + request.sampling.max_new_tokens > limit:
         raise RequestError(
-            f"request {request.request_id!r}: {num_slots} prompt places and {request.sampling.max_new_tokens} new "
-            f"tokens exceed the model's {limit} positions; send fewer frames or images, or lower max_new_tokens"
+            f"request {request.request_id!r}: {num_placeholders} prompt tokens and {request.sampling.max_new_tokens} "
+            f"new tokens exceed the model's {limit} positions; send fewer frames or images, or lower max_new_tokens"
         )
     device = family.decoder.device
     position_PS = family.position_ids(rendered, media_of(request)).to(device)
@@ -112,15 +112,15 @@ def assemble(family: Family, request: Request, encoded: Sequence[EncodedMedium])
     parts = _Parts(family, id_S, rendered.token_ids, encoded)
     order = sorted(range(len(encoded)), key=rendered.spans.__getitem__)
     for index in order:
-        medium, (start, length) = encoded[index], rendered.spans[index]
-        if length != medium.num_slots:
-            raise RuntimeError(f"medium {index} has {medium.num_slots} slots, the prompt gives it {length}")
-        for part, (piece, begin, stop) in enumerate(_pieces(medium, start, rendered.starts.get(index, ()))):
+        visual, (start, length) = encoded[index], rendered.spans[index]
+        if length != visual.num_placeholders:
+            raise RuntimeError(f"medium {index} has {visual.num_placeholders} slots, the prompt gives it {length}")
+        for part, (piece, begin, stop) in enumerate(_pieces(visual, start, rendered.starts.get(index, ()))):
             parts.add_text(begin)
-            parts.add_medium(MediumPiece(index, part), piece, begin, stop - begin)
-    parts.add_text(num_slots)
+            parts.add_visual(VisualSpan(index, part), piece, begin, stop - begin)
+    parts.add_text(num_placeholders)
     slot_T = torch.cat(parts.slots)
-    scored = all(medium.score_K is not None for medium in encoded)
+    scored = all(visual.score_K is not None for visual in encoded)
     return Prompt(
         torch.cat(parts.hidden),
         position_PS[:, slot_T],
@@ -134,10 +134,10 @@ def assemble(family: Family, request: Request, encoded: Sequence[EncodedMedium])
     )
 
 
-def _refuse_idle(request: Request, encoded: Sequence[EncodedMedium]) -> None:
+def _refuse_noop(request: Request, encoded: Sequence[EncodedVisual]) -> None:
     """Whatever was packed beside it: a step that did nothing for this request is this request's error."""
     idle = (
-        [step for step in encoded[0].idle_steps if all(step in medium.idle_steps for medium in encoded)]
+        [step for step in encoded[0].noop_steps if all(step in visual.noop_steps for visual in encoded)]
         if encoded
         else []
     )
@@ -148,23 +148,23 @@ def _refuse_idle(request: Request, encoded: Sequence[EncodedMedium]) -> None:
         )
 
 
-def _pieces(medium: EncodedMedium, start: int, starts: Sequence[int]) -> Iterator[tuple[EncodedMedium, int, int]]:
+def _pieces(visual: EncodedVisual, start: int, starts: Sequence[int]) -> Iterator[tuple[EncodedVisual, int, int]]:
     """A medium's tokens with the slots (first, end) they may take: at once, or frame by frame with text between."""
     if not starts:
-        yield medium, start, start + medium.num_slots
+        yield visual, start, start + visual.num_placeholders
         return
-    length, first = medium.num_slots // len(starts), 0
-    for n, (begin, frame_count) in enumerate(zip(starts, medium.frame_counts, strict=True)):
+    length, first = visual.num_placeholders // len(starts), 0
+    for n, (begin, frame_count) in enumerate(zip(starts, visual.frame_counts, strict=True)):
         own = slice(first, first + frame_count[1])
         first = own.stop
         piece = replace(
-            medium,
-            feature_KD=medium.feature_KD[own],
-            slot_K=medium.slot_K[own] - n * length,
+            visual,
+            feature_KD=visual.feature_KD[own],
+            placeholder_K=visual.placeholder_K[own] - n * length,
             frame_counts=(frame_count,),
-            place_K3=medium.place_K3[own],
-            score_K=None if medium.score_K is None else medium.score_K[own],
-            deepstack=tuple(layer_KD[own] for layer_KD in medium.deepstack),
+            coord_K3=visual.coord_K3[own],
+            score_K=None if visual.score_K is None else visual.score_K[own],
+            deepstack=tuple(layer_KD[own] for layer_KD in visual.deepstack),
         )
         yield piece, begin, begin + length
 
@@ -173,17 +173,17 @@ class _Parts:
     """The pieces of one prompt as they are laid end to end."""
 
     def __init__(
-        self, family: Family, id_S: Tensor, token_ids: Sequence[int], encoded: Sequence[EncodedMedium]
+        self, family: Family, id_S: Tensor, token_ids: Sequence[int], encoded: Sequence[EncodedVisual]
     ) -> None:
         self.family, self.id_S, self.cursor, self.span = family, id_S, 0, 0
         self.token_ids = token_ids
-        self.pieces: list[tuple[TextPiece | MediumPiece, int]] = []
+        self.pieces: list[tuple[TextSpan | VisualSpan, int]] = []
         self.hidden: list[Tensor] = []
         self.slots: list[Tensor] = []
         self.places: list[Tensor] = []
         self.scores: list[Tensor] = []
         self.runs: list[Run] = []
-        self.num_deepstack = max((len(medium.deepstack) for medium in encoded), default=0)
+        self.num_deepstack = max((len(visual.deepstack) for visual in encoded), default=0)
         self.deepstack: list[tuple[Tensor, ...]] = []
 
     def add_text(self, stop: int) -> None:
@@ -197,19 +197,19 @@ class _Parts:
         self.places.append(torch.full((length, 4), -1, device=device))
         self.scores.append(torch.zeros(length, device=device))
         self.runs.append(Run(length))
-        self.pieces.append((TextPiece(tuple(self.token_ids[self.cursor : stop])), length))
+        self.pieces.append((TextSpan(tuple(self.token_ids[self.cursor : stop])), length))
         self.cursor, self.span = stop, self.span + 1
 
-    def add_medium(self, own: MediumPiece, medium: EncodedMedium, start: int, length: int) -> None:
+    def add_visual(self, own: VisualSpan, visual: EncodedVisual, start: int, length: int) -> None:
         """A medium's visual tokens, in the ``length`` slots from ``start`` on."""
-        self.hidden.append(medium.feature_KD.to(self.family.decoder.dtype))
-        self.deepstack.append(tuple(layer_KD.to(self.family.decoder.dtype) for layer_KD in medium.deepstack))
-        self.slots.append(medium.slot_K + start)
-        self.places.append(torch.cat([torch.full_like(medium.place_K3[:, :1], own.medium), medium.place_K3], 1))
-        if medium.score_K is not None:
-            self.scores.append(medium.score_K)
-        self.runs += [Run(count, own.medium, self.span, frame) for frame, count in medium.frame_counts if count]
-        self.pieces.append((own, medium.feature_KD.shape[0]))
+        self.hidden.append(visual.feature_KD.to(self.family.decoder.dtype))
+        self.deepstack.append(tuple(layer_KD.to(self.family.decoder.dtype) for layer_KD in visual.deepstack))
+        self.slots.append(visual.placeholder_K + start)
+        self.places.append(torch.cat([torch.full_like(visual.coord_K3[:, :1], own.visual), visual.coord_K3], 1))
+        if visual.score_K is not None:
+            self.scores.append(visual.score_K)
+        self.runs += [Run(count, own.visual, self.span, frame) for frame, count in visual.frame_counts if count]
+        self.pieces.append((own, visual.feature_KD.shape[0]))
         self.cursor = start + length
 
 
@@ -223,7 +223,7 @@ def pack(prompts: Sequence[Prompt]) -> PackedPrompts:
     return PackedPrompts(
         hidden_TD,
         torch.cat([prompt.position_PT for prompt in prompts], 1),
-        torch.cat([prompt.place_T4 for prompt in prompts]),
+        torch.cat([prompt.coord_T4 for prompt in prompts]),
         run_T,
         torch.cat(scores) if len(scores) == len(prompts) else None,
         counts,
@@ -237,13 +237,13 @@ def _deepstacks(prompts: Sequence[Prompt]) -> list[tuple[Tensor, ...]]:
     return [prompt.deepstack or (torch.zeros_like(prompt.hidden_TD),) * num_layers for prompt in prompts]
 
 
-def join_trace(encoded: Sequence[EncodedMedium], prompt: Prompt, decoder_steps: Sequence[TraceStep]) -> TokenTrace:
+def join_trace(encoded: Sequence[EncodedVisual], prompt: Prompt, decoder_steps: Sequence[TraceStep]) -> TokenTrace:
     """The trace of a whole request from those of its media, in prompt order, and of the decoder.
 
     Media that lack a step another one has (an image beside a video) pass through it unchanged.
     """
-    traces = [(index, encoded[index].trace, encoded[index].patch_place_P4) for index in prompt.media_order]
-    patches = [_in_medium(index, place_P4) for index, _, place_P4 in traces]
+    traces = [(index, encoded[index].trace, encoded[index].patch_coord_P4) for index in prompt.media_order]
+    patches = [_in_medium(index, coord_P4) for index, _, coord_P4 in traces]
     sites = dict.fromkeys((step.stage, step.layer) for _, trace, _ in traces for step in trace)
     places, steps = list(patches), []
     for site in sites:
@@ -258,12 +258,12 @@ def join_trace(encoded: Sequence[EncodedMedium], prompt: Prompt, decoder_steps: 
     return TokenTrace(torch.cat([empty, *patches]), (*steps, *decoder_steps))
 
 
-def _in_medium(index: int, place_X4: Tensor | None) -> Tensor:
-    if place_X4 is None:
+def _in_medium(index: int, coord_X4: Tensor | None) -> Tensor:
+    if coord_X4 is None:
         raise RuntimeError(f"medium {index} was traced, but its family gave no patch places")
-    place_X4 = place_X4.clone()
-    place_X4[:, 0] = index
-    return place_X4
+    coord_X4 = coord_X4.clone()
+    coord_X4[:, 0] = index
+    return coord_X4
 
 
 def _identity(size: int) -> Tensor:

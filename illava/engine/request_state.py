@@ -15,12 +15,12 @@ from illava.engine.prompt import Prompt, media_of
 from illava.plan import ReductionPlan
 from illava.preprocess import VisualInput
 from illava.requests import ContentKind, FinishReason, Generation, Request, Timing, TokenTrace, TokenUsage, derive_seed
-from illava.visual_tokens import EncodedMedium
+from illava.visual_tokens import EncodedVisual
 
 State = Literal["queue", "vision", "prefill", "decode"]
 
 
-class LiveRequest:
+class RequestState:
     """A request from submission to its end.
 
     Attributes:
@@ -32,9 +32,9 @@ class LiveRequest:
         num_vision_tokens: visual tokens of the unreduced model.
         encoded: what the tower made of them, until prefill.
         prompt: assembled from it; there between the tower and prefill.
-        beginning: what its tokens are, piece by piece; see `illava.engine.prefix_sharing`.
-        held: leading tokens, as assembled, whose keys and values another request has computed.
-        held_by_layer: of these, what each decoder layer holds; and how many of them are visual.
+        prefix: what its tokens are, piece by piece; see `illava.engine.prefix_sharing`.
+        num_computed: leading tokens, as assembled, whose keys and values another request has computed.
+        computed_by_layer: of these, what each decoder layer holds; and how many of them are visual.
         reserved: tokens per decoder layer that pages are taken for, the answer included.
         lengths: tokens per decoder layer that prefill left in the cache.
         num_visual: visual tokens among them, per layer.
@@ -57,11 +57,11 @@ class LiveRequest:
         self.request, self.plan, self.media = request, plan, tuple(media)
         self.shown, self.content = request, content
         self.num_patches = self.num_vision_tokens = 0
-        self.encoded: list[EncodedMedium] = []
+        self.encoded: list[EncodedVisual] = []
         self.prompt: Prompt
-        self.beginning: list[tuple[Hashable, int]] = []
-        self.held = 0
-        self.held_by_layer: tuple[list[int], list[int]] = ([], [])
+        self.prefix: list[tuple[Hashable, int]] = []
+        self.num_computed = 0
+        self.computed_by_layer: tuple[list[int], list[int]] = ([], [])
         self.reserved: list[int] = []
         self.lengths: list[int] = []
         self.num_visual: list[int] = []
@@ -79,7 +79,7 @@ class LiveRequest:
         return self.request.request_id
 
     @property
-    def medium_seeds(self) -> tuple[int, ...]:
+    def visual_seeds(self) -> tuple[int, ...]:
         """The root of what reducers draw in the tower, one a medium."""
         return tuple(derive_seed(self.request.sampling.seed, self.request_id, n) for n in range(len(self.media)))
 

@@ -20,15 +20,15 @@ from illava.families.loading import load_config, load_tokenizer, load_weights, s
 from illava.plan import ReductionPlan
 from illava.preprocess import Preprocessor, VisualInput
 from illava.reduction.probe import AttentionProbe
-from illava.visual_tokens import EncodedMedium
+from illava.visual_tokens import EncodedVisual
 
 
 class MediaEncoder(Protocol):
     """Media to visual tokens; see the methods of `Family` of the same names."""
 
-    def num_patches(self, medium: VisualInput) -> int: ...
+    def num_patches(self, visual: VisualInput) -> int: ...
 
-    def num_vision_tokens(self, medium: VisualInput) -> int: ...
+    def num_vision_tokens(self, visual: VisualInput) -> int: ...
 
     def encode(
         self,
@@ -38,7 +38,7 @@ class MediaEncoder(Protocol):
         trace: bool,
         seeds: Sequence[int] | None = None,
         probe: AttentionProbe | None = None,
-    ) -> list[EncodedMedium]: ...
+    ) -> list[EncodedVisual]: ...
 
 
 class Family(ABC):
@@ -127,13 +127,13 @@ class Family(ABC):
         self.check_vision(plan)
         self.decoder.check(plan)
 
-    def num_patches(self, medium: VisualInput) -> int:
+    def num_patches(self, visual: VisualInput) -> int:
         """Tokens the medium brings into the tower, CLS apart; from geometry, for admission."""
-        return self.encoder.num_patches(medium)
+        return self.encoder.num_patches(visual)
 
-    def num_vision_tokens(self, medium: VisualInput) -> int:
+    def num_vision_tokens(self, visual: VisualInput) -> int:
         """Visual tokens the unreduced model gives its LLM for this medium; from geometry."""
-        return self.encoder.num_vision_tokens(medium)
+        return self.encoder.num_vision_tokens(visual)
 
     @torch.no_grad()
     def encode(
@@ -144,7 +144,7 @@ class Family(ABC):
         trace: bool,
         seeds: Sequence[int] | None = None,
         probe: AttentionProbe | None = None,
-    ) -> list[EncodedMedium]:
+    ) -> list[EncodedVisual]:
         """Tower, projector and layout over all media in packed calls.
 
         Args:
@@ -156,9 +156,9 @@ class Family(ABC):
         """
         return self.encoder.encode(media, plan, trace=trace, seeds=seeds, probe=probe)
 
-    def render(self, content: Sequence[str | VisualInput], num_slots: Sequence[int]) -> RenderedPrompt:
-        """Chat template and tokenizer. ``num_slots`` gives each medium's placeholders, in order."""
-        return self._chat.render(content, num_slots)
+    def render(self, content: Sequence[str | VisualInput], num_placeholders: Sequence[int]) -> RenderedPrompt:
+        """Chat template and tokenizer. ``num_placeholders`` gives each medium's placeholders, in order."""
+        return self._chat.render(content, num_placeholders)
 
     def position_ids(self, prompt: RenderedPrompt, media: Sequence[VisualInput]) -> Tensor:
         """Rotary positions of every prompt slot: int64 [P, slots], P = 1, or 3 for M-RoPE; here slots are counted.

@@ -21,7 +21,7 @@ class RenderedPrompt:
     """Token ids of a chat turn with every medium's placeholders in place.
 
     Attributes:
-        token_ids: host integers, placeholders repeated ``num_slots`` times.
+        token_ids: host integers, placeholders repeated ``num_placeholders`` times.
         spans: (first slot, number) of each medium's placeholders, in the order of the media.
         starts: of a medium whose frames have text between them, the first slot of each frame; by medium.
     """
@@ -47,7 +47,7 @@ class ChatPrompt:
         # A job asks most items in the same words, and a template costs as much as a decode step of a small model.
         self._templated, self.tokenize = lru_cache(_KNOWN)(self._apply), lru_cache(_KNOWN)(self._tokenize)
 
-    def render(self, content: Sequence[str | VisualInput], num_slots: Sequence[int]) -> RenderedPrompt:
+    def render(self, content: Sequence[str | VisualInput], num_placeholders: Sequence[int]) -> RenderedPrompt:
         """Ids of one user turn and the opening of the answer.
 
         A template may put media before text, or images before videos: the n-th placeholder of a kind is the n-th
@@ -55,15 +55,15 @@ class ChatPrompt:
 
         Args:
             content: text and media in the order they are given.
-            num_slots: placeholders of each medium, in order.
+            num_placeholders: placeholders of each medium, in order.
 
         Raises:
             RequestError: the text contains a placeholder, or there is nothing to answer.
             ModelLoadError: the chat template does not place every medium.
         """
         media = [part for part in content if not isinstance(part, str)]
-        if len(media) != len(num_slots):
-            raise RequestError(f"{len(media)} media in the request, but slots for {len(num_slots)} were given")
+        if len(media) != len(num_placeholders):
+            raise RequestError(f"{len(media)} media in the request, but slots for {len(num_placeholders)} were given")
         waiting = {kind: [n for n, m in enumerate(media) if m.kind == kind] for kind in self._kind_of_id.values()}
         token_ids: list[int] = []
         spans: list[tuple[int, int]] = [(-1, 0)] * len(media)
@@ -72,9 +72,9 @@ class ChatPrompt:
             if kind is None:
                 token_ids.append(token_id)
             elif waiting[kind]:
-                medium = waiting[kind].pop(0)
-                spans[medium] = (len(token_ids), num_slots[medium])
-                token_ids += [token_id] * num_slots[medium]
+                visual = waiting[kind].pop(0)
+                spans[visual] = (len(token_ids), num_placeholders[visual])
+                token_ids += [token_id] * num_placeholders[visual]
             else:
                 raise ModelLoadError(f"the model's chat template writes more {kind} placeholders than there are media")
         if any(waiting.values()):

@@ -53,18 +53,18 @@ class BoundedError(Reducer):
 
         from illava.tokens import cluster
 
-        owner, start, kept = [], 0, []
+        representative, start, kept = [], 0, []
         for hidden_ND, row_N in zip(
-            tokens.hidden_TD.float().split(tokens.lengths), tokens.place_T3[:, 1].split(tokens.lengths), strict=True
+            tokens.hidden_TD.float().split(tokens.lengths), tokens.coord_T3[:, 1].split(tokens.lengths), strict=True
         ):
             own_N = torch.arange(len(row_N), device=row_N.device)
             cells_M = (row_N >= 0).nonzero().squeeze(1)
             if len(cells_M):
                 own_N[cells_M] = cells_M[_grouped(hidden_ND[cells_M], self.epsilon)]
             kept.append(int(own_N.unique().numel()))
-            owner.append(own_N + start)
+            representative.append(own_N + start)
             start += len(row_N)
-        into_T = torch.cat(owner)
+        into_T = torch.cat(representative)
         return cluster(into_T, torch.ones_like(into_T, dtype=torch.float32), tokens.lengths, tuple(kept))
 
 
@@ -77,19 +77,19 @@ def _grouped(hidden_ND: Tensor, epsilon: float) -> Tensor:
     num, ones_N = len(hidden_ND), torch.ones_like(hidden_ND[:, 0])
     allowed = epsilon**2 * hidden_ND.pow(2).sum()
     centre = (hidden_ND - hidden_ND.mean(0)).pow(2).sum(1).argmin()
-    owner_N = centre.expand(num).clone()
+    representative_N = centre.expand(num).clone()
     gap_N = (hidden_ND - hidden_ND[centre]).pow(2).sum(1)
     done = torch.zeros((), dtype=torch.bool, device=hidden_ND.device)
     answer_N = torch.arange(num, device=hidden_ND.device)
     for step in range(num):
-        mean_ND = group_mean(hidden_ND, ones_N, owner_N, num)
-        fits = (hidden_ND - mean_ND[owner_N]).pow(2).sum() < allowed
-        answer_N = torch.where(fits & ~done, owner_N, answer_N)
+        mean_ND = group_mean(hidden_ND, ones_N, representative_N, num)
+        fits = (hidden_ND - mean_ND[representative_N]).pow(2).sum() < allowed
+        answer_N = torch.where(fits & ~done, representative_N, answer_N)
         done = done | fits
         if step % _STEPS_BETWEEN_LOOKS == 0 and bool(done):
             break
         centre = gap_N.argmax()
         distance_N = (hidden_ND - hidden_ND[centre]).pow(2).sum(1)
         nearer_N = distance_N < gap_N
-        owner_N, gap_N = torch.where(nearer_N, centre, owner_N), torch.minimum(gap_N, distance_N)
+        representative_N, gap_N = torch.where(nearer_N, centre, representative_N), torch.minimum(gap_N, distance_N)
     return answer_N

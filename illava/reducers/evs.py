@@ -77,13 +77,13 @@ def _novelty(tokens: Tokens) -> Tensor:
     segment_T = torch.arange(len(tokens.lengths), device=device).repeat_interleave(
         torch.tensor(tokens.lengths, device=device), output_size=total
     )
-    frame_T, row_T, col_T = tokens.place_T3.unbind(1)
-    place_T = (((segment_T << _BITS) | row_T.clamp(min=0)) << _BITS) | col_T.clamp(min=0)
-    place_T = torch.where(row_T < 0, -1 - torch.arange(total, device=device), place_T)
+    frame_T, row_T, col_T = tokens.coord_T3.unbind(1)
+    coord_T = (((segment_T << _BITS) | row_T.clamp(min=0)) << _BITS) | col_T.clamp(min=0)
+    coord_T = torch.where(row_T < 0, -1 - torch.arange(total, device=device), coord_T)
     order_T = torch.argsort(frame_T, stable=True)
-    order_T = order_T[torch.argsort(place_T[order_T], stable=True)]  # by place, then by frame
+    order_T = order_T[torch.argsort(coord_T[order_T], stable=True)]  # by place, then by frame
     unit_TD = unit(tokens.hidden_TD[order_T])
     novelty_T = torch.full((total,), float("inf"), device=device)
-    same_T = place_T[order_T[1:]] == place_T[order_T[:-1]]
+    same_T = coord_T[order_T[1:]] == coord_T[order_T[:-1]]
     cosine_T = without_rounding((unit_TD[1:] * unit_TD[:-1]).sum(1))
     return novelty_T.index_copy_(0, order_T[1:], torch.where(same_T, 1 - cosine_T, float("inf")))

@@ -52,7 +52,7 @@ class FewerFrames(Reducer):
         from illava.tokens import prune
 
         kept_F, lengths = [], []
-        for frame_N in tokens.place_T3[:, 0].split(tokens.lengths):
+        for frame_N in tokens.coord_T3[:, 0].split(tokens.lengths):
             frames, index_N = frame_N.unique(return_inverse=True)
             wanted = torch.zeros(len(frames), dtype=torch.bool, device=frame_N.device)
             wanted[list(self._chosen(len(frames)))] = True

@@ -57,7 +57,7 @@ class FrameMerging(Reducer):
         device, total = tokens.hidden_TD.device, sum(tokens.lengths)
         length_S = torch.tensor(tokens.lengths, device=device)
         segment_T = torch.arange(len(tokens.lengths), device=device).repeat_interleave(length_S, output_size=total)
-        frame_T, row_T, col_T = tokens.place_T3.unbind(1)
+        frame_T, row_T, col_T = tokens.coord_T3.unbind(1)
         of_frame_F2, frame_T = torch.unique(torch.stack([segment_T, frame_T], 1), dim=0, return_inverse=True)
         count_S = torch.bincount(of_frame_F2[:, 0], minlength=len(tokens.lengths))
         rank_T = frame_T - (count_S.cumsum(0) - count_S)[segment_T]

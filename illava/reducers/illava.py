@@ -79,9 +79,9 @@ def merge_least(score_T: Tensor, lengths: tuple[int, ...], kept: tuple[int, ...]
 
     merging = [s for s in range(num_segments) if removed[s]]
     merging_G = torch.tensor(merging, dtype=torch.long, device=device)
-    place_G = order_SN[merging_G].gather(1, removed_S1[merging_G]).squeeze(1)  # t_r
-    before_G = (rank_SN < removed_S1)[merging_G].long().cumsum(1).gather(1, place_G[:, None]).squeeze(1)
-    target_G = place_G - before_G + offsets(kept, device)[merging_G]
+    coord_G = order_SN[merging_G].gather(1, removed_S1[merging_G]).squeeze(1)  # t_r
+    before_G = (rank_SN < removed_S1)[merging_G].long().cumsum(1).gather(1, coord_G[:, None]).squeeze(1)
+    target_G = coord_G - before_G + offsets(kept, device)[merging_G]
     size_G = torch.tensor([sizes[s] for s in merging], dtype=torch.long, device=device)
     uniform = len({sizes[s] for s in merging}) == 1
     group_size = sizes[merging[0]] if uniform else None

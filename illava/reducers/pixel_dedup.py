@@ -43,10 +43,10 @@ class PixelDedup(Reducer):
         import torch
 
         from illava.reducers.ops.frame_grid import FrameGrid
-        from illava.tokens import keep_owners
+        from illava.tokens import assign_to_representatives
 
         grid = FrameGrid.of(tokens)
-        owner_T = torch.arange(sum(tokens.lengths), device=grid.cell_FRC.device)
+        representative_T = torch.arange(sum(tokens.lengths), device=grid.cell_FRC.device)
         last_RC = torch.full_like(grid.cell_FRC[0], -1)  # the cell last kept at each place of this segment
         segments = grid.segment_F.tolist()
         for frame, cell_RC in enumerate(grid.cell_FRC):
@@ -56,6 +56,6 @@ class PixelDedup(Reducer):
             still_RC = (gap_RC <= self.threshold) & (cell_RC >= 0) & (last_RC >= 0)
             if torch.equal(still_RC, cell_RC >= 0):
                 still_RC.view(-1)[(cell_RC.view(-1) >= 0).int().argmax()] = False
-            owner_T[cell_RC[still_RC]] = last_RC[still_RC]
+            representative_T[cell_RC[still_RC]] = last_RC[still_RC]
             last_RC = torch.where((cell_RC >= 0) & ~still_RC, cell_RC, last_RC)
-        return keep_owners(owner_T, tokens.lengths)
+        return assign_to_representatives(representative_T, tokens.lengths)

@@ -51,18 +51,18 @@ class PixelPrune(Reducer):
         import torch
 
         from illava.reducers.ops.frame_grid import FrameGrid
-        from illava.tokens import keep_owners
+        from illava.tokens import assign_to_representatives
 
         grid = FrameGrid.of(tokens)
         known_T = torch.ones(sum(tokens.lengths), dtype=torch.bool, device=grid.cell_FRC.device)
         if self.skip_padding:
             known_T = ~evidence.measured("padding")
-        owner_FRC = _owners(tokens.hidden_TD, known_T, grid, self.threshold)
-        owner_T = torch.full((sum(tokens.lengths),), -1, device=owner_FRC.device)
-        owner_T[grid.cell_FRC[grid.cell_FRC >= 0]] = owner_FRC[grid.cell_FRC >= 0]
+        representative_FRC = _owners(tokens.hidden_TD, known_T, grid, self.threshold)
+        representative_T = torch.full((sum(tokens.lengths),), -1, device=representative_FRC.device)
+        representative_T[grid.cell_FRC[grid.cell_FRC >= 0]] = representative_FRC[grid.cell_FRC >= 0]
         if self.skip_padding:
-            owner_T = _without_padding(owner_T, ~known_T, grid)
-        return keep_owners(owner_T, tokens.lengths)
+            representative_T = _without_padding(representative_T, ~known_T, grid)
+        return assign_to_representatives(representative_T, tokens.lengths)
 
 
 def _owners(value_TX: Tensor, known_T: Tensor, grid: FrameGrid, threshold: float) -> Tensor:
@@ -72,8 +72,8 @@ def _owners(value_TX: Tensor, known_T: Tensor, grid: FrameGrid, threshold: float
     """
     import torch
 
-    owner_FRC = grid.cell_FRC.clone()
-    _, rows, cols = owner_FRC.shape
+    representative_FRC = grid.cell_FRC.clone()
+    _, rows, cols = representative_FRC.shape
 
     def near(first_FN: Tensor, second_FN: Tensor) -> Tensor:
         gap_FN = (value_TX[first_FN].float() - value_TX[second_FN].float()).abs().amax(-1)
@@ -81,24 +81,28 @@ def _owners(value_TX: Tensor, known_T: Tensor, grid: FrameGrid, threshold: float
         return there_FN & (gap_FN <= threshold)  # a missing cell, or padding, is like no other
 
     for diagonal in range(1, rows + cols - 1):
-        row_N = torch.arange(max(0, diagonal - cols + 1), min(rows, diagonal + 1), device=owner_FRC.device)
+        row_N = torch.arange(max(0, diagonal - cols + 1), min(rows, diagonal + 1), device=representative_FRC.device)
         col_N = diagonal - row_N
         left_N, up_N = (col_N - 1).clamp(min=0), (row_N - 1).clamp(min=0)
-        corner_FN, left_FN, up_FN = owner_FRC[:, up_N, left_N], owner_FRC[:, row_N, left_N], owner_FRC[:, up_N, col_N]
+        corner_FN, left_FN, up_FN = (
+            representative_FRC[:, up_N, left_N],
+            representative_FRC[:, row_N, left_N],
+            representative_FRC[:, up_N, col_N],
+        )
         vertical_FN = near(corner_FN, left_FN) & ~near(corner_FN, up_FN) & (row_N > 0) & (col_N > 0)
         predicted_FN = torch.where(vertical_FN | (col_N == 0), up_FN, left_FN)
         own_FN = grid.cell_FRC[:, row_N, col_N]
-        owner_FRC[:, row_N, col_N] = torch.where(near(own_FN, predicted_FN), predicted_FN, own_FN)
-    return owner_FRC
+        representative_FRC[:, row_N, col_N] = torch.where(near(own_FN, predicted_FN), predicted_FN, own_FN)
+    return representative_FRC
 
 
-def _without_padding(owner_T: Tensor, padding_T: Tensor, grid: FrameGrid) -> Tensor:
+def _without_padding(representative_T: Tensor, padding_T: Tensor, grid: FrameGrid) -> Tensor:
     """Padding has no owner, but for the first cell of a tile that is nothing else."""
     import torch
 
-    owner_T = torch.where(padding_T, -1, owner_T)
+    representative_T = torch.where(padding_T, -1, representative_T)
     for cell_RC in grid.cell_FRC:
         cell_N = cell_RC[cell_RC >= 0]
-        if bool((owner_T[cell_N] < 0).all()):
-            owner_T[cell_N[0]] = cell_N[0]
-    return owner_T
+        if bool((representative_T[cell_N] < 0).all()):
+            representative_T[cell_N[0]] = cell_N[0]
+    return representative_T

@@ -52,27 +52,27 @@ class Pooling(Reducer):
         segment_T = torch.arange(len(tokens.lengths), device=device).repeat_interleave(
             torch.tensor(tokens.lengths, device=device), output_size=total
         )
-        label_T = self._cells(tokens.place_T3, segment_T)
-        place_T2 = tokens.place_T3[:, 1:].float()
+        label_T = self._cells(tokens.coord_T3, segment_T)
+        coord_T2 = tokens.coord_T3[:, 1:].float()
         dense_T = torch.unique(label_T, return_inverse=True)[1]
-        centre_T2 = group_mean(place_T2, place_T2.new_ones(total), dense_T, total)[dense_T]
+        centre_T2 = group_mean(coord_T2, coord_T2.new_ones(total), dense_T, total)[dense_T]
         # Rounded, so that members at equal distance tie exactly and the earlier one stands for the cell.
-        closeness_T = -((place_T2 - centre_T2) ** 2).sum(1).mul(4096).round()
+        closeness_T = -((coord_T2 - centre_T2) ** 2).sum(1).mul(4096).round()
         into_T = nearest_member(dense_T, closeness_T)
         own_T = into_T == torch.arange(total, device=device)
         count_S = torch.zeros(len(tokens.lengths), dtype=torch.long, device=device)
         kept = tuple(count_S.index_add_(0, segment_T, own_T.long()).tolist())
         return cluster(into_T, evidence.sizes(tokens), tokens.lengths, kept)
 
-    def _cells(self, place_T3: Tensor, segment_T: Tensor) -> Tensor:
+    def _cells(self, coord_T3: Tensor, segment_T: Tensor) -> Tensor:
         """One number a cell of a frame of a segment; separators get one each."""
         import torch
 
-        frame_T, row_T, col_T = place_T3.unbind(1)
-        index_T = torch.arange(place_T3.shape[0], device=place_T3.device)
+        frame_T, row_T, col_T = coord_T3.unbind(1)
+        index_T = torch.arange(coord_T3.shape[0], device=coord_T3.device)
         _, frame_T = torch.unique(torch.stack([segment_T, frame_T], 1), dim=0, return_inverse=True)
-        extent_F2 = place_T3.new_zeros(place_T3.shape[0], 2)
-        extent_F2.scatter_reduce_(0, frame_T[:, None].expand(-1, 2), place_T3[:, 1:] + 1, "amax")
+        extent_F2 = coord_T3.new_zeros(coord_T3.shape[0], 2)
+        extent_F2.scatter_reduce_(0, frame_T[:, None].expand(-1, 2), coord_T3[:, 1:] + 1, "amax")
         rows_T, cols_T = extent_F2[frame_T].clamp(min=1).unbind(1)
         cell_row_T = torch.where(rows_T > self.grid[0], row_T * self.grid[0] // rows_T, row_T)
         cell_col_T = torch.where(cols_T > self.grid[1], col_T * self.grid[1] // cols_T, col_T)

@@ -88,8 +88,8 @@ def _match(keys_THd: Tensor, lengths: tuple[int, ...], kept: tuple[int, ...]) ->
 
     num_a = best_SA.shape[1]
     rank_SA = rank_highest(best_SA.flatten(), (num_a,) * len(lengths))
-    place_SA = torch.arange(num_a, device=device).expand_as(rank_SA)
+    coord_SA = torch.arange(num_a, device=device).expand_as(rank_SA)
     removed_S1 = torch.tensor([n - k for n, k in zip(lengths, kept, strict=True)], device=device)[:, None]
     into_SN = torch.arange(width, device=device).repeat(len(lengths), 1)
-    into_SN[:, 0::2] = torch.where(rank_SA < removed_S1, 2 * index_SA + 1, 2 * place_SA)
+    into_SN[:, 0::2] = torch.where(rank_SA < removed_S1, 2 * index_SA + 1, 2 * coord_SA)
     return unpad(into_SN + offsets(lengths, device)[:, None], lengths)

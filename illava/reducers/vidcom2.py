@@ -60,7 +60,7 @@ class VidCom2(Reducer):
         medium_T = torch.arange(num_media, device=device).repeat_interleave(
             torch.tensor(tokens.lengths, device=device), output_size=total
         )
-        pairs_T2 = torch.stack([medium_T, tokens.place_T3[:, 0]], 1)
+        pairs_T2 = torch.stack([medium_T, tokens.coord_T3[:, 0]], 1)
         pairs_F2, frame_T = torch.unique(pairs_T2, dim=0, return_inverse=True)
         num_frames = pairs_F2.shape[0]
 
@@ -120,6 +120,6 @@ def _rank_in_group(score_T: Tensor, label_T: Tensor) -> Tensor:
     sorted_T = label_T[order_T]
     first_T = torch.ones_like(sorted_T, dtype=torch.bool)
     first_T[1:] = sorted_T[1:] != sorted_T[:-1]
-    place_T = torch.arange(label_T.shape[0], device=label_T.device)
-    start_T = torch.where(first_T, place_T, 0).cummax(0).values
-    return torch.empty_like(order_T).index_copy_(0, order_T, place_T - start_T)
+    coord_T = torch.arange(label_T.shape[0], device=label_T.device)
+    start_T = torch.where(first_T, coord_T, 0).cummax(0).values
+    return torch.empty_like(order_T).index_copy_(0, order_T, coord_T - start_T)

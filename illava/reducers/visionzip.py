@@ -71,7 +71,7 @@ def _contextual(
     dominant_S1 = torch.tensor([k - c for k, c in zip(kept, contextual, strict=True)], device=device)[:, None]
     is_dominant_SN = rank_highest(score_T, lengths) < dominant_S1
     other_SN = torch.argsort(is_dominant_SN.byte(), dim=1, stable=True)  # the others first, in order
-    place_SN = torch.arange(width, device=device).expand_as(other_SN)
+    coord_SN = torch.arange(width, device=device).expand_as(other_SN)
 
     step_S1 = (others_S1 // contextual_S1.clamp(min=1)).clamp(min=1)
     which_SC = (torch.arange(max(contextual), device=device) * step_S1).clamp(max=width - 1)
@@ -82,7 +82,7 @@ def _contextual(
     bias_SC.masked_fill_(~inside(contextual, max(contextual), device), float("-inf"))
     joined_SN = target_SC.gather(1, nearest(key_SND, key_SCD, bias_SC)[1])
 
-    into_SN = torch.where(is_dominant_SN, place_SN, joined_SN)
+    into_SN = torch.where(is_dominant_SN, coord_SN, joined_SN)
     start_S1 = offsets(lengths, device)[:, None]
     into_T = unpad(into_SN + start_S1, lengths)
     target_T = unpad(target_SC + start_S1, contextual)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from illava.preprocess import MediumCells, Preprocessor, VisualInput
+from illava.preprocess import Preprocessor, VisualCells, VisualInput
 from illava.requests import ContentKind
 
 UNIQUE_SHARE_OF_DOCUMENTS = 0.75
@@ -33,10 +33,10 @@ class ContentStatistics:
     unique_share: float
 
     @classmethod
-    def of(cls, cells: MediumCells) -> ContentStatistics:
+    def of(cls, cells: VisualCells) -> ContentStatistics:
         """Of a medium's cells."""
         levels_TX = np.ascontiguousarray(cells.pixels_TX >> _LEVELS_SHIFT)
-        frame_T = cells.place_T3[:, 0]
+        frame_T = cells.coord_T3[:, 0]
         per_frame = int((frame_T == 0).sum())
         repeated_T, is_video = np.zeros(len(frame_T), bool), len(cells.lengths) == 1 and len(frame_T) > per_frame
         if is_video:
@@ -60,7 +60,7 @@ def content_kind(preprocessor: Preprocessor, media: Sequence[VisualInput]) -> Co
     A document is what repeats itself: at most three quarters of its cells differ from one another, those that repeat
     the frame before and the canvas's padding not counted. So are slides and screens, in videos, too.
     """
-    statistics = [ContentStatistics.of(preprocessor.cells(medium)) for medium in media]
+    statistics = [ContentStatistics.of(preprocessor.cells(visual)) for visual in media]
     if any(own.unique_share <= UNIQUE_SHARE_OF_DOCUMENTS for own in statistics):
         return "document"
-    return "video" if any(medium.kind == "video" for medium in media) else "image"
+    return "video" if any(visual.kind == "video" for visual in media) else "image"

@@ -22,7 +22,7 @@ from illava.reducers import Evidence, EvidenceKind, Reducer, Stage
 from illava.reduction.probe import AttentionProbe
 from illava.reduction.scopes import PackedPrompts, Selection
 from illava.requests import TraceStep, derive_seed
-from illava.tokens import Assignment, Tokens, lift, merged_sizes
+from illava.tokens import Assignment, Tokens, embed_in_batch, merged_sizes
 
 DECODER_EVIDENCE: dict[Stage, frozenset[EvidenceKind]] = {
     "decoder_input": frozenset({"attention_received", "sizes", "seed"}),
@@ -118,7 +118,7 @@ class DecoderReduction:
         """
         if self._probe is not None and qk is not None and layer is not None:
             seen_T = last_query_attention(*qk, prompts.lengths, scale=self._scale)
-            self._probe(stage, layer - 1, seen_T[prompts.place_T4[:, 0] >= 0])
+            self._probe(stage, layer - 1, seen_T[prompts.coord_T4[:, 0] >= 0])
         reducer = self._plan.at(stage, layer)
         if reducer is None:
             return prompts
@@ -131,10 +131,10 @@ class DecoderReduction:
         if chosen.lengths:
             scope_T = chosen.scope_T(prompts.run_T)
             site = _Site(stage, layer, reducer, chosen, scope_T, chosen.index_N(scope_T))
-            tokens = Tokens(prompts.hidden_TD[site.index_N], chosen.lengths, prompts.place_T4[site.index_N, 1:])
+            tokens = Tokens(prompts.hidden_TD[site.index_N], chosen.lengths, prompts.coord_T4[site.index_N, 1:])
             assignment = reducer.assign(tokens, self._evidence(site, prompts, qk, own_qk), stage)
             counts = prompts.counts.reduced(chosen, assignment.lengths)
-            whole = lift(assignment, site.index_N, prompts.run_T.shape[0], counts.lengths)
+            whole = embed_in_batch(assignment, site.index_N, prompts.run_T.shape[0], counts.lengths)
             after = prompts.reduced(whole, counts)
             if self._size_T is not None:
                 self._size_T = merged_sizes(whole, self._size_T)
@@ -201,4 +201,4 @@ class DecoderReduction:
         for row, steps in self.traces.items():
             index_out, index_in = after.visual_index(row), before.visual_index(row)
             own = matrix.index_select(0, index_out.cpu()).index_select(1, index_in.cpu()).coalesce()
-            steps.append(TraceStep(site.stage, site.layer, own, after.place_T4[index_out].cpu()))
+            steps.append(TraceStep(site.stage, site.layer, own, after.coord_T4[index_out].cpu()))

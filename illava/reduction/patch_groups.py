@@ -40,10 +40,10 @@ def group_tokens(tokens: Tokens, side: int) -> Tokens:
     if side == 1:
         return tokens
     size = side**2
-    place_G3 = tokens.place_T3[::size].clone()
-    place_G3[:, 1:] //= side
+    coord_G3 = tokens.coord_T3[::size].clone()
+    coord_G3[:, 1:] //= side
     hidden_GX = tokens.hidden_TD.reshape(-1, size * tokens.hidden_TD.shape[1])
-    return Tokens(hidden_GX, tuple(n // size for n in tokens.lengths), place_G3)
+    return Tokens(hidden_GX, tuple(n // size for n in tokens.lengths), coord_G3)
 
 
 def group_evidence(evidence: Evidence, side: int) -> Evidence:

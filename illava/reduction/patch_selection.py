@@ -1,6 +1,6 @@
 """Which patches of a packed tower call go in where stage ``media`` keeps some out, and who stands for the rest.
 
-Knows no tower, no plan and no reducer: it reads `VisualInput.owner`.
+Knows no tower, no plan and no reducer: it reads `VisualInput.representative`.
 
 Shape suffixes: P patches of all media, K patches that enter, T tokens (patches, and CLS tokens where there are any),
 C cells, D channels.
@@ -18,17 +18,17 @@ from torch import Tensor
 from illava.preprocess import VisualInput
 from illava.reduction.patch_groups import spread
 from illava.reduction.trace import PackedTrace, media_traces
-from illava.tokens import Assignment, keep_owners
-from illava.visual_tokens import EncodedMedium
+from illava.tokens import Assignment, assign_to_representatives
+from illava.visual_tokens import EncodedVisual
 
 
 @dataclass(frozen=True, slots=True)
-class Entrance:
+class PatchSelection:
     """The patches of one packed call as they enter the tower.
 
     Attributes:
         lengths: patches of each segment.
-        place_K3: int64 (frame or tile, row, col).
+        coord_K3: int64 (frame or tile, row, col).
         assignment: of all patches to those that enter; None where all do. A patch that stays out is an edge of weight
             0 of the one that stands for it, if any does.
         lengths_before: patches of each segment of the whole media.
@@ -36,7 +36,7 @@ class Entrance:
     """
 
     lengths: tuple[int, ...]
-    place_K3: Tensor
+    coord_K3: Tensor
     assignment: Assignment | None
     lengths_before: tuple[int, ...]
     num_segments: tuple[int, ...]
@@ -47,30 +47,32 @@ class Entrance:
         media: Sequence[VisualInput],
         num_segments: Sequence[int],
         lengths: tuple[int, ...],
-        place_P3: Tensor,
+        coord_P3: Tensor,
         *,
         group_side: int = 1,
-    ) -> Entrance:
+    ) -> PatchSelection:
         """The entrance of these media.
 
         Args:
             media: of the call.
             num_segments: tiles or frames of each.
             lengths: patches of each segment, all media packed.
-            place_P3: int64 (frame or tile, row, col) of every patch, on the tower's device.
+            coord_P3: int64 (frame or tile, row, col) of every patch, on the tower's device.
             group_side: patches per side of a cell.
         """
         segments = tuple(num_segments)
-        if all(medium.owner is None for medium in media):
-            return cls(lengths, place_P3, None, lengths, segments)
+        if all(visual.representative is None for visual in media):
+            return cls(lengths, coord_P3, None, lengths, segments)
         cells = tuple(n // group_side**2 for n in lengths)
-        owners, start = [], 0
-        for medium, count in zip(media, _of_media(cells, segments), strict=True):
-            own_C = torch.arange(count) if medium.owner is None else torch.from_numpy(medium.owner)
-            owners.append(torch.where(own_C >= 0, own_C + start, -1))
+        representatives, start = [], 0
+        for visual, count in zip(media, _of_media(cells, segments), strict=True):
+            own_C = torch.arange(count) if visual.representative is None else torch.from_numpy(visual.representative)
+            representatives.append(torch.where(own_C >= 0, own_C + start, -1))
             start += count
-        assignment = spread(keep_owners(torch.cat(owners), cells), group_side).to(place_P3.device)
-        return cls(assignment.lengths, place_P3.index_select(0, assignment.kept_K), assignment, lengths, segments)
+        assignment = spread(assign_to_representatives(torch.cat(representatives), cells), group_side).to(
+            coord_P3.device
+        )
+        return cls(assignment.lengths, coord_P3.index_select(0, assignment.kept_K), assignment, lengths, segments)
 
     @property
     def steps(self) -> tuple[Assignment, ...]:
@@ -89,12 +91,12 @@ class Entrance:
         cls_S = whole.cumsum(0) - whole + torch.arange(len(whole), device=kept_K.device)
         return hidden_TD.index_select(0, torch.cat([cls_S, kept_K + segment_P[kept_K] + 1]).sort().values)
 
-    def traced(self, encoded: Sequence[EncodedMedium]) -> list[EncodedMedium]:
+    def traced(self, encoded: Sequence[EncodedVisual]) -> list[EncodedVisual]:
         """Traced media with this step before all others; as they are where all cells enter."""
         if self.assignment is None:
             return list(encoded)
         before, after = (_of_media(lengths, self.num_segments) for lengths in (self.lengths_before, self.lengths))
-        step = PackedTrace("media", None, self.assignment.matrix, self.place_K3, before, after)
+        step = PackedTrace("media", None, self.assignment.matrix, self.coord_K3, before, after)
         first = media_traces([step], len(self.num_segments))
         return [replace(one, trace=(*own, *one.trace)) for own, one in zip(first, encoded, strict=True)]
 

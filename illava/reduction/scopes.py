@@ -18,7 +18,7 @@ from torch import Tensor
 
 from illava.plan import ReductionPlan
 from illava.reducers import Reducer, Scope
-from illava.tokens import Assignment, carry, merge
+from illava.tokens import Assignment, gather_kept, merge
 from illava.visual_tokens import Run
 
 ScopeKey = tuple[int, ...]
@@ -65,8 +65,8 @@ class VisualCounts:
     def of(cls, runs_of_request: Sequence[Sequence[Run]]) -> VisualCounts:
         """Counts of freshly assembled prompts."""
         runs = tuple((request, run) for request, own in enumerate(runs_of_request) for run in own)
-        blocks = tuple(((n,), run.length) for n, (_, run) in enumerate(runs) if run.medium >= 0)
-        text = tuple(sum(run.length for run in own if run.medium < 0) for own in runs_of_request)
+        blocks = tuple(((n,), run.length) for n, (_, run) in enumerate(runs) if run.visual >= 0)
+        text = tuple(sum(run.length for run in own if run.visual < 0) for own in runs_of_request)
         return cls(runs, blocks, text)
 
     @property
@@ -89,7 +89,7 @@ class VisualCounts:
     def measured(self, run_T: Tensor) -> VisualCounts:
         """The same with every run's count read from the device: one round trip."""
         counts = torch.bincount(run_T, minlength=len(self.runs)).tolist()
-        blocks = tuple(((n,), counts[n]) for n, (_, run) in enumerate(self.runs) if run.medium >= 0)
+        blocks = tuple(((n,), counts[n]) for n, (_, run) in enumerate(self.runs) if run.visual >= 0)
         return replace(self, blocks=blocks)
 
     def select(self, per: Scope) -> Selection:
@@ -122,7 +122,7 @@ class PackedPrompts:
     Attributes:
         hidden_TD: residual stream.
         position_PT: int64 rotary positions; survivors keep theirs.
-        place_T4: int64 (medium, frame or tile, row, col), -1 for text.
+        coord_T4: int64 (medium, frame or tile, row, col), -1 for text.
         run_T: int64 index of the run each token came from.
         score_T: float32 attention received in the tower, for `decoder_input`; None elsewhere.
         counts: what the host knows.
@@ -131,7 +131,7 @@ class PackedPrompts:
 
     hidden_TD: Tensor
     position_PT: Tensor
-    place_T4: Tensor
+    coord_T4: Tensor
     run_T: Tensor
     score_T: Tensor | None
     counts: VisualCounts
@@ -143,7 +143,7 @@ class PackedPrompts:
 
     def visual_index(self, request: int) -> Tensor:
         """Positions of one request's visual tokens; waits for the device."""
-        own = [owner == request and run.medium >= 0 for owner, run in self.counts.runs]
+        own = [owner == request and run.visual >= 0 for owner, run in self.counts.runs]
         return torch.tensor(own, device=self.run_T.device)[self.run_T].nonzero().squeeze(1)
 
     def measured(self) -> PackedPrompts:
@@ -155,8 +155,8 @@ class PackedPrompts:
         return PackedPrompts(
             merge(assignment, self.hidden_TD),
             self.position_PT.index_select(1, assignment.kept_K),
-            carry(assignment, self.place_T4),
-            carry(assignment, self.run_T),
+            gather_kept(assignment, self.coord_T4),
+            gather_kept(assignment, self.run_T),
             None,
             counts,
             tuple(merge(assignment, layer_TD) for layer_TD in self.deepstack),
@@ -184,11 +184,11 @@ def _planned(counts: VisualCounts, reducer: Reducer | None) -> VisualCounts:
 
 def _scope_key(request: int, run: Run, per: Scope) -> ScopeKey | None:
     """What a run belongs to at this grain; None where it belongs to none. The request comes first."""
-    if run.medium < 0 or (per == "frame" and run.frame < 0):
+    if run.visual < 0 or (per == "frame" and run.frame < 0):
         return None
     return {
-        "frame": (request, run.medium, run.frame),
+        "frame": (request, run.visual, run.frame),
         "span": (request, run.span),
-        "medium": (request, run.medium),
+        "medium": (request, run.visual),
         "prompt": (request,),
     }[per]

@@ -18,48 +18,48 @@ class Segments:
     """The segments of a packed call, in order.
 
     Attributes:
-        medium: the medium of each.
+        visual: the medium of each.
         tile: its tile or frame within that medium.
-        entered: its place among the segments that entered the tower.
+        original_index: its place among the segments that entered the tower.
         videos: by medium: whether its segments are frames, which follow one another in time.
     """
 
-    medium: tuple[int, ...]
+    visual: tuple[int, ...]
     tile: tuple[int, ...]
-    entered: tuple[int, ...]
+    original_index: tuple[int, ...]
     videos: tuple[bool, ...]
 
     @classmethod
     def of(cls, counts: Sequence[int], videos: Sequence[bool]) -> Segments:
         """As they enter the tower: ``counts[m]`` tiles or frames of medium m."""
-        medium = tuple(m for m, count in enumerate(counts) for _ in range(count))
+        visual = tuple(m for m, count in enumerate(counts) for _ in range(count))
         tile = tuple(n for count in counts for n in range(count))
-        return cls(medium, tile, tuple(range(len(tile))), tuple(videos))
+        return cls(visual, tile, tuple(range(len(tile))), tuple(videos))
 
-    def tiles(self, medium: int) -> tuple[int, ...]:
+    def tiles(self, visual: int) -> tuple[int, ...]:
         """The tiles or frames of one medium that still stand."""
-        return tuple(tile for owner, tile in zip(self.medium, self.tile, strict=True) if owner == medium)
+        return tuple(tile for owner, tile in zip(self.visual, self.tile, strict=True) if owner == visual)
 
-    def entered_of(self, medium: int) -> tuple[int, ...]:
+    def original_indices(self, visual: int) -> tuple[int, ...]:
         """The same, counted over all segments that entered the tower."""
-        return tuple(n for owner, n in zip(self.medium, self.entered, strict=True) if owner == medium)
+        return tuple(n for owner, n in zip(self.visual, self.original_index, strict=True) if owner == visual)
 
     def of_media(self, lengths: Sequence[int]) -> tuple[int, ...]:
         """Tokens of each medium."""
         totals = [0] * len(self.videos)
-        for medium, length in zip(self.medium, lengths, strict=True):
-            totals[medium] += length
+        for visual, length in zip(self.visual, lengths, strict=True):
+            totals[visual] += length
         return tuple(totals)
 
-    def counts(self, medium: int, lengths: Sequence[int]) -> list[int]:
+    def counts(self, visual: int, lengths: Sequence[int]) -> list[int]:
         """Tokens of each segment of one medium."""
-        return [length for owner, length in zip(self.medium, lengths, strict=True) if owner == medium]
+        return [length for owner, length in zip(self.visual, lengths, strict=True) if owner == visual]
 
     def scopes(self, lengths: Sequence[int]) -> tuple[int, ...]:
         """Tokens of each video as a whole and of every other segment: what a method that joins frames looks at."""
         return tuple(sum(lengths[n] for n in members) for members in self._members())
 
-    def joined(
+    def merge_frames(
         self, lengths: Sequence[int], kept: Sequence[int], frames_kept: Callable[[int], tuple[int, ...]]
     ) -> tuple[Segments, tuple[int, ...]]:
         """The segments, and tokens in each, once neighbouring frames of every video are one frame.
@@ -72,31 +72,33 @@ class Segments:
         Raises:
             PlanError: the frames of a video do not hold the same cells.
         """
-        standing: list[int] = []
+        select: list[int] = []
         for members, count in zip(self._members(), kept, strict=True):
-            of_video = self.videos[self.medium[members[0]]]
+            of_video = self.videos[self.visual[members[0]]]
             own = [members[n] for n in frames_kept(len(members))] if of_video else members
             if count != sum(lengths[n] for n in own) or len({lengths[n] for n in members}) > 1:
                 raise PlanError(
                     "frames that hold different cells cannot be joined: let nothing drop single cells of a frame before"
                 )
-            standing += own
-        medium, tile, entered = (tuple(of[n] for n in standing) for of in (self.medium, self.tile, self.entered))
-        return Segments(medium, tile, entered, self.videos), tuple(lengths[n] for n in standing)
+            select += own
+        visual, tile, original_index = (
+            tuple(of[n] for n in select) for of in (self.visual, self.tile, self.original_index)
+        )
+        return Segments(visual, tile, original_index, self.videos), tuple(lengths[n] for n in select)
 
-    def standing(self, before: Segments, values: Sequence[int] | None) -> list[int] | None:
+    def select(self, before: Segments, values: Sequence[int] | None) -> list[int] | None:
         """Those of ``values``, one for each segment of ``before``, whose segments still stand."""
         if values is None:
             return None
-        by_entered = dict(zip(before.entered, values, strict=True))
-        return [by_entered[n] for n in self.entered]
+        by_original_index = dict(zip(before.original_index, values, strict=True))
+        return [by_original_index[n] for n in self.original_index]
 
     def _members(self) -> list[list[int]]:
         """The segments of each scope."""
         found: list[list[int]] = []
-        for medium, group in groupby(range(len(self.medium)), key=self.medium.__getitem__):
+        for visual, group in groupby(range(len(self.visual)), key=self.visual.__getitem__):
             members = list(group)
-            found += [members] if self.videos[medium] else [[n] for n in members]
+            found += [members] if self.videos[visual] else [[n] for n in members]
         return found
 
 
@@ -107,8 +109,8 @@ def segment_seeds(seeds: Sequence[int] | None, num_segments: Sequence[int]) -> l
         seeds: one integer a medium; None is 0 for each.
         num_segments: tiles or frames of each medium, in packed order.
     """
-    of_medium = [0] * len(num_segments) if seeds is None else seeds
-    return [derive_seed(seed, n) for seed, count in zip(of_medium, num_segments, strict=True) for n in range(count)]
+    of_visual = [0] * len(num_segments) if seeds is None else seeds
+    return [derive_seed(seed, n) for seed, count in zip(of_visual, num_segments, strict=True) for n in range(count)]
 
 
 def starts(counts: Sequence[int]) -> list[int]:

@@ -30,7 +30,7 @@ class VisionStep:
         assignment: over all patches of the packed call; a CLS token is not among them.
         of_groups: the same over whole groups, as the reducer gave it.
         lengths_before: patches per segment that went in.
-        place_K3: int64 (tile, row, col) of what came out.
+        coord_K3: int64 (tile, row, col) of what came out.
     """
 
     stage: Stage
@@ -38,7 +38,7 @@ class VisionStep:
     assignment: Assignment
     of_groups: Assignment
     lengths_before: tuple[int, ...]
-    place_K3: Tensor
+    coord_K3: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +48,14 @@ class PackedTrace:
     Attributes:
         stage, block: as a `TraceStep` names them.
         matrix: makes the sparse float32 matrix [K, T], on any device.
-        place_K3: int64 (tile, row, col) of what came out.
+        coord_K3: int64 (tile, row, col) of what came out.
         tokens_before, tokens_after: tokens of each medium.
     """
 
     stage: str
     block: int | None
     matrix: Callable[[], Tensor]
-    place_K3: Tensor
+    coord_K3: Tensor
     tokens_before: tuple[int, ...]
     tokens_after: tuple[int, ...]
 
@@ -65,23 +65,23 @@ class PackedTrace:
         (row, col), value = matrix.indices(), matrix.values()
         row_bounds, col_bounds = starts(self.tokens_after), starts(self.tokens_before)
         edge_bounds = torch.searchsorted(row.contiguous(), torch.tensor(row_bounds)).tolist()
-        places = self.place_K3.cpu().split(list(self.tokens_after))
+        places = self.coord_K3.cpu().split(list(self.tokens_after))
         bounds = zip(pairwise(row_bounds), pairwise(col_bounds), pairwise(edge_bounds), places, strict=True)
         steps = []
-        for rows, cols, edges, place_K3 in bounds:
+        for rows, cols, edges, coord_K3 in bounds:
             index = torch.stack([row[slice(*edges)] - rows[0], col[slice(*edges)] - cols[0]])
             size = (rows[1] - rows[0], cols[1] - cols[0])
             own = torch.sparse_coo_tensor(index, value[slice(*edges)], size, is_coalesced=True, check_invariants=False)
-            steps.append(TraceStep(self.stage, self.block, own, medium_place(place_K3)))
+            steps.append(TraceStep(self.stage, self.block, own, visual_coords(coord_K3)))
         return steps
 
 
 def media_traces(steps: Sequence[PackedTrace], num_media: int) -> list[tuple[TraceStep, ...]]:
     """The steps of each medium."""
     apart = [step.by_medium() for step in steps]
-    return [tuple(step[medium] for step in apart) for medium in range(num_media)]
+    return [tuple(step[visual] for step in apart) for visual in range(num_media)]
 
 
-def medium_place(place_K3: Tensor) -> Tensor:
-    """(tile, row, col) -> (medium, tile, row, col) with medium 0, as an `EncodedMedium` carries it."""
-    return torch.cat([place_K3.new_zeros(place_K3.shape[0], 1), place_K3], dim=1)
+def visual_coords(coord_K3: Tensor) -> Tensor:
+    """(tile, row, col) -> (medium, tile, row, col) with medium 0, as an `EncodedVisual` carries it."""
+    return torch.cat([coord_K3.new_zeros(coord_K3.shape[0], 1), coord_K3], dim=1)

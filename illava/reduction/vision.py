@@ -37,7 +37,7 @@ from illava.reduction.segments import Segments
 from illava.reduction.trace import PackedTrace, VisionStep, media_traces
 from illava.reduction.unmerge import Unmerging
 from illava.requests import TraceStep, derive_seed
-from illava.tokens import Assignment, Tokens, carry, lift, merge, merged_sizes
+from illava.tokens import Assignment, Tokens, embed_in_batch, gather_kept, merge, merged_sizes
 
 # What can be measured in and after a tower, by stage; a family's `check` refuses a reducer that needs more.
 VISION_EVIDENCE: dict[Stage, frozenset[EvidenceKind]] = {
@@ -61,7 +61,7 @@ class VisionReduction:
 
     Attributes:
         lengths: tokens per segment as they are now, CLS included while it is there: what attention runs over.
-        place_T3: int64 (tile, row, col) of the patches as they are now.
+        coord_T3: int64 (tile, row, col) of the patches as they are now.
         score_T: float32 attention received in the last block by the patches as they are now; None before that block,
             and where no later stage of the plan asks for it.
         segments: which tile or frame each segment is.
@@ -74,7 +74,7 @@ class VisionReduction:
         self,
         plan: ReductionPlan,
         lengths: tuple[int, ...],
-        place_T3: Tensor,
+        coord_T3: Tensor,
         *,
         num_blocks: int,
         has_cls: bool = False,
@@ -88,7 +88,7 @@ class VisionReduction:
         Args:
             plan: its ``vision_block`` and ``vision_output`` steps act here.
             lengths: patches per segment.
-            place_T3: int64 (tile, row, col) of every patch.
+            coord_T3: int64 (tile, row, col) of every patch.
             num_blocks: blocks of the tower.
             has_cls: one more token leads every segment, in no count and no place.
             group_side: patches per side of a group that is kept or merged as a whole; its patches lie side by side.
@@ -102,7 +102,7 @@ class VisionReduction:
         self._trace: list[PackedTrace] = []
         self._unmerging = None if plan.unmerge is None else Unmerging(plan.unmerge.num_neighbours, group_side)
         self.lengths = tuple(n + has_cls for n in lengths)
-        self.place_T3 = place_T3
+        self.coord_T3 = coord_T3
         self.score_T: Tensor | None = None
         self.steps: list[VisionStep] = []
         self._plan, self._has_cls, self._group_side, self._seeds = plan, has_cls, group_side, seeds
@@ -110,7 +110,7 @@ class VisionReduction:
         self._keys_THd: Tensor | None = None
         of_tower = [step for step in plan.steps if step.stage in ("vision_block", "vision_output")]
         sized = any("sizes" in step.reducer.evidence(step.stage) for step in of_tower)
-        self._size_T = torch.ones(sum(lengths), device=place_T3.device) if sized else None
+        self._size_T = torch.ones(sum(lengths), device=coord_T3.device) if sized else None
         self._last_block, self._probe = num_blocks - 1, probe
         later: tuple[Stage, ...] = ("vision_output", "decoder_input")
         self._entered = self._state()
@@ -199,7 +199,7 @@ class VisionReduction:
     ) -> Tensor:
         num_patches, patch_P = self._num_patches, self._patch_index(hidden_TD.device)
         scopes = self.segments.scopes(num_patches) if reducer.joins_frames else num_patches
-        patches = Tokens(only_patches(patch_P, hidden_TD), scopes, self.place_T3)
+        patches = Tokens(only_patches(patch_P, hidden_TD), scopes, self.coord_T3)
         groups = group_tokens(patches, self._group_side)
         evidence = self._with_history(evidence, reducer, stage, block)
         of_groups = reducer.assign(groups, group_evidence(evidence, self._group_side), stage)
@@ -228,22 +228,22 @@ class VisionReduction:
         assignment = spread(of_groups, self._group_side)
         lengths = assignment.lengths
         if reducer.joins_frames:
-            self.segments, lengths = before.joined(num_patches, lengths, reducer.frames_kept)
-            self._seeds = self.segments.standing(before, self._seeds)
+            self.segments, lengths = before.merge_frames(num_patches, lengths, reducer.frames_kept)
+            self._seeds = self.segments.select(before, self._seeds)
         self.lengths = tuple(n + self._has_cls for n in lengths)
-        self.place_T3 = carry(assignment, self.place_T3)
+        self.coord_T3 = gather_kept(assignment, self.coord_T3)
         of_last_block = (self.score_T, self._cls_score_T, self._keys_THd)
         self.score_T, self._cls_score_T, self._keys_THd = (
-            None if value_T is None else carry(assignment, value_T) for value_T in of_last_block
+            None if value_T is None else gather_kept(assignment, value_T) for value_T in of_last_block
         )
         if self._size_T is not None:
             self._size_T = merged_sizes(assignment, self._size_T)
-        self.steps.append(VisionStep(stage, block, assignment, of_groups, num_patches, self.place_T3))
+        self.steps.append(VisionStep(stage, block, assignment, of_groups, num_patches, self.coord_T3))
         counts = before.of_media(num_patches), self.segments.of_media(lengths)
-        self._trace.append(PackedTrace(stage, block, assignment.matrix, self.place_T3, *counts))
+        self._trace.append(PackedTrace(stage, block, assignment.matrix, self.coord_T3, *counts))
         if patch_P is None:
             return merge(assignment, hidden_TD)
-        return merge(lift(assignment, patch_P, hidden_TD.shape[0], self.lengths), hidden_TD)
+        return merge(embed_in_batch(assignment, patch_P, hidden_TD.shape[0], self.lengths), hidden_TD)
 
     def _unmerge(self, unmerging: Unmerging, hidden_TD: Tensor) -> Tensor:
         """The grid that entered the blocks again; what was measured of a cell is of the survivor it follows most."""
@@ -253,22 +253,22 @@ class VisionReduction:
             for value_T in (self.score_T, self._cls_score_T, self._keys_THd)
         )
         hidden_TD = unmerging.restore(hidden_TD)
-        self.lengths, self.place_T3, self.segments, self._size_T, self._seeds, self.steps = self._entered
+        self.lengths, self.coord_T3, self.segments, self._size_T, self._seeds, self.steps = self._entered
         after, self._unmerging = self.segments.of_media(self.lengths), None
-        self._trace.append(PackedTrace("unmerge", None, unmerging.matrix, self.place_T3, before, after))
+        self._trace.append(PackedTrace("unmerge", None, unmerging.matrix, self.coord_T3, before, after))
         return hidden_TD
 
     def _state(self) -> _State:
         """What un-merging goes back to."""
-        return self._num_patches, self.place_T3, self.segments, self._size_T, self._seeds, list(self.steps)
+        return self._num_patches, self.coord_T3, self.segments, self._size_T, self._seeds, list(self.steps)
 
     def _note_idle(self, reducer: Reducer, where: str, tokens_before: tuple[int, ...]) -> None:
         """Note which media lost nothing. Whether a whole request did is asked where its prompt is assembled."""
         left = self.segments.of_media(self._num_patches)
-        for medium, (had, has) in enumerate(zip(tokens_before, left, strict=True)):
-            own = [n // self._group_side**2 for n in self.segments.counts(medium, self._num_patches)]
+        for visual, (had, has) in enumerate(zip(tokens_before, left, strict=True)):
+            own = [n // self._group_side**2 for n in self.segments.counts(visual, self._num_patches)]
             if had == has and not self._may_keep_all(reducer, own):
-                self.idle[medium].append(where)
+                self.idle[visual].append(where)
 
     def _with_history(self, evidence: Evidence, reducer: Reducer, stage: Stage, block: int | None) -> Evidence:
         """What a block measured, with sizes and with a seed for every segment and step where they are asked for."""

@@ -7,12 +7,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 
-def rows(default: Any = ..., **constraints: Any) -> Any:
+def result_field(default: Any = ..., **constraints: Any) -> Any:
     """A field whose value can change what stands in a row."""
     return Field(default, json_schema_extra={"affects": "rows"}, **constraints)
 
 
-def execution(default: Any = ..., **constraints: Any) -> Any:
+def runtime_field(default: Any = ..., **constraints: Any) -> Any:
     """A field that only changes how fast, where or at what price rows are made."""
     return Field(default, json_schema_extra={"affects": "execution"}, **constraints)
 

@@ -1,7 +1,7 @@
 """`JobConfig`: the one schema of configs/*.yaml. Units stand in names; unknown keys are refused.
 
-Every field says by `rows(...)` or `execution(...)` whether it can change a row's content. The first kind enters the
-recipe digest, the second does not; a test fails on a field that says neither. Loads neither torch nor ray.
+Every field says by `result_field(...)` or `runtime_field(...)` whether it can change a row's content. The first kind
+enters the recipe digest, the second does not; a test fails on a field that says neither. Loads neither torch nor ray.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 
 from illava.engine.config import EngineConfig
 from illava.plan import ReductionPlan
-from pipeline.config.base import Section, execution, rows
+from pipeline.config.base import Section, result_field, runtime_field
 from pipeline.config.tasks import CaptionConfig, DocumentConfig, QuestionConfig, TaskConfig
 
 __all__ = [
@@ -37,9 +37,9 @@ __all__ = [
     "Section",
     "TaskConfig",
     "UniformSampling",
-    "execution",
-    "recipe_fields",
-    "rows",
+    "result_field",
+    "result_fields",
+    "runtime_field",
 ]
 
 # What a reader or the driver holds at most beside the items in hand: the interpreter, Ray and the libraries.
@@ -55,34 +55,34 @@ class InputConfig(Section):
         pattern: glob below the prefix; ``**`` crosses folders.
         manifest: Parquet, JSONL or CSV with a column ``uri`` or ``uris``.
         limit: only the first so many items, in manifest order.
-        skip_done_in: an earlier run's folder, or one that holds a run per night (``output.uri`` may be one of them):
+        exclude_runs: an earlier run's folder, or one that holds a run per night (``output.uri`` may be one of them):
             items with a text there under the same recipe are left out.
     """
 
-    uri: str | None = execution(None)
-    pattern: str = execution("**/*")
-    manifest: str | None = execution(None)
-    limit: int | None = execution(None, ge=1)
-    skip_done_in: str | None = execution(None)
+    uri: str | None = runtime_field(None)
+    pattern: str = runtime_field("**/*")
+    manifest: str | None = runtime_field(None)
+    limit: int | None = runtime_field(None, ge=1)
+    exclude_runs: str | None = runtime_field(None)
 
 
 class UniformSampling(Section):
     """``num_frames`` frames, evenly spaced over the whole clip."""
 
-    kind: Literal["uniform"] = rows("uniform")
+    kind: Literal["uniform"] = result_field("uniform")
 
 
 class FpsSampling(Section):
     """``fps`` frames a second, thinned evenly to at most ``num_frames``."""
 
-    kind: Literal["fps"] = rows("fps")
-    fps: float = rows(1.0, gt=0)
+    kind: Literal["fps"] = result_field("fps")
+    fps: float = result_field(1.0, gt=0)
 
 
 class KeyframeSampling(Section):
     """Key frames, thinned evenly to at most ``num_frames``."""
 
-    kind: Literal["keyframe"] = rows("keyframe")
+    kind: Literal["keyframe"] = result_field("keyframe")
 
 
 FrameSampling = Annotated[UniformSampling | FpsSampling | KeyframeSampling, Field(discriminator="kind")]
@@ -109,18 +109,18 @@ class MediaConfig(Section):
             ``max_pixels_per_frame`` then fails.
     """
 
-    num_frames: int = rows(32, ge=1, le=4096)
-    frame_sampling: FrameSampling = rows(UniformSampling())
-    decoder: Literal["auto", "decord", "pyav"] = rows("auto")
-    ranged_reads: Literal["auto", "off"] = rows("auto")
-    verify_md5: Literal["auto", "off"] = execution("auto")
-    load_timeout_s: float = execution(120.0, gt=0)
-    max_bytes: int = rows(8_000_000_000, ge=1)
-    max_pixels_per_frame: int = rows(64_000_000, ge=1)
-    max_duration_s: float = rows(6 * 3600.0, gt=0)
-    max_images: int = rows(64, ge=1)
-    max_pages: int = rows(100, ge=1)
-    page_dpi: int = rows(144, ge=18, le=1200)
+    num_frames: int = result_field(32, ge=1, le=4096)
+    frame_sampling: FrameSampling = result_field(UniformSampling())
+    decoder: Literal["auto", "decord", "pyav"] = result_field("auto")
+    ranged_reads: Literal["auto", "off"] = result_field("auto")
+    verify_md5: Literal["auto", "off"] = runtime_field("auto")
+    load_timeout_s: float = runtime_field(120.0, gt=0)
+    max_bytes: int = result_field(8_000_000_000, ge=1)
+    max_pixels_per_frame: int = result_field(64_000_000, ge=1)
+    max_duration_s: float = result_field(6 * 3600.0, gt=0)
+    max_images: int = result_field(64, ge=1)
+    max_pages: int = result_field(100, ge=1)
+    page_dpi: int = result_field(144, ge=18, le=1200)
 
 
 class ModelConfig(Section):
@@ -129,19 +129,20 @@ class ModelConfig(Section):
     Attributes:
         model_id: hub id or local folder (safetensors only).
         revision: 40 hex digits of the hub commit; null for a local folder.
-        dtype: ``auto`` is the checkpoint's own on every device, but bfloat16 for float16 (see `pipeline.runs.recipe`).
+        dtype: ``auto`` is the checkpoint's own on every device, but bfloat16 for float16 (see
+            `pipeline.runs.config_fingerprint`).
         device: ``auto`` is CUDA where each actor has a GPU, else CPU, and a run of one may go on on the other;
             ``cuda`` and ``cpu`` hold for all rows of a run. Which GPU is CUDA_VISIBLE_DEVICES' or Ray's to say.
         kv_cache_bytes: size of the paged key/value pool; null takes 60 % of what the weights leave, 2 GiB on CPU.
         max_batch_requests: requests in one running decode batch, at most.
     """
 
-    model_id: str = rows(min_length=1)
-    revision: str | None = rows(None, pattern=r"^[0-9a-f]{40}$")
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = rows("auto")
-    device: Literal["auto", "cpu", "cuda"] = execution("auto")
-    kv_cache_bytes: int | None = execution(None, ge=1)
-    max_batch_requests: int = execution(EngineConfig().max_batch_requests, ge=1)
+    model_id: str = result_field(min_length=1)
+    revision: str | None = result_field(None, pattern=r"^[0-9a-f]{40}$")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = result_field("auto")
+    device: Literal["auto", "cpu", "cuda"] = runtime_field("auto")
+    kv_cache_bytes: int | None = runtime_field(None, ge=1)
+    max_batch_requests: int = runtime_field(EngineConfig().max_batch_requests, ge=1)
 
     @field_validator("device", mode="before")
     @classmethod
@@ -161,9 +162,9 @@ class ModelConfig(Section):
 class SamplingConfig(Section):
     """How text is drawn from the model; temperature 0 is greedy."""
 
-    max_new_tokens: int = rows(128, ge=1)
-    temperature: float = rows(0.0, ge=0)
-    top_p: float = rows(1.0, gt=0, le=1)
+    max_new_tokens: int = result_field(128, ge=1)
+    temperature: float = result_field(0.0, ge=0)
+    top_p: float = result_field(1.0, gt=0, le=1)
 
 
 class ActorRange(Section):
@@ -174,8 +175,8 @@ class ActorRange(Section):
         max: asked of the cluster.
     """
 
-    min: int = execution(1, ge=1)
-    max: int = execution(1, ge=1)
+    min: int = runtime_field(1, ge=1)
+    max: int = runtime_field(1, ge=1)
 
     @model_validator(mode="after")
     def _is_a_range(self) -> ActorRange:
@@ -207,17 +208,17 @@ class RuntimeConfig(Section):
             share, and not read by ranges, is a failed row ``too_large``, however large ``media.max_bytes`` is.
     """
 
-    executor: Literal["ray", "local"] = execution("ray")
-    num_vlm_actors: ActorRange = execution(ActorRange())
-    gpus_per_actor: float | Literal["auto"] = execution("auto")
-    cpus_per_actor: float = execution(1.0, ge=0)
-    num_reader_actors: int = execution(2, ge=1)
-    max_inflight_bytes: int = execution(4_000_000_000, ge=1)
-    max_attempts: int = execution(3, ge=1)
-    item_timeout_s: float = execution(1800.0, gt=0)
-    max_open_shards: int = execution(4, ge=1)
-    cache_dir: str | None = execution(None)
-    cache_bytes: int = execution(20_000_000_000, ge=1)
+    executor: Literal["ray", "local"] = runtime_field("ray")
+    num_vlm_actors: ActorRange = runtime_field(ActorRange())
+    gpus_per_actor: float | Literal["auto"] = runtime_field("auto")
+    cpus_per_actor: float = runtime_field(1.0, ge=0)
+    num_reader_actors: int = runtime_field(2, ge=1)
+    max_inflight_bytes: int = runtime_field(4_000_000_000, ge=1)
+    max_attempts: int = runtime_field(3, ge=1)
+    item_timeout_s: float = runtime_field(1800.0, gt=0)
+    max_open_shards: int = runtime_field(4, ge=1)
+    cache_dir: str | None = runtime_field(None)
+    cache_bytes: int = runtime_field(20_000_000_000, ge=1)
 
     @field_validator("gpus_per_actor", mode="before")
     @classmethod
@@ -236,9 +237,9 @@ class RuntimeConfig(Section):
 class PricesConfig(Section):
     """What an hour costs; only the cost columns depend on it."""
 
-    gpu_hour_usd: float = execution(0.0, ge=0)
-    cpu_hour_usd: float = execution(0.0, ge=0)
-    storage_request_usd: float = execution(0.0, ge=0)
+    gpu_hour_usd: float = runtime_field(0.0, ge=0)
+    cpu_hour_usd: float = runtime_field(0.0, ge=0)
+    storage_request_usd: float = runtime_field(0.0, ge=0)
 
 
 class OutputConfig(Section):
@@ -250,25 +251,25 @@ class OutputConfig(Section):
         compression: of the Parquet parts.
     """
 
-    uri: str = execution(min_length=1)
-    items_per_shard: int = execution(64, ge=1)
-    compression: Literal["zstd", "snappy", "gzip", "none"] = execution("zstd")
+    uri: str = runtime_field(min_length=1)
+    items_per_shard: int = runtime_field(64, ge=1)
+    compression: Literal["zstd", "snappy", "gzip", "none"] = runtime_field("zstd")
 
 
 class JobConfig(Section):
     """A whole job. `name` is for people; `seed` drives every random draw."""
 
-    name: str = execution("job")
-    seed: int = rows(0)
-    input: InputConfig = execution()
-    media: MediaConfig = rows(MediaConfig())
-    model: ModelConfig = rows()
-    reduction: ReductionPlan = rows(ReductionPlan())
-    task: TaskConfig = rows(CaptionConfig())
-    sampling: SamplingConfig = rows(SamplingConfig())
-    runtime: RuntimeConfig = execution(RuntimeConfig())
-    prices: PricesConfig = execution(PricesConfig())
-    output: OutputConfig = execution()
+    name: str = runtime_field("job")
+    seed: int = result_field(0)
+    input: InputConfig = runtime_field()
+    media: MediaConfig = result_field(MediaConfig())
+    model: ModelConfig = result_field()
+    reduction: ReductionPlan = result_field(ReductionPlan())
+    task: TaskConfig = result_field(CaptionConfig())
+    sampling: SamplingConfig = result_field(SamplingConfig())
+    runtime: RuntimeConfig = runtime_field(RuntimeConfig())
+    prices: PricesConfig = runtime_field(PricesConfig())
+    output: OutputConfig = runtime_field()
 
     @model_validator(mode="after")
     def _has_a_gpu_for_cuda(self) -> JobConfig:
@@ -282,7 +283,7 @@ class JobConfig(Section):
         return {"kind": "caption", **task} if isinstance(task, dict) else task
 
 
-def recipe_fields(config: JobConfig) -> dict[str, Any]:
+def result_fields(config: JobConfig) -> dict[str, Any]:
     """Dotted key -> value of every field that can change a row, as JSON types."""
     return dict(_walk(config, ""))
 

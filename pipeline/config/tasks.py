@@ -6,14 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
-from pipeline.config.base import Section, rows
+from pipeline.config.base import Section, result_field
 
 
 class CaptionConfig(Section):
     """One text per item from one prompt. A manifest's ``prompt`` column overrides it item by item."""
 
-    kind: Literal["caption"] = rows("caption")
-    prompt: str = rows("Describe the video in two sentences.", min_length=1)
+    kind: Literal["caption"] = result_field("caption")
+    prompt: str = result_field("Describe the video in two sentences.", min_length=1)
 
 
 class QuestionConfig(Section):
@@ -28,7 +28,7 @@ class QuestionConfig(Section):
         open_template: how a question without options is worded, from ``{question}``; null as above.
     """
 
-    kind: Literal["question"] = rows("question")
+    kind: Literal["question"] = result_field("question")
     metric: Literal[
         "auto",
         "multiple_choice",
@@ -40,11 +40,11 @@ class QuestionConfig(Section):
         "mmmu_open",
         "caption",
         "judge",
-    ] = rows("auto")
-    choice_template: str | None = rows(
+    ] = result_field("auto")
+    choice_template: str | None = result_field(
         "{question}\n{options}\nAnswer with the option's letter from the given choices directly."
     )
-    open_template: str | None = rows("{question}\nAnswer the question using a single word or phrase.")
+    open_template: str | None = result_field("{question}\nAnswer the question using a single word or phrase.")
 
     @field_validator("choice_template", "open_template")
     @classmethod
@@ -66,11 +66,11 @@ class DocumentConfig(Section):
         pages_per_request: pages the model sees at once. Windows are cut in page order and asked one after the other.
     """
 
-    kind: Literal["document"] = rows("document")
-    prompt: str = rows("Convert this page to markdown. Answer with the markdown alone.", min_length=1)
-    output: Literal["markdown", "json"] = rows("markdown")
-    json_schema: dict[str, JsonValue] | None = rows(None)
-    pages_per_request: int = rows(1, ge=1)
+    kind: Literal["document"] = result_field("document")
+    prompt: str = result_field("Convert this page to markdown. Answer with the markdown alone.", min_length=1)
+    output: Literal["markdown", "json"] = result_field("markdown")
+    json_schema: dict[str, JsonValue] | None = result_field(None)
+    pages_per_request: int = result_field(1, ge=1)
 
     @model_validator(mode="after")
     def _has_a_schema_for_json(self) -> DocumentConfig:

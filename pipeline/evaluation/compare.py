@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.errors import RefusedError
 from pipeline.evaluation.run_columns import RunColumns, read_run_columns
 from pipeline.evaluation.statistics import Interval, McNemar, mcnemar, paired_difference
-from pipeline.runs.run_record import recipe_difference, recorded_recipe
+from pipeline.runs.run_record import config_diff, recorded_config_fingerprint
 from pipeline.storage.uris import printable
 
 MEASURED = (
@@ -63,7 +63,7 @@ class Comparison:
         num_same_text: pairs whose text is the same to the letter.
         differences: ``score`` first where both runs have scores.
         mcnemar: where all scores are 0 or 1.
-        recipe: key -> (first, second) of what the two runs were told differently.
+        config_fingerprint: key -> (first, second) of what the two runs were told differently.
     """
 
     first_uri: str
@@ -75,7 +75,7 @@ class Comparison:
     num_same_text: int
     differences: tuple[Difference, ...]
     mcnemar: McNemar | None
-    recipe: dict[str, tuple[Any, Any]]
+    config_fingerprint: dict[str, tuple[Any, Any]]
 
 
 def compare_runs(first_uri: str, second_uri: str, *, seed: int = 0) -> Comparison:
@@ -149,9 +149,9 @@ def render_comparison(comparison: Comparison) -> str:
             "",
             f"right only in A: {test.only_first}, only in B: {test.only_second}; McNemar p = {test.p_value:.3g}",
         ]
-    if comparison.recipe:
+    if comparison.config_fingerprint:
         lines += ["", "told differently:"]
-        lines += [f"  {key}: {_short(a)} -> {_short(b)}" for key, (a, b) in comparison.recipe.items()]
+        lines += [f"  {key}: {_short(a)} -> {_short(b)}" for key, (a, b) in comparison.config_fingerprint.items()]
     return "\n".join(lines)
 
 
@@ -181,7 +181,7 @@ def _difference(name: str, first: np.ndarray, second: np.ndarray, media: np.ndar
 
 
 def _recipe_difference(first: RunColumns, second: RunColumns) -> dict[str, tuple[Any, Any]]:
-    return recipe_difference(recorded_recipe(first.record), recorded_recipe(second.record))
+    return config_diff(recorded_config_fingerprint(first.record), recorded_config_fingerprint(second.record))
 
 
 def _line(difference: Difference) -> str:

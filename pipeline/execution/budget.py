@@ -13,7 +13,7 @@ from typing import Literal
 from pipeline.config.schema import JobConfig, PricesConfig
 from pipeline.cost import actors_usd
 from pipeline.errors import ConfigError
-from pipeline.execution.summary import Tally
+from pipeline.execution.summary import RunStats
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _LIMIT = re.compile(r"(\d+(?:\.\d+)?)\s*(usd|s|m|h|d)", re.IGNORECASE)
@@ -36,7 +36,7 @@ class Budget:
     unit: Literal["usd", "s"]
 
 
-class Allowance:
+class BudgetGuard:
     """Whether a running command may begin another shard.
 
     What is begun is finished, so a budget for fewer than ``max_open_shards * items_per_shard`` items is overshot. Money
@@ -49,7 +49,7 @@ class Allowance:
         tally: of the rows so far, fed by others.
     """
 
-    def __init__(self, config: JobConfig, budget: Budget | None, tally: Tally) -> None:
+    def __init__(self, config: JobConfig, budget: Budget | None, tally: RunStats) -> None:
         self._config, self._budget, self._tally = config, budget, tally
         self._began_s = time.monotonic()
         self._spent_at_first_row: float | None = None

@@ -34,10 +34,10 @@ class Executor(Protocol):
     reading: ReadingUsage
 
     @property
-    def room(self) -> int | None:
+    def capacity(self) -> int | None:
         """Items that fill the batches of the workers that stand; None where it takes turns with itself."""
 
-    def turn(self) -> None:
+    def poll(self) -> None:
         """Move everything on by one small step."""
 
     def usage(self) -> list[WorkerUsage]:
@@ -55,7 +55,7 @@ def placed_run(run: Run, *, debug: bool) -> Iterator[tuple[JobConfig, RayCluster
         ConfigError, DeviceError: the job asks for a device that is not there.
         ClusterError: Ray cannot be started or reached.
     """
-    dtype = {"dtype": run.recipe.fields["model.dtype"]}
+    dtype = {"dtype": run.config_fingerprint.fields["model.dtype"]}
     config = run.config.model_copy(update={"model": run.config.model.model_copy(update=dtype)})
     if config.runtime.executor == "local":
         yield place_here(config), None

@@ -64,7 +64,7 @@ class ItemTimeline:
         else:  # it ended inside a step whose return, for its neighbours' sake, came later
             self._latest_s += timing.queue_s + timing.vision_s + timing.prefill_s + timing.decode_s
 
-    def settle(self, row: ResultRow, held_s: float) -> ResultRow:
+    def finalize(self, row: ResultRow, held_s: float) -> ResultRow:
         """Stamp that the worker's row is here, and put the whole attempt's latency and waits into the row.
 
         Args:

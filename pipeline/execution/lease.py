@@ -1,4 +1,4 @@
-"""`Lease`: one item on its way to its row, and what it shares with neighbours; `Flow`: where a run's leases are.
+"""`Lease`: one item on its way to its row, and what it shares with neighbours; `QueueDepths`: where a run's leases are.
 
 Plain state; `pipeline.execution.scheduler` says how it changes.
 """
@@ -19,7 +19,7 @@ MAX_DEATHS = 2
 
 
 @dataclass(slots=True, eq=False)
-class Hold:
+class SharedBuffer:
     """One load's bytes in flight; they count until nobody needs the media any more.
 
     Attributes:
@@ -46,7 +46,7 @@ class Lease:
         suspect: it was in a worker that died, or its media were lost too often; from now on it runs alone, so that
             its neighbours are safe from it.
         load_suspect: likewise, in a reader that died.
-        followers: items that this one's load serves too.
+        shared_load_items: items that this one's load serves too.
         hold: what its media count in flight, together with those they were loaded for.
         worker: who runs it.
         payload: the executor's handle on the loaded media.
@@ -62,8 +62,8 @@ class Lease:
     timeouts: int = 0
     suspect: bool = False
     load_suspect: bool = False
-    followers: tuple[Lease, ...] = ()
-    hold: Hold = field(default_factory=Hold)
+    shared_load_items: tuple[Lease, ...] = ()
+    hold: SharedBuffer = field(default_factory=SharedBuffer)
     worker: Hashable = None
     payload: Any = None
     timeline: ItemTimeline = field(init=False, repr=False)
@@ -71,7 +71,7 @@ class Lease:
     @property
     def group(self) -> tuple[Lease, ...]:
         """The item and its followers, in order: what one load serves."""
-        return self, *self.followers
+        return self, *self.shared_load_items
 
     def may_follow(self, head: Lease) -> bool:
         """Whether the head's load serves this one too; a suspect, alone in its reader, follows only another."""
@@ -83,7 +83,7 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
-class Flow:
+class QueueDepths:
     """Where the items of the open shards are at one moment.
 
     Attributes:
@@ -91,7 +91,7 @@ class Flow:
         num_loaded: loaded, and with no worker yet.
         num_running: with the workers.
         num_unpublished: shards that are complete and do not stand in the output yet.
-        room: items that fill the batches of the workers that stand; None where loading and working take turns, so
+        capacity: items that fill the batches of the workers that stand; None where loading and working take turns, so
             that neither waits for the other.
     """
 
@@ -99,4 +99,4 @@ class Flow:
     num_loaded: int
     num_running: int
     num_unpublished: int
-    room: int | None
+    capacity: int | None

@@ -41,12 +41,12 @@ class LocalExecutor:
         self._scheduler = scheduler
         self._most_running = config.model.max_batch_requests
         self._item_timeout_s = config.runtime.item_timeout_s
-        self.room = None
+        self.capacity = None
         self.reading = ReadingUsage()
         self._worker = make_worker()
         self._loader = make_loader()
 
-    def turn(self) -> None:
+    def poll(self) -> None:
         """Load one more item while the batch has room, else advance the batch by one step."""
         held = self._scheduler.all_running(_WORKER)
         has_room = len(held) < self._most_running and not any(lease.suspect for lease in held)
@@ -57,7 +57,7 @@ class LocalExecutor:
             return
         for outcome in self._worker.step():
             lease = self._scheduler.running(_WORKER, outcome.row.item_id)
-            row = lease.timeline.settle(outcome.row, time.perf_counter() - outcome.taken_s)
+            row = lease.timeline.finalize(outcome.row, time.perf_counter() - outcome.taken_s)
             self._scheduler.finished(_WORKER, row)
         self._check_deadline()
 
@@ -97,6 +97,6 @@ class LocalExecutor:
     def _check_deadline(self) -> None:
         held = self._scheduler.all_running(_WORKER)
         if held and held[0].timeline.since_dispatch_s > self._item_timeout_s:
-            self._worker.abandon()
+            self._worker.reset()
             reason = f"not back from the worker within runtime.item_timeout_s = {self._item_timeout_s:g} s"
             self._scheduler.worker_lost(_WORKER, reason, timed_out=True)

@@ -13,8 +13,8 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from pipeline.execution.lease import Flow
-from pipeline.execution.summary import Tally
+from pipeline.execution.lease import QueueDepths
+from pipeline.execution.summary import RunStats
 from pipeline.records import ResultRow
 
 Limit = Literal["readers", "model", "store"]
@@ -32,7 +32,7 @@ class Progress:
         terminal: draw a bar; by default where stderr is a terminal.
     """
 
-    def __init__(self, total: int, tally: Tally, *, terminal: bool | None = None) -> None:
+    def __init__(self, total: int, tally: RunStats, *, terminal: bool | None = None) -> None:
         self._total, self._tally = total, tally
         terminal = sys.stderr.isatty() if terminal is None else terminal
         self._bar = tqdm(total=total, unit="item", file=sys.stderr, dynamic_ncols=True) if terminal else None
@@ -47,11 +47,11 @@ class Progress:
             self._bar.set_postfix_str(self._notes(), refresh=False)
             self._bar.update(1)
 
-    def tick(self, flow: Callable[[], Flow]) -> None:
+    def tick(self, flow: Callable[[], QueueDepths]) -> None:
         """Called often; looks where the items are now and then, and speaks when it is time."""
         now_s = time.monotonic()
         if now_s - self._looked_s >= LOOK_EVERY_S:
-            self._bottleneck.see(flow(), now_s - self._looked_s)
+            self._bottleneck.observe(flow(), now_s - self._looked_s)
             self._looked_s = now_s
         if now_s - self._said_s >= LINE_EVERY_S:
             self._said_s, self._waits_for = now_s, self._bottleneck.verdict()
@@ -76,11 +76,11 @@ class Progress:
         return ", ".join(filter(None, notes))
 
 
-def limit_at(flow: Flow) -> Limit | None:
+def limit_at(flow: QueueDepths) -> Limit | None:
     """What holds everything else up; None where that cannot be told."""
-    if flow.room is None:
+    if flow.capacity is None:
         return None
-    if flow.num_loaded or (flow.num_running and flow.num_running >= flow.room):
+    if flow.num_loaded or (flow.num_running and flow.num_running >= flow.capacity):
         return "model"
     if flow.num_loading:
         return "readers"  # the workers have room, and nothing is there to fill it
@@ -97,7 +97,7 @@ class Bottleneck:
     _fetch_s: float = 0.0
     _decode_s: float = 0.0
 
-    def see(self, flow: Flow, elapsed_s: float) -> None:
+    def observe(self, flow: QueueDepths, elapsed_s: float) -> None:
         """So it was for so long."""
         if limit := limit_at(flow):
             self._limited_s[limit] = self._limited_s.get(limit, 0.0) + elapsed_s

@@ -25,7 +25,7 @@ class Publisher:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish")
         self._writing: dict[int, Future[Any]] = {}
 
-    def turn(self) -> None:
+    def poll(self) -> None:
         """Begin what is complete, settle what is written; an error of a publish surfaces here."""
         for index, rows in self._scheduler.take_complete():
             self._writing[index] = self._thread.submit(self._sink.publish, index, rows)
@@ -36,7 +36,7 @@ class Publisher:
     def close(self) -> None:
         """Publish every shard that is complete; rows of the others are computed again by the next run."""
         try:
-            self.turn()
+            self.poll()
         finally:  # nothing is written behind the back of who was told that the run ended
             self._thread.shutdown(wait=True)
-        self.turn()
+        self.poll()

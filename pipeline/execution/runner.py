@@ -19,7 +19,7 @@ from illava.preprocess import Preprocessor
 from pipeline.config.placement import said
 from pipeline.config.schema import JobConfig, PricesConfig
 from pipeline.cost import Spending, run_cost, spending
-from pipeline.execution.budget import BUDGET_EXIT_CODE, Allowance, Budget
+from pipeline.execution.budget import BUDGET_EXIT_CODE, Budget, BudgetGuard
 from pipeline.execution.executors import Executor, RowListener, open_executor, placed_run, row_listeners
 from pipeline.execution.lease import Lease
 from pipeline.execution.progress import Progress
@@ -27,7 +27,7 @@ from pipeline.execution.publisher import Publisher
 from pipeline.execution.rows import RowMaker, RunInfo
 from pipeline.execution.scheduler import Scheduler
 from pipeline.execution.signals import Interruption
-from pipeline.execution.summary import RunSummary, Tally
+from pipeline.execution.summary import RunStats, RunSummary
 from pipeline.execution.worker import VLMWorker, WorkerUsage
 from pipeline.inputs.build_manifest import media_roots
 from pipeline.loading.load_report import ItemLoader, ReadingUsage
@@ -35,7 +35,7 @@ from pipeline.loading.loader import Loader
 from pipeline.records import MediaItem, ResultRow, RowErrorType
 from pipeline.runs.parquet_sink import ParquetSink
 from pipeline.runs.retry import RetrySink
-from pipeline.runs.run import finish, open_planned, pending_shards, plan_run, reopen
+from pipeline.runs.run import finish, open_planned, pending_shards, plan_run, unfinish
 from pipeline.runs.run_folder import Run, is_finished
 from pipeline.runs.sessions import Session
 from pipeline.runs.totals import run_totals
@@ -158,7 +158,7 @@ class _Work:
     """
 
     num_pending: int = 0
-    tally: Tally = field(default_factory=Tally)
+    tally: RunStats = field(default_factory=RunStats)
     workers: tuple[WorkerUsage, ...] = ()
     spent: Spending = field(default_factory=Spending)
     placed: JobConfig | None = None
@@ -175,20 +175,20 @@ def _work(
     began_s: float,
 ) -> _Work:
     """The event loop of a placed run, until all is published, the budget is used up or a signal came."""
-    config, pending, tally = run.config, pending_shards(run), Tally()
+    config, pending, tally = run.config, pending_shards(run), RunStats()
     sink = _sink(run)
     num_pending = sink.count_items(pending)
-    reopen(run)
+    unfinish(run)
     record = Session(run)
-    allowance = Allowance(config, budget, tally)
+    allowance = BudgetGuard(config, budget, tally)
     progress = Progress(num_pending, tally)
     scheduler = _scheduler(run, pending, sink, preprocessor, [progress.add, *listeners])
     with closing(progress), open_executor(scheduler) as executor:
         with closing(Publisher(sink, scheduler)) as publisher:
             while not scheduler.done and interruption.signal is None:
-                executor.turn()
-                publisher.turn()
-                progress.tick(lambda: scheduler.flow(room=executor.room))
+                executor.poll()
+                publisher.poll()
+                progress.tick(lambda: scheduler.flow(capacity=executor.capacity))
                 if not allowance.more(scheduler.num_in_work):
                     scheduler.open_no_more()
         workers, reading = executor.usage(), executor.reading
@@ -260,7 +260,7 @@ def _scheduler(
 
 
 def _run_info(run: Run) -> RunInfo:
-    return RunInfo(run.recipe.digest, run.fingerprint, run.plan_digest)
+    return RunInfo(run.config_fingerprint.digest, run.fingerprint, run.plan_digest)
 
 
 def _finished(run: Run, summary: RunSummary) -> RunSummary:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.errors import ItemError
-from pipeline.execution.lease import MAX_DEATHS, Flow, Hold, Lease
+from pipeline.execution.lease import MAX_DEATHS, Lease, QueueDepths, SharedBuffer
 from pipeline.faults import fault_point
 from pipeline.records import MediaItem, ResultRow, RowErrorType, Shard
 
@@ -81,11 +81,11 @@ class Scheduler:
         """Items of the open shards that have no row yet."""
         return sum(len(shard.leases) - len(shard.rows) for shard in self._open.values())
 
-    def flow(self, *, room: int | None) -> Flow:
-        """Where the items of the open shards are; ``room`` is the workers', as `Flow` has it."""
+    def flow(self, *, capacity: int | None) -> QueueDepths:
+        """Where the items of the open shards are; ``capacity`` is the workers', as `QueueDepths` has it."""
         phases = Counter(lease.phase for shard in self._open.values() for lease in shard.leases)
         num_complete = sum(len(shard.rows) == len(shard.leases) for shard in self._open.values())
-        return Flow(phases["loading"], phases["loaded"], phases["running"], num_complete, room)
+        return QueueDepths(phases["loading"], phases["loaded"], phases["running"], num_complete, capacity)
 
     def open_no_more(self) -> None:
         """Begin no other shard; what is open is finished."""
@@ -106,7 +106,7 @@ class Scheduler:
     # --- to the readers
 
     def lease(self, *, idle: bool = True) -> Lease | None:
-        """The next item to load, its `followers` with it; None while the bounds are reached or nothing is left.
+        """The next item to load, its `shared_load_items` with it; None while the bounds are reached or nothing is left.
 
         Args:
             idle: the reader holds nothing. A suspect gets an idle reader to itself.
@@ -122,11 +122,11 @@ class Scheduler:
             return None
         fault_point("lease", head.item.item_id)
         group = self._take_group()
-        hold = Hold(num_leases=len(group))
+        hold = SharedBuffer(num_leases=len(group))
         for lease in group:
             lease.phase, lease.attempts, lease.hold = "loading", lease.attempts + 1, hold
         self._set_bytes(hold, estimate)
-        head.followers = tuple(group[1:])
+        head.shared_load_items = tuple(group[1:])
         return head
 
     def loaded(self, lease: Lease, nbytes: int) -> None:
@@ -163,8 +163,8 @@ class Scheduler:
 
     # --- to the workers
 
-    def assign(self, worker: Hashable, room: int) -> list[Lease]:
-        """Loaded items for a worker, until its ``room`` is taken; what was loaded together stays together, even so.
+    def assign(self, worker: Hashable, capacity: int) -> list[Lease]:
+        """Loaded items for a worker, until its ``capacity`` is taken; what was loaded together stays together, even so.
 
         A suspect gets an empty worker to itself.
         """
@@ -174,7 +174,7 @@ class Scheduler:
         if self._suspects and not held:
             return [self._run(self._suspects.popleft(), worker)]
         given: list[Lease] = []
-        while self._loaded and len(given) < room:
+        while self._loaded and len(given) < capacity:
             given += (self._run(lease, worker) for lease in self._loaded.popleft())
         return given
 
@@ -258,7 +258,7 @@ class Scheduler:
             group.append(self._waiting.popleft())
         return group
 
-    def _set_bytes(self, hold: Hold, nbytes: int) -> None:
+    def _set_bytes(self, hold: SharedBuffer, nbytes: int) -> None:
         self.inflight_bytes += nbytes - hold.nbytes
         hold.nbytes = nbytes
 
@@ -271,7 +271,7 @@ class Scheduler:
 
     def _wait_again(self, lease: Lease, *, first: bool) -> None:
         self._let_go(lease)
-        lease.phase, lease.worker, lease.followers = "waiting", None, ()
+        lease.phase, lease.worker, lease.shared_load_items = "waiting", None, ()
         # What lost its reader goes to the front, so that its shard ends soon; what failed gets some time to pass.
         (self._waiting.appendleft if first else self._waiting.append)(lease)
 

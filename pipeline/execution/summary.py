@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class Tally:
+class RunStats:
     """Sums over rows, in the order they are made."""
 
     num_rows: int = 0
@@ -70,7 +70,7 @@ class RunSummary:
         output_uri: the run folder.
         num_items: of the whole run.
         num_done_before: items whose parts stood already.
-        num_skipped: items of the input that an earlier run has done (``input.skip_done_in``).
+        num_skipped: items of the input that an earlier run has done (``input.exclude_runs``).
         num_left: items whose shards are not published; 0 unless interrupted or out of budget.
         budget_spent: the budget ended it early.
         tally: rows made by this command.
@@ -86,7 +86,7 @@ class RunSummary:
     output_uri: str
     num_items: int
     num_done_before: int
-    tally: Tally
+    tally: RunStats
     wall_s: float
     cost: RunCost | None
     workers: tuple[WorkerUsage, ...] = ()
@@ -161,7 +161,7 @@ def _share(workers: Sequence[WorkerUsage]) -> float:
     return sum(worker.busy_s for worker in workers) / wall_s if wall_s else 0.0
 
 
-def _tokens(tally: Tally) -> str:
+def _tokens(tally: RunStats) -> str:
     first, last, total = tally.num_vision_tokens_kept, tally.num_decoder_tokens_kept, tally.num_vision_tokens
     return (
         f"{first:,} of {total:,} reached the LLM ({tally.kept_ratio:.1%}), {last:,} its last layer "

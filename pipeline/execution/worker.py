@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from illava.engine.oom_backoff import FittingBatch
+from illava.engine.oom_backoff import OOMBackoff
 from illava.errors import RequestError
 from illava.requests import Generation, Request, SamplingParams
 from pipeline.config.placement import place_here
@@ -20,7 +20,7 @@ from pipeline.execution.item_timing import ItemTimeline
 from pipeline.execution.rows import RowMaker, RunInfo
 from pipeline.faults import fault_point
 from pipeline.records import LoadedItem, ResultRow
-from pipeline.runs.recipe import resolve_dtype
+from pipeline.runs.config_fingerprint import resolve_dtype
 from pipeline.tasks.build import build_task
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class VLMWorker:
         self._config = config
         self._task = build_task(config.task)
         self._rows = RowMaker(config, run_info)
-        self._batch = FittingBatch(vlm if vlm is not None else load_vlm(config), config.reduction)
+        self._batch = OOMBackoff(vlm if vlm is not None else load_vlm(config), config.reduction)
         self._taken: dict[str, _Taken] = {}
         self._refused: list[Generation] = []
         self._start_s = time.perf_counter() - self._born_s
@@ -116,11 +116,11 @@ class VLMWorker:
             fault_point("batch")
         begin_s = time.perf_counter()
         self._idle_s += begin_s - self._idle_since_s
-        accounted_s = self._batch.busy_s + self._batch.lost_s
+        accounted_s = self._batch.busy_s + self._batch.wasted_s
         generations = self._batch.step() if self._batch.has_work else []
         generations, self._refused = self._refused + generations, []
         self._idle_since_s = time.perf_counter()
-        in_device_s = self._batch.busy_s + self._batch.lost_s - accounted_s
+        in_device_s = self._batch.busy_s + self._batch.wasted_s - accounted_s
         self._idle_s += max(0.0, self._idle_since_s - begin_s - in_device_s)
         ended = []
         for generation in generations:
@@ -137,12 +137,12 @@ class VLMWorker:
     def usage(self) -> WorkerUsage:
         """Where the wall time went so far."""
         now_s = time.perf_counter()
-        idle_s = self._idle_s + now_s - self._idle_since_s + self._batch.lost_s
+        idle_s = self._idle_s + now_s - self._idle_since_s + self._batch.wasted_s
         return WorkerUsage(now_s - self._born_s, self._start_s, self._batch.busy_s, idle_s)
 
-    def abandon(self) -> None:
+    def reset(self) -> None:
         """Forget every item; none of them gets a row here."""
-        self._batch.abandon()
+        self._batch.reset()
         self._refused.clear()
         self._taken.clear()
 

@@ -38,7 +38,7 @@ def build_manifest(config: JobConfig, *, done_ids: Sequence[str] | None = None) 
     Args:
         config: of the job.
         done_ids: items that earlier runs hold (`pipeline.runs.earlier_runs.done_ids`); they are left out. Must be given
-            where the config names ``skip_done_in``.
+            where the config names ``exclude_runs``.
 
     Raises:
         ConfigError: neither a prefix nor a manifest is named.
@@ -56,8 +56,8 @@ def build_manifest(config: JobConfig, *, done_ids: Sequence[str] | None = None) 
         raise ConfigError(
             "input: name what to read: `input.uri` (a prefix, such as s3://bucket/videos/) or `input.manifest`"
         )
-    if config.input.skip_done_in and done_ids is None:
-        raise ValueError("the config names input.skip_done_in: hand in done_ids")
+    if config.input.exclude_runs and done_ids is None:
+        raise ValueError("the config names input.exclude_runs: hand in done_ids")
     table, num_done = pa.table(columns), 0
     num_videos = pc.sum(pc.equal(table["media_kind"], "video")).as_py()
     if isinstance(config.task, DocumentConfig) and num_videos:

@@ -47,7 +47,7 @@ class Manifest:
         digest: of the content; independent of file format, compression and library versions. Of one that an earlier
             version froze: over the columns it had.
         num_unknown: listed objects left out because their extension names no known medium.
-        num_done: items left out because ``skip_done_in`` holds them.
+        num_done: items left out because ``exclude_runs`` holds them.
         digested: the columns that ``digest`` is over; None stands for all.
     """
 

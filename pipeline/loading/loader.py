@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from pipeline.errors import ItemError
-from pipeline.loading.decoding.mp4_index import DoubtError
+from pipeline.loading.decoding.mp4_index import RangeReadUnsafeError
 from pipeline.loading.load_report import LoadMeter
 from pipeline.loading.ranged_read import load_by_ranges
 from pipeline.loading.sandbox.child import DecordFailedError
@@ -118,7 +118,7 @@ class Loader:
             return None
         try:
             return load_by_ranges(copy, self._staging, self._decoder, meter)
-        except DoubtError:
+        except RangeReadUnsafeError:
             return None
         except ItemError as error:
             raise ItemError(error.error_type, f"{_name(item)}: {error}", retryable=error.retryable) from error

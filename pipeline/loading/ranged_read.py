@@ -7,7 +7,7 @@ the whole object. Knows no decoder and no row.
 from __future__ import annotations
 
 from pipeline.errors import ItemError
-from pipeline.loading.decoding.mp4_index import DoubtError, fetch_index
+from pipeline.loading.decoding.mp4_index import RangeReadUnsafeError, fetch_index
 from pipeline.loading.load_report import LoadMeter
 from pipeline.loading.sandbox.child import DecordFailedError
 from pipeline.loading.sandbox.client import DecodedMedia, DecoderProcess
@@ -25,7 +25,7 @@ def load_by_ranges(copy: SparseCopy, staging: Staging, decoder: DecoderProcess, 
         meter: of this load, whose later tries have what this one leaves.
 
     Raises:
-        DoubtError: the whole object must be read; also for whatever the child said of this file.
+        RangeReadUnsafeError: the whole object must be read; also for whatever the child said of this file.
         ItemError: from the store, ``changed_object`` among them, or ``load_timeout``.
     """
 
@@ -44,7 +44,7 @@ def load_by_ranges(copy: SparseCopy, staging: Staging, decoder: DecoderProcess, 
     except (ItemError, DecordFailedError) as error:
         raise _doubt(error) from error
     if any(not 0 <= start < end <= copy.size for start, end in needed):
-        raise DoubtError("its index names bytes outside the object")
+        raise RangeReadUnsafeError("its index names bytes outside the object")
     fill(needed)
     try:
         with meter.child() as deadline_s:
@@ -55,4 +55,8 @@ def load_by_ranges(copy: SparseCopy, staging: Staging, decoder: DecoderProcess, 
 
 def _doubt(error: Exception) -> Exception:
     """A deadline that passed is not tried again; anything else the child says may come from what is not there."""
-    return error if isinstance(error, ItemError) and error.error_type == "load_timeout" else DoubtError(str(error))
+    return (
+        error
+        if isinstance(error, ItemError) and error.error_type == "load_timeout"
+        else RangeReadUnsafeError(str(error))
+    )

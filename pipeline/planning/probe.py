@@ -20,7 +20,7 @@ from pipeline.execution.runner import continue_run
 from pipeline.planning.estimate import Estimate, draw, estimate_total
 from pipeline.records import LOAD_FIELDS
 from pipeline.runs.parquet_sink import list_parts, read_parts
-from pipeline.runs.run import claim, pending_shards, plan_run
+from pipeline.runs.run import create_or_resume, pending_shards, plan_run
 from pipeline.runs.run_folder import Run
 from pipeline.runs.run_record import fingerprint_of
 
@@ -92,8 +92,10 @@ def _run_sample(
     """The rows of these items by place, run in a temporary folder; seconds of a model's start; the placed job."""
     with tempfile.TemporaryDirectory(prefix="illava-probe-") as folder:
         manifest, per_shard = run.manifest.take(places), len(places)  # a boundary of shards would part a group
-        name, nonce = fingerprint_of(run.recipe.digest, manifest.digest, per_shard), secrets.token_hex(8)
-        sample = claim(Run(folder, run.config, run.recipe, name, run.plan_digest, manifest, per_shard, nonce=nonce))
+        name, nonce = fingerprint_of(run.config_fingerprint.digest, manifest.digest, per_shard), secrets.token_hex(8)
+        sample = create_or_resume(
+            Run(folder, run.config, run.config_fingerprint, name, run.plan_digest, manifest, per_shard, nonce=nonce)
+        )
         summary = continue_run(replace(sample, resumed=True), **options)
         rows = {row["item_id"]: row for table in read_parts(folder, list_parts(folder)) for row in table.to_pylist()}
     if len(rows) < len(places):

@@ -50,7 +50,7 @@ def draw_job(config: JobConfig) -> list[str]:
     vlm, task, sampling = load_vlm(config), build_task(config.task), config.sampling
     params = SamplingParams(sampling.max_new_tokens, sampling.temperature, sampling.top_p, config.seed)
     written, sections, base = [], [], config.output.uri.rstrip("/")
-    asked = [(one, *turn) for one in loaded for turn in enumerate(task.requests(one.item, one.media))]
+    asked = [(one, *poll) for one in loaded for poll in enumerate(task.requests(one.item, one.media))]
     for number, (one, window, content) in enumerate(asked):
         request = Request(one.item.item_id, content, params, trace=True)
         section = draw_request(vlm, config, request, title=_title(one) + f", window {window + 1}" * bool(window))
@@ -79,10 +79,10 @@ def draw_request(vlm: VLM, config: JobConfig, request: Request, *, title: str) -
         raise RuntimeError(f"request {request.request_id!r} was answered without the trace it asked for")
     (whole,) = vlm.generate([replace(request, trace=False)])
     tiles = [part.tiles for part in request.content if not isinstance(part, str)]
-    sheets = sheets_of(done.trace.patch_place.numpy(), tiles)
+    sheets = sheets_of(done.trace.patch_coords.numpy(), tiles)
     figures = [_cells_figure(sheets, cells) for cells in cells_of(done.trace)]
     whole_trace, maps = attention_maps(vlm, request)
-    whole_sheets = sheets_of(whole_trace.patch_place.numpy(), tiles)
+    whole_sheets = sheets_of(whole_trace.patch_coords.numpy(), tiles)
     for stage, name in (("vision_block", "attention in the tower"), ("decoder_layer", "attention in the decoder")):
         own = [one for one in maps if one.stage == stage]
         if own:

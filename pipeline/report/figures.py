@@ -71,7 +71,7 @@ class RunFigures:
     stages: tuple[StageSeconds, ...]
     samples: tuple[ResultRow, ...]
     slowest: tuple[ResultRow, ...]
-    dearest: tuple[ResultRow, ...]
+    most_expensive: tuple[ResultRow, ...]
     failures: dict[str, tuple[int, ResultRow]]
 
 
@@ -113,7 +113,7 @@ def run_figures(uri: str, *, num_samples: int) -> RunFigures:
         stages=_stages(columns, answered),
         samples=tuple(rows[place] for place in places["samples"]),
         slowest=tuple(rows[place] for place in places["slowest"]),
-        dearest=tuple(rows[place] for place in places["dearest"]),
+        most_expensive=tuple(rows[place] for place in places["dearest"]),
         failures={
             name: (count, rows[place])
             for (name, count), place in zip(totals.by_error_type.items(), places["failed"], strict=True)

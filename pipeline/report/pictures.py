@@ -84,7 +84,7 @@ def _load(loader: ItemLoader, item: MediaItem) -> LoadedItem | Picture:
 
 
 def _frames(loaded: LoadedItem) -> Picture:
-    tiles = [tile for medium in loaded.media for tile in medium.tiles]
+    tiles = [tile for visual in loaded.media for tile in visual.tiles]
     shown = _spread(tiles, _MAX_FRAMES)
     caption = f"{len(shown)} of {len(tiles)} frames or tiles as the model got them"
     small = [tile[:: -(-max(tile.shape[:2]) // _FRAME_PX), :: -(-max(tile.shape[:2]) // _FRAME_PX)] for tile in shown]
@@ -142,7 +142,7 @@ class _Tracer:
 def _drawn(tiles: Sequence[np.ndarray], done: Generation, *, text: str | None) -> Iterator[Picture]:
     if done.trace is None:
         raise RuntimeError(f"request {done.request_id!r} was answered without the trace it asked for")
-    sheets = _spread(sheets_of(done.trace.patch_place.numpy(), tiles), _MAX_SHEETS)
+    sheets = _spread(sheets_of(done.trace.patch_coords.numpy(), tiles), _MAX_SHEETS)
     steps = done.trace.steps
     num_before = next((n for n, step in enumerate(steps) if step.stage == "decoder_layer"), len(steps))
     ends = {"into the language model": num_before, "in its last layer": len(steps)}

@@ -33,30 +33,30 @@ class Sheet:
     patch_RC: np.ndarray
 
 
-def sheets_of(patch_place_P4: np.ndarray, media_tiles: Sequence[np.ndarray]) -> list[Sheet]:
+def sheets_of(patch_coord_P4: np.ndarray, media_tiles: Sequence[np.ndarray]) -> list[Sheet]:
     """Every tile or frame that patches stand on, in order of the media.
 
     A temporal patch of several frames is shown on its first one.
 
     Args:
-        patch_place_P4: int64 (medium, tile, row, col).
+        patch_coord_P4: int64 (medium, tile, row, col).
         media_tiles: uint8 [n, H, W, 3] of each medium at model size.
 
     Raises:
         ValueError: the patches of a tile are not a full grid.
     """
     sheets = []
-    for medium, tiles in enumerate(media_tiles):
-        own_P = np.flatnonzero(patch_place_P4[:, 0] == medium)
-        num_times = int(patch_place_P4[own_P, 1].max()) + 1
+    for visual, tiles in enumerate(media_tiles):
+        own_P = np.flatnonzero(patch_coord_P4[:, 0] == visual)
+        num_times = int(patch_coord_P4[own_P, 1].max()) + 1
         frames_each = -(-len(tiles) // num_times)
         for time in range(num_times):
-            here_P = own_P[patch_place_P4[own_P, 1] == time]
-            row_P, col_P = patch_place_P4[here_P, 2], patch_place_P4[here_P, 3]
+            here_P = own_P[patch_coord_P4[own_P, 1] == time]
+            row_P, col_P = patch_coord_P4[here_P, 2], patch_coord_P4[here_P, 3]
             patch_RC = np.full((row_P.max() + 1, col_P.max() + 1), GONE, dtype=np.int64)
             patch_RC[row_P, col_P] = here_P
             if (patch_RC == GONE).any() or patch_RC.size != here_P.size:
-                raise ValueError(f"medium {medium}, tile {time}: {here_P.size} patches are no full grid")
+                raise ValueError(f"medium {visual}, tile {time}: {here_P.size} patches are no full grid")
             sheets.append(Sheet(tiles[time * frames_each], patch_RC))
     return sheets
 

@@ -56,7 +56,7 @@ class PatchCells:
 
 def cells_of(trace: TokenTrace) -> list[PatchCells]:
     """The partition as the patches enter the tower, and behind each step of the trace."""
-    num_patches = trace.patch_place.shape[0]
+    num_patches = trace.patch_coords.shape[0]
     found = [PatchCells("input", np.arange(num_patches), num_patches, 0)]
     for upto, step in enumerate(trace.steps, 1):
         matrix = trace.matrix(upto)

@@ -11,9 +11,9 @@ from typing import Any
 
 from pipeline.config.schema import JobConfig
 from pipeline.errors import InputError
+from pipeline.runs.config_fingerprint import ConfigFingerprint, resolve_config_fingerprint
 from pipeline.runs.parquet_sink import list_parts, read_parts
-from pipeline.runs.recipe import Recipe, resolve_recipe
-from pipeline.runs.run_record import read_run_file, recipe_difference, recorded_recipe
+from pipeline.runs.run_record import config_diff, read_run_file, recorded_config_fingerprint
 from pipeline.storage import storage
 
 _DONE = ("ok", "partial")  # a truncated medium stays truncated until its etag, and so its item, changes
@@ -32,28 +32,28 @@ class DoneItems:
     num_runs: int
 
 
-def done_ids(config: JobConfig, recipe: Recipe | None = None) -> list[str]:
-    """Items that ``input.skip_done_in`` of a job leaves out; empty where it names nothing.
+def done_ids(config: JobConfig, config_fingerprint: ConfigFingerprint | None = None) -> list[str]:
+    """Items that ``input.exclude_runs`` of a job leaves out; empty where it names nothing.
 
     Args:
         config: of the job.
-        recipe: of the job; taken from the config if left out.
+        config_fingerprint: of the job; taken from the config if left out.
 
     Raises:
         InputError: as `done_items`.
     """
-    if not config.input.skip_done_in:
+    if not config.input.exclude_runs:
         return []
-    fields = (recipe or resolve_recipe(config)).fields
-    return done_items(config.input.skip_done_in, fields, own_run_uri=config.output.uri).item_ids
+    fields = (config_fingerprint or resolve_config_fingerprint(config)).fields
+    return done_items(config.input.exclude_runs, fields, own_run_uri=config.output.uri).item_ids
 
 
-def done_items(uri: str, recipe: Mapping[str, Any], *, own_run_uri: str) -> DoneItems:
+def done_items(uri: str, config_fingerprint: Mapping[str, Any], *, own_run_uri: str) -> DoneItems:
     """Items that earlier runs hold with status ok or partial under this recipe.
 
     Args:
         uri: a run folder, or a folder of run folders.
-        recipe: of the job that asks, its fields; rows of another one do not count.
+        config_fingerprint: of the job that asks, its fields; rows of another one do not count.
         own_run_uri: the run that asks; its own parts do not count. Where it lies directly in ``uri``, no earlier run
             is needed: that is the first night.
 
@@ -65,10 +65,10 @@ def done_items(uri: str, recipe: Mapping[str, Any], *, own_run_uri: str) -> Done
     runs = [run for run in _runs(earlier) if run != own]
     if not runs and own.rpartition("/")[0] != earlier:
         raise InputError(
-            f"input.skip_done_in: {uri} holds no run, neither itself nor one folder deeper (no run.json); name an "
+            f"input.exclude_runs: {uri} holds no run, neither itself nor one folder deeper (no run.json); name an "
             "earlier output.uri, or the folder in which each night's output.uri lies"
         )
-    return DoneItems([item_id for run in runs for item_id in _done_in(run, recipe)], len(runs))
+    return DoneItems([item_id for run in runs for item_id in _done_in(run, config_fingerprint)], len(runs))
 
 
 def _runs(uri: str) -> list[str]:
@@ -79,9 +79,9 @@ def _runs(uri: str) -> list[str]:
     return [folder for folder in folders if storage.exists(storage.join(folder, "run.json"))]
 
 
-def _done_in(run_uri: str, recipe: Mapping[str, Any]) -> Iterator[str]:
+def _done_in(run_uri: str, config_fingerprint: Mapping[str, Any]) -> Iterator[str]:
     record = read_run_file(run_uri)
-    if recipe_difference(recorded_recipe(record), recipe):
+    if config_diff(recorded_config_fingerprint(record), config_fingerprint):
         return
     for table in read_parts(run_uri, list_parts(run_uri), ["item_id", "status", "recipe_digest"]):
         for row in table.to_pylist():

@@ -86,7 +86,7 @@ class ParquetSink:
 
     def _check(self, row: ResultRow, shard_index: int) -> None:
         run, where = self._run, f"shard {shard_index}, item {printable(row.item_id)}"
-        ours = (run.fingerprint, run.recipe.digest, shard_index)
+        ours = (run.fingerprint, run.config_fingerprint.digest, shard_index)
         if (row.run_fingerprint, row.recipe_digest, row.shard_index) != ours:
             raise StorageError(f"{where}: a row of another run, recipe or shard; this is a defect, report it")
         if row.status not in {"ok", "partial", "failed"} or (row.status == "failed") != (row.error_type is not None):

@@ -17,10 +17,10 @@ from typing import Any
 
 from pipeline.errors import ConfigError, ItemError, RefusedError
 from pipeline.records import ROW_ERROR_TYPES, SCHEMA_VERSION, ResultRow, Shard
+from pipeline.runs.config_fingerprint import resolve_config_fingerprint
 from pipeline.runs.parquet_sink import ParquetSink, list_parts, part_name, read_parts, read_rows, result_rows
-from pipeline.runs.recipe import resolve_recipe
 from pipeline.runs.row_schema import version_of
-from pipeline.runs.run import adopt, pending_shards, reopen
+from pipeline.runs.run import pending_shards, resume_run, unfinish
 from pipeline.runs.run_folder import Run, read_frozen_manifest
 from pipeline.runs.run_record import RUN_FILE, fingerprint_of, read_run_file, recorded_config
 from pipeline.storage import storage
@@ -59,7 +59,7 @@ def begin_retry(uri: str, *, only: Collection[str] = (), overrides: Sequence[str
     shards = [index for index, count in _count_failed(run, range(run.num_shards), only) if count]
     if not shards:
         return run
-    reopen(run)
+    unfinish(run)
     record = read_run_file(uri)
     run.check_still_ours()
     attempt = run.attempt + 1
@@ -132,11 +132,13 @@ def _open(uri: str, overrides: Sequence[str]) -> Run:
     record = read_run_file(uri)
     config = recorded_config(record, overrides, source=f"the configuration in {storage.join(uri, RUN_FILE)}")
     config = config.model_copy(update={"output": config.output.model_copy(update={"uri": uri})})
-    recipe, items_per_shard = resolve_recipe(config), record["items_per_shard"]
+    config_fingerprint, items_per_shard = resolve_config_fingerprint(config), record["items_per_shard"]
     manifest = read_frozen_manifest(uri, record["manifest_digest"])
-    fingerprint = fingerprint_of(recipe.digest, manifest.digest, items_per_shard)
+    fingerprint = fingerprint_of(config_fingerprint.digest, manifest.digest, items_per_shard)
     storage.sweep_temporaries(uri)
-    return adopt(Run(uri, config, recipe, fingerprint, config.reduction.digest(), manifest, items_per_shard), record)
+    return resume_run(
+        Run(uri, config, config_fingerprint, fingerprint, config.reduction.digest(), manifest, items_per_shard), record
+    )
 
 
 def _is_retried(only: Collection[str]) -> Callable[[str, str | None, Sequence[dict[str, Any]] | None], bool]:

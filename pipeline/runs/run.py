@@ -20,17 +20,17 @@ from pipeline.errors import RefusedError, StorageError
 from pipeline.inputs.build_manifest import build_manifest
 from pipeline.inputs.manifest import manifest_bytes
 from pipeline.records import SCHEMA_VERSION
+from pipeline.runs.config_fingerprint import ConfigFingerprint, digest_of, resolve_config_fingerprint
 from pipeline.runs.earlier_runs import done_ids
 from pipeline.runs.parquet_sink import list_parts, part_attempts
-from pipeline.runs.recipe import Recipe, digest_of, resolve_recipe
 from pipeline.runs.run_folder import FINISHED_FILE, Run, manifest_uri, read_frozen_manifest
 from pipeline.runs.run_record import (
     RUN_FILE,
+    config_diff,
     fingerprint_of,
     read_run_file,
-    recipe_difference,
+    recorded_config_fingerprint,
     recorded_plan_digest,
-    recorded_recipe,
     wanted_attempts,
     wrong_digests,
 )
@@ -44,7 +44,7 @@ def open_run(config: JobConfig) -> Run:
 
     Raises:
         RefusedError: the folder holds another run (names the keys that differ, with both values), or parts of none.
-        InputError, ConfigError, StorageError: as `build_manifest` and `resolve_recipe`.
+        InputError, ConfigError, StorageError: as `build_manifest` and `resolve_config_fingerprint`.
         ModelLoadError: a new run asks for a quantised model, an adapter or one that cannot be found.
     """
     return open_planned(plan_run(config))
@@ -57,30 +57,30 @@ def open_planned(run: Run) -> Run:
         return run
     model = run.config.model
     require_supported(model.model_id, revision=model.revision)  # whose run.json would refuse the next
-    return claim(run)
+    return create_or_resume(run)
 
 
-def claim(run: Run) -> Run:
+def create_or_resume(run: Run) -> Run:
     """Freeze the manifest and create ``run.json`` in a folder without one, or adopt what another driver created."""
     storage.write_atomic(manifest_uri(run.uri, run.manifest.digest), manifest_bytes(run.manifest))
     record = json.dumps(_run_record(run), indent=2, sort_keys=True).encode()
     if storage.create_exclusive(storage.join(run.uri, RUN_FILE), record):
         return run
-    return adopt(run, read_run_file(run.uri))
+    return resume_run(run, read_run_file(run.uri))
 
 
 def plan_run(config: JobConfig) -> Run:
     """What `open_run` would return, without writing anything. Raises as it does."""
     uri = storage.check_uri(config.output.uri).rstrip("/")
-    recipe = resolve_recipe(config)
-    manifest = build_manifest(config, done_ids=done_ids(config, recipe))
+    config_fingerprint = resolve_config_fingerprint(config)
+    manifest = build_manifest(config, done_ids=done_ids(config, config_fingerprint))
     items_per_shard = config.output.items_per_shard
-    fingerprint = fingerprint_of(recipe.digest, manifest.digest, items_per_shard)
+    fingerprint = fingerprint_of(config_fingerprint.digest, manifest.digest, items_per_shard)
     plan_digest, nonce = config.reduction.digest(), secrets.token_hex(8)
-    run = Run(uri, config, recipe, fingerprint, plan_digest, manifest, items_per_shard, nonce=nonce)
+    run = Run(uri, config, config_fingerprint, fingerprint, plan_digest, manifest, items_per_shard, nonce=nonce)
     parts = list_parts(uri)
     if storage.exists(storage.join(uri, RUN_FILE)):
-        return adopt(run, read_run_file(uri))
+        return resume_run(run, read_run_file(uri))
     if parts:  # listed before the look for run.json, so that a driver starting beside this one is no false alarm
         raise RefusedError(
             f"{uri} has {len(parts)} parts in data/ and no {RUN_FILE}: whose rows they are cannot be known. Choose a "
@@ -104,7 +104,7 @@ def done_shards(run_uri: str, least_attempts: Mapping[int, int]) -> list[int]:
     return [index for index in done if index not in stale]
 
 
-def reopen(run: Run) -> None:
+def unfinish(run: Run) -> None:
     """Take ``_RUN.json`` away, should it stand: parts are missing again, so its totals will not be theirs."""
     storage.delete(storage.join(run.uri, FINISHED_FILE))
 
@@ -121,13 +121,13 @@ def finish(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
         )
     run.check_still_ours()
     storage.sweep_temporaries(run.uri)
-    versions = {key: value for key, value in run.recipe.fields.items() if key.startswith("versions.")}
+    versions = {key: value for key, value in run.config_fingerprint.fields.items() if key.startswith("versions.")}
     versions["versions.illava"] = __version__
     totals = run_totals(run.uri, range(run.num_shards))
     record = {
         "schema_version": SCHEMA_VERSION,
         "fingerprint": run.fingerprint,
-        "recipe_digest": run.recipe.digest,
+        "recipe_digest": run.config_fingerprint.digest,
         "manifest_digest": run.manifest.digest,
         "attempt": run.attempt,
         "num_items": len(run.manifest),
@@ -143,7 +143,7 @@ def finish(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-def adopt(run: Run, found: dict[str, Any]) -> Run:
+def resume_run(run: Run, found: dict[str, Any]) -> Run:
     """The run that stands in the folder, if it is the same one, with the names that it gave itself.
 
     Raises:
@@ -154,15 +154,15 @@ def adopt(run: Run, found: dict[str, Any]) -> Run:
             f"{storage.join(run.uri, RUN_FILE)} was edited: {'; '.join(wrong)}. Put the file back as it was, or choose "
             "a new output.uri"
         )
-    there = recorded_recipe(found)
+    there = recorded_config_fingerprint(found)
     run = _in_dtype(run, there.get("model.dtype"))
-    differs = recipe_difference(there, run.recipe.fields)
+    differs = config_diff(there, run.config_fingerprint.fields)
     same_input = _has_same_input(run, found)
     if differs or not same_input or found["items_per_shard"] != run.items_per_shard:
         raise RefusedError(_refusal(run, found, differs, same_input=same_input))
     return replace(
         run,
-        recipe=Recipe(found["recipe_digest"], found["recipe"]),
+        config_fingerprint=ConfigFingerprint(found["recipe_digest"], found["recipe"]),
         fingerprint=found["fingerprint"],
         plan_digest=recorded_plan_digest(found),
         manifest=read_frozen_manifest(run.uri, found["manifest_digest"]),
@@ -179,8 +179,12 @@ def _in_dtype(run: Run, recorded: str | None) -> Run:
     if recorded is None or run.config.model.dtype != "auto":
         return run
     model = run.config.model.model_copy(update={"dtype": recorded})
-    fields = run.recipe.fields | {"model.dtype": recorded}
-    return replace(run, config=run.config.model_copy(update={"model": model}), recipe=Recipe(digest_of(fields), fields))
+    fields = run.config_fingerprint.fields | {"model.dtype": recorded}
+    return replace(
+        run,
+        config=run.config.model_copy(update={"model": model}),
+        config_fingerprint=ConfigFingerprint(digest_of(fields), fields),
+    )
 
 
 def _has_same_input(run: Run, found: dict[str, Any]) -> bool:
@@ -205,7 +209,7 @@ def _refusal(run: Run, found: dict[str, Any], differs: dict[str, tuple[Any, Any]
         )
     return (
         f"{run.uri} holds another run; these keys differ:\n" + "\n".join(lines) + "\n"
-        "Choose a new output.uri; to process only what is new, also set input.skip_done_in to the finished run's folder"
+        "Choose a new output.uri; to process only what is new, also set input.exclude_runs to the finished run's folder"
     )
 
 
@@ -218,8 +222,8 @@ def _run_record(run: Run) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "fingerprint": run.fingerprint,
-        "recipe_digest": run.recipe.digest,
-        "recipe": run.recipe.fields,
+        "recipe_digest": run.config_fingerprint.digest,
+        "recipe": run.config_fingerprint.fields,
         "plan_digest": run.plan_digest,
         "manifest_digest": run.manifest.digest,
         "num_items": len(run.manifest),

@@ -13,7 +13,7 @@ from pipeline.config.schema import JobConfig
 from pipeline.errors import RefusedError
 from pipeline.inputs.manifest import Manifest, read_manifest
 from pipeline.records import Shard
-from pipeline.runs.recipe import Recipe
+from pipeline.runs.config_fingerprint import ConfigFingerprint
 from pipeline.runs.run_record import read_run_file
 from pipeline.storage import storage
 
@@ -27,7 +27,7 @@ class Run:
     Attributes:
         uri: the folder.
         config: this session's; may differ from the frozen one in what only affects execution.
-        recipe: what rows depend on; a resumed run keeps the one it was opened with.
+        config_fingerprint: what rows depend on; a resumed run keeps the one it was opened with.
         fingerprint: digest of recipe, manifest and shard size when it was opened; its name in every row and part.
         plan_digest: of its reduction, as every row has it.
         manifest: frozen when the run was first opened.
@@ -41,7 +41,7 @@ class Run:
 
     uri: str
     config: JobConfig
-    recipe: Recipe
+    config_fingerprint: ConfigFingerprint
     fingerprint: str
     plan_digest: str
     manifest: Manifest
@@ -66,7 +66,7 @@ class Run:
         """What every part says of where it belongs."""
         return {
             "illava.run_fingerprint": self.fingerprint,
-            "illava.recipe_digest": self.recipe.digest,
+            "illava.recipe_digest": self.config_fingerprint.digest,
             "illava.manifest_digest": self.manifest.digest,
             "illava.attempt": str(self.attempt),
             "illava.shard_index": str(shard_index),

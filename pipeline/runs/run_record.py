@@ -14,16 +14,16 @@ from typing import Any
 
 from illava.plan import ReductionPlan, dump_digest
 from pipeline.config.load import parse_config
-from pipeline.config.schema import JobConfig, recipe_fields
+from pipeline.config.schema import JobConfig, result_fields
 from pipeline.errors import ConfigError, ItemError, RefusedError
-from pipeline.runs.recipe import digest_of, in_config, is_fact
+from pipeline.runs.config_fingerprint import digest_of, in_config, is_fact
 from pipeline.storage import storage
 
 RUN_FILE = "run.json"
 # Dotted key as an earlier version wrote it -> today's; of a value or of a whole section.
 RENAMED_KEYS: dict[str, str] = {}
 # What earlier recipes held and what changes no row by itself. Of a device its dtype does, which has its own key; of a
-# release its changes of behaviour do, which have their own names (`pipeline.runs.recipe.BEHAVIOUR`).
+# release its changes of behaviour do, which have their own names (`pipeline.runs.config_fingerprint.BEHAVIOUR`).
 _CHANGES_NO_ROW = frozenset({"schema_version", "model.device", "attention_backend", "kernels", "versions.illava"})
 _RUN_KEYS = {
     "fingerprint": str,
@@ -81,8 +81,8 @@ def recorded_config(record: Mapping[str, Any], overrides: Sequence[str] = (), *,
     return parse_config(_todays(record.get("config") or {}), overrides, source=source)
 
 
-def recorded_recipe(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run's rows depend on: as `pipeline.runs.recipe.resolve_recipe` would say it today.
+def recorded_config_fingerprint(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's rows depend on: as `pipeline.runs.config_fingerprint.resolve_config_fingerprint` would say it today.
 
     Where this version cannot read the keys any more they are given as they stand, so that a refusal names them.
     """
@@ -95,10 +95,10 @@ def recorded_recipe(record: Mapping[str, Any]) -> dict[str, Any]:
         config = parse_config(data, source=RUN_FILE)
     except ConfigError:
         return fields
-    return recipe_fields(config) | {key: value for key, value in fields.items() if not in_config(key)}
+    return result_fields(config) | {key: value for key, value in fields.items() if not in_config(key)}
 
 
-def recipe_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def config_diff(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Key -> both values, of two recipes in today's words, where rows may differ. A fact counts where both state it."""
     return {
         key: (there.get(key), here.get(key))

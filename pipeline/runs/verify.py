@@ -23,8 +23,8 @@ from pipeline.runs.run_folder import FINISHED_FILE, read_frozen_manifest
 from pipeline.runs.run_record import (
     RUN_FILE,
     read_run_file,
+    recorded_config_fingerprint,
     recorded_plan_digest,
-    recorded_recipe,
     wanted_attempts,
     wrong_digests,
 )
@@ -187,12 +187,12 @@ def _check_metadata(folder: _Folder, index: int, where: str, metadata: dict[byte
 
 def _constants(record: dict[str, Any]) -> dict[str, Any]:
     """Columns that have one value in the whole run."""
-    recipe = recorded_recipe(record)
+    config_fingerprint = recorded_config_fingerprint(record)
     return {
         "run_fingerprint": record["fingerprint"],
         "recipe_digest": record["recipe_digest"],
-        "model_id": recipe.get("model.model_id"),
-        "model_revision": recipe.get("model.revision"),
+        "model_id": config_fingerprint.get("model.model_id"),
+        "model_revision": config_fingerprint.get("model.revision"),
         "plan_digest": recorded_plan_digest(record),
     }
 

@@ -12,7 +12,7 @@ from typing import Any
 from aiobotocore.httpsession import AIOHTTPSession
 
 
-class StayingSession(AIOHTTPSession):
+class NoRedirectSession(AIOHTTPSession):
     """aiobotocore's own, but a redirect is an answer like any other."""
 
     async def _get_session(self, proxy_url: str | None) -> Any:

@@ -252,9 +252,9 @@ def _open_store(kind: str, _pid: int, _environment: tuple[str | None, ...]) -> O
         options["config_kwargs"] = {"retries": retries, "connect_timeout": 10, "read_timeout": 60}
     try:
         if kind == "s3":
-            from pipeline.storage.s3_session import StayingSession
+            from pipeline.storage.s3_session import NoRedirectSession
 
-            options["config_kwargs"]["http_session_cls"] = StayingSession
+            options["config_kwargs"]["http_session_cls"] = NoRedirectSession
         filesystem = fsspec.filesystem(kind, **options)
     except ImportError as error:
         extra = {"s3": "s3", "gs": "gcs"}[kind]

@@ -17,8 +17,8 @@ from pydantic import ValidationError
 from illava import __version__
 from pipeline.config.placement import place_here
 from pipeline.config.schema import JobConfig
-from pipeline.runs.recipe import digest_of, resolve_recipe
-from pipeline.runs.run_record import recipe_difference, recorded_recipe
+from pipeline.runs.config_fingerprint import digest_of, resolve_config_fingerprint
+from pipeline.runs.run_record import config_diff, recorded_config_fingerprint
 from pipeline.sweep.config import Point, SpeedConfig, SweepConfig
 
 _BARE_CONFIG = {"input": {"uri": "-"}, "output": {"uri": "-"}}  # what a job must have and no recipe holds
@@ -30,34 +30,38 @@ class PointRecord:
 
     Attributes:
         digest: as the first sweeps have it, whose rows record nothing else.
-        recipe: of the job that the point stands for.
+        config_fingerprint: of the job that the point stands for.
         measured: how it is measured, and since figures are times, by which release and on what. JSON types.
     """
 
     digest: str
-    recipe: dict[str, Any]
+    config_fingerprint: dict[str, Any]
     measured: dict[str, Any]
 
     @property
     def text(self) -> str:
         """As a row of the results has it."""
-        return json.dumps({"recipe": self.recipe, "measured": self.measured}, sort_keys=True)
+        return json.dumps({"recipe": self.config_fingerprint, "measured": self.measured}, sort_keys=True)
 
     def difference(self, there: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Key -> the value there and the value here, of what a row of the results was measured under."""
-        recipe = recorded_recipe({"recipe": there["recipe"], "config": _BARE_CONFIG})
-        return recipe_difference(recipe, self.recipe) | recipe_difference(_todays(there["measured"]), self.measured)
+        config_fingerprint = recorded_config_fingerprint({"recipe": there["recipe"], "config": _BARE_CONFIG})
+        return config_diff(config_fingerprint, self.config_fingerprint) | config_diff(
+            _todays(there["measured"]), self.measured
+        )
 
 
 def point_record(config: SweepConfig, point: Point, manifest_digest: str) -> PointRecord:
     """What this point's figures depend on, here and now."""
     job = config.job(point.model, point.plan)
-    recipe, computes = resolve_recipe(job).fields, _computes(job)
+    config_fingerprint, computes = resolve_config_fingerprint(job).fields, _computes(job)
     speed = config.speed.model_dump(mode="json")
-    job_digest = digest_of(recipe | computes | {"schema_version": 2})  # both composed as the first sweeps did
+    job_digest = digest_of(
+        config_fingerprint | computes | {"schema_version": 2}
+    )  # both composed as the first sweeps did
     digest = digest_of([job_digest, manifest_digest, config.quality, speed, config.num_threads])
     others = {"manifest": manifest_digest, "quality": config.quality, "speed": speed, "num_threads": config.num_threads}
-    return PointRecord(digest, recipe, others | computes)
+    return PointRecord(digest, config_fingerprint, others | computes)
 
 
 def _computes(job: JobConfig) -> dict[str, Any]:

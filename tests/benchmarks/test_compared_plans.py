@@ -56,11 +56,11 @@ def test_rows_of_one_share_keep_equal_tokens_as_counted() -> None:
     media = {0: MediumShape("image", 112, 112), 1: MediumShape("video", 112, 112, num_frames=8)}
     num_counted = 0
     for name, side, plan, share in sides_at_a_share():
-        medium = media[side]
+        visual = media[side]
         counts = expected_counts(
             shape.geometry,
             plan,
-            [medium],
+            [visual],
             num_vision_blocks=shape.num_vision_blocks,
             num_decoder_layers=shape.num_decoder_layers,
         )

@@ -22,7 +22,7 @@ import yaml
 from docs.generators.errors import ROWS
 from docs.generators.parsers import parser_of_module, parser_of_script
 from pipeline.config.load import load_as, load_config, parse_config
-from pipeline.config.schema import JobConfig, recipe_fields
+from pipeline.config.schema import JobConfig, result_fields
 from pipeline.errors import ConfigError
 from pipeline.execution.runner import run_job
 from pipeline.sweep.config import SweepConfig
@@ -143,7 +143,7 @@ def test_commands_in_sentences_have_flags_that_exist(tmp_path) -> None:
 
 def test_retries_that_errors_names_set_only_what_changes_no_row() -> None:
     """Anything else is refused by `retry`."""
-    changing = set(recipe_fields(JobConfig.model_validate(MINIMAL)))
+    changing = set(result_fields(JobConfig.model_validate(MINIMAL)))
     told = "".join(words.then for words in ROWS.values())
     sets = [
         key

@@ -1,6 +1,7 @@
 """The first hour of a new user: the commands of two pages, one after the other, as they stand there.
 
-On the bundled model and clips, without Ray. Estimates have a suite of their own (test_probe_and_budget). Time: 50 s of one core.
+On the bundled model and clips, without Ray. Estimates have a suite of their own (test_probe_and_budget). Time: 50 s of
+one core.
 """
 
 from __future__ import annotations

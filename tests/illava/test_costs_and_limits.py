@@ -101,16 +101,16 @@ def test_a_cached_decode_equals_a_recompute_with_the_merge_of_the_prefill_frozen
     noted = Noted(keep_ratio=0.5, score=score, decided=[])
     done, cache = run_prefill(decoder, [prompt], plan_of(("decoder_layer", (2,), noted)))
     frozen = plan_of(("decoder_layer", (2,), Frozen(keep_ratio=0.5, score=score, decided=noted.decided)))
-    pages = cache.batch([0], [[layer[0] for layer in done.lengths_LB]])
+    blocks = cache.batch([0], [[layer[0] for layer in done.lengths_LB]])
     longer, position = prompt, prompt.next_position_P[:, None]
     for step in range(3):
         new = torch.randn(1, 32, generator=torch.Generator().manual_seed(step))
-        logits = decoder.decode(new, position + step, cache, pages)
+        logits = decoder.decode(new, position + step, cache, blocks)
         longer = replace(
             longer,
             hidden_TD=torch.cat([longer.hidden_TD, new]),
             position_PT=torch.cat([longer.position_PT, position + step], 1),
-            place_T4=torch.cat([longer.place_T4, torch.full((1, 4), -1)]),
+            coord_T4=torch.cat([longer.coord_T4, torch.full((1, 4), -1)]),
             score_T=torch.cat([longer.score_T, torch.zeros(1)]),
             runs=(*longer.runs, Run(1)),
         )
@@ -125,7 +125,7 @@ def test_a_prefill_that_merges_makes_no_tensor_of_n_by_n(decoder, score):
     prompts = [make_prompt((Run(3), Run(num_visual, 0, 1, 0), Run(4))), make_prompt((Run(90, 0, 0, 0), Run(2)), seed=1)]
     plan = plan_of(("decoder_layer", (2,), ILLaVA(keep_ratio=0.5, score=score)))
     with Operations() as seen:
-        run_prefill(decoder, prompts, plan, page_size=64)
+        run_prefill(decoder, prompts, plan, block_size=64)
     assert num_visual < seen.largest[1].numel() < num_visual**2, seen.largest
 
 
@@ -175,7 +175,7 @@ def test_the_decoder_reduces_all_images_and_tokens_in_the_same_number_of_operati
         reducer = ILLaVA(keep_ratio=0.5, score=score, per="medium")
         prompt = make_prompt((Run(2), *runs, Run(3)))
         with Operations() as seen:
-            run_prefill(decoder, [prompt], plan_of(("decoder_layer", (2,), reducer)), page_size=256)
+            run_prefill(decoder, [prompt], plan_of(("decoder_layer", (2,), reducer)), block_size=256)
         return seen.count
 
     operations(2, 10), operations(7, 16)

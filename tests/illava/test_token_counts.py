@@ -58,7 +58,7 @@ def test_32_frames_of_the_7b(plan, expected):
 
 
 @pytest.mark.parametrize(
-    ("plan", "medium", "expected"),
+    ("plan", "visual", "expected"),
     [
         (EMPTY_PLAN, SQUARE, TokenCounts(1458, 1485, 1485, 1485)),  # base 729, one tile 27 x 28
         (released("illava-image"), SQUARE, TokenCounts(1458, 1485, 741, 519)),  # 361 + 19 x 20; 518.7
@@ -67,8 +67,8 @@ def test_32_frames_of_the_7b(plan, expected):
         (released("illava-image"), WIDE, TokenCounts(11664, 7269, 3595, 2516)),  # 361 + 42 x 77; 2516.5 to even
     ],
 )
-def test_one_image_of_the_7b(plan, medium, expected):
-    assert count(plan, medium) == expected
+def test_one_image_of_the_7b(plan, visual, expected):
+    assert count(plan, visual) == expected
 
 
 def test_padding_makes_geometric_images_an_upper_bound():
@@ -99,13 +99,13 @@ def test_scopes_round_apart_or_together():
     small = MediumShape("image", 1, 1)  # several images: 729 + 1 each
     half = {"keep_ratio": 0.5}
     frame = plan_of(("decoder_input", [], {**half, "per": "frame"}))
-    medium = plan_of(("decoder_input", [], {**half, "per": "medium"}))
+    visual = plan_of(("decoder_input", [], {**half, "per": "medium"}))
     prompt = plan_of(("decoder_input", [], {**half, "per": "prompt"}))
     span = plan_of(("decoder_input", [], {**half, "per": "span"}))
     assert count(frame, small, small, small).num_vision_tokens_kept == 3 * (364 + 1)  # newlines belong to no frame
-    assert count(medium, small, small, small).num_vision_tokens_kept == 3 * 365
+    assert count(visual, small, small, small).num_vision_tokens_kept == 3 * 365
     assert count(prompt, small, small, small).num_vision_tokens_kept == 1095
-    assert count(medium, small, small, small).exact
+    assert count(visual, small, small, small).exact
     assert not count(span, small, small, small).exact
     assert count(span, CLIP).exact
 
@@ -235,9 +235,9 @@ def test_equal_to_what_the_model_measures(family, name):
             num_decoder_layers=shape.num_decoder_layers,
         )
         encoded = family.model.encode(media, PLANS[name], trace=False)
-        measured = sum(medium.feature_KD.shape[0] for medium in encoded)
-        assert expected.num_patches == sum(medium.num_patches for medium in encoded)
-        assert expected.num_vision_tokens == sum(family.model.num_vision_tokens(medium) for medium in media)
+        measured = sum(visual.feature_KD.shape[0] for visual in encoded)
+        assert expected.num_patches == sum(visual.num_patches for visual in encoded)
+        assert expected.num_vision_tokens == sum(family.model.num_vision_tokens(visual) for visual in media)
         bound = expected.num_vision_tokens_kept
         assert measured == bound if expected.exact else 0 < measured <= bound
         exact += expected.exact

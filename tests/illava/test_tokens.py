@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from illava.tokens import Assignment, carry, compose, identity, lift, merge, pad, prune, ragged_index
+from illava.tokens import Assignment, compose, embed_in_batch, gather_kept, identity, merge, pad, prune, ragged_index
 from tests.support.closeness import assert_close
 
 pytestmark = pytest.mark.numeric
@@ -69,7 +69,7 @@ def test_merge_sums_low_precision_in_float32_and_returns_the_input_dtype():
 
 
 def test_carry_gives_a_mixture_the_value_of_its_own_place():
-    assert carry(_mixed(), torch.arange(9) * 10).tolist() == [0, 20, 40, 50, 70, 80]
+    assert gather_kept(_mixed(), torch.arange(9) * 10).tolist() == [0, 20, 40, 50, 70, 80]
 
 
 def test_identity_and_prune():
@@ -89,7 +89,7 @@ def test_compose_chains_two_steps():
 
 def test_lift_leaves_other_tokens_alone():
     index = torch.tensor([1, 2, 4, 5, 6, 8, 9, 10, 11])  # of 14 tokens; 0, 3, 7, 12, 13 are text
-    whole = lift(_mixed(), index, 14, (6, 5))
+    whole = embed_in_batch(_mixed(), index, 14, (6, 5))
     dense = torch.eye(14)[[0, 1, 2, 3, 6, 7, 8, 10, 11, 12, 13]]
     dense[[1, 2, 4, 6, 8, 7]] = 0
     kept = whole.kept_K.tolist()

@@ -140,7 +140,7 @@ def test_kubernetes_examples_run_commands_that_exist(name) -> None:
     assert options.config == "/etc/illava/job.yaml"
     config = load_config(str(ROOT / mounted[1]), overrides_of(options))
     if name == "nightly":
-        assert config.output.uri.startswith(config.input.skip_done_in)
+        assert config.output.uri.startswith(config.input.exclude_runs)
         rules = document["spec"]["jobTemplate"]["spec"]["podFailurePolicy"]["rules"]
         codes = {str(code) for rule in rules for code in rule["onExitCodes"]["values"]}
         assert codes <= set(re.findall(r"\b\d+\b", EXIT_CODES))

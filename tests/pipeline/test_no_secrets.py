@@ -82,8 +82,8 @@ def test_the_last_words_of_an_actor_are_redacted_on_their_way_to_a_row_and_to_th
     monkeypatch.setenv("HF_TOKEN", CANARY)
     scheduler, reasons = idle_scheduler(), []
     monkeypatch.setattr(scheduler, "worker_lost", lambda name, reason, **_: reasons.append(reason))
-    config, cluster = job_config("unused", {"uri": "unused"}), Cluster(last_words=f"hub said {CANARY}")
-    RayExecutor(cluster, config, scheduler, make_loader=None, make_worker=None).turn()
+    config, cluster = job_config("unused", {"uri": "unused"}), Cluster(stderr_tail=f"hub said {CANARY}")
+    RayExecutor(cluster, config, scheduler, make_loader=None, make_worker=None).poll()
     assert reasons == ["hub said ***"]
     assert capsys.readouterr().err.count("was lost (hub said ***)") == 2  # a VLM actor and a reader
 

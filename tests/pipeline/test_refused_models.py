@@ -75,7 +75,7 @@ def test_tensors_that_are_no_weights_end_a_job_with_2(job, capsys) -> None:
 def test_a_model_is_refused_before_its_gigabytes_are_hashed(job, capsys, monkeypatch) -> None:
     path, model, _ = job
     edit(model / "config.json", quantization_config={"quant_method": "awq"})
-    monkeypatch.setattr("pipeline.runs.recipe.folder_digest", lambda _: pytest.fail("hashed"))
+    monkeypatch.setattr("pipeline.runs.config_fingerprint.folder_digest", lambda _: pytest.fail("hashed"))
     refused(path, capsys=capsys)
 
 
@@ -86,7 +86,7 @@ def test_a_model_of_no_family_ends_with_2_before_it_is_hashed_or_anything_is_wri
     path, model, out = job
     edit(model / "config.json", model_type="mistral")
     (model / "preprocessor_config.json").unlink()  # of which a text model has none
-    monkeypatch.setattr("pipeline.runs.recipe.folder_digest", lambda _: pytest.fail("hashed"))
+    monkeypatch.setattr("pipeline.runs.config_fingerprint.folder_digest", lambda _: pytest.fail("hashed"))
     said = refused(path, *flags, capsys=capsys)
     assert "is a 'mistral' model, which is not supported" in said
     assert "llava_onevision, qwen2_5_vl" in said

@@ -62,10 +62,10 @@ def ragged(
     gen = torch.Generator().manual_seed(seed)
     places, lengths = [], []
     for frames, rows, cols in shapes:
-        place_T3 = torch.cartesian_prod(torch.arange(frames), torch.arange(rows), torch.arange(cols)).view(-1, 3)
-        stays = torch.rand(len(place_T3), generator=gen) >= missing
+        coord_T3 = torch.cartesian_prod(torch.arange(frames), torch.arange(rows), torch.arange(cols)).view(-1, 3)
+        stays = torch.rand(len(coord_T3), generator=gen) >= missing
         stays[0] = True
-        places.append(place_T3[stays])
+        places.append(coord_T3[stays])
         lengths.append(int(stays.sum()))
     total = sum(lengths)
     tokens = Tokens(torch.randn(total, dim, generator=gen), tuple(lengths), torch.cat(places))
@@ -89,7 +89,7 @@ def segments(tokens: Tokens, evidence: Evidence) -> list[tuple[Tokens, Evidence]
     for s, n in enumerate(tokens.lengths):
         cut = slice(start, start + n)
         own = {name: getattr(evidence, name)[cut] for name in evidence.__slots__ if name != "seeds"}
-        own_tokens = Tokens(tokens.hidden_TD[cut], (n,), tokens.place_T3[cut])
+        own_tokens = Tokens(tokens.hidden_TD[cut], (n,), tokens.coord_T3[cut])
         alone.append((own_tokens, replace(evidence, **own, seeds=(evidence.seeds[s],))))
         start += n
     return alone

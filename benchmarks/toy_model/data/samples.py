@@ -39,7 +39,7 @@ class Sample:
     """One picture, set of pictures or clip, with everything that is true of it.
 
     Attributes:
-        medium: how the frames reach the model.
+        visual: how the frames reach the model.
         frames: uint8 [F, 112, 112, 3].
         labels: int16 [F, 2, 14, 14]: colour and kind of each patch (0 background, `vocabulary.IGNORE` unsure).
         questions: in the order they were made.
@@ -48,7 +48,7 @@ class Sample:
             IGNORE where there is none. Training reads them, the benchmark never.
     """
 
-    medium: Medium
+    visual: Medium
     frames: np.ndarray
     labels: np.ndarray
     questions: tuple[Question, ...]

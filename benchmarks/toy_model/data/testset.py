@@ -74,7 +74,7 @@ class TestSample:
 
     @property
     def is_clip(self) -> bool:
-        return self.sample.medium == "video"
+        return self.sample.visual == "video"
 
     def digest(self) -> str:
         """Sixteen hex digits of pixels, questions and answers."""
@@ -102,7 +102,7 @@ def choose_questions(sample: Sample, seed: int) -> tuple[Question, ...]:
     for index in rng.permutation(len(sample.questions)):
         groups.setdefault(headline(sample.questions[index].task), []).append(sample.questions[index])
     rows = [str(row) for row in rng.permutation(sorted(groups))]
-    count = _QUESTIONS_A_CLIP if sample.medium == "video" else _QUESTIONS_A_STILL
+    count = _QUESTIONS_A_CLIP if sample.visual == "video" else _QUESTIONS_A_STILL
     first = [row for row in rows if row in MEAN_ROWS][: count - 1]
     order = [*first, *(row for row in rows if row not in first)]
     again = [question for row in order for question in groups[row][1:]]

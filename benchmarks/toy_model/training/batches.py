@@ -35,7 +35,7 @@ class Batch:
         source: int64 [B, V], row of the frames' features, or the last row + 1 for a newline.
         place: int64 [B, F, K], where the thing is that a patch belongs to (index into PLACES), -100 elsewhere.
         relation: int64 [B, V], the word a visual token leads to (index into RELATION_WORDS), -100 elsewhere.
-        slot: int64 [B, V], prompt place of each visual token among ``num_slots``.
+        slot: int64 [B, V], prompt place of each visual token among ``num_placeholders``.
         ids, block, step: int64 [B, T]: text tokens, their question (-2 = padding), their place within it.
         target: int64 [B, T], the token that follows, -100 where it is not part of an answer.
         asked: int64 [B, T], the answer's first token at the word a question turns on, -100 elsewhere.
@@ -51,7 +51,7 @@ class Batch:
     source: Tensor
     relation: Tensor
     slot: Tensor
-    num_slots: int
+    num_placeholders: int
     ids: Tensor
     block: Tensor
     step: Tensor
@@ -219,8 +219,8 @@ def assemble(
             base tile and the rest in the anyres tile.
         budget: text tokens a sample.
     """
-    medium = samples[0].medium
-    grouped = medium == "video"
+    visual = samples[0].visual
+    grouped = visual == "video"
     keep = max(keep, *(num_needed(sample, grouped=grouped) for sample in samples), 4)
     num_base, num_tile = (keep, keep) if split is None else (round(keep * split), keep - round(keep * split))
     rows = []
@@ -229,7 +229,7 @@ def assemble(
         pixels = np.take_along_axis(patchify(sample.frames), patch[:, :, None], 1)
         labels = sample.labels.reshape(len(patch), 2, NUM_PATCHES)
         label = np.take_along_axis(labels, np.broadcast_to(patch[:, None], (len(patch), 2, keep)), 2)
-        if medium == "image":
+        if visual == "image":
             layout = image_layout(rng, patch[0], num_base, num_tile)
         else:
             layout = video_layout(patch) if grouped else images_layout(patch)
@@ -250,7 +250,7 @@ def assemble(
         slot=stacked[4].long(),
         relation=stacked[5].long(),
         place=stacked[6].long(),
-        num_slots=slots.get(medium, frames * (GRID // 2) ** 2 + 1),
+        num_placeholders=slots.get(visual, frames * (GRID // 2) ** 2 + 1),
         ids=ids,
         block=block,
         step=step,

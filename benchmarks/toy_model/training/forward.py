@@ -193,7 +193,7 @@ class TrainingForward:
     def _rotary(self, batch: Batch, length: int = 0) -> tuple[Tensor, Tensor]:
         """Cosines and sines [B, 1, L, D / H] of ``length`` tokens before the picture, of the picture and the text."""
         before = torch.arange(length, device=batch.slot.device).expand(len(batch.slot), -1)
-        place = torch.cat([before, length + batch.slot, length + batch.num_slots + batch.step], 1)
+        place = torch.cat([before, length + batch.slot, length + batch.num_placeholders + batch.step], 1)
         rate = self.rope_theta ** (-torch.arange(0, self.head_size, 2, device=place.device) / self.head_size)
         angle = (place[:, :, None].float() * rate).repeat(1, 1, 2)[:, None]
         return angle.cos().to(self.dtype), angle.sin().to(self.dtype)

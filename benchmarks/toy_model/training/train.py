@@ -26,8 +26,8 @@ from benchmarks.toy_model.training.architecture import (
     let_spaced_words_start_alike,
     write_folder,
 )
+from benchmarks.toy_model.training.batch_schedule import Diet
 from benchmarks.toy_model.training.batches import QuestionEncoder
-from benchmarks.toy_model.training.diet import Diet
 from benchmarks.toy_model.training.evaluation import evaluate
 from benchmarks.toy_model.training.forward import TrainingForward
 from benchmarks.toy_model.training.losses import Losses, word_ids

@@ -18,15 +18,15 @@ from torch import Tensor
 
 from illava.errors import RequestError
 from illava.families.llava.geometry import AnyresGeometry
-from illava.families.llava.packing import Survivors, lay_out, patch_places
+from illava.families.llava.packing import KeptTokens, lay_out, patch_places
 from illava.plan import ReductionPlan
 from illava.preprocess import Preprocessor, VisualInput
-from illava.reduction.grid_owners import fill_gaps, owners
-from illava.reduction.patch_selection import Entrance
+from illava.reduction.grid_representatives import fill_gaps, representatives
+from illava.reduction.patch_selection import PatchSelection
 from illava.reduction.probe import AttentionProbe
 from illava.reduction.segments import Segments, segment_seeds
 from illava.reduction.vision import VisionReduction
-from illava.visual_tokens import EncodedMedium
+from illava.visual_tokens import EncodedVisual
 
 
 class Tower(Protocol):
@@ -58,15 +58,15 @@ class TileEncoder:
         self._preprocessor = preprocessor
         self._geometry: AnyresGeometry = preprocessor.geometry
 
-    def num_patches(self, medium: VisualInput) -> int:
+    def num_patches(self, visual: VisualInput) -> int:
         """See `Family.num_patches`."""
-        return len(medium.tiles) * self._geometry.grid**2
+        return len(visual.tiles) * self._geometry.grid**2
 
-    def num_vision_tokens(self, medium: VisualInput) -> int:
+    def num_vision_tokens(self, visual: VisualInput) -> int:
         """See `Family.num_vision_tokens`."""
-        if medium.kind == "video":
-            return self._geometry.num_video_tokens(len(medium.tiles))
-        return self._geometry.num_image_tokens(*medium.original_size, num_tiles=len(medium.tiles))
+        if visual.kind == "video":
+            return self._geometry.num_video_tokens(len(visual.tiles))
+        return self._geometry.num_image_tokens(*visual.original_size, num_tiles=len(visual.tiles))
 
     def encode(
         self,
@@ -76,36 +76,36 @@ class TileEncoder:
         trace: bool,
         seeds: Sequence[int] | None = None,
         probe: AttentionProbe | None = None,
-    ) -> list[EncodedMedium]:
+    ) -> list[EncodedVisual]:
         """See `Family.encode`; the tower runs once over all tiles of all media."""
         if not media:
             return []
         grid, device = self._geometry.grid, self._newline_D.device
-        num_tiles = [len(medium.tiles) for medium in media]
-        place_P3 = torch.cat([patch_places(count, grid) for count in num_tiles]).to(device)
-        entrance = Entrance.of(media, num_tiles, (grid**2,) * sum(num_tiles), place_P3)
+        num_tiles = [len(visual.tiles) for visual in media]
+        coord_P3 = torch.cat([patch_places(count, grid) for count in num_tiles]).to(device)
+        patch_selection = PatchSelection.of(media, num_tiles, (grid**2,) * sum(num_tiles), coord_P3)
         reduction = VisionReduction(
             plan,
-            entrance.lengths,
-            entrance.place_K3,
+            patch_selection.lengths,
+            patch_selection.coord_K3,
             num_blocks=self._tower.num_blocks,
             has_cls=self._tower.has_cls,
             seeds=segment_seeds(seeds, num_tiles),
-            segments=Segments.of(num_tiles, [medium.kind == "video" for medium in media]),
+            segments=Segments.of(num_tiles, [visual.kind == "video" for visual in media]),
             probe=probe,
         )
-        hidden_TD = entrance.select(self._tower.embed(self.pixels(media)), has_cls=self._tower.has_cls)
+        hidden_TD = patch_selection.select(self._tower.embed(self.pixels(media)), has_cls=self._tower.has_cls)
         feature_KD = self._projector(self._tower.run(hidden_TD, reduction))
-        owner_FRC = None
-        assignments = [*entrance.steps, *(step.assignment for step in reduction.steps)]
+        representative_FRC = None
+        assignments = [*patch_selection.steps, *(step.assignment for step in reduction.steps)]
         if plan.layout == "geometric" and assignments:
-            owner_P = owners(assignments, place_P3.shape[0], device)
-            owner_FRC = fill_gaps(owner_P.view(-1, grid, grid))
-        parts = _apart(feature_KD, reduction, owner_FRC, trace=trace)
+            representative_P = representatives(assignments, coord_P3.shape[0], device)
+            representative_FRC = fill_gaps(representative_P.view(-1, grid, grid))
+        parts = _apart(feature_KD, reduction, representative_FRC, trace=trace)
         encoded = [
-            lay_out(part, medium, self._geometry, self._newline_D) for part, medium in zip(parts, media, strict=True)
+            lay_out(part, visual, self._geometry, self._newline_D) for part, visual in zip(parts, media, strict=True)
         ]
-        return entrance.traced(encoded) if trace else encoded
+        return patch_selection.traced(encoded) if trace else encoded
 
     def pixels(self, media: Sequence[VisualInput]) -> Tensor:
         """All tiles, rescaled and normalised on the device: float32 [F, 3, H, W].
@@ -114,36 +114,40 @@ class TileEncoder:
             RequestError: tiles of another size or dtype than this model's.
         """
         side, prep = self._geometry.tile_px, self._preprocessor
-        for medium in media:
-            if medium.tiles.dtype != np.uint8 or medium.tiles.shape[1:] != (side, side, 3):
+        for visual in media:
+            if visual.tiles.dtype != np.uint8 or visual.tiles.shape[1:] != (side, side, 3):
                 raise RequestError(
-                    f"a medium has tiles {medium.tiles.dtype} {list(medium.tiles.shape)}, this model takes uint8 "
+                    f"a medium has tiles {visual.tiles.dtype} {list(visual.tiles.shape)}, this model takes uint8 "
                     f"[n, {side}, {side}, 3]; was it prepared by another model's preprocessor?"
                 )
-        tiles_FHW3 = torch.from_numpy(np.concatenate([medium.tiles for medium in media])).to(self._newline_D.device)
+        tiles_FHW3 = torch.from_numpy(np.concatenate([visual.tiles for visual in media])).to(self._newline_D.device)
         mean_3HW, std_3HW = (tiles_FHW3.new_tensor(x, dtype=torch.float32).view(3, 1, 1) for x in (prep.mean, prep.std))
         # transformers rescales in float64 and normalises in float32: so do we, for equal bits
         pixels_F3HW = tiles_FHW3.permute(0, 3, 1, 2).double().mul_(prep.rescale_factor).float()
         return pixels_F3HW.sub_(mean_3HW).div_(std_3HW).contiguous()
 
 
-def _apart(feature_KD: Tensor, reduction: VisionReduction, owner_FRC: Tensor | None, *, trace: bool) -> list[Survivors]:
+def _apart(
+    feature_KD: Tensor, reduction: VisionReduction, representative_FRC: Tensor | None, *, trace: bool
+) -> list[KeptTokens]:
     """Each medium's share of the packed result; owners are renumbered to count from its own first token."""
     segments = reduction.segments
     bounds = pairwise(accumulate(segments.of_media(reduction.lengths), initial=0))
     steps = reduction.trace() if trace else [None] * len(segments.videos)
     parts = []
-    for medium, (bound, own_steps) in enumerate(zip(bounds, steps, strict=True)):
+    for visual, (bound, own_steps) in enumerate(zip(bounds, steps, strict=True)):
         own = slice(*bound)
         parts.append(
-            Survivors(
+            KeptTokens(
                 feature_KD[own],
                 None if reduction.score_T is None else reduction.score_T[own],
-                reduction.place_T3[own],
-                None if owner_FRC is None else owner_FRC[list(segments.entered_of(medium))] - own.start,
+                reduction.coord_T3[own],
+                None
+                if representative_FRC is None
+                else representative_FRC[list(segments.original_indices(visual))] - own.start,
                 own_steps,
-                segments.tiles(medium),
-                tuple(reduction.idle[medium]),
+                segments.tiles(visual),
+                tuple(reduction.idle[visual]),
             )
         )
     return parts

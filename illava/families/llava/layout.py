@@ -31,13 +31,13 @@ class TileLayout:
             several images: its base tile alone).
         num_tiles: F.
         side: cells per side of a tile.
-        joined: how the tiles behind the base lie, for ``image``.
+        merge_frames: how the tiles behind the base lie, for ``image``.
     """
 
     kind: Literal["video", "image", "single"]
     num_tiles: int
     side: int
-    joined: ImageLayout | None = None
+    merge_frames: ImageLayout | None = None
 
     @classmethod
     def of(
@@ -66,11 +66,11 @@ class TileLayout:
             )
             return torch.cat([pooled_FDRC.permute(0, 2, 3, 1).flatten(0, 2), newline_D[None]])
         base_PD = grid_FRCD[0].flatten(0, 1)
-        if self.joined is None:
+        if self.merge_frames is None:
             return torch.cat([base_PD, newline_D[None]])
         joined_DRC = self._crop(self._join(grid_FRCD).permute(2, 0, 1).contiguous())
-        if self.joined.resized is not None:
-            joined_DRC = interpolate(joined_DRC[None], size=self.joined.resized, mode="bilinear")[0]
+        if self.merge_frames.resized is not None:
+            joined_DRC = interpolate(joined_DRC[None], size=self.merge_frames.resized, mode="bilinear")[0]
         newline_DRC = newline_D[:, None, None].expand(-1, joined_DRC.shape[1], 1)
         rows_PD = torch.cat([joined_DRC, newline_DRC], dim=2).flatten(1).T
         return torch.cat([base_PD, rows_PD])
@@ -85,11 +85,11 @@ class TileLayout:
         if self.kind == "video":
             return keep_1.expand(self.num_tiles * self.pooled**2 + 1)
         base_P = stands_FRC[0].flatten()
-        if self.joined is None:
+        if self.merge_frames is None:
             return torch.cat([base_P, keep_1])
         joined_RC = self._crop(self._join(stands_FRC[..., None]).permute(2, 0, 1))[0]
-        if self.joined.resized is not None:
-            rows, cols = self.joined.resized
+        if self.merge_frames.resized is not None:
+            rows, cols = self.merge_frames.resized
             joined_RC = _into_cells(_into_cells(joined_RC, rows).T, cols).T
         rows_RC = torch.cat([joined_RC, keep_1.expand(joined_RC.shape[0], 1)], dim=1)
         return torch.cat([base_P, rows_RC.flatten()])
@@ -103,9 +103,9 @@ class TileLayout:
         if self.kind == "video":
             return torch.cat([_grid_places(range(self.num_tiles), self.pooled, self.pooled), _separators(-1, 1)])
         base_P3 = _grid_places(range(1), self.side, self.side)
-        if self.joined is None:
+        if self.merge_frames is None:
             return torch.cat([base_P3, _separators(-1, 1)])
-        rows, cols = self.joined.shape
+        rows, cols = self.merge_frames.shape
         grid_RC3 = _grid_places(range(1, 2), rows, cols).view(rows, cols, 3)
         rows_RC3 = torch.cat([grid_RC3, _separators(1, rows).view(rows, 1, 3)], dim=1)
         return torch.cat([base_P3, rows_RC3.flatten(0, 1)])
@@ -122,28 +122,30 @@ class TileLayout:
             blocks = [_outer(slots_FOO, cells_FRC, pool_OR, pool_OR)]
         else:
             blocks = [(cells_FRC[0].flatten(), cells_FRC[0].flatten(), torch.ones(self.side**2))]
-        num_slots = self.places().shape[0]
-        if self.joined is not None:
+        num_placeholders = self.places().shape[0]
+        if self.merge_frames is not None:
             cropped_1RC = self._crop(self._join(cells_FRC[..., None]).permute(2, 0, 1))
-            rows, cols = self.joined.shape
+            rows, cols = self.merge_frames.shape
             row_OR, col_OC = _weights(cropped_1RC.shape[1], rows), _weights(cropped_1RC.shape[2], cols)
-            slots_1OO = torch.arange(self.side**2, num_slots).view(1, rows, cols + 1)[:, :, :-1]
+            slots_1OO = torch.arange(self.side**2, num_placeholders).view(1, rows, cols + 1)[:, :, :-1]
             blocks.append(_outer(slots_1OO, cropped_1RC, row_OR, col_OC))
         slot, cell, weight = (torch.cat(column) for column in zip(*blocks, strict=True))
-        size = (num_slots, cells_FRC.numel())
+        size = (num_placeholders, cells_FRC.numel())
         return torch.sparse_coo_tensor(torch.stack([slot, cell]), weight, size, check_invariants=False).coalesce()
 
     def _join(self, grid_FRCD: Tensor) -> Tensor:
         """All tiles but the base as one grid: [rows, cols, D]."""
-        assert self.joined is not None
-        tile_rows, tile_cols = self.joined.rows // self.side, self.joined.cols // self.side
+        assert self.merge_frames is not None
+        tile_rows, tile_cols = self.merge_frames.rows // self.side, self.merge_frames.cols // self.side
         tiles = grid_FRCD[1:].unflatten(0, (tile_rows, tile_cols))
-        return tiles.permute(0, 2, 1, 3, 4).reshape(self.joined.rows, self.joined.cols, -1)
+        return tiles.permute(0, 2, 1, 3, 4).reshape(self.merge_frames.rows, self.merge_frames.cols, -1)
 
     def _crop(self, joined_DRC: Tensor) -> Tensor:
         """The joined grid without the canvas's padding."""
-        assert self.joined is not None
-        return joined_DRC[:, self.joined.top : self.joined.bottom, self.joined.left : self.joined.right]
+        assert self.merge_frames is not None
+        return joined_DRC[
+            :, self.merge_frames.top : self.merge_frames.bottom, self.merge_frames.left : self.merge_frames.right
+        ]
 
 
 def _grid_places(parts: range, rows: int, cols: int) -> Tensor:

@@ -49,9 +49,9 @@ class NativeTower(ABC):
         """
 
 
-def rotary_at(rotary: Any, hidden_TD: Tensor, place_T3: Tensor) -> Rotary:
+def rotary_at(rotary: Any, hidden_TD: Tensor, coord_T3: Tensor) -> Rotary:
     """Cosines and sines at each patch's true (row, col): float32 [T, 1, d] each."""
-    cos_Td, sin_Td = rotary(hidden_TD, place_T3[:, 1:])
+    cos_Td, sin_Td = rotary(hidden_TD, coord_T3[:, 1:])
     return cos_Td.float()[:, None], sin_Td.float()[:, None]
 
 

@@ -23,13 +23,13 @@ from illava.families.qwen.geometry import NativeGeometry, PatchGrid
 from illava.plan import ReductionPlan
 from illava.preprocess import Preprocessor, VisualInput
 from illava.reduction.patch_groups import group_scores
-from illava.reduction.patch_selection import Entrance
+from illava.reduction.patch_selection import PatchSelection
 from illava.reduction.probe import AttentionProbe
 from illava.reduction.segments import Segments, segment_seeds
-from illava.reduction.trace import medium_place
+from illava.reduction.trace import visual_coords
 from illava.reduction.vision import VisionReduction
 from illava.requests import TraceStep
-from illava.visual_tokens import EncodedMedium
+from illava.visual_tokens import EncodedVisual
 
 
 class NativeEncoder:
@@ -40,27 +40,27 @@ class NativeEncoder:
         self._tower, self._preprocessor, self._device = tower, preprocessor, device
         self._geometry: NativeGeometry = preprocessor.geometry
 
-    def grid(self, medium: VisualInput) -> PatchGrid:
+    def grid(self, visual: VisualInput) -> PatchGrid:
         """The medium's patches.
 
         Raises:
             RequestError: tiles of another size or dtype than this model's.
         """
-        tiles, factor = medium.tiles, self._geometry.factor_px
+        tiles, factor = visual.tiles, self._geometry.factor_px
         if tiles.dtype != np.uint8 or tiles.ndim != 4 or tiles.shape[1] % factor or tiles.shape[2] % factor:
             raise RequestError(
                 f"a medium has tiles {tiles.dtype} {list(tiles.shape)}, this model takes uint8 [n, height, width, 3] "
                 f"with sides that are multiples of {factor} px; was it prepared by another model's preprocessor?"
             )
-        return self._geometry.grid(medium.kind, *tiles.shape[:3])
+        return self._geometry.grid(visual.kind, *tiles.shape[:3])
 
-    def num_patches(self, medium: VisualInput) -> int:
+    def num_patches(self, visual: VisualInput) -> int:
         """See `Family.num_patches`."""
-        return self.grid(medium).num_patches
+        return self.grid(visual).num_patches
 
-    def num_vision_tokens(self, medium: VisualInput) -> int:
+    def num_vision_tokens(self, visual: VisualInput) -> int:
         """See `Family.num_vision_tokens`."""
-        return self.grid(medium).num_groups
+        return self.grid(visual).num_groups
 
     def encode(
         self,
@@ -70,46 +70,48 @@ class NativeEncoder:
         trace: bool,
         seeds: Sequence[int] | None = None,
         probe: AttentionProbe | None = None,
-    ) -> list[EncodedMedium]:
+    ) -> list[EncodedVisual]:
         """See `Family.encode`; the tower runs once over all media."""
         if not inputs:
             return []
-        grids = [self.grid(medium) for medium in inputs]
-        place_P3 = torch.cat([patch_places(grid) for grid in grids]).to(self._device)
+        grids = [self.grid(visual) for visual in inputs]
+        coord_P3 = torch.cat([patch_places(grid) for grid in grids]).to(self._device)
         lengths = tuple(grid.rows * grid.cols for grid in grids for _ in range(grid.times))
         num_blocks = self._tower.last_scored_block + 1
         roots = segment_seeds(seeds, [grid.times for grid in grids])
         group_side = self._geometry.group_side
-        entrance = Entrance.of(inputs, [grid.times for grid in grids], lengths, place_P3, group_side=group_side)
+        patch_selection = PatchSelection.of(
+            inputs, [grid.times for grid in grids], lengths, coord_P3, group_side=group_side
+        )
         reduction = VisionReduction(
             plan,
-            entrance.lengths,
-            entrance.place_K3,
+            patch_selection.lengths,
+            patch_selection.coord_K3,
             num_blocks=num_blocks,
             group_side=group_side,
             seeds=roots,
-            segments=Segments.of([grid.times for grid in grids], [medium.kind == "video" for medium in inputs]),
+            segments=Segments.of([grid.times for grid in grids], [visual.kind == "video" for visual in inputs]),
             probe=probe,
         )
-        hidden_PD = self._tower.embed(torch.cat([self.patches(medium) for medium in inputs]), grids)
-        feature_KD, deepstack = self._tower.run(entrance.select(hidden_PD), reduction)
+        hidden_PD = self._tower.embed(torch.cat([self.patches(visual) for visual in inputs]), grids)
+        feature_KD, deepstack = self._tower.run(patch_selection.select(hidden_PD), reduction)
         media = self._apart(inputs, feature_KD, reduction, trace=trace)
-        media = entrance.traced(media) if trace else media
+        media = patch_selection.traced(media) if trace else media
         if not deepstack:
             return media
-        counts = [len(medium.slot_K) for medium in media]
+        counts = [len(visual.placeholder_K) for visual in media]
         deep = zip(*(layer_KD.split(counts) for layer_KD in deepstack), strict=True)
-        return [replace(medium, deepstack=own) for medium, own in zip(media, deep, strict=True)]
+        return [replace(visual, deepstack=own) for visual, own in zip(media, deep, strict=True)]
 
-    def patches(self, medium: VisualInput) -> Tensor:
+    def patches(self, visual: VisualInput) -> Tensor:
         """The medium's pixels, rescaled and normalised, in the order the tower reads them: float32 [P, X].
 
         The last frame is repeated until it fills its temporal patch; so is an image.
 
         Source: transformers 5.23, models/qwen2_vl/video_processing_qwen2_vl.py:patchify.
         """
-        grid, prep, geometry = self.grid(medium), self._preprocessor, self._geometry
-        tiles_FHWC = torch.from_numpy(medium.tiles).to(self._device)
+        grid, prep, geometry = self.grid(visual), self._preprocessor, self._geometry
+        tiles_FHWC = torch.from_numpy(visual.tiles).to(self._device)
         mean_C11, std_C11 = (tiles_FHWC.new_tensor(x, dtype=torch.float32).view(3, 1, 1) for x in (prep.mean, prep.std))
         # transformers rescales in float64 and normalises in float32: so do we, for equal bits
         pixels_FCHW = tiles_FHWC.permute(0, 3, 1, 2).double().mul_(prep.rescale_factor).float()
@@ -124,32 +126,32 @@ class NativeEncoder:
 
     def _apart(
         self, inputs: Sequence[VisualInput], feature_KD: Tensor, reduction: VisionReduction, *, trace: bool
-    ) -> list[EncodedMedium]:
-        side, grids = self._geometry.group_side, [self.grid(medium) for medium in inputs]
-        place_K3 = reduction.place_T3[:: side**2].clone()
-        place_K3[:, 1:] //= side
+    ) -> list[EncodedVisual]:
+        side, grids = self._geometry.group_side, [self.grid(visual) for visual in inputs]
+        coord_K3 = reduction.coord_T3[:: side**2].clone()
+        coord_K3[:, 1:] //= side
         score_K = group_scores(reduction.score_T, side)
         counts = [length // side**2 for length in reduction.lengths]
         segments = reduction.segments
         steps = reduction.trace() if trace else [None] * len(grids)
         media, begin = [], 0
         for index, (given, grid, own_steps) in enumerate(zip(inputs, grids, steps, strict=True)):
-            in_time = {segments.tile[n]: counts[n] for n, medium in enumerate(segments.medium) if medium == index}
+            in_time = {segments.tile[n]: counts[n] for n, visual in enumerate(segments.visual) if visual == index}
             own = slice(begin, begin + sum(in_time.values()))
             begin = own.stop
             rows, cols = grid.groups
             media.append(
-                EncodedMedium(
+                EncodedVisual(
                     feature_KD=feature_KD[own],
-                    slot_K=(place_K3[own] * place_K3.new_tensor([rows * cols, cols, 1])).sum(1),
-                    num_slots=grid.num_groups,
+                    placeholder_K=(coord_K3[own] * coord_K3.new_tensor([rows * cols, cols, 1])).sum(1),
+                    num_placeholders=grid.num_groups,
                     frame_counts=tuple((time, in_time.get(time, 0)) for time in range(grid.times)),
-                    place_K3=place_K3[own],
+                    coord_K3=coord_K3[own],
                     score_K=None if score_K is None else score_K[own],
                     num_patches=grid.num_patches - given.num_left_out * side**2,
-                    trace=() if own_steps is None else (*own_steps, _merger_step(place_K3[own].cpu(), side**2)),
-                    patch_place_P4=None if own_steps is None else medium_place(patch_places(grid)),
-                    idle_steps=tuple(reduction.idle[index]),
+                    trace=() if own_steps is None else (*own_steps, _merger_step(coord_K3[own].cpu(), side**2)),
+                    patch_coord_P4=None if own_steps is None else visual_coords(patch_places(grid)),
+                    noop_steps=tuple(reduction.idle[index]),
                 )
             )
         return media
@@ -163,10 +165,10 @@ def patch_places(grid: PatchGrid) -> Tensor:
     return torch.stack([time, row * grid.side + inner_row, col * grid.side + inner_col], 1)
 
 
-def _merger_step(place_K3: Tensor, group_size: int) -> TraceStep:
+def _merger_step(coord_K3: Tensor, group_size: int) -> TraceStep:
     """The merger as a trace step: every vision token is made of the patches of its group, in equal parts."""
-    num_tokens = place_K3.shape[0]
+    num_tokens = coord_K3.shape[0]
     index = torch.stack([torch.arange(num_tokens).repeat_interleave(group_size), torch.arange(num_tokens * group_size)])
     weight, size = torch.full((index.shape[1],), 1 / group_size), (num_tokens, num_tokens * group_size)
     matrix = torch.sparse_coo_tensor(index, weight, size, check_invariants=False)
-    return TraceStep("layout", None, matrix.coalesce(), medium_place(place_K3))
+    return TraceStep("layout", None, matrix.coalesce(), visual_coords(coord_K3))

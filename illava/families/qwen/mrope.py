@@ -37,11 +37,11 @@ class TokenGrid:
     interval: float = 1.0
 
 
-def mrope_positions(num_slots: int, grids: Sequence[TokenGrid]) -> Tensor:
+def mrope_positions(num_placeholders: int, grids: Sequence[TokenGrid]) -> Tensor:
     """Positions of every prompt slot on the host: int64 [3, S].
 
     Args:
-        num_slots: of the prompt, text and vision.
+        num_placeholders: of the prompt, text and vision.
         grids: those in it, in any order.
     """
     parts, slot, position = [], 0, 0
@@ -53,5 +53,5 @@ def mrope_positions(num_slots: int, grids: Sequence[TokenGrid]) -> Tensor:
         parts.append(torch.stack(axes).flatten(1) + position)
         position += max(grid.rows, grid.cols)
         slot = grid.start + grid.times * grid.rows * grid.cols
-    parts.append(torch.arange(position, position + num_slots - slot).expand(3, -1))
+    parts.append(torch.arange(position, position + num_placeholders - slot).expand(3, -1))
     return torch.cat(parts, 1)

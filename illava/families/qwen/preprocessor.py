@@ -17,7 +17,7 @@ import numpy as np
 from illava.errors import ModelLoadError, PreprocessError
 from illava.families.qwen.geometry import NativeGeometry
 from illava.model_files import JsonSection, ModelFiles
-from illava.preprocess import MediumCells, Preprocessor, VisualInput, check_images, check_video, resize
+from illava.preprocess import Preprocessor, VisualCells, VisualInput, check_images, check_video, resize
 
 # What transformers' processor classes take where a model's files are silent: mean and standard deviation.
 _CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
@@ -68,40 +68,40 @@ class NativePreprocessor(Preprocessor):
             tiles[index] = resize(frame, height, width, self.video_resample)
         return VisualInput("video", tiles, frames[0].shape[:2], tuple(timestamps_s))
 
-    def cells(self, medium: VisualInput) -> MediumCells:
+    def cells(self, visual: VisualInput) -> VisualCells:
         """See `Preprocessor.cells`: a cell is a group of patches over the frames of one temporal patch."""
-        depth = 1 if medium.kind == "image" else self.geometry.frames_per_patch
-        num_frames, height, width = medium.tiles.shape[:3]
-        grid, px = self.geometry.grid(medium.kind, num_frames, height, width), self.geometry.factor_px
-        tiles = np.concatenate([medium.tiles, *[medium.tiles[-1:]] * (grid.times * depth - num_frames)])
+        depth = 1 if visual.kind == "image" else self.geometry.frames_per_patch
+        num_frames, height, width = visual.tiles.shape[:3]
+        grid, px = self.geometry.grid(visual.kind, num_frames, height, width), self.geometry.factor_px
+        tiles = np.concatenate([visual.tiles, *[visual.tiles[-1:]] * (grid.times * depth - num_frames)])
         rows, cols = grid.groups
         cut = tiles.reshape(grid.times, depth, rows, px, cols, px, 3).transpose(0, 2, 4, 1, 3, 5, 6)
-        return MediumCells(
+        return VisualCells(
             pixels_TX=cut.reshape(grid.num_groups, -1),
-            place_T3=np.indices((grid.times, rows, cols)).reshape(3, -1).T,
+            coord_T3=np.indices((grid.times, rows, cols)).reshape(3, -1).T,
             lengths=(grid.num_groups,),
             padding_T=np.zeros(grid.num_groups, bool),
         )
 
-    def with_frames(self, medium: VisualInput, frames: Sequence[int]) -> VisualInput:
+    def with_frames(self, visual: VisualInput, frames: Sequence[int]) -> VisualInput:
         """See `Preprocessor.with_frames`: whole temporal patches."""
-        depth, num_frames = self.geometry.frames_per_patch, len(medium.tiles)
+        depth, num_frames = self.geometry.frames_per_patch, len(visual.tiles)
         index = [n for frame in frames for n in range(frame * depth, min((frame + 1) * depth, num_frames))]
-        times_s = tuple(medium.timestamps_s[n] for n in index) if medium.timestamps_s else ()
-        return replace(medium, tiles=medium.tiles[index], timestamps_s=times_s)
+        times_s = tuple(visual.timestamps_s[n] for n in index) if visual.timestamps_s else ()
+        return replace(visual, tiles=visual.tiles[index], timestamps_s=times_s)
 
-    def shrink(self, medium: VisualInput, ratio: float) -> VisualInput:
+    def shrink(self, visual: VisualInput, ratio: float) -> VisualInput:
         """See `Preprocessor.shrink`: both sides by the root of the ratio, rounded down to whole groups."""
-        height, width = medium.tiles.shape[1:3]
+        height, width = visual.tiles.shape[1:3]
         factor = self.geometry.factor_px
         low, narrow = (max(1, int(side / factor * ratio**0.5 + 1e-6)) * factor for side in (height, width))
         if (low, narrow) == (height, width):
             raise PreprocessError(
-                f"a {medium.kind} of {width}x{height} px at model size has too few groups of {factor} px to be read at "
+                f"a {visual.kind} of {width}x{height} px at model size has too few groups of {factor} px to be read at "
                 f"{ratio:g} of them; lower keep_ratio, or reduce with another method"
             )
-        resample = self.image_resample if medium.kind == "image" else self.video_resample
-        return replace(medium, tiles=np.stack([resize(tile, low, narrow, resample) for tile in medium.tiles]))
+        resample = self.image_resample if visual.kind == "image" else self.video_resample
+        return replace(visual, tiles=np.stack([resize(tile, low, narrow, resample) for tile in visual.tiles]))
 
     def max_nbytes(self, num_frames: int) -> int:
         """See `Preprocessor.max_nbytes`; a count does not say whether it is of images or frames: the larger."""

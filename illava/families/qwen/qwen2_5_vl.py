@@ -72,11 +72,11 @@ class Qwen25VLTower(NativeTower):
 
         Patches lie by windows from one windowed block to the next, and in their own order in the full blocks between.
         """
-        place_T3, windowed = None, False
+        coord_T3, windowed = None, False
         for index, block in enumerate(self._blocks):
-            if place_T3 is not reduction.place_T3:
-                place_T3 = reduction.place_T3
-                rotary = rotary_at(self._rotary, hidden_TD, place_T3)
+            if coord_T3 is not reduction.coord_T3:
+                coord_T3 = reduction.coord_T3
+                rotary = rotary_at(self._rotary, hidden_TD, coord_T3)
                 windows = self._windows(reduction, rotary)
             if index not in self.full_blocks:
                 hidden_TD, windowed = hidden_TD if windowed else hidden_TD[windows.order_T], True
@@ -94,9 +94,9 @@ class Qwen25VLTower(NativeTower):
 
         Source: transformers 5.23, vision_utils.py:get_vision_window_index; ragged where patches are gone.
         """
-        place_T3, lengths = reduction.place_T3, reduction.lengths
-        segment_T = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).to(place_T3.device)
-        window_T3 = torch.cat([segment_T[:, None], place_T3[:, 1:] // self.window_patches], 1)
+        coord_T3, lengths = reduction.coord_T3, reduction.lengths
+        segment_T = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).to(coord_T3.device)
+        window_T3 = torch.cat([segment_T[:, None], coord_T3[:, 1:] // self.window_patches], 1)
         _, window_T, count_W = window_T3.unique(dim=0, return_inverse=True, return_counts=True)
         order_T = torch.argsort(window_T, stable=True)
         cos_T1d, sin_T1d = rotary
@@ -137,16 +137,16 @@ class Qwen25VL(Family):
     def position_ids(self, prompt: RenderedPrompt, media: Sequence[VisualInput]) -> Tensor:
         """See `Family.position_ids`: three axes, a video's first one in steps of its frames' seconds."""
         grids = []
-        for (start, _), medium in zip(prompt.spans, media, strict=True):
-            grid = self.encoder.grid(medium)
-            interval = self._tokens_per_second * seconds_per_time(medium, self._frames_per_patch)
+        for (start, _), visual in zip(prompt.spans, media, strict=True):
+            grid = self.encoder.grid(visual)
+            interval = self._tokens_per_second * seconds_per_time(visual, self._frames_per_patch)
             grids.append(TokenGrid(start, grid.times, *grid.groups, interval))
         return mrope_positions(len(prompt.token_ids), grids)
 
 
-def seconds_per_time(medium: VisualInput, frames_per_patch: int) -> float:
+def seconds_per_time(visual: VisualInput, frames_per_patch: int) -> float:
     """Seconds from one temporal patch of a video to the next; 1, as in transformers, where they are not known."""
-    times_s = medium.timestamps_s
+    times_s = visual.timestamps_s
     if len(times_s) < 2:
         return 1.0
     return frames_per_patch * (times_s[-1] - times_s[0]) / (len(times_s) - 1)

@@ -34,11 +34,11 @@ class Qwen2VLTower(NativeTower):
 
     def run(self, hidden_TD: Tensor, reduction: VisionReduction) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See `NativeTower.run`."""
-        place_T3 = None
+        coord_T3 = None
         for index, block in enumerate(self._blocks):
-            if place_T3 is not reduction.place_T3:  # survivors rotate by their own places
-                place_T3 = reduction.place_T3
-                rotary = rotary_at(self._rotary, hidden_TD, place_T3)
+            if coord_T3 is not reduction.coord_T3:  # survivors rotate by their own places
+                coord_T3 = reduction.coord_T3
+                rotary = rotary_at(self._rotary, hidden_TD, coord_T3)
             hidden_TD, q_THd, k_THd = attend(block, hidden_TD, rotary, reduction.lengths, reduction.key_bias_T)
             hidden_TD = reduction.at(index, hidden_TD, q_THd, k_THd, scale=block.attn.scaling)
             hidden_TD = hidden_TD + block.mlp(block.norm2(hidden_TD))
@@ -64,7 +64,7 @@ class Qwen2VL(Family):
     def position_ids(self, prompt: RenderedPrompt, media: Sequence[VisualInput]) -> Tensor:
         """See `Family.position_ids`: three axes."""
         grids = []
-        for (start, _), medium in zip(prompt.spans, media, strict=True):
-            grid = self.encoder.grid(medium)
+        for (start, _), visual in zip(prompt.spans, media, strict=True):
+            grid = self.encoder.grid(visual)
             grids.append(TokenGrid(start, grid.times, *grid.groups))
         return mrope_positions(len(prompt.token_ids), grids)

@@ -66,11 +66,11 @@ class Qwen3VLTower(NativeTower):
         plan un-merges, they are of the whole grid from the start.
         """
         deepstack: list[Tensor] = []
-        place_T3, num_steps = None, len(reduction.steps)  # what acted before the blocks is behind these tokens
+        coord_T3, num_steps = None, len(reduction.steps)  # what acted before the blocks is behind these tokens
         for index, block in enumerate(self._blocks):
-            if place_T3 is not reduction.place_T3:  # survivors rotate by their own places
-                place_T3 = reduction.place_T3
-                rotary = rotary_at(self._rotary, hidden_TD, place_T3)
+            if coord_T3 is not reduction.coord_T3:  # survivors rotate by their own places
+                coord_T3 = reduction.coord_T3
+                rotary = rotary_at(self._rotary, hidden_TD, coord_T3)
             hidden_TD, q_THd, k_THd = attend(block, hidden_TD, rotary, reduction.lengths, reduction.key_bias_T)
             hidden_TD = reduction.at(index, hidden_TD, q_THd, k_THd, scale=block.attn.scaling)
             if not reduction.unmerges:
@@ -115,15 +115,15 @@ class Qwen3VL(Family):
         """See `Family.check_vision`."""
         check_native_resolution(plan, self.model_type, num_blocks=self.num_vision_blocks)
 
-    def render(self, content: Sequence[str | VisualInput], num_slots: Sequence[int]) -> RenderedPrompt:
+    def render(self, content: Sequence[str | VisualInput], num_placeholders: Sequence[int]) -> RenderedPrompt:
         """See `Family.render`. A video's frames stand apart, the time of each written before it.
 
         The pair of start and end marks around a video's placeholder makes room for one pair a frame, as in transformers
         4.57, with which the model came; 5.x leaves that pair around them all.
         """
         media = [part for part in content if not isinstance(part, str)]
-        images = deque(index for index, medium in enumerate(media) if medium.kind == "image")
-        videos = [index for index, medium in enumerate(media) if medium.kind == "video"]
+        images = deque(index for index, visual in enumerate(media) if visual.kind == "image")
+        videos = [index for index, visual in enumerate(media) if visual.kind == "video"]
         before, *behind = self._chat.template_text(content).split(self._frame)
         if len(behind) != len(videos):
             raise ModelLoadError(f"the model's chat template does not write {self._frame!r} once for every video")
@@ -142,28 +142,28 @@ class Qwen3VL(Family):
             if not waiting:
                 raise ModelLoadError("the model's chat template writes more placeholders than there are media")
             index = waiting.popleft()
-            count = num_slots[index] // self.encoder.grid(media[index]).times
+            count = num_placeholders[index] // self.encoder.grid(media[index]).times
             starts[index].append(len(token_ids))
             token_ids += [token_id] * count
         if images or frames:
             raise ModelLoadError("the model's chat template leaves out some of the media; it is made for text alone")
-        spans = tuple((starts[index][0], num_slots[index]) for index in range(len(media)))
+        spans = tuple((starts[index][0], num_placeholders[index]) for index in range(len(media)))
         return RenderedPrompt(tuple(token_ids), spans, {index: tuple(starts[index]) for index in videos})
 
     def position_ids(self, prompt: RenderedPrompt, media: Sequence[VisualInput]) -> Tensor:
         """See `Family.position_ids`: three axes; every frame of a video is a grid of its own."""
         grids = []
-        for index, ((start, _), medium) in enumerate(zip(prompt.spans, media, strict=True)):
-            rows, cols = self.encoder.grid(medium).groups
+        for index, ((start, _), visual) in enumerate(zip(prompt.spans, media, strict=True)):
+            rows, cols = self.encoder.grid(visual).groups
             grids += [TokenGrid(begin, 1, rows, cols) for begin in prompt.starts.get(index, (start,))]
         return mrope_positions(len(prompt.token_ids), grids)
 
 
-def frame_times_s(medium: VisualInput, frames_per_patch: int) -> list[float]:
+def frame_times_s(visual: VisualInput, frames_per_patch: int) -> list[float]:
     """Seconds of each temporal patch: halfway between its first and its last frame.
 
     Source: transformers 5.23, models/qwen3_vl/processing_qwen3_vl.py:_calculate_timestamps.
     """
-    times_s = list(medium.timestamps_s) or [n / _ASSUMED_FPS for n in range(len(medium.tiles))]
+    times_s = list(visual.timestamps_s) or [n / _ASSUMED_FPS for n in range(len(visual.tiles))]
     times_s += times_s[-1:] * (-len(times_s) % frames_per_patch)
     return [(times_s[n] + times_s[n + frames_per_patch - 1]) / 2 for n in range(0, len(times_s), frames_per_patch)]

@@ -39,8 +39,8 @@ def best_boxes(relevance_FRC: Tensor, shapes: Sequence[tuple[int, int]]) -> Tens
             - total_FRC[:, height:, :-width]
             + total_FRC[:, :-height, :-width]
         )
-        mass_F, place_F = mass_FRC.flatten(1).max(1)
-        top_F, left_F = place_F // mass_FRC.shape[2], place_F % mass_FRC.shape[2]
+        mass_F, coord_F = mass_FRC.flatten(1).max(1)
+        top_F, left_F = coord_F // mass_FRC.shape[2], coord_F % mass_FRC.shape[2]
         box_F4 = torch.stack([top_F, left_F, top_F + height, left_F + width], 1)
         better_F = mass_F > best_F + 1e-9
         best_F, corner_F4 = torch.where(better_F, mass_F, best_F), torch.where(better_F[:, None], box_F4, corner_F4)

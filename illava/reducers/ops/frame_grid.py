@@ -30,15 +30,15 @@ class FrameGrid:
     @classmethod
     def of(cls, tokens: Tokens) -> FrameGrid:
         """The grid of packed cells that lie anywhere on it."""
-        device, total = tokens.place_T3.device, sum(tokens.lengths)
+        device, total = tokens.coord_T3.device, sum(tokens.lengths)
         segment_T = torch.arange(len(tokens.lengths), device=device).repeat_interleave(
             torch.tensor(tokens.lengths, device=device), output_size=total
         )
-        frame_T2 = torch.stack([segment_T, tokens.place_T3[:, 0]], 1)
+        frame_T2 = torch.stack([segment_T, tokens.coord_T3[:, 0]], 1)
         frames_F2, frame_T = frame_T2.unique(dim=0, return_inverse=True)
-        rows, cols = (int(tokens.place_T3[:, axis].max()) + 1 for axis in (1, 2))
+        rows, cols = (int(tokens.coord_T3[:, axis].max()) + 1 for axis in (1, 2))
         cell_FRC = torch.full((len(frames_F2), rows, cols), -1, device=device)
-        cell_FRC[frame_T, tokens.place_T3[:, 1], tokens.place_T3[:, 2]] = torch.arange(total, device=device)
+        cell_FRC[frame_T, tokens.coord_T3[:, 1], tokens.coord_T3[:, 2]] = torch.arange(total, device=device)
         return cls(cell_FRC, frames_F2[:, 0])
 
     def values(self, value_T: Tensor, fill: float) -> Tensor:

@@ -27,5 +27,5 @@ def prune_lowest(score_T: Tensor, lengths: tuple[int, ...], kept: tuple[int, ...
 def rank_highest(score_T: Tensor, lengths: tuple[int, ...]) -> Tensor:
     """Each token's rank in its segment, 0 = highest, ties to the earlier: int64 [S, N]; padding ranks last."""
     order_SN = torch.argsort(pad(score_T.float(), lengths, float("-inf")), dim=1, descending=True, stable=True)
-    place_SN = torch.arange(order_SN.shape[1], device=score_T.device).expand_as(order_SN)
-    return torch.empty_like(order_SN).scatter_(1, order_SN, place_SN)
+    coord_SN = torch.arange(order_SN.shape[1], device=score_T.device).expand_as(order_SN)
+    return torch.empty_like(order_SN).scatter_(1, order_SN, coord_SN)

@@ -52,7 +52,7 @@ class PayloadLostError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class BatchInput:
     """What a VLM actor is told of one item.
 
     Attributes:
@@ -69,7 +69,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Advance:
+class StepResult:
     """What came of one `VLMActor.advance`.
 
     Attributes:
@@ -112,7 +112,7 @@ class VLMActor:
         self._worker = self._make_worker()
         return os.getpid()
 
-    def advance(self, entries: Sequence[Entry], *payloads: LoadedItem) -> Advance:
+    def advance(self, entries: Sequence[BatchInput], *payloads: LoadedItem) -> StepResult:
         """Take items over, then step the batch for a time slice or until it is empty."""
         until_s = time.perf_counter() + SLICE_S
         for entry in entries:
@@ -124,7 +124,7 @@ class VLMActor:
             if time.perf_counter() >= until_s:
                 break
         now_s = time.perf_counter()
-        return Advance(tuple((done.row, now_s - done.taken_s) for done in outcomes), self.usage())
+        return StepResult(tuple((done.row, now_s - done.taken_s) for done in outcomes), self.usage())
 
     def usage(self) -> WorkerUsage:
         """Where the worker's wall time went so far."""

@@ -25,7 +25,7 @@ from pipeline.execution.ray.actor_pool import (
     ScaleDecision,
     VLMSlot,
 )
-from pipeline.execution.ray.actors import ActorLostError, Entry, PayloadLostError, RayCluster
+from pipeline.execution.ray.actors import ActorLostError, BatchInput, PayloadLostError, RayCluster
 from pipeline.execution.scheduler import Scheduler
 from pipeline.execution.worker import VLMWorker, WorkerUsage
 from pipeline.loading.load_report import ItemLoader, ReadingUsage
@@ -34,7 +34,7 @@ from pipeline.redaction import redacted, visible
 # Items a VLM actor holds beyond its batch, so that a freed place is filled within the same call.
 LOOKAHEAD_ITEMS = 4
 TURN_S = 0.2
-FAREWELL_S = 5.0
+SHUTDOWN_TIMEOUT_S = 5.0
 
 
 class RayExecutor:
@@ -73,7 +73,7 @@ class RayExecutor:
         self.reading = ReadingUsage()
         self._autoscaler = ActorPoolAutoscaler(runtime.num_vlm_actors.min, now_s=time.monotonic())
 
-    def turn(self) -> None:
+    def poll(self) -> None:
         """Hand out what can be, then take every answer that is there; waits a moment for the first."""
         self._resize()
         self._feed_readers()
@@ -86,14 +86,14 @@ class RayExecutor:
                 take(reference)
 
     @property
-    def room(self) -> int:
+    def capacity(self) -> int:
         """Items that fill the batches of the VLM actors that stand."""
         return sum(vlm.started for vlm in self._vlms) * (self._most_held - LOOKAHEAD_ITEMS)
 
     def usage(self) -> list[WorkerUsage]:
         """Of every VLM actor there was, up to now: standing idle behind the last answer counts too."""
         asked = {vlm.actor.usage.remote(): vlm for vlm in self._vlms if vlm.started}
-        for reference in self._cluster.wait_all(list(asked), FAREWELL_S):
+        for reference in self._cluster.wait_all(list(asked), SHUTDOWN_TIMEOUT_S):
             with suppress(ActorLostError):  # then what its last answer said stands
                 asked[reference].usage = self._cluster.result(reference)
         return [*self._past_usage, *(vlm.usage for vlm in self._vlms)]
@@ -101,7 +101,7 @@ class RayExecutor:
     def close(self) -> None:
         """End all actors."""
         # Readers that still answer remove what they cached.
-        self._cluster.wait_all([one.actor.close.remote() for one in self._readers if one.started], FAREWELL_S)
+        self._cluster.wait_all([one.actor.close.remote() for one in self._readers if one.started], SHUTDOWN_TIMEOUT_S)
         for actor in [reader.actor for reader in self._readers] + [vlm.actor for vlm in self._vlms]:
             self._cluster.kill(actor)
 
@@ -173,8 +173,8 @@ class RayExecutor:
         takers = list(open_to_calls)
         while takers:
             vlm = min(takers, key=lambda one: self._scheduler.num_running(one.name))
-            room = self._most_held - self._scheduler.num_running(vlm.name)
-            leases = self._scheduler.assign(vlm.name, min(room, 1))
+            capacity = self._most_held - self._scheduler.num_running(vlm.name)
+            leases = self._scheduler.assign(vlm.name, min(capacity, 1))
             if leases:
                 given.setdefault(vlm.name, []).extend(leases)
             else:
@@ -190,7 +190,7 @@ class RayExecutor:
         payloads = list(dict.fromkeys(lease.payload for lease in leases))
         places = [payloads.index(lease.payload) for lease in leases]
         entries = [
-            Entry(lease.item, place, lease.attempts, lease.shard_index)
+            BatchInput(lease.item, place, lease.attempts, lease.shard_index)
             for lease, place in zip(leases, places, strict=True)
         ]
         call = vlm.actor.advance.remote(entries, *payloads)
@@ -219,7 +219,7 @@ class RayExecutor:
         vlm.usage = advance.usage
         for row, held_s in advance.finished:
             lease = self._scheduler.running(vlm.name, row.item_id)
-            self._scheduler.finished(vlm.name, lease.timeline.settle(row, held_s))
+            self._scheduler.finished(vlm.name, lease.timeline.finalize(row, held_s))
             if row.status != "failed":
                 self._vlm_deaths.record_success()
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from pipeline.loading.decoding.clip import Clip, Packet
-from pipeline.loading.decoding.mp4_index import DoubtError
+from pipeline.loading.decoding.mp4_index import RangeReadUnsafeError
 
 _MOST_ENTRIES_BACK = 4  # a frame may be coded behind the key frame that is shown after it
 _CODECS = frozenset({"h264", "hevc", "av1", "mpeg4"})
@@ -20,7 +20,7 @@ _MOST_IN_VAIN = 0.05  # bytes between wanted ones that are read for the sake of 
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class GopSegment:
     """A key frame and what must be decoded behind it.
 
     Attributes:
@@ -37,7 +37,7 @@ class Stretch:
         return min(time for time in (self.packets[0].pts, self.packets[0].dts) if time is not None)
 
 
-def stretches(packets: Sequence[Packet], clip: Clip, wanted: Sequence[int]) -> list[Stretch]:
+def stretches(packets: Sequence[Packet], clip: Clip, wanted: Sequence[int]) -> list[GopSegment]:
     """What to decode for the wanted frames, from index alone.
 
     Args:
@@ -46,14 +46,14 @@ def stretches(packets: Sequence[Packet], clip: Clip, wanted: Sequence[int]) -> l
         wanted: indices of frames in the order they are shown.
 
     Raises:
-        DoubtError: with the reason.
+        RangeReadUnsafeError: with the reason.
     """
     if clip.container != "mov" or clip.codec not in _CODECS:
-        raise DoubtError(f"{clip.codec} in {clip.container} has not been tested")
+        raise RangeReadUnsafeError(f"{clip.codec} in {clip.container} has not been tested")
     if clip.problem or clip.order is None or clip.num_videos != 1:
-        raise DoubtError(clip.problem or "it has no frame times, or several videos")
+        raise RangeReadUnsafeError(clip.problem or "it has no frame times, or several videos")
     if any(packet.is_discard or packet.pts is None or packet.position < 0 for packet in packets):
-        raise DoubtError("its edit list cuts frames, or its index is incomplete")
+        raise RangeReadUnsafeError("its edit list cuts frames, or its index is incomplete")
     place_of = {packet.pts: place for place, packet in enumerate(packets)}
     pts_of = {index: pts for pts, index in clip.order.items()}
     entries = [place for place, packet in enumerate(packets) if packet.is_entry]
@@ -70,17 +70,19 @@ def _entry(packets: Sequence[Packet], entries: Sequence[int], place: int) -> int
     for key in reversed(entries[: bisect_right(entries, place)][-_MOST_ENTRIES_BACK:]):
         if packets[key].pts <= packets[place].pts:  # type: ignore[operator]
             return key
-    raise DoubtError("a frame lies before the first key frame")
+    raise RangeReadUnsafeError("a frame lies before the first key frame")
 
 
-def _stretch(packets: Sequence[Packet], key: int, wanted: dict[int, int], place_of: dict[int | None, int]) -> Stretch:
+def _stretch(
+    packets: Sequence[Packet], key: int, wanted: dict[int, int], place_of: dict[int | None, int]
+) -> GopSegment:
     """Without what is shown before the key frame: nothing behind it refers to that."""
     last = max(place_of[pts] for pts in wanted)
     chosen = tuple(packet for packet in packets[key : last + 1] if packet.pts >= packets[key].pts)  # type: ignore[operator]
-    return Stretch(chosen, wanted)
+    return GopSegment(chosen, wanted)
 
 
-def byte_ranges(found: Iterable[Stretch]) -> list[tuple[int, int]]:
+def byte_ranges(found: Iterable[GopSegment]) -> list[tuple[int, int]]:
     """Half-open ranges that hold all packets; the smallest gaps between them are read too, up to a small share."""
     needed = merged((packet.position, packet.position + packet.num_bytes) for one in found for packet in one.packets)
     allowance = int(_MOST_IN_VAIN * sum(end - start for start, end in needed))

@@ -16,7 +16,7 @@ _HARMLESS = frozenset({b"ftyp", b"free", b"skip", b"wide", b"mdat"})
 _DOUBTFUL_IN_INDEX = {b"mvex": "fragmented", b"cmov": "with a compressed index"}
 
 
-class DoubtError(Exception):
+class RangeReadUnsafeError(Exception):
     """A ranged read cannot be shown to give what the whole object gives; the message says why."""
 
 
@@ -28,7 +28,7 @@ def fetch_index(read: Callable[[int, int], bytes], size: int) -> None:
         size: of the file.
 
     Raises:
-        DoubtError: the file is fragmented, cut short, or has a box that may matter elsewhere.
+        RangeReadUnsafeError: the file is fragmented, cut short, or has a box that may matter elsewhere.
     """
     start, buffer, place, found = 0, b"", 0, []
     for _ in range(_MAX_BOXES):
@@ -41,7 +41,7 @@ def fetch_index(read: Callable[[int, int], bytes], size: int) -> None:
         found.append(kind)
         if kind in {b"ftyp", b"moov"}:
             if end - place > _MAX_INDEX_BYTES:
-                raise DoubtError(f"its {kind.decode()} has {end - place:,} bytes")
+                raise RangeReadUnsafeError(f"its {kind.decode()} has {end - place:,} bytes")
             have = start + len(buffer)
             if have < end:
                 start, buffer = place, buffer[place - start :] + read(have, end)
@@ -49,22 +49,22 @@ def fetch_index(read: Callable[[int, int], bytes], size: int) -> None:
                 _check_index(buffer[place - start : end - start])
         place = end
     if place != size or found.count(b"moov") != 1 or b"mdat" not in found or found[0] != b"ftyp":
-        raise DoubtError("its boxes are not one ftyp, one moov and the media")
+        raise RangeReadUnsafeError("its boxes are not one ftyp, one moov and the media")
 
 
 def _box(buffer: bytes, place: int, size: int) -> tuple[bytes, int]:
     """Kind and end of the box that begins at ``place``, its header being in front of ``buffer``."""
     if len(buffer) < 8:
-        raise DoubtError("bytes are left behind its last box")
+        raise RangeReadUnsafeError("bytes are left behind its last box")
     length, kind, header = int.from_bytes(buffer[:4]), buffer[4:8], 8
     if kind != b"moov" and kind not in _HARMLESS:
-        raise DoubtError(f"it has a box {kind!r}")
+        raise RangeReadUnsafeError(f"it has a box {kind!r}")
     if length == 1:
         length, header = int.from_bytes(buffer[8:16]), 16
     if length == 0 and kind == b"mdat":
         length = size - place
     if length < header or place + length > size:
-        raise DoubtError(f"its box {kind!r} has {length:,} bytes, of {size - place:,} that are left")
+        raise RangeReadUnsafeError(f"its box {kind!r} has {length:,} bytes, of {size - place:,} that are left")
     return kind, place + length
 
 
@@ -73,7 +73,7 @@ def _check_index(moov: bytes) -> None:
     while place + 8 <= len(moov):
         length, kind = int.from_bytes(moov[place : place + 4]), moov[place + 4 : place + 8]
         if kind in _DOUBTFUL_IN_INDEX:
-            raise DoubtError(f"it is {_DOUBTFUL_IN_INDEX[kind]}")
+            raise RangeReadUnsafeError(f"it is {_DOUBTFUL_IN_INDEX[kind]}")
         if length < 8 or place + length > len(moov):
-            raise DoubtError(f"its index has a box {kind!r} of {length:,} bytes")
+            raise RangeReadUnsafeError(f"its index has a box {kind!r} of {length:,} bytes")
         place += length

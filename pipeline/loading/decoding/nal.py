@@ -13,7 +13,7 @@ _H264_IDR, _HEVC_IDR = {5}, {19, 20}
 _HEVC_ENTRIES = set(range(16, 22))
 
 
-def starts_afresh(packet: bytes, *, codec: str, extradata: bytes | None) -> bool:
+def is_idr(packet: bytes, *, codec: str, extradata: bytes | None) -> bool:
     """Whether a packet of a key frame is an instantaneous decoder refresh; False for any codec but h264 and hevc.
 
     Args:
@@ -29,7 +29,7 @@ def starts_afresh(packet: bytes, *, codec: str, extradata: bytes | None) -> bool
     return False
 
 
-def can_be_entered(packet: bytes, *, codec: str, extradata: bytes | None) -> bool:
+def is_random_access_point(packet: bytes, *, codec: str, extradata: bytes | None) -> bool:
     """Whether decoding may begin at a packet of a key frame, for what is shown behind it.
 
     Of hevc also an open group's key frame may be entered: frames shown behind it refer to nothing before it.
@@ -38,7 +38,7 @@ def can_be_entered(packet: bytes, *, codec: str, extradata: bytes | None) -> boo
     if codec == "hevc":
         units = _units(packet, _length_size(codec, extradata))
         return any(unit[0] >> 1 & 0x3F in _HEVC_ENTRIES for unit in units)
-    return codec != "h264" or starts_afresh(packet, codec=codec, extradata=extradata)
+    return codec != "h264" or is_idr(packet, codec=codec, extradata=extradata)
 
 
 def _length_size(codec: str, extradata: bytes | None) -> int:

@@ -17,9 +17,9 @@ import numpy as np
 from pipeline.errors import ItemError
 from pipeline.loading.decoding.clip import Clip, Packet, check_duration, check_pixels, describe_clip, ends_early
 from pipeline.loading.decoding.container import Container
-from pipeline.loading.decoding.gop_ranges import Stretch
-from pipeline.loading.decoding.mp4_index import DoubtError
-from pipeline.loading.decoding.nal import can_be_entered, starts_afresh
+from pipeline.loading.decoding.gop_ranges import GopSegment
+from pipeline.loading.decoding.mp4_index import RangeReadUnsafeError
+from pipeline.loading.decoding.nal import is_idr, is_random_access_point
 from pipeline.loading.decoding.orientation import Orientation, orientation_of
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _read_packets(file: Any, stream: Any) -> tuple[list[Packet], float, Orientat
             last = max(packet.dts, packet.pts if packet.pts is not None else packet.dts) + (packet.duration or 0)
             end_s = max(end_s, float(last * packet.time_base) - start_s)
         if packet.stream_index == stream.index:
-            is_fresh = packet.is_keyframe and starts_afresh(bytes(packet), codec=codec, extradata=extradata)
+            is_fresh = packet.is_keyframe and is_idr(bytes(packet), codec=codec, extradata=extradata)
             flags = packet.is_keyframe, is_fresh, packet.is_corrupt, packet.is_discard
             position = -1 if packet.pos is None else packet.pos
             packets.append(Packet(packet.pts, packet.dts, *flags, position in entries, position, packet.size))
@@ -160,12 +160,12 @@ def read_pyav(path: str, clip: Clip, wanted: Sequence[int], media: MediaConfig) 
 
 
 def decode_stretches(
-    path: str, container: Container, found: Sequence[Stretch], media: MediaConfig
+    path: str, container: Container, found: Sequence[GopSegment], media: MediaConfig
 ) -> dict[int, np.ndarray]:
     """The wanted frames by index, from the bytes of those stretches alone: whatever else the file holds is not decoded.
 
     Raises:
-        DoubtError: the bytes are not what the index said, or not decoded whole without a remark.
+        RangeReadUnsafeError: the bytes are not what the index said, or not decoded whole without a remark.
     """
     import av
 
@@ -179,13 +179,13 @@ def decode_stretches(
                 decoded = [frame for packet in _exactly(file, stream, one.packets) for frame in packet.decode()]
                 for frame in [*decoded, *codec.decode(None)]:
                     if frame.is_corrupt:
-                        raise DoubtError("a frame is not whole")
+                        raise RangeReadUnsafeError("a frame is not whole")
                     if frame.pts in one.wanted:
                         frames[one.wanted[frame.pts]] = _upright_rgb(frame, media)
         except av.error.FFmpegError as error:
             if isinstance(error, MemoryError):
                 raise
-            raise DoubtError(f"a wanted stretch cannot be decoded: {error.strerror}") from error
+            raise RangeReadUnsafeError(f"a wanted stretch cannot be decoded: {error.strerror}") from error
     return frames
 
 
@@ -197,14 +197,14 @@ def _exactly(file: Any, stream: Any, expected: Sequence[Packet]) -> Iterator[Any
         if packet.pos != left[0].position:
             continue
         if (packet.pts, packet.size) != (left[0].pts, left[0].num_bytes):
-            raise DoubtError("its index reads otherwise after seeking")
-        if left[0] is expected[0] and not can_be_entered(bytes(packet), codec=codec, extradata=extradata):
-            raise DoubtError("a key frame of it refers to frames before")
+            raise RangeReadUnsafeError("its index reads otherwise after seeking")
+        if left[0] is expected[0] and not is_random_access_point(bytes(packet), codec=codec, extradata=extradata):
+            raise RangeReadUnsafeError("a key frame of it refers to frames before")
         yield packet
         left.popleft()
         if not left:
             return
-    raise DoubtError("seeking led elsewhere than the index said")
+    raise RangeReadUnsafeError("seeking led elsewhere than the index said")
 
 
 def _decode(file: Any, stream: Any, clip: Clip) -> Iterator[tuple[int, Any]]:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from pipeline.loading.decoding.clip import Clip
 from pipeline.loading.decoding.container import HEAD_BYTES, sniff
 from pipeline.loading.decoding.frame_sampling import choose_frames
-from pipeline.loading.decoding.gop_ranges import Stretch, byte_ranges, is_covered, stretches
+from pipeline.loading.decoding.gop_ranges import GopSegment, byte_ranges, is_covered, stretches
 from pipeline.loading.decoding.media import Frames
-from pipeline.loading.decoding.mp4_index import DoubtError
+from pipeline.loading.decoding.mp4_index import RangeReadUnsafeError
 from pipeline.loading.decoding.pyav_video import decode_stretches, scan
 
 if TYPE_CHECKING:
@@ -32,13 +32,13 @@ def needed_ranges(path: str, media: MediaConfig) -> list[tuple[int, int]]:
         media: sampling and budgets.
 
     Raises:
-        DoubtError: the whole object must be read.
+        RangeReadUnsafeError: the whole object must be read.
         ItemError: as of the whole file, or because of what is not there: never to be believed without it.
     """
     _, found, _ = survey(path, media)
     ranges = byte_ranges(found)
     if sum(end - start for start, end in ranges) > _MOST_WORTH_IT * os.path.getsize(path):
-        raise DoubtError("most of its bytes are needed")
+        raise RangeReadUnsafeError("most of its bytes are needed")
     return ranges
 
 
@@ -51,28 +51,28 @@ def load_present(path: str, media: MediaConfig, present: Sequence[Sequence[int]]
         present: the ranges that are filled.
 
     Raises:
-        DoubtError: a frame needs other bytes than these, or is not decoded whole.
+        RangeReadUnsafeError: a frame needs other bytes than these, or is not decoded whole.
         ItemError: as above.
     """
     clip, found, wanted = survey(path, media)
     needed = [(packet.position, packet.position + packet.num_bytes) for one in found for packet in one.packets]
     if not is_covered(needed, [(start, end) for start, end in present]):
-        raise DoubtError("its index reads otherwise with the frames in place")
+        raise RangeReadUnsafeError("its index reads otherwise with the frames in place")
     frames = decode_stretches(path, clip.container, found, media)
     if len(frames) != len(wanted) or len({frame.shape for frame in frames.values()}) != 1:
-        raise DoubtError(f"{len(frames)} of {len(wanted)} frames came, or of several sizes")
+        raise RangeReadUnsafeError(f"{len(frames)} of {len(wanted)} frames came, or of several sizes")
     times_s = tuple(clip.timeline.timestamps_s[index] for index in wanted)
     return Frames([frames[index] for index in wanted], times_s, "pyav")
 
 
-def survey(path: str, media: MediaConfig) -> tuple[Clip, list[Stretch], tuple[int, ...]]:
+def survey(path: str, media: MediaConfig) -> tuple[Clip, list[GopSegment], tuple[int, ...]]:
     """The clip, what must be decoded of it, and the chosen frames. Raises as `needed_ranges`."""
     if media.frame_sampling.kind == "keyframe":
-        raise DoubtError("which frames are key frames is seen in their bytes alone")
+        raise RangeReadUnsafeError("which frames are key frames is seen in their bytes alone")
     with open(path, "rb") as file:
         container = sniff(file.read(HEAD_BYTES))
     clip, packets = scan(path, container, media)
     wanted = choose_frames(clip.timeline, media.frame_sampling, num_frames=media.num_frames)
     if not wanted:
-        raise DoubtError("no frame was chosen")
+        raise RangeReadUnsafeError("no frame was chosen")
     return clip, stretches(packets, clip, wanted), wanted

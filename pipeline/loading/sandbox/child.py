@@ -46,7 +46,7 @@ class EndedError(Exception):
     """The other end of the pipe is gone."""
 
 
-class Child:
+class SandboxProcess:
     """A running child process and its pipes."""
 
     def __init__(self, setup: bytes, memory_bytes: int) -> None:
@@ -78,7 +78,7 @@ class Child:
             self.send(setup, time.monotonic() + _START_S)
             self.receive_header(time.monotonic() + _START_S)
         except (TimedOutError, EndedError) as error:
-            what = "no answer" if isinstance(error, TimedOutError) else self.last_words
+            what = "no answer" if isinstance(error, TimedOutError) else self.stderr_tail
             self.kill()
             raise PipelineError(f"the decoder process could not start: {what}; try: {' '.join(command[:4])}") from error
 
@@ -115,18 +115,18 @@ class Child:
         """The error for a child that ended by itself."""
         code = self._reap()
         name = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-        last_words = self.last_words
-        if any(sign in last_words for sign in _OUT_OF_MEMORY):
+        stderr_tail = self.stderr_tail
+        if any(sign in stderr_tail for sign in _OUT_OF_MEMORY):
             return ItemError("load_out_of_memory", f"its process needed more than {self._memory_bytes:,} bytes")
         if name == "SIGXCPU":
             return ItemError("load_timeout", "its process used more CPU time than load_timeout_s")
-        message = f"the decoder process died of {name} {printable(last_words.rpartition(chr(10))[2])}".rstrip()
+        message = f"the decoder process died of {name} {printable(stderr_tail.rpartition(chr(10))[2])}".rstrip()
         if name == "SIGKILL":  # from outside: a person, or the kernel when the machine is out of memory
             return ItemError("load_crashed", message, retryable=True)
         return DecordFailedError("load_crashed", message) if used_decord else ItemError("load_crashed", message)
 
     @property
-    def last_words(self) -> str:
+    def stderr_tail(self) -> str:
         """The end of what the child wrote to stderr since its last answer."""
         size = os.fstat(self._stderr.fileno()).st_size
         return os.pread(self._stderr.fileno(), 2000, max(0, size - 2000)).decode(errors="replace").strip()

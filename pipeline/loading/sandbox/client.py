@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from pipeline.errors import ItemError
-from pipeline.loading.decoding.mp4_index import DoubtError
-from pipeline.loading.sandbox.child import Child, DecordFailedError, EndedError, TimedOutError
+from pipeline.loading.decoding.mp4_index import RangeReadUnsafeError
+from pipeline.loading.sandbox.child import DecordFailedError, EndedError, SandboxProcess, TimedOutError
 from pipeline.records import ROW_ERROR_TYPES, FailedPage
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class DecoderProcess:
         self._setup = pickle.dumps((media, preprocessor))
         self._memory_bytes = memory_bytes
         self._items_per_child = items_per_child
-        self._child: Child | None = None
+        self._child: SandboxProcess | None = None
         self._past_cpu_s = 0.0
 
     @property
@@ -93,7 +93,7 @@ class DecoderProcess:
         Raises:
             ItemError: named by the child, or ``load_timeout``, ``load_crashed``, ``load_out_of_memory``.
             DecordFailedError: decord was in use and refused the file or ended the child.
-            DoubtError: the present ranges may not give what the whole file gives.
+            RangeReadUnsafeError: the present ranges may not give what the whole file gives.
             PipelineError: the child cannot be started at all.
         """
         request: dict[str, Any] = {"kind": kind, "paths": list(paths), "decoder": decoder, "present": present}
@@ -106,9 +106,12 @@ class DecoderProcess:
         return self._ask(request, _needed_ranges, deadline_s)
 
     def _ask(
-        self, request: dict[str, Any], read: Callable[[dict[str, Any], Child, float], Answer], deadline_s: float
+        self,
+        request: dict[str, Any],
+        read: Callable[[dict[str, Any], SandboxProcess, float], Answer],
+        deadline_s: float,
     ) -> Answer:
-        child = self._child = self._child or Child(self._setup, self._memory_bytes)
+        child = self._child = self._child or SandboxProcess(self._setup, self._memory_bytes)
         child.num_items += 1
         keep = False
         try:
@@ -123,7 +126,7 @@ class DecoderProcess:
             raise child.explain_end(used_decord=used_decord) from None
         except (ValueError, KeyError, TypeError) as error:
             raise ItemError("load_crashed", f"the decoder process answered nonsense: {error}") from error
-        except DoubtError:
+        except RangeReadUnsafeError:
             keep = child.num_items < self._items_per_child
             raise
         except ItemError as error:
@@ -146,7 +149,7 @@ def _checked(answer: dict[str, Any]) -> dict[str, Any]:
     if "refused" in answer:
         raise DecordFailedError("corrupt_media", f"decord cannot read this file: {answer['refused']}")
     if "doubt" in answer:
-        raise DoubtError(answer["doubt"])
+        raise RangeReadUnsafeError(answer["doubt"])
     if "error_type" in answer:
         if answer["error_type"] not in ROW_ERROR_TYPES:
             raise ValueError(answer["error_type"])
@@ -154,11 +157,11 @@ def _checked(answer: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def _needed_ranges(answer: dict[str, Any], _child: Child, _deadline_s: float) -> list[tuple[int, int]]:
+def _needed_ranges(answer: dict[str, Any], _child: SandboxProcess, _deadline_s: float) -> list[tuple[int, int]]:
     return [(int(start), int(end)) for start, end in answer["ranges"]]
 
 
-def _decoded(answer: dict[str, Any], child: Child, deadline_s: float) -> DecodedMedia:
+def _decoded(answer: dict[str, Any], child: SandboxProcess, deadline_s: float) -> DecodedMedia:
     from illava.preprocess import VisualInput
 
     media, times_s = [], tuple(answer["timestamps_s"])

@@ -68,13 +68,13 @@ def _answer(
     """The answer to one request, or the error in its place; and the tiles to send behind it."""
     from illava.errors import PreprocessError
     from pipeline.loading.decoding.media import DecordRefusedError
-    from pipeline.loading.decoding.mp4_index import DoubtError
+    from pipeline.loading.decoding.mp4_index import RangeReadUnsafeError
 
     try:
         return _load(request, media, preprocessor)
     except DecordRefusedError as error:
         return {"refused": str(error)}, []
-    except DoubtError as error:
+    except RangeReadUnsafeError as error:
         return {"doubt": str(error)}, []
     except ItemError as error:
         error_type, message = error.error_type, str(error)

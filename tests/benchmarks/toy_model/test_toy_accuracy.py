@@ -53,7 +53,7 @@ def test_shared_tower_passes_answer_as_plain_generate_does(answerer: Answerer, p
 
 def test_a_picture_goes_through_the_tower_once_a_plan(answerer: Answerer):
     sample = load_sample(("scene", 900_001))
-    medium = answerer._media(sample)[0]
+    visual = answerer._media(sample)[0]
     passes = []
 
     class Family:
@@ -62,10 +62,10 @@ def test_a_picture_goes_through_the_tower_once_a_plan(answerer: Answerer):
             return [object() for _ in media]
 
     shared, none, half = SharedEncoding(Family()), plan_named("none"), plan_named("random@0.5")
-    first = shared.encode([medium, medium], none, trace=False, seeds=[7, 8])
-    assert first[0] is first[1] is shared.encode([medium], none, trace=False, seeds=[9])[0]
+    first = shared.encode([visual, visual], none, trace=False, seeds=[7, 8])
+    assert first[0] is first[1] is shared.encode([visual], none, trace=False, seeds=[9])[0]
     shared.forget()
-    assert shared.encode([medium], half, trace=False, seeds=[9])[0] is not first[0]
+    assert shared.encode([visual], half, trace=False, seeds=[9])[0] is not first[0]
     assert passes == [(1, none, [7]), (1, half, [9])]
 
 
@@ -82,7 +82,7 @@ def test_what_plans_share_of_the_tower_is_what_each_would_compute(answerer: Answ
     for _ in range(2):
         (found,) = family.encode(media, reduction, trace=False, seeds=[3])
         assert_close(found.feature_KD, wanted.feature_KD)
-        assert torch.equal(found.place_K3, wanted.place_K3)
+        assert torch.equal(found.coord_K3, wanted.coord_K3)
         num_run.append(answerer.tower.num_run)
     assert num_run[0] == num_run[1], "what was known was run again"
     apart = 2 if plan == "random@0.5" else 1  # of the picture's two tiles, which are equal

@@ -44,7 +44,7 @@ def model():
 
 
 def _stock_inputs(sample: Sample, text: str, tokenizer) -> dict:
-    kind = "video" if sample.medium == "video" else "image"
+    kind = "video" if sample.visual == "video" else "image"
     content = [{"type": kind}] * (1 if kind == "video" else len(sample.frames)) + [{"type": "text", "text": text}]
     turn = [{"role": "user", "content": content}]
     prompt = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)

@@ -13,7 +13,7 @@ from illava import VLM, Request, SamplingParams, load_preprocessor, measure_agre
 from illava.analysis.agreement import _engine
 from illava.decoder.kv_cache import PagedCache
 from illava.decoder.prefill import prefill
-from illava.engine.batching import draw_next
+from illava.engine.batching import sample_next_token
 from illava.engine.config import EngineConfig
 from illava.engine.prompt import assemble, media_of, pack
 from illava.errors import ModelLoadError, RandomWeightsError, RequestError
@@ -72,7 +72,7 @@ def slow_logits(vlm: VLM, request: Request, plan: ReductionPlan, answered: tuple
             prompt,
             hidden_TD=torch.cat([prompt.hidden_TD, hidden_TD]),
             position_PT=torch.cat([prompt.position_PT, prompt.next_position_P[:, None] + steps], 1),
-            place_T4=torch.cat([prompt.place_T4, torch.full((len(answered), 4), -1)]),
+            coord_T4=torch.cat([prompt.coord_T4, torch.full((len(answered), 4), -1)]),
             score_T=None,
             runs=(*prompt.runs, Run(len(answered))),
             deepstack=tuple(torch.cat([layer, torch.zeros_like(hidden_TD)]) for layer in prompt.deepstack),
@@ -82,14 +82,14 @@ def slow_logits(vlm: VLM, request: Request, plan: ReductionPlan, answered: tuple
         num_layers=decoder.num_layers,
         num_kv_heads=decoder.num_kv_heads,
         head_dim=decoder.head_dim,
-        num_pages=sum(-(-n // 16) for n in lengths),
-        page_size=16,
+        num_blocks=sum(-(-n // 16) for n in lengths),
+        block_size=16,
         dtype=decoder.dtype,
         device=decoder.device,
     )
     cache.admit("alone", lengths)
-    pages = cache.batch(["alone"], [[0] * decoder.num_layers])
-    return prefill(decoder, pack([prompt]), plan, cache, pages, seeds=[0]).logits_BV[0]
+    blocks = cache.batch(["alone"], [[0] * decoder.num_layers])
+    return prefill(decoder, pack([prompt]), plan, cache, blocks, seeds=[0]).logits_BV[0]
 
 
 def test_a_batch_equals_the_slow_oracle(tiny) -> None:
@@ -121,7 +121,7 @@ def test_nothing_reduced_agrees_wholly_in_batches_of_any_size(tiny) -> None:
         assert one.reference.token_ids == other.reference.token_ids
         assert one.num_same == other.num_same
         assert one.kl_nats == pytest.approx(other.kl_nats, rel=1e-3)  # logits 1e-5 apart move a KL of 1e-3 by so much
-    assert vlm.engine.cache.num_free_pages == vlm.engine.cache.num_pages
+    assert vlm.engine.cache.num_free_blocks == vlm.engine.cache.num_blocks
 
 
 def test_the_reference_is_greedy_and_the_models_own(tiny) -> None:
@@ -136,7 +136,7 @@ def test_its_engine_has_every_limit_of_the_models_own(tiny) -> None:
     limits = [field.name for field in fields(EngineConfig) if field.name.startswith("max_")]
     given = {name: 5 + number for number, name in enumerate(limits)}
     vlm = VLM(tiny[0].family, kv_cache_bytes=1 << 20, **given)
-    assert _engine(vlm, draw_next).config == vlm.engine.config == EngineConfig(kv_cache_bytes=1 << 20, **given)
+    assert _engine(vlm, sample_next_token).config == vlm.engine.config == EngineConfig(kv_cache_bytes=1 << 20, **given)
 
 
 def test_one_request_that_fails_harms_no_other(tiny) -> None:

@@ -56,7 +56,7 @@ def test_the_models_own_engine_is_not_watched_and_must_be_idle(tiny) -> None:
     vlm, (first, second) = tiny
     _, maps = attention_maps(vlm, first)
     assert {one.stage for one in maps} == {"vision_block", "decoder_layer"}
-    assert vlm.engine.cache.num_free_pages == vlm.engine.cache.num_pages
+    assert vlm.engine.cache.num_free_blocks == vlm.engine.cache.num_blocks
     vlm.submit(second)
     with pytest.raises(RuntimeError, match="still running"):
         attention_maps(vlm, first)

@@ -79,7 +79,7 @@ def test_each_row_is_softmax_over_its_own_keys(tables, lengths, attended, gather
 
 def test_the_cache_knows_whose_pages_lie_end_to_end():
     cache = PagedCache(
-        num_layers=2, num_kv_heads=1, head_dim=2, num_pages=16, page_size=PAGE_SIZE,
+        num_layers=2, num_kv_heads=1, head_dim=2, num_blocks=16, block_size=PAGE_SIZE,
         dtype=torch.float32, device=torch.device("cpu"),
     )  # fmt: skip
     for owner in "abc":

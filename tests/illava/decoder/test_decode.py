@@ -31,7 +31,7 @@ def composition(lengths):
     """Requests that hold ``lengths`` tokens, half as many in the second layer: the cache and a step's inputs."""
     device = torch.device("cpu")
     cache = PagedCache(
-        num_layers=2, num_kv_heads=1, head_dim=16, num_pages=80, page_size=8, dtype=torch.float32, device=device
+        num_layers=2, num_kv_heads=1, head_dim=16, num_blocks=80, block_size=8, dtype=torch.float32, device=device
     )
     draw = torch.Generator().manual_seed(0)
     for pool in (cache.k_pool_PSGd, cache.v_pool_PSGd):
@@ -39,8 +39,8 @@ def composition(lengths):
     held = [(n, -(-n // 2)) for n in lengths]
     for row, counts in enumerate(held):
         cache.admit(row, [n + 4 for n in counts])
-    pages = cache.batch(range(len(lengths)), held)
-    return cache, StepInputs(pages, torch.tensor([lengths]), torch.arange(len(lengths)) + 7)
+    blocks = cache.batch(range(len(lengths)), held)
+    return cache, StepInputs(blocks, torch.tensor([lengths]), torch.arange(len(lengths)) + 7)
 
 
 def described(value):
@@ -119,9 +119,9 @@ def test_rows_that_fill_a_bucket_write_to_the_spare_page_only():
     cache, inputs = composition((3,))
     static = StaticInputs(decoder, cache, max_batch=8, num_axes=1)
     static.load(inputs)
-    pages = static.rows(4).pages
+    blocks = static.rows(4).blocks
     for _ in range(20):  # beyond the first page of a table
-        pages.grow()
-        slot_LB = cache.last_slots(pages)
-        assert (slot_LB[:, 1:] // cache.page_size == cache.num_pages).all()
-    assert cache.k_pool_PSGd.shape[0] == cache.num_pages + 1
+        blocks.grow()
+        slot_LB = cache.last_slots(blocks)
+        assert (slot_LB[:, 1:] // cache.block_size == cache.num_blocks).all()
+    assert cache.k_pool_PSGd.shape[0] == cache.num_blocks + 1

@@ -50,7 +50,7 @@ def make_prompt(runs, *, seed=0, width=32):
     generator = torch.Generator().manual_seed(seed)
     place = []
     for run in runs:
-        place += [[run.medium, run.frame, 0, n] if run.medium >= 0 else [-1] * 4 for n in range(run.length)]
+        place += [[run.visual, run.frame, 0, n] if run.visual >= 0 else [-1] * 4 for n in range(run.length)]
     length = sum(run.length for run in runs)
     return Prompt(
         torch.randn(length, width, generator=generator),
@@ -67,16 +67,16 @@ def video_runs(num_frames=3, per_frame=4):
     return (TEXT, *frames, Run(1, 0, 1, -1), Run(5))
 
 
-def run_prefill(decoder, prompts, plan=EMPTY_PLAN, *, page_size=4, **options):
+def run_prefill(decoder, prompts, plan=EMPTY_PLAN, *, block_size=4, **options):
     cache = PagedCache(
         num_layers=decoder.num_layers, num_kv_heads=decoder.num_kv_heads, head_dim=decoder.head_dim,
-        num_pages=400, page_size=page_size, dtype=torch.float32, device=torch.device("cpu"),
+        num_blocks=400, block_size=block_size, dtype=torch.float32, device=torch.device("cpu"),
     )  # fmt: skip
     for row, prompt in enumerate(prompts):
         cache.admit(row, [prompt.num_tokens + 8] * decoder.num_layers)
     zeros = [[0] * decoder.num_layers] * len(prompts)
-    pages = cache.batch(range(len(prompts)), zeros)
-    done = prefill(decoder, pack(prompts), plan, cache, pages, seeds=[7] * len(prompts), **options)
+    blocks = cache.batch(range(len(prompts)), zeros)
+    done = prefill(decoder, pack(prompts), plan, cache, blocks, seeds=[7] * len(prompts), **options)
     return done, cache
 
 
@@ -251,7 +251,7 @@ def test_the_input_stage_ranks_by_the_towers_score(decoder):
     ranked = [[4 * f + i for i in score[4 * f : 4 * f + 4].argsort().tolist()] for f in range(3)]
     # of four: the three least become one at the place of the third, the best stays
     expected = [*sorted(i for order in ranked for i in order[2:]), 12]
-    assert done.traces[0][0].place.tolist() == prompt.place_T4[3:16][expected].tolist()
+    assert done.traces[0][0].place.tolist() == prompt.coord_T4[3:16][expected].tolist()
     assert done.num_visual_LB == [(7,)] * 4
 
 
@@ -277,8 +277,8 @@ def test_a_reducer_sees_its_scopes_tokens_with_place_keys_and_seed(decoder):
     (tokens, evidence), (later, later_evidence) = witness.indices_seen
     assert tokens.lengths == (4, 4, 4)
     assert later.lengths == (1, 1, 1)
-    place = torch.cat([prompts[0].place_T4[3:11], prompts[1].place_T4[3:7]])
-    assert tokens.place_T3.tolist() == place[:, 1:].tolist()
+    place = torch.cat([prompts[0].coord_T4[3:11], prompts[1].coord_T4[3:7]])
+    assert tokens.coord_T3.tolist() == place[:, 1:].tolist()
     assert tuple(evidence.keys_THd.shape) == (12, 2, 8)
     assert evidence.attention_received_T is None
     assert len({*evidence.seeds, *later_evidence.seeds}) == 4
@@ -290,19 +290,19 @@ def test_a_cached_decode_equals_a_recompute_with_the_assignment_frozen(model, de
     first = plan_of(("decoder_layer", (2,), KeepIndices(indices=(0, 3, 4, 9), per="medium")))
     done, cache = run_prefill(decoder, prompts, first)
     lengths = [[layer[row] for layer in done.lengths_LB] for row in range(2)]
-    pages = cache.batch([0, 1], lengths)
+    blocks = cache.batch([0, 1], lengths)
     position = torch.stack([p.next_position_P for p in prompts], 1)
     generator = torch.Generator().manual_seed(5)
     grown = list(prompts)
     for step in range(3):
         new = torch.randn(2, 32, generator=generator)
-        logits = decoder.decode(new, position + step, cache, pages)
+        logits = decoder.decode(new, position + step, cache, blocks)
         for row, prompt in enumerate(grown):
             grown[row] = longer = replace(
                 prompt,
                 hidden_TD=torch.cat([prompt.hidden_TD, new[row : row + 1]]),
                 position_PT=torch.cat([prompt.position_PT, position[:, row : row + 1] + step], 1),
-                place_T4=torch.cat([prompt.place_T4, torch.full((1, 4), -1)]),
+                coord_T4=torch.cat([prompt.coord_T4, torch.full((1, 4), -1)]),
                 score_T=torch.cat([prompt.score_T, torch.zeros(1)]),
                 runs=(*prompt.runs, Run(1)),
             )
@@ -339,14 +339,14 @@ def test_plans_and_models_that_cannot_run_are_refused(decoder):
         Decoder(sliding.model, sliding.lm_head)
 
 
-def run_in_chunks(decoder, prompts, plan, max_tokens, *, held=(), cache=None):
+def run_in_chunks(decoder, prompts, plan, max_tokens, *, num_computed=(), cache=None):
     if cache is None:
         _, cache = run_prefill(decoder, prompts)  # for its pages; what they hold is overwritten
-    pages = cache.batch(range(len(prompts)), [[0] * decoder.num_layers] * len(prompts))
-    if not held:
+    blocks = cache.batch(range(len(prompts)), [[0] * decoder.num_layers] * len(prompts))
+    if not num_computed:
         cache.k_pool_PSGd.fill_(float("nan"))
         cache.v_pool_PSGd.fill_(float("nan"))
-    run = PrefillRun(decoder, pack(prompts), plan, cache, pages, seeds=[7] * len(prompts), held=held)
+    run = PrefillRun(decoder, pack(prompts), plan, cache, blocks, seeds=[7] * len(prompts), num_computed=num_computed)
     calls = 1
     while (done := run.advance(max_tokens)) is None:
         calls += 1
@@ -369,10 +369,10 @@ def test_a_prefill_in_chunks_equals_one_in_one_piece(decoder, which, max_tokens)
     assert_close(done.logits_BV, whole.logits_BV)
     assert done.lengths_LB == whole.lengths_LB
     assert done.num_visual_LB == whole.num_visual_LB
-    held = [[layer[row] for layer in done.lengths_LB] for row in range(3)]
+    num_computed = [[layer[row] for layer in done.lengths_LB] for row in range(3)]
     position = torch.stack([p.next_position_P for p in prompts], 1)
     after = [
-        decoder.decode(torch.ones(3, 32), position, which_cache, which_cache.batch(range(3), held))
+        decoder.decode(torch.ones(3, 32), position, which_cache, which_cache.batch(range(3), num_computed))
         for which_cache in (whole_cache, cache)
     ]
     assert_close(after[1], after[0])
@@ -383,8 +383,8 @@ def test_a_chunk_costs_no_more_than_its_budget(decoder, monkeypatch):
     monkeypatch.setattr(decoder, "project", lambda layer, x, rotary: seen.append(len(x)) or stock(layer, x, rotary))
     prompts = [make_prompt(video_runs(4, 6), seed=1), make_prompt(video_runs(), seed=2)]
     _, cache = run_prefill(decoder, prompts)
-    pages = cache.batch(range(2), [[0] * 4] * 2)
-    run, done = PrefillRun(decoder, pack(prompts), illava_plan(layer=1), cache, pages, seeds=[7, 7]), None
+    blocks = cache.batch(range(2), [[0] * 4] * 2)
+    run, done = PrefillRun(decoder, pack(prompts), illava_plan(layer=1), cache, blocks, seeds=[7, 7]), None
     while done is None:
         seen.clear()
         done = run.advance(5)
@@ -399,11 +399,11 @@ def test_keys_that_are_held_already_are_not_computed_again(decoder, which, max_t
     prompts = [make_prompt(video_runs(), seed=1), make_prompt(video_runs(5), seed=3)]
     whole, cache = run_prefill(decoder, prompts, plan)
     num_own = [1, 2] if plan.steps else [20, 2]  # of the last tokens; the first prompt's would be visual
-    held = [[layer[row] - n for layer in whole.lengths_LB] for row, n in enumerate(num_own)]
+    num_computed = [[layer[row] - n for layer in whole.lengths_LB] for row, n in enumerate(num_own)]
     behind = [p.after(p.num_tokens - n) for p, n in zip(prompts, num_own, strict=True)]
     seen, stock = [], decoder.project
     monkeypatch.setattr(decoder, "project", lambda layer, x, rotary: seen.append(len(x)) or stock(layer, x, rotary))
-    done, _, _ = run_in_chunks(decoder, behind, plan, max_tokens, held=held, cache=cache)
+    done, _, _ = run_in_chunks(decoder, behind, plan, max_tokens, num_computed=num_computed, cache=cache)
     assert_close(done.logits_BV, whole.logits_BV)
     assert sum(seen) == sum(num_own) * decoder.num_layers
     assert done.lengths_LB == [tuple(num_own)] * decoder.num_layers

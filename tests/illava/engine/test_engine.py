@@ -124,17 +124,17 @@ def test_pages_are_taken_per_layer_and_all_given_back(vlm, requests):
     full, reduced = usage_text.lengths[0], usage_text.lengths[-1]
     assert usage_text.lengths == [full, full, reduced, reduced]
     assert full > reduced
-    expected = sum(-(-(n + num_new) // cache.page_size) for n in usage_text.lengths)
-    assert cache.num_free_pages == cache.num_pages - expected
+    expected = sum(-(-(n + num_new) // cache.block_size) for n in usage_text.lengths)
+    assert cache.num_free_blocks == cache.num_blocks - expected
     cache.check()
     drain(vlm)
-    assert cache.num_free_pages == cache.num_pages
+    assert cache.num_free_blocks == cache.num_blocks
     cache.check()
 
 
 def test_a_full_pool_makes_requests_wait_and_an_impossible_one_fail(onevision_folder, vlm, requests):
-    page_bytes = 2 * 16 * 2 * 8 * 4
-    small = VLM.from_pretrained(str(onevision_folder), kv_cache_bytes=60 * page_bytes)
+    block_bytes = 2 * 16 * 2 * 8 * 4
+    small = VLM.from_pretrained(str(onevision_folder), kv_cache_bytes=60 * block_bytes)
     done = {g.request_id: g for g in small.generate(requests)}
     for request in requests:
         if request.request_id in "bd":
@@ -143,7 +143,7 @@ def test_a_full_pool_makes_requests_wait_and_an_impossible_one_fail(onevision_fo
         else:
             assert done[request.request_id].token_ids == only(vlm, request, EMPTY_PLAN).token_ids
     small.engine.cache.check()
-    assert small.engine.cache.num_free_pages == 60
+    assert small.engine.cache.num_free_blocks == 60
 
 
 def test_budgets_split_groups_without_changing_answers(vlm, requests):
@@ -182,7 +182,7 @@ def test_a_plan_that_did_not_fire_fails_that_request_alone(vlm, requests):
         assert done[name].error is None
     assert done["a"].token_ids == only(vlm, requests[0], plan).token_ids
     vlm.engine.cache.check()
-    assert vlm.engine.cache.num_free_pages == vlm.engine.cache.num_pages
+    assert vlm.engine.cache.num_free_blocks == vlm.engine.cache.num_blocks
 
 
 def test_logits_that_are_not_finite_fail_that_request_alone(vlm, requests, monkeypatch):
@@ -260,7 +260,7 @@ def test_everything_can_be_dropped_after_an_error(vlm, requests, monkeypatch):
     assert sorted(vlm.cancel_all()) == ["a", "b", "c", "d"]
     assert not vlm.has_work
     vlm.engine.cache.check()
-    assert vlm.engine.cache.num_free_pages == vlm.engine.cache.num_pages
+    assert vlm.engine.cache.num_free_blocks == vlm.engine.cache.num_blocks
     with pytest.raises(torch.OutOfMemoryError):
         vlm.generate(requests)
     assert not vlm.has_work
@@ -374,8 +374,8 @@ def test_a_trace_leads_from_patches_to_kept_tokens(vlm, requests):
     assert generation.token_ids == only(vlm, requests[3], plan).token_ids
     trace = generation.trace
     assert [step.stage for step in trace.steps] == ["vision_block"] * 4 + ["layout", "decoder_layer"]
-    assert trace.patch_place.shape[0] == generation.usage.num_patches
-    assert set(trace.patch_place[:, 0].tolist()) == {0, 1}
+    assert trace.patch_coords.shape[0] == generation.usage.num_patches
+    assert set(trace.patch_coords[:, 0].tolist()) == {0, 1}
     assert trace.steps[-2].matrix.shape[0] == generation.usage.num_vision_tokens_kept
     matrix = trace.matrix().to_dense()
     assert tuple(matrix.shape) == (generation.usage.num_decoder_tokens_kept, generation.usage.num_patches)

@@ -15,15 +15,15 @@ def family(onevision_folder):
 
 @pytest.mark.parametrize("make", ["init", "from_pretrained"])
 def test_options_by_name_win_over_a_config_and_all_reach_the_engine(make, family, onevision_folder):
-    options = {"max_batch_requests": 3, "page_size": 8, "decode_graphs": False}
+    options = {"max_batch_requests": 3, "block_size": 8, "decode_graphs": False}
     config = EngineConfig(kv_cache_bytes=1 << 20, max_batch_requests=7, max_chunk_tokens=9)
     if make == "init":
         engine = VLM(family, config, **options).engine
     else:
         engine = VLM.from_pretrained(str(onevision_folder), engine_config=config, **options).engine
     assert engine.config == EngineConfig(kv_cache_bytes=1 << 20, max_chunk_tokens=9, **options)
-    assert (engine.cache.page_size, engine.cache.k_pool_PSGd.shape[1], engine.graphs) == (8, 8, None)
-    assert engine.cache.num_pages == (1 << 20) // (2 * 8 * 4 * family.decoder.num_kv_heads * family.decoder.head_dim)
+    assert (engine.cache.block_size, engine.cache.k_pool_PSGd.shape[1], engine.graphs) == (8, 8, None)
+    assert engine.cache.num_blocks == (1 << 20) // (2 * 8 * 4 * family.decoder.num_kv_heads * family.decoder.head_dim)
 
 
 @pytest.mark.parametrize("make", [VLM, VLM.from_pretrained])
@@ -35,7 +35,7 @@ def test_an_unknown_option_is_named_with_the_nearest_before_anything_is_loaded(m
 
 
 @pytest.mark.parametrize(
-    "name", ["max_batch_requests", "page_size", "max_vision_patches", "max_prefill_tokens", "max_chunk_tokens"]
+    "name", ["max_batch_requests", "block_size", "max_vision_patches", "max_prefill_tokens", "max_chunk_tokens"]
 )
 def test_a_limit_under_which_nothing_runs_is_refused(name, family):
     with pytest.raises(ValueError, match=f"{name} must be at least 1; got 0"):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from illava import VLM, ReductionPlan, Request, SamplingParams, load_preprocessor
-from illava.engine.media_phase import MediaStage, plan_for
+from illava.engine.media_phase import MediaPhase, plan_for
 from illava.engine.prompt import assemble, media_of
 from illava.errors import ModelLoadError, PlanError, ReductionDidNotFireError, RequestError
 from illava.families.text_scorer import RelevanceModel
@@ -38,7 +38,7 @@ class Tiny:
         return "video" in self.requests
 
 
-def page(height: int, width: int, seed: int = 0) -> np.ndarray:
+def block(height: int, width: int, seed: int = 0) -> np.ndarray:
     """White, with one block of noise."""
     picture = np.full((height, width, 3), 255, np.uint8)
     block = picture[height // 4 : height // 2, width // 4 : width // 2]
@@ -58,12 +58,12 @@ def tiny(request, tmp_path_factory) -> Tiny:
     folder = str(make_folder(request.param, tmp_path_factory.mktemp(request.param)))
     pre = load_preprocessor(folder)
     content = {
-        "image": (pre.images([page(64, 160)])[0], "What?"),
-        "images": (*pre.images([page(64, 48), page(40, 80, 1)]), "Which?"),
+        "image": (pre.images([block(64, 160)])[0], "What?"),
+        "images": (*pre.images([block(64, 48), block(40, 80, 1)]), "Which?"),
     }
     if request.param != "llava_next":
-        frames = [page(48, 48, n // 2) for n in range(7)]
-        content["video"] = (pre.video(frames), "Then", pre.images([page(40, 40)])[0], "What?")
+        frames = [block(48, 48, n // 2) for n in range(7)]
+        content["video"] = (pre.video(frames), "Then", pre.images([block(40, 40)])[0], "What?")
     requests = {name: Request(name, parts, SAMPLING, trace=True) for name, parts in content.items()}
     return Tiny(VLM.from_pretrained(folder, kv_cache_bytes=8 << 20), pre, requests)
 
@@ -96,27 +96,27 @@ def test_cells_left_out_leave_gaps_and_a_batch_equals_its_items_alone(tiny, scor
         assert trace.steps[0].stage == "media"
         assert trace.steps[0].matrix.shape == (usage.num_patches, before.usage.num_patches)
         matrix = trace.steps[0].matrix.to_dense()
-        place = trace.patch_place[matrix.argmax(1)]
+        place = trace.patch_coords[matrix.argmax(1)]
         assert torch.equal(place, trace.steps[0].place)  # what enters stands where it stood
         assert torch.equal(matrix.sum(1), torch.ones(len(matrix)))
-        tiles = {tuple(p) for p in trace.patch_place[:, :2].tolist()}
+        tiles = {tuple(p) for p in trace.patch_coords[:, :2].tolist()}
         assert tiles == {tuple(p) for p in place[:, :2].tolist()}  # no tile and no frame is left empty
 
 
 @torch.inference_mode()
 def test_survivors_keep_the_positions_of_the_unreduced_prompt(tiny):
-    stage, family = MediaStage(tiny.vlm.family), tiny.vlm.family
+    stage, family = MediaPhase(tiny.vlm.family), tiny.vlm.family
     for request in tiny.requests.values():
         shown = stage.apply(request, plan_of("pixel_prune"))
         whole, less = (
             assemble(family, one, family.encode(media_of(one), EMPTY_PLAN, trace=False)) for one in (request, shown)
         )
         if family.model_type.startswith("qwen"):
-            where = {tuple(p): q for p, q in zip(whole.place_T4.tolist(), whole.position_PT.T.tolist(), strict=True)}
-            for place, position in zip(less.place_T4.tolist(), less.position_PT.T.tolist(), strict=True):
+            where = {tuple(p): q for p, q in zip(whole.coord_T4.tolist(), whole.position_PT.T.tolist(), strict=True)}
+            for place, position in zip(less.coord_T4.tolist(), less.position_PT.T.tolist(), strict=True):
                 assert place[0] < 0 or where[tuple(place)] == position
         assert torch.equal(whole.next_position_P, less.next_position_P)
-        text = [prompt.position_PT[:, prompt.place_T4[:, 0] < 0] for prompt in (whole, less)]
+        text = [prompt.position_PT[:, prompt.coord_T4[:, 0] < 0] for prompt in (whole, less)]
         assert torch.equal(*text)
 
 
@@ -139,7 +139,7 @@ def test_fewer_frames_are_an_ordinary_video_of_as_many(tiny):
         with pytest.raises(PlanError, match="'fewer_frames' at media acts on videos, but llava_next reads images only"):
             tiny.vlm.generate(list(tiny.requests.values()), plan=plan)
         return
-    frames = [page(48, 48, n) for n in range(8)]
+    frames = [block(48, 48, n) for n in range(8)]
     timed = tiny.vlm.family.model_type.startswith("qwen")
     times_s = {"timestamps_s": [n * 0.7 for n in range(8)]} if timed else {}
     whole = tiny.pre.video(frames, **times_s)
@@ -159,23 +159,23 @@ def test_fewer_frames_are_an_ordinary_video_of_as_many(tiny):
 
 def test_lower_resolution_is_the_model_s_own_smaller_picture(tiny):
     plan = plan_of("lower_resolution", keep_ratio=0.5)
-    picture = page(112, 112)
-    medium = tiny.pre.images([picture])[0]
-    single = Request("single", (medium, "What?"), SAMPLING)
+    picture = block(112, 112)
+    visual = tiny.pre.images([picture])[0]
+    single = Request("single", (visual, "What?"), SAMPLING)
     if tiny.vlm.family.model_type == "llava_next":  # no canvas of half its tiles
         (refused,) = tiny.vlm.generate([single], plan=plan)
         assert isinstance(refused.error, RequestError)
         assert "its tower takes tiles of one size" in str(refused.error)
         return
-    small = tiny.pre.shrink(medium, 0.5)
+    small = tiny.pre.shrink(visual, 0.5)
     (reduced,), (plain,) = (
         tiny.vlm.generate([single], plan=plan),
         tiny.vlm.generate([Request("small", (small, "What?"), SAMPLING)]),
     )
     assert (reduced.error, reduced.token_ids) == (None, plain.token_ids)
     usage = reduced.usage
-    assert usage.num_patches == plain.usage.num_patches <= 0.5 * tiny.vlm.family.num_patches(medium)
-    assert usage.num_vision_tokens == tiny.vlm.family.num_vision_tokens(medium) > usage.num_vision_tokens_kept
+    assert usage.num_patches == plain.usage.num_patches <= 0.5 * tiny.vlm.family.num_patches(visual)
+    assert usage.num_vision_tokens == tiny.vlm.family.num_vision_tokens(visual) > usage.num_vision_tokens_kept
     if tiny.vlm.family.model_type == "llava_onevision":
         refused = tiny.vlm.generate([tiny.requests["images"], tiny.requests["video"]], plan=plan)
         assert ["a video frame" in str(one.error) or "in 1 tiles" in str(one.error) for one in refused] == [True, True]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from illava.engine.oom_backoff import FittingBatch
+from illava.engine.oom_backoff import OOMBackoff
 from illava.errors import RequestError, is_out_of_memory
 from illava.plan import EMPTY_PLAN
 from illava.preprocess import VisualInput
@@ -24,7 +24,7 @@ def request(value: int, *, side: int = SIDE) -> Request:
     return Request(f"item-{value}", (VisualInput("video", np.stack([frame]), frame.shape[:2]), "What?"))
 
 
-def run_all(batch: FittingBatch, requests) -> dict:
+def run_all(batch: OOMBackoff, requests) -> dict:
     """Error or text by id; every request ends exactly once."""
     for one in requests:
         batch.submit(one)
@@ -39,7 +39,7 @@ def run_all(batch: FittingBatch, requests) -> dict:
 
 def test_a_batch_too_large_is_halved_until_it_fits_and_the_limit_is_remembered() -> None:
     vlm = SmallDeviceVLM(fits=5 * ITEM_BYTES)
-    batch = FittingBatch(vlm, EMPTY_PLAN)
+    batch = OOMBackoff(vlm, EMPTY_PLAN)
     first = run_all(batch, [request(n) for n in range(32)])
     assert {name: one.text for name, one in first.items()} == {f"item-{n}": str(n) for n in range(32)}
     assert (batch.limit, vlm.num_failed, vlm.most_inside) == (4, 3, 4)
@@ -49,7 +49,7 @@ def test_a_batch_too_large_is_halved_until_it_fits_and_the_limit_is_remembered()
 
 def test_a_request_too_large_alone_is_its_own_error_and_does_not_slow_the_others() -> None:
     vlm = SmallDeviceVLM(fits=10 * ITEM_BYTES)
-    batch = FittingBatch(vlm, EMPTY_PLAN)
+    batch = OOMBackoff(vlm, EMPTY_PLAN)
     ended = run_all(batch, [request(n, side=4 * SIDE if n == 5 else SIDE) for n in range(8)])
     failed = {name: generation.error for name, generation in ended.items() if generation.error}
     assert list(failed) == ["item-5"]
@@ -61,7 +61,7 @@ def test_a_request_too_large_alone_is_its_own_error_and_does_not_slow_the_others
 
 def test_both_at_once() -> None:
     vlm = SmallDeviceVLM(fits=3 * ITEM_BYTES)
-    batch = FittingBatch(vlm, EMPTY_PLAN)
+    batch = OOMBackoff(vlm, EMPTY_PLAN)
     ended = run_all(batch, [request(n, side=4 * SIDE if n in (2, 11) else SIDE) for n in range(16)])
     assert {name for name, generation in ended.items() if generation.error} == {"item-2", "item-11"}
     assert vlm.most_inside == 3 or batch.limit in (1, 2, 3)
@@ -69,7 +69,7 @@ def test_both_at_once() -> None:
 
 def test_what_was_lost_is_nobodys_device_time_and_the_wait_is_the_items() -> None:
     vlm = SmallDeviceVLM(fits=2 * ITEM_BYTES, sleeps={"decode_s": 0.02})
-    batch = FittingBatch(vlm, EMPTY_PLAN)
+    batch = OOMBackoff(vlm, EMPTY_PLAN)
     ended = run_all(batch, [request(n) for n in range(6)])
     assert sum(one.timing.device_s for one in ended.values()) == pytest.approx(batch.busy_s)
     last = max(one.timing.queue_s for one in ended.values())
@@ -81,7 +81,7 @@ def test_other_errors_are_not_mistaken_for_it() -> None:
         def step(self):
             raise RuntimeError("CUDA error: device-side assert triggered")
 
-    batch = FittingBatch(Broken(), EMPTY_PLAN)
+    batch = OOMBackoff(Broken(), EMPTY_PLAN)
     batch.submit(request(1))
     with pytest.raises(RuntimeError, match="device-side"):
         batch.step()
@@ -139,26 +139,26 @@ def test_a_request_refused_late_is_an_answer_and_abandoning_forgets_all() -> Non
                 raise RequestError("not this one")
             super().submit(one, plan=plan)
 
-    batch = FittingBatch(Picky(fits=2 * ITEM_BYTES), EMPTY_PLAN)
+    batch = OOMBackoff(Picky(fits=2 * ITEM_BYTES), EMPTY_PLAN)
     run_all(batch, [request(n) for n in range(10, 14)])
     assert batch.limit == 2
     ended = run_all(batch, [request(n) for n in range(5)])
     assert {name for name, one in ended.items() if one.error} == {"item-3"}
     for n in range(5):
         batch.submit(request(n)) if n != 3 else None
-    batch.abandon()
+    batch.reset()
     assert not batch.has_work
 
 
 def test_an_abandoned_batch_leaves_no_limit_of_which_nobody_knows_who_had_lowered_it() -> None:
     """One request too large alone: had it been seen alone, the limit would be gone; had all fitted, it would stay."""
     vlm = SmallDeviceVLM(fits=10 * ITEM_BYTES)
-    batch = FittingBatch(vlm, EMPTY_PLAN)
+    batch = OOMBackoff(vlm, EMPTY_PLAN)
     for n in range(8):
         batch.submit(request(n, side=4 * SIDE if n == 5 else SIDE))
     batch.step()
     assert batch.limit == 4
-    batch.abandon()
+    batch.reset()
     assert batch.limit is None
     run_all(batch, [request(n) for n in range(10, 18)])
     assert (vlm.num_failed, vlm.most_inside) == (1, 8)

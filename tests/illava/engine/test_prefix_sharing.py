@@ -40,13 +40,13 @@ def video(onevision_folder):
     return load_preprocessor(str(onevision_folder)).video(frames)
 
 
-def copied(medium):
+def copied(visual):
     """The same content, loaded by somebody else."""
-    return replace(medium, tiles=medium.tiles.copy())
+    return replace(visual, tiles=visual.tiles.copy())
 
 
-def asked_of(medium):
-    return [Request(str(n), (copied(medium), question), ANSWER) for n, question in enumerate(QUESTIONS)]
+def asked_of(visual):
+    return [Request(str(n), (copied(visual), question), ANSWER) for n, question in enumerate(QUESTIONS)]
 
 
 class Watch:
@@ -98,7 +98,7 @@ def test_questions_on_one_medium_are_answered_as_if_alone(vlm, video, plan, monk
         else:
             assert computed == 3 * kept + text
     vlm.engine.cache.check()
-    assert vlm.engine.cache.num_free_pages == vlm.engine.cache.num_pages
+    assert vlm.engine.cache.num_free_blocks == vlm.engine.cache.num_blocks
 
 
 @pytest.mark.parametrize("plan", [EMPTY_PLAN, plan_of(PER_FRAME, DECODER)])
@@ -107,8 +107,8 @@ def test_a_full_batch_does_not_split_the_questions_on_one_medium(vlm, video, pla
     other = replace(video, tiles=255 - video.tiles)
     watch = Watch(vlm.family, monkeypatch)
     requests = [
-        Request(f"{name}{n}", (medium, question), ANSWER)
-        for name, medium in (("a", video), ("b", other))
+        Request(f"{name}{n}", (visual, question), ANSWER)
+        for name, visual in (("a", video), ("b", other))
         for n, question in enumerate(QUESTIONS)
     ]
     alone = [vlm.generate([request], plan=plan)[0].token_ids for request in requests]
@@ -123,7 +123,7 @@ def test_a_full_batch_does_not_split_the_questions_on_one_medium(vlm, video, pla
     assert watch.media == [1, 1]
     assert most_running == 2
     assert [done[request.request_id] for request in requests] == alone
-    assert vlm.engine.cache.num_free_pages == vlm.engine.cache.num_pages
+    assert vlm.engine.cache.num_free_blocks == vlm.engine.cache.num_blocks
 
 
 def test_shared_pages_outlive_the_request_that_made_them(vlm, video):
@@ -133,16 +133,16 @@ def test_shared_pages_outlive_the_request_that_made_them(vlm, video):
     cache, done = vlm.engine.cache, {}
     vlm.submit(first)
     vlm.submit(second)
-    before = cache.num_pages
+    before = cache.num_blocks
     while vlm.has_work:
         for generation in vlm.step():
             done[generation.request_id] = generation.token_ids
             cache.check()
-        before = min(before, cache.num_free_pages)
+        before = min(before, cache.num_free_blocks)
     assert [done["0"], done["1"]] == alone
-    assert cache.num_free_pages == cache.num_pages
-    apart = sum(cache.num_pages_for([len(video.tiles) * 16 + 1 + 30] * 4) for _ in alone)
-    assert cache.num_pages - before < apart
+    assert cache.num_free_blocks == cache.num_blocks
+    apart = sum(cache.num_blocks_for([len(video.tiles) * 16 + 1 + 30] * 4) for _ in alone)
+    assert cache.num_blocks - before < apart
 
 
 def test_device_seconds_of_a_shared_encoding_are_split(vlm, video, monkeypatch):
@@ -231,7 +231,7 @@ def test_what_is_under_way_by_chunks_can_be_dropped(vlm, video):
     assert sorted(engine.cancel_all()) == ["late", "talking"]
     assert not engine.has_work
     vlm.engine.cache.check()
-    assert vlm.engine.cache.num_free_pages == vlm.engine.cache.num_pages
+    assert vlm.engine.cache.num_free_blocks == vlm.engine.cache.num_blocks
     engine.submit(Request("late", (video, "What?"), ANSWER))
     while engine.has_work:
         engine.step()

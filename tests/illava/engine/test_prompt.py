@@ -10,7 +10,7 @@ from illava.engine.prompt import assemble, join_trace, pack
 from illava.errors import RequestError
 from illava.families.chat_prompt import RenderedPrompt
 from illava.requests import TraceStep
-from illava.visual_tokens import EncodedMedium, Run
+from illava.visual_tokens import EncodedVisual, Run
 
 WIDTH = 4
 
@@ -22,7 +22,7 @@ class SpyFamily:
         self.rendered = RenderedPrompt(tuple(token_ids), tuple(spans))
         self.decoder = SimpleNamespace(max_positions=max_positions, device=torch.device("cpu"), dtype=torch.float32)
 
-    def render(self, content, num_slots):
+    def render(self, content, num_placeholders):
         return self.rendered
 
     def position_ids(self, prompt, media):
@@ -32,12 +32,12 @@ class SpyFamily:
         return token_ids[:, None].expand(-1, WIDTH).float()
 
 
-def medium(tag, slots, num_slots, frame_counts, *, score=False, trace=()):
+def visual(tag, slots, num_placeholders, frame_counts, *, score=False, trace=()):
     count = len(slots)
     place = torch.tensor([[0, 0, n] for n in range(count)])
     patches = torch.cat([torch.zeros(count + 1, 1), torch.arange(count + 1)[:, None].expand(-1, 3)], 1).long()
-    return EncodedMedium(
-        torch.full((count, WIDTH), float(tag)), torch.tensor(slots), num_slots, frame_counts, place,
+    return EncodedVisual(
+        torch.full((count, WIDTH), float(tag)), torch.tensor(slots), num_placeholders, frame_counts, place,
         torch.arange(count) / 10 if score else None, count + 1, tuple(trace), patches,
     )  # fmt: skip
 
@@ -49,29 +49,29 @@ def assembled(family, encoded, max_new_tokens=5):
 
 def test_only_filled_slots_exist_and_leave_gaps_in_the_positions():
     family = SpyFamily([1, 9, 9, 9, 9, 2, 3], [(1, 4)])
-    prompt = assembled(family, [medium(70, [0, 3], 4, ((0, 1), (-1, 1)))])
+    prompt = assembled(family, [visual(70, [0, 3], 4, ((0, 1), (-1, 1)))])
     assert prompt.hidden_TD[:, 0].tolist() == [1, 70, 70, 2, 3]
     assert prompt.position_PT.tolist() == [[0, 10, 40, 50, 60]]
     assert prompt.next_position_P.tolist() == [61]
     assert prompt.runs == (Run(1), Run(1, 0, 1, 0), Run(1, 0, 1, -1), Run(2))
-    assert prompt.place_T4[:, 0].tolist() == [-1, 0, 0, -1, -1]
+    assert prompt.coord_T4[:, 0].tolist() == [-1, 0, 0, -1, -1]
     assert prompt.score_T is None
 
 
 def test_media_stand_where_the_template_puts_them():
     family = SpyFamily([8, 8, 9, 9, 5, 9, 6], [(5, 1), (0, 2), (2, 2)])
-    encoded = [medium(70, [0], 1, ((0, 1),)), medium(71, [0, 1], 2, ((0, 2),)), medium(72, [1], 2, ((0, 0), (1, 1)))]
+    encoded = [visual(70, [0], 1, ((0, 1),)), visual(71, [0, 1], 2, ((0, 2),)), visual(72, [1], 2, ((0, 0), (1, 1)))]
     prompt = assembled(family, encoded)
     assert prompt.hidden_TD[:, 0].tolist() == [71, 71, 72, 5, 70, 6]
     # two media without text between are one span; empty frames make no run
     assert prompt.runs == (Run(2, 1, 0, 0), Run(1, 2, 0, 1), Run(1), Run(1, 0, 1, 0), Run(1))
-    assert prompt.place_T4[:, 0].tolist() == [1, 1, 2, -1, 0, -1]
+    assert prompt.coord_T4[:, 0].tolist() == [1, 1, 2, -1, 0, -1]
     assert prompt.media_order == (1, 2, 0)
 
 
 def test_scores_follow_their_tokens():
     family = SpyFamily([1, 9, 9, 2], [(1, 2)])
-    prompt = assembled(family, [medium(70, [0, 1], 2, ((0, 2),), score=True)])
+    prompt = assembled(family, [visual(70, [0, 1], 2, ((0, 2),), score=True)])
     assert prompt.score_T.tolist() == pytest.approx([0, 0, 0.1, 0])
 
 
@@ -84,7 +84,7 @@ def test_a_prompt_longer_than_the_model_is_refused():
 
 def test_packing_labels_every_token_with_its_run():
     family = SpyFamily([1, 9, 9, 2], [(1, 2)])
-    prompt = assembled(family, [medium(70, [0, 1], 2, ((0, 1), (1, 1)))])
+    prompt = assembled(family, [visual(70, [0, 1], 2, ((0, 1), (1, 1)))])
     packed = pack([prompt, prompt])
     assert packed.run_T.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
     assert packed.lengths == (4, 4)
@@ -99,11 +99,11 @@ def step(stage, rows, columns):
 
 def test_traces_of_media_are_joined_in_prompt_order_and_absent_steps_change_nothing():
     family = SpyFamily([9, 9, 9, 5], [(2, 1), (0, 2)])
-    first = medium(70, [0], 1, ((0, 1),), trace=[step("layout", 1, 2)])
-    second = medium(71, [0, 1], 2, ((0, 2),), trace=[step("vision_output", 2, 3), step("layout", 2, 2)])
+    first = visual(70, [0], 1, ((0, 1),), trace=[step("layout", 1, 2)])
+    second = visual(71, [0, 1], 2, ((0, 2),), trace=[step("vision_output", 2, 3), step("layout", 2, 2)])
     encoded = [first, second]
     trace = join_trace(encoded, assembled(family, encoded), [step("decoder_layer", 1, 3)])
-    assert trace.patch_place[:, 0].tolist() == [1, 1, 1, 0, 0]
+    assert trace.patch_coords[:, 0].tolist() == [1, 1, 1, 0, 0]
     shapes = [(s.stage, tuple(s.matrix.shape)) for s in trace.steps]
     # the medium without the tower step passes through it
     assert shapes == [("vision_output", (4, 5)), ("layout", (3, 4)), ("decoder_layer", (1, 3))]

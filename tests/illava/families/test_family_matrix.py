@@ -125,20 +125,20 @@ def test_text_between_images_and_after_a_video_stays_whole_where_it_was(tiny):
             assemble(family, request, family.encode(media_of(request), which, trace=False))
             for which in (EMPTY_PLAN, plan)
         )
-        is_text, still_text = whole.place_T4[:, 0] < 0, merged.place_T4[:, 0] < 0
+        is_text, still_text = whole.coord_T4[:, 0] < 0, merged.coord_T4[:, 0] < 0
         assert torch.equal(whole.hidden_TD[is_text], merged.hidden_TD[still_text])
         assert torch.equal(whole.position_PT[:, is_text], merged.position_PT[:, still_text])
         assert torch.equal(whole.next_position_P, merged.next_position_P)
         before, after = ({tuple(place) for place in prompt.position_PT.T.tolist()} for prompt in (whole, merged))
         assert after <= before
-        order = [prompt.place_T4[:, 0].unique_consecutive().tolist() for prompt in (whole, merged)]
+        order = [prompt.coord_T4[:, 0].unique_consecutive().tolist() for prompt in (whole, merged)]
         assert order[0] == order[1]
 
 
 def test_the_docs_show_this_matrix(tiny):
     """Else run: python benchmarks/tables/readme_tables.py --write."""
-    page = (ROOT / "docs" / "plans-and-methods.md").read_text()
-    table = page.split("<!-- table:families -->")[1].split("<!-- end:families -->")[0]
+    block = (ROOT / "docs" / "plans-and-methods.md").read_text()
+    table = block.split("<!-- table:families -->")[1].split("<!-- end:families -->")[0]
     head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines())
     column = head.index(tiny.vlm.family.model_type)
     shown = {row[0]: row[column] for row in rows}

@@ -63,8 +63,8 @@ def test_presets_are_shipped_and_a_configuration_of_the_family_takes_one(model_t
     assert all(preset(name).steps for name in presets)
     configs = [yaml.safe_load(path.read_text()) for path in (ROOT / "configs").glob(f"caption_*_{model_type}.yaml")]
     assert {config["reduction"]["preset"] for config in configs} == set(presets)
-    page = (ROOT / "docs" / "choose-a-model.md").read_text()
-    assert all(f"`{name}`" in page for name in presets)
+    block = (ROOT / "docs" / "choose-a-model.md").read_text()
+    assert all(f"`{name}`" in block for name in presets)
 
 
 def read_family(folder: str) -> None:

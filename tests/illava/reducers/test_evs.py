@@ -29,10 +29,10 @@ def slow_novelty(hidden, places: list[list[int]]) -> list[float]:
 @pytest.mark.parametrize("reducer", [EVS(keep_ratio=0.7), EVS(threshold=0.0), EVS(threshold=0.3)])
 def test_what_the_frame_before_showed_goes(seed, missing, reducer):
     tokens, evidence = ragged(seed, SHAPES, missing=missing)
-    tokens.place_T3[-1] = torch.tensor([-1, -1, -1])  # a separator at the end of the last medium
+    tokens.coord_T3[-1] = torch.tensor([-1, -1, -1])  # a separator at the end of the last medium
     blocks = assign_each(reducer, tokens, evidence, "decoder_input")
     for block, (own, _) in zip(blocks, segments(tokens, evidence), strict=True):
-        novelty = slow_novelty(own.hidden_TD, own.place_T3.tolist())
+        novelty = slow_novelty(own.hidden_TD, own.coord_T3.tolist())
         if reducer.threshold is not None:
             expected = [i for i, v in enumerate(novelty) if v > 1 - reducer.threshold]
         else:

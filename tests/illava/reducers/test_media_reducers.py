@@ -19,7 +19,7 @@ from illava.reducers import (
     PixelDedup,
     PixelPrune,
 )
-from illava.reduction.grid_owners import destinations
+from illava.reduction.grid_representatives import destinations
 from illava.tokens import Tokens, merge
 from tests.support.closeness import assert_close
 from tests.support.reducer_cases import dense, ragged, segments
@@ -32,8 +32,8 @@ SCORER = {"model_id": "m"}
 def picture(values: list[list[list[int]]], lengths=None) -> Tokens:
     """Cells of one pixel each from frames x rows x columns of grey values."""
     value_FRC = torch.tensor(values, dtype=torch.uint8)
-    place_T3 = torch.cartesian_prod(*(torch.arange(n) for n in value_FRC.shape)).view(-1, 3)
-    return Tokens(value_FRC.reshape(-1, 1), lengths or (value_FRC.numel(),), place_T3)
+    coord_T3 = torch.cartesian_prod(*(torch.arange(n) for n in value_FRC.shape)).view(-1, 3)
+    return Tokens(value_FRC.reshape(-1, 1), lengths or (value_FRC.numel(),), coord_T3)
 
 
 def random_picture(seed: int, shape=(3, 6, 7), levels=3) -> Tokens:
@@ -43,7 +43,7 @@ def random_picture(seed: int, shape=(3, 6, 7), levels=3) -> Tokens:
 
 def slow_pixel_prune(frame: list[list[int]], threshold: float) -> dict[tuple[int, int], tuple[int, int]]:
     """{place: the place it is reconstructed from}, in raster order."""
-    known, owner = {}, {}
+    known, representative = {}, {}
     for r, line in enumerate(frame):
         for c, x in enumerate(line):
             a, b, corner = (r, c - 1), (r - 1, c), (r - 1, c - 1)
@@ -57,10 +57,10 @@ def slow_pixel_prune(frame: list[list[int]], threshold: float) -> dict[tuple[int
             else:
                 guess = b if near(corner, a) and not near(corner, b) else a
             if guess is not None and abs(x - known[guess]) <= threshold:
-                known[r, c], owner[r, c] = known[guess], owner[guess]
+                known[r, c], representative[r, c] = known[guess], representative[guess]
             else:
-                known[r, c], owner[r, c] = x, (r, c)
-    return owner
+                known[r, c], representative[r, c] = x, (r, c)
+    return representative
 
 
 @pytest.mark.parametrize("threshold", [0, 10])
@@ -68,21 +68,23 @@ def slow_pixel_prune(frame: list[list[int]], threshold: float) -> dict[tuple[int
 def test_pixel_prune_is_the_raster_scan(seed, threshold):
     tokens = random_picture(seed, levels=3 if threshold == 0 else 6)
     assignment = PixelPrune(threshold=threshold, skip_padding=False).assign(tokens, Evidence(), "media")
-    owner_T = assignment.kept_K[destinations(assignment)]
+    representative_T = assignment.kept_K[destinations(assignment)]
     frames = tokens.hidden_TD.view(3, 6, 7).tolist()
     expected = []
     for f, frame in enumerate(frames):
-        owner = slow_pixel_prune(frame, threshold)
-        expected += [(f * 6 + owner[r, c][0]) * 7 + owner[r, c][1] for r in range(6) for c in range(7)]
-    assert owner_T.tolist() == expected
+        representative = slow_pixel_prune(frame, threshold)
+        expected += [
+            (f * 6 + representative[r, c][0]) * 7 + representative[r, c][1] for r in range(6) for c in range(7)
+        ]
+    assert representative_T.tolist() == expected
     assert 3 <= assignment.num_kept < 126
-    gap_T = (tokens.hidden_TD.float() - tokens.hidden_TD.float()[owner_T]).abs()
+    gap_T = (tokens.hidden_TD.float() - tokens.hidden_TD.float()[representative_T]).abs()
     assert gap_T.max() <= threshold
 
 
 def test_pixel_prune_keeps_noise_whole_and_a_blank_page_by_one_cell():
     noise = random_picture(0, levels=1)
-    noise = Tokens(torch.arange(126, dtype=torch.uint8)[:, None] * 2, noise.lengths, noise.place_T3)
+    noise = Tokens(torch.arange(126, dtype=torch.uint8)[:, None] * 2, noise.lengths, noise.coord_T3)
     reducer = PixelPrune(skip_padding=False)
     assert torch.equal(dense(reducer.assign(noise, Evidence(), "media")), torch.eye(126))
     blank = picture(torch.full((2, 5, 5), 255).tolist())
@@ -105,7 +107,7 @@ def test_padding_never_enters_but_for_a_tile_of_nothing_else():
 
 def slow_dedup(frames: list[list[int]], threshold: float) -> list[int]:
     """The owner of every cell, frames laid end to end."""
-    last, owners = {}, []
+    last, representatives = {}, []
     for f, frame in enumerate(frames):
         still = [p in last and abs(x - frames[last[p] // len(frame)][p]) <= threshold for p, x in enumerate(frame)]
         if all(still):
@@ -113,8 +115,8 @@ def slow_dedup(frames: list[list[int]], threshold: float) -> list[int]:
         for p in range(len(frame)):
             if not still[p]:
                 last[p] = f * len(frame) + p
-            owners.append(last[p])
-    return owners
+            representatives.append(last[p])
+    return representatives
 
 
 @pytest.mark.parametrize("threshold", [0, 10])
@@ -122,8 +124,8 @@ def test_pixel_dedup_compares_with_what_was_last_kept(threshold):
     for seed in range(6):
         tokens = random_picture(seed, (7, 3, 4), levels=4)
         assignment = PixelDedup(threshold=threshold).assign(tokens, Evidence(), "media")
-        owner_T = assignment.kept_K[destinations(assignment)]
-        assert owner_T.tolist() == slow_dedup(tokens.hidden_TD.view(7, 12).tolist(), threshold)
+        representative_T = assignment.kept_K[destinations(assignment)]
+        assert representative_T.tolist() == slow_dedup(tokens.hidden_TD.view(7, 12).tolist(), threshold)
 
 
 def test_a_slow_drift_is_not_taken_for_standing_still_and_a_frame_never_vanishes():
@@ -143,7 +145,7 @@ def test_tiles_of_an_image_are_no_sequence():
 def test_fewer_frames_are_evenly_spread(total, keep, expected):
     tokens = picture(torch.zeros(total, 2, 2).int().tolist())
     assignment = FewerFrames(keep_ratio=keep).assign(tokens, Evidence(), "media")
-    assert sorted(set(tokens.place_T3[assignment.kept_K, 0].tolist())) == expected
+    assert sorted(set(tokens.coord_T3[assignment.kept_K, 0].tolist())) == expected
     assert assignment.num_kept == 4 * len(expected)
     by_count = FewerFrames(num_frames=len(expected)).assign(tokens, Evidence(), "media")
     assert torch.equal(by_count.kept_K, assignment.kept_K)
@@ -175,7 +177,7 @@ def test_a_crop_is_the_box_of_largest_relevance(crop, keep):
     tokens = random_picture(0, (4, 5, 6))
     relevance_T = torch.rand(120, generator=torch.Generator().manual_seed(1)) ** 4
     assignment = crop(keep_ratio=keep, scorer=SCORER).assign(tokens, Evidence(text_relevance_T=relevance_T), "media")
-    kept = {tuple(place) for place in tokens.place_T3[assignment.kept_K].tolist()}
+    kept = {tuple(place) for place in tokens.coord_T3[assignment.kept_K].tolist()}
     budget = math.floor(30 * keep)
     shapes = [(h, w) for h in range(1, 6) for w in range(1, 7) if h * w <= budget]
     shapes.sort(key=lambda shape: shape[0])
@@ -189,7 +191,7 @@ def test_free_videollm_is_three_paths():
     relevance[6] += 1
     reducer = FreeVideoLLM(num_slow=1, num_middle=2, crop=0.5, fast_grid=(2, 2), scorer=SCORER)
     assignment = reducer.assign(tokens, Evidence(text_relevance_T=relevance.flatten()), "media")
-    kept = {tuple(place) for place in tokens.place_T3[assignment.kept_K].tolist()}
+    kept = {tuple(place) for place in tokens.coord_T3[assignment.kept_K].tolist()}
     expected = {(f, r, c) for f in range(9) for r in (1, 4) for c in (2, 6)}
     for f in (2, 6):  # middle: floor(1/2 9/2), floor(3/2 9/2) = 2, 6; slow: 6
         box = slow_box(relevance[f], [(3, 4)])
@@ -203,10 +205,10 @@ def slow_bounded(hidden: torch.Tensor, epsilon: float) -> list[int]:
     centres = [int((hidden - hidden.mean(0)).pow(2).sum(1).argmin())]
     while True:
         distance = torch.stack([(hidden - hidden[c]).pow(2).sum(1) for c in centres])
-        owner = torch.tensor(centres)[distance.argmin(0)]
-        restored = torch.stack([hidden[owner == o].mean(0) for o in owner])
+        representative = torch.tensor(centres)[distance.argmin(0)]
+        restored = torch.stack([hidden[representative == o].mean(0) for o in representative])
         if (hidden - restored).norm() / hidden.norm() < epsilon:
-            return owner.tolist()
+            return representative.tolist()
         centres.append(int(distance.min(0).values.argmax()))
 
 
@@ -217,10 +219,10 @@ def test_the_error_is_under_the_bound_by_as_few_tokens_as_the_slow_search_finds(
     merged_KD, row_T = merge(assignment, tokens.hidden_TD), destinations(assignment)
     start = 0
     for (own, _), kept in zip(segments(tokens, ragged(4)[1]), assignment.lengths, strict=True):
-        owner = slow_bounded(own.hidden_TD, epsilon)
-        cut = slice(start, start + len(owner))
-        assert (assignment.kept_K[row_T[cut]] - start).tolist() == owner
-        assert kept == len(set(owner))
+        representative = slow_bounded(own.hidden_TD, epsilon)
+        cut = slice(start, start + len(representative))
+        assert (assignment.kept_K[row_T[cut]] - start).tolist() == representative
+        assert kept == len(set(representative))
         error = (own.hidden_TD - merged_KD[row_T[cut]]).norm() / own.hidden_TD.norm()
         assert error < epsilon
         start = cut.stop
@@ -228,7 +230,7 @@ def test_the_error_is_under_the_bound_by_as_few_tokens_as_the_slow_search_finds(
 
 def test_separators_are_kept_and_a_larger_bound_keeps_no_more():
     tokens, _ = ragged(5, ((1, 6, 6),))
-    place = torch.cat([tokens.place_T3, torch.tensor([[0, -1, -1]] * 3)])
+    place = torch.cat([tokens.coord_T3, torch.tensor([[0, -1, -1]] * 3)])
     with_separators = Tokens(torch.cat([tokens.hidden_TD, torch.ones(3, 12)]), (39,), place)
     counts = []
     for epsilon in (0.05, 0.3, 0.6, 0.9, 0.999):

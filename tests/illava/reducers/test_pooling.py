@@ -35,11 +35,11 @@ def slow_pool(places: list[list[int]], grid: tuple[int, int]) -> dict[int, list[
 def test_cells_of_true_places():
     for seed, missing in ((30, 0.0), (31, 0.4)):
         tokens, evidence = ragged(seed, ((2, 5, 7), (1, 3, 3), (1, 1, 1), (3, 2, 8)), missing=missing)
-        tokens.place_T3[4, 1:] = -1  # a separator
+        tokens.coord_T3[4, 1:] = -1  # a separator
         for grid in ((2, 3), (1, 1), (4, 10)):
             blocks = assign_each(Pooling(grid=grid), tokens, evidence, "vision_output")
             for block, (own_tokens, own) in zip(blocks, segments(tokens, evidence), strict=True):
-                groups = slow_pool(own_tokens.place_T3.tolist(), grid)
+                groups = slow_pool(own_tokens.coord_T3.tolist(), grid)
                 expected = groups_matrix(groups, own.size_T.tolist(), own_tokens.lengths[0])
                 assert_close(block, expected)
 
@@ -54,5 +54,5 @@ def test_even_grids_equal_adaptive_average_pooling():
 
 def test_small_frames_are_left_alone():
     tokens, evidence = ragged(33, ((2, 3, 3),))
-    untouched = Tokens(tokens.hidden_TD, tokens.lengths, tokens.place_T3)
+    untouched = Tokens(tokens.hidden_TD, tokens.lengths, tokens.coord_T3)
     assert Pooling(grid=(3, 3)).assign(untouched, evidence, "vision_output").num_kept == 18

@@ -112,7 +112,7 @@ def test_blank_media_are_reduced_too(config):
             **{n: torch.full_like(getattr(evidence, n), value) for n in measured},
             seeds=evidence.seeds,
         )
-        blank = Tokens(torch.full_like(tokens.hidden_TD, value), tokens.lengths, tokens.place_T3)
+        blank = Tokens(torch.full_like(tokens.hidden_TD, value), tokens.lengths, tokens.coord_T3)
         check_valid(reducer, blank, reducer.assign(blank, flat, stage))
 
 
@@ -120,7 +120,7 @@ def test_blank_media_are_reduced_too(config):
 def test_half_precision_tokens(config):
     reducer, stage = build(config)
     tokens, evidence = ragged(7)
-    half = Tokens(tokens.hidden_TD.bfloat16(), tokens.lengths, tokens.place_T3)
+    half = Tokens(tokens.hidden_TD.bfloat16(), tokens.lengths, tokens.coord_T3)
     assignment = reducer.assign(half, replace(evidence, keys_THd=evidence.keys_THd.bfloat16()), stage)
     check_valid(reducer, half, assignment)
     assert merge(assignment, half.hidden_TD).dtype == torch.bfloat16
@@ -134,7 +134,7 @@ def test_training_works_after_inference(config):
     with torch.inference_mode():
         reducer.assign(tokens, evidence, stage)
     hidden_TD = tokens.hidden_TD.requires_grad_()
-    assignment = reducer.assign(Tokens(hidden_TD.detach(), tokens.lengths, tokens.place_T3), evidence, stage)
+    assignment = reducer.assign(Tokens(hidden_TD.detach(), tokens.lengths, tokens.coord_T3), evidence, stage)
     merge(assignment, hidden_TD).sum().backward()
     assert_close(hidden_TD.grad[:, 0], dense(assignment).sum(0))
     unpad(pad(hidden_TD, tokens.lengths, 0.0), tokens.lengths).sum().backward()
@@ -169,7 +169,7 @@ def test_fixed_counts_wait_for_no_device(config):
     assignment = reducer.assign(tokens, evidence, stage)  # fills the caches of host-made indices
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake = {n: mode.from_tensor(getattr(evidence, n)) for n in evidence.__slots__ if n != "seeds"}
-        fake_tokens = Tokens(mode.from_tensor(tokens.hidden_TD), tokens.lengths, mode.from_tensor(tokens.place_T3))
+        fake_tokens = Tokens(mode.from_tensor(tokens.hidden_TD), tokens.lengths, mode.from_tensor(tokens.coord_T3))
         arguments = fake_tokens, Evidence(**fake, seeds=evidence.seeds), stage
         if reducer.kind in SHAPES_DECIDE or config.get("threshold"):
             with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):

@@ -22,7 +22,7 @@ def rotate(x_HTd, cos_Td, sin_Td):
 
 def slow_places(decoder, prompt) -> list[list[tuple[int, ...]]]:
     """The visual tokens' places after every step, by stock layers and an attention row written out."""
-    hidden, position, place, kept = prompt.hidden_TD[None], prompt.position_PT, prompt.place_T4, []
+    hidden, position, place, kept = prompt.hidden_TD[None], prompt.position_PT, prompt.coord_T4, []
     for n, block in enumerate(decoder.layers):
         if n in LAYERS:
             cos, sin = (x[0] for x in decoder.rotary(hidden, position))

@@ -71,7 +71,7 @@ def requests(onevision_folder):
 
 def places_before(trace, stage, layer):
     """Places of the tokens that a traced step took, int64 [T, 4]."""
-    before = trace.patch_place
+    before = trace.patch_coords
     for step in trace.steps:
         if (step.stage, step.layer) == (stage, layer):
             return before, step
@@ -79,11 +79,11 @@ def places_before(trace, stage, layer):
     raise AssertionError(f"no step at {stage} {layer}")
 
 
-def scope_lengths(place_T4, stage, reducer):
+def scope_lengths(coord_T4, stage, reducer):
     """Tokens of each segment that is ranked on its own."""
     if not stage.startswith("vision") and reducer.per == "prompt":
-        return [len(place_T4)]
-    owner_TX = place_T4[:, : 2 if stage.startswith("vision") else 1]
+        return [len(coord_T4)]
+    owner_TX = coord_T4[:, : 2 if stage.startswith("vision") else 1]
     return torch.unique(owner_TX, dim=0, return_counts=True)[1].tolist()
 
 
@@ -102,17 +102,17 @@ def test_it_runs_alike_alone_and_in_a_batch_or_is_refused(vlm, requests, stage, 
     assert [one.error for one in together] == [None] * len(requests)
     layer = plan.steps[0].layers[0] if plan.steps[0].layers else None
     for one in together:
-        place_T4, step = places_before(one.trace, stage, layer)
-        kept = [reducer.num_kept(n) for n in scope_lengths(place_T4, stage, reducer)]
+        coord_T4, step = places_before(one.trace, stage, layer)
+        kept = [reducer.num_kept(n) for n in scope_lengths(coord_T4, stage, reducer)]
         num_kept, num_before = step.matrix.shape
-        assert 0 < num_kept < num_before == len(place_T4)
+        assert 0 < num_kept < num_before == len(coord_T4)
         if None not in kept:
             assert num_kept == sum(kept)
     (alone,), beside = vlm.generate(requests[-1:], plan=plan), together[-1]
     assert (beside.token_ids, beside.usage) == (alone.token_ids, alone.usage)
-    survivors = [set(map(tuple, places_before(g.trace, stage, layer)[1].place.tolist())) for g in (alone, beside)]
+    kept_tokens = [set(map(tuple, places_before(g.trace, stage, layer)[1].place.tolist())) for g in (alone, beside)]
     # products of other shapes differ in last bits, which may decide between near-equal tokens
-    assert len(survivors[0] ^ survivors[1]) <= 0.05 * len(survivors[0])
+    assert len(kept_tokens[0] ^ kept_tokens[1]) <= 0.05 * len(kept_tokens[0])
 
 
 def test_only_the_attention_of_a_cls_token_is_wanting_in_this_model():
@@ -154,11 +154,11 @@ def test_sizes_reach_from_the_last_block_to_behind_the_tower(vlm, requests):
 def test_sizes_are_kept_beside_a_cls_token_and_by_whole_groups(has_cls, group_side):
     torch.manual_seed(0)
     size = group_side**2
-    place_T3 = torch.cartesian_prod(torch.arange(2), torch.arange(12), torch.arange(size))
+    coord_T3 = torch.cartesian_prod(torch.arange(2), torch.arange(12), torch.arange(size))
     plan = plan_of("vision_block", {"kind": "kmeans", "num_merged": 4}, [0, 1])
     lengths = (12 * size, 12 * size)
     reduction = VisionReduction(
-        plan, lengths, place_T3, num_blocks=2, has_cls=has_cls, group_side=group_side, seeds=(0, 0)
+        plan, lengths, coord_T3, num_blocks=2, has_cls=has_cls, group_side=group_side, seeds=(0, 0)
     )
     hidden_TD = torch.randn(sum(lengths) + 2 * has_cls, 6)
     for block in range(2):
@@ -173,14 +173,14 @@ def test_sizes_are_kept_beside_a_cls_token_and_by_whole_groups(has_cls, group_si
 
 def test_keys_behind_the_tower_are_those_of_its_last_block():
     torch.manual_seed(0)
-    place_T3 = torch.cartesian_prod(torch.arange(2), torch.arange(3), torch.arange(3))
+    coord_T3 = torch.cartesian_prod(torch.arange(2), torch.arange(3), torch.arange(3))
     plan = plan_of("vision_output", {"kind": "tome", "num_merged": 2})
-    reduction = VisionReduction(plan, (9, 9), place_T3, num_blocks=2)
+    reduction = VisionReduction(plan, (9, 9), coord_T3, num_blocks=2)
     hidden_TD, keys = torch.randn(18, 8), [torch.randn(18, 2, 4) for _ in range(2)]
     for block, k_THd in enumerate(keys):
         hidden_TD = reduction.at(block, hidden_TD, k_THd, k_THd, scale=1.0)
     reduction.after_tower(hidden_TD)
-    tokens = Tokens(hidden_TD, (9, 9), place_T3)
+    tokens = Tokens(hidden_TD, (9, 9), coord_T3)
     expected = [ToMe(num_merged=2).assign(tokens, Evidence(keys_THd=k), "vision_output").kept_K for k in keys]
     assert torch.equal(reduction.steps[0].assignment.kept_K, expected[1])
     assert not torch.equal(*expected)
@@ -207,7 +207,7 @@ def test_a_draw_in_the_tower_follows_seed_request_medium_tile_and_layer(vlm, req
     assert not torch.equal(base[0], other_id[0])
     assert not torch.equal(base[0], other_seed[0])
     of_tile = {}
-    for medium, tile, row, col in base[0].tolist():
-        of_tile.setdefault((medium, tile), []).append((row, col))
+    for visual, tile, row, col in base[0].tolist():
+        of_tile.setdefault((visual, tile), []).append((row, col))
     assert len(of_tile) > 2
     assert len({tuple(places) for places in of_tile.values()}) == len(of_tile)

@@ -11,7 +11,7 @@ import torch
 import illava.reducers
 from illava.reducers import REDUCERS, Evidence
 from illava.reduction.patch_groups import group_evidence, group_tokens, spread
-from illava.tokens import Tokens, carry, merge
+from illava.tokens import Tokens, gather_kept, merge
 from tests.support.closeness import assert_close
 from tests.support.reducer_cases import CONFIGS, build, dense, ragged
 
@@ -58,17 +58,17 @@ def grouped(seed: int) -> tuple[Tokens, Evidence]:
     """Patches of 2 x 2 groups, the four of a group side by side."""
     groups, _ = ragged(seed)
     corner_P3 = torch.tensor([[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]]).repeat(sum(groups.lengths), 1)
-    place_P3 = groups.place_T3.repeat_interleave(4, 0) * torch.tensor([1, 2, 2]) + corner_P3
+    coord_P3 = groups.coord_T3.repeat_interleave(4, 0) * torch.tensor([1, 2, 2]) + corner_P3
     _, evidence = ragged(seed, ((1, 1, 4 * sum(groups.lengths)),))
     lengths = tuple(4 * n for n in groups.lengths)
     own = Evidence(
         attention_received_T=evidence.attention_received_T,
         cls_attention_T=evidence.cls_attention_T,
         keys_THd=evidence.keys_THd,
-        size_T=torch.ones(len(place_P3)),
+        size_T=torch.ones(len(coord_P3)),
         seeds=tuple(range(len(lengths))),
     )
-    return Tokens(torch.randn(len(place_P3), 5, generator=torch.Generator().manual_seed(seed)), lengths, place_P3), own
+    return Tokens(torch.randn(len(coord_P3), 5, generator=torch.Generator().manual_seed(seed)), lengths, coord_P3), own
 
 
 IN_TOWER = [c for c in CONFIGS if REDUCERS[c["kind"]].stages & {"vision_block", "vision_output"}]
@@ -83,5 +83,5 @@ def test_groups_stay_whole(config):
     of_patches = spread(of_groups, 2)
     assert of_patches.lengths == tuple(4 * n for n in of_groups.lengths)
     assert_close(dense(of_patches), torch.kron(dense(of_groups), torch.eye(4)))
-    place_K43 = carry(of_patches, patches.place_T3).view(-1, 4, 3)
-    assert torch.equal(place_K43[..., 1:] // 2, (place_K43[:, :1, 1:] // 2).expand(-1, 4, -1))
+    coord_K43 = gather_kept(of_patches, patches.coord_T3).view(-1, 4, 3)
+    assert torch.equal(coord_K43[..., 1:] // 2, (coord_K43[:, :1, 1:] // 2).expand(-1, 4, -1))

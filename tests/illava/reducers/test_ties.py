@@ -20,13 +20,13 @@ def one_direction():
     gen = torch.Generator().manual_seed(1)
     length_T1 = torch.rand(NUM_TOKENS, 1, generator=gen) + 0.5
     value_TD = length_T1 * torch.randn(WIDTH, generator=gen)
-    place_T3 = torch.cartesian_prod(torch.arange(4), torch.arange(2), torch.arange(3))
+    coord_T3 = torch.cartesian_prod(torch.arange(4), torch.arange(2), torch.arange(3))
     evidence = Evidence(
         keys_THd=value_TD[:, None],
         attention_received_T=torch.arange(NUM_TOKENS, 0.0, -1.0),
         size_T=torch.ones(NUM_TOKENS),
     )
-    return Tokens(value_TD, (NUM_TOKENS,), place_T3), evidence
+    return Tokens(value_TD, (NUM_TOKENS,), coord_T3), evidence
 
 
 @pytest.mark.parametrize(

@@ -51,13 +51,13 @@ def test_unusual_frames_keep_more(keep_ratio, seed, missing):
     reducer = VidCom2(keep_ratio=keep_ratio)
     blocks = assign_each(reducer, tokens, evidence, "decoder_input")
     for block, (own, _) in zip(blocks, segments(tokens, evidence), strict=True):
-        expected = slow_vidcom2(own.hidden_TD, own.place_T3[:, 0].tolist(), reducer.num_kept(own.lengths[0]))
+        expected = slow_vidcom2(own.hidden_TD, own.coord_T3[:, 0].tolist(), reducer.num_kept(own.lengths[0]))
         assert kept_places(block) == expected
 
 
 def test_the_odd_frame_out_gets_the_largest_share():
     tokens, evidence = ragged(112, ((5, 4, 4),))
-    frames = tokens.place_T3[:, 0]
+    frames = tokens.coord_T3[:, 0]
     tokens.hidden_TD[:] = tokens.hidden_TD[0] + 0.1 * tokens.hidden_TD
     tokens.hidden_TD[frames == 3] *= -1
     kept = VidCom2(keep_ratio=0.5).assign(tokens, evidence, "decoder_input").kept_K

@@ -49,24 +49,24 @@ def test_equal_neighbours_are_joined_without_loss_where_they_stood(loaded):
     image, clip = pre.images([picture(9)])[0], still_pairs(vlm, pre, 3)
     plan = joining(BLOCKS[vlm.family.model_type][:1])
     vlm.family.check(plan)
-    (whole_image, whole), (image_again, joined) = (
+    (whole_image, whole), (image_again, merge_frames) = (
         vlm.family.encode([image, clip], which, trace=True) for which in (EMPTY_PLAN, plan)
     )
     assert_close(image_again.feature_KD, whole_image.feature_KD)
-    assert image_again.idle_steps == ("'frame_merging' at vision_block " + str(plan.steps[0].layers[0]),)
-    assert joined.idle_steps == ()
-    place, frames = joined.place_K3[joined.place_K3[:, 1] >= 0], [0, 2, 4]
+    assert image_again.noop_steps == ("'frame_merging' at vision_block " + str(plan.steps[0].layers[0]),)
+    assert merge_frames.noop_steps == ()
+    place, frames = merge_frames.coord_K3[merge_frames.coord_K3[:, 1] >= 0], [0, 2, 4]
     assert place[:, 0].unique().tolist() == frames
-    assert joined.num_slots == whole.num_slots
-    slots = joined.slot_K
-    assert torch.equal(joined.place_K3, whole.place_K3[slots])  # nothing was dropped there: slots are tokens
-    assert_close(joined.feature_KD, whole.feature_KD[slots])
-    for ours, theirs in zip(joined.deepstack, whole.deepstack, strict=True):
+    assert merge_frames.num_placeholders == whole.num_placeholders
+    slots = merge_frames.placeholder_K
+    assert torch.equal(merge_frames.coord_K3, whole.coord_K3[slots])  # nothing was dropped there: slots are tokens
+    assert_close(merge_frames.feature_KD, whole.feature_KD[slots])
+    for ours, theirs in zip(merge_frames.deepstack, whole.deepstack, strict=True):
         assert_close(ours, theirs[slots])
-    counts = [count for frame, count in joined.frame_counts if frame >= 0 and count]
+    counts = [count for frame, count in merge_frames.frame_counts if frame >= 0 and count]
     assert len(counts) == 3
-    assert sum(count for _, count in joined.frame_counts) == len(slots)
-    matrix = joined.trace[0].matrix.to_dense()
+    assert sum(count for _, count in merge_frames.frame_counts) == len(slots)
+    matrix = merge_frames.trace[0].matrix.to_dense()
     assert_close(matrix.sum(1), torch.ones(len(matrix)))
     assert ((matrix > 0).sum(1) == 2).all()
 
@@ -127,8 +127,8 @@ def test_the_released_layout_joins_frames_too(onevision_folder):
     with torch.inference_mode():
         (encoded,) = vlm.family.encode([pre.video([picture(n) for n in range(5)])], plan, trace=True)
     assert encoded.frame_counts == ((0, 9), (2, 9), (4, 9), (-1, 1))
-    assert encoded.slot_K.tolist() == list(range(28))
-    assert encoded.num_slots == 28
+    assert encoded.placeholder_K.tolist() == list(range(28))
+    assert encoded.num_placeholders == 28
 
 
 def test_a_family_of_images_refuses(tmp_path):

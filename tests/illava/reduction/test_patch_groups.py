@@ -5,7 +5,7 @@ import torch
 
 from illava.reducers import REDUCERS, AttentionPruning, Evidence, ILLaVA, ILLaVA2026, ToMe
 from illava.reduction.patch_groups import group_evidence, group_tokens, spread
-from illava.tokens import Tokens, carry, merge
+from illava.tokens import Tokens, gather_kept, merge
 from tests.support.closeness import assert_close
 
 pytestmark = pytest.mark.numeric
@@ -32,7 +32,7 @@ def test_a_group_is_its_patches_side_by_side():
     tokens, evidence = patches()
     groups, measured = group_tokens(tokens, 2), group_evidence(evidence, 2)
     assert groups.lengths == (6, 4)
-    assert groups.place_T3.tolist() == [
+    assert groups.coord_T3.tolist() == [
         *([0, row, col] for row in range(3) for col in range(2)),
         *([1, row, col] for row in range(2) for col in range(2)),
     ]
@@ -66,7 +66,7 @@ def test_patches_follow_their_group_corner_by_corner(reducer):
     assert_close(of_patches.matrix().to_dense(), corners)
     merged = merge(of_patches, tokens.hidden_TD)
     assert_close(merged.view(-1, 20), merge(of_groups, tokens.hidden_TD.view(-1, 20)))
-    place = carry(of_patches, tokens.place_T3).view(-1, 4, 3)
+    place = gather_kept(of_patches, tokens.coord_T3).view(-1, 4, 3)
     assert ((place[:, :, 1:] // 2) == (place[:, :1, 1:] // 2)).all()
 
 

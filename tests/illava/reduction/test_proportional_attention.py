@@ -75,14 +75,14 @@ def test_equal_tokens_merged_are_as_if_they_were_all_there(family, monkeypatch):
     place = (cells[:, None] * side + corners).flatten(0, 1)
     one = torch.randn(2, twins, size, width, generator=gen).repeat_interleave(2, 1).flatten(1, 2)
     lengths = (2 * twins * size,) * 2
-    place_T3 = torch.cat([torch.cat([torch.full((len(place), 1), n), place], 1) for n in range(2)])
+    coord_T3 = torch.cat([torch.cat([torch.full((len(place), 1), n), place], 1) for n in range(2)])
     if has_cls:
         one = torch.cat([torch.randn(2, 1, width, generator=gen), one], 1)
     hidden = one.flatten(0, 1)
     blocks = num_blocks = family.num_vision_blocks
 
     def run(plan):
-        reduction = VisionReduction(plan, lengths, place_T3, num_blocks=num_blocks, has_cls=has_cls, group_side=side)
+        reduction = VisionReduction(plan, lengths, coord_T3, num_blocks=num_blocks, has_cls=has_cls, group_side=side)
         return feature_of(tower.run(hidden, reduction)), reduction
 
     def tome(proportional):

@@ -113,12 +113,12 @@ def test_the_whole_grid_is_back_and_survivors_are_as_they_were(loaded):
         vlm.family.encode(media, which, trace=True) for which in (EMPTY_PLAN, plan_of(vlm, unmerge=False), plan)
     )
     for full, few, back in zip(whole, reduced, restored, strict=True):
-        assert torch.equal(back.slot_K, full.slot_K)
-        assert torch.equal(back.place_K3, full.place_K3)
+        assert torch.equal(back.placeholder_K, full.placeholder_K)
+        assert torch.equal(back.coord_K3, full.coord_K3)
         assert back.frame_counts == full.frame_counts
         assert not torch.allclose(back.feature_KD, full.feature_KD)
-        if len(few.slot_K) < len(full.slot_K) and vlm.family.model_type.startswith("qwen"):
-            assert_close(back.feature_KD[few.slot_K], few.feature_KD)
+        if len(few.placeholder_K) < len(full.placeholder_K) and vlm.family.model_type.startswith("qwen"):
+            assert_close(back.feature_KD[few.placeholder_K], few.feature_KD)
         assert [len(layer) for layer in back.deepstack] == [len(layer) for layer in full.deepstack]
         matrices = [step.matrix for step in back.trace]
         assert [step.stage for step in back.trace] == ["vision_block", "vision_block", "unmerge", "layout"]
@@ -133,7 +133,7 @@ def test_the_rows_counts_are_the_whole_grids_again(loaded):
     for plan in (plan_of(vlm), plan_of(vlm, again)):
         media = media_of(vlm, pre)
         sampling = SamplingParams(max_new_tokens=2, min_new_tokens=2)
-        requests = [Request(str(n), (medium, "Go"), sampling, trace=True) for n, medium in enumerate(media)]
+        requests = [Request(str(n), (visual, "Go"), sampling, trace=True) for n, visual in enumerate(media)]
         together = vlm.generate(requests, plan=plan)
         for request, kind, done in zip(requests, kinds, together, strict=False):
             (alone,) = vlm.generate([request], plan=plan)

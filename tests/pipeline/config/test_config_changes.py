@@ -67,7 +67,7 @@ def test_what_only_affects_execution_resumes(config_of, folder, leaf) -> None:
     assert changed != config
     first, again = open_run(config), open_run(changed)
     assert again.resumed
-    assert (again.fingerprint, again.recipe.digest) == (first.fingerprint, first.recipe.digest)
+    assert (again.fingerprint, again.config_fingerprint.digest) == (first.fingerprint, first.config_fingerprint.digest)
 
 
 def test_another_shard_size_is_refused_by_name_and_another_folder_is_another_run(config_of, folder) -> None:

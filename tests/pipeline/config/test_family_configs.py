@@ -90,9 +90,9 @@ def plan_and_run(model_type: str, folder: Path, **more: str) -> list[dict]:
     assert planned.returncode == 0, planned.stderr
     assert "reach the LLM" in planned.stdout
     assert done.returncode == 0, done.stderr
-    rows = sorted(read_rows(folder / "out"), key=lambda row: row["num_patches"])
-    assert [row["error_type"] for row in rows] == [None, None]
-    return rows
+    result_field = sorted(read_rows(folder / "out"), key=lambda row: row["num_patches"])
+    assert [row["error_type"] for row in result_field] == [None, None]
+    return result_field
 
 
 # About 8 s of one core each: the newest family's in `make test`, the others' in `make test-long`.

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pipeline.runtime_field.budget import Budget, BudgetGuard
+from pipeline.runtime_field.runner import run_job
 
 from illava import devices
 from illava.errors import DeviceError
@@ -17,8 +19,6 @@ from pipeline.cli import run_cli
 from pipeline.config.load import load_config
 from pipeline.config.placement import ClusterGPUs, gpus_of, place_here, place_on_ray, said
 from pipeline.errors import ConfigError
-from pipeline.execution.budget import Allowance, Budget
-from pipeline.execution.runner import run_job
 from tests.support.runs import fakes
 from tests.support.runs.fakes import DEMO_MODEL, job_config, numbered_items, read_rows, violations
 
@@ -208,7 +208,7 @@ def run_fake(config, **options):
 def test_a_run_begun_on_a_gpu_goes_on_without_one_and_says_both(tmp_path, gpu_cluster, capsys, monkeypatch) -> None:
     items = {"source": numbered_items(tmp_path, 40), "out": tmp_path / "out"}
     with monkeypatch.context() as patch:
-        patch.setattr(Allowance, "more", lambda self, num_in_work: not num_in_work)  # the first shards, no others
+        patch.setattr(BudgetGuard, "more", lambda self, num_in_work: not num_in_work)  # the first shards, no others
         first = run_fake(job(**items, runtime={"max_open_shards": 1}), budget=Budget(1.0, "s"))
     assert 0 < first.num_left < 40
     assert "the model is on cuda, 1 GPU an actor" in capsys.readouterr().err

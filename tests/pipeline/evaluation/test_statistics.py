@@ -50,8 +50,8 @@ def test_a_single_medium_has_no_width():
 
 def test_many_questions_on_few_media_widen_the_interval():
     generator = np.random.default_rng(0)
-    of_medium = generator.normal(size=20)
-    values = np.repeat(of_medium, 10)
+    of_visual = generator.normal(size=20)
+    values = np.repeat(of_visual, 10)
     clustered = mean_interval(values, np.repeat(np.arange(20), 10))
     naive = mean_interval(values, np.arange(200))
     assert clustered.high - clustered.low > 2.5 * (naive.high - naive.low)  # the square root of ten, about

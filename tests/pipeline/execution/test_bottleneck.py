@@ -7,13 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.execution.lease import Flow
+from pipeline.execution.lease import QueueDepths
 from pipeline.execution.progress import Bottleneck, Progress, limit_at
 from pipeline.execution.scheduler import Scheduler
-from pipeline.execution.summary import Tally
+from pipeline.execution.summary import RunStats
 from pipeline.records import MediaItem, Shard
 
-IDLE = Flow(num_loading=0, num_loaded=0, num_running=0, num_unpublished=0, room=8)
+IDLE = QueueDepths(num_loading=0, num_loaded=0, num_running=0, num_unpublished=0, capacity=8)
 
 
 @pytest.mark.parametrize(
@@ -21,15 +21,15 @@ IDLE = Flow(num_loading=0, num_loaded=0, num_running=0, num_unpublished=0, room=
     [
         ({"num_loading": 4, "num_loaded": 3, "num_running": 8}, "model"),
         ({"num_loading": 4, "num_running": 8}, "model"),  # its batch is full, though nothing waits just now
-        ({"num_loading": 4, "num_loaded": 2, "room": 0}, "model"),  # it is still loading its weights
+        ({"num_loading": 4, "num_loaded": 2, "capacity": 0}, "model"),  # it is still loading its weights
         ({"num_loading": 4, "num_running": 5}, "readers"),
         ({"num_loading": 4}, "readers"),
-        ({"num_loading": 4, "room": 0}, "readers"),
+        ({"num_loading": 4, "capacity": 0}, "readers"),
         ({"num_running": 2}, "model"),  # the last items
         ({"num_unpublished": 3}, "store"),
         ({"num_loading": 1, "num_unpublished": 3}, "readers"),
         ({}, None),
-        ({"num_loading": 4, "room": None}, None),  # the local executor: one process takes turns
+        ({"num_loading": 4, "capacity": None}, None),  # the local executor: one process takes turns
     ],
 )
 def test_where_the_items_are_names_what_holds_them_up(flow, limit) -> None:
@@ -50,8 +50,8 @@ def row(**seconds):
 def test_readers_that_mostly_fetch_wait_for_the_store(seconds, said) -> None:
     bottleneck = Bottleneck()
     assert bottleneck.verdict() == ""
-    bottleneck.see(replace(IDLE, num_loading=2), 3.0)
-    bottleneck.see(replace(IDLE, num_running=8), 1.0)
+    bottleneck.observe(replace(IDLE, num_loading=2), 3.0)
+    bottleneck.observe(replace(IDLE, num_running=8), 1.0)
     bottleneck.add(row(**seconds))
     assert bottleneck.verdict() == said
     assert bottleneck.verdict() == "", "each verdict is of its own time"
@@ -76,13 +76,13 @@ def test_the_scheduler_says_where_its_items_are() -> None:
     for lease in leases[:4]:
         scheduler.finished("one", SimpleNamespace(item_id=lease.item.item_id))
     scheduler.assign("one", 1)
-    assert scheduler.flow(room=8) == Flow(1, 0, 1, 1, 8)
+    assert scheduler.flow(capacity=8) == QueueDepths(1, 0, 1, 1, 8)
 
 
 def test_the_line_names_it(monkeypatch, capsys) -> None:
     clock = SimpleNamespace(now_s=0.0)
     monkeypatch.setattr("pipeline.execution.progress.time", SimpleNamespace(monotonic=lambda: clock.now_s))
-    progress = Progress(10, Tally(), terminal=False)
+    progress = Progress(10, RunStats(), terminal=False)
     for clock.now_s in range(1, 31):
         progress.tick(lambda: replace(IDLE, num_loaded=1))
     assert "waits for the model (100%)" in capsys.readouterr().err

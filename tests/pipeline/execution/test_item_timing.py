@@ -74,7 +74,7 @@ def test_every_wait_counts_as_queue_and_the_stages_sum_to_the_latency(clock, row
     clock.now_s += 10.0  # loaded, waiting for a worker
     timeline.dispatched()
     clock.now_s += 3.0 + 7.25 + 0.75  # mailbox, worker, rest of the call that brings the row
-    row = timeline.settle(replace(made_row(rows), latency_s=7.25), held_s=8.0)
+    row = timeline.finalize(replace(made_row(rows), latency_s=7.25), held_s=8.0)
     assert row.latency_s == pytest.approx(5.5 + 10.0 + 3.0 + 7.25), "ends with the item, not with its call"
     assert row.queue_s == pytest.approx(0.25 + 2.0 + 10.0 + 3.0)
     assert stages_s(row) == pytest.approx(row.latency_s)
@@ -87,7 +87,7 @@ def test_time_that_no_stage_measured_shows_as_a_difference(clock, rows) -> None:
     timeline.loaded(7.5, STATS)
     timeline.dispatched()
     clock.now_s += 7.25
-    row = timeline.settle(replace(made_row(rows), latency_s=7.25), held_s=7.25)
+    row = timeline.finalize(replace(made_row(rows), latency_s=7.25), held_s=7.25)
     assert row.latency_s - stages_s(row) == pytest.approx(4.0)
 
 
@@ -153,7 +153,7 @@ def test_on_any_way_each_second_is_in_one_stage(clock, rows, way) -> None:
     clock.now_s += rest_of_call_s
     held_s = clock.now_s - taken_s
     clock.now_s += unseen_s
-    row = timeline.settle(row, held_s)
+    row = timeline.finalize(row, held_s)
     assert row.latency_s == pytest.approx(ended_s + unseen_s - began_s, abs=1e-6)
     assert stages_s(row) == pytest.approx(row.latency_s, abs=1e-6)
 

@@ -12,7 +12,7 @@ from ray.exceptions import ActorDiedError, ObjectLostError, OwnerDiedError, RayT
 
 from pipeline.errors import StorageError
 from pipeline.execution.ray.actor_pool import CALLS_PER_ACTOR
-from pipeline.execution.ray.actors import ActorLostError, Advance, PayloadLostError, RayCluster
+from pipeline.execution.ray.actors import ActorLostError, PayloadLostError, RayCluster, StepResult
 from pipeline.execution.ray.executor import RayExecutor
 from pipeline.execution.rows import RowMaker, RunInfo
 from pipeline.execution.scheduler import Scheduler
@@ -68,7 +68,7 @@ class LosesMedia(Cluster):
         if entries and len(self.lost) < CALLS_PER_ACTOR:
             self.lost.append([entry.item.item_id for entry in entries])
             return Answer(PayloadLostError("the node is gone"))
-        return Answer(Advance(tuple((self._row(entry), 0.0) for entry in entries), WorkerUsage()))
+        return Answer(StepResult(tuple((self._row(entry), 0.0) for entry in entries), WorkerUsage()))
 
     def _row(self, entry) -> ResultRow:
         row = self._rows.failed(entry.item, "not_found", "", attempts=entry.attempts, shard_index=entry.shard_index)
@@ -91,7 +91,7 @@ def test_media_that_are_lost_before_their_call_are_loaded_again(tmp_path) -> Non
     )
     executor = RayExecutor(cluster, config, scheduler, make_loader=None, make_worker=None)
     for _ in range(20):
-        executor.turn()
+        executor.poll()
     assert len(rows) == len(items), "an item was forgotten"
     times_lost = Counter(item_id for call in cluster.lost for item_id in call)
     assert len(cluster.lost) == CALLS_PER_ACTOR

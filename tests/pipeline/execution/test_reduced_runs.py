@@ -100,7 +100,7 @@ def test_auto_keeps_of_a_document_what_half_the_error_takes(tmp_path, vlm, onevi
     for content, picture in pictures.items():
         with torch.inference_mode():
             (whole,) = vlm.family.encode(preprocessor.images([picture]), EMPTY_PLAN, trace=False)
-        is_patch_K = whole.place_K3[:, 1] >= 0
+        is_patch_K = whole.coord_K3[:, 1] >= 0
         epsilon = plan_for(content, 0.3).at("decoder_input").epsilon
         assert epsilon == (0.15 if content == "document" else 0.3)
         kept = slow_count(whole.feature_KD[is_patch_K].float(), epsilon) + int((~is_patch_K).sum())

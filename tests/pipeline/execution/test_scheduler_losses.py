@@ -182,7 +182,7 @@ def test_a_suspect_follows_no_neighbour_that_is_none() -> None:
     scheduler.reader_lost([killer])
     scheduler.payloads_lost(given)
     assert scheduler.lease(idle=False) is innocent
-    assert innocent.followers == ()
+    assert innocent.shared_load_items == ()
     assert scheduler.lease(idle=False) is None
     assert scheduler.lease() is killer
     assert len(killer.group) == 3

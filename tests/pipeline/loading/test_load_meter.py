@@ -5,7 +5,7 @@ import time
 import pytest
 
 from pipeline.config.schema import MediaConfig
-from pipeline.loading.decoding.mp4_index import DoubtError
+from pipeline.loading.decoding.mp4_index import RangeReadUnsafeError
 from pipeline.loading.loader import Loader
 from pipeline.loading.sandbox.client import DecoderProcess
 from pipeline.records import MediaItem
@@ -44,7 +44,7 @@ def test_a_doubted_ranged_read_is_loading_time_and_shortens_the_deadline(s3_buck
 
     def doubt(*_, **__):
         time.sleep(TRY_S)
-        raise DoubtError("made up")
+        raise RangeReadUnsafeError("made up")
 
     monkeypatch.setattr(DecoderProcess, "needed_ranges", doubt)
     began_s = time.perf_counter()

@@ -13,7 +13,7 @@ from illava.families import load_preprocessor
 from pipeline.config.schema import FpsSampling, KeyframeSampling, MediaConfig
 from pipeline.errors import ItemError
 from pipeline.loading.decoding.media import load_video
-from pipeline.loading.decoding.mp4_index import DoubtError
+from pipeline.loading.decoding.mp4_index import RangeReadUnsafeError
 from pipeline.loading.loader import Loader
 from pipeline.loading.sparse_file import SparseCopy
 from pipeline.records import MediaItem
@@ -53,7 +53,7 @@ def test_frames_are_those_of_the_whole_file(tmp_path, frames, name):
     for media in (MEDIA, MediaConfig(num_frames=5, frame_sampling=FpsSampling(fps=0.4))):
         try:
             found, copy = ranged(path, media)
-        except DoubtError:
+        except RangeReadUnsafeError:
             found = None
         assert (found is None) == (name in WHOLE)
         if found is None:
@@ -105,9 +105,9 @@ def doubtful_files(folder):
 
 def test_everything_unusual_is_a_doubt(tmp_path):
     for path, word in doubtful_files(tmp_path).items():
-        with pytest.raises(DoubtError, match=word):
+        with pytest.raises(RangeReadUnsafeError, match=word):
             ranged(path, MEDIA)
-    with pytest.raises(DoubtError, match="key frames"):
+    with pytest.raises(RangeReadUnsafeError, match="key frames"):
         ranged(tmp_path / "whole.mp4", MediaConfig(num_frames=2, frame_sampling=KeyframeSampling()))
 
 
@@ -118,7 +118,7 @@ def test_frames_cut_by_an_edit_list_are_a_doubt(tmp_path):
     start = int.from_bytes(data[place + 4 : place + 8])
     data[place + 4 : place + 8] = (start + 20 * 1024).to_bytes(4)
     path.write_bytes(data)
-    with pytest.raises(DoubtError):
+    with pytest.raises(RangeReadUnsafeError):
         ranged(path, MEDIA)
 
 
@@ -139,7 +139,7 @@ def mutant(data, rng):
 def outcome(read):
     try:
         return read()
-    except (DoubtError, ItemError, MemoryError):
+    except (RangeReadUnsafeError, ItemError, MemoryError):
         return None
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.config.schema import MediaConfig
 from pipeline.loading.decoding.media import load_video
-from pipeline.loading.decoding.mp4_index import DoubtError
+from pipeline.loading.decoding.mp4_index import RangeReadUnsafeError
 from tests.support.media.clips import write_video
 from tests.support.media.long_videos import noisy_frames, write_long_video
 from tests.support.media.ranged_copies import assert_same, ranged
@@ -120,7 +120,7 @@ def test_few_bytes_or_the_whole_and_the_same_frames(tmp_path, frames, name):
     suffix, write, num_frames, why_whole = FILES[name]
     path, media = write(tmp_path / f"v.{suffix}", frames), MediaConfig(num_frames=num_frames)
     if why_whole:
-        with pytest.raises(DoubtError, match=why_whole):
+        with pytest.raises(RangeReadUnsafeError, match=why_whole):
             ranged(path, media)
         return
     found, copy = ranged(path, media)

@@ -11,9 +11,9 @@ import pytest
 
 from pipeline.errors import ConfigError, InputError
 from pipeline.execution import budget as budgets
-from pipeline.execution.budget import Allowance, Budget, parse_budget
+from pipeline.execution.budget import Budget, BudgetGuard, parse_budget
 from pipeline.execution.runner import run_job
-from pipeline.execution.summary import Tally, render_line, render_summary
+from pipeline.execution.summary import RunStats, render_line, render_summary
 from pipeline.execution.worker import VLMWorker
 from pipeline.exit_codes import guarded
 from pipeline.planning.probe import probe, render_probe
@@ -64,7 +64,7 @@ def question_items(folder) -> dict:
     return {"manifest": str(folder / "items.jsonl")}
 
 
-def foretold(tmp_path, source, **sections):
+def estimated(tmp_path, source, **sections):
     """Sixteen probes under each of twenty seeds, how often cost and device seconds lay inside, and the actual cost."""
     run(job_config(tmp_path / "out", source, **sections))
     rows = read_rows(tmp_path / "out")
@@ -82,7 +82,7 @@ def foretold(tmp_path, source, **sections):
 
 def test_sixteen_probes_foretell_the_cost_of_a_mixed_set(tmp_path) -> None:
     source = mixed_items(tmp_path, 210)
-    probes, inside_usd, inside_s, _ = foretold(tmp_path, source, prices=PRICES, runtime={"gpus_per_actor": 1})
+    probes, inside_usd, inside_s, _ = estimated(tmp_path, source, prices=PRICES, runtime={"gpus_per_actor": 1})
     assert inside_usd >= 18
     assert inside_s >= 18
     assert "16 of 210 items were run, 0 failed" in render_probe(probes[-1])
@@ -91,7 +91,7 @@ def test_sixteen_probes_foretell_the_cost_of_a_mixed_set(tmp_path) -> None:
 def test_sixteen_probes_foretell_the_cost_of_many_questions_on_one_medium(tmp_path) -> None:
     # A load costs 10 USD and is shared by a medium's questions, each of which costs 0.1 to 2.9 USD.
     sections = {"prices": PRICES | {"cpu_hour_usd": 36e6}, "runtime": {"gpus_per_actor": 1, "cpus_per_actor": 0}}
-    probes, inside_usd, inside_s, actual_usd = foretold(tmp_path, question_items(tmp_path), **sections)
+    probes, inside_usd, inside_s, actual_usd = estimated(tmp_path, question_items(tmp_path), **sections)
     assert inside_usd >= 18
     assert inside_s >= 18
     assert sum(found.items_usd.total for found in probes) / 20 == pytest.approx(actual_usd, rel=0.1)
@@ -178,8 +178,8 @@ def test_money_without_prices_is_refused(tmp_path) -> None:
 def test_what_is_in_work_counts_before_it_is_done(tmp_path, monkeypatch) -> None:
     clock = iter([0.0, 100.0, 190.0, 190.0])
     monkeypatch.setattr(budgets.time, "monotonic", lambda: next(clock))
-    tally = Tally(num_rows=1)
-    allowance = Allowance(config_of(tmp_path, 1), Budget(200.0, "s"), tally)
+    tally = RunStats(num_rows=1)
+    allowance = BudgetGuard(config_of(tmp_path, 1), Budget(200.0, "s"), tally)
     assert allowance.more(0)  # the first row after 100 s of start-up
     tally.num_rows = 91  # then one a second
     assert allowance.more(9)
@@ -193,7 +193,7 @@ def test_one_line_fits_a_cron_mail(tmp_path) -> None:
     assert "5 of 5 items in" in line
     assert "5 ok, 0 partial, 0 failed; $" in line
     assert line.endswith(str(tmp_path / "out"))
-    nightly = config_of(tmp_path, 5, out="next", input={"skip_done_in": str(tmp_path / "out")})
+    nightly = config_of(tmp_path, 5, out="next", input={"exclude_runs": str(tmp_path / "out")})
     summary = run(nightly)
     assert summary.exit_code == 0
     assert "nothing new, 5 items were done by earlier runs" in render_line(summary)

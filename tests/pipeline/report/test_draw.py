@@ -54,7 +54,7 @@ def plan_for(vlm: VLM, method: str) -> ReductionPlan:
 
 
 def sheets_for(request: Request, trace) -> list[Sheet]:
-    return sheets_of(trace.patch_place.numpy(), [part.tiles for part in request.content if not isinstance(part, str)])
+    return sheets_of(trace.patch_coords.numpy(), [part.tiles for part in request.content if not isinstance(part, str)])
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -100,7 +100,7 @@ def test_what_came_from_outside_is_text(opened) -> None:
         sink.publish(index, rows)
     figures = run_figures(opened.uri, num_samples=3)
     hostile = replace(figures.samples[0], uri=HOSTILE, item_id=HOSTILE, error_message=HOSTILE)
-    figures = replace(figures, uri=HOSTILE, samples=(hostile,), slowest=(hostile,), dearest=(hostile,))
+    figures = replace(figures, uri=HOSTILE, samples=(hostile,), slowest=(hostile,), most_expensive=(hostile,))
     figures.record["config"]["name"] = HOSTILE
     page = render_report(figures, [[Picture(HOSTILE, reason=HOSTILE)]])
     tags = Tags(page).found

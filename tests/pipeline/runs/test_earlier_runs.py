@@ -11,7 +11,7 @@ from tests.support.runs.run_folders import complete, put_media
 def test_items_a_finished_run_holds_are_left_out(config, root):
     media, old = storage.join(root, "in"), storage.join(root, "out-1")
     put_media(media, 12)
-    new = {"uri": media, "skip_done_in": old}
+    new = {"uri": media, "exclude_runs": old}
     with pytest.raises(InputError, match="holds no run"):
         plan_run(config(input=new))
     first = open_run(config(input={"uri": media}, output={"uri": old}))
@@ -31,7 +31,7 @@ def test_each_night_does_what_no_earlier_night_has_done(config, root):
 
     def night(number, **changes):
         output = {"uri": storage.join(dataset, f"night-{number}"), "items_per_shard": 2}
-        return open_run(config(input={"uri": media, "skip_done_in": dataset}, output=output, **changes))
+        return open_run(config(input={"uri": media, "exclude_runs": dataset}, output=output, **changes))
 
     first = night(1)
     assert (len(first.manifest), first.manifest.num_done) == (4, 0)
@@ -55,7 +55,7 @@ def test_a_night_knows_its_own_folder_however_it_is_written(config, tmp_path, mo
 
     def night(uri):
         return open_run(
-            config(input={"uri": "in", "skip_done_in": f"file://{tmp_path}/captions/"}, output={"uri": uri})
+            config(input={"uri": "in", "exclude_runs": f"file://{tmp_path}/captions/"}, output={"uri": uri})
         )
 
     complete(night("captions/night-1"))
@@ -67,14 +67,14 @@ def test_nights_that_lie_deeper_than_they_are_looked_for_are_refused(config, tmp
     media, dataset = storage.join(str(tmp_path), "in"), storage.join(str(tmp_path), "captions")
     put_media(media, 1)
     with pytest.raises(InputError, match="one folder deeper"):
-        plan_run(config(input={"uri": media, "skip_done_in": dataset}, output={"uri": f"{dataset}/november/night-1"}))
+        plan_run(config(input={"uri": media, "exclude_runs": dataset}, output={"uri": f"{dataset}/november/night-1"}))
 
 
 def test_nothing_new_is_an_empty_manifest_not_an_error(config, root):
     media, old = storage.join(root, "in"), storage.join(root, "out")
     put_media(media, 3)
     complete(open_run(config(input={"uri": media}, output={"uri": old})))
-    again = config(input={"uri": media, "skip_done_in": old}, output={"uri": storage.join(root, "out-2")})
+    again = config(input={"uri": media, "exclude_runs": old}, output={"uri": storage.join(root, "out-2")})
     run = open_run(again)
     assert (len(run.manifest), run.num_shards) == (0, 0)
     complete(run)

@@ -31,12 +31,12 @@ from pipeline.inputs import manifest
 from pipeline.planning.probe import probe
 from pipeline.records import FIRST_SCHEMA_VERSION, LATER_COLUMNS, SCHEMA_VERSION
 from pipeline.report.write import write_report
-from pipeline.runs import recipe, run_record, sessions
+from pipeline.runs import config_fingerprint, run_record, sessions
 from pipeline.runs.parquet_sink import list_parts, read_parts, result_rows
 from pipeline.runs.retry import begin_retry
 from pipeline.runs.row_schema import SCHEMA, schema_of
 from pipeline.runs.run import open_run, plan_run
-from pipeline.runs.run_record import read_run_file, recipe_difference, recorded_config, recorded_recipe
+from pipeline.runs.run_record import config_diff, read_run_file, recorded_config, recorded_config_fingerprint
 from pipeline.runs.status import run_status
 from tests.support.runs.fakes import read_rows, violations
 
@@ -64,7 +64,7 @@ def folder(tmp_path, s3_environment, monkeypatch) -> Path:
         for path in (DATA / "media").rglob("*.*"):
             client.put_object(Bucket=BUCKET, Key=path.relative_to(DATA / "media").as_posix(), Body=path.read_bytes())
     monkeypatch.chdir(tmp_path / "runs")
-    monkeypatch.setattr(recipe, "_version", VERSIONS.get)
+    monkeypatch.setattr(config_fingerprint, "_version", VERSIONS.get)
     return tmp_path / "runs"
 
 
@@ -147,13 +147,13 @@ def test_pages_and_questions_are_read_reported_compared_and_scored(folder) -> No
     assert "too_large" in [page["error_type"] for page in read_rows("documents")[0]["pages"]]
     write_report("documents")
     comparison = compare_runs("questions", "questions_merged")
-    assert (comparison.num_pairs, list(comparison.recipe)) == (2, ["reduction"])
+    assert (comparison.num_pairs, list(comparison.config_fingerprint)) == (2, ["reduction"])
     assert score_run("questions").num_rows == 2
 
 
 def test_todays_run_of_the_same_job_is_told_nothing_else(folder) -> None:
     run_job(job("questions", uri="today"))
-    assert compare_runs("questions", "today").recipe == {}
+    assert compare_runs("questions", "today").config_fingerprint == {}
     assert "schema_version" not in read_run_file("today")["recipe"]
 
 
@@ -161,7 +161,7 @@ def test_todays_run_of_the_same_job_is_told_nothing_else(folder) -> None:
 def test_a_night_does_not_do_again_what_old_nights_did(folder, earlier) -> None:
     done = [row["item_id"] for row in read_rows(earlier) if row["status"] != "failed"]
     night = job("finished", uri="night")
-    night = night.model_copy(update={"input": night.input.model_copy(update={"skip_done_in": earlier})})
+    night = night.model_copy(update={"input": night.input.model_copy(update={"exclude_runs": earlier})})
     items = plan_run(night).manifest
     assert items.num_done == len(done)
     assert not {item.item_id for item in items.items} & set(done)
@@ -172,7 +172,13 @@ def test_a_night_does_not_do_again_what_old_nights_did(folder, earlier) -> None:
 @pytest.mark.parametrize("name", RUNS)
 def test_an_old_run_means_what_the_same_job_means_today(folder, name) -> None:
     config = job(name)
-    assert recipe_difference(recorded_recipe(read_run_file(name)), recipe.resolve_recipe(config).fields) == {}
+    assert (
+        config_diff(
+            recorded_config_fingerprint(read_run_file(name)),
+            config_fingerprint.resolve_config_fingerprint(config).fields,
+        )
+        == {}
+    )
     run = plan_run(config)
     assert run.resumed
     assert run.fingerprint == json.loads((DATA / name / "run.json").read_text())["fingerprint"]
@@ -200,9 +206,9 @@ def edited(name: str, **keys: object) -> None:
     record = read_run_file(name)
     for old, new in keys.items():
         record[old] = new(record[old]) if callable(new) else new
-    record["recipe_digest"] = recipe.digest_of(record["recipe"])
+    record["recipe_digest"] = config_fingerprint.digest_of(record["recipe"])
     parts = [record["recipe_digest"], record["manifest_digest"], record["items_per_shard"]]
-    Path(name, "run.json").write_text(json.dumps(record | {"fingerprint": recipe.digest_of(parts)}))
+    Path(name, "run.json").write_text(json.dumps(record | {"fingerprint": config_fingerprint.digest_of(parts)}))
 
 
 def test_a_section_that_was_renamed_is_found_by_its_old_name(folder, monkeypatch) -> None:
@@ -213,7 +219,7 @@ def test_a_section_that_was_renamed_is_found_by_its_old_name(folder, monkeypatch
             return {**{k: v for k, v in data.items() if k != "sampling"}, "drawing": data["sampling"]}
         return {f"drawing.{key[9:]}" if key.startswith("sampling.") else key: value for key, value in data.items()}
 
-    edited("finished", config=old_words, recipe=old_words)
+    edited("finished", config=old_words, config_fingerprint=old_words)
     with pytest.raises(RefusedError, match=r"drawing.max_new_tokens: 4 there, null here"):
         plan_run(config)
     monkeypatch.setattr(run_record, "RENAMED_KEYS", {"drawing": "sampling"})
@@ -222,23 +228,23 @@ def test_a_section_that_was_renamed_is_found_by_its_old_name(folder, monkeypatch
 
 
 def test_a_fact_that_was_not_recorded_orphans_no_run(folder) -> None:
-    edited("finished", recipe=lambda fields: {k: v for k, v in fields.items() if k != "versions.decord"})
+    edited("finished", config_fingerprint=lambda fields: {k: v for k, v in fields.items() if k != "versions.decord"})
     assert plan_run(job("finished")).resumed
-    edited("finished", recipe=lambda fields: fields | {"versions.torch": "1.0"})
+    edited("finished", config_fingerprint=lambda fields: fields | {"versions.torch": "1.0"})
     with pytest.raises(RefusedError, match=r"versions.torch: \"1.0\" there"):
         plan_run(job("finished"))
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_another_release_orphans_no_run(folder, name) -> None:
-    edited(name, recipe=lambda fields: fields | {"versions.illava": "9.9"})
+    edited(name, config_fingerprint=lambda fields: fields | {"versions.illava": "9.9"})
     assert plan_run(job(name)).resumed
     if name not in {"interrupted", "documents"}:
         assert begin_retry(name, only=["worker_died"]).resumed
 
 
 def test_another_release_resumes_retries_and_compares_as_the_same(folder, monkeypatch) -> None:
-    monkeypatch.setattr(recipe, "_version", (VERSIONS | {"illava": "9.9"}).get)
+    monkeypatch.setattr(config_fingerprint, "_version", (VERSIONS | {"illava": "9.9"}).get)
     monkeypatch.setattr(sessions, "__version__", "9.9")
     assert run_job(job("interrupted")).num_done_before == 3
     assert continue_run(begin_retry("finished")).tally.num_rows == 2
@@ -247,14 +253,14 @@ def test_another_release_resumes_retries_and_compares_as_the_same(folder, monkey
         None,
         "9.9",
     }
-    edited("questions_merged", recipe=lambda fields: fields | {"versions.illava": "9.9"})
-    assert list(compare_runs("questions", "questions_merged").recipe) == ["reduction"]
+    edited("questions_merged", config_fingerprint=lambda fields: fields | {"versions.illava": "9.9"})
+    assert list(compare_runs("questions", "questions_merged").config_fingerprint) == ["reduction"]
 
 
 def test_a_change_of_behaviour_counts_also_against_runs_that_were_made_before_it(folder, monkeypatch) -> None:
     """Unlike a fact, which counts where both recipes state it. To see this fail: let `is_fact` take it."""
     run_job(job("questions", uri="before"))
-    monkeypatch.setitem(recipe.BEHAVIOUR, "orientation", 1)
+    monkeypatch.setitem(config_fingerprint.BEHAVIOUR, "orientation", 1)
     for name in ("finished", "before"):
         with pytest.raises(RefusedError) as caught:
             plan_run(job("questions" if name == "before" else name, uri=name))
@@ -262,9 +268,12 @@ def test_a_change_of_behaviour_counts_also_against_runs_that_were_made_before_it
         assert lines == ["  behaviour.orientation: null there, 1 here"]
     run_job(job("questions", uri="after"))
     assert plan_run(job("questions", uri="after")).resumed
-    assert recorded_recipe(read_run_file("after")) == recipe.resolve_recipe(job("questions")).fields
-    assert compare_runs("before", "after").recipe == {"behaviour.orientation": (None, 1)}
-    monkeypatch.delitem(recipe.BEHAVIOUR, "orientation")
+    assert (
+        recorded_config_fingerprint(read_run_file("after"))
+        == config_fingerprint.resolve_config_fingerprint(job("questions")).fields
+    )
+    assert compare_runs("before", "after").config_fingerprint == {"behaviour.orientation": (None, 1)}
+    monkeypatch.delitem(config_fingerprint.BEHAVIOUR, "orientation")
     with pytest.raises(RefusedError, match=r"behaviour.orientation: 1 there, null here"):
         plan_run(job("questions", uri="after"))
 

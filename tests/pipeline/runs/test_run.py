@@ -72,7 +72,7 @@ def test_files_with_other_names_are_no_parts(config):
 def test_a_changed_input_is_refused_and_leaves_the_run_as_it_is(config, root):
     run = open_run(config())
     put_media(storage.join(root, "in"), 1, start=10)
-    with pytest.raises(RefusedError, match=r"(?s)input: 10 items there, 11 here.*skip_done_in") as caught:
+    with pytest.raises(RefusedError, match=r"(?s)input: 10 items there, 11 here.*exclude_runs") as caught:
         open_run(config())
     assert "model." not in str(caught.value)
     storage.delete(storage.join(root, "in", "clip-010.mp4"))

@@ -14,7 +14,7 @@ from pipeline.execution.ray.actors import connect
 from pipeline.execution.ray.metrics import COUNTERS, STAGE_SECONDS
 from pipeline.execution.runner import continue_run, run_job
 from pipeline.runs.retry import begin_retry
-from pipeline.runs.run import open_run, reopen
+from pipeline.runs.run import open_run, unfinish
 from pipeline.runs.sessions import Session
 from pipeline.runs.status import run_status
 from tests.support.media import clips
@@ -85,7 +85,7 @@ def test_what_a_retry_replaces_and_what_a_killed_session_spent_is_not_hidden(tmp
     cost = cost_of(tmp_path)
     assert (cost["num_sessions"], cost["num_sessions_unknown"]) == (3, 1)
     assert cost["lost_usd"] == pytest.approx(before["cost_usd"], abs=0.001 * cost["total_usd"])
-    reopen(open_run(config))
+    unfinish(open_run(config))
     assert not run_status(str(tmp_path / "out")).finished
 
 

@@ -19,7 +19,7 @@ from pipeline.errors import InputError, ItemError, RefusedError
 from pipeline.execution.ray.executor import RayExecutor
 from pipeline.execution.rows import RowMaker, RunInfo
 from pipeline.execution.runner import run_job
-from pipeline.execution.summary import Tally, render_summary
+from pipeline.execution.summary import RunStats, render_summary
 from pipeline.execution.worker import VLMWorker, WorkerUsage
 from pipeline.records import MediaItem, ResultRow
 from pipeline.runs.parquet_sink import list_parts, read_parts
@@ -124,7 +124,7 @@ def test_the_summary_says_what_was_written_and_that_no_prices_are_set(tmp_path) 
 )
 def test_the_example_is_one_printable_line(tmp_path, texts, shown) -> None:
     summary = run(job_config(tmp_path / "out", numbered_items(tmp_path, 1)))
-    tally = Tally()
+    tally = RunStats()
     for name, text in zip("ab", texts, strict=False):
         tally.add(replace(fake_row(tmp_path), uri=f"s3://bucket/{name}.mp4", text=text))
     [line] = [
@@ -230,8 +230,8 @@ def test_actors_without_work_are_paid_for_too_and_a_dead_one_harms_no_end(tmp_pa
     config = job_config(tmp_path, {"uri": "unused"}, num_vlms=2)
     cluster = Cluster()
     executor = RayExecutor(cluster, config, idle_scheduler(), make_loader=None, make_worker=None)
-    executor.turn()  # one of each kind, then the rest
-    executor.turn()
+    executor.poll()  # one of each kind, then the rest
+    executor.poll()
     cluster.vlms[1].alive = False
     assert executor.usage() == [WorkerUsage(wall_s=9.0, start_s=1.0, idle_s=8.0), WorkerUsage()]
     executor.close()

@@ -9,8 +9,8 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.runs.config_fingerprint import digest_of
 from pipeline.runs.parquet_sink import ParquetSink, read_rows
-from pipeline.runs.recipe import digest_of
 from pipeline.runs.run import open_run
 from pipeline.runs.run_record import read_run_file
 from pipeline.runs.verify import verify_run

@@ -60,7 +60,7 @@ def wrong_answers():
             yield read_parts, fault, is_multipart
 
 
-def refusal(read, served, path):
+def config_mismatch_message(read, served, path):
     """The error; None where something was read."""
     try:
         read(served, path)
@@ -75,7 +75,7 @@ def test_wrong_answers_give_no_byte(serve, tmp_path):
         read, fault, is_multipart = kinds[seed % len(kinds)]
         served = serve(fault=fault, is_multipart=is_multipart, seed=seed)
         expected = "changed_object" if fault in {*WRONG_VERSIONS, *WRONG_RANGES} else "store_error"
-        error = refusal(read, served, tmp_path / "copy")
+        error = config_mismatch_message(read, served, tmp_path / "copy")
         assert error, (seed, read.__name__, fault, is_multipart)
         assert error.error_type == expected, (seed, read.__name__, fault, is_multipart)
         num_refused[fault] += 1
@@ -108,7 +108,7 @@ def test_a_tag_of_another_form_is_not_taken_for_an_md5(serve, tmp_path, tag):
 @pytest.mark.parametrize("headers", [{}, {"x-amz-server-side-encryption": "AES256"}], ids=["plain", "SSE-S3"])
 def test_where_s3_s_rule_makes_it_an_md5_it_is_compared_unless_it_is_switched_off(serve, tmp_path, headers):
     served = serve(tag=NO_MD5, headers=headers)
-    error = refusal(read_whole, served, tmp_path / "copy")
+    error = config_mismatch_message(read_whole, served, tmp_path / "copy")
     assert error.error_type == "store_error"
     assert "media.verify_md5=off" in str(error)
     assert read_whole(served, tmp_path / "copy", verify_md5=False)

@@ -17,7 +17,7 @@ from pipeline.evaluation.run_scores import render_scores, score_run
 from pipeline.execution.runner import run_job
 from pipeline.inputs.build_manifest import build_manifest
 from pipeline.records import MediaItem
-from pipeline.runs.recipe import resolve_recipe
+from pipeline.runs.config_fingerprint import resolve_config_fingerprint
 from pipeline.tasks.base import ParsedAnswer
 from pipeline.tasks.build import build_task
 from pipeline.tasks.metrics import METRICS
@@ -98,7 +98,7 @@ def test_every_field_of_the_task_changes_the_recipe(model_folder):
     ]
     base = make_config(model_folder).model_dump(mode="json")
     configs = [type(make_config(model_folder)).model_validate({**base, "task": clean(task)}) for task in tasks]
-    assert len({resolve_recipe(config).digest for config in configs}) == len(tasks)
+    assert len({resolve_config_fingerprint(config).digest for config in configs}) == len(tasks)
 
 
 def clean(task):

@@ -31,18 +31,18 @@ def twin(function, *args, **kwargs):
     return result
 
 
-def paged(lengths, *, heads, kv_heads, width, page_size, dtype=torch.float32):
+def paged(lengths, *, heads, kv_heads, width, block_size, dtype=torch.float32):
     """Scattered pages; whatever no request holds is NaN."""
     draw = torch.Generator().manual_seed(0)
-    num_pages = sum(-(-n // page_size) for n in lengths) + 2
-    order = torch.randperm(num_pages, generator=draw).tolist()
-    pools = torch.full((2, num_pages, page_size, kv_heads, width), float("nan"))
-    table = torch.zeros(len(lengths), max(-(-n // page_size) for n in lengths) + 1, dtype=torch.int32)
+    num_blocks = sum(-(-n // block_size) for n in lengths) + 2
+    order = torch.randperm(num_blocks, generator=draw).tolist()
+    pools = torch.full((2, num_blocks, block_size, kv_heads, width), float("nan"))
+    table = torch.zeros(len(lengths), max(-(-n // block_size) for n in lengths) + 1, dtype=torch.int32)
     for row, n in enumerate(lengths):
         for i in range(n):
-            if i % page_size == 0:
-                table[row, i // page_size] = order.pop()
-            pools[:, table[row, i // page_size], i % page_size] = torch.randn(2, kv_heads, width, generator=draw)
+            if i % block_size == 0:
+                table[row, i // block_size] = order.pop()
+            pools[:, table[row, i // block_size], i % block_size] = torch.randn(2, kv_heads, width, generator=draw)
     q = torch.randn(len(lengths), heads, width, generator=draw)
     k_pool, v_pool = pools.to(dtype)
     length = torch.tensor(lengths, dtype=torch.int32)
@@ -50,19 +50,19 @@ def paged(lengths, *, heads, kv_heads, width, page_size, dtype=torch.float32):
 
 
 @pytest.mark.parametrize(
-    ("lengths", "heads", "kv_heads", "width", "page_size"),
+    ("lengths", "heads", "kv_heads", "width", "block_size"),
     [((1,), 4, 2, 8, 4), ((65, 3, 64), 7, 1, 16, 16), ((130, 1), 2, 2, 24, 16), ((2113,), 3, 1, 32, 16)],
     ids=["one key", "groups of seven", "odd width, no sharing", "two blocks in a split"],
 )
-def test_paged_decode_is_its_twin(lengths, heads, kv_heads, width, page_size):
-    args, kwargs = paged(lengths, heads=heads, kv_heads=kv_heads, width=width, page_size=page_size)
+def test_paged_decode_is_its_twin(lengths, heads, kv_heads, width, block_size):
+    args, kwargs = paged(lengths, heads=heads, kv_heads=kv_heads, width=width, block_size=block_size)
     out = paged_attention(*args, **kwargs)
     assert_close(out, twin(paged_attention, *args, **kwargs))
 
 
 def test_paged_decode_in_half_precision_accumulates_in_float32():
     """Not in bfloat16: the interpreter of triton 3.9 multiplies its bits as integers."""
-    args, kwargs = paged((700,), heads=2, kv_heads=1, width=16, page_size=16, dtype=torch.float16)
+    args, kwargs = paged((700,), heads=2, kv_heads=1, width=16, block_size=16, dtype=torch.float16)
     exact = twin(paged_attention, *(x.float() if x.is_floating_point() else x for x in args), **kwargs)
     out = paged_attention(*args, **kwargs)
     assert out.dtype == torch.float16
@@ -70,7 +70,7 @@ def test_paged_decode_in_half_precision_accumulates_in_float32():
 
 
 def test_a_row_does_not_depend_on_its_batch():
-    (q, k_pool, v_pool, table, length), kwargs = paged((130, 7), heads=2, kv_heads=1, width=16, page_size=8)
+    (q, k_pool, v_pool, table, length), kwargs = paged((130, 7), heads=2, kv_heads=1, width=16, block_size=8)
     together = paged_attention(q, k_pool, v_pool, table, length, **kwargs)
     for row in range(2):
         own = slice(row, row + 1)
@@ -128,5 +128,5 @@ def test_a_step_over_fixed_tensors_gives_each_request_what_it_gets_alone():
     logits = decode_step(decoder, embed, cache, static.rows(4))[:2]
     expected = twin(decode_step, decoder, embed, twin_cache, twin_inputs)
     assert_close(logits, expected)
-    held = cache.num_pages  # the spare page alone may differ: rows without a request wrote there
+    held = cache.num_blocks  # the spare page alone may differ: rows without a request wrote there
     assert_close(cache.k_pool_PSGd[:held], twin_cache.k_pool_PSGd[:held])

@@ -7,7 +7,7 @@ import torch
 
 from illava.plan import ReductionPlan
 from illava.preprocess import VisualInput
-from illava.visual_tokens import EncodedMedium
+from illava.visual_tokens import EncodedVisual
 
 GRID = 7
 # (height, width): square, wide, tall, very wide (unpadded to less than a tile), exactly the largest canvas
@@ -33,44 +33,44 @@ def plan(layout: str = "geometric", *, num_merged: int = 6, budget: dict | None 
     return ReductionPlan(layout=layout, steps=steps)
 
 
-def encode_one(family, medium: VisualInput, plan: ReductionPlan, *, trace: bool = False) -> EncodedMedium:
-    (encoded,) = family.encode([medium], plan, trace=trace)
+def encode_one(family, visual: VisualInput, plan: ReductionPlan, *, trace: bool = False) -> EncodedVisual:
+    (encoded,) = family.encode([visual], plan, trace=trace)
     _check_contract(encoded)
     return encoded
 
 
-def _check_contract(encoded: EncodedMedium) -> None:
+def _check_contract(encoded: EncodedVisual) -> None:
     num_kept = encoded.feature_KD.shape[0]
-    assert encoded.slot_K.shape == (num_kept,)
-    assert encoded.place_K3.shape == (num_kept, 3)
-    assert torch.equal(encoded.slot_K, encoded.slot_K.unique())
-    assert int(encoded.slot_K[-1]) < encoded.num_slots
+    assert encoded.placeholder_K.shape == (num_kept,)
+    assert encoded.coord_K3.shape == (num_kept, 3)
+    assert torch.equal(encoded.placeholder_K, encoded.placeholder_K.unique())
+    assert int(encoded.placeholder_K[-1]) < encoded.num_placeholders
     assert sum(count for _, count in encoded.frame_counts) == num_kept
 
 
-def tower_survivors(family, medium: VisualInput, plan: ReductionPlan) -> tuple[torch.Tensor, list[list], dict]:
+def tower_survivors(family, visual: VisualInput, plan: ReductionPlan) -> tuple[torch.Tensor, list[list], dict]:
     """Oracle: projected survivors, the place of each by tile, and the survivor that every cell went into.
 
     Reads the trace's tower matrices only: a cell belongs to the row that its weight ends up in.
     """
-    encoded = encode_one(family, medium, plan, trace=True)
+    encoded = encode_one(family, visual, plan, trace=True)
     matrix = torch.eye(encoded.num_patches)
     for step in encoded.trace[:-1]:
         matrix = step.matrix.to_dense() @ matrix
     assert encoded.trace[-1].stage == "layout"
     place = encoded.trace[-2].place[:, 1:].tolist()
     owner = {}
-    for cell, (_, tile, row, col) in enumerate(encoded.patch_place_P4.tolist()):
+    for cell, (_, tile, row, col) in enumerate(encoded.patch_coord_P4.tolist()):
         (rows,) = matrix[:, cell].nonzero(as_tuple=True)
         assert len(rows) == 1
         owner[tile, row, col] = int(rows[0])
     return matrix, place, owner
 
 
-def projected(family, medium: VisualInput, plan: ReductionPlan) -> torch.Tensor:
+def projected(family, visual: VisualInput, plan: ReductionPlan) -> torch.Tensor:
     """Survivors at LLM width in packed order, before any layout."""
     seen = []
     hook = family.encoder._projector.register_forward_hook(lambda module, args, out: seen.append(out))
-    family.encode([medium], plan, trace=False)
+    family.encode([visual], plan, trace=False)
     hook.remove()
     return seen[0]

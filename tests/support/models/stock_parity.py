@@ -22,9 +22,9 @@ def prefill(vlm, prompts, plan, *, traced=()):
     cache, num_layers = vlm.engine.cache, vlm.family.decoder.num_layers
     for row, prompt in enumerate(prompts):
         cache.admit(row, [prompt.num_tokens] * num_layers)
-    pages = cache.batch(range(len(prompts)), [[0] * num_layers] * len(prompts))
+    blocks = cache.batch(range(len(prompts)), [[0] * num_layers] * len(prompts))
     done = packed_prefill(
-        vlm.family.decoder, pack(prompts), plan, cache, pages, seeds=[0] * len(prompts), traced=traced
+        vlm.family.decoder, pack(prompts), plan, cache, blocks, seeds=[0] * len(prompts), traced=traced
     )
     for row in range(len(prompts)):
         cache.free(row)
@@ -38,7 +38,7 @@ def longer(vlm, prompt, token):
         prompt,
         hidden_TD=torch.cat([prompt.hidden_TD, vlm.family.embed(torch.tensor([token]))]),
         position_PT=torch.cat([prompt.position_PT, prompt.next_position_P[:, None]], 1),
-        place_T4=torch.cat([prompt.place_T4, torch.full((1, 4), -1)]),
+        coord_T4=torch.cat([prompt.coord_T4, torch.full((1, 4), -1)]),
         runs=(*prompt.runs, Run(1)),
         deepstack=tuple(torch.cat([layer, torch.zeros(1, layer.shape[1])]) for layer in prompt.deepstack),
         next_position_P=prompt.next_position_P + 1,

@@ -15,10 +15,10 @@ class Answer:
 
 
 class Actor:
-    """`alive` is switched off by a test; then every answer is its loss, with its `last_words`."""
+    """`alive` is switched off by a test; then every answer is its loss, with its `stderr_tail`."""
 
-    def __init__(self, usage: WorkerUsage, *, last_words: str | None) -> None:
-        self.alive, self._last_words = last_words is None, last_words or "gone"
+    def __init__(self, usage: WorkerUsage, *, stderr_tail: str | None) -> None:
+        self.alive, self._last_words = stderr_tail is None, stderr_tail or "gone"
         self._answers = {"start": 1, "usage": usage, "close": None}
 
     def __getattr__(self, method: str):
@@ -32,20 +32,20 @@ class Cluster:
     """The surface of `pipeline.execution.ray.actors.RayCluster` that an executor without items uses.
 
     Args:
-        last_words: of all its actors, which are then dead before they have started.
+        stderr_tail: of all its actors, which are then dead before they have started.
     """
 
-    def __init__(self, *, last_words: str | None = None) -> None:
+    def __init__(self, *, stderr_tail: str | None = None) -> None:
         self.vlms: list[Actor] = []
-        self._last_words = last_words
+        self._last_words = stderr_tail
 
     def spawn_vlm(self, config, make_worker) -> Actor:
         usage = WorkerUsage(wall_s=9.0, start_s=1.0, idle_s=8.0)
-        self.vlms.append(Actor(usage, last_words=self._last_words))
+        self.vlms.append(Actor(usage, stderr_tail=self._last_words))
         return self.vlms[-1]
 
     def spawn_reader(self, make_loader) -> Actor:
-        return Actor(WorkerUsage(), last_words=self._last_words)
+        return Actor(WorkerUsage(), stderr_tail=self._last_words)
 
     def placed(self, actor) -> Answer:
         return actor.start.remote()

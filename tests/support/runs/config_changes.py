@@ -59,7 +59,7 @@ EXECUTION_VALUES: dict[str, Any] = {
     "input.pattern": "**/*.mp4",
     "input.manifest": "{folder}/copy.jsonl",
     "input.limit": 99,
-    "input.skip_done_in": "{folder}",  # its first night
+    "input.exclude_runs": "{folder}",  # its first night
     "media.verify_md5": "off",
     "media.load_timeout_s": 1.0,
     "model.device": "cuda",

@@ -22,7 +22,7 @@ from illava.reducers.tome import ToMe
 from pipeline import records
 from pipeline.config import schema as config
 from pipeline.config.base import Section, rows
-from pipeline.runs import recipe
+from pipeline.runs import config_fingerprint
 
 ToMe.model_fields["next_knob"] = FieldInfo(annotation=float, default=0.5)
 for model in (ToMe, illava.plan.ReductionStep, illava.plan.ReductionPlan):
@@ -106,7 +106,7 @@ def _stage_seconds(name: str) -> list[float]:
 
 def main(names: list[str], versions: dict[str, str]) -> dict:
     """Everything one does with runs."""
-    recipe._version = versions.get
+    config_fingerprint._version = versions.get
     said: dict = {"verified": {}, "rows": {}}
     said["verified"]["before"] = {name: [str(one) for one in verify_run(name)] for name in names}
     said["resumed"] = run_job(job("interrupted")).num_done_before
@@ -120,12 +120,12 @@ def main(names: list[str], versions: dict[str, str]) -> dict:
         write_report(name)
         run_status(name)
     said["stages"] = {name: _stage_seconds(name) for name in ("interrupted", "questions")}
-    [page, *_] = next(read_parts("documents", [0], ["pages"]))["pages"].to_pylist()[0]
-    said["page"] = page["angle"]
-    said["compared"] = list(compare.compare_runs("questions", "questions_merged").recipe)
+    [block, *_] = next(read_parts("documents", [0], ["pages"]))["pages"].to_pylist()[0]
+    said["page"] = block["angle"]
+    said["compared"] = list(compare.compare_runs("questions", "questions_merged").config_fingerprint)
     said["scored"] = score_run("questions").num_rows
     night = job("finished", uri="night")
-    night = night.model_copy(update={"input": night.input.model_copy(update={"skip_done_in": "retried"})})
+    night = night.model_copy(update={"input": night.input.model_copy(update={"exclude_runs": "retried"})})
     said["night"] = plan_run(night).manifest.num_done
     penal = night.model_copy(update={"sampling": SamplingConfig(max_new_tokens=4, repetition_penalty=1.5)})
     said["penal_night"] = plan_run(penal).manifest.num_done

@@ -80,7 +80,7 @@ def make_row(run, shard_index, item, **changes):
         "model_id": run.config.model.model_id,
         "model_revision": run.config.model.revision,
         "plan_digest": run.config.reduction.digest(),
-        "recipe_digest": run.recipe.digest,
+        "recipe_digest": run.config_fingerprint.digest,
         "run_fingerprint": run.fingerprint,
         "shard_index": shard_index,
     }

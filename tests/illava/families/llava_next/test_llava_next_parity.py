@@ -73,15 +73,15 @@ def stock_inputs(vlm, request):
     """What `LlavaNextForConditionalGeneration` takes for this request; missing tiles are black, as in stock."""
     media = media_of(request)
     encoded = vlm.family.encode(media, EMPTY_PLAN, trace=False)
-    token_ids = vlm.family.render(request.content, [medium.num_slots for medium in encoded]).token_ids
-    pixels = [vlm.family.encoder.pixels([medium]) for medium in media]
+    token_ids = vlm.family.render(request.content, [visual.num_placeholders for visual in encoded]).token_ids
+    pixels = [vlm.family.encoder.pixels([visual]) for visual in media]
     most = max(map(len, pixels))
     pixels = [torch.cat([tiles, tiles.new_zeros(most - len(tiles), *tiles.shape[1:])]) for tiles in pixels]
     return {
         "input_ids": torch.tensor([token_ids]),
         "attention_mask": torch.ones(1, len(token_ids), dtype=torch.long),
         "pixel_values": torch.stack(pixels),
-        "image_sizes": torch.tensor([medium.original_size for medium in media]),
+        "image_sizes": torch.tensor([visual.original_size for visual in media]),
     }
 
 
@@ -114,7 +114,7 @@ def test_under_a_plan_a_batch_equals_its_items_alone_and_counts_hold(tiny):
         expected = expected_counts(
             tiny.shape.geometry,
             PLAN,
-            [MediumShape("image", *medium.original_size) for medium in media_of(request)],
+            [MediumShape("image", *visual.original_size) for visual in media_of(request)],
             num_vision_blocks=tiny.shape.num_vision_blocks,
             num_decoder_layers=tiny.shape.num_decoder_layers,
         )
@@ -140,17 +140,17 @@ def test_cached_decode_equals_a_prefill_of_everything_so_far(tiny):
 def test_text_between_images_survives_in_order_and_nothing_moves(tiny):
     vlm, request = tiny.vlm, tiny.requests[2]
     encoded = vlm.family.encode(media_of(request), PLAN, trace=False)
-    rendered = vlm.family.render(request.content, [medium.num_slots for medium in encoded])
+    rendered = vlm.family.render(request.content, [visual.num_placeholders for visual in encoded])
     prompt = assemble(vlm.family, request, encoded)
     expected, is_visual = [], [False] * len(rendered.token_ids)
-    for medium, (start, length) in zip(encoded, rendered.spans, strict=True):
-        expected += [start + slot for slot in medium.slot_K.tolist()]
+    for visual, (start, length) in zip(encoded, rendered.spans, strict=True):
+        expected += [start + slot for slot in visual.placeholder_K.tolist()]
         is_visual[start : start + length] = [True] * length
     text = [n for n, visual in enumerate(is_visual) if not visual]
     assert prompt.position_PT[0].tolist() == sorted(expected + text)
     words_TD = vlm.family.embed(torch.tensor([rendered.token_ids[n] for n in text]))
-    assert torch.equal(prompt.hidden_TD[prompt.place_T4[:, 0] < 0], words_TD)
-    assert [run.medium for run in prompt.runs] == [-1, 0, -1, 1, -1, 2, -1]
+    assert torch.equal(prompt.hidden_TD[prompt.coord_T4[:, 0] < 0], words_TD)
+    assert [run.visual for run in prompt.runs] == [-1, 0, -1, 1, -1, 2, -1]
     # of the three templates only the first keeps the order given; the others put all images first, a line each
     assert (
         vlm.family.decode_text([rendered.token_ids[n] for n in text])

@@ -66,17 +66,17 @@ def merging(layout: str = "geometric", **budget: float) -> ReductionPlan:
 @pytest.mark.parametrize("size", SIZES)
 def test_pixels_and_features_equal_stock(tiny, size):
     frame = picture(*size)
-    (medium,) = tiny.preprocessor.images([frame])
+    (visual,) = tiny.preprocessor.images([frame])
     theirs = tiny.processor(images=Image.fromarray(frame), return_tensors="pt")
-    assert medium.original_size == size == tuple(theirs["image_sizes"][0].tolist())
-    assert_close(tiny.family.encoder.pixels([medium]), theirs["pixel_values"][0])
+    assert visual.original_size == size == tuple(theirs["image_sizes"][0].tolist())
+    assert_close(tiny.family.encoder.pixels([visual]), theirs["pixel_values"][0])
     with torch.no_grad():
         expected = tiny.stock.get_image_features(theirs["pixel_values"], theirs["image_sizes"]).pooler_output[0]
-    (encoded,) = tiny.family.encode([medium], EMPTY_PLAN, trace=False)
+    (encoded,) = tiny.family.encode([visual], EMPTY_PLAN, trace=False)
     assert_close(encoded.feature_KD, expected)
-    assert len(expected) == encoded.num_slots == tiny.family.num_vision_tokens(medium)
-    assert encoded.num_patches == tiny.family.num_patches(medium) == len(medium.tiles) * GRID**2
-    assert medium.nbytes <= tiny.preprocessor.max_nbytes(1)
+    assert len(expected) == encoded.num_placeholders == tiny.family.num_vision_tokens(visual)
+    assert encoded.num_patches == tiny.family.num_patches(visual) == len(visual.tiles) * GRID**2
+    assert visual.nbytes <= tiny.preprocessor.max_nbytes(1)
 
 
 def test_each_of_several_images_is_tiled_and_equals_stock(tiny):
@@ -87,20 +87,20 @@ def test_each_of_several_images_is_tiled_and_equals_stock(tiny):
         expected = tiny.stock.get_image_features(theirs["pixel_values"], theirs["image_sizes"]).pooler_output
     for encoded, one in zip(tiny.family.encode(media, EMPTY_PLAN, trace=False), expected, strict=True):
         assert_close(encoded.feature_KD, one)
-    assert sum(medium.nbytes for medium in media) <= tiny.preprocessor.max_nbytes(3)
+    assert sum(visual.nbytes for visual in media) <= tiny.preprocessor.max_nbytes(3)
 
 
 # Survivors against a slow tower
 
 
-def slow_tower(tiny, medium: VisualInput, merges: dict[int, int]):
+def slow_tower(tiny, visual: VisualInput, merges: dict[int, int]):
     """Stock layers, one tile at a time, with the paper's formula written out; CLS is token 0 and takes no part in it.
 
     Returns projected survivors, (tile, row, col) of each, and the attention each received in the last block.
     """
     tower, features, places, scores = tiny.stock.model.vision_tower, [], [], []
     tower = getattr(tower, "vision_model", tower)
-    for tile, pixels in enumerate(tiny.family.encoder.pixels([medium])):
+    for tile, pixels in enumerate(tiny.family.encoder.pixels([visual])):
         x = tower.pre_layrnorm(tower.embeddings(pixels[None]))[0]
         cells = [(tile, row, col) for row in range(GRID) for col in range(GRID)]
         for index, block in enumerate(tower.encoder.layers[:-1]):
@@ -148,33 +148,33 @@ def true_slots(tiny, size: tuple[int, int]) -> dict[tuple[int, int, int], int]:
 @pytest.mark.parametrize("size", [(60, 60), (60, 150), (150, 60), (40, 300)])
 @torch.no_grad()
 def test_survivors_stand_at_their_true_slots_with_the_values_of_a_slow_tower(tiny, size):
-    (medium,) = tiny.preprocessor.images([picture(*size)])
-    (encoded,) = tiny.family.encode([medium], merging(keep_ratio=0.5), trace=True)
-    features, places, scores = slow_tower(tiny, medium, MERGES)
-    assert len(places) == len(medium.tiles) * 16
+    (visual,) = tiny.preprocessor.images([picture(*size)])
+    (encoded,) = tiny.family.encode([visual], merging(keep_ratio=0.5), trace=True)
+    features, places, scores = slow_tower(tiny, visual, MERGES)
+    assert len(places) == len(visual.tiles) * 16
     slots = true_slots(tiny, size)
     newline = tiny.stock.model.image_newline
     expected = {slot: (newline, float("inf")) for place, slot in slots.items() if place[0] == -1}
     for feature, place, score in zip(features, places, scores.tolist(), strict=True):
         if place in slots:  # else a patch of padding
             expected[slots[place]] = (feature, score)
-    assert encoded.slot_K.tolist() == sorted(expected)
-    assert encoded.num_slots == len(slots)
+    assert encoded.placeholder_K.tolist() == sorted(expected)
+    assert encoded.num_placeholders == len(slots)
     found = torch.stack([expected[slot][0] for slot in sorted(expected)])
     assert_close(encoded.feature_KD, found)
     found = torch.tensor([expected[slot][1] for slot in sorted(expected)])
     assert_close(encoded.score_K, found)
     assert [step.matrix.shape[0] for step in encoded.trace[:-1]] == [
-        len(medium.tiles) * left for left in (31, 27, 21, 16)
+        len(visual.tiles) * left for left in (31, 27, 21, 16)
     ]
 
 
 @torch.no_grad()
 def test_released_layout_reads_survivors_as_a_smaller_grid(tiny):
     size = (60, 150)
-    (medium,) = tiny.preprocessor.images([picture(*size)])
-    (encoded,) = tiny.family.encode([medium], merging("released"), trace=False)
-    features, _, _ = slow_tower(tiny, medium, MERGES)
+    (visual,) = tiny.preprocessor.images([picture(*size)])
+    (encoded,) = tiny.family.encode([visual], merging("released"), trace=False)
+    features, _, _ = slow_tower(tiny, visual, MERGES)
     tiles = features.view(-1, 4, 4, features.shape[1])
     joined = tiles[1:].transpose(0, 1).reshape(4, -1, features.shape[1])  # canvas of one row of tiles
     cut = unpad_image(joined.permute(2, 0, 1), size).permute(1, 2, 0)
@@ -185,10 +185,10 @@ def test_released_layout_reads_survivors_as_a_smaller_grid(tiny):
 @pytest.mark.parametrize("layout", ["geometric", "released"])
 def test_media_encoded_together_equal_each_alone(tiny, layout):
     media = tiny.preprocessor.images([picture(60, 150, 4), picture(90, 30, 5)])
-    for encoded, medium in zip(tiny.family.encode(media, merging(layout), trace=False), media, strict=True):
-        (alone,) = tiny.family.encode([medium], merging(layout), trace=False)
+    for encoded, visual in zip(tiny.family.encode(media, merging(layout), trace=False), media, strict=True):
+        (alone,) = tiny.family.encode([visual], merging(layout), trace=False)
         assert_close(encoded.feature_KD, alone.feature_KD)
-        assert torch.equal(encoded.slot_K, alone.slot_K)
+        assert torch.equal(encoded.placeholder_K, alone.placeholder_K)
 
 
 class Witness(Reducer):
@@ -216,7 +216,7 @@ class Witness(Reducer):
 
 @torch.no_grad()
 def test_no_reducer_sees_cls_but_its_attention_counts(tiny):
-    (medium,) = tiny.preprocessor.images([picture(60, 150)])
+    (visual,) = tiny.preprocessor.images([picture(60, 150)])
     steps = (
         ReductionStep.model_construct(stage="vision_block", layers=(0,), reducer=Witness()),
         ReductionStep.model_construct(stage="vision_output", layers=(), reducer=Witness()),
@@ -224,14 +224,14 @@ def test_no_reducer_sees_cls_but_its_attention_counts(tiny):
     plan = ReductionPlan.model_construct(layout="geometric", steps=steps)
     tiny.family.check(plan)
     Witness.seen.clear()
-    tiny.family.encode([medium], plan, trace=False)
+    tiny.family.encode([visual], plan, trace=False)
     (first, evidence), (last, after) = Witness.seen
-    num_tiles = len(medium.tiles)
+    num_tiles = len(visual.tiles)
     assert first.lengths == (36,) * num_tiles
     assert last.lengths == (34,) * num_tiles
     tower = tiny.stock.model.vision_tower
     tower = getattr(tower, "vision_model", tower)
-    x = tower.pre_layrnorm(tower.embeddings(tiny.family.encoder.pixels([medium])))
+    x = tower.pre_layrnorm(tower.embeddings(tiny.family.encoder.pixels([visual])))
     own, normed = tower.encoder.layers[0].self_attn, tower.encoder.layers[0].layer_norm1(x)
     q, k = (p(normed).unflatten(2, (own.num_heads, -1)).transpose(1, 2) for p in (own.q_proj, own.k_proj))
     attention = (q @ k.transpose(2, 3) * own.scale).softmax(-1).mean(1)
@@ -253,9 +253,9 @@ def test_published_reducers_take_the_cls_attention_they_were_written_for(tiny, k
     reducer = {"kind": kind, "saliency": "cls_attention", **budget}
     plan = ReductionPlan(steps=[{**stage, "reducer": reducer}])
     tiny.family.check(plan)
-    (medium,) = tiny.preprocessor.images([picture(60, 150)])
-    (encoded,) = tiny.family.encode([medium], plan, trace=False)
-    assert 0 < len(encoded.feature_KD) < encoded.num_slots
+    (visual,) = tiny.preprocessor.images([picture(60, 150)])
+    (encoded,) = tiny.family.encode([visual], plan, trace=False)
+    assert 0 < len(encoded.feature_KD) < encoded.num_placeholders
 
 
 # Counts and refusals

@@ -9,8 +9,8 @@ import torch
 from torch.nn.functional import interpolate
 
 from illava.plan import ReductionPlan
-from illava.reduction.grid_owners import fill_gaps
-from illava.visual_tokens import EncodedMedium
+from illava.reduction.grid_representatives import fill_gaps
+from illava.visual_tokens import EncodedVisual
 from tests.support.closeness import assert_close
 from tests.support.models.onevision_tower import (
     GRID,
@@ -29,58 +29,58 @@ pytestmark = pytest.mark.numeric
 
 
 def test_released_video_pools_the_pseudo_image(family, preprocessor):
-    medium, which = preprocessor.video(clip(2)), plan("released")
-    encoded = encode_one(family, medium, which)
-    survivors = projected(family, medium, which).view(2, 5, 5, -1)
-    pooled = interpolate(survivors.permute(0, 3, 1, 2), size=(3, 3), mode="bilinear").flatten(2).transpose(1, 2)
+    visual, which = preprocessor.video(clip(2)), plan("released")
+    encoded = encode_one(family, visual, which)
+    kept_tokens = projected(family, visual, which).view(2, 5, 5, -1)
+    pooled = interpolate(kept_tokens.permute(0, 3, 1, 2), size=(3, 3), mode="bilinear").flatten(2).transpose(1, 2)
     assert_close(encoded.feature_KD[:-1], pooled.flatten(0, 1))
     assert encoded.frame_counts == ((0, 9), (1, 9), (-1, 1))
-    assert encoded.slot_K.tolist() == list(range(19))
-    assert encoded.num_slots == 19
+    assert encoded.placeholder_K.tolist() == list(range(19))
+    assert encoded.num_placeholders == 19
 
 
 def test_released_image_is_stocks_packing_at_the_pseudo_side(family, preprocessor, stock):
     size = (60, 150)
-    (medium,), which = preprocessor.images([picture(*size)]), plan("released")
-    encoded = encode_one(family, medium, which)
-    survivors = projected(family, medium, which)
+    (visual,), which = preprocessor.images([picture(*size)]), plan("released")
+    encoded = encode_one(family, visual, which)
+    kept_tokens = projected(family, visual, which)
     rows, cols = family.geometry.tile_grid(*size)
-    joined = survivors[25:].view(rows, cols, 5, 5, -1).permute(0, 2, 1, 3, 4).reshape(rows * 5, cols * 5, -1)
+    joined = kept_tokens[25:].view(rows, cols, 5, 5, -1).permute(0, 2, 1, 3, 4).reshape(rows * 5, cols * 5, -1)
     new_height = int(round(size[0] * (cols * 5 / size[1]), 7))
     padding = (rows * 5 - new_height) // 2
     joined = joined[padding : rows * 5 - padding]
     newline = stock.model.image_newline.detach().expand(joined.shape[0], 1, -1)
-    expected = torch.cat([survivors[:25], torch.cat([joined, newline], 1).flatten(0, 1)])
+    expected = torch.cat([kept_tokens[:25], torch.cat([joined, newline], 1).flatten(0, 1)])
     assert_close(encoded.feature_KD, expected)
-    assert encoded.num_slots == len(expected)
+    assert encoded.num_placeholders == len(expected)
 
 
 # The geometric layout
 
 
 def test_geometric_video_pools_the_restored_grid(family, preprocessor):
-    medium, which = preprocessor.video(clip(3)), plan("geometric")
-    encoded = encode_one(family, medium, which)
-    _, _, owner = tower_survivors(family, medium, which)
-    survivors = projected(family, medium, which)
-    assert survivors.shape[0] == 3 * 25
+    visual, which = preprocessor.video(clip(3)), plan("geometric")
+    encoded = encode_one(family, visual, which)
+    _, _, representative = tower_survivors(family, visual, which)
+    kept_tokens = projected(family, visual, which)
+    assert kept_tokens.shape[0] == 3 * 25
     for frame in range(3):
-        cells = [owner[frame, row, col] for row in range(GRID) for col in range(GRID)]
-        restored = survivors[cells].view(GRID, GRID, -1)
+        cells = [representative[frame, row, col] for row in range(GRID) for col in range(GRID)]
+        restored = kept_tokens[cells].view(GRID, GRID, -1)
         pooled = interpolate(restored.permute(2, 0, 1)[None], size=(4, 4), mode="bilinear")[0].flatten(1).T
         assert_close(encoded.feature_KD[frame * 16 : (frame + 1) * 16], pooled)
     assert encoded.frame_counts == ((0, 16), (1, 16), (2, 16), (-1, 1))
-    assert encoded.slot_K.tolist() == list(range(49))
-    assert encoded.place_K3[:16].tolist() == [[0, row, col] for row in range(4) for col in range(4)]
-    assert encoded.place_K3[-1].tolist() == [-1, -1, -1]
+    assert encoded.placeholder_K.tolist() == list(range(49))
+    assert encoded.coord_K3[:16].tolist() == [[0, row, col] for row in range(4) for col in range(4)]
+    assert encoded.coord_K3[-1].tolist() == [-1, -1, -1]
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_geometric_image_keeps_survivors_at_their_true_slots(family, preprocessor, stock, size):
-    (medium,), which = preprocessor.images([picture(*size)]), plan("geometric")
-    encoded = encode_one(family, medium, which)
-    _, places, _ = tower_survivors(family, medium, which)
-    survivors = projected(family, medium, which)
+    (visual,), which = preprocessor.images([picture(*size)]), plan("geometric")
+    encoded = encode_one(family, visual, which)
+    _, places, _ = tower_survivors(family, visual, which)
+    kept_tokens = projected(family, visual, which)
     layout = family.geometry.image_layout(*size)
     assert layout.resized is None
     _, tile_cols = family.geometry.tile_grid(*size)
@@ -88,22 +88,22 @@ def test_geometric_image_keeps_survivors_at_their_true_slots(family, preprocesso
     expected: dict[int, torch.Tensor] = {}
     for token, (tile, row, col) in enumerate(places):
         if tile == 0:
-            expected[row * GRID + col] = survivors[token]
+            expected[row * GRID + col] = kept_tokens[token]
             continue
         true_row = (tile - 1) // tile_cols * GRID + row - layout.top
         true_col = (tile - 1) % tile_cols * GRID + col - layout.left
         if 0 <= true_row < layout.bottom - layout.top and 0 <= true_col < width:
-            expected[GRID**2 + true_row * (width + 1) + true_col] = survivors[token]
+            expected[GRID**2 + true_row * (width + 1) + true_col] = kept_tokens[token]
     for row in range(layout.bottom - layout.top):
         expected[GRID**2 + row * (width + 1) + width] = stock.model.image_newline.detach()
-    assert encoded.slot_K.tolist() == sorted(expected)
+    assert encoded.placeholder_K.tolist() == sorted(expected)
     assert_close(encoded.feature_KD, torch.stack([expected[slot] for slot in sorted(expected)]))
-    assert encoded.num_slots == family.num_vision_tokens(medium)
+    assert encoded.num_placeholders == family.num_vision_tokens(visual)
     _check_image_places(encoded, width)
 
 
-def _check_image_places(encoded: EncodedMedium, width: int) -> None:
-    for slot, (part, row, col) in zip(encoded.slot_K.tolist(), encoded.place_K3.tolist(), strict=True):
+def _check_image_places(encoded: EncodedVisual, width: int) -> None:
+    for slot, (part, row, col) in zip(encoded.placeholder_K.tolist(), encoded.coord_K3.tolist(), strict=True):
         if slot < GRID**2:
             assert (part, row, col) == (0, slot // GRID, slot % GRID)
         elif (slot - GRID**2) % (width + 1) == width:
@@ -116,17 +116,17 @@ def _check_image_places(encoded: EncodedMedium, width: int) -> None:
 @pytest.mark.parametrize("size", [(100, 100), (60, 150), (168, 160)])
 def test_geometric_image_over_the_budget_keeps_the_resized_cells_with_survivors(tight, size):
     stock, family, preprocessor = tight
-    (medium,), which = preprocessor.images([picture(*size)]), plan("geometric")
-    encoded = encode_one(family, medium, which)
-    _, places, owner = tower_survivors(family, medium, which)
-    survivors = projected(family, medium, which)
+    (visual,), which = preprocessor.images([picture(*size)]), plan("geometric")
+    encoded = encode_one(family, visual, which)
+    _, places, representative = tower_survivors(family, visual, which)
+    kept_tokens = projected(family, visual, which)
     layout = family.geometry.image_layout(*size)
     tile_rows, tile_cols = family.geometry.tile_grid(*size)
     grid = torch.stack(
         [
             torch.stack(
                 [
-                    survivors[owner[1 + row // GRID * tile_cols + col // GRID, row % GRID, col % GRID]]
+                    kept_tokens[representative[1 + row // GRID * tile_cols + col // GRID, row % GRID, col % GRID]]
                     for col in range(tile_cols * GRID)
                 ]
             )
@@ -136,7 +136,7 @@ def test_geometric_image_over_the_budget_keeps_the_resized_cells_with_survivors(
     height, width = grid.shape[:2]
     rows, cols = layout.resized
     resized = interpolate(grid.permute(2, 0, 1)[None], size=(rows, cols), mode="bilinear")[0].permute(1, 2, 0)
-    expected = {row * GRID + col: survivors[token] for token, (tile, row, col) in enumerate(places) if tile == 0}
+    expected = {row * GRID + col: kept_tokens[token] for token, (tile, row, col) in enumerate(places) if tile == 0}
     for tile, row, col in (place for place in places if place[0] > 0):
         true_row = (tile - 1) // tile_cols * GRID + row - layout.top
         true_col = (tile - 1) % tile_cols * GRID + col - layout.left
@@ -145,18 +145,18 @@ def test_geometric_image_over_the_budget_keeps_the_resized_cells_with_survivors(
             expected[GRID**2 + to_row * (cols + 1) + to_col] = resized[to_row, to_col]
     for row in range(rows):
         expected[GRID**2 + row * (cols + 1) + cols] = stock.model.image_newline.detach()
-    assert encoded.slot_K.tolist() == sorted(expected)
+    assert encoded.placeholder_K.tolist() == sorted(expected)
     assert_close(encoded.feature_KD, torch.stack([expected[slot] for slot in sorted(expected)]))
-    assert encoded.num_slots == family.num_vision_tokens(medium)
+    assert encoded.num_placeholders == family.num_vision_tokens(visual)
 
 
 def test_geometric_single_tile_keeps_true_slots(family, preprocessor):
     media, which = preprocessor.images([picture(70, 70), picture(80, 50, seed=4)]), plan("geometric")
-    for encoded, medium in zip(family.encode(media, which, trace=False), media, strict=True):
-        _, places, _ = tower_survivors(family, medium, which)
-        assert encoded.slot_K.tolist() == [row * GRID + col for _, row, col in places] + [49]
+    for encoded, visual in zip(family.encode(media, which, trace=False), media, strict=True):
+        _, places, _ = tower_survivors(family, visual, which)
+        assert encoded.placeholder_K.tolist() == [row * GRID + col for _, row, col in places] + [49]
         assert encoded.frame_counts == ((0, 25), (-1, 1))
-        assert encoded.num_slots == 50
+        assert encoded.num_placeholders == 50
 
 
 # Pruned cells have no merge target
@@ -164,15 +164,15 @@ def test_geometric_single_tile_keeps_true_slots(family, preprocessor):
 
 def test_geometric_video_gives_pruned_cells_to_a_neighbour(family, preprocessor):
     steps = [{"stage": "vision_block", "layers": [6], "reducer": {"kind": "uniform_stride", "keep_ratio": 0.5}}]
-    medium, which = preprocessor.video(clip(2)), ReductionPlan(steps=steps)
+    visual, which = preprocessor.video(clip(2)), ReductionPlan(steps=steps)
     family.check(which)
-    encoded = encode_one(family, medium, which, trace=True)
-    survivors = projected(family, medium, which)
+    encoded = encode_one(family, visual, which, trace=True)
+    kept_tokens = projected(family, visual, which)
     grid = torch.full((2, GRID, GRID), -1)
     for token, (_, frame, row, col) in enumerate(encoded.trace[0].place.tolist()):
         grid[frame, row, col] = token
-    owner = fill_gaps(grid)
+    representative = fill_gaps(grid)
     assert (grid < 0).any()
-    restored = survivors[owner].permute(0, 3, 1, 2)
+    restored = kept_tokens[representative].permute(0, 3, 1, 2)
     pooled = interpolate(restored, size=(4, 4), mode="bilinear").flatten(2).transpose(1, 2).flatten(0, 1)
     assert_close(encoded.feature_KD[:-1], pooled)

@@ -30,8 +30,8 @@ def test_scores_follow_the_layout_and_never_offer_a_separator(family, preprocess
         return seen[-1]
 
     monkeypatch.setattr(vision, "attention_received", spy)
-    medium, which = preprocessor.video(clip(2)), plan(layout, budget={"keep_ratio": 0.5})
-    encoded = encode_one(family, medium, which)
+    visual, which = preprocessor.video(clip(2)), plan(layout, budget={"keep_ratio": 0.5})
+    encoded = encode_one(family, visual, which)
     assert len(seen) == 5  # four merges and the last block
     last = seen[-1]
     assert last.shape == (50,)
@@ -42,30 +42,30 @@ def test_scores_follow_the_layout_and_never_offer_a_separator(family, preprocess
     if layout == "released":
         grid = last.view(2, 1, 5, 5)
     else:
-        _, _, owner = tower_survivors(family, medium, which)
-        cells = [owner[f, r, c] for f in range(2) for r in range(GRID) for c in range(GRID)]
+        _, _, representative = tower_survivors(family, visual, which)
+        cells = [representative[f, r, c] for f in range(2) for r in range(GRID) for c in range(GRID)]
         grid = last[cells].view(2, 1, GRID, GRID)
     side = math.ceil(grid.shape[-1] / 2)
     assert_close(encoded.score_K[:-1], interpolate(grid, size=(side, side), mode="bilinear").flatten())
 
 
 def test_scores_are_computed_only_when_asked_for(family, preprocessor):
-    (medium,) = preprocessor.images([picture(60, 60)])
-    assert encode_one(family, medium, plan()).score_K is None
+    (visual,) = preprocessor.images([picture(60, 60)])
+    assert encode_one(family, visual, plan()).score_K is None
     asked = ReductionPlan(steps=[{"stage": "decoder_input", "reducer": {"kind": "illava", "keep_ratio": 0.5}}])
-    encoded = encode_one(family, medium, asked)
-    separators = encoded.place_K3[:, 1] < 0
+    encoded = encode_one(family, visual, asked)
+    separators = encoded.coord_K3[:, 1] < 0
     assert torch.equal(encoded.score_K.isinf(), separators)
-    assert encoded.feature_KD.shape[0] == encoded.num_slots
+    assert encoded.feature_KD.shape[0] == encoded.num_placeholders
 
 
 def test_vision_output_reduces_by_the_last_blocks_attention(family, preprocessor):
-    medium = preprocessor.video(clip(2))
+    visual = preprocessor.video(clip(2))
     steps = [
         {"stage": "vision_block", "layers": [7], "reducer": {"kind": "illava", "num_merged": 9}},
         {"stage": "vision_output", "reducer": {"kind": "illava", "num_merged": 4}},
     ]
-    encoded = encode_one(family, medium, ReductionPlan(layout="released", steps=steps), trace=True)
+    encoded = encode_one(family, visual, ReductionPlan(layout="released", steps=steps), trace=True)
     assert [(step.stage, step.layer, step.matrix.shape[0]) for step in encoded.trace] == [
         ("vision_block", 7, 80),
         ("vision_output", None, 72),
@@ -88,7 +88,7 @@ def test_the_trace_tells_what_every_token_is_made_of(family, preprocessor, tight
         "video": lambda: [preprocessor.video(clip(2)), preprocessor.video(clip(3))],
     }[kind]()
     which = plan(layout)
-    for encoded, medium in zip(family.encode(media, which, trace=True), media, strict=True):
+    for encoded, visual in zip(family.encode(media, which, trace=True), media, strict=True):
         assert [(step.stage, step.layer) for step in encoded.trace] == [
             *(("vision_block", block) for block in (2, 3, 4, 5)),
             ("layout", None),
@@ -107,17 +107,17 @@ def test_the_trace_tells_what_every_token_is_made_of(family, preprocessor, tight
         separators = layout_step.place[:, 2] < 0
         sums = layout_step.matrix.to_dense().sum(1)
         assert_close(sums, (~separators).float())
-        assert torch.equal(layout_step.place[:, 1:], encoded.place_K3)
+        assert torch.equal(layout_step.place[:, 1:], encoded.coord_K3)
         # the matrix applied to the projected survivors gives the features
-        mixed = layout_step.matrix.to_dense() @ projected(family, medium, which)
+        mixed = layout_step.matrix.to_dense() @ projected(family, visual, which)
         assert_close(mixed[~separators], encoded.feature_KD[~separators])
-        assert encoded.patch_place_P4.shape == (encoded.num_patches, 4)
+        assert encoded.patch_coord_P4.shape == (encoded.num_patches, 4)
 
 
 def test_without_a_trace_none_is_recorded(family, preprocessor):
     encoded = encode_one(family, preprocessor.video(clip(1)), plan())
     assert encoded.trace == ()
-    assert encoded.patch_place_P4 is None
+    assert encoded.patch_coord_P4 is None
 
 
 # Counts may differ from tile to tile
@@ -137,7 +137,7 @@ def test_counts_that_differ_between_tiles(family, preprocessor, layout):
     media = [preprocessor.images([picture(60, 150)])[0], preprocessor.video(clip(3))]
     together = family.encode(media, which, trace=True)
     assert len({int(n) for n in torch.bincount(together[0].trace[0].place[:, 1])}) > 1
-    for encoded, medium in zip(together, media, strict=True):
-        alone = encode_one(family, medium, which)
+    for encoded, visual in zip(together, media, strict=True):
+        alone = encode_one(family, visual, which)
         assert_close(encoded.feature_KD, alone.feature_KD)
-        assert torch.equal(encoded.slot_K, alone.slot_K)
+        assert torch.equal(encoded.placeholder_K, alone.placeholder_K)

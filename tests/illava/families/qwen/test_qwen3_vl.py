@@ -28,7 +28,7 @@ def content_of(pre):
 def slow_logits(stock, prompt, deepstack, steps):
     """Hugging Face's layers one by one over one prompt; visual tokens and their deepstack features mixed by hand."""
     model = stock.model.language_model
-    hidden, places = list(prompt.hidden_TD), [tuple(place) for place in prompt.place_T4.tolist()]
+    hidden, places = list(prompt.hidden_TD), [tuple(place) for place in prompt.coord_T4.tolist()]
     positions = prompt.position_PT.T.tolist()
     deepstack = [dict(zip((p for p in places if p[0] >= 0), layer, strict=True)) for layer in deepstack]
     for n, layer in enumerate(model.layers):
@@ -62,7 +62,7 @@ def test_deepstack_follows_every_reduction_to_its_layer(loaded, layers):
     which, request = ReductionPlan(steps=steps), Request("r", content_of(pre))
     encoded = vlm.family.encode(media_of(request), which, trace=False)
     prompt = assemble(vlm.family, request, encoded)
-    deepstack = [torch.cat(layer) for layer in zip(*(medium.deepstack for medium in encoded), strict=True)]
+    deepstack = [torch.cat(layer) for layer in zip(*(visual.deepstack for visual in encoded), strict=True)]
     done = prefill(vlm, [prompt], which, traced=[0])
     assert [step.layer for step in done.traces[0]] == layers
     assert_close(done.logits_BV[0], slow_logits(stock, prompt, deepstack, done.traces[0]))
@@ -75,20 +75,20 @@ def test_times_stand_before_the_frames_and_do_not_part_the_video(loaded):
     content = content_of(pre)
     request = Request("r", content)
     encoded = vlm.family.encode(media_of(request), ReductionPlan(), trace=False)
-    ids = vlm.family.render(content, [medium.num_slots for medium in encoded]).token_ids
+    ids = vlm.family.render(content, [visual.num_placeholders for visual in encoded]).token_ids
     text = vlm.family._tokenizer.decode(list(ids), skip_special_tokens=False)
-    assert theirs(content[3], encoded[1].num_slots) in text
+    assert theirs(content[3], encoded[1].num_placeholders) in text
     assert text.count("<|vision_start|>") == 1 + 4
     assert "<0.2 seconds>" in text  # halfway between 0 and 0.5, as they round it
     prompt = assemble(vlm.family, request, encoded)
-    video = [run for run in prompt.runs if run.medium == 1]
+    video = [run for run in prompt.runs if run.visual == 1]
     assert [run.frame for run in video] == [0, 1, 2, 3]
     assert len({run.span for run in video}) == 4
     counts = pack([prompt]).counts
     assert [len(counts.select(per).lengths) for per in ("span", "medium", "prompt")] == [5, 2, 1]
 
 
-def theirs(video, num_slots):
+def theirs(video, num_placeholders):
     """Transformers' own expansion of the video's placeholder: frame n was taken at n / 2 seconds."""
     processor = SimpleNamespace(
         video_processor=SimpleNamespace(merge_size=2, temporal_patch_size=2),
@@ -98,7 +98,7 @@ def theirs(video, num_slots):
     )
     processor._calculate_timestamps = lambda *args: Qwen3VLProcessor._calculate_timestamps(processor, *args)
     metadata = SimpleNamespace(fps=2.0, frames_indices=list(range(len(video.tiles))))
-    grid = torch.tensor([[4, 2, num_slots // 4 * 2]])
+    grid = torch.tensor([[4, 2, num_placeholders // 4 * 2]])
     inputs = {"video_grid_thw": grid, "video_metadata": [metadata]}
     return Qwen3VLProcessor.replace_video_token(processor, inputs, 0)
 

@@ -99,9 +99,9 @@ def slow_segment(visual, hidden_ND, grid, blocks, keep_ratio):
 def test_towers_equal_the_slow_one_segment_by_segment(vlm, stock, pre):
     media = [pre.images([picture(56, 40)])[0], video(pre, 5, 24, 40), pre.images([picture(30, 90, 7)])[0]]
     family, visual = vlm.family, stock.model.visual
-    for encoded, medium in zip(encode(vlm, media, plan(vlm, keep_ratio=0.7)), media, strict=True):
-        grid = family.encoder.grid(medium)
-        segments = visual.patch_embed(family.encoder.patches(medium)).chunk(grid.times)
+    for encoded, visual in zip(encode(vlm, media, plan(vlm, keep_ratio=0.7)), media, strict=True):
+        grid = family.encoder.grid(visual)
+        segments = visual.patch_embed(family.encoder.patches(visual)).chunk(grid.times)
         features, places, deepstacks = [], [], []
         for time, hidden_ND in enumerate(segments):
             feature, own, deepstack = slow_segment(visual, hidden_ND, grid, BLOCKS[family.model_type], 0.7)
@@ -112,19 +112,19 @@ def test_towers_equal_the_slow_one_segment_by_segment(vlm, stock, pre):
         assert len(encoded.deepstack) == len(deepstacks[0])
         for ours, theirs in zip(encoded.deepstack, zip(*deepstacks, strict=True), strict=True):
             assert_close(ours, torch.cat(theirs))
-        assert encoded.place_K3.tolist() == [list(place) for place in places]
+        assert encoded.coord_K3.tolist() == [list(place) for place in places]
         rows, cols = grid.rows // 2, grid.cols // 2
-        assert encoded.slot_K.tolist() == [(t * rows + row) * cols + col for t, row, col in places]
-        assert encoded.num_slots == grid.times * rows * cols
-        assert encoded.num_patches == 4 * encoded.num_slots
+        assert encoded.placeholder_K.tolist() == [(t * rows + row) * cols + col for t, row, col in places]
+        assert encoded.num_placeholders == grid.times * rows * cols
+        assert encoded.num_patches == 4 * encoded.num_placeholders
 
 
 def test_every_temporal_patch_keeps_tokens(vlm, pre):
     (encoded,) = encode(vlm, [video(pre, 8, 24, 40)], plan(vlm))
-    times = encoded.place_K3[:, 0].tolist()
+    times = encoded.coord_K3[:, 0].tolist()
     assert [times.count(time) for time in range(4)] == [count for _, count in encoded.frame_counts]
     assert set(times) == {0, 1, 2, 3}
-    assert 0 < len(times) < encoded.num_slots
+    assert 0 < len(times) < encoded.num_placeholders
 
 
 def test_scores_for_the_decoder_are_means_over_groups(vlm, pre):
@@ -144,11 +144,11 @@ def test_the_trace_leads_from_patches_to_vision_tokens(vlm, pre):
         total = torch.eye(encoded.num_patches)
         for step in encoded.trace:
             total = step.matrix.to_dense() @ total
-        assert_close(total.sum(1), torch.ones(len(encoded.slot_K)))
-        assert torch.equal(encoded.trace[-1].place[:, 1:], encoded.place_K3)
-        own = encoded.patch_place_P4.clone()
+        assert_close(total.sum(1), torch.ones(len(encoded.placeholder_K)))
+        assert torch.equal(encoded.trace[-1].place[:, 1:], encoded.coord_K3)
+        own = encoded.patch_coord_P4.clone()
         own[:, 2:] //= 2
-        for row, place in zip(total, encoded.place_K3.tolist(), strict=True):
+        for row, place in zip(total, encoded.coord_K3.tolist(), strict=True):
             members = own[row > 0][:, 1:]
             assert (members[:, 0] == place[0]).all()  # nothing crosses from one temporal patch to another
             assert (members == torch.tensor(place)).all(1).sum() == 4  # the four patches of its own group
@@ -160,9 +160,9 @@ def test_a_picture_of_too_few_groups_is_left_whole_alone_and_in_a_batch(vlm, pre
     small, large = pre.images([picture(8, 16), picture(56, 40)])
     which = plan(vlm, keep_ratio=0.95)
     (alone,), (joint, reduced) = encode(vlm, [small], which), encode(vlm, [small, large], which)
-    assert len(alone.slot_K) == len(joint.slot_K) == alone.num_slots
+    assert len(alone.placeholder_K) == len(joint.placeholder_K) == alone.num_placeholders
     assert_close(alone.feature_KD, joint.feature_KD)
-    assert len(reduced.slot_K) < reduced.num_slots
+    assert len(reduced.placeholder_K) < reduced.num_placeholders
 
 
 def reducers_of_the_tower():
@@ -188,11 +188,11 @@ def test_every_reducer_of_the_tower_works_on_whole_groups(vlm, pre, kind):
         return
     vlm.family.check(which)
     media = [pre.images([picture(56, 40)])[0], video(pre, 3, 24, 40)]
-    for medium, encoded in zip(media, encode(vlm, media, which), strict=True):
-        whole = medium.kind == "image" and REDUCERS[kind].joins_frames
-        assert 0 < len(encoded.slot_K) <= encoded.num_slots
-        assert (len(encoded.slot_K) == encoded.num_slots) == whole == bool(encoded.idle_steps)
-        assert encoded.slot_K.tolist() == sorted(set(encoded.slot_K.tolist()))
+    for visual, encoded in zip(media, encode(vlm, media, which), strict=True):
+        whole = visual.kind == "image" and REDUCERS[kind].joins_frames
+        assert 0 < len(encoded.placeholder_K) <= encoded.num_placeholders
+        assert (len(encoded.placeholder_K) == encoded.num_placeholders) == whole == bool(encoded.noop_steps)
+        assert encoded.placeholder_K.tolist() == sorted(set(encoded.placeholder_K.tolist()))
 
 
 def test_plans_that_make_no_sense_are_refused(vlm):

@@ -31,26 +31,26 @@ def destinations(assignment: Assignment) -> Tensor:
     return row_T
 
 
-def owners(assignments: Sequence[Assignment], num_cells: int, device: torch.device) -> Tensor:
+def representatives(assignments: Sequence[Assignment], num_cells: int, device: torch.device) -> Tensor:
     """The token that stands for each cell after all assignments: int64 [P], -1 where nothing of the cell is left."""
-    owner_P = torch.arange(num_cells, device=device)
+    representative_P = torch.arange(num_cells, device=device)
     for assignment in assignments:
         row_T = destinations(assignment)
-        owner_P = torch.where(owner_P >= 0, row_T[owner_P.clamp(min=0)], -1)
-    return owner_P
+        representative_P = torch.where(representative_P >= 0, row_T[representative_P.clamp(min=0)], -1)
+    return representative_P
 
 
-def fill_gaps(owner_FRC: Tensor) -> Tensor:
+def fill_gaps(representative_FRC: Tensor) -> Tensor:
     """Give each ownerless cell (-1, left by pruning) the owner of a cell next to it, growing outwards from survivors.
 
     Of several neighbours the one above, left, below, right comes first. A tile without any survivor stays ownerless.
     """
-    for _ in range(sum(owner_FRC.shape[1:])):  # no cell is farther from a survivor
-        if not bool((owner_FRC < 0).any()):
+    for _ in range(sum(representative_FRC.shape[1:])):  # no cell is farther from a survivor
+        if not bool((representative_FRC < 0).any()):
             break
-        padded = torch.nn.functional.pad(owner_FRC, (1, 1, 1, 1), value=-1)
-        grown = owner_FRC
+        padded = torch.nn.functional.pad(representative_FRC, (1, 1, 1, 1), value=-1)
+        grown = representative_FRC
         for near in (padded[:, :-2, 1:-1], padded[:, 1:-1, :-2], padded[:, 2:, 1:-1], padded[:, 1:-1, 2:]):
             grown = torch.where(grown < 0, near, grown)
-        owner_FRC = grown
-    return owner_FRC
+        representative_FRC = grown
+    return representative_FRC

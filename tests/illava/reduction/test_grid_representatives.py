@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from illava.reducers.illava import merge_least
-from illava.reduction.grid_owners import destinations, fill_gaps, owners
+from illava.reduction.grid_representatives import destinations, fill_gaps, representatives
 from illava.tokens import Assignment, prune
 
 
@@ -38,15 +38,15 @@ def test_owners_follow_a_chain_as_the_composed_matrix_does():
         assignment = merge_least(torch.rand(sum(lengths)), lengths, kept)
         matrix, lengths = assignment.matrix().to_dense() @ matrix, kept
         assignments.append(assignment)
-    owner = owners(assignments, 18, torch.device("cpu"))
+    representative = representatives(assignments, 18, torch.device("cpu"))
     assert ((matrix > 0).sum(0) == 1).all()
-    assert owner.tolist() == matrix.argmax(0).tolist()
+    assert representative.tolist() == matrix.argmax(0).tolist()
 
 
 def test_what_is_gone_stays_gone_through_later_steps():
     first = prune(torch.tensor([0, 2, 3]), (3,), 4)
     then = merge_least(torch.tensor([0.1, 0.2, 0.9]), (3,), (2,))
-    assert owners([first, then], 4, torch.device("cpu")).tolist() == [0, -1, 0, 1]
+    assert representatives([first, then], 4, torch.device("cpu")).tolist() == [0, -1, 0, 1]
 
 
 def test_gaps_take_the_nearest_survivor_the_one_above_first():

@@ -11,9 +11,9 @@ import pytest
 from pydantic import BaseModel
 
 from pipeline.config import schema as config_module
-from pipeline.config.schema import JobConfig, Section, recipe_fields
+from pipeline.config.schema import JobConfig, Section, result_fields
 from pipeline.errors import ConfigError
-from pipeline.runs.recipe import folder_digest, resolve_dtype, resolve_recipe
+from pipeline.runs.config_fingerprint import folder_digest, resolve_config_fingerprint, resolve_dtype
 from tests.support.runs.run_folders import make_config
 
 
@@ -78,38 +78,41 @@ def test_dtype_auto_is_the_checkpoints_whatever_the_device(model_folder, declare
     auto = make_config(model_folder)
     assert resolve_dtype(auto) == dtype
     explicit = make_config(model_folder, model={"device": "cpu", "dtype": dtype})
-    assert resolve_recipe(auto).digest == resolve_recipe(explicit).digest
+    assert resolve_config_fingerprint(auto).digest == resolve_config_fingerprint(explicit).digest
 
 
 def test_a_recipe_holds_the_row_keys_the_weights_and_the_versions_and_nothing_else(model_folder):
     config = make_config(model_folder, model={"dtype": "float32"})
-    fields = resolve_recipe(config).fields
+    fields = resolve_config_fingerprint(config).fields
     others = {key for key in fields if key != "model.files" and not key.startswith("versions.")}
-    assert others == recipe_fields(config).keys()
+    assert others == result_fields(config).keys()
     assert others >= {"seed", "model.dtype", "reduction", "task.prompt", "media.num_frames", "sampling.temperature"}
     assert not {"schema_version", "model.device", "attention_backend", "kernels"} & fields.keys()
     on_gpu = {"executor": "ray", "gpus_per_actor": 1}
-    assert resolve_recipe(make_config(model_folder, model={"dtype": "float32"}, runtime=on_gpu)).fields == fields
+    assert (
+        resolve_config_fingerprint(make_config(model_folder, model={"dtype": "float32"}, runtime=on_gpu)).fields
+        == fields
+    )
 
 
 def test_versions_and_weights_enter_the_recipe(model_folder, monkeypatch):
-    from pipeline.runs import recipe
+    from pipeline.runs import config_fingerprint
 
-    base = resolve_recipe(make_config(model_folder))
+    base = resolve_config_fingerprint(make_config(model_folder))
     assert {"versions.torch", "versions.transformers", "versions.pillow", "versions.av"} <= set(base.fields)
     assert "versions.illava" not in base.fields
     digests = {base.digest}
-    monkeypatch.setattr(recipe, "_version", lambda name: "0" if name == "torch" else "1")
-    digests.add(resolve_recipe(make_config(model_folder)).digest)
+    monkeypatch.setattr(config_fingerprint, "_version", lambda name: "0" if name == "torch" else "1")
+    digests.add(resolve_config_fingerprint(make_config(model_folder)).digest)
     monkeypatch.undo()
     (model_folder / "model.safetensors").write_bytes(b"Weights")
-    digests.add(resolve_recipe(make_config(model_folder)).digest)
+    digests.add(resolve_config_fingerprint(make_config(model_folder)).digest)
     assert len(digests) == 3
 
 
 def test_a_hub_model_needs_its_revision():
     with pytest.raises(ConfigError, match=r"needs model\.revision"):
-        resolve_recipe(make_config("org/model"))
+        resolve_config_fingerprint(make_config("org/model"))
 
 
 def test_folder_digest_follows_names_and_bytes(model_folder):

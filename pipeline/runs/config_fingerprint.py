@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from illava.families import require_supported
 from illava.model_files import declared_dtype
-from pipeline.config.schema import JobConfig, recipe_fields
+from pipeline.config.schema import JobConfig, result_fields
 from pipeline.errors import ConfigError
 from pipeline.storage import local_files
 
@@ -33,7 +33,7 @@ BEHAVIOUR: dict[str, int] = {}
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class ConfigFingerprint:
     """What a row's content depends on.
 
     Attributes:
@@ -63,7 +63,7 @@ def resolve_dtype(config: JobConfig) -> Literal["bfloat16", "float16", "float32"
     return "bfloat16" if declared in {"bfloat16", "float16"} else "float32"
 
 
-def resolve_recipe(config: JobConfig) -> Recipe:
+def resolve_config_fingerprint(config: JobConfig) -> ConfigFingerprint:
     """The recipe of a job on this machine's installed versions.
 
     Raises:
@@ -72,10 +72,10 @@ def resolve_recipe(config: JobConfig) -> Recipe:
             config.json cannot be read.
     """
     files = _model_files(config)  # before the dtype, which may ask the hub
-    fields = recipe_fields(config) | {"model.dtype": resolve_dtype(config), "model.files": files}
+    fields = result_fields(config) | {"model.dtype": resolve_dtype(config), "model.files": files}
     fields |= {f"versions.{name}": _version(name) for name in _PACKAGES}
     fields |= {f"behaviour.{name}": number for name, number in BEHAVIOUR.items()}
-    return Recipe(digest_of(fields), dict(sorted(fields.items())))
+    return ConfigFingerprint(digest_of(fields), dict(sorted(fields.items())))
 
 
 def is_fact(key: str) -> bool:
