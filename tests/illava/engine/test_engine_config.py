@@ -28,7 +28,7 @@ def test_options_by_name_win_over_a_config_and_all_reach_the_engine(make, family
 
 @pytest.mark.parametrize("make", [VLM, VLM.from_pretrained])
 def test_an_unknown_option_is_named_with_the_nearest_before_anything_is_loaded(make):
-    with pytest.raises(TypeError, match=r"'kv_cache_byte', did you mean 'kv_cache_bytes'\? .* page_size"):
+    with pytest.raises(TypeError, match=r"'kv_cache_byte', did you mean 'kv_cache_bytes'\? .* block_size"):
         make("no such folder", kv_cache_byte=1)
     with pytest.raises(TypeError, match=r"'zzz'\. The options are kv_cache_bytes, "):
         make("no such folder", zzz=1)

@@ -78,7 +78,7 @@ def test_scores_follow_their_tokens():
 def test_a_prompt_longer_than_the_model_is_refused():
     family = SpyFamily(range(8), [], max_positions=12)
     assert assembled(family, [], max_new_tokens=4).num_tokens == 8
-    with pytest.raises(RequestError, match="8 prompt places and 5 new tokens exceed the model's 12 positions"):
+    with pytest.raises(RequestError, match="8 prompt tokens and 5 new tokens exceed the model's 12 positions"):
         assembled(family, [], max_new_tokens=5)
 
 

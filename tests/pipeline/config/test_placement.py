@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from pipeline.runtime_field.budget import Budget, BudgetGuard
-from pipeline.runtime_field.runner import run_job
 
 from illava import devices
 from illava.errors import DeviceError
@@ -19,6 +17,8 @@ from pipeline.cli import run_cli
 from pipeline.config.load import load_config
 from pipeline.config.placement import ClusterGPUs, gpus_of, place_here, place_on_ray, said
 from pipeline.errors import ConfigError
+from pipeline.execution.budget import Budget, BudgetGuard
+from pipeline.execution.runner import run_job
 from tests.support.runs import fakes
 from tests.support.runs.fakes import DEMO_MODEL, job_config, numbered_items, read_rows, violations
 

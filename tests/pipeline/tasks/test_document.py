@@ -283,6 +283,5 @@ def test_videos_among_documents_are_refused(tmp_path) -> None:
 
 @pytest.mark.long
 def test_documents_through_ray(tmp_path, monkeypatch) -> None:
-    here = ROOT
-    monkeypatch.setenv("PYTHONPATH", str(here))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(Path(__file__).resolve().parent)]))
     check_outcomes(run(tmp_path, executor="ray"))
