@@ -24,10 +24,13 @@ DOORS: dict[str, set[str]] = {
     "decord": MEDIA,
     "av": {"pipeline/loading/decoding/pyav_video.py"},
     "pypdfium2": {"pipeline/loading/decoding/pages.py"},
-    "PIL": {*MEDIA, "illava/preprocess.py"},
+    "PIL": {*MEDIA, "illava/preprocess.py", "pipeline/report/raster.py"},
     "lmms_eval": {"pipeline/lmms_eval_model.py"},
     "pyarrow": {"pipeline/inputs/", *(f"pipeline/{name}.py" for name in (*ROWS, *READERS))},
-    "jinja2": {"pipeline/report/page.py"},
+    "jinja2": {"pipeline/report/html.py"},
+    "matplotlib": {"pipeline/sweep/picture.py", "pipeline/sweep/svg.py"},
+    "rapidfuzz": {"pipeline/tasks/metrics.py"},
+    "scipy": {"pipeline/evaluation/statistics.py", "pipeline/planning/estimate.py"},
     "torch": {"illava/", "pipeline/execution/ray/actors.py", "pipeline/execution/worker.py"},
     "transformers": {"illava/"},
 }
@@ -151,7 +154,7 @@ JobConfig.model_validate({
     ids=["pipeline", "config", "preprocess", "counts", "public names of illava", "public names of pipeline"],
 )
 def test_import_stays_light(code):
-    heavy = ["torch", "transformers", "ray", "decord", "av", "pyarrow", "fsspec"]
+    heavy = ["torch", "transformers", "ray", "decord", "av", "pyarrow", "fsspec", "scipy", "matplotlib"]
     check = f"{code}\nimport sys\nprint([name for name in {heavy} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (run.stdout.strip(), run.stderr) == ("[]", "")
