@@ -1,9 +1,9 @@
 """Answer questions about videos and images: a manifest of media and questions in, answers with scores out.
 
-  python jobs/answer_questions.py --config configs/answer_questions.yaml --plan
+  python jobs/answer_questions.py --config configs/answer_questions.yaml --dry-run
   ray job submit --working-dir . -- python jobs/answer_questions.py --config configs/answer_questions.yaml
 
-A benchmark's files become a manifest by `python -m pipeline adapt`; two runs are compared by
+A benchmark's files become a manifest by `python -m pipeline convert`; two runs are compared by
 `python -m pipeline compare RUN_A RUN_B`. The same command again resumes.
 """
 

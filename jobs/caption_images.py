@@ -1,6 +1,6 @@
 """Caption images and image sets: one text per item, from object storage to Parquet.
 
-  python jobs/caption_images.py --config configs/caption_images_llava_onevision.yaml --plan
+  python jobs/caption_images.py --config configs/caption_images_llava_onevision.yaml --dry-run
   python jobs/caption_images.py --config configs/caption_images_llava_onevision.yaml --set input.uri=photos/ --limit 10
   ray job submit --working-dir . -- python jobs/caption_images.py --config configs/caption_images_llava_onevision.yaml
 

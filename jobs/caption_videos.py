@@ -1,7 +1,7 @@
 """Caption videos: one text per clip, from object storage to Parquet.
 
   python jobs/caption_videos.py --config configs/demo.yaml
-  python jobs/caption_videos.py --config configs/caption_videos_llava_onevision.yaml --plan
+  python jobs/caption_videos.py --config configs/caption_videos_llava_onevision.yaml --dry-run
   ray job submit --working-dir . -- python jobs/caption_videos.py --config configs/demo.yaml
 
 The same command again resumes; `python -m pipeline verify OUTPUT` checks what was written.

@@ -1,6 +1,6 @@
 """Read documents: PDFs, TIFFs and page images in, one row a document with every page's markdown or JSON out.
 
-  python jobs/process_documents.py --config configs/process_documents.yaml --plan
+  python jobs/process_documents.py --config configs/process_documents.yaml --dry-run
   python jobs/process_documents.py --config configs/process_documents.yaml --set input.uri=papers/ --limit 10
   ray job submit --working-dir . -- python jobs/process_documents.py --config configs/process_documents.yaml
 

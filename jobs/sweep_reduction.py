@@ -1,7 +1,7 @@
 """Measure plans x settings x models on one set of items: one Parquet, one picture and one table a table.
 
   python jobs/sweep_reduction.py --config configs/sweep_demo.yaml
-  python jobs/sweep_reduction.py --config configs/sweep_paper.yaml --set only=[table-4] --plan
+  python jobs/sweep_reduction.py --config configs/sweep_paper.yaml --set only=[table-4] --dry-run
 
 Quality is accuracy where the manifest has references, and agreement with the unreduced model always; models of random
 weights are refused unless `quality: false` asks for speed only. The same command goes on where it was stopped.

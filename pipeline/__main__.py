@@ -1,6 +1,7 @@
-"""`python -m pipeline COMMAND`: what can be done with run folders and benchmarks. Heavy imports wait for a command.
+"""Runs `python -m pipeline COMMAND`: what can be done with run folders and benchmarks.
 
-Each command's flags stand above what it does. What a job's command line does is in `pipeline.cli`.
+Each command's flags stand above what it does; heavy imports wait for it. Jobs have their command line in
+`pipeline.cli`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipeline.exit_codes import EXIT_CODES, guarded
+from pipeline.old_names import COMMANDS, tell_new_name
 from pipeline.redaction import visible
 
 
@@ -20,10 +22,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m pipeline", description="Look after run folders; turn benchmarks into manifests."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_verify, _add_status, _add_retry, _add_report, _add_compare, _add_adapt, _add_judge):
+    for add in (_add_verify, _add_status, _add_retry, _add_report, _add_compare, _add_convert, _add_judge):
         add(commands)
-    options = parser.parse_args(argv)
+    options = parser.parse_args(_todays_command(sys.argv[1:] if argv is None else argv))
     return guarded(lambda: options.run(options), debug=options.debug)
+
+
+def _todays_command(arguments: Sequence[str]) -> Sequence[str]:
+    if not arguments or arguments[0] not in COMMANDS:
+        return arguments
+    old, *rest = arguments
+    tell_new_name(f"`python -m pipeline {old}`", f"`python -m pipeline {COMMANDS[old]}`")
+    return [COMMANDS[old], *rest]
 
 
 def _command(
@@ -125,9 +135,9 @@ def _compare(options: argparse.Namespace) -> int:
     return 0
 
 
-def _add_adapt(commands: Any) -> None:
+def _add_convert(commands: Any) -> None:
     text = "a benchmark's published files to a manifest for jobs/answer_questions.py"
-    command = _command(commands, "adapt", _adapt, text)
+    command = _command(commands, "convert", _convert, text)
     command.add_argument("benchmark", metavar="BENCHMARK", help="such as mmbench or videomme; a wrong name lists all")
     command.add_argument("source", metavar="SOURCE", help="a published file, or a prefix with several")
     command.add_argument("--media", required=True, metavar="PREFIX", help="of its videos, or where its images go")
@@ -135,7 +145,7 @@ def _add_adapt(commands: Any) -> None:
     command.add_argument("--subtitles", metavar="PREFIX", help="with NAME.srt, for videomme_subtitles")
 
 
-def _adapt(options: argparse.Namespace) -> int:
+def _convert(options: argparse.Namespace) -> int:
     from pipeline.evaluation.benchmarks.convert import write_manifest
     from pipeline.evaluation.benchmarks.registry import benchmark
 
@@ -160,7 +170,7 @@ def _adapt(options: argparse.Namespace) -> int:
 def _add_judge(commands: Any) -> None:
     text = "a run's answers in the file that the benchmark's own judge reads"
     command = _command(commands, "export-for-judge", _export_for_judge, text)
-    command.add_argument("uri", metavar="RUN_URI", help="of a run over an adapted manifest")
+    command.add_argument("uri", metavar="RUN_URI", help="of a run over a converted manifest")
     command.add_argument("benchmark", metavar="BENCHMARK", help="such as mmvet; a wrong name lists all")
     command.add_argument("--output", required=True, metavar="URI", help="JSON file to write")
 

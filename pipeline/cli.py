@@ -1,7 +1,4 @@
-"""The command line that jobs share: their flags, and what a job does with them. Heavy imports wait for their use.
-
-Knows nothing of how a job runs.
-"""
+"""Parses the command line that jobs share, and does what its flags ask. Heavy imports wait for their use."""
 
 from __future__ import annotations
 
@@ -11,24 +8,25 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError
 from pipeline.exit_codes import EXIT_CODES, guarded
+from pipeline.old_names import tell_new_name
 
 if TYPE_CHECKING:
     from pipeline.config.schema import JobConfig
 
 
 def run_cli(description: str, argv: Sequence[str] | None = None) -> int:
-    """A job's whole command: parse, run or plan, print, and the exit code.
+    """Run a job's whole command, or its dry run, and return the exit code.
 
     Args:
         description: first thing ``--help`` says.
         argv: arguments without the program's name; the process's own by default.
     """
     options = job_parser(description).parse_args(argv)
-    return guarded(lambda: _run(options), debug=options.debug)
+    return guarded(lambda: _run(_todays_flags(options)), debug=options.debug)
 
 
 def config_cli(description: str, run: Callable[[argparse.Namespace], int], argv: Sequence[str] | None = None) -> int:
-    """The command of what has a configuration and is no job, such as a sweep; otherwise as `run_cli`.
+    """Run the command of what has a configuration and is no job, such as a sweep; otherwise as `run_cli`.
 
     Args:
         description: first thing ``--help`` says.
@@ -36,13 +34,14 @@ def config_cli(description: str, run: Callable[[argparse.Namespace], int], argv:
         argv: arguments without the program's name; the process's own by default.
     """
     options = common_parser(description).parse_args(argv)
-    return guarded(lambda: run(options), debug=options.debug)
+    return guarded(lambda: run(_todays_flags(options)), debug=options.debug)
 
 
 def job_parser(description: str) -> argparse.ArgumentParser:
     """The flags of a job: those of `common_parser`, and what only a job has."""
     parser = common_parser(description)
-    parser.add_argument("--probe", type=int, metavar="N", help="with --plan: run N media, estimate all items")
+    parser.add_argument("--estimate", type=int, metavar="N", help="as --dry-run; then run N media, estimate all items")
+    parser.add_argument("--probe", type=int, help=argparse.SUPPRESS)  # its old name
     parser.add_argument("--budget", metavar="25USD|3h", help="begin nothing new once this is used up; resumable")
     parser.add_argument("--one-line", action="store_true", help="the summary in one line, for a cron mail")
     return parser
@@ -63,19 +62,36 @@ def common_parser(description: str) -> argparse.ArgumentParser:
         help="override one key, such as runtime.executor=local; may be given several times",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N items (input.limit)")
-    parser.add_argument("--plan", action="store_true", help="say what would be done; starts neither Ray nor a GPU")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done; starts neither Ray nor a GPU")
+    parser.add_argument("--plan", action="store_true", help=argparse.SUPPRESS)  # its old name
     parser.add_argument("--debug", action="store_true", help="tracebacks, and the actors' own output")
     return parser
 
 
+def _todays_flags(options: argparse.Namespace) -> argparse.Namespace:
+    """The flags under today's names; says the new one of each old one."""
+    probe = getattr(options, "probe", None)
+    if probe is not None:
+        if options.estimate is not None:
+            raise ConfigError("--probe is the old name of --estimate, and both are given; leave --probe out")
+        if not options.plan:
+            raise ConfigError(f"--probe measures for a dry run; give --estimate {probe}")
+        tell_new_name("--plan --probe N", "--estimate N")
+        options.estimate = probe
+    elif options.plan:
+        tell_new_name("--plan", "--dry-run")
+    options.dry_run = options.dry_run or options.plan
+    return options
+
+
 def _run(options: argparse.Namespace) -> int:
     config = _config(options)
-    if options.probe is not None and not options.plan:
-        raise ConfigError("--probe measures for a plan; give --plan --probe N")
-    if options.plan and (options.budget or options.one_line):
-        raise ConfigError("--plan runs nothing, so --budget and --one-line mean nothing beside it; leave them out")
-    if options.plan:
-        return _plan(config, options)
+    flag = "--dry-run" if options.estimate is None else "--estimate"
+    is_dry = options.dry_run or options.estimate is not None
+    if is_dry and (options.budget or options.one_line):
+        raise ConfigError(f"{flag} runs no job, so --budget and --one-line mean nothing beside it; leave them out")
+    if is_dry:
+        return _dry_run(config, options)
     from pipeline.execution.budget import parse_budget
     from pipeline.execution.runner import run_job
     from pipeline.execution.summary import render_line, render_summary
@@ -90,14 +106,14 @@ def _run(options: argparse.Namespace) -> int:
     return summary.exit_code
 
 
-def _plan(config: JobConfig, options: argparse.Namespace) -> int:
-    from pipeline.planning.dry_run import render_plan
+def _dry_run(config: JobConfig, options: argparse.Namespace) -> int:
+    from pipeline.planning.dry_run import render_dry_run
 
-    print(render_plan(config))
-    if options.probe is not None:
+    print(render_dry_run(config))
+    if options.estimate is not None:
         from pipeline.planning.probe import probe, render_probe
 
-        print(render_probe(probe(config, options.probe, debug=options.debug)))
+        print(render_probe(probe(config, options.estimate, debug=options.debug)))
     return 0
 
 

@@ -57,7 +57,7 @@ def _arguments(parser: argparse.ArgumentParser) -> str:
     rows = [
         (_spelling(action), "required" if action.required else _default(action), plain(action.help or ""))
         for action in parser._actions
-        if action.dest != "help"
+        if action.dest != "help" and action.help != argparse.SUPPRESS  # an old name
     ]
     return table(("argument", "", "meaning"), rows)
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.config.schema import JobConfig
 from pipeline.errors import ConfigError
+from pipeline.old_names import KEYS, tell_new_name
 from pipeline.storage.uris import printable
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -46,13 +47,51 @@ def parse_config(data: dict[str, Any], overrides: Sequence[str] = (), *, source:
 
 
 def _validated(schema: type[Schema], data: dict[str, Any], overrides: Sequence[str], *, source: str) -> Schema:
+    renamed = _rename_keys(data, source)
     for override in overrides:
-        _apply(data, override)
+        todays, old = _todays_override(override, overrides)
+        _apply(data, todays)
+        renamed |= old | _rename_keys(data, f"--set {printable(override)}")
+    for old_key in sorted(renamed):
+        tell_new_name(old_key, KEYS[old_key])
     try:
         return schema.model_validate(data)
     except ValidationError as error:
         lines = [_describe(problem, data, schema) for problem in error.errors(include_url=False)]
         raise ConfigError(f"{source}: {len(lines)} problem{'s' * (len(lines) > 1)}\n  " + "\n  ".join(lines)) from error
+
+
+def _rename_keys(data: dict[str, Any], where: str) -> set[str]:
+    """Put what stands under an earlier version's key under today's; returns the old keys that were found.
+
+    Raises:
+        ConfigError: both are there.
+    """
+    found = set()
+    for old, new in KEYS.items():
+        section, _, name = old.rpartition(".")
+        inside, todays = data.get(section), new.rpartition(".")[2]
+        if isinstance(inside, dict) and name in inside:
+            if todays in inside:
+                raise ConfigError(f"{where}: {old} is the old name of {new}, and both are given; leave {old} out")
+            inside[todays] = inside.pop(name)
+            found.add(old)
+    return found
+
+
+def _todays_override(override: str, overrides: Sequence[str]) -> tuple[str, set[str]]:
+    """The override under today's key, and the old key that it was written with.
+
+    Raises:
+        ConfigError: another override has today's key.
+    """
+    key, equals, text = override.partition("=")
+    new = KEYS.get(key.strip())
+    if new is None:
+        return override, set()
+    if any(other.partition("=")[0].strip() == new for other in overrides):
+        raise ConfigError(f"--set {key.strip()} is the old name of {new}, and both are given; leave the old one out")
+    return f"{new}{equals}{text}", {key.strip()}
 
 
 def _read(path: str) -> dict[str, Any]:

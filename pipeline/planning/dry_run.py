@@ -21,8 +21,8 @@ _A4_INCHES = (11.69, 8.27)  # how many pages a document has is known only once i
 _Shape = tuple[str, int]  # media kind, number of objects
 
 
-def render_plan(config: JobConfig) -> str:
-    """The plan as text.
+def render_dry_run(config: JobConfig) -> str:
+    """Say what the job would do, as text.
 
     Raises:
         ConfigError, InputError, RefusedError, StorageError: as the run itself would.
@@ -33,7 +33,7 @@ def render_plan(config: JobConfig) -> str:
     shapes = _shapes(run, pending)
     num_items = sum(shapes.values())
     lines = [
-        f"{config.name}: plan, nothing is run or written",
+        f"{config.name}: dry run, nothing is run or written",
         _line("items", f"{len(run.manifest):,} ({_kinds(run)}), {_bytes(run.manifest.num_bytes)}"),
         _line("shards", f"{len(pending):,} of {run.num_shards:,} to do, {run.items_per_shard} items each"),
         _line("model", f"{config.model.model_id}" + (f"@{config.model.revision}" if config.model.revision else "")),

@@ -1,8 +1,8 @@
-"""`--plan --probe N`: runs a few of the items still to do, and estimates time and cost of all of them.
+"""Runs a few of the items still to do, and estimates time and cost of all of them: `--estimate N`.
 
 Drawn are whole groups: the neighbours about one medium that the job will load once. One question of such a group, run
 alone, would pay for the load that many share. Groups are drawn by seed, stratified by kind of medium, and run as a job
-of their own in a temporary folder; the job's output is not touched. Knows nothing of what items are.
+of their own in a temporary folder; the job's output is not touched.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _Group = list[int]  # places in the manifest
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What a probe foretells of the items still to do.
+    """Holds the estimate for the items still to do.
 
     Attributes:
         num_items: still to do.
@@ -75,7 +75,7 @@ def probe(config: JobConfig, num_groups: int, **options: Any) -> Probe:
     strata = _strata(run)
     needed = max(_MIN_GROUPS, sum(min(len(stratum), 2) for stratum in strata))
     if num_groups < needed:
-        raise ConfigError(f"--probe {num_groups}: this input needs at least {needed}, two of each kind of media")
+        raise ConfigError(f"--estimate {num_groups}: this input needs at least {needed}, two of each kind of media")
     drawn = draw([range(len(stratum)) for stratum in strata], num_groups, seed=config.seed)
     chosen = [[stratum[number] for number in numbers] for stratum, numbers in zip(strata, drawn, strict=True)]
     rows, start_s, placed = _run_sample(
@@ -83,7 +83,7 @@ def probe(config: JobConfig, num_groups: int, **options: Any) -> Probe:
     )
     sampled = [[[rows[place] for place in group] for group in groups] for groups in chosen]
     num_items = sum(len(group) for stratum in strata for group in stratum)
-    return _foretell(placed, num_items, [len(stratum) for stratum in strata], sampled, start_s=start_s)
+    return _estimated(placed, num_items, [len(stratum) for stratum in strata], sampled, start_s=start_s)
 
 
 def _run_sample(
@@ -99,14 +99,14 @@ def _run_sample(
         summary = continue_run(replace(sample, resumed=True), **options)
         rows = {row["item_id"]: row for table in read_parts(folder, list_parts(folder)) for row in table.to_pylist()}
     if len(rows) < len(places):
-        message = f"the probe was interrupted after {len(rows)} of {len(places)} items; nothing is estimated"
+        message = f"the estimate was interrupted after {len(rows)} of {len(places)} items; nothing is estimated"
         raise InterruptedRunError(message, summary.exit_code)
     start_s = max((worker.start_s for worker in summary.workers), default=0.0)
     by_place = {place: rows[name] for place, name in zip(places, manifest.item_ids(), strict=True)}
     return by_place, start_s, summary.placed or run.config
 
 
-def _foretell(
+def _estimated(
     config: JobConfig,
     num_items: int,
     sizes: Sequence[int],
@@ -173,7 +173,7 @@ def render_probe(found: Probe) -> str:
     slow = "readers" if found.wall_s.total and found.reader_s.total > found.device_s.total else "model"
     media = f", all about {found.num_groups} media" if found.num_groups < found.num_probed else ""
     lines = [
-        ("probe", f"{found.num_probed} of {found.num_items:,} items were run{media}, {found.num_failed} failed"),
+        ("sample", f"{found.num_probed} of {found.num_items:,} items were run{media}, {found.num_failed} failed"),
         ("time", f"{_span(found.wall_s, _clock)} with the configured actors and readers; one model start included"),
         ("", f"model {_span(found.device_s, _clock)}, readers {_span(found.reader_s, _clock)} in all; most by {slow}"),
     ]

@@ -50,7 +50,7 @@ def draw_job(config: JobConfig) -> list[str]:
     vlm, task, sampling = load_vlm(config), build_task(config.task), config.sampling
     params = SamplingParams(sampling.max_new_tokens, sampling.temperature, sampling.top_p, config.seed)
     written, sections, base = [], [], config.output.uri.rstrip("/")
-    asked = [(one, *poll) for one in loaded for poll in enumerate(task.requests(one.item, one.media))]
+    asked = [(one, *turn) for one in loaded for turn in enumerate(task.requests(one.item, one.media))]
     for number, (one, window, content) in enumerate(asked):
         request = Request(one.item.item_id, content, params, trace=True)
         section = draw_request(vlm, config, request, title=_title(one) + f", window {window + 1}" * bool(window))
@@ -102,12 +102,12 @@ def check_drawable(config: JobConfig) -> None:
 
 def _cells_figure(sheets: Sequence[Sheet], cells: PatchCells) -> Figure:
     """All sheets behind one step; the figures of one item differ in the cells only."""
-    gone = int((cells.owner_P == GONE).sum())
-    parts = [f"{cells.num_tokens - cells.num_separators} visual tokens of {cells.owner_P.size} patches"]
+    gone = int((cells.representative_P == GONE).sum())
+    parts = [f"{cells.num_tokens - cells.num_separators} visual tokens of {cells.representative_P.size} patches"]
     parts += [f"{cells.num_separators} separators"] * bool(cells.num_separators)
     parts += [f"{gone} patches gone"] * bool(gone)
     parts += [f"{cells.num_shared} tokens made of patches that weigh more in another"] * bool(cells.num_shared)
-    image = side_by_side([draw_cells(sheet, cells.owner_P) for sheet in sheets])
+    image = side_by_side([draw_cells(sheet, cells.representative_P) for sheet in sheets])
     return Figure(f"{cells.title}: {', '.join(parts)}", png(image))
 
 
@@ -143,10 +143,10 @@ def run_drawing(options: Any) -> int:
     from pipeline.config.load import load_config
 
     config = load_config(options.config, overrides_of(options))
-    if options.plan:
-        from pipeline.planning.dry_run import render_plan
+    if options.dry_run:
+        from pipeline.planning.dry_run import render_dry_run
 
-        print(render_plan(config))
+        print(render_dry_run(config))
         return 0
     for uri in draw_job(config):
         print(uri)

@@ -149,16 +149,16 @@ def _drawn(tiles: Sequence[np.ndarray], done: Generation, *, text: str | None) -
     for name, upto in ends.items():
         # Only the states that are drawn are composed.
         cells = cells_of(replace(done.trace, steps=steps[:upto]))[-1]
-        image = side_by_side([draw_cells(sheet, cells.owner_P) for sheet in sheets], per_row=2)
+        image = side_by_side([draw_cells(sheet, cells.representative_P) for sheet in sheets], per_row=2)
         yield Picture(f"kept tokens {name}: {_counted(cells)}", png(image))
     if text is not None and done.text.strip() != text.strip():
         yield Picture("the answer here differs from the row's", reason=done.text)
 
 
 def _counted(cells: PatchCells) -> str:
-    gone = int((cells.owner_P == GONE).sum())
+    gone = int((cells.representative_P == GONE).sum())
     tail = f", {gone} patches gone" if gone else ""
-    return f"{cells.num_tokens - cells.num_separators} of {cells.owner_P.size} patches{tail}"
+    return f"{cells.num_tokens - cells.num_separators} of {cells.representative_P.size} patches{tail}"
 
 
 def _spread(values: Sequence, most: int) -> list:

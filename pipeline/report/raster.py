@@ -1,7 +1,7 @@
 """Pixels: a request's pictures with cells or attention drawn over them, as RGB arrays and PNG bytes.
 
 A cell of one patch shows the patch; patches that became one token share a colour and have an outline where the group
-ends; patches that are gone are dark. Knows no model; places and owners come from outside.
+ends; patches that are gone are dark. Knows no model; places and representatives come from outside.
 """
 
 from __future__ import annotations
@@ -61,22 +61,22 @@ def sheets_of(patch_coord_P4: np.ndarray, media_tiles: Sequence[np.ndarray]) -> 
     return sheets
 
 
-def draw_cells(sheet: Sheet, owner_P: np.ndarray) -> np.ndarray:
+def draw_cells(sheet: Sheet, representative_P: np.ndarray) -> np.ndarray:
     """The sheet with its cells as they are owned: uint8 [H, W, 3].
 
     A group that spans several tiles or frames has the same colour on each.
     """
-    owner_RC = owner_P[sheet.patch_RC]
-    size = np.bincount(owner_P[owner_P != GONE], minlength=1)
-    merged_RC = (owner_RC != GONE) & (size[np.maximum(owner_RC, 0)] > 1)
+    representative_RC = representative_P[sheet.patch_RC]
+    size = np.bincount(representative_P[representative_P != GONE], minlength=1)
+    merged_RC = (representative_RC != GONE) & (size[np.maximum(representative_RC, 0)] > 1)
     image, cell_HW = _enlarged(sheet)
-    owner_HW, merged_HW = _per_pixel(owner_RC, cell_HW), _per_pixel(merged_RC, cell_HW)
-    image[owner_HW == GONE] *= _GONE_SHADE
-    colour_HW3 = _colours(owner_HW[merged_HW])
+    representative_HW, merged_HW = _per_pixel(representative_RC, cell_HW), _per_pixel(merged_RC, cell_HW)
+    image[representative_HW == GONE] *= _GONE_SHADE
+    colour_HW3 = _colours(representative_HW[merged_HW])
     image[merged_HW] = image[merged_HW] * (1 - _TINT) + colour_HW3 * _TINT
-    edge_HW = np.zeros(owner_HW.shape, dtype=bool)
-    edge_HW[1:] |= owner_HW[1:] != owner_HW[:-1]
-    edge_HW[:, 1:] |= owner_HW[:, 1:] != owner_HW[:, :-1]
+    edge_HW = np.zeros(representative_HW.shape, dtype=bool)
+    edge_HW[1:] |= representative_HW[1:] != representative_HW[:-1]
+    edge_HW[:, 1:] |= representative_HW[:, 1:] != representative_HW[:, :-1]
     image[edge_HW] = 24
     return image.round().astype(np.uint8)
 
@@ -132,8 +132,8 @@ def _per_pixel(value_RC: np.ndarray, cell_HW: tuple[np.ndarray, np.ndarray]) -> 
     return value_RC[cell_HW[0]][:, cell_HW[1]]
 
 
-def _colours(owner_N: np.ndarray) -> np.ndarray:
+def _colours(representative_N: np.ndarray) -> np.ndarray:
     """A colour for each token, far from its neighbours': hues a golden angle apart, [N, 3] of 0 to 255."""
-    hue_N = (owner_N * 0.61803398875) % 1.0
+    hue_N = (representative_N * 0.61803398875) % 1.0
     offset_3 = np.array([0.0, 2 / 3, 1 / 3])
     return 255 * np.clip(np.abs(((hue_N[:, None] + offset_3) % 1.0) * 6 - 3) - 1, 0.08, 1.0)

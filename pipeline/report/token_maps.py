@@ -37,20 +37,20 @@ class PatchCells:
 
     Attributes:
         title: of the step it stands behind.
-        owner_P: int64, the token each patch belongs to; `GONE` where no token holds any of it.
+        representative_P: int64, the token each patch belongs to; `GONE` where no token holds any of it.
         num_tokens: visual tokens behind the step, separators included.
         num_separators: tokens made of no patch (newlines).
     """
 
     title: str
-    owner_P: np.ndarray
+    representative_P: np.ndarray
     num_tokens: int
     num_separators: int
 
     @property
     def num_shared(self) -> int:
         """Tokens whose every patch weighs more elsewhere: they live on patches that are drawn in another's colour."""
-        drawn = np.unique(self.owner_P[self.owner_P != GONE]).size
+        drawn = np.unique(self.representative_P[self.representative_P != GONE]).size
         return self.num_tokens - self.num_separators - drawn
 
 
@@ -64,19 +64,19 @@ def cells_of(trace: TokenTrace) -> list[PatchCells]:
         title = name if step.layer is None else f"{name} {step.layer}"
         num_tokens = matrix.shape[0]
         filled = np.unique(matrix.indices()[0].numpy()).size
-        found.append(PatchCells(title, owners(matrix), num_tokens, num_tokens - filled))
+        found.append(PatchCells(title, representatives(matrix), num_tokens, num_tokens - filled))
     return found
 
 
-def owners(matrix_KP: Tensor) -> np.ndarray:
+def representatives(matrix_KP: Tensor) -> np.ndarray:
     """The token in which each patch has its largest weight: int64 [P] of a sparse [K, P] matrix."""
     matrix_KP = matrix_KP.coalesce()
     token_E, patch_E = (index.numpy() for index in matrix_KP.indices())
     weight_E = np.abs(matrix_KP.values().numpy())
-    owner_P = np.full(matrix_KP.shape[1], GONE, dtype=np.int64)
+    representative_P = np.full(matrix_KP.shape[1], GONE, dtype=np.int64)
     held = weight_E > 0
     token_E, patch_E, weight_E = token_E[held], patch_E[held], weight_E[held]
     order = np.lexsort((token_E, -weight_E, patch_E))  # by patch; the heaviest first, then the first token
     patches, first = np.unique(patch_E[order], return_index=True)
-    owner_P[patches] = token_E[order][first]
-    return owner_P
+    representative_P[patches] = token_E[order][first]
+    return representative_P

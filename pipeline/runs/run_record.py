@@ -21,7 +21,7 @@ from pipeline.storage import storage
 
 RUN_FILE = "run.json"
 # Dotted key as an earlier version wrote it -> today's; of a value or of a whole section.
-RENAMED_KEYS: dict[str, str] = {}
+RENAMED_KEYS: dict[str, str] = {"input.skip_done_in": "input.exclude_runs"}
 # What earlier recipes held and what changes no row by itself. Of a device its dtype does, which has its own key; of a
 # release its changes of behaviour do, which have their own names (`pipeline.runs.config_fingerprint.BEHAVIOUR`).
 _CHANGES_NO_ROW = frozenset({"schema_version", "model.device", "attention_backend", "kernels", "versions.illava"})

@@ -1,6 +1,6 @@
-"""The command line of a sweep: the flags of every job, ``--plan`` counting tokens instead of measuring.
+"""Runs the command line of a sweep: the flags of every job; ``--dry-run`` counts tokens and measures nothing.
 
-Heavy imports wait until they are needed. Knows nothing of how a point is measured.
+Heavy imports wait until they are needed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def sweep_cli(description: str, argv: Sequence[str] | None = None) -> int:
-    """Parse, sweep or plan, print the tables; the exit code."""
+    """Run a sweep's whole command, or its dry run, and return the exit code."""
     return config_cli(description, _run, argv)
 
 
@@ -25,8 +25,8 @@ def _run(options: argparse.Namespace) -> int:
     from pipeline.sweep.config import SweepConfig
 
     config = load_as(SweepConfig, options.config, overrides_of(options))
-    if options.plan:
-        print(render_sweep_plan(config))
+    if options.dry_run:
+        print(render_sweep_dry_run(config))
         return 0
     from pipeline.sweep.run import run_sweep
 
@@ -35,7 +35,7 @@ def _run(options: argparse.Namespace) -> int:
     return code
 
 
-def render_sweep_plan(config: SweepConfig) -> str:
+def render_sweep_dry_run(config: SweepConfig) -> str:
     """The points that would be measured, each checked against its model's shape and counted for one 1024 px image.
 
     Raises:

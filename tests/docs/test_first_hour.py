@@ -17,7 +17,7 @@ from tests.support.docs_pages import ROOT, blocks, commands_of
 
 pytestmark = pytest.mark.long
 FIRST_HOUR = {"docs/quickstart.md": 5, "docs/recipes/evaluate-a-plan.md": 5}
-OUTSIDE = ("s3://", "huggingface_hub", "--probe", "configs/answer_questions.yaml", "mmvet", "sweep_reduction")
+OUTSIDE = ("s3://", "huggingface_hub", "--estimate", "configs/answer_questions.yaml", "mmvet", "sweep_reduction")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The command line: quick answers, exit codes, errors in words, `--plan` without Ray or a model."""
+"""The command line: quick answers, exit codes, errors in words, `--dry-run` without Ray or a model."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_plan_prints_tokens_and_shards_without_ray_or_torch_and_writes_nothing(t
     output = tmp_path / "out"
     code = (
         "import sys; from pipeline.cli import run_cli\n"
-        f"code = run_cli('job', ['--config', {DEMO!r}, '--plan', '--set', 'output.uri={output}'])\n"
+        f"code = run_cli('job', ['--config', {DEMO!r}, '--dry-run', '--set', 'output.uri={output}'])\n"
         "heavy = {'torch', 'ray', 'decord', 'av'} & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else code)\n"
     )
@@ -90,23 +90,23 @@ def test_plan_prints_tokens_and_shards_without_ray_or_torch_and_writes_nothing(t
 
 def test_plan_counts_stored_objects_that_no_reader_can_hold(tmp_path) -> None:
     """Of two readers: a share of 5 GB, below the 8 GB of ``media.max_bytes``. Local objects are used in place."""
-    from pipeline.planning.dry_run import render_plan
+    from pipeline.planning.dry_run import render_dry_run
 
     sizes = {"s3://bucket/a.mp4": 5 * 10**9 + 1, "gs://bucket/b.mp4": 8 * 10**9, f"{tmp_path}/c.mp4": 6 * 10**9}
     sizes |= {"s3://bucket/d.mp4": 5 * 10**9, "s3://bucket/e.mp4": 8 * 10**9 + 1, "s3://bucket/f.mp4": -1}
     manifest = tmp_path / "m.jsonl"
     manifest.write_text("\n".join(json.dumps({"uri": uri, "size": size}) for uri, size in sizes.items()))
     config = partial(job_config, tmp_path / "out", {"manifest": str(manifest)}, media={"num_frames": 2})
-    said = render_plan(config(runtime={"cache_bytes": 10**10}))
+    said = render_dry_run(config(runtime={"cache_bytes": 10**10}))
     assert "2 objects exceed a reader's share of runtime.cache_bytes (5 GB, by" in said
-    assert "exceed" not in render_plan(config(runtime={"cache_bytes": 16 * 10**9}))
+    assert "exceed" not in render_dry_run(config(runtime={"cache_bytes": 16 * 10**9}))
 
 
 def test_what_the_plan_expects_is_what_the_rows_measure(tmp_path, onevision_folder, capsys) -> None:
     """Videos and image sets through a real model; every count that the plan calls exact."""
     from PIL import Image
 
-    from pipeline.planning.dry_run import render_plan
+    from pipeline.planning.dry_run import render_dry_run
     from tests.support.media import clips
 
     video = clips.write_barcode_video(tmp_path / "v.mp4", 5)
@@ -129,7 +129,7 @@ def test_what_the_plan_expects_is_what_the_rows_measure(tmp_path, onevision_fold
             sampling={"max_new_tokens": 2},
             reduction=plan,
         )
-        planned = render_plan(config)
+        planned = render_dry_run(config)
         assert "at most" not in planned
         run_job(config)
         [row] = fakes.read_rows(tmp_path / name)
@@ -144,7 +144,7 @@ def test_plan_of_a_run_begun_says_what_is_left(tmp_path, capsys) -> None:
     Path(tmp_path, "out", "data", "part-00001.parquet").unlink()
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    assert run_cli("job", ["--config", str(path), "--plan"]) == 0
+    assert run_cli("job", ["--config", str(path), "--dry-run"]) == 0
     assert "1 of 3 to do" in capsys.readouterr().out
 
 

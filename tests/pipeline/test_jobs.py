@@ -38,7 +38,7 @@ def test_a_job_finds_the_packages_without_an_installation_from_any_folder(tmp_pa
     assert "No module named 'pipeline'" in found.stderr, "the test itself must hide the installation"
     done = run(f"{ROOT}/jobs/{job}.py", "--help", cwd=tmp_path, options=("-S",), PYTHONPATH=packages)
     assert done.returncode == 0, done.stderr
-    assert "--plan" in done.stdout
+    assert "--dry-run" in done.stdout
 
 
 def test_the_demo_captions_on_local_ray_and_the_same_command_recomputes_nothing(tmp_path) -> None:

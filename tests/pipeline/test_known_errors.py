@@ -25,7 +25,7 @@ JOBS = {
     "caption_videos": ["--config", "configs/demo.yaml"],
     "demo": [],
     "draw_kept_tokens": ["--config", "configs/draw_demo.yaml"],
-    "process_documents": ["--config", "configs/process_documents.yaml", "--plan"],
+    "process_documents": ["--config", "configs/process_documents.yaml", "--dry-run"],
     "sweep_reduction": ["--config", "configs/sweep_demo.yaml"],
 }
 

@@ -38,7 +38,7 @@ def refused(job: str, *flags: str, capsys) -> str:
     return said
 
 
-@pytest.mark.parametrize("flags", [(), ("--plan",)])
+@pytest.mark.parametrize("flags", [(), ("--dry-run",)])
 @pytest.mark.parametrize("method", [*PUBLISHED, "sevenbit", "adapter"])
 def test_quantised_models_and_adapters_end_with_2_before_anything_is_written(job, method, flags, capsys) -> None:
     path, model, out = job
@@ -61,7 +61,7 @@ def test_a_quantised_model_of_the_hub_leaves_the_output_free(job, capsys, monkey
     edit(model / "config.json", quantization_config={"quant_method": "awq"})
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(model))
     hub = ("--set", "model.model_id=org/model-AWQ", "--set", f"model.revision={'c' * 40}")
-    for flags in ((), ("--plan",)):
+    for flags in ((), ("--dry-run",)):
         assert "quantised by awq" in refused(path, *hub, *flags, capsys=capsys)
     assert not out.exists()
 
@@ -79,7 +79,7 @@ def test_a_model_is_refused_before_its_gigabytes_are_hashed(job, capsys, monkeyp
     refused(path, capsys=capsys)
 
 
-@pytest.mark.parametrize("flags", [(), ("--plan",)])
+@pytest.mark.parametrize("flags", [(), ("--dry-run",)])
 def test_a_model_of_no_family_ends_with_2_before_it_is_hashed_or_anything_is_written(
     job, flags, capsys, monkeypatch
 ) -> None:
@@ -103,7 +103,7 @@ def test_a_sweep_and_its_plan_end_with_2(job, tmp_path, capsys) -> None:
         one["model_id"] = str(model)
     path = tmp_path / "sweep.yaml"
     path.write_text(yaml.safe_dump(sweep))
-    for flags in ((), ("--plan",)):
+    for flags in ((), ("--dry-run",)):
         assert sweep_cli("sweep", ["--config", str(path), *flags]) == 2
         said = capsys.readouterr().err
         assert "quantised by gptq" in said

@@ -26,7 +26,7 @@ class Benchmark:
     """One benchmark.
 
     Attributes:
-        name: of the adapter.
+        name: of the benchmark, as `convert` is given it.
         dataset: the published files whose columns these are.
         source: files of lmms-eval that the prompt and the score were read in.
         media_kind: of every item.

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import InputError
-from pipeline.evaluation.benchmarks.registry import AdaptedItem, adapt, benchmark, group_by_medium
+from pipeline.evaluation.benchmarks.registry import ConvertedItem, benchmark, convert_rows, group_by_medium
 from pipeline.storage import storage
 from pipeline.storage.parquet import read_table
 
@@ -67,12 +67,12 @@ def write_manifest(
         rows = _with_subtitles(rows, subtitles_uri, table.media)
     written: set[str] = set()
     items = []
-    for item in adapt(name, rows):
+    for item in convert_rows(name, rows):
         for file, data in item.embedded.items():
             if file not in written:
                 storage.write_atomic(storage.join(media_uri, file), data)
                 written.add(file)
-        items.append(AdaptedItem(item.columns))
+        items.append(ConvertedItem(item.columns))
     if not items:
         raise InputError(f"{source_uri} has no rows of benchmark {name}; expected: {table.dataset}")
     lines = [
@@ -133,7 +133,7 @@ def _with_subtitles(rows: Iterator[dict[str, Any]], prefix: str, media: Any) -> 
         yield {**row, "subtitle": texts[name]}
 
 
-def _found(items: list[AdaptedItem], media_uri: str, written: set[str]) -> list[AdaptedItem]:
+def _found(items: list[ConvertedItem], media_uri: str, written: set[str]) -> list[ConvertedItem]:
     """The items with the names that their media have below the prefix."""
     if all(name in written for item in items for name in item.columns["uris"]):
         return items
@@ -148,4 +148,4 @@ def _found(items: list[AdaptedItem], media_uri: str, written: set[str]) -> list[
             f"{len(missing)} of {len(wanted)} media are not below {media_uri}, the first is {missing[0]!r}; copy the "
             "benchmark's media there first"
         )
-    return [AdaptedItem({**item.columns, "uris": [places[name] for name in item.columns["uris"]]}) for item in items]
+    return [ConvertedItem({**item.columns, "uris": [places[name] for name in item.columns["uris"]]}) for item in items]

@@ -31,7 +31,7 @@ def judge_file(benchmark: str, rows: Sequence[Row]) -> Any:
     own = [row for row in rows if row["fields"].get("benchmark") == benchmark]
     if not own:
         raise InputError(
-            f"the run has no row of benchmark {benchmark!r}; its manifest must come from `python -m pipeline adapt`"
+            f"the run has no row of benchmark {benchmark!r}; its manifest must come from `python -m pipeline convert`"
         )
     return JUDGES[benchmark](own)
 

@@ -26,7 +26,7 @@ _MIN_BASE64 = 256  # a shorter text in an image column is a file's name
 
 
 @dataclass(frozen=True, slots=True)
-class AdaptedItem:
+class ConvertedItem:
     """One line of a manifest.
 
     Attributes:
@@ -45,11 +45,11 @@ def benchmark(name: str) -> Benchmark:
         InputError: there is none; names all.
     """
     if name not in BENCHMARKS:
-        raise InputError(f"no adapter for benchmark {name!r}; there are: {', '.join(BENCHMARKS)}")
+        raise InputError(f"no converter for benchmark {name!r}; there are: {', '.join(BENCHMARKS)}")
     return BENCHMARKS[name]
 
 
-def adapt(name: str, rows: Iterable[Row]) -> Iterator[AdaptedItem]:
+def convert_rows(name: str, rows: Iterable[Row]) -> Iterator[ConvertedItem]:
     """Manifest lines of a benchmark's rows, in their order; rows of another part of the benchmark are left out.
 
     ``item_id`` is the benchmark's name and the row's place in the file. Columns that exporting to a judge or an
@@ -74,18 +74,18 @@ def adapt(name: str, rows: Iterable[Row]) -> Iterator[AdaptedItem]:
             ) from error
 
 
-def group_by_medium(items: Iterable[AdaptedItem]) -> list[AdaptedItem]:
+def group_by_medium(items: Iterable[ConvertedItem]) -> list[ConvertedItem]:
     """All questions of a medium together, media and questions in the order they first came.
 
     A run takes items in manifest order: neighbours on one medium can share what was loaded and encoded.
     """
-    groups: dict[tuple[str, ...], list[AdaptedItem]] = {}
+    groups: dict[tuple[str, ...], list[ConvertedItem]] = {}
     for item in items:
         groups.setdefault(tuple(item.columns["uris"]), []).append(item)
     return [item for group in groups.values() for item in group]
 
 
-def _item(table: Benchmark, row: Row, place: int) -> AdaptedItem:
+def _item(table: Benchmark, row: Row, place: int) -> ConvertedItem:
     names, embedded = [], {}
     for cell in table.media(row):
         name, data = _medium(cell)
@@ -107,7 +107,7 @@ def _item(table: Benchmark, row: Row, place: int) -> AdaptedItem:
     optional = {"reference": _reference_text(reference), "options": table.options(row), "category": table.category(row)}
     columns |= {name: value for name, value in optional.items() if value not in (None, "", [])}
     columns |= {f"source_{name}": _text(row[name]) for name in table.keep if row.get(name) is not None}
-    return AdaptedItem(columns, embedded)
+    return ConvertedItem(columns, embedded)
 
 
 def _medium(cell: Any) -> tuple[str, bytes | None]:

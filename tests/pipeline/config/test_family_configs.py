@@ -85,7 +85,7 @@ def plan_and_run(model_type: str, folder: Path, **more: str) -> list[dict]:
     command += [flag for key, value in overrides.items() for flag in ("--set", f"{key}={value}")]
     planned, done = (
         subprocess.run([*command, *last], cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, check=False)
-        for last in (["--plan"], [])
+        for last in (["--dry-run"], [])
     )
     assert planned.returncode == 0, planned.stderr
     assert "reach the LLM" in planned.stdout

@@ -10,7 +10,7 @@ import pytest
 from pipeline.errors import InputError
 from pipeline.evaluation.benchmarks.convert import read_rows, write_manifest
 from pipeline.evaluation.benchmarks.judges import JUDGES, judge_file
-from pipeline.evaluation.benchmarks.registry import BENCHMARKS, adapt, group_by_medium
+from pipeline.evaluation.benchmarks.registry import BENCHMARKS, convert_rows, group_by_medium
 from pipeline.evaluation.benchmarks.scores import category_mean, circular_accuracy, mme_scores
 from pipeline.evaluation.benchmarks.subtitles import subtitle_text
 from pipeline.inputs.build_manifest import build_manifest
@@ -25,7 +25,7 @@ PUBLISHED = IMAGE_ROWS | VIDEO_ROWS
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_a_published_row_becomes_these_columns(name):
     row, expected = PUBLISHED[name]
-    (item,) = adapt(name, [row])
+    (item,) = convert_rows(name, [row])
     assert item.columns == {"item_id": f"{name}-000000", "benchmark": name, **expected}
 
 
@@ -46,7 +46,7 @@ def test_an_open_question_of_mmmu():
         "answer": "['5', 'five']",
         "image_1": PNG,
     }
-    (item,) = adapt("mmmu", [row])
+    (item,) = convert_rows("mmmu", [row])
     assert item.columns["prompt"] == f"x in <image 1>?\n{PHRASE}"
     assert item.columns["reference"] == '["5", "five"]'
     assert item.columns["metric"] == "mmmu_open"
@@ -55,19 +55,19 @@ def test_an_open_question_of_mmmu():
 
 def test_rows_of_another_part_are_left_out():
     rows = [PUBLISHED["seedbench_image"][0], PUBLISHED["seedbench_video"][0]]
-    assert [item.columns["item_id"] for item in adapt("seedbench_video", rows)] == ["seedbench_video-000001"]
+    assert [item.columns["item_id"] for item in convert_rows("seedbench_video", rows)] == ["seedbench_video-000001"]
 
 
 def test_equal_images_get_one_name():
     row = PUBLISHED["chartqa"][0]
-    first, second = adapt("chartqa", [row, {**row, "question": "Another?"}])
+    first, second = convert_rows("chartqa", [row, {**row, "question": "Another?"}])
     assert first.columns["uris"] == second.columns["uris"]
     assert list(first.embedded.values()) == [PNG["bytes"]]
 
 
 def test_an_image_as_base64():
     text = base64.b64encode(b"\xff\xd8\xff" + bytes(300)).decode()
-    (item,) = adapt("chartqa", [{**PUBLISHED["chartqa"][0], "image": text}])
+    (item,) = convert_rows("chartqa", [{**PUBLISHED["chartqa"][0], "image": text}])
     (name,) = item.columns["uris"]
     assert name.endswith(".jpg")
     assert len(item.embedded[name]) == 303
@@ -85,18 +85,18 @@ def test_an_image_as_base64():
 def test_a_row_that_cannot_be_read_is_named(change, words):
     row = {key: value for key, value in {**PUBLISHED["ai2d"][0], **change}.items() if value is not ...}
     with pytest.raises(InputError, match=f"benchmark ai2d, row 1: .*{words}"):
-        list(adapt("ai2d", [PUBLISHED["ai2d"][0], row]))
+        list(convert_rows("ai2d", [PUBLISHED["ai2d"][0], row]))
 
 
 def test_an_unknown_benchmark_is_refused_with_all_names():
-    with pytest.raises(InputError, match="no adapter for benchmark 'ai3d'; there are: ai2d"):
-        list(adapt("ai3d", []))
+    with pytest.raises(InputError, match="no converter for benchmark 'ai3d'; there are: ai2d"):
+        list(convert_rows("ai3d", []))
 
 
 def test_questions_of_a_medium_are_put_together():
     row = PUBLISHED["videodc"][0]
     rows = [{**row, "video_name": name, "question": str(n)} for n, name in enumerate("abacb")]
-    items = group_by_medium(adapt("videodc", rows))
+    items = group_by_medium(convert_rows("videodc", rows))
     assert [(item.columns["uris"][0], item.columns["prompt"]) for item in items] == [
         ("a", "0"),
         ("a", "2"),
@@ -177,7 +177,7 @@ def test_a_table_separated_by_tabs(tmp_path):
 
 def result_row(name, text, **fields):
     """A result row of this benchmark's published row, with the columns a judge's file needs."""
-    (item,) = adapt(name, [{**PUBLISHED[name][0], **fields}])
+    (item,) = convert_rows(name, [{**PUBLISHED[name][0], **fields}])
     columns = dict(item.columns)
     row = {key: columns.pop(key, None) for key in ("question_id", "prompt", "reference")}
     return {**row, "text": text, "fields": columns}

@@ -100,7 +100,7 @@ def test_sixteen_probes_foretell_the_cost_of_many_questions_on_one_medium(tmp_pa
 
 def test_a_probe_says_what_it_cannot_do(tmp_path) -> None:
     config = config_of(tmp_path, 12)
-    with pytest.raises(ConfigError, match="--probe 3: this input needs at least 4, two of each kind of media"):
+    with pytest.raises(ConfigError, match="--estimate 3: this input needs at least 4, two of each kind of media"):
         probe(config, 3)
     run(config)
     with pytest.raises(InputError, match="nothing is left to do"):
@@ -118,7 +118,7 @@ def test_an_interrupted_probe_ends_with_the_interrupts_own_code(tmp_path, capsys
     config = config_of(tmp_path, 20, model={"max_batch_requests": 1})
     command = partial(probe, config, 16, worker_factory=signalling, loader_factory=fake_loader)
     assert guarded(command, debug=False) == exit_code
-    assert "the probe was interrupted after 0 of 16 items; nothing is estimated" in capsys.readouterr().err
+    assert "the estimate was interrupted after 0 of 16 items; nothing is estimated" in capsys.readouterr().err
 
 
 def test_failed_probes_are_counted_and_unset_prices_are_said(tmp_path) -> None:

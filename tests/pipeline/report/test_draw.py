@@ -25,7 +25,7 @@ from pipeline.errors import ConfigError
 from pipeline.report.draw import draw_job, draw_request
 from pipeline.report.draw_page import Figure, Section, render_page
 from pipeline.report.raster import Sheet, draw_cells, draw_heat, png, sheets_of
-from pipeline.report.token_maps import GONE, PatchCells, cells_of, owners
+from pipeline.report.token_maps import GONE, PatchCells, cells_of, representatives
 from tests.support.models.families import MAKERS, make_folder
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -71,20 +71,24 @@ def test_drawn_cells_partition_the_patch_grid(tiny, method) -> None:
         for upto, cells in enumerate(steps):
             matrix = done.trace.matrix(upto).to_dense().abs().numpy()
             assert cells.num_tokens == matrix.shape[0]
-            groups = [np.flatnonzero(cells.owner_P == token) for token in range(-1, cells.num_tokens)]
+            groups = [np.flatnonzero(cells.representative_P == token) for token in range(-1, cells.num_tokens)]
             assert np.array_equal(np.sort(np.concatenate(groups)), np.arange(num_patches)), "disjoint, and all of them"
-            for patch, owner in enumerate(cells.owner_P):
+            for patch, representative in enumerate(cells.representative_P):
                 column = matrix[:, patch]
-                assert owner == (GONE if not column.any() else int(column.argmax())), (method, name, cells.title)
+                assert representative == (GONE if not column.any() else int(column.argmax())), (
+                    method,
+                    name,
+                    cells.title,
+                )
             shared = sum(matrix[token].any() and not len(groups[token + 1]) for token in range(cells.num_tokens))
             assert (cells.num_shared, cells.num_separators) == (shared, int((~matrix.any(1)).sum()))
         assert steps[-1].num_tokens == done.usage.num_decoder_tokens_kept
         in_tower = steps[1]
         if method in ("illava", "tome"):
-            assert not (in_tower.owner_P == GONE).any(), "merging loses no patch"
-            assert np.bincount(in_tower.owner_P).max() > 1
+            assert not (in_tower.representative_P == GONE).any(), "merging loses no patch"
+            assert np.bincount(in_tower.representative_P).max() > 1
         if method == "attention_pruning":
-            assert (in_tower.owner_P == GONE).sum() == num_patches - in_tower.num_tokens
+            assert (in_tower.representative_P == GONE).sum() == num_patches - in_tower.num_tokens
 
 
 def test_attention_maps_are_the_models_own(tiny) -> None:
@@ -105,7 +109,7 @@ def test_attention_maps_are_the_models_own(tiny) -> None:
     (done,) = vlm.generate([requests["image"]], plan=ReductionPlan(steps=(step,)))
     trace, maps = attention_maps(vlm, requests["image"])
     (value_P,) = (one.value_P for one in maps if (one.stage, one.layer) == ("vision_block", step.layers[0]))
-    kept_P = cells_of(done.trace)[1].owner_P != GONE
+    kept_P = cells_of(done.trace)[1].representative_P != GONE
     if not vlm.family.model_type.startswith("qwen"):  # there groups are ranked
         for sheet in sheets_for(requests["image"], trace):
             here = sheet.patch_RC.ravel()
@@ -180,8 +184,8 @@ def test_texts_of_any_length_are_shown_whole_without_secrets_or_control_characte
 def test_pixels_are_what_the_cells_say() -> None:
     pixels = np.full((6, 6, 3), 200, np.uint8)
     sheet = Sheet(pixels, np.arange(9).reshape(3, 3))
-    owner_P = np.array([0, 1, 1, 2, GONE, 1, 3, 4, 5])
-    image = draw_cells(sheet, owner_P)
+    representative_P = np.array([0, 1, 1, 2, GONE, 1, 3, 4, 5])
+    image = draw_cells(sheet, representative_P)
     side = image.shape[0] // 3
     middle = image[side // 2 :: side, side // 2 :: side].reshape(9, 3)
     assert (middle[[0, 3, 6, 7, 8]] == 200).all(), "a patch alone is shown as it is"
@@ -189,7 +193,7 @@ def test_pixels_are_what_the_cells_say() -> None:
     assert (middle[1] == middle[[2, 5]]).all(), "a group has one colour"
     assert (middle[1] != 200).any()
     lines = (image == 24).all(-1)
-    assert lines[:side, side].all(), "an edge between two owners"
+    assert lines[:side, side].all(), "an edge between two representatives"
     assert not lines[1 : side - 1, 2 * side].any(), "none within a group"
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(png(image)))), image)
     heat = draw_heat(sheet, np.array([0.0] * 8 + [1.0]), 1.0)
@@ -199,8 +203,8 @@ def test_pixels_are_what_the_cells_say() -> None:
 
 def test_of_equal_weights_the_first_token_holds_a_patch() -> None:
     matrix = torch.tensor([[0.5, 0.0, 0.2], [0.5, 0.0, -0.7], [0.0, 0.0, 0.1]]).to_sparse_coo()
-    assert owners(matrix).tolist() == [0, GONE, 1]
-    assert PatchCells("x", owners(matrix), 3, 0).num_shared == 1
+    assert representatives(matrix).tolist() == [0, GONE, 1]
+    assert PatchCells("x", representatives(matrix), 3, 0).num_shared == 1
 
 
 def test_patches_that_are_no_grid_are_refused() -> None:

@@ -159,7 +159,7 @@ def test_help_lists_the_commands_and_each_has_its_own(capsys) -> None:
     with pytest.raises(SystemExit):
         pipeline_main(["--help"])
     listed = capsys.readouterr().out
-    for command in ("verify", "status", "compare", "adapt", "export-for-judge"):
+    for command in ("verify", "status", "compare", "convert", "export-for-judge"):
         assert f"\n    {command}" in listed
         with pytest.raises(SystemExit) as ended:
             pipeline_main([command, "--help"])

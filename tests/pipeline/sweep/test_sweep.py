@@ -340,7 +340,7 @@ def test_a_sweep_that_cannot_draw_says_so_before_it_measures(folder, onevision_f
     assert "no package 'matplotlib'" in said
     assert f"-m pip install -e '{ROOT}[plots]'" in said
     assert not (folder / "out").exists()
-    assert sweep_cli("", ["--config", str(config), "--plan"]) == 0, "counting tokens draws nothing"
+    assert sweep_cli("", ["--config", str(config), "--dry-run"]) == 0, "counting tokens draws nothing"
 
 
 def test_what_a_point_needs_is_imported_before_the_first() -> None:

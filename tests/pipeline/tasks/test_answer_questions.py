@@ -197,9 +197,9 @@ def test_adapt_on_the_command_line(tmp_path, capsys):
     (tmp_path / "rows.jsonl").write_text(json.dumps(VIDEO_ROWS["videodc"][0]))
     target = str(tmp_path / "m.jsonl")
     arguments = [str(tmp_path / "rows.jsonl"), "--media", str(tmp_path / "videos"), "--manifest", target]
-    assert main(["adapt", "videodc", *arguments]) == 0
+    assert main(["convert", "videodc", *arguments]) == 0
     assert "1 questions on 1 media" in capsys.readouterr().out
-    assert main(["adapt", "nothing", *arguments]) == 2
+    assert main(["convert", "nothing", *arguments]) == 2
     assert "there are: ai2d" in capsys.readouterr().err
 
 

@@ -37,7 +37,7 @@ def job(tmp_path: Path, *flags: str) -> subprocess.CompletedProcess:
 
 
 def test_the_job_plans(tmp_path) -> None:
-    plan = job(tmp_path, "--plan")
+    plan = job(tmp_path, "--dry-run")
     assert plan.returncode == 0, plan.stderr
     assert "1 (1 documents)" in plan.stdout
     assert "documents of one A4 page each" in plan.stdout
