@@ -24,7 +24,7 @@ $(VENV)/.docs: pyproject.toml | $(VENV)/.base
 	$(VENV)/bin/pip install -q -e ".[docs]"
 	@touch $@
 
-demo: | $(VENV)/.base  ## captions and answers beside their truth by the bundled model, with merging and without, on local Ray, CPU
+demo: | $(VENV)/.base  ## captions and answers beside their references by the bundled model, with merging and without, on local Ray, CPU
 	$(RUN) jobs/demo.py
 
 test: $(VENV)/.dev  ## the CPU suite, at most 10 minutes

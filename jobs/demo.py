@@ -1,8 +1,8 @@
-"""The demo: the bundled toy model captions and answers with merged tokens and without, beside the truth.
+"""Run the demo: the tiny demo model captions and answers with merged tokens and without, beside the references.
 
   python jobs/demo.py [--set key=value ...]
 
-Two runs of configs/demo_questions.yaml, below runs/demo; the same command again recomputes nothing.
+Makes two runs of configs/demo_questions.yaml, below runs/demo; the same command again recomputes nothing.
 """
 
 import argparse
@@ -16,8 +16,8 @@ from pipeline.exit_codes import guarded
 
 
 def demo(config: str, overrides: list[str]) -> int:
-    """Both runs, what they wrote, and the worse exit code."""
-    from pipeline.evaluation.reference_report import render_truth
+    """Make both runs and print what they wrote; the worse exit code."""
+    from pipeline.evaluation.reference_report import render_references
 
     merged = pipeline.load_config(config, overrides)
     whole_uri = merged.output.uri.rstrip("/").removesuffix("/merged") + "/whole"
@@ -28,7 +28,7 @@ def demo(config: str, overrides: list[str]) -> int:
         if summary.num_left:
             return summary.exit_code
         code = max(code, summary.exit_code)
-    print(render_truth({"whole": whole.output.uri, "merged": merged.output.uri}))
+    print(render_references({"whole": whole.output.uri, "merged": merged.output.uri}))
     print(f"report     {pipeline.write_report(merged.output.uri, num_overlays=3)}")
     return code
 

@@ -1,4 +1,4 @@
-"""What items and runs cost, at the prices in the config. Pure arithmetic; measures nothing."""
+"""Computes what items and runs cost, at the prices in the config. Pure arithmetic; measures nothing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def item_cost_usd(
 
 @dataclass(frozen=True, slots=True)
 class Spending:
-    """What a session, or all sessions of a run together, used and paid.
+    """Holds what a session, or all sessions of a run together, used and paid.
 
     Attributes:
         wall_s: of the commands, listing the input excluded.
@@ -91,7 +91,7 @@ def spending(
 
 @dataclass(frozen=True, slots=True)
 class RunCost:
-    """Where money went.
+    """Says where money went.
 
     Attributes:
         total_usd: measured by itself: actors' wall time, readers' CPU seconds, requests; not the sum of the parts.

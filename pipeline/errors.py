@@ -1,4 +1,4 @@
-"""Errors of the pipeline and their exit codes, and the row error type of each error of the model side.
+"""Defines the errors of the pipeline with their exit codes, and maps errors of the model side to row error types.
 
 The closed list of row error types stands in `pipeline.records`.
 """

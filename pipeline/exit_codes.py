@@ -1,4 +1,4 @@
-"""How a command ends: its exit code, and an error's words on stderr. Knows nothing of what a command does."""
+"""Ends a command: with its exit code, and with an error's words on stderr."""
 
 from __future__ import annotations
 

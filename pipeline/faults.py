@@ -1,7 +1,7 @@
-"""Named places where a test or a benchmark may make a run fail. Nothing here can be switched on by a configuration,
-a flag or the environment: only code that calls `injected`, in the same process.
+"""Names the places where a test or a benchmark may make a run fail.
 
-Knows nothing of what stands at those places. Switched off, a fault point costs one comparison.
+Nothing here can be switched on by a configuration, a flag or the environment: only by code that calls `injected`, in
+the same process. Switched off, a fault point costs one comparison.
 """
 
 from __future__ import annotations

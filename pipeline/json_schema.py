@@ -1,4 +1,4 @@
-"""JSON in a model's text, checked against a JSON Schema (draft 2020-12). Knows nothing of documents or rows.
+"""Reads JSON out of a model's text and checks it against a JSON Schema (draft 2020-12).
 
 Nothing is fetched: a schema may refer to its own parts only.
 """
@@ -18,7 +18,7 @@ _FENCED = re.compile(r"^```(?:json)?[ \t]*\n(.*)\n```$", re.DOTALL | re.IGNORECA
 
 
 class InvalidAnswerError(ValueError):
-    """The text is not the JSON that was asked for; the message says why."""
+    """Says why a text is not the JSON that was asked for."""
 
 
 def schema_problem(schema: dict[str, Any]) -> str | None:

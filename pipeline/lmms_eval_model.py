@@ -1,10 +1,10 @@
-"""A job's model for the lmms-eval harness, so that numbers published with it can be had by its own command:
+"""Answers lmms-eval's tasks by a job's model, so that numbers published with the harness can be had by its own command:
 
     lmms-eval --model illava --model_args config=configs/answer_questions.yaml,reduction.preset=none --tasks mme
 
-Of the configuration `model`, `media`, `reduction` and `seed` count; what is asked, how long an answer may be and how it
-is scored is the harness's task. Videos are read as jobs read them, in the disposable child. Imported by the harness
-alone, through the entry point ``lmms_eval.models`` in pyproject.toml.
+Of the configuration `model`, `media`, `reduction` and `seed` count. The harness's task decides what is asked, how long
+an answer may be and how it is scored. Videos are read as jobs read them, in the sandbox process. The harness alone
+imports this file, through the entry point ``lmms_eval.models`` in pyproject.toml.
 
 Source of the interface: lmms-eval 0.7.3, ``lmms_eval/api/model.py`` (class ``lmms``), ``lmms_eval/api/instance.py``,
 ``lmms_eval/models/registry_v2.py``; the arguments of a request as ``ConfigurableTask.construct_requests`` makes them in
@@ -46,7 +46,7 @@ def manifest() -> ModelManifest:
 
 
 class HarnessModel(lmms):
-    """Answers the harness's requests through one running batch. A request that fails is answered by "", and said.
+    """Answers the harness's requests through one running batch. A failed request is answered by "", and said.
 
     Args:
         config: path of a job's YAML.

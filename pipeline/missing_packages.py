@@ -1,4 +1,4 @@
-"""A package that cannot be imported, in words: which Python lacks it, and the command that brings it.
+"""Says which Python lacks a package, and the command that installs it.
 
 Works in a Python where nothing is installed, so it imports the standard library alone.
 """

@@ -1,6 +1,6 @@
-"""The records that travel: an item, the item loaded, the row it becomes with its closed list of error types, the shard.
+"""Defines the records that travel: an item, the item loaded, the row it becomes, the shard.
 
-Plain frozen data; knows nothing of storage, Ray or models.
+Also holds the closed list of row error types. Plain frozen data; imports neither storage, Ray nor models.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ ROW_ERROR_TYPES: tuple[str, ...] = get_args(RowErrorType)
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """One stored object.
+    """Describes one stored object.
 
     Attributes:
         uri: in normal form.
@@ -70,7 +70,7 @@ LOAD_FIELDS = ["media_kind", "uris", "sizes", "etags"]
 
 @dataclass(frozen=True, slots=True)
 class MediaItem:
-    """One line of the frozen manifest: one request's media and one question.
+    """Holds one line of the frozen manifest: one request's media and one question.
 
     Attributes:
         item_id: the user's id, or a hash of URIs, sizes and etags.
@@ -98,7 +98,7 @@ class MediaItem:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Consecutive items of the manifest that are committed as one Parquet object."""
+    """Groups consecutive items of the manifest that are published as one Parquet object."""
 
     index: int
     items: tuple[MediaItem, ...]
@@ -106,7 +106,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class LoadStats:
-    """What loading one item took; durations on the reader's own clock.
+    """Counts what loading one item took; durations on the reader's own clock.
 
     Attributes:
         fetch_s: object storage to the local cache.
@@ -133,7 +133,7 @@ class LoadStats:
 
 @dataclass(frozen=True, slots=True)
 class FailedPage:
-    """A page of a document that could not be shown; its neighbours could.
+    """Names a page of a document that could not be rendered or read; its neighbours could.
 
     Attributes:
         page: from 0.
@@ -147,7 +147,7 @@ class FailedPage:
 
 @dataclass(frozen=True, slots=True)
 class LoadedItem:
-    """An item with its media at model size: what crosses from a reader to a VLM actor.
+    """Carries an item with its media at model size from a reader to a VLM actor.
 
     Attributes:
         item: as in the manifest.
@@ -178,7 +178,7 @@ class LoadedItem:
 
 @dataclass(frozen=True, slots=True)
 class ResultRow:
-    """One Parquet row; field names and order are the schema (see `pipeline.runs.parquet_sink`)."""
+    """Holds one Parquet row; field names and order are the schema (see `pipeline.runs.parquet_sink`)."""
 
     item_id: str
     uri: str

@@ -1,7 +1,7 @@
-"""What may be shown of a text: no secrets, no control characters. For messages, rows and terminals alike.
+"""Redacts a text for messages, rows and terminals: no secrets, no control characters.
 
 Secrets are the values of environment variables whose names say so, user info in addresses, and signatures in their
-queries. Knows nothing of who wrote the text.
+queries.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import re
 
 _SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_KEY|PRIVATE_KEY", re.IGNORECASE)
-_LEAST_CHARACTERS = 8  # a shorter value, such as "true", is too common in texts to be blotted out
+_LEAST_CHARACTERS = 8  # a shorter value, such as "true", is too common in texts to be redacted
 _USER_INFO = re.compile(r"(?<=://)[^/@\s\"']+@")
 _SIGNATURE = re.compile(
     r"(?i)([?&](?:x-(?:amz|goog)-[a-z-]+|signature|sig|token|access_token|key|password)=)[^&\s\"'<>]+"

@@ -1,1 +1,1 @@
-"""The schema of a job's YAML, and how a file and `--set` become one."""
+"""Defines the schema of a job's YAML, and makes one configuration of a file and `--set`."""

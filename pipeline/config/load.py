@@ -1,4 +1,4 @@
-"""A YAML file and ``--set`` overrides to a `JobConfig`; every problem in words, with its dotted path.
+"""Makes a `JobConfig` of a YAML file and ``--set`` overrides, and says every problem with its dotted path.
 
 Loads neither torch nor ray, so that a typing error is told in well under a second.
 """

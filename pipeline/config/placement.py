@@ -1,8 +1,8 @@
-"""What ``auto`` becomes where a job runs: the device of its models, and the GPUs each VLM actor holds.
+"""Chooses what ``auto`` becomes where a job runs: the device of its models, and the GPUs each VLM actor holds.
 
-A job is placed once, when its session begins, and whatever comes after it reads the placed configuration. What was
-chosen is no part of the recipe, so a session on another machine may be placed otherwise. Knows of Ray only how many
-GPUs it has; asks torch only where the answer hangs on it.
+A job is placed once, when its session begins. Whatever comes after reads the placed configuration. The choice is no
+part of the config fingerprint, so a session on another machine may be placed otherwise. Of Ray this file knows only
+how many GPUs it has; it asks torch only where the answer hangs on it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _ON_CPU = "to run on CPU: runtime.gpus_per_actor=auto model.device=auto"
 
 @dataclass(frozen=True, slots=True)
 class ClusterGPUs:
-    """GPUs of a Ray cluster.
+    """Counts the GPUs of a Ray cluster.
 
     Attributes:
         on_one_node: the most that one node has now.
@@ -29,7 +29,7 @@ class ClusterGPUs:
 
 
 def place_on_ray(config: JobConfig, gpus: ClusterGPUs) -> JobConfig:
-    """The job with its device and its GPUs an actor chosen.
+    """Choose the job's device and its GPUs an actor on a Ray cluster.
 
     Raises:
         ConfigError: it asks for GPUs that no node has or will have; waiting would not help.
@@ -50,7 +50,7 @@ def place_on_ray(config: JobConfig, gpus: ClusterGPUs) -> JobConfig:
 
 
 def place_here(config: JobConfig) -> JobConfig:
-    """The same for a model in this one process.
+    """Choose the same for a model in this one process.
 
     Raises:
         ConfigError: it asks for a GPU, and there is none.

@@ -1,7 +1,8 @@
-"""`JobConfig`: the one schema of configs/*.yaml. Units stand in names; unknown keys are refused.
+"""Defines `JobConfig`, the one schema of configs/*.yaml. Units stand in names; unknown keys are refused.
 
 Every field says by `result_field(...)` or `runtime_field(...)` whether it can change a row's content. The first kind
-enters the recipe digest, the second does not; a test fails on a field that says neither. Loads neither torch nor ray.
+enters the config fingerprint, the second does not; a test fails on a field that says neither. Loads neither torch nor
+ray.
 """
 
 from __future__ import annotations
@@ -47,16 +48,17 @@ READER_AND_DRIVER_BYTES = 500_000_000
 
 
 class InputConfig(Section):
-    """Where items come from: a prefix with a pattern, or a manifest of URIs. The manifest hash enters the run
-    fingerprint, so the fields themselves need not.
+    """Says where items come from: a prefix with a pattern, or a manifest of URIs.
+
+    The manifest's hash enters the run fingerprint, so the fields themselves need not.
 
     Attributes:
         uri: prefix that is listed; also the base of a manifest's relative URIs.
         pattern: glob below the prefix; ``**`` crosses folders.
         manifest: Parquet, JSONL or CSV with a column ``uri`` or ``uris``.
         limit: only the first so many items, in manifest order.
-        exclude_runs: an earlier run's folder, or one that holds a run per night (``output.uri`` may be one of them):
-            items with a text there under the same recipe are left out.
+        exclude_runs: an earlier run's folder, or one that holds several runs (``output.uri`` may be one of them):
+            items with a text there under the same config fingerprint are left out.
     """
 
     uri: str | None = runtime_field(None)
@@ -67,20 +69,20 @@ class InputConfig(Section):
 
 
 class UniformSampling(Section):
-    """``num_frames`` frames, evenly spaced over the whole clip."""
+    """Takes ``num_frames`` frames, evenly spaced over the whole clip."""
 
     kind: Literal["uniform"] = result_field("uniform")
 
 
 class FpsSampling(Section):
-    """``fps`` frames a second, thinned evenly to at most ``num_frames``."""
+    """Takes ``fps`` frames a second, thinned evenly to at most ``num_frames``."""
 
     kind: Literal["fps"] = result_field("fps")
     fps: float = result_field(1.0, gt=0)
 
 
 class KeyframeSampling(Section):
-    """Key frames, thinned evenly to at most ``num_frames``."""
+    """Takes key frames, thinned evenly to at most ``num_frames``."""
 
     kind: Literal["keyframe"] = result_field("keyframe")
 
@@ -89,7 +91,7 @@ FrameSampling = Annotated[UniformSampling | FpsSampling | KeyframeSampling, Fiel
 
 
 class MediaConfig(Section):
-    """How bytes become frames, and the budgets that are checked before anything is decoded.
+    """Says how bytes become frames, and sets the budgets that are checked before anything is decoded.
 
     Attributes:
         num_frames: frames given to the model, at most.
@@ -124,7 +126,7 @@ class MediaConfig(Section):
 
 
 class ModelConfig(Section):
-    """Which model. A hub id needs a pinned revision; a local folder is identified by the hashes of its files.
+    """Names the model. A hub id needs a pinned revision; a local folder is identified by the hashes of its files.
 
     Attributes:
         model_id: hub id or local folder (safetensors only).
@@ -160,7 +162,7 @@ class ModelConfig(Section):
 
 
 class SamplingConfig(Section):
-    """How text is drawn from the model; temperature 0 is greedy."""
+    """Says how text is drawn from the model; temperature 0 is greedy."""
 
     max_new_tokens: int = result_field(128, ge=1)
     temperature: float = result_field(0.0, ge=0)
@@ -168,7 +170,7 @@ class SamplingConfig(Section):
 
 
 class ActorRange(Section):
-    """Between how many and how many actors.
+    """Sets the least and the largest number of actors.
 
     Attributes:
         min: fewer than this for half an hour end the job; it works with however many stand meanwhile.
@@ -186,7 +188,9 @@ class ActorRange(Section):
 
 
 class RuntimeConfig(Section):
-    """How much machinery runs. Changes no row, but the last bits that devices, batch composition and threads move.
+    """Says how much machinery runs.
+
+    Changes no row, but for the last bits that devices, batch composition and threads move.
 
     Attributes:
         executor: ``ray``, or ``local``: one process, for tests and debugging.
@@ -235,7 +239,7 @@ class RuntimeConfig(Section):
 
 
 class PricesConfig(Section):
-    """What an hour costs; only the cost columns depend on it."""
+    """Says what an hour costs; only the cost columns depend on it."""
 
     gpu_hour_usd: float = runtime_field(0.0, ge=0)
     cpu_hour_usd: float = runtime_field(0.0, ge=0)
@@ -243,7 +247,7 @@ class PricesConfig(Section):
 
 
 class OutputConfig(Section):
-    """Where the run folder stands.
+    """Says where the run folder stands.
 
     Attributes:
         uri: the run folder; the same configuration resumes there, any other is refused.
@@ -257,7 +261,7 @@ class OutputConfig(Section):
 
 
 class JobConfig(Section):
-    """A whole job. `name` is for people; `seed` drives every random draw."""
+    """Describes a whole job. `name` is for people; `seed` drives every random draw."""
 
     name: str = runtime_field("job")
     seed: int = result_field(0)

@@ -1,4 +1,7 @@
-"""The ``task`` section of a job: what is asked of the model. What that means for an item is in `pipeline.tasks`."""
+"""Defines the ``task`` section of a job: what the model is asked.
+
+`pipeline.tasks` says what that means for an item.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,16 @@ from pipeline.config.base import Section, result_field
 
 
 class CaptionConfig(Section):
-    """One text per item from one prompt. A manifest's ``prompt`` column overrides it item by item."""
+    """Asks for one text per item by one prompt. A manifest's ``prompt`` column overrides it item by item."""
 
     kind: Literal["caption"] = result_field("caption")
     prompt: str = result_field("Describe the video in two sentences.", min_length=1)
 
 
 class QuestionConfig(Section):
-    """One question a row of a manifest: columns ``question``, ``options``, ``reference``, ``category``, ``metric``.
+    """Asks one question a row of a manifest.
+
+    The manifest's columns are ``question``, ``options``, ``reference``, ``category`` and ``metric``.
 
     Attributes:
         metric: how an answer is scored against ``reference``; ``auto`` takes the row's column ``metric``, else
@@ -56,7 +61,9 @@ class QuestionConfig(Section):
 
 
 class DocumentConfig(Section):
-    """The pages of each document, asked window by window; an item may be a PDF, a TIFF, an image or an image set.
+    """Asks about the pages of each document, window by window.
+
+    An item may be a PDF, a TIFF, an image or an image set.
 
     Attributes:
         prompt: asked of every window of pages. A manifest's ``prompt`` column overrides it item by item.

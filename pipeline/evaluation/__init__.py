@@ -1,4 +1,4 @@
-"""Questions, answers and their scores: what published benchmarks ask, how texts are read, what figures come out.
+"""Scores questions and answers: what published benchmarks ask, how texts are read, what figures come out.
 
-Works on manifests before a run and on the rows of finished runs; knows nothing of models, actors or how rows are made.
+Works on manifests before a run and on the rows of finished runs.
 """

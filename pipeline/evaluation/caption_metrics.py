@@ -1,4 +1,4 @@
-"""CIDEr-D and BLEU of captions against several references each; computed over a whole set. Knows nothing of rows.
+"""Computes CIDEr-D and BLEU of captions against several references each, over a whole set.
 
 Own code, because no light and well-kept library has both: pycocoevalcap (last release 2020) is a 104 MB wheel that
 needs Java for its tokenizer, aac-metrics needs Java too, sacrebleu has no CIDEr. The numbers equal pycocoevalcap's on

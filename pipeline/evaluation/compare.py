@@ -1,6 +1,6 @@
-"""`compare_runs`: two runs over one manifest, item by item. Paired differences with intervals; McNemar for scores.
+"""Compares two runs over one manifest, item by item: paired differences with intervals, McNemar for scores.
 
-Pairs are items that both runs answered; intervals draw media, not questions. Knows nothing of models or actors.
+Pairs are items that both runs answered; intervals draw media, not questions.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _COLUMNS = ("item_id", "uris", "status", "text", "score", *MEASURED)
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One quantity in both runs.
+    """Holds one quantity in both runs.
 
     Attributes:
         name: of the column.
@@ -53,7 +53,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two runs side by side.
+    """Holds two runs side by side.
 
     Attributes:
         first_uri, second_uri: of the runs.
@@ -63,7 +63,7 @@ class Comparison:
         num_same_text: pairs whose text is the same to the letter.
         differences: ``score`` first where both runs have scores.
         mcnemar: where all scores are 0 or 1.
-        config_fingerprint: key -> (first, second) of what the two runs were told differently.
+        differing_config: key -> (first, second) where the two config fingerprints differ.
     """
 
     first_uri: str
@@ -75,7 +75,7 @@ class Comparison:
     num_same_text: int
     differences: tuple[Difference, ...]
     mcnemar: McNemar | None
-    config_fingerprint: dict[str, tuple[Any, Any]]
+    differing_config: dict[str, tuple[Any, Any]]
 
 
 def compare_runs(first_uri: str, second_uri: str, *, seed: int = 0) -> Comparison:
@@ -127,7 +127,7 @@ def compare_columns(first: RunColumns, second: RunColumns, *, seed: int = 0) -> 
         int(same.sum()),
         tuple(differences),
         test,
-        _recipe_difference(first, second),
+        _differing_config(first, second),
     )
 
 
@@ -149,9 +149,9 @@ def render_comparison(comparison: Comparison) -> str:
             "",
             f"right only in A: {test.only_first}, only in B: {test.only_second}; McNemar p = {test.p_value:.3g}",
         ]
-    if comparison.config_fingerprint:
-        lines += ["", "told differently:"]
-        lines += [f"  {key}: {_short(a)} -> {_short(b)}" for key, (a, b) in comparison.config_fingerprint.items()]
+    if comparison.differing_config:
+        lines += ["", "configuration that differs:"]
+        lines += [f"  {key}: {_short(a)} -> {_short(b)}" for key, (a, b) in comparison.differing_config.items()]
     return "\n".join(lines)
 
 
@@ -180,7 +180,7 @@ def _difference(name: str, first: np.ndarray, second: np.ndarray, media: np.ndar
     return Difference(name, float(first.mean()), float(second.mean()), interval)
 
 
-def _recipe_difference(first: RunColumns, second: RunColumns) -> dict[str, tuple[Any, Any]]:
+def _differing_config(first: RunColumns, second: RunColumns) -> dict[str, tuple[Any, Any]]:
     return config_diff(recorded_config_fingerprint(first.record), recorded_config_fingerprint(second.record))
 
 

@@ -1,6 +1,6 @@
-"""`render_truth`: finished runs over one manifest, side by side: texts beside their references, scores, tokens, time.
+"""Prints finished runs over one manifest side by side: texts beside their references, scores, tokens, time.
 
-Reads finished runs; knows nothing of models. For intervals see `pipeline.evaluation.compare`.
+For intervals see `pipeline.evaluation.compare`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _COLUMNS = ("uris", "status", "prompt", "category", "text", "reference", "score"
 _COUNTS = ("num_vision_tokens", "num_decoder_tokens_kept")
 
 
-def render_truth(uris: Mapping[str, str], *, num_shown: int = 6) -> str:
+def render_references(uris: Mapping[str, str], *, num_shown: int = 6) -> str:
     """A few items of each run beside their references, then each run's figures.
 
     Args:
@@ -30,7 +30,7 @@ def render_truth(uris: Mapping[str, str], *, num_shown: int = 6) -> str:
     for row in range(0, len(first), -(-len(first) // num_shown)):
         clip = first.columns["uris"][row][0].rpartition("/")[2]
         lines.append(f"{printable(clip, 40)}: {printable(str(first.columns['prompt'][row]), 100)}")
-        lines.append(f"  {'truth':<10} {printable(str(first.columns['reference'][row]), 100)}")
+        lines.append(f"  {'reference':<10} {printable(str(first.columns['reference'][row]), 100)}")
         for name, run in runs.items():
             mark = "" if run.columns["score"][row] == 1 else "   (wrong)"
             lines.append(f"  {name:<10} {printable(str(run.columns['text'][row]).strip(), 100)}{mark}")

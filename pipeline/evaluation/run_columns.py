@@ -1,4 +1,4 @@
-"""Columns of a finished run, in manifest order, for what is computed over whole runs. Reads, never writes."""
+"""Reads columns of a finished run, in manifest order, for what is computed over whole runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.storage import storage
 
 @dataclass(frozen=True, slots=True)
 class RunColumns:
-    """A finished run's rows by column.
+    """Holds a finished run's rows by column.
 
     Attributes:
         uri: of the run.

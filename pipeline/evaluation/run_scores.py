@@ -1,4 +1,4 @@
-"""`score_run`: what a question-answering run scored: overall, by benchmark and by category, with intervals.
+"""Scores a question-answering run: overall, by benchmark and by category, with intervals.
 
 Reads a finished run; single answers were scored when their rows were made (`pipeline.tasks.question`).
 """
@@ -23,7 +23,7 @@ _COLUMNS = ("uris", "status", "question_id", "category", "text", "answer", "refe
 
 @dataclass(frozen=True, slots=True)
 class GroupScore:
-    """Scores of some rows.
+    """Holds the scores of some rows.
 
     Attributes:
         name: ``all``, a category, or benchmark and category.
@@ -43,7 +43,7 @@ class GroupScore:
 
 @dataclass(frozen=True, slots=True)
 class RunScores:
-    """Scores of a run.
+    """Holds the scores of a run.
 
     Attributes:
         groups: ``all`` first, then the categories by name; empty where no row has a score.

@@ -1,8 +1,8 @@
-"""Intervals and tests on scores: bootstrap clustered by medium, paired differences, McNemar.
+"""Computes intervals and tests on scores: bootstrap clustered by medium, paired differences, McNemar.
 
-Questions on one medium are not independent: media are drawn, all questions of a drawn medium come with it. Everything
-is deterministic for a seed. Importing this takes a second and 60 MB, so commands import it when they need it, and a
-sweep before its first point, whose memory would be the smaller for it. Knows nothing of rows or runs.
+Questions about one image or video are not independent. So media are drawn, and all questions of a drawn one come with
+it. Everything is deterministic for a seed. Importing this takes a second and 60 MB, so commands import it when they
+need it, and a sweep before its first point, whose memory would be the smaller for it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _DRAWS_AT_ONCE = 2_000_000  # 16 MB
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean and where it lies.
+    """Holds a mean and where it lies.
 
     Attributes:
         mean: of the values.
@@ -37,7 +37,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class McNemar:
-    """A paired test of two runs that are right or wrong on the same questions.
+    """Holds a paired test of two runs that are right or wrong on the same questions.
 
     Attributes:
         only_first: questions only the first run has right.

@@ -1,1 +1,1 @@
-"""What a job will do and cost, before it is run."""
+"""Says what a job will do and cost before it is run."""

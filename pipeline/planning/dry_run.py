@@ -1,6 +1,7 @@
-"""What a job would do: items, bytes, expected tokens before and after, shards. Starts neither Ray nor a model.
+"""Says what a job would do: items, bytes, shards, expected tokens before and after reduction.
 
-Nothing is written. Counts come from geometry (`illava.token_counts`); rows later carry what was measured.
+Starts neither Ray nor a model, and writes nothing. Counts come from geometry (`illava.token_counts`); rows later carry
+what was measured.
 """
 
 from __future__ import annotations

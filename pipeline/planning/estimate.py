@@ -1,4 +1,4 @@
-"""A total from a sample: stratified, with a 95 % interval. Pure arithmetic; knows nothing of items or runs."""
+"""Estimates a total from a stratified sample, with a 95 % interval. Pure arithmetic."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A total and where it lies, with 95 % confidence."""
+    """Holds a total and where it lies, with 95 % confidence."""
 
     total: float
     low: float

@@ -1,8 +1,8 @@
 """Runs a few of the items still to do, and estimates time and cost of all of them: `--estimate N`.
 
-Drawn are whole groups: the neighbours about one medium that the job will load once. One question of such a group, run
-alone, would pay for the load that many share. Groups are drawn by seed, stratified by kind of medium, and run as a job
-of their own in a temporary folder; the job's output is not touched.
+Whole groups are drawn: the neighbours about one image, video or document, which the job will load once. One question
+of such a group, run alone, would pay for the load that many share. Groups are drawn by seed, stratified by media kind,
+and run as a job of their own in a temporary folder. The job's output is not touched.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Draws what is kept of a job's items: per item the figures of the paper, as PNG files and one HTML page.
 
-Figure 2: attention maps layer by layer, of the unreduced model. Figures 3 and 6: the input, what survives each block of
-the tower, what survives the language model, merged groups in one colour. For any family, method and modality.
+Figure 2: attention maps layer by layer, of the unreduced model. Figures 3 and 6: the input, the tokens kept after each
+block of the tower, the tokens kept in the language model, merged groups in one colour. For any family, method and
+modality.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Items with their facts and pictures to one HTML page.
-
-Knows nothing of traces or models.
-"""
+"""Renders items with their facts and pictures as one HTML page."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from pipeline.report.html import base64_of, render_html
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One picture and what stands above it."""
+    """Holds one picture and what stands above it."""
 
     caption: str
     png: bytes
@@ -21,7 +18,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One item: its facts as (name, text), then its pictures."""
+    """Holds one item: its facts as (name, text), then its pictures."""
 
     title: str
     facts: tuple[tuple[str, str], ...]

@@ -1,6 +1,6 @@
-"""A run's figures from its folder alone: counts, percentiles, cost, and which items to show. Reads, never writes.
+"""Reads a run's figures from its folder alone: counts, percentiles, cost, and which items to show. Writes nothing.
 
-Memory grows by a few numbers a row; texts are read of the shown items only. Knows nothing of pictures or HTML.
+Memory grows by a few numbers a row; texts are read of the shown items only.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NUM_EXTREME = 8
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a row stands: its shard, and its number within it."""
+    """Says where a row stands: its shard, and its number within it."""
 
     shard: int
     offset: int
@@ -35,7 +35,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class StageSeconds:
-    """One stage over all answered rows.
+    """Holds the seconds of one stage over all answered rows.
 
     Attributes:
         name: of the column.
@@ -50,7 +50,7 @@ class StageSeconds:
 
 @dataclass(frozen=True, slots=True)
 class RunFigures:
-    """What the report says of a run as a whole.
+    """Holds what the report says of a run as a whole.
 
     Attributes:
         uri: the run folder.
@@ -59,7 +59,7 @@ class RunFigures:
         totals: sums over the rows that stand.
         cost: over all sessions so far (`pipeline.runs.sessions.cost_record`).
         stages: seconds of the answered rows; empty where none was answered.
-        samples, slowest, dearest: rows to show.
+        samples, slowest, most_expensive: rows to show.
         failures: error type -> how often, and a row that has it.
     """
 
@@ -95,7 +95,7 @@ def run_figures(uri: str, *, num_samples: int) -> RunFigures:
     shown = {
         "samples": answered[np.linspace(0, max(len(answered) - 1, 0), min(num_samples, len(answered)), dtype=np.int64)],
         "slowest": _largest(columns["latency_s"]),
-        "dearest": _largest(columns["cost_usd"]) if totals.sums["cost_usd"] > 0 else [],
+        "most_expensive": _largest(columns["cost_usd"]) if totals.sums["cost_usd"] > 0 else [],
         "failed": [np.flatnonzero(columns["error_type"] == name)[0] for name in totals.by_error_type],
     }
     places = {
@@ -113,7 +113,7 @@ def run_figures(uri: str, *, num_samples: int) -> RunFigures:
         stages=_stages(columns, answered),
         samples=tuple(rows[place] for place in places["samples"]),
         slowest=tuple(rows[place] for place in places["slowest"]),
-        most_expensive=tuple(rows[place] for place in places["dearest"]),
+        most_expensive=tuple(rows[place] for place in places["most_expensive"]),
         failures={
             name: (count, rows[place])
             for (name, count), place in zip(totals.by_error_type.items(), places["failed"], strict=True)

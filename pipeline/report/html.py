@@ -1,7 +1,4 @@
-"""Templates to a self-contained HTML page: no script, no network, everything that came from outside escaped.
-
-Knows nothing of what a page is about.
-"""
+"""Renders a template as a self-contained HTML page: no script, no network, everything from outside escaped."""
 
 from __future__ import annotations
 

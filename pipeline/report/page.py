@@ -1,7 +1,4 @@
-"""A run's figures and pictures to one HTML page that is never larger than 10 MB.
-
-Knows nothing of where figures come from.
-"""
+"""Renders a run's figures and pictures as one HTML page that is never larger than 10 MB."""
 
 from __future__ import annotations
 

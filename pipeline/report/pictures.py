@@ -1,7 +1,7 @@
-"""What the model saw of an item, and which of it was kept: frames read again, a trace computed again.
+"""Reads frames again and computes traces again, to show what the model saw of an item and what it kept.
 
-Media are read through the loader, in its disposable child. Whatever cannot be had says why in the picture's place;
-nothing here ends a report. Knows nothing of HTML.
+Media are read through the loader, in its sandbox process. Where a picture cannot be had, the reason stands in its
+place; nothing here ends a report.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MAX_SHEETS = 4
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture, or why there is none.
+    """Holds a picture, or the reason why there is none.
 
     Attributes:
         caption: what it shows.

@@ -1,7 +1,7 @@
-"""Pixels: a request's pictures with cells or attention drawn over them, as RGB arrays and PNG bytes.
+"""Draws cells or attention over a request's pictures, as RGB arrays and PNG bytes.
 
 A cell of one patch shows the patch; patches that became one token share a colour and have an outline where the group
-ends; patches that are gone are dark. Knows no model; places and representatives come from outside.
+ends; patches that are gone are dark. Places and representatives come from outside.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _GAP_PX = 4
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """One tile or frame of a request, and which patches lie on it.
+    """Holds one tile or frame of a request, and says which patches lie on it.
 
     Attributes:
         pixels_HW3: uint8 RGB.

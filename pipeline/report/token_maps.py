@@ -1,8 +1,8 @@
-"""From a trace to cells: after every step, which token each patch belongs to, or that it is gone.
+"""Says after every step of a trace which token each patch belongs to, or that it is gone.
 
 A patch belongs to the one token that it has the largest weight in (the first of equals), so cells partition the patch
-grid exactly, also where a method or bilinear pooling spreads a patch over several tokens. Plain lists and numpy: knows
-no model, no pixels and no colours.
+grid exactly, also where a method or bilinear pooling spreads a patch over several tokens. Plain lists and numpy,
+without pixels and colours.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class PatchCells:
-    """A partition of a request's patches.
+    """Partitions a request's patches.
 
     Attributes:
         title: of the step it stands behind.

@@ -1,4 +1,4 @@
-"""`write_report`: a run folder to its ``report.html``."""
+"""Writes a run folder's ``report.html``."""
 
 from __future__ import annotations
 

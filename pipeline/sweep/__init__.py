@@ -1,1 +1,1 @@
-"""Sweeps: plans x settings x models over one set of items, measured into one table and one picture."""
+"""Sweeps plans x settings x models over one set of items, into one table and one picture."""

@@ -1,7 +1,7 @@
-"""`SweepConfig`: the schema of configs/sweep_*.yaml, and the points its tables stand for. Loads neither torch nor ray.
+"""Defines `SweepConfig`, the schema of configs/sweep_*.yaml, and the points its tables stand for.
 
 A table is a list of rows; a row is a plan in which ``$axis`` stands for a value of that axis, and gives one point for
-every combination of its axes' values on every model it names.
+every combination of its axes' values on every model it names. Loads neither torch nor ray.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pipeline.config.schema import (
 
 
 class RowConfig(Section):
-    """Rows of a table that differ in their axes only.
+    """Describes rows of a table that differ in their axes only.
 
     Attributes:
         name: of the rows; ``{axis}`` is replaced by its value.
@@ -50,7 +50,7 @@ class RowConfig(Section):
 
 
 class SpeedConfig(Section):
-    """Seconds by component: single requests, the plan and the unreduced model in turn.
+    """Says how seconds are taken by component: single requests, the plan and the unreduced model in turn.
 
     Attributes:
         num_items: the first so many items; 0 measures no seconds.
@@ -64,13 +64,13 @@ class SpeedConfig(Section):
 
 
 class SweepOutput(Section):
-    """Where `sweep.parquet` and the pictures stand."""
+    """Says where `sweep.parquet` and the pictures stand."""
 
     uri: str = Field(min_length=1)
 
 
 class SweepConfig(Section):
-    """A whole sweep.
+    """Describes a whole sweep.
 
     Attributes:
         name, seed: as a job's.
@@ -155,7 +155,7 @@ class SweepConfig(Section):
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One row of the results: one plan on one model.
+    """Names one row of the results: one plan on one model.
 
     Attributes:
         table, row, model: names.

@@ -1,7 +1,4 @@
-"""One point of a sweep: answers, agreement, tokens, seconds and memory of one plan on one loaded model.
-
-Knows nothing of tables, files or Ray.
-"""
+"""Measures one point of a sweep: answers, agreement, tokens, seconds and memory of one plan on one loaded model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sweep's table as one SVG of small panels, from its rows alone."""
+"""Draws a sweep's table as one SVG of small panels, from its rows alone."""
 
 from __future__ import annotations
 

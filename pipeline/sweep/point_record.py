@@ -1,7 +1,6 @@
-"""What the figures of a sweep's point depend on, and where two such records differ in meaning.
+"""Records what the figures of a sweep's point depend on, and says where two such records differ in meaning.
 
-A later key has its default in an earlier record, as in `pipeline.runs.run_record`. Knows nothing of how a point is
-measured.
+A later key has its default in an earlier record, as in `pipeline.runs.run_record`.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from pipeline.runs.config_fingerprint import digest_of, resolve_config_fingerpri
 from pipeline.runs.run_record import config_diff, recorded_config_fingerprint
 from pipeline.sweep.config import Point, SpeedConfig, SweepConfig
 
-_BARE_CONFIG = {"input": {"uri": "-"}, "output": {"uri": "-"}}  # what a job must have and no recipe holds
+_BARE_CONFIG = {"input": {"uri": "-"}, "output": {"uri": "-"}}  # what a job must have and no fingerprint holds
 
 
 @dataclass(frozen=True, slots=True)
 class PointRecord:
-    """What a point's figures depend on.
+    """Holds what a point's figures depend on.
 
     Attributes:
         digest: as the first sweeps have it, whose rows record nothing else.
@@ -45,10 +44,8 @@ class PointRecord:
 
     def difference(self, there: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Key -> the value there and the value here, of what a row of the results was measured under."""
-        config_fingerprint = recorded_config_fingerprint({"recipe": there["recipe"], "config": _BARE_CONFIG})
-        return config_diff(config_fingerprint, self.config_fingerprint) | config_diff(
-            _todays(there["measured"]), self.measured
-        )
+        fields = recorded_config_fingerprint({"recipe": there["recipe"], "config": _BARE_CONFIG})
+        return config_diff(fields, self.config_fingerprint) | config_diff(_todays(there["measured"]), self.measured)
 
 
 def point_record(config: SweepConfig, point: Point, manifest_digest: str) -> PointRecord:
@@ -56,9 +53,8 @@ def point_record(config: SweepConfig, point: Point, manifest_digest: str) -> Poi
     job = config.job(point.model, point.plan)
     config_fingerprint, computes = resolve_config_fingerprint(job).fields, _computes(job)
     speed = config.speed.model_dump(mode="json")
-    job_digest = digest_of(
-        config_fingerprint | computes | {"schema_version": 2}
-    )  # both composed as the first sweeps did
+    # Both digests are composed as the first sweeps did.
+    job_digest = digest_of(config_fingerprint | computes | {"schema_version": 2})
     digest = digest_of([job_digest, manifest_digest, config.quality, speed, config.num_threads])
     others = {"manifest": manifest_digest, "quality": config.quality, "speed": speed, "num_threads": config.num_threads}
     return PointRecord(digest, config_fingerprint, others | computes)

@@ -1,6 +1,6 @@
-"""The results of a sweep: one Parquet of one row a point, rewritten whole after every point, so that a sweep goes on.
+"""Keeps the results of a sweep in one Parquet of one row a point.
 
-Knows nothing of how a point is measured.
+It is written whole after every point, so that a sweep goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ COMPONENTS = ("vision_s", "prefill_s", "decode_s")
 
 @dataclass(frozen=True, slots=True)
 class SweepRow:
-    """One point; field names and order are the schema.
+    """Holds one point; field names and order are the schema.
 
     Attributes:
         table, row, model: the point's names.

@@ -1,7 +1,4 @@
-"""`run_sweep`: every point that is not yet in the results, model by model; then the pictures and the tables.
-
-Knows nothing of how a point is measured or drawn.
-"""
+"""Runs a sweep: every point that is not yet in the results, model by model; then the pictures and the tables."""
 
 from __future__ import annotations
 
@@ -33,7 +30,7 @@ Measure = Callable[..., dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """A sweep with its items frozen and what of it stands in its output.
+    """Holds a sweep with its items frozen and what of it stands in its output.
 
     Attributes:
         config: the whole sweep.

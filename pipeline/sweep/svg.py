@@ -1,6 +1,6 @@
-"""How plots look, and a matplotlib figure as SVG text: the same for the same figure, on every machine.
+"""Sets how plots look, and writes a matplotlib figure as SVG text: the same for the same figure, on every machine.
 
-Knows nothing of what is plotted. Draws without a display and without `pyplot`'s global figures.
+Draws without a display and without `pyplot`'s global figures.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A sweep's rows as a Markdown table."""
+"""Renders a sweep's rows as a Markdown table."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What is asked of the model and what its text means, one file a kind of job."""
+"""Words what the model is asked and reads what its text means, one file a kind of job."""

@@ -1,4 +1,4 @@
-"""What a model's text answers: an option letter, yes or no, a short answer. Knows no metric and no reference.
+"""Reads what a model's text answers: an option letter, yes or no, a short answer.
 
 An answer that cannot be read is None and counts as wrong; it is never drawn by chance, as some official scripts do.
 """

@@ -1,7 +1,4 @@
-"""What is asked of the model and what its text means: prompt, order of content, parsed answer.
-
-Knows nothing of storage, models or rows.
-"""
+"""Defines what every task says of an item: prompt, order of content, parsed answer."""
 
 from __future__ import annotations
 
@@ -19,14 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ParsedAnswer:
-    """What a task reads out of the model's text; both None where the text itself is the result."""
+    """Holds what a task reads out of the model's text; both None where the text itself is the result."""
 
     answer: str | None = None
     score: float | None = None
 
 
 class Task(ABC):
-    """One kind of job. Subclasses are one level deep and hold no state."""
+    """Words the requests of one kind of job and reads their answers. Subclasses are one level deep and hold no state."""
 
     @property
     def media_per_request(self) -> int | None:

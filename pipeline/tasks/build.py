@@ -1,4 +1,4 @@
-"""From a job's ``task`` section to the task it stands for."""
+"""Builds the task that a job's ``task`` section stands for."""
 
 from __future__ import annotations
 

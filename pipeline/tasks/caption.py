@@ -1,4 +1,4 @@
-"""The caption task: one text per item, as the model wrote it."""
+"""Asks for one text per item and leaves it as the model wrote it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.tasks.base import ParsedAnswer, Task
 
 @dataclass(frozen=True, slots=True)
 class Caption(Task):
-    """One text per item; a manifest's ``prompt`` column overrides the job's."""
+    """Asks for one text per item; a manifest's ``prompt`` column overrides the job's."""
 
     default_prompt: str
 

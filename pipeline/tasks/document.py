@@ -1,7 +1,7 @@
-"""The document task: pages asked window by window, and the answers put back beside their pages.
+"""Asks about pages window by window, and puts the answers back beside their pages.
 
 What the model answered to a window stands with the window's first page; on its other pages text and counts are null,
-so the counts of all pages sum to the row's. Knows nothing of how pages are rendered, of storage or of rows.
+so the counts of all pages sum to the row's.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MESSAGE_CHARS = 500
 
 @dataclass(frozen=True, slots=True)
 class PageRow:
-    """One entry of a row's ``pages``.
+    """Holds one entry of a row's ``pages``.
 
     Attributes:
         page: from 0.
@@ -56,7 +56,7 @@ class PageRow:
 
 @dataclass(frozen=True, slots=True)
 class Document(Task):
-    """Every window of pages gets the same prompt; a manifest's ``prompt`` column overrides the job's."""
+    """Gives every window of pages the same prompt; a manifest's ``prompt`` column overrides the job's."""
 
     config: DocumentConfig
 

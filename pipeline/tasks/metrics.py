@@ -1,7 +1,7 @@
-"""Scores of one answer against its references, 0 to 1, each with its source. Pure functions of text.
+"""Scores one answer against its references, 0 to 1, each metric with its source. Pure functions of text.
 
-Knows nothing of rows, models or how an answer was read out of a text (`answers`). What is computed over a whole run
-stands in `benchmark_scores`; CIDEr and BLEU in `caption_metrics`.
+`pipeline.tasks.answers` reads the answer out of a text. What is computed over a whole run stands in
+`pipeline.evaluation.benchmarks.scores`; CIDEr and BLEU in `pipeline.evaluation.caption_metrics`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""The `Question` task: what is asked of a medium, how the answer is read out of the text, and its score.
+"""Asks a question about an image, a video or a document, reads the answer out of the text, and scores it.
 
-Knows nothing of models, storage or rows. How answers are read stands in `pipeline.tasks.answers`, scores in
-`pipeline.tasks.metrics`.
+How answers are read stands in `pipeline.tasks.answers`, scores in `pipeline.tasks.metrics`.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _MAX_OPTIONS = 8  # letters that count where the options stand in the question
 
 @dataclass(frozen=True, slots=True)
 class Question(Task):
-    """One question a row: multiple choice where the manifest has ``options``, else open."""
+    """Asks one question a row: multiple choice where the manifest has ``options``, else open."""
 
     config: QuestionConfig
 

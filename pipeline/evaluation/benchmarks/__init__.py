@@ -1,1 +1,1 @@
-"""Published benchmarks: rows to manifests, prompts, scores."""
+"""Converts published benchmarks: rows to manifests, prompts, scores."""

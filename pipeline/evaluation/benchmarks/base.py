@@ -1,6 +1,6 @@
-"""What a row of the benchmark table is made of: the `Benchmark` record and small readers of published columns.
+"""Defines a row of the benchmark table: the `Benchmark` record and small readers of published columns.
 
-Knows no benchmark's name but those whose wording needs a function of its own. Reads no files.
+Names a benchmark only where its wording needs a function of its own. Reads no files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PHRASE = "\nAnswer the question using a single word or phrase."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Benchmark:
-    """One benchmark.
+    """Describes one benchmark: where its columns hold media, question, options and reference.
 
     Attributes:
         name: of the benchmark, as `convert` is given it.

@@ -1,6 +1,6 @@
-"""A benchmark's published files to a manifest on disk: reads rows, writes embedded images, finds the videos.
+"""Converts a benchmark's published files to a manifest on disk: reads rows, writes embedded images, finds the videos.
 
-Knows no benchmark: what rows mean stands in `pipeline.evaluation.benchmarks.registry`.
+`pipeline.evaluation.benchmarks.registry` says what rows mean.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ENDINGS = (".parquet", ".jsonl", ".json", ".tsv", ".csv")
 
 @dataclass(frozen=True, slots=True)
 class WrittenManifest:
-    """What `write_manifest` made.
+    """Describes what `write_manifest` made.
 
     Attributes:
         uri: of the manifest; give it as ``input.manifest``.

@@ -1,4 +1,4 @@
-"""The table of image benchmarks: where each keeps its media, how its prompt is worded, how its answers are scored.
+"""Lists the image benchmarks: where each keeps its media, how it words its prompt, how it scores answers.
 
 Prompts are those of lmms-eval 0.7.3 (EvolvingLMMs-Lab/lmms-eval), default template, read in the files that `source`
 names below ``lmms_eval/tasks/``; `dataset` is the published file format whose columns are meant. `note` says what

@@ -1,4 +1,4 @@
-"""Answers in the files that a benchmark's own judge reads. Knows no judge's model and calls none.
+"""Writes a run's answers into the file that a benchmark's own judge reads. Calls no judge.
 
 Every row of a run is in the file; one that failed has an empty answer, which the judge will score as wrong.
 """

@@ -1,4 +1,4 @@
-"""Rows of a benchmark in its published columns to rows of a manifest. Knows nothing of files or models.
+"""Converts rows of a benchmark in its published columns to rows of a manifest. Reads no files.
 
 What is particular to a benchmark stands in one row of a table (`pipeline.evaluation.benchmarks.image`,
 `pipeline.evaluation.benchmarks.video`); what is common to all stands here.
@@ -27,7 +27,7 @@ _MIN_BASE64 = 256  # a shorter text in an image column is a file's name
 
 @dataclass(frozen=True, slots=True)
 class ConvertedItem:
-    """One line of a manifest.
+    """Holds one line of a manifest.
 
     Attributes:
         columns: of the manifest; ``uris`` are names relative to the folder of the media.

@@ -1,4 +1,4 @@
-"""From scored rows to a benchmark's published number. Pure functions of scores, categories and ids.
+"""Computes a benchmark's published number from scored rows. Pure functions of scores, categories and ids.
 
 The intervals of `pipeline.evaluation.statistics` belong to the plain mean; what stands here is what papers print.
 """

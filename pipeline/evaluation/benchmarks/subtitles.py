@@ -1,4 +1,4 @@
-"""The text of SubRip (``.srt``) subtitles, whole or at given times. Knows no benchmark."""
+"""Reads the text of SubRip (``.srt``) subtitles, whole or at given times."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def test_a_run_with_itself_differs_by_exactly_zero(tmp_path, model_folder, media
         assert (interval.mean, interval.low, interval.high) == (0.0, 0.0, 0.0)
         assert difference.first_mean == difference.second_mean
     assert comparison.mcnemar.p_value == 1.0
-    assert (comparison.num_pairs, comparison.num_same_text, comparison.config_fingerprint) == (10, 10, {})
+    assert (comparison.num_pairs, comparison.num_same_text, comparison.differing_config) == (10, 10, {})
 
 
 def test_what_differs_is_said(tmp_path, model_folder, media, capsys):
@@ -65,7 +65,7 @@ def test_what_differs_is_said(tmp_path, model_folder, media, capsys):
     assert comparison.mcnemar.p_value == pytest.approx(0.25)  # 2 / 2^3
     assert (comparison.num_pairs, comparison.failed_first, comparison.failed_second) == (9, 1, 0)
     assert comparison.num_same_text == 0
-    assert comparison.config_fingerprint == {"sampling.max_new_tokens": (128, 7)}
+    assert comparison.differing_config == {"sampling.max_new_tokens": (128, 7)}
     assert main(["compare", first, second]) == 0
     printed = capsys.readouterr().out
     assert printed.strip() == render_comparison(comparison)

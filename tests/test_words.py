@@ -1,0 +1,224 @@
+"""The field's words instead of the project's former ones: a former identifier stands in no code.
+
+Read by `tokenize`, names only, so English words in prose and strings are free. `docs/glossary.md` gives the words
+themselves. Time: 8 s of one core.
+"""
+
+from __future__ import annotations
+
+import io
+import tokenize
+from collections import defaultdict
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CODE = ("illava/", "pipeline/", "jobs/", "benchmarks/", "docs/", "tests/")
+ILLAVA = ("illava/", "tests/illava/")
+PIPELINE = ("pipeline/", "tests/pipeline/", "tests/support/runs/")
+# Former identifier -> today's, by the folders or files (of a name's beginning) in which it must not stand.
+WORDS: dict[tuple[str, ...], dict[str, str]] = {
+    CODE: {
+        # tokens and reduction
+        "lift": "embed_in_batch",
+        "keep_owners": "assign_to_representatives",
+        "Entrance": "PatchSelection",
+        "entrance": "patch_selection",
+        "Survivors": "KeptTokens",
+        "survivors": "kept_tokens",
+        "EncodedMedium": "EncodedVisual",
+        "MediumPiece": "VisualSpan",
+        "TextPiece": "TextSpan",
+        "MediumCells": "VisualCells",
+        "medium_keys": "visual_keys",
+        "medium_seeds": "visual_seeds",
+        "medium_place": "visual_coords",
+        "idle_steps": "noop_steps",
+        "_refuse_idle": "_refuse_noop",
+        "patch_place": "patch_coords",
+        "add_medium": "add_visual",
+        "of_medium": "of_visual",
+        "medium_P": "visual_P",
+        # engine
+        "MediaStage": "MediaPhase",
+        "EncodingStage": "EncodePhase",
+        "PrefillStage": "PrefillPhase",
+        "LiveRequest": "RequestState",
+        "KnownMedia": "MediaDedupCache",
+        "FreePages": "BlockAllocator",
+        "BatchPages": "BatchBlockTables",
+        "LayerPages": "LayerBlockTable",
+        "outcomes_of": "to_host",
+        "draw_next": "sample_next_token",
+        "num_common": "common_prefix_len",
+        "held_of": "cached_prefix",
+        "FittingBatch": "OOMBackoff",
+        "lost_s": "wasted_s",
+        # loading and storage
+        "DoubtError": "RangeReadUnsafeError",
+        "Stretch": "GopSegment",
+        "starts_afresh": "is_idr",
+        "can_be_entered": "is_random_access_point",
+        "last_words": "stderr_tail",
+        "StayingSession": "NoRedirectSession",
+        # execution
+        "Passage": "ItemTimeline",
+        "DeathCount": "CircuitBreaker",
+        "Allowance": "BudgetGuard",
+        "Tally": "RunStats",
+        "tally": "stats",
+        "Flow": "QueueDepths",
+        "FAREWELL_S": "SHUTDOWN_TIMEOUT_S",
+        "Hold": "SharedBuffer",
+        "Patience": "ActorPoolAutoscaler",
+        # runs and configuration
+        "Recipe": "ConfigFingerprint",
+        "resolve_recipe": "resolve_config_fingerprint",
+        "recorded_recipe": "recorded_config_fingerprint",
+        "recipe_difference": "config_diff",
+        "recipe_fields": "result_fields",
+        "skip_done_in": "exclude_runs",
+        # planning, evaluation and report
+        "foretell": "estimate",
+        "foretold": "estimated",
+        "_foretell": "_estimated",
+        "render_plan": "render_dry_run",
+        "render_sweep_plan": "render_sweep_dry_run",
+        "adapt": "convert_rows",
+        "AdaptedItem": "ConvertedItem",
+        "dearest": "most_expensive",
+        "slanted": "skewed",
+        "truths": "references",
+        "render_truth": "render_references",
+    },
+    (*ILLAVA, "benchmarks/", "tests/benchmarks/", "pipeline/report/", "tests/support/models/"): {
+        "medium": "visual",
+        "mediums": "visuals",
+        "carry": "gather_kept",
+    },
+    ("illava/reduction/", "illava/families/", "tests/illava/"): {
+        "entered": "original_index",
+        "entered_of": "original_indices",
+        "num_entered": "num_original",
+        "by_entered": "by_original_index",
+    },
+    ("illava/reduction/", "illava/families/", "tests/illava/reduction/"): {
+        "standing": "select",
+        "joined": "merge_frames",
+    },
+    (
+        "illava/tokens.py",
+        "illava/preprocess.py",
+        "illava/reducers/",
+        "illava/families/",
+        "illava/reduction/",
+        "pipeline/report/",
+        "tests/illava/reducers/",
+        "tests/illava/families/",
+        "tests/pipeline/report/",
+    ): {
+        "owner": "representative",
+        "owners": "representatives",
+        "owner_T": "representative_T",
+        "owner_P": "representative_P",
+        "owner_N": "representative_N",
+        "owner_C": "representative_C",
+        "owner_RC": "representative_RC",
+        "owner_FRC": "representative_FRC",
+    },
+    (*ILLAVA, "tests/support/", "benchmarks/"): {
+        "num_slots": "num_placeholders",
+        "slot_K": "placeholder_K",
+    },
+    ILLAVA: {
+        "front": "take_batch",
+        "isolated": "run_with_fallback",
+        "unify": "intern",
+        "alike": "prefix_lengths",
+        "_num_alike": "_common_prefix_len",
+        "beginning": "prefix",
+        "held_by_layer": "computed_by_layer",
+        "own_patches": "patches_per_request",
+    },
+    ("illava/engine/", "tests/illava/engine/"): {
+        "held": "num_computed",
+        "room": "capacity",
+        "abandon": "reset",
+        "Advance": "StepResult",
+        "Entry": "BatchInput",
+    },
+    ("illava/decoder/", "illava/engine/", "illava/attention/", "illava/vlm.py", "tests/illava/decoder/"): {
+        "page": "block",
+        "pages": "blocks",
+        "page_size": "block_size",
+        "page_bytes": "block_bytes",
+        "num_pages": "num_blocks",
+        "num_free_pages": "num_free_blocks",
+        "num_pages_for": "num_blocks_for",
+        "shared_pages": "shared_blocks",
+        "own_pages": "own_blocks",
+        "free_pages": "free_blocks",
+        "batch_pages": "block_tables",
+        "spare": "null_block",
+        "PAGE": "BLOCK_SIZE",
+    },
+    PIPELINE: {
+        "dismiss": "release",
+        "dismissed": "released",
+        "FAREWELL_S": "SHUTDOWN_TIMEOUT_S",
+    },
+    ("pipeline/execution/", "tests/pipeline/execution/"): {
+        "followers": "shared_load_items",
+        "settle": "finalize",
+        "see": "observe",
+        "turn": "poll",
+        "room": "capacity",
+        "abandon": "reset",
+        "Advance": "StepResult",
+        "Entry": "BatchInput",
+    },
+    ("pipeline/loading/", "tests/pipeline/loading/"): {"Child": "SandboxProcess"},
+    ("pipeline/config/base.py", "pipeline/config/schema.py", "pipeline/config/tasks.py"): {
+        "execution": "runtime_field",
+        "rows": "result_field",
+    },
+    ("pipeline/runs/", "pipeline/execution/", "pipeline/planning/", "tests/pipeline/"): {
+        "claim": "create_or_resume",
+        "reopen": "unfinish",
+        "adopt": "resume_run",
+        "refusal": "config_mismatch_message",
+    },
+}
+# A word that stands for something else in one file.
+ALLOWED: dict[str, set[str]] = {}
+
+
+def files() -> list[str]:
+    found = (path.relative_to(ROOT).as_posix() for top in CODE for path in (ROOT / top).rglob("*.py"))
+    return sorted(name for name in found if "runs_27c8a0a" not in name and name != "tests/test_words.py")
+
+
+def names_of(source: str) -> dict[str, int]:
+    """The identifiers of a source, each with the first line it stands on."""
+    found: dict[str, int] = {}
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.NAME:
+            found.setdefault(token.string, token.start[0])
+    return found
+
+
+@cache
+def names() -> dict[str, dict[str, int]]:
+    return {name: names_of((ROOT / name).read_text("utf-8")) for name in files()}
+
+
+@pytest.mark.parametrize("where", WORDS, ids=lambda where: where[0])
+def test_no_code_has_a_former_word(where) -> None:
+    found = defaultdict(list)
+    for name, identifiers in names().items():
+        for old in identifiers.keys() & WORDS[where].keys():
+            if name.startswith(where) and old not in ALLOWED.get(name, set()):
+                found[f"{old} is called {WORDS[where][old]}"].append(f"{name}:{identifiers[old]}")
+    assert dict(found) == {}
