@@ -23,7 +23,7 @@ class ParsedAnswer:
 
 
 class Task(ABC):
-    """Words the requests of one kind of job and reads their answers. Subclasses are one level deep and hold no state."""
+    """Words the requests of one kind of job and reads their answers. Subclasses are one level deep, without state."""
 
     @property
     def media_per_request(self) -> int | None:
