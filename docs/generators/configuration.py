@@ -169,7 +169,7 @@ A job is one YAML file. `input`, `model` and `output` are required; everything e
 refused with the nearest valid one. `--set section.key=value` overrides one key on the command line, its value read as
 YAML: `--set reduction='{preset: none}'`.
 
-"Changes rows" says whether a key can change what stands in a row. Such keys are part of the run's recipe: a run that was
+"Changes rows" says whether a key can change what stands in a row. Such keys are part of the run's *config fingerprint*: a run that was
 begun with other values is refused, and wants an `output.uri` of its own. The other keys may differ from session to session of
 one run. `configs/caption_videos_llava_onevision.yaml` has every key with a comment."""
 _REDUCERS = """\

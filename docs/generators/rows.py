@@ -92,7 +92,7 @@ GROUPS: dict[str, dict[str, Column]] = {
             "Bytes that crossed from the store for this item; 0 where another question's load brought the media.",
         ),
         "fetch_s": Column("s", "Store to the local cache."),
-        "load_s": Column("s", "Media bytes to frames, the decoder's child process included."),
+        "load_s": Column("s", "Media bytes to frames, the sandbox process included."),
         "preprocess_s": Column("s", "Frames to uint8 at model size."),
         "queue_s": Column("s", "Every wait between the stages."),
         "vision_s": Column("s", "Vision tower, projector and layout.", _FAILED_ZERO),
@@ -101,7 +101,7 @@ GROUPS: dict[str, dict[str, Column]] = {
         "latency_s": Column(
             "s", "From the load being handed out to the outcome being seen; the seven stages above sum to it."
         ),
-        "cpu_s": Column("s", "CPU seconds of the reader and its child, every try included."),
+        "cpu_s": Column("s", "CPU seconds of the reader and its sandbox process, every try included."),
         "gpu_s": Column(
             "s",
             "The item's share, by tokens, of the time of each step of the model that it took part in; so named on a CPU too.",
@@ -117,8 +117,8 @@ GROUPS: dict[str, dict[str, Column]] = {
         "model_id": Column("", "As in the configuration."),
         "model_revision": Column("", "Commit of the hub.", "null for a local folder"),
         "plan_digest": Column("", "Sixteen hex digits of the reduction plan; equal plans have equal digests."),
-        "recipe_digest": Column("", "Digest of everything that can change a row's content."),
-        "run_fingerprint": Column("", "Digest of recipe, frozen manifest and shard size."),
+        "recipe_digest": Column("", "Digest of the config fingerprint: everything that can change a row's content."),
+        "run_fingerprint": Column("", "Digest of config fingerprint, frozen manifest and shard size."),
         "shard_index": Column("", "The part the row stands in: `data/part-NNNNN.parquet`."),
     },
 }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.support.docs_pages import PAGES, ROOT, links, paths_named, tables
+from tests.support.docs_pages import PAGES, ROOT, links, modules_named, paths_named, tables
 
 README_LINES, LARGE_TABLE, LARGE_TABLES = 230, 6, 2
 
@@ -35,6 +37,44 @@ def test_links_and_named_paths_exist(page) -> None:
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_named_modules_and_what_is_in_them_exist(page) -> None:
+    for name in sorted(modules_named(page.read_text("utf-8")) - NO_MODULES):
+        found(name)
+
+
+def found(name: str) -> object:
+    """What a dotted name means: a module, or something in one.
+
+    Raises:
+        AttributeError: there is no such thing.
+    """
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        base = ROOT.joinpath(*parts[:end])
+        if base.with_suffix(".py").is_file() or (base / "__init__.py").is_file():
+            module = import_module(".".join(parts[:end]))
+            return attrgetter(".".join(parts[end:]))(module) if parts[end:] else module
+    raise AttributeError(name)
+
+
+def test_a_module_that_moved_is_seen() -> None:
+    assert modules_named("`pipeline.tasks.base.Task`, `gone.gone()`, `s3.x`") == {"pipeline.tasks.base.Task"}
+    assert found("pipeline.tasks.base.Task")
+    for gone in ("pipeline.tasks.base.Tasks", "pipeline.reading.loader"):
+        with pytest.raises(AttributeError):
+            found(gone)
+
+
+@pytest.mark.parametrize("package", ["illava", "pipeline"])
+def test_architecture_names_every_room(package) -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    rooms = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / package).rglob("*.py")}
+    assert [room for room in sorted(rooms) if f"`{room}/`" not in text] == []
+
+
+# Keys of a part's metadata.
+NO_MODULES = {"illava.schema_version"}
 # Written by a command, or a name that stands for many.
 WITHOUT_FILES = {"benchmarks/results/gpu_all.json"}
 

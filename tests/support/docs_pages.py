@@ -78,3 +78,10 @@ def paths_named(text: str) -> set[str]:
     words = {word for span in spans for word in span.split()}
     top = r"(?:illava|pipeline|jobs|configs|benchmarks|tests|docs)/"
     return {word for word in words if re.fullmatch(rf"{top}[\w./-]+|[A-Z]+\.md", word) and "..." not in word}
+
+
+def modules_named(text: str) -> set[str]:
+    """Dotted names of the two packages in backticks, such as `pipeline.tasks.base.Task`."""
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.S | re.M))
+    words = {word.strip("(),") for span in spans for word in span.split()}
+    return {word for word in words if re.fullmatch(r"(?:illava|pipeline)(?:\.\w+)+", word)}
