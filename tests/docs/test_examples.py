@@ -108,7 +108,7 @@ def check(words: list[str], jobs: Path) -> None:
             assert files
             assert all((ROOT / name).is_file() for name in files)
         case ["pip", "install", *packages]:
-            extras = {name for word in packages for name in re.findall(r"^\.\[(.*)\]$", word)}
+            extras = {name for word in packages for few in re.findall(r"^\.\[(.*)\]$", word) for name in few.split(",")}
             assert extras <= EXTRAS
         case ["python3.11", "-m", "venv", ".venv"] | [".", ".venv/bin/activate"] | ["ray", "start", "--head"]:
             pass

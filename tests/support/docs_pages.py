@@ -81,7 +81,9 @@ def paths_named(text: str) -> set[str]:
 
 
 def modules_named(text: str) -> set[str]:
-    """Dotted names of the two packages in backticks, such as `pipeline.tasks.base.Task`."""
+    """Dotted names of the two packages in backticks or behind `:::`, such as `pipeline.tasks.base.Task`."""
     spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.S | re.M))
-    words = {word.strip("(),") for span in spans for word in span.split()}
+    words = {
+        word.strip("(),") for span in [*spans, *re.findall(r"^::: (\S+)$", text, flags=re.M)] for word in span.split()
+    }
     return {word for word in words if re.fullmatch(r"(?:illava|pipeline)(?:\.\w+)+", word)}
