@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
@@ -27,6 +28,13 @@ def test_readme_is_short_and_has_few_large_tables() -> None:
 def test_a_large_table_is_counted_and_a_code_block_is_none() -> None:
     text = "| a |\n|---|\n" + "| 1 |\n" * 7 + "\ntext\n\n| b |\n|---|\n| 2 |\n\n```\n| c |\n|---|\n```\n"
     assert tables(text) == [7, 1]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_a_page_has_one_title(page) -> None:
+    assert (
+        len(re.findall(r"^# .+$", re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.S | re.M), re.M)) == 1
+    )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
