@@ -17,7 +17,7 @@ from pipeline.cli import config_cli
 
 
 def draw(options: argparse.Namespace) -> int:
-    """The pictures of a job's items."""
+    """Draw a job's items and print what was written."""
     from pipeline.report.draw import run_drawing
 
     return run_drawing(options)

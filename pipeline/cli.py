@@ -38,7 +38,7 @@ def config_cli(description: str, run: Callable[[argparse.Namespace], int], argv:
 
 
 def job_parser(description: str) -> argparse.ArgumentParser:
-    """The flags of a job: those of `common_parser`, and what only a job has."""
+    """Build the parser of a job: the flags of `common_parser`, and what only a job has."""
     parser = common_parser(description)
     parser.add_argument("--estimate", type=int, metavar="N", help="as --dry-run; then run N media, estimate all items")
     parser.add_argument("--probe", type=int, help=argparse.SUPPRESS)  # its old name
@@ -48,7 +48,7 @@ def job_parser(description: str) -> argparse.ArgumentParser:
 
 
 def common_parser(description: str) -> argparse.ArgumentParser:
-    """The flags that everything under jobs/ has."""
+    """Build the parser with the flags that everything under jobs/ has."""
     parser = argparse.ArgumentParser(
         description=description, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -124,5 +124,5 @@ def _config(options: argparse.Namespace) -> JobConfig:
 
 
 def overrides_of(options: argparse.Namespace) -> list[str]:
-    """What the flags of `common_parser` override in the file, ``--limit`` included."""
+    """Return what the flags of `common_parser` override in the file, ``--limit`` included."""
     return [*options.overrides, *([] if options.limit is None else [f"input.limit={options.limit}"])]

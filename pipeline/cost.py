@@ -20,7 +20,7 @@ def item_cost_usd(
     gpus_per_actor: float = 1.0,
     cpus_per_actor: float = 0.0,
 ) -> float:
-    """The cost of one item: its device seconds, its reader's CPU seconds, its requests to the store.
+    """Return the cost of one item: its device seconds, its reader's CPU seconds, its requests to the store.
 
     Args:
         prices: per hour and per request.
@@ -74,7 +74,7 @@ def spending(
     reader_cpu_s: float,
     storage_requests: int,
 ) -> Spending:
-    """A session's spending at the config's prices, from what its actors and readers measured themselves."""
+    """Price a session by the config, from what its actors and readers measured themselves."""
     readers_usd = item_cost_usd(config.prices, gpu_s=0.0, cpu_s=reader_cpu_s, storage_requests=storage_requests)
     return Spending(
         wall_s=wall_s,
@@ -107,23 +107,25 @@ class RunCost:
 
     @property
     def lost_usd(self) -> float:
-        """Paid and in no row: work of actors that died, shards not published when a session ended, rows that a retry
-        replaced, loads that were repeated. Without such faults it is zero within 0.1 % of the total.
+        """What was paid and is in no row.
+
+        That is work of actors that died, shards not published when a session ended, rows that a retry replaced, and
+        loads that were repeated. Without such faults it is zero within 0.1 % of the total.
         """
         return self.total_usd - self.items_usd - self.idle_usd - self.load_usd
 
     def per_item_usd(self, num_items: int) -> float:
-        """The whole cost, idle and load time included, by item; 0 for no items."""
+        """The whole cost by item, idle and load time included; 0 for no items."""
         return self.total_usd / num_items if num_items else 0.0
 
 
 def run_cost(spent: Spending, items_usd: float) -> RunCost:
-    """The cost of one session or of all, whose rows' costs sum to ``items_usd``."""
+    """Return the cost of one session or of all, whose rows' costs sum to ``items_usd``."""
     return RunCost(spent.total_usd, items_usd, spent.idle_usd, spent.load_usd)
 
 
 def actors_usd(config: JobConfig, seconds: float) -> float:
-    """What VLM actors cost in so many seconds of one of them, whatever they do; the job's devices are chosen."""
+    """Price so many seconds of one VLM actor, whatever it does; the job's devices are chosen."""
     return item_cost_usd(
         config.prices,
         gpu_s=seconds,

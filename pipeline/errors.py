@@ -102,7 +102,7 @@ def _rebuild_item_error(error_type: RowErrorType, message: str, retryable: bool)
 
 
 def classify(error: Exception) -> tuple[RowErrorType, str]:
-    """The row error type of an error that ended one request, and what the row says."""
+    """Return the row error type of an error that ended one request, and what the row says."""
     for kind, error_type in _OF_MODEL_ERRORS:
         if isinstance(error, kind):
             return error_type, str(error) or type(error).__name__

@@ -26,7 +26,7 @@ _hook: Hook | None = None
 
 
 def fault_point(name: FaultPoint, subject: str = "") -> None:
-    """Raises what the installed hook raises; does nothing where none is.
+    """Raise what the installed hook raises; do nothing where none is.
 
     Args:
         name: of the place.
@@ -38,7 +38,7 @@ def fault_point(name: FaultPoint, subject: str = "") -> None:
 
 @contextmanager
 def injected(hook: Hook) -> Iterator[None]:
-    """While entered, every fault point of this process calls ``hook``, from whatever thread."""
+    """While entered, make every fault point of this process call ``hook``, from whatever thread."""
     global _hook  # noqa: PLW0603 - one per process is the point
     if _hook is not None:
         raise RuntimeError("fault points have a hook already")

@@ -22,7 +22,7 @@ class InvalidAnswerError(ValueError):
 
 
 def schema_problem(schema: dict[str, Any]) -> str | None:
-    """Why a schema cannot be used; None if it can."""
+    """Say why a schema cannot be used; None if it can."""
     from jsonschema import Draft202012Validator, SchemaError
     from referencing import Registry
     from referencing.exceptions import Unresolvable
@@ -45,7 +45,7 @@ def schema_problem(schema: dict[str, Any]) -> str | None:
 
 
 def read_json(text: str, schema: dict[str, Any]) -> str:
-    """The JSON value in a text, as it is checked and written in one line.
+    """Return the JSON value in a text, as it is checked and written in one line.
 
     Args:
         text: JSON, alone or in one fenced block.

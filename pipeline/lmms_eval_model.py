@@ -41,7 +41,7 @@ _DEFAULT_NEW_TOKENS = 1024  # of lmms-eval's own models
 
 
 def manifest() -> ModelManifest:
-    """What the harness registers."""
+    """Return what the harness registers."""
     return ModelManifest("illava", simple_class_path=f"{__name__}.HarnessModel")
 
 
@@ -77,7 +77,7 @@ class HarnessModel(lmms):
         self._not_heeded: set[str] = set()
 
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
-        """One answer for each request, in order."""
+        """Return one answer for each request, in order."""
         waiting = deque(enumerate(requests))
         answers: dict[int, GenerationResult] = {}
         asked: dict[str, int] = {}
@@ -98,15 +98,15 @@ class HarnessModel(lmms):
         return [answers[place] for place in range(len(requests))]
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
-        """Refused: a conversation of several rounds."""
+        """Refuse a conversation of several rounds."""
         raise _refusal(requests)
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        """Refused: the likelihood of a given text."""
+        """Refuse the likelihood of a given text."""
         raise _refusal(requests)
 
     def clean(self) -> None:
-        """End the decoder's child process."""
+        """End the sandbox process."""
         self._loader.close()
         super().clean()
 
@@ -141,7 +141,7 @@ class HarnessModel(lmms):
 
 
 def content_of(context: str, media: Sequence[VisualInput]) -> tuple[str | VisualInput, ...]:
-    """Media where ``<image>`` stands in the text, else all before it.
+    """Put media where ``<image>`` stands in the text, else all before it.
 
     Raises:
         RequestError: as many marks as media, or none; anything between has no meaning.

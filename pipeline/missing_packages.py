@@ -29,7 +29,7 @@ _ON_THEIR_OWN = {
 
 
 def missing_package(error: ImportError) -> str | None:
-    """What to say of an import that failed; None where it is this project's own module that lacks something.
+    """Say what an import that failed lacks; None where it is this project's own module that lacks something.
 
     Args:
         error: ``ModuleNotFoundError`` of a package, or an ``ImportError`` of one that does not fit or wants another.
@@ -50,7 +50,7 @@ def missing_package(error: ImportError) -> str | None:
 
 
 def install_extra(extra: str) -> str:
-    """The command that installs an extra of this project into this Python."""
+    """Return the command that installs an extra of this project into this Python."""
     return _pip(f"-e {shlex.quote(f'{_ROOT}[{extra}]')}")
 
 

@@ -19,7 +19,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2
 
 
 def redacted(text: str) -> str:
-    """The text without secrets."""
+    """Return the text without secrets."""
     values = {value for name, value in os.environ.items() if _SECRET_NAME.search(name)}
     for value in sorted(values, key=len, reverse=True):
         if len(value) >= _LEAST_CHARACTERS:
@@ -28,6 +28,9 @@ def redacted(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """For a terminal: control characters but line feeds, and marks that reorder text, spelled out; no secrets."""
+    """Make a text safe for a terminal.
+
+    Control characters but line feeds, and marks that reorder text, are spelled out; secrets are redacted.
+    """
     text = _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", redacted(text))
     return text.encode("utf-8", "backslashreplace").decode()

@@ -1,7 +1,7 @@
 """The field's words instead of the project's former ones: a former identifier stands in no code.
 
-Names are read by `tokenize` and, in f-strings, by `ast`, so English words in prose and strings are free. `docs/glossary.md` gives the words
-themselves. Time: 3 s of one core.
+Names are read by `tokenize` and, in f-strings, by `ast`, so English words in prose and strings are free.
+`docs/glossary.md` gives the words themselves. Time: 4 s of one core.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def place_here(config: JobConfig) -> JobConfig:
 
 
 def gpus_of(config: JobConfig) -> float:
-    """GPUs that each VLM actor of a placed job holds.
+    """Return the GPUs that each VLM actor of a placed job holds.
 
     Raises:
         PipelineError: it is not placed.
@@ -86,7 +86,7 @@ def gpus_of(config: JobConfig) -> float:
 
 
 def said(config: JobConfig) -> str:
-    """A placed job's device for people, such as ``cuda, 1 GPU an actor, bfloat16``."""
+    """Describe a placed job's device for people, such as ``cuda, 1 GPU an actor, bfloat16``."""
     gpus = gpus_of(config)
     share = f", {gpus:g} GPU{'s' * (gpus > 1)} an actor" if gpus else ""
     return f"{config.model.device}{share}, {config.model.dtype}"

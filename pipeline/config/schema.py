@@ -288,7 +288,7 @@ class JobConfig(Section):
 
 
 def result_fields(config: JobConfig) -> dict[str, Any]:
-    """Dotted key -> value of every field that can change a row, as JSON types."""
+    """Map the dotted key of every field that can change a row to its value, as JSON types."""
     return dict(_walk(config, ""))
 
 

@@ -22,7 +22,7 @@ _WORD = re.compile(rf"n't\b|'(?:s|re|ve|d|ll|m)\b|\w+{_INSIDE}*(?=n't\b)|\w+{_IN
 
 
 def words_of(caption: str) -> tuple[str, ...]:
-    """Lower-case words, punctuation left out: ``it's a cat.`` is ``it 's a cat``."""
+    """Split into lower-case words, punctuation left out: ``it's a cat.`` is ``it 's a cat``."""
     return tuple(_WORD.findall(caption.lower()))
 
 

@@ -93,7 +93,7 @@ def compare_runs(first_uri: str, second_uri: str, *, seed: int = 0) -> Compariso
 
 
 def compare_columns(first: RunColumns, second: RunColumns, *, seed: int = 0) -> Comparison:
-    """As `compare_runs`, over columns that were read before."""
+    """Compare as `compare_runs` does, over columns that were read before."""
     _refuse_other_items(first, second)
     failed = [np.array([status == "failed" for status in run.columns["status"]], dtype=bool) for run in (first, second)]
     pairs = np.flatnonzero(~(failed[0] | failed[1]))
@@ -132,7 +132,7 @@ def compare_columns(first: RunColumns, second: RunColumns, *, seed: int = 0) -> 
 
 
 def render_comparison(comparison: Comparison) -> str:
-    """The table printed by ``python -m pipeline compare``."""
+    """Render the table printed by ``python -m pipeline compare``."""
     pairs = comparison.num_pairs
     lines = [
         f"A  {comparison.first_uri}",

@@ -15,7 +15,7 @@ _COUNTS = ("num_vision_tokens", "num_decoder_tokens_kept")
 
 
 def render_references(uris: Mapping[str, str], *, num_shown: int = 6) -> str:
-    """A few items of each run beside their references, then each run's figures.
+    """Show a few items of each run beside their references, then each run's figures.
 
     Args:
         uris: run folder by the name it is printed under; all of one manifest.

@@ -61,7 +61,7 @@ class RunScores:
 
 
 def score_run(uri: str, *, seed: int = 0) -> RunScores:
-    """Scores of a finished run.
+    """Score a finished run.
 
     Raises:
         RefusedError: no run, or one that is not finished.
@@ -70,7 +70,7 @@ def score_run(uri: str, *, seed: int = 0) -> RunScores:
 
 
 def score_columns(run: RunColumns, *, seed: int = 0) -> RunScores:
-    """As `score_run`, over columns that were read before."""
+    """Score as `score_run` does, over columns that were read before."""
     columns = run.columns
     scores = np.array([np.nan if score is None else score for score in columns["score"]], dtype=np.float64)
     failed = np.array([status == "failed" for status in columns["status"]], dtype=bool)
@@ -95,7 +95,7 @@ def score_columns(run: RunColumns, *, seed: int = 0) -> RunScores:
 
 
 def render_scores(scores: RunScores) -> str:
-    """The block printed after a question-answering job."""
+    """Render the block printed after a question-answering job."""
     if not scores.groups and not scores.published:
         return "scores: none; no row has a reference that can be scored here"
     lines = ["scores (mean, 95 % interval over media)"]

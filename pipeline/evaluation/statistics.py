@@ -58,7 +58,7 @@ def mean_interval(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """Percentile interval of the mean, media drawn with replacement.
+    """Return the percentile interval of the mean, media drawn with replacement.
 
     Args:
         values: one for each question, finite.
@@ -100,7 +100,7 @@ def paired_difference(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """Interval of the mean of ``second - first`` on the same questions; exactly zero for equal values.
+    """Return the interval of the mean of ``second - first`` on the same questions; exactly zero for equal values.
 
     Raises:
         ValueError: as `mean_interval`.
@@ -114,7 +114,7 @@ def paired_difference(
 def median_interval(
     values: Sequence[float] | np.ndarray, *, level: float = 0.95, num_resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile interval of the median of independent values; a single value is both ends.
+    """Return the percentile interval of the median of independent values; a single value is both ends.
 
     Raises:
         ValueError: no values.
@@ -128,7 +128,7 @@ def median_interval(
 
 
 def mcnemar(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> McNemar:
-    """Exact McNemar test; a value above one half counts as right.
+    """Run the exact McNemar test; a value above one half counts as right.
 
     Questions count as independent: where many share a medium, trust the clustered interval of the difference instead.
 

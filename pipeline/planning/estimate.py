@@ -20,7 +20,7 @@ class Estimate:
 
 
 def allocate(sizes: Sequence[int], num_draws: int) -> list[int]:
-    """Draws from each stratum: two where it has two, so that its spread shows; the rest in proportion to the sizes.
+    """Allot draws to each stratum: two where it has two, so that its spread shows; the rest in proportion to the sizes.
 
     Raises:
         ValueError: fewer draws than that needs.
@@ -35,7 +35,7 @@ def allocate(sizes: Sequence[int], num_draws: int) -> list[int]:
 
 
 def draw(strata: Sequence[Sequence[int]], num_draws: int, *, seed: int) -> list[list[int]]:
-    """Places drawn from each stratum without replacement, ascending; as `allocate` raises."""
+    """Draw places from each stratum without replacement, ascending; as `allocate` raises."""
     rng = np.random.default_rng(seed)
     counts = allocate([len(stratum) for stratum in strata], num_draws)
     return [
@@ -45,7 +45,7 @@ def draw(strata: Sequence[Sequence[int]], num_draws: int, *, seed: int) -> list[
 
 
 def estimate_total(sizes: Sequence[int], samples: Sequence[Sequence[float]]) -> Estimate:
-    """The total over a finite population, from samples of its strata drawn without replacement.
+    """Estimate the total over a finite population, from samples of its strata drawn without replacement.
 
     ``sum_h N_h mean_h``, with variance ``sum_h N_h^2 (1 - n_h / N_h) s_h^2 / n_h`` and Satterthwaite's degrees of
     freedom (Cochran, Sampling Techniques, 3rd edition, sections 5.3 and 5.4). The lower end is at least what the sample

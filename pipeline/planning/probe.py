@@ -169,7 +169,7 @@ def _groups(run: Run, start: int) -> Iterator[tuple[str, _Group]]:
 
 
 def render_probe(found: Probe) -> str:
-    """The estimate as the lines printed below a plan."""
+    """Render the estimate as the lines printed below a dry run."""
     slow = "readers" if found.wall_s.total and found.reader_s.total > found.device_s.total else "model"
     media = f", all about {found.num_groups} media" if found.num_groups < found.num_probed else ""
     lines = [

@@ -38,7 +38,9 @@ _DEFAULT_ITEMS = 4
 
 
 def draw_job(config: JobConfig) -> list[str]:
-    """Draw the first items of a job, four unless `input.limit` says otherwise; the URIs of what was written.
+    """Draw the first items of a job, four unless `input.limit` says otherwise.
+
+    Returns the URIs of what was written.
 
     Raises:
         PipelineError, ILLaVAError: the job cannot be opened, or an item not be loaded or answered.
@@ -66,7 +68,7 @@ def draw_job(config: JobConfig) -> list[str]:
 
 
 def draw_request(vlm: VLM, config: JobConfig, request: Request, *, title: str) -> Section:
-    """One request under the job's plan: its answers and its figures.
+    """Answer one request under the job's plan, and draw its figures.
 
     Raises:
         ILLaVAError: the model cannot answer it, or the plan makes no sense for it.
@@ -139,7 +141,7 @@ def _title(one: LoadedItem) -> str:
 
 
 def run_drawing(options: Any) -> int:
-    """Parsed flags to pictures; the exit code."""
+    """Draw what parsed flags ask for; the exit code."""
     from pipeline.cli import overrides_of
     from pipeline.config.load import load_config
 

@@ -26,7 +26,7 @@ class Section:
 
 
 def render_page(title: str, sections: Sequence[Section]) -> str:
-    """The page of all sections, in order."""
+    """Render the page of all sections, in order."""
     shown = [
         {
             "title": section.title,

@@ -76,7 +76,7 @@ class RunFigures:
 
 
 def run_figures(uri: str, *, num_samples: int) -> RunFigures:
-    """Figures over the parts that stand; the run need not be finished.
+    """Compute figures over the parts that are published; the run need not be finished.
 
     Args:
         uri: the run folder.

@@ -24,7 +24,7 @@ def render_html(
     filters: dict[str, Callable[..., str]] | None = None,
     **values: Any,
 ) -> str:
-    """The page. Its policy allows pictures within it and its own style, nothing else.
+    """Render the page. Its policy allows pictures within it and its own style, nothing else.
 
     Args:
         template: a file here that extends ``base.html.jinja``.
@@ -49,7 +49,7 @@ def render_html(
 
 
 def base64_of(png: bytes) -> Markup:
-    """A picture as text that is shown as it is."""
+    """Encode a picture as text that is shown as it is."""
     return Markup(base64.b64encode(png).decode())
 
 

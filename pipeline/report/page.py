@@ -15,7 +15,7 @@ _MAX_CHARACTERS = 2000
 
 
 def render_report(figures: RunFigures, pictures: Sequence[Sequence[Picture]]) -> str:
-    """The page; always smaller than `MAX_BYTES`.
+    """Render the page; always smaller than `MAX_BYTES`.
 
     Args:
         figures: of the run.

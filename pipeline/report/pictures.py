@@ -49,7 +49,7 @@ class Picture:
 def item_pictures(
     config: JobConfig, items: Sequence[MediaItem], texts: Sequence[str], *, num_overlays: int
 ) -> Iterator[list[Picture]]:
-    """The pictures of each item, in order.
+    """Make the pictures of each item, in order.
 
     Args:
         config: of the run.
@@ -100,7 +100,7 @@ class _Tracer:
         self._reason = ""
 
     def overlays(self, loaded: LoadedItem, text: str) -> list[Picture]:
-        """The picture of what entered the language model and of what its last layer still had."""
+        """Draw what entered the language model and what its last layer still had."""
         if not self._left and not self._reason:
             self._reason = "not asked for; --overlays N loads the model here and computes it for the first N items"
         if self._reason:

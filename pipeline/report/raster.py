@@ -34,7 +34,7 @@ class Sheet:
 
 
 def sheets_of(patch_coord_P4: np.ndarray, media_tiles: Sequence[np.ndarray]) -> list[Sheet]:
-    """Every tile or frame that patches stand on, in order of the media.
+    """Make a sheet of every tile or frame that patches stand on, in order of the media.
 
     A temporal patch of several frames is shown on its first one.
 
@@ -62,7 +62,7 @@ def sheets_of(patch_coord_P4: np.ndarray, media_tiles: Sequence[np.ndarray]) -> 
 
 
 def draw_cells(sheet: Sheet, representative_P: np.ndarray) -> np.ndarray:
-    """The sheet with its cells as they are owned: uint8 [H, W, 3].
+    """Draw the sheet with its cells as their representatives group them: uint8 [H, W, 3].
 
     A group that spans several tiles or frames has the same colour on each.
     """
@@ -82,7 +82,7 @@ def draw_cells(sheet: Sheet, representative_P: np.ndarray) -> np.ndarray:
 
 
 def draw_heat(sheet: Sheet, value_P: np.ndarray, top: float) -> np.ndarray:
-    """The sheet in grey under a map from blue (0) to red (``top`` and more): uint8 [H, W, 3]; NaN is dark."""
+    """Draw the sheet in grey under a map from blue (0) to red (``top`` and more): uint8 [H, W, 3]; NaN is dark."""
     image, cell_HW = _enlarged(sheet)
     value_HW = _per_pixel(value_P[sheet.patch_RC], cell_HW)
     share_HW = np.clip(np.nan_to_num(value_HW) / (top or 1.0), 0, 1)[..., None]
@@ -94,7 +94,7 @@ def draw_heat(sheet: Sheet, value_P: np.ndarray, top: float) -> np.ndarray:
 
 
 def side_by_side(images: Sequence[np.ndarray], per_row: int = 8) -> np.ndarray:
-    """Pictures on one white canvas, row by row."""
+    """Put pictures on one white canvas, row by row."""
     height, width = (max(image.shape[axis] for image in images) + _GAP_PX for axis in (0, 1))
     rows, cols = -(-len(images) // per_row), min(len(images), per_row)
     canvas = np.full((rows * height, cols * width, 3), 255, dtype=np.uint8)
@@ -105,7 +105,7 @@ def side_by_side(images: Sequence[np.ndarray], per_row: int = 8) -> np.ndarray:
 
 
 def png(image_HW3: np.ndarray) -> bytes:
-    """An RGB picture as PNG."""
+    """Encode an RGB picture as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(image_HW3).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

@@ -55,7 +55,7 @@ class PatchCells:
 
 
 def cells_of(trace: TokenTrace) -> list[PatchCells]:
-    """The partition as the patches enter the tower, and behind each step of the trace."""
+    """Return the partition as the patches enter the tower, and behind each step of the trace."""
     num_patches = trace.patch_coords.shape[0]
     found = [PatchCells("input", np.arange(num_patches), num_patches, 0)]
     for upto, step in enumerate(trace.steps, 1):
@@ -69,7 +69,7 @@ def cells_of(trace: TokenTrace) -> list[PatchCells]:
 
 
 def representatives(matrix_KP: Tensor) -> np.ndarray:
-    """The token in which each patch has its largest weight: int64 [P] of a sparse [K, P] matrix."""
+    """Return the token in which each patch has its largest weight: int64 [P] of a sparse [K, P] matrix."""
     matrix_KP = matrix_KP.coalesce()
     token_E, patch_E = (index.numpy() for index in matrix_KP.indices())
     weight_E = np.abs(matrix_KP.values().numpy())

@@ -36,7 +36,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def render_sweep_dry_run(config: SweepConfig) -> str:
-    """The points that would be measured, each checked against its model's shape and counted for one 1024 px image.
+    """List the points to measure, each checked against its model's shape and counted for one 1024 px image.
 
     Raises:
         PlanError: a plan that makes no sense for its model.
@@ -69,7 +69,7 @@ def render_sweep_dry_run(config: SweepConfig) -> str:
 
 
 def render_results(config: SweepConfig) -> str:
-    """Every table that has rows, in Markdown."""
+    """Render every table that has rows, in Markdown."""
     from pipeline.sweep.results import FILE, read_results
     from pipeline.sweep.table import markdown_table
 

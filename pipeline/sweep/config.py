@@ -120,17 +120,17 @@ class SweepConfig(Section):
         return self
 
     def points(self) -> list[Point]:
-        """Every point of every table, model by model, so that each is loaded once."""
+        """Return every point of every table, model by model, so that each is loaded once."""
         found = [point for table in self.tables for point in self._points(table)]
         order = list(self.models)
         return sorted(found, key=lambda point: order.index(point.model))
 
     def wanted(self) -> list[Point]:
-        """The points of the tables in `only`."""
+        """Return the points of the tables in `only`."""
         return [point for point in self.points() if self.only is None or point.table in self.only]
 
     def job(self, model: str, plan: ReductionPlan) -> JobConfig:
-        """The job that one point of the sweep stands for, as far as its items and its model go."""
+        """Return the job that one point of the sweep stands for, as far as its items and its model go."""
         return JobConfig(
             name=self.name,
             seed=self.seed,
@@ -175,7 +175,7 @@ class Point:
 
 
 def expand_row(row: RowConfig) -> list[tuple[str, dict[str, str], ReductionPlan]]:
-    """(name, axes, plan) of every combination of a row's axes.
+    """Return (name, axes, plan) of every combination of a row's axes.
 
     Raises:
         ValueError: a ``$axis`` that is none, an axis the plan does not use, or a plan that is none.

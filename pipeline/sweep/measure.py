@@ -24,7 +24,7 @@ _STATES = ("vision_s", "prefill_s", "decode_s")
 
 
 def build_requests(config: SweepConfig, loaded: Sequence[LoadedItem]) -> list[Request]:
-    """What the model is asked about each item, in order."""
+    """Build what the model is asked about each item, in order."""
     task, sampling = build_task(config.task), config.sampling
     params = SamplingParams(sampling.max_new_tokens, sampling.temperature, sampling.top_p, config.seed)
     return [Request(one.item.item_id, task.content(one.item, one.media), params) for one in loaded]
@@ -33,7 +33,7 @@ def build_requests(config: SweepConfig, loaded: Sequence[LoadedItem]) -> list[Re
 def measure_point(
     vlm: VLM, config: SweepConfig, loaded: Sequence[LoadedItem], requests: Sequence[Request], plan: ReductionPlan
 ) -> dict[str, Any]:
-    """The measured fields of a `SweepRow`.
+    """Measure the fields of a `SweepRow`.
 
     Raises:
         PlanError: the plan makes no sense for this model.

@@ -34,13 +34,13 @@ _MEMORY = _Axis("peak memory, MiB", lambda row: row.peak_memory_mib)
 
 
 def draw_sweep(title: str, rows: Sequence[SweepRow]) -> str:
-    """The picture of `sweep_figure` as SVG."""
+    """Draw the picture of `sweep_figure` as SVG."""
     with plot_style():
         return svg_of(sweep_figure(title, rows))
 
 
 def sweep_figure(title: str, rows: Sequence[SweepRow]) -> Figure:
-    """Quality, time and memory against kept tokens, quality against time and memory, and time by component.
+    """Plot quality, time and memory against kept tokens, quality against time and memory, and time by component.
 
     A panel that nothing was measured for is left out.
     """

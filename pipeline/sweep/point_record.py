@@ -43,13 +43,13 @@ class PointRecord:
         return json.dumps({"recipe": self.config_fingerprint, "measured": self.measured}, sort_keys=True)
 
     def difference(self, there: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-        """Key -> the value there and the value here, of what a row of the results was measured under."""
+        """Map each key that differs to its value there and here, of what a row of the results was measured under."""
         fields = recorded_config_fingerprint({"recipe": there["recipe"], "config": _BARE_CONFIG})
         return config_diff(fields, self.config_fingerprint) | config_diff(_todays(there["measured"]), self.measured)
 
 
 def point_record(config: SweepConfig, point: Point, manifest_digest: str) -> PointRecord:
-    """What this point's figures depend on, here and now."""
+    """Record what this point's figures depend on, here and now."""
     job = config.job(point.model, point.plan)
     config_fingerprint, computes = resolve_config_fingerprint(job).fields, _computes(job)
     speed = config.speed.model_dump(mode="json")

@@ -122,7 +122,7 @@ SCHEMA = pa.schema([(field.name, _TYPES[str(field.type)]) for field in fields(Sw
 
 
 def read_results(uri: str) -> list[SweepRow]:
-    """What a sweep's folder holds; nothing where it is new."""
+    """Read what a sweep's folder holds; nothing where it is new."""
     path = f"{uri.rstrip('/')}/{FILE}"
     if not storage.exists(path):
         return []
@@ -133,7 +133,7 @@ def read_results(uri: str) -> list[SweepRow]:
 
 
 def take_over(found: Sequence[SweepRow], records: Mapping[Key, PointRecord], uri: str) -> list[SweepRow]:
-    """The rows that stand in a folder, each with what it depends on.
+    """Return the rows that a folder holds, each with what it depends on.
 
     Raises:
         RefusedError: a row that this sweep has not, or that was measured otherwise (names what differs).

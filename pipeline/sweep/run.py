@@ -71,7 +71,7 @@ def open_sweep(config: SweepConfig) -> Sweep:
 
 
 def run_sweep(config: SweepConfig, *, measure: Measure = measure_point) -> int:
-    """Measure what is missing; the same configuration goes on where it was stopped. The exit code.
+    """Measure what is missing, and return the exit code; the same configuration goes on where it was stopped.
 
     Args:
         config: the whole sweep.

@@ -32,12 +32,12 @@ _STYLE = {
 
 
 def plot_style() -> AbstractContextManager[None]:
-    """The project's style in place of the machine's `matplotlibrc`."""
+    """Put the project's style in place of the machine's `matplotlibrc`."""
     return style.context(["default", _STYLE])
 
 
 def svg_of(figure: Figure) -> str:
-    """The figure as a whole SVG file."""
+    """Render the figure as a whole SVG file."""
     buffer = io.StringIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the viewer's fonts draw the text
@@ -46,6 +46,6 @@ def svg_of(figure: Figure) -> str:
 
 
 def label(text: str, most: int = 60) -> str:
-    """A name that fits beside a plot, control characters spelled out."""
+    """Shorten a name so that it fits beside a plot, control characters spelled out."""
     text = " ".join(visible(text).split())
     return text if len(text) <= most else f"{text[: most - 1]}…"

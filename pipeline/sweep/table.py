@@ -8,7 +8,7 @@ from pipeline.sweep.results import COMPONENTS, SweepRow
 
 
 def markdown_table(rows: Sequence[SweepRow]) -> str:
-    """The layout of the paper's tables: a row a plan; tokens, quality, seconds by component, memory."""
+    """Render the layout of the paper's tables: a row a plan; tokens, quality, seconds by component, memory."""
     head = "| row | model | kept | quality | change [95 %] | top-1 agreement, KL | tower, prefill, decode vs whole | "
     lines = [head + "s an item | memory MiB |", "|---" * 9 + "|"]
     for row in rows:

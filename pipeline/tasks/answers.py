@@ -23,7 +23,7 @@ _EDGES = " \t\r\n.,!?;:'\"*"
 
 
 def option_letter(text: str, options: Sequence[str]) -> str | None:
-    """The letter of the option that a text names, or None.
+    """Read the letter of the option that a text names, or None.
 
     Tried in this order: a letter that stands first (``B``, ``(B)``, ``B. a cat``); the last letter after words such as
     "the answer is"; a text that is one option's words; the last bracketed letter; a letter at the end; the only option
@@ -56,7 +56,7 @@ def option_letter(text: str, options: Sequence[str]) -> str | None:
 
 
 def yes_no(text: str) -> str | None:
-    """``yes``, ``no`` or None.
+    """Read ``yes``, ``no`` or None.
 
     Source: MME's rule as in lmms-eval ``lmms_eval/tasks/mme/utils.py`` ``parse_pred_ans``: the whole text, one letter,
         or "yes" / "no" within the first four characters. Full stops are left out before.
@@ -68,12 +68,12 @@ def yes_no(text: str) -> str | None:
 
 
 def short_answer(text: str) -> str:
-    """The text on one line, without outer white space; what else is normalised belongs to the metric."""
+    """Put the text on one line, without outer white space; what else is normalised belongs to the metric."""
     return " ".join(text.split())
 
 
 def references_of(reference: str | None) -> tuple[str, ...]:
-    """The accepted answers a manifest's ``reference`` column holds: a JSON array of texts, else the text itself."""
+    """Read the accepted answers of a manifest's ``reference`` column: a JSON array of texts, else the text itself."""
     if reference is None:
         return ()
     if reference.startswith("["):
@@ -87,7 +87,7 @@ def references_of(reference: str | None) -> tuple[str, ...]:
 
 
 def lettered(options: Sequence[str]) -> str:
-    """One option a line: ``A. first``."""
+    """Write one option a line: ``A. first``."""
     return "\n".join(f"{letter}. {option}" for letter, option in zip(ascii_uppercase, options, strict=False))
 
 

@@ -32,20 +32,20 @@ class Task(ABC):
 
     @abstractmethod
     def prompt(self, item: MediaItem) -> str:
-        """The text the model is given with the item's media."""
+        """Word the text the model is given with the item's media."""
 
     @abstractmethod
     def parse(self, item: MediaItem, text: str) -> ParsedAnswer:
-        """The answer in the model's text, and its score against the item's reference where there is one."""
+        """Read the answer in the model's text, and score it against the item's reference where there is one."""
 
     def content(self, item: MediaItem, media: tuple[VisualInput, ...]) -> tuple[str | VisualInput, ...]:
-        """One user turn: the media, then the prompt."""
+        """Build one user turn: the media, then the prompt."""
         return (*media, self.prompt(item))
 
     def requests(self, item: MediaItem, media: tuple[VisualInput, ...]) -> list[tuple[str | VisualInput, ...]]:
-        """The user turns of one item, each a request of its own; one is begun when the one before has ended."""
+        """Build the user turns of one item, each a request of its own; one is begun when the one before has ended."""
         return [self.content(item, media)]
 
     def pages(self, loaded: LoadedItem, generations: Sequence[Generation]) -> tuple[dict[str, Any], ...] | None:
-        """The row's ``pages`` from the answers to `requests`; None where an item has no pages."""
+        """Make the row's ``pages`` of the answers to `requests`; None where an item has no pages."""
         return None

@@ -10,7 +10,7 @@ from pipeline.tasks.question import Question
 
 
 def build_task(config: TaskConfig) -> Task:
-    """The task a job's ``task`` section stands for."""
+    """Build the task a job's ``task`` section stands for."""
     if isinstance(config, CaptionConfig):
         return Caption(config.prompt)
     if isinstance(config, DocumentConfig):

@@ -107,7 +107,7 @@ class Document(Task):
 
 
 def pages_outcome(pages: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What a document's row says of its pages: ok, partial where some failed, failed where all did."""
+    """Say what a document's row says of its pages: ok, partial where some failed, failed where all did."""
     failed = [page for page in pages if page["status"] == "failed"]
     if not failed:
         return {}

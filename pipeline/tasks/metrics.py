@@ -14,12 +14,12 @@ from rapidfuzz.distance import Levenshtein
 
 
 def multiple_choice(answer: str, references: Sequence[str]) -> float:
-    """1 where the letter is the reference's letter, in any case."""
+    """Score 1 where the letter is the reference's letter, in any case."""
     return float(any(answer.strip().upper() == reference.strip().upper() for reference in references))
 
 
 def exact_match(answer: str, references: Sequence[str]) -> float:
-    """1 where answer and a reference are the same but for case, punctuation and white space.
+    """Score 1 where answer and a reference are the same but for case, punctuation and white space.
 
     Source: ``exact_match`` of lmms-eval ``lmms_eval/api/metrics.py`` (0.7.3) with ``ignore_case`` and
         ``ignore_punctuation``; here white space is also collapsed, and a number keeps its sign and its decimal point
@@ -29,7 +29,7 @@ def exact_match(answer: str, references: Sequence[str]) -> float:
 
 
 def vqa_accuracy(answer: str, references: Sequence[str]) -> float:
-    """Agreement with ten people's answers: the mean over leaving one out of min(1, others who agree / 3).
+    """Score agreement with ten people's answers: the mean over leaving one out of min(1, others who agree / 3).
 
     Answer and references are normalised: punctuation, articles, number words, contractions.
 
@@ -45,7 +45,7 @@ def vqa_accuracy(answer: str, references: Sequence[str]) -> float:
 
 
 def anls(answer: str, references: Sequence[str], *, threshold: float = 0.5) -> float:
-    """Normalised Levenshtein similarity to the nearest reference; 0 below the threshold.
+    """Score the normalised Levenshtein similarity to the nearest reference; 0 below the threshold.
 
     Case and runs of white space do not count.
 
@@ -61,7 +61,7 @@ def anls(answer: str, references: Sequence[str], *, threshold: float = 0.5) -> f
 
 
 def relaxed_accuracy(answer: str, references: Sequence[str]) -> float:
-    """1 where a number is within 5 % of the reference, or a text the same but for case.
+    """Score 1 where a number is within 5 % of the reference, or a text the same but for case.
 
     ``12%`` is 0.12. A reference of zero is compared as text, since no number is within 5 % of it.
 
@@ -72,7 +72,7 @@ def relaxed_accuracy(answer: str, references: Sequence[str]) -> float:
 
 
 def mmmu_open(answer: str, references: Sequence[str]) -> float:
-    """1 where a reference is found in what the answer comes to: its conclusions and the numbers in them.
+    """Score 1 where a reference is found in what the answer comes to: its conclusions and the numbers in them.
 
     Numbers are compared after rounding to two places; a text reference must occur in a conclusion.
 
@@ -141,7 +141,7 @@ _CONTRACTIONS = {
 
 
 def normalise_vqa(text: str) -> str:
-    """Lower case, without punctuation and articles; number words as digits, contractions with their apostrophe.
+    """Normalise: lower case, no punctuation and articles, number words as digits, contractions with apostrophe.
 
     Source: github.com/GT-Vision-Lab/VQA ``PythonEvaluationTools/vqaEvaluation/vqaEval.py`` and, with straight
         apostrophes and two more marks of punctuation, the EvalAI server's version (facebookresearch/mmf

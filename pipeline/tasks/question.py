@@ -52,14 +52,14 @@ class Question(Task):
 
 
 def metric_of(configured: str, of_item: str | None, options: Sequence[str] | None) -> str:
-    """The metric of an item: the configured one; under ``auto`` the manifest's, else by whether there are options."""
+    """Return an item's metric: the configured one; under ``auto`` the manifest's, else by whether there are options."""
     if configured != "auto":
         return configured
     return of_item or ("multiple_choice" if options else "exact_match")
 
 
 def reference_letter(reference: str, options: Sequence[str] | None) -> str | None:
-    """The letter a multiple-choice reference means: a letter, or an option's own words; None if neither."""
+    """Return the letter a reference means: a letter, or an option's own words; None if neither."""
     plain = reference.strip()
     if len(plain) == 1 and plain.upper() in ascii_uppercase[: len(options or ()) or _MAX_OPTIONS]:
         return plain.upper()
@@ -70,7 +70,7 @@ def reference_letter(reference: str, options: Sequence[str] | None) -> str | Non
 def question_problem(
     configured: str, *, prompt: str | None, options: Sequence[str] | None, reference: str | None, metric: str | None
 ) -> str | None:
-    """Why a manifest's row cannot be asked or scored; None where it can."""
+    """Say why a manifest's row cannot be asked or scored; None where it can."""
     if not prompt:
         return "no question; add a column `question`"
     if options and not 2 <= len(options) <= len(ascii_uppercase):

@@ -63,62 +63,62 @@ class Benchmark:
 
 
 def always(value: str) -> Callable[[Row], str]:
-    """The same for every row."""
+    """Read the same value from every row."""
     return lambda row: value
 
 
 def text_of(name: str) -> Callable[[Row], str | None]:
-    """A column as text; None where it is absent or empty of a value."""
+    """Return a column as text; None where it is absent or empty of a value."""
     return lambda row: None if row.get(name) is None else str(row[name])
 
 
 def id_in(name: str) -> Callable[[Row, int], Any]:
-    """The question's id stands in a column."""
+    """Read the question's id from a column."""
     return lambda row, place: row[name]
 
 
 def images(*names: str) -> Callable[[Row], list[Any]]:
-    """One image a column, as far as the row has them."""
+    """Read one image a column, as far as the row has them."""
     return lambda row: [row[name] for name in names if row.get(name) is not None]
 
 
 def video(name: str) -> Callable[[Row], list[Any]]:
-    """The name of a video."""
+    """Read the name of a video."""
     return lambda row: [row[name]]
 
 
 def question(post: str = "") -> Callable[[Row], str]:
-    """The question and what follows it."""
+    """Word the question and what follows it."""
     return lambda row: f"{row['question']}{post}"
 
 
 def choices(names: Sequence[str]) -> Callable[[Row], list[str]]:
-    """Options that stand in columns of their own; empty ones and ``N/A`` are no options."""
+    """Read options from columns of their own; empty ones and ``N/A`` are no options."""
     return lambda row: [str(row[n]) for n in names if str(row.get(n) or "nan") not in {"nan", "N/A"}]
 
 
 def listed(name: str) -> Callable[[Row], list[str]]:
-    """Options that stand in one column, as a list."""
+    """Read options from one column, as a list."""
     return lambda row: [str(option) for option in row[name]]
 
 
 def bare(name: str) -> Callable[[Row], list[str]]:
-    """Options that come with their letters: ``A. red`` becomes ``red``."""
+    """Read options that come with their letters: ``A. red`` becomes ``red``."""
     return lambda row: [re.sub(r"^\s*\(?[A-Z][.):]\s*", "", str(option)) for option in row[name]]
 
 
 def lettered_question(options: Callable[[Row], list[str]], post: str = LETTER) -> Callable[[Row], str]:
-    """The question, an option a line with its letter, and the instruction."""
+    """Word the question, an option a line with its letter, and the instruction."""
     return lambda row: f"{row['question']}\n{lettered(options(row))}{post}"
 
 
 def letter_at(name: str) -> Callable[[Row], str | None]:
-    """The letter of an index."""
+    """Read the letter of an index."""
     return lambda row: None if row.get(name) in (None, "") else ascii_uppercase[int(row[name])]
 
 
 def answers(name: str) -> Callable[[Row], list[str] | None]:
-    """Several accepted answers."""
+    """Read several accepted answers."""
     return lambda row: [str(value) for value in row[name]] if row.get(name) is not None else None
 
 
@@ -127,7 +127,7 @@ _MMBENCH_LETTERS = tuple("ABCDE")
 
 
 def mmbench_prompt(row: Row) -> str:
-    """Hint, question and options in MMBench's wording."""
+    """Word hint, question and options as MMBench does."""
     letters = [letter for letter in _MMBENCH_LETTERS if str(row.get(letter) or "nan") != "nan"]
     options = "\n".join(["There are several options:", *(f"{letter}. {row[letter]}" for letter in letters)])
     hint = "" if str(row.get("hint") or "nan") == "nan" else f"{row['hint']} "
@@ -136,7 +136,7 @@ def mmbench_prompt(row: Row) -> str:
 
 # MMMU
 def mmmu_options(row: Row) -> list[str] | None:
-    """MMMU's options, which its files carry as the text of a Python list; None for open questions."""
+    """Read MMMU's options, which its files carry as the text of a Python list; None for open questions."""
     if row["question_type"] != "multiple-choice":
         return None
     options = row["options"]
@@ -149,17 +149,17 @@ def _mmmu_question(row: Row) -> str:
 
 
 def mmmu_media(row: Row) -> list[Any]:
-    """The images that question or options mention, in order of their numbers."""
+    """Read the images that question or options mention, in order of their numbers."""
     return [row[f"image_{n}"] for n in sorted(set(re.findall(r"<image (\d+)>", _mmmu_question(row))))]
 
 
 def mmmu_prompt(row: Row) -> str:
-    """MMMU's question with the instruction for its type."""
+    """Word MMMU's question with the instruction for its type."""
     return f"{_mmmu_question(row)}\n{PHRASE if mmmu_options(row) is None else LETTER}"
 
 
 def mmmu_reference(row: Row) -> str | list[str] | None:
-    """A letter, an answer, or several that are accepted."""
+    """Read a letter, an answer, or several that are accepted."""
     answer = row.get("answer")
     if isinstance(answer, str) and answer.startswith("["):
         answer = ast.literal_eval(answer)
@@ -167,7 +167,7 @@ def mmmu_reference(row: Row) -> str | list[str] | None:
 
 
 def nextqa_options(row: Row) -> list[str]:
-    """The five options of NExT-QA."""
+    """Read the five options of NExT-QA."""
     return [str(row[f"a{n}"]).strip() for n in range(5)]
 
 
@@ -179,12 +179,12 @@ _VIDEOMME = (
 
 
 def videomme_prompt(row: Row, ending: str) -> str:
-    """Video-MME's question without subtitles."""
+    """Word Video-MME's question without subtitles."""
     return "\n".join([_VIDEOMME, str(row["question"]), *map(str, row["options"]), ending])
 
 
 def videomme_subtitles_prompt(row: Row) -> str:
-    """Video-MME's question after the subtitles in column ``subtitle``."""
+    """Word Video-MME's question after the subtitles in column ``subtitle``."""
     shown = subtitle_text(row["subtitle"]) if row["subtitle"] else "No subtitles available"
     return f"This video's subtitles are listed below: \n{shown}\n{videomme_prompt(row, 'The best answer is:')}"
 

@@ -17,7 +17,7 @@ Row = Mapping[str, Any]  # question_id, prompt, text, reference, fields of a res
 
 
 def judge_file(benchmark: str, rows: Sequence[Row]) -> Any:
-    """What the judge of a benchmark reads, as JSON types.
+    """Build what the judge of a benchmark reads, as JSON types.
 
     Args:
         benchmark: its name in `pipeline.evaluation.benchmarks.registry.BENCHMARKS`.

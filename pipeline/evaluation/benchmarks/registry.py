@@ -39,7 +39,7 @@ class ConvertedItem:
 
 
 def benchmark(name: str) -> Benchmark:
-    """The table's row of this name.
+    """Find the table's row of this name.
 
     Raises:
         InputError: there is none; names all.
@@ -75,7 +75,7 @@ def convert_rows(name: str, rows: Iterable[Row]) -> Iterator[ConvertedItem]:
 
 
 def group_by_medium(items: Iterable[ConvertedItem]) -> list[ConvertedItem]:
-    """All questions of a medium together, media and questions in the order they first came.
+    """Put all questions about one image or video together, media and questions in the order they first came.
 
     A run takes items in manifest order: neighbours on one medium can share what was loaded and encoded.
     """

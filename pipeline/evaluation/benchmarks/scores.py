@@ -16,7 +16,7 @@ MMBENCH_ROTATION = 1_000_000  # index of a question's n-th rotation: index + n *
 
 
 def category_mean(scores: Sequence[float], categories: Sequence[str]) -> float:
-    """The mean of the categories' means, whatever their sizes.
+    """Return the mean of the categories' means, whatever their sizes.
 
     Source: MMStar and MLVU in lmms-eval 0.7.3 ``lmms_eval/tasks/{mmstar,mlvu}/utils.py``.
     """
@@ -27,7 +27,7 @@ def category_mean(scores: Sequence[float], categories: Sequence[str]) -> float:
 
 
 def circular_accuracy(scores: Sequence[float], indexes: Sequence[int]) -> float:
-    """The share of questions that are right in every rotation of their options.
+    """Return the share of questions that are right in every rotation of their options.
 
     Source: MMBench's CircularEval (arXiv 2307.06281, section 4); ids as in lmms-eval 0.7.3
         ``lmms_eval/tasks/mmbench/mmbench_evals.py`` ``eval_result``.

@@ -10,7 +10,7 @@ _TAG = re.compile(r"<[^>]*>")
 
 
 def subtitle_text(srt: str, *, times_s: Sequence[float] | None = None) -> str:
-    """One cue a line, markup taken off.
+    """Return one cue a line, markup taken off.
 
     Args:
         srt: content of the file.
