@@ -81,7 +81,7 @@ def _add_retry(commands: Any) -> None:
         "anew; all other rows stay as they are"
     )
     command = _command(commands, "retry", _retry, text, exit_codes=EXIT_CODES)
-    command.add_argument("uri", metavar="RUN_URI", help="a run whose parts all stand")
+    command.add_argument("uri", metavar="RUN_URI", help="a run whose parts are all published")
     command.add_argument("--only", default="", metavar="TYPE,...", help="error types, such as store_error,load_timeout")
     command.add_argument(
         "--set",

@@ -40,7 +40,7 @@ def config_cli(description: str, run: Callable[[argparse.Namespace], int], argv:
 def job_parser(description: str) -> argparse.ArgumentParser:
     """Build the parser of a job: the flags of `common_parser`, and what only a job has."""
     parser = common_parser(description)
-    parser.add_argument("--estimate", type=int, metavar="N", help="as --dry-run; then run N media, estimate all items")
+    parser.add_argument("--estimate", type=int, metavar="N", help="a dry run; then run N media, and estimate all")
     parser.add_argument("--probe", type=int, help=argparse.SUPPRESS)  # its old name
     parser.add_argument("--budget", metavar="25USD|3h", help="begin nothing new once this is used up; resumable")
     parser.add_argument("--one-line", action="store_true", help="the summary in one line, for a cron mail")

@@ -56,7 +56,7 @@ class RunFigures:
         uri: the run folder.
         record: its ``run.json``.
         finished_at: when ``_RUN.json`` was written; None for an unfinished run.
-        totals: sums over the rows that stand.
+        totals: sums over the published rows.
         cost: over all sessions so far (`pipeline.runs.sessions.cost_record`).
         stages: seconds of the answered rows; empty where none was answered.
         samples, slowest, most_expensive: rows to show.
