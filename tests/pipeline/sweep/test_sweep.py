@@ -23,7 +23,7 @@ from illava.model_files import declare_random_weights
 from illava.plan import ReductionPlan
 from illava.token_counts import MediumShape, expected_counts
 from pipeline.config import load
-from pipeline.config.base import rows
+from pipeline.config.base import result_field
 from pipeline.config.load import load_as
 from pipeline.config.schema import JobConfig, SamplingConfig
 from pipeline.errors import ConfigError, RefusedError
@@ -122,13 +122,13 @@ def test_figures_of_another_configuration_are_refused(folder, onevision_folder) 
 class NextSampling(SamplingConfig):
     """As a later version may have it."""
 
-    repetition_penalty: float = rows(1.0, ge=1)
+    repetition_penalty: float = result_field(1.0, ge=1)
 
 
 class NextJob(JobConfig):
     """The job of a version with a key more."""
 
-    sampling: NextSampling = rows(NextSampling())
+    sampling: NextSampling = result_field(NextSampling())
 
 
 def next_version(monkeypatch) -> None:
