@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from tests.support.isolation import isolated_process
 from tests.support.models.onevision import make_onevision
+
+# Ray reads its token once a process and keeps it: one for all tests. Given none, it leaves one in the home folder.
+os.environ.setdefault("RAY_AUTH_TOKEN", "0" * 64)
 
 
 @pytest.fixture(autouse=True)

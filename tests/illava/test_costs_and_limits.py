@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_decoder import config, make_prompt, plan_of, run_prefill, video_runs
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -26,6 +25,7 @@ from illava.reduction.vision import VisionReduction
 from illava.tokens import Assignment
 from illava.visual_tokens import Run
 from tests.support.closeness import assert_close
+from tests.support.models.tiny_decoder import config, make_prompt, plan_of, run_prefill, video_runs
 
 SCORES = ["paper", "released", "causal_normalised"]
 VISION = {"stage": "vision_block", "layers": [2, 3, 4, 5], "reducer": {"kind": "illava", "num_merged": 6}}

@@ -194,7 +194,7 @@ def test_results_are_loaded_as_the_docs_say_of_one_version_or_of_two(folder, tmp
 
 def test_the_readmes_pandas_line_shows_the_columns_of_all_versions(folder) -> None:
     line = 'pandas.concat(map(pandas.read_parquet, sorted(glob.glob(f"{RUN}/data/*.parquet"))))'
-    assert line in (ROOT / "README.md").read_text()
+    assert line in (ROOT / "docs" / "operations.md").read_text()
     rows = eval(line, {"pandas": pandas, "glob": glob, "RUN": folder})
     assert (len(rows), rows.item_id.is_unique) == (23, True)
     newer = {"words_s"} & set(pa.unify_schemas([pq.read_schema(part) for part in glob.glob(f"{folder}/data/*")]).names)

@@ -20,10 +20,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(*arguments: str, cwd: Path = ROOT, options: tuple[str, ...] = (), **environment: str):
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
     return subprocess.run(
         [sys.executable, *options, *arguments],
         cwd=cwd,
-        env={**os.environ, **environment},
+        env={**inherited, **environment},
         capture_output=True,
         text=True,
         check=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import random
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from illava.attention import packed as attention
 from illava.attention.backend import kernels_on
 
 _NUM_THREADS = torch.get_num_threads()
+_CSV_FIELD_CHARS = csv.field_size_limit()
 # They keep what was read from the environment or tried on the device; all other caches hold what depends on nothing.
 _CACHES = (kernels_on, attention._varlen_arguments)
 
@@ -37,6 +39,7 @@ def isolated_process() -> Iterator[None]:
         torch.set_num_threads(_NUM_THREADS)
         torch.set_default_dtype(torch.float32)
         torch.set_grad_enabled(True)
+        csv.field_size_limit(_CSV_FIELD_CHARS)
         os.chdir(folder)
         for name in os.environ.keys() - environment.keys():
             del os.environ[name]

@@ -4,30 +4,20 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2ForCausalLM
 
 from illava.decoder.decoder import Decoder
-from illava.decoder.kv_cache import PagedCache
-from illava.decoder.prefill import PrefillRun, prefill
-from illava.engine.prompt import Prompt, pack
+from illava.decoder.prefill import PrefillRun
+from illava.engine.prompt import pack
 from illava.errors import ModelLoadError, PlanError
-from illava.plan import EMPTY_PLAN, ReductionPlan, ReductionStep
+from illava.plan import EMPTY_PLAN, ReductionPlan
 from illava.reducers.base import Reducer
 from illava.tokens import prune
 from illava.visual_tokens import Run
 from tests.support.closeness import assert_close
+from tests.support.models.tiny_decoder import TEXT, config, make_prompt, plan_of, run_prefill, video_runs
 
 pytestmark = pytest.mark.numeric
-
-TEXT = Run(3)
-
-
-def config(**changes):
-    base = dict(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=256,
-    )  # fmt: skip
-    return Qwen2Config(**{**base, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -44,40 +34,6 @@ def model():
 @pytest.fixture(scope="module")
 def decoder(model):
     return Decoder(model.model, model.lm_head)
-
-
-def make_prompt(runs, *, seed=0, width=32):
-    generator = torch.Generator().manual_seed(seed)
-    place = []
-    for run in runs:
-        place += [[run.visual, run.frame, 0, n] if run.visual >= 0 else [-1] * 4 for n in range(run.length)]
-    length = sum(run.length for run in runs)
-    return Prompt(
-        torch.randn(length, width, generator=generator),
-        torch.arange(length)[None],
-        torch.tensor(place),
-        torch.rand(length, generator=generator),
-        tuple(runs),
-        torch.tensor([length]),
-    )
-
-
-def video_runs(num_frames=3, per_frame=4):
-    frames = [Run(per_frame, 0, 1, frame) for frame in range(num_frames)]
-    return (TEXT, *frames, Run(1, 0, 1, -1), Run(5))
-
-
-def run_prefill(decoder, prompts, plan=EMPTY_PLAN, *, block_size=4, **options):
-    cache = PagedCache(
-        num_layers=decoder.num_layers, num_kv_heads=decoder.num_kv_heads, head_dim=decoder.head_dim,
-        num_blocks=400, block_size=block_size, dtype=torch.float32, device=torch.device("cpu"),
-    )  # fmt: skip
-    for row, prompt in enumerate(prompts):
-        cache.admit(row, [prompt.num_tokens + 8] * decoder.num_layers)
-    zeros = [[0] * decoder.num_layers] * len(prompts)
-    blocks = cache.batch(range(len(prompts)), zeros)
-    done = prefill(decoder, pack(prompts), plan, cache, blocks, seeds=[7] * len(prompts), **options)
-    return done, cache
 
 
 @torch.inference_mode()
@@ -105,11 +61,6 @@ class KeepIndices(Reducer):
             kept, start = kept + own, start + n
             lengths.append(len(own))
         return prune(torch.tensor(kept), tuple(lengths), start)
-
-
-def plan_of(*steps):
-    made = [ReductionStep.model_construct(stage=s, layers=layers, reducer=reducer) for s, layers, reducer in steps]
-    return ReductionPlan.model_construct(layout="geometric", steps=tuple(made))
 
 
 def illava_plan(layer=2, **fields):

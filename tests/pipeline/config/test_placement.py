@@ -193,8 +193,7 @@ def gpu_cluster():
     import ray
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", f"{ROOT}:{ROOT}/tests")
-        patch.setenv("RAY_AUTH_TOKEN", "0" * 64)  # given none, Ray leaves one in the home folder
+        patch.setenv("PYTHONPATH", str(ROOT))
         ray.init(address="local", num_cpus=4, num_gpus=1, include_dashboard=False, _node_ip_address="127.0.0.1")
         yield ray
         ray.shutdown()

@@ -52,7 +52,8 @@ def numbers(decoded):
 
 def own_children():
     """Decoder processes of this process; other fixtures may have started other things."""
-    return [child for child in psutil.Process().children() if "pipeline.loading.sandbox.server" in child.cmdline()]
+    alive = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    return [child for child in alive if "pipeline.loading.sandbox.server" in child.cmdline()]
 
 
 def is_gone(pid, *, within_s=10.0):
