@@ -257,6 +257,16 @@ def test_nobody_is_told_to_type_a_former_name() -> None:
     assert found == []
 
 
+def test_no_page_shows_a_former_identifier() -> None:
+    """In backticks; of the words that are former ones everywhere."""
+    found = []
+    for path in (path for path in texts() if path.suffix == ".md"):
+        spans = re.findall(r"`([^`\n]+)`", path.read_text("utf-8"))
+        old = {word for span in spans for word in re.findall(r"\w+", span)} & WORDS[CODE].keys()
+        found += [f"{path.relative_to(ROOT)}: {word} is called {WORDS[CODE][word]}" for word in sorted(old)]
+    assert found == []
+
+
 def texts() -> list[Path]:
     kinds = {".py", ".md", ".yaml", ".yml", ".toml", ".jinja", ".json", ""}
     paths = [path for top in TEXTS for path in ([ROOT / top] if (ROOT / top).is_file() else (ROOT / top).rglob("*"))]
