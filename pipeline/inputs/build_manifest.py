@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from pipeline.config.schema import DocumentConfig, JobConfig, QuestionConfig
 from pipeline.errors import ConfigError, InputError, ItemError
-from pipeline.inputs.columns import join_relative, kinds_of, refuse_duplicates, refuse_unsafe
+from pipeline.inputs.columns import join_relative, kinds_of, refuse_duplicates, refuse_unsafe, row_kinds
 from pipeline.inputs.manifest import FIELD_PREFIX, Manifest, freeze
 from pipeline.inputs.manifest_file import UserTable, parse_manifest_file, text_or_null, texts_column
 from pipeline.records import MediaKind
@@ -28,6 +28,10 @@ from pipeline.tasks.question import question_problem
 
 _ALIASES = {"item_id": "id", "prompt": "question"}
 _TEXT_COLUMNS = ("prompt", "question_id", "reference", "category")
+_FOR_LISTS = {
+    "uri": "name it `uris`, or give one address a row",
+    "reference": "write several accepted answers as the text of one JSON array",
+}
 
 
 def build_manifest(config: JobConfig, *, done_ids: Sequence[str] | None = None) -> Manifest:
@@ -126,7 +130,7 @@ def _from_file(config: JobConfig, uri: str) -> dict[str, Any]:
     lists = pa.chunked_array([pa.ListArray.from_arrays(_offsets(counts), flat.combine_chunks())])
     columns = {"uris": lists, "media_kind": kinds, **source.objects(counts)}
     for name in _TEXT_COLUMNS:
-        if (column := source.take(name)) is not None:
+        if (column := source.take_text(name)) is not None:
             columns[name] = text_or_null(column)
     columns["options"] = source.take_texts("options")
     if isinstance(config.task, QuestionConfig):
@@ -157,6 +161,17 @@ class _InputColumns:
         column = self._left.pop(name, None)
         return self._left.pop(alias, None) if column is None and alias else column
 
+    def take_text(self, name: str) -> pa.ChunkedArray | None:
+        """A column of one text a row, or its alias."""
+        column = self.take(name)
+        self._require_text(name, column)
+        return column
+
+    def _require_text(self, name: str, column: pa.ChunkedArray | None) -> None:
+        if column is not None and not pa.types.is_string(column.type):
+            remedy = _FOR_LISTS.get(name, "give one text a row")
+            raise InputError(f"manifest {self._uri}: column `{name}` holds lists; {remedy}")
+
     def take_texts(self, name: str) -> pa.ChunkedArray | None:
         """A column of lists of text."""
         column = self.take(name)
@@ -167,7 +182,7 @@ class _InputColumns:
 
     def uris(self) -> tuple[pa.ChunkedArray, list[int]]:
         """All URIs end to end, and how many each row has."""
-        single, several = self._left.pop("uri", None), self.take_texts("uris")
+        single, several = self.take_text("uri"), self.take_texts("uris")
         if single is not None and several is None:
             empty = pc.fill_null(pc.equal(single, ""), True)
             counts, flat = [1] * len(single), single
@@ -188,8 +203,8 @@ class _InputColumns:
         """The media kind of each row: as given, else by extension."""
         guessed = kinds_of(flat).to_pylist()
         if len(guessed) != len(counts):
-            guessed = _row_kinds(guessed, counts)
-        given = self.take("media_kind")
+            guessed = row_kinds(guessed, counts)
+        given = self.take_text("media_kind")
         if given is not None:
             guessed = [x or y for x, y in zip(text_or_null(given).to_pylist(), guessed, strict=True)]
         unknown = [row for row, kind in enumerate(guessed) if kind not in get_args(MediaKind)]
@@ -204,7 +219,7 @@ class _InputColumns:
         """Sizes and entity tags: from columns `size` and `etag` beside a single `uri`, else unknown."""
         given = {"size": None, "etag": None}
         if "uri" in self._user.columns:
-            given = {name: self._left.pop(name, None) for name in given}
+            given = {name: self.take_text(name) for name in given}
         total = sum(counts)
         sizes: pa.ChunkedArray = pa.chunked_array([pa.array([-1] * total, pa.int64())])
         etags: pa.ChunkedArray = pa.chunked_array([pa.array([""] * total, pa.string())])
@@ -224,6 +239,7 @@ class _InputColumns:
 
     def check_questions(self, metric: str, columns: dict[str, Any]) -> None:
         """Refuse rows that cannot be asked or scored."""
+        self._require_text("metric", self._left.get("metric"))
         given = (*(columns.get(name) for name in ("prompt", "options", "reference")), self._left.get("metric"))
         none = [None] * len(self._user.lines)
         lists = [none if column is None else column.to_pylist() for column in given]
@@ -237,7 +253,7 @@ class _InputColumns:
 
     def item_ids(self, columns: dict[str, Any]) -> pa.ChunkedArray:
         """The user's ids, or hashes of URIs, sizes, etags and question."""
-        given = self.take("item_id")
+        given = self.take_text("item_id")
         if given is not None:
             empty = [n for n, x in enumerate(pc.fill_null(pc.equal(given, ""), True).to_pylist()) if x]
             if empty:
@@ -256,18 +272,6 @@ class _InputColumns:
             name: column if pa.types.is_string(column.type) else _texts_as_json(column)
             for name, column in self._left.items()
         }
-
-
-def _row_kinds(kinds: list[str | None], counts: list[int]) -> list[str | None]:
-    """Kinds of objects to kinds of rows: several images are ``images``."""
-    rows: list[str | None] = []
-    start = 0
-    for count in counts:
-        of_row = kinds[start : start + count]
-        start += count
-        same = of_row[0] if len(set(of_row)) == 1 else None
-        rows.append("images" if same == "image" and count > 1 else same)
-    return rows
 
 
 def _hash_ids(uris: Any, sizes: Any, etags: Any, asked: Any) -> pa.ChunkedArray:

@@ -64,6 +64,18 @@ def _why(uri: str, local: bool, roots: Sequence[str]) -> str:
     return f"{where}: {printable(uri)}; set input.uri to the folder that holds the media (now allowed: {allowed})"
 
 
+def row_kinds(kinds: Sequence[str | None], counts: Sequence[int]) -> list[str | None]:
+    """Kinds of objects to kinds of rows, each of so many objects: several images are ``images``."""
+    rows: list[str | None] = []
+    start = 0
+    for count in counts:
+        of_row = kinds[start : start + count]
+        start += count
+        same = of_row[0] if len(set(of_row)) == 1 else None
+        rows.append("images" if same == "image" and count > 1 else same)
+    return rows
+
+
 def refuse_duplicates(ids: pa.ChunkedArray, refuse: Refuse) -> None:
     """Refuse ids that occur more than once, naming all their rows."""
     counted = pc.value_counts(ids)

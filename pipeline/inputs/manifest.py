@@ -130,7 +130,7 @@ def read_manifest(data: bytes) -> Manifest:
     """
     try:
         table = read_table(data)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         raise InputError(f"the frozen manifest cannot be read: {error}") from error
     have = set(table.column_names)
     missing = [

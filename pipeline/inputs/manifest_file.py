@@ -64,9 +64,15 @@ def parse_manifest_file(name: str, data: bytes) -> UserTable:
 def _parse_parquet(name: str, data: bytes) -> UserTable:
     try:
         table = read_table(data)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         raise InputError(f"manifest {name}: not a readable Parquet file: {error}") from error
-    columns = {column: _as_text(table[column]) for column in table.column_names}
+    columns = {}
+    for column in table.column_names:
+        try:
+            columns[column] = _as_text(table[column])
+        except pa.ArrowException as error:
+            kind = table[column].type
+            raise InputError(f"manifest {name}, column {column!r}: {kind} cannot be read as text: {error}") from error
     return UserTable(columns, range(1, table.num_rows + 1), "row")
 
 

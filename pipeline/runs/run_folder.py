@@ -6,8 +6,10 @@ Opening, resuming and finishing a run stand in `pipeline.runs.run`, the reading 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.config.schema import JobConfig
 from pipeline.errors import RefusedError
@@ -18,6 +20,7 @@ from pipeline.runs.run_record import read_run_file
 from pipeline.storage import storage
 
 FINISHED_FILE = "_RUN.json"
+_WRITE_AGAIN = "Delete it and run the job's own command again, which writes it anew"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,22 @@ class Run:
 def is_finished(run_uri: str) -> bool:
     """Whether the run has its ``_RUN.json``."""
     return storage.exists(storage.join(run_uri, FINISHED_FILE))
+
+
+def read_finished(run_uri: str) -> dict[str, Any]:
+    """The content of ``_RUN.json``.
+
+    Raises:
+        RefusedError: it is damaged.
+    """
+    uri = storage.join(run_uri, FINISHED_FILE)
+    try:
+        found = json.loads(storage.read(uri))
+    except ValueError as error:
+        raise RefusedError(f"{uri} is not JSON ({error}): it was damaged. {_WRITE_AGAIN}") from error
+    if not isinstance(found, dict):
+        raise RefusedError(f"{uri} holds a {type(found).__name__}, not a JSON object: it was damaged. {_WRITE_AGAIN}")
+    return found
 
 
 def read_frozen_manifest(run_uri: str, digest: str) -> Manifest:

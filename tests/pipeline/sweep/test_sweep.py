@@ -23,7 +23,7 @@ from illava.model_files import declare_random_weights
 from illava.plan import ReductionPlan
 from illava.token_counts import MediumShape, expected_counts
 from pipeline.config import load
-from pipeline.config.base import rows
+from pipeline.config.base import result_field
 from pipeline.config.load import load_as
 from pipeline.config.schema import JobConfig, SamplingConfig
 from pipeline.errors import ConfigError, RefusedError
@@ -31,7 +31,7 @@ from pipeline.sweep.command import sweep_cli
 from pipeline.sweep.config import RowConfig, SweepConfig, expand_row
 from pipeline.sweep.measure import measure_point
 from pipeline.sweep.picture import draw_sweep, sweep_figure
-from pipeline.sweep.results import SweepRow, read_results, write_results
+from pipeline.sweep.results import FILE, SweepRow, read_results, write_results
 from pipeline.sweep.run import open_sweep, run_sweep
 from pipeline.sweep.svg import plot_style
 from pipeline.sweep.table import markdown_table
@@ -122,13 +122,13 @@ def test_figures_of_another_configuration_are_refused(folder, onevision_folder) 
 class NextSampling(SamplingConfig):
     """As a later version may have it."""
 
-    repetition_penalty: float = rows(1.0, ge=1)
+    repetition_penalty: float = result_field(1.0, ge=1)
 
 
 class NextJob(JobConfig):
     """The job of a version with a key more."""
 
-    sampling: NextSampling = rows(NextSampling())
+    sampling: NextSampling = result_field(NextSampling())
 
 
 def next_version(monkeypatch) -> None:
@@ -172,6 +172,12 @@ def test_the_first_sweeps_without_that_column_go_on(folder, onevision_folder, mo
     pq.write_table(pq.read_table(path).append_column("later", [[1, 2, 3]]), path)
     with pytest.raises(RefusedError, match="has other columns than this version writes"):
         open_sweep(config)
+
+
+def test_damaged_results_are_told_with_what_to_do(tmp_path) -> None:
+    (tmp_path / FILE).write_bytes(b"no Parquet")
+    with pytest.raises(RefusedError, match=r"sweep\.parquet is no readable Parquet file .* name another output\.uri"):
+        read_results(str(tmp_path))
 
 
 def test_random_weights_are_for_speed_only(folder, onevision_folder) -> None:
