@@ -90,8 +90,8 @@ def run_null(num_items: int, folder: Path, *, num_readers: int) -> dict[str, Any
     with MemorySamples() as memory:
         summary = run_job(config, worker_factory=null_worker, loader_factory=null_loader)
     wall_s, cpu_s = time.time() - began_s, time.process_time() - began_cpu_s
-    if summary.exit_code or summary.tally.num_rows != num_items:
-        raise SystemExit(f"the run ended with {summary.exit_code} and {summary.tally.num_rows} rows of {num_items}")
+    if summary.exit_code or summary.stats.num_rows != num_items:
+        raise SystemExit(f"the run ended with {summary.exit_code} and {summary.stats.num_rows} rows of {num_items}")
     published_s = sorted(part.stat().st_mtime for part in Path(config.output.uri, "data").glob("part-*"))
     per_part = config.output.items_per_shard
     steady_s = published_s[-1] - published_s[0]

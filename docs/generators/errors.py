@@ -59,7 +59,7 @@ ROWS: dict[str, Words] = {
     ),
     "unsupported_media": Words(
         "A container, codec or picture format that is not read.",
-        "GIF, HEIC, raw formats; a codec without a decoder; frames that change their size midway; slanted rotation.",
+        "GIF, HEIC, raw formats; a codec without a decoder; frames that change their size midway; skewed rotation.",
         "Convert the file, for instance to H.264 in mp4 or to PNG.",
     ),
     "no_video_stream": Words(

@@ -11,9 +11,9 @@ from pipeline.execution.ray.actor_pool import (
     ActorPoolAutoscaler,
     CircuitBreaker,
     PoolState,
-    ReaderSlot,
+    ReaderHandle,
     ScaleDecision,
-    VLMSlot,
+    VLMHandle,
 )
 
 NOTHING = ScaleDecision()
@@ -74,10 +74,14 @@ def test_work_starts_on_any_cluster_with_two_places_whoever_is_placed_first(plac
 
 
 def test_a_pool_is_counted_from_its_slots() -> None:
-    started, placed = VLMSlot("a", None, placed=True, started=True), VLMSlot("b", None, placed=True)
-    assert PoolState.of([started, placed, VLMSlot("c", None)], 4) == PoolState(2, 1, 4, num_started=1)
-    busy = ReaderSlot(None, placed=True, started=True, queue=[object()])
-    assert [slot.releasable for slot in (busy, ReaderSlot(None, placed=True), ReaderSlot(None))] == [False, True, False]
+    started, placed = VLMHandle("a", None, placed=True, started=True), VLMHandle("b", None, placed=True)
+    assert PoolState.of([started, placed, VLMHandle("c", None)], 4) == PoolState(2, 1, 4, num_started=1)
+    busy = ReaderHandle(None, placed=True, started=True, queue=[object()])
+    assert [handle.releasable for handle in (busy, ReaderHandle(None, placed=True), ReaderHandle(None))] == [
+        False,
+        True,
+        False,
+    ]
 
 
 def test_too_few_actors_are_said_now_and_then_and_end_the_job_when_it_lasts() -> None:

@@ -44,7 +44,7 @@ def test_every_item_once_and_the_same_command_again_recomputes_nothing(tmp_path)
         raise AssertionError("a finished run needs no model")
 
     again = run_job(config, worker_factory=no_worker)
-    assert (again.exit_code, again.tally.num_rows, again.num_done_before) == (0, 0, 21)
+    assert (again.exit_code, again.stats.num_rows, again.num_done_before) == (0, 0, 21)
     assert "nothing to do, all 21 items have their rows" in render_summary(again)
     assert parts == {part: part.stat().st_mtime_ns for part in Path(tmp_path, "out", "data").iterdir()}
 

@@ -123,7 +123,7 @@ def test_random_faults_lose_nothing_and_double_nothing(seed: int, per_medium: in
             scheduler.payloads_lost(given)
         held = list(scheduler._running[worker])
         if held and draw.random() < 0.07:
-            draw.choice([scheduler.worker_lost, scheduler.worker_lost, scheduler.worker_dismissed])(worker)
+            draw.choice([scheduler.worker_lost, scheduler.worker_lost, scheduler.worker_released])(worker)
             workers[workers.index(worker)] = f"{worker}'"
         elif held:
             scheduler.finished(worker, Row(draw.choice(held)))
@@ -163,8 +163,8 @@ def test_so_many_go_together_and_no_more_and_another_version_is_another_medium()
     one, same, newer = (
         MediaItem(str(n), ("0.mp4",), "video", (1,), (etag,)) for n, etag in enumerate(("old", "old", "new"))
     )
-    assert Lease(one, 0).asks_about_media_of(Lease(same, 0))
-    assert not Lease(one, 0).asks_about_media_of(Lease(newer, 0))
+    assert Lease(one, 0).has_same_media_as(Lease(same, 0))
+    assert not Lease(one, 0).has_same_media_as(Lease(newer, 0))
 
 
 def test_a_failed_load_is_each_items_own_failed_row_after_its_own_tries() -> None:

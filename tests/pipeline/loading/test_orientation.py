@@ -37,8 +37,8 @@ def test_zeros_turn_nothing():
     assert orientation_of((0,) * 9) == Orientation()
 
 
-@pytest.mark.parametrize("slanted", [(0.7, 0.7, -0.7, 0.7), (1, 0.2, 0, 1), (1, 0, 0, 0), (1, 1, 1, 1), (0, 1, 0, 1)])
+@pytest.mark.parametrize("skewed", [(0.7, 0.7, -0.7, 0.7), (1, 0.2, 0, 1), (1, 0, 0, 0), (1, 1, 1, 1), (0, 1, 0, 1)])
 def test_what_is_no_quarter_turn_is_refused(skewed):
-    with pytest.raises(ItemError, match="slanted") as caught:
+    with pytest.raises(ItemError, match="skewed") as caught:
         orientation_of(matrix(*skewed))
     assert caught.value.error_type == "unsupported_media"

@@ -85,7 +85,7 @@ def statuses(name: str) -> list[str]:
 def test_a_finished_run_is_read_as_ever_and_has_nothing_left_to_do(folder) -> None:
     before = parts("finished")
     summary = run_job(job("finished"))
-    assert (summary.exit_code, summary.num_done_before, summary.tally.num_rows) == (3, 6, 0)
+    assert (summary.exit_code, summary.num_done_before, summary.stats.num_rows) == (3, 6, 0)
     assert parts("finished") == before
     assert violations("finished") == []
     status = run_status("finished")
@@ -100,7 +100,7 @@ def test_a_finished_run_is_read_as_ever_and_has_nothing_left_to_do(folder) -> No
 def test_an_interrupted_run_resumes_behind_its_published_part(folder) -> None:
     before = parts("interrupted")
     summary = run_job(job("interrupted"))
-    assert (summary.num_done_before, summary.tally.num_rows) == (3, 3)
+    assert (summary.num_done_before, summary.stats.num_rows) == (3, 3)
     after = parts("interrupted")
     assert after.keys() - before.keys() == {"part-00001.parquet"}
     assert after.items() >= before.items()
@@ -124,7 +124,7 @@ def test_failed_rows_are_retried_and_the_others_kept(folder, name, num_retried, 
     kept = [row for row in read_rows(name) if row["status"] != "failed"]
     attempt = 2 if name == "retrying" else read_run_file(name)["attempt"] + 1
     summary = continue_run(begin_retry(name))
-    assert summary.tally.num_rows == num_retried
+    assert summary.stats.num_rows == num_retried
     assert statuses(name) == healed
     assert [row for row in read_rows(name) if row["item_id"] in {one["item_id"] for one in kept}] == kept
     assert read_run_file(name)["attempt"] == attempt
@@ -247,7 +247,7 @@ def test_another_release_resumes_retries_and_compares_as_the_same(folder, monkey
     monkeypatch.setattr(config_fingerprint, "_version", (VERSIONS | {"illava": "9.9"}).get)
     monkeypatch.setattr(sessions, "__version__", "9.9")
     assert run_job(job("interrupted")).num_done_before == 3
-    assert continue_run(begin_retry("finished")).tally.num_rows == 2
+    assert continue_run(begin_retry("finished")).stats.num_rows == 2
     assert violations("interrupted") == violations("finished") == []
     assert {json.loads(path.read_text()).get("illava_version") for path in Path("finished", "sessions").iterdir()} == {
         None,

@@ -89,7 +89,7 @@ def test_only_failed_rows_are_computed_and_all_others_stay_as_they_are_free_colu
     before, parts = read_rows(finished), part_bytes(finished)
     summary, loaded = retry(finished)
     assert loaded == ["item-13", "item-17", "item-2"]
-    assert (summary.exit_code, summary.tally.num_rows, summary.num_done_before) == (0, 3, 27)
+    assert (summary.exit_code, summary.stats.num_rows, summary.num_done_before) == (0, 3, 27)
     after = read_rows(finished)
     assert list(map(fixed, after)) == whole_rows
     changed = [new["item_id"] for old, new in zip(before, after, strict=True) if old != new]

@@ -124,11 +124,11 @@ def test_the_summary_says_what_was_written_and_that_no_prices_are_set(tmp_path) 
 )
 def test_the_example_is_one_printable_line(tmp_path, texts, shown) -> None:
     summary = run(job_config(tmp_path / "out", numbered_items(tmp_path, 1)))
-    tally = RunStats()
+    stats = RunStats()
     for name, text in zip("ab", texts, strict=False):
-        tally.add(replace(fake_row(tmp_path), uri=f"s3://bucket/{name}.mp4", text=text))
+        stats.add(replace(fake_row(tmp_path), uri=f"s3://bucket/{name}.mp4", text=text))
     [line] = [
-        line for line in render_summary(replace(summary, tally=tally)).splitlines() if line.startswith("  example")
+        line for line in render_summary(replace(summary, stats=stats)).splitlines() if line.startswith("  example")
     ]
     assert line.endswith(shown)
 

@@ -156,7 +156,7 @@ BROKEN = [
     AwkwardFile("audio-only.mp4", write_audio_only, "no_video_stream"),
     AwkwardFile("cover-only.mp4", write_cover_only, "no_video_stream"),
     AwkwardFile("encrypted.mp4", clip(container_options=CENC), "corrupt_media", says="cannot be decoded"),
-    AwkwardFile("slanted.mp4", clip(rotation=45), "unsupported_media", says="slanted"),
+    AwkwardFile("skewed.mp4", clip(rotation=45), "unsupported_media", says="skewed"),
     AwkwardFile("sizes-in-one-stream.ts", write_two_sizes, "unsupported_media", says="changes its frame size"),
     *(
         AwkwardFile(

@@ -111,9 +111,9 @@ def main(names: list[str], versions: dict[str, str]) -> dict:
     said["verified"]["before"] = {name: [str(one) for one in verify_run(name)] for name in names}
     said["resumed"] = run_job(job("interrupted")).num_done_before
     summaries = [continue_run(begin_retry(name)) for name in ("finished", "retrying", "documents")]
-    said["retried"] = [summary.tally.num_rows for summary in summaries]
+    said["retried"] = [summary.stats.num_rows for summary in summaries]
     os.remove("questions_merged/data/part-00000.parquet")  # its rows are made again, under the plan's digest of then
-    said["merged_again"] = run_job(job("questions_merged")).tally.num_rows
+    said["merged_again"] = run_job(job("questions_merged")).stats.num_rows
     for name in names:
         said["rows"][name] = stored(name)
         said["verified"][name] = [str(one) for one in verify_run(name)]
