@@ -1,4 +1,4 @@
-"""The line that names the bottleneck: a verdict on where items are, and the real scheduler's account of that."""
+"""Tests the line that names the bottleneck: the verdict on where items are, and the real scheduler's queue depths."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ IDLE = QueueDepths(num_loading=0, num_loaded=0, num_running=0, num_unpublished=0
         ({"num_unpublished": 3}, "store"),
         ({"num_loading": 1, "num_unpublished": 3}, "readers"),
         ({}, None),
-        ({"num_loading": 4, "capacity": None}, None),  # the local executor: one process takes turns
+        ({"num_loading": 4, "capacity": None}, None),  # the local executor: one process alternates
     ],
 )
 def test_where_the_items_are_names_what_holds_them_up(depths, limit) -> None:

@@ -1,4 +1,4 @@
-"""Seconds of a row on the driver's clock, made with clocks of our own that differ from host to host."""
+"""Tests a row's seconds on the driver's clock, with clocks of our own that differ from host to host."""
 
 from __future__ import annotations
 
@@ -93,12 +93,13 @@ def test_time_that_no_stage_measured_shows_as_a_difference(clock, rows) -> None:
 
 @dataclass(frozen=True)
 class Way:
-    """What an item goes through, in seconds.
+    """Describes what an item goes through, in seconds.
 
     Attributes:
-        waits_s: before the load, loaded, in the mailbox, in the call that brings its row, and until that is seen.
-        with_the_dead_s: in workers that died of another item.
-        requests: what passes before each and after its failure; what the engine counts; whether it fails.
+        waits_s: waits before the load, after it, in the mailbox, in the call that brings the row, and until the driver
+            sees the row.
+        with_the_dead_s: time in workers that died of another item.
+        requests: time before each request and after its failure; the engine's seconds; whether the request fails.
         shares_load: a neighbour's load brought its media.
         skew_s: the worker's clock, less the driver's.
     """

@@ -1,4 +1,4 @@
-"""Whole runs in one process: real inputs, storage, decoders and sink; a model that reads barcodes."""
+"""Tests whole runs in one process: real inputs, storage, decoders and sink; a model that reads barcodes."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_known_sleep_appears_in_its_stage_only_and_stages_sum_to_the_latency(t
         assert total == pytest.approx(row["latency_s"], rel=0.02)
 
 
-def test_awkward_files_are_rows_with_named_errors_and_neighbours_are_unharmed(tmp_path) -> None:
+def test_adversarial_files_are_rows_with_named_errors_and_neighbours_are_unharmed(tmp_path) -> None:
     media = tmp_path / "media"
     media.mkdir()
     for value in (101, 102):

@@ -1,4 +1,4 @@
-"""The scheduling core alone: what is loaded, what goes to whom, when a shard is complete. No Ray, no model."""
+"""Tests the scheduler alone: what is loaded, what goes to whom, when a shard is complete. No Ray, no model."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_neighbours_on_one_medium_are_one_load_and_go_to_one_worker() -> None:
         lease.payload = lease.item.uris
         scheduler.loaded(lease, 7)
     given = scheduler.assign("a", 1)
-    assert given == list(first.group), "all of them, though there is room for one"
+    assert given == list(first.group), "all of them, though the capacity is one"
     assert {lease.payload for lease in given} == {("0.mp4",)}
     assert [lease.item.item_id for lease in scheduler.assign("b", 1)] == ["i0003", "i0004", "i0005"]
     for n in (0, 1, 2):

@@ -1,4 +1,4 @@
-"""The scheduling core when readers, workers and media are lost: who is tried again, who alone, who is blamed."""
+"""Tests the scheduler when readers, workers and media are lost: who is tried again, who alone, and who fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Manifest files of every format become one frozen, validated manifest, or are refused with their lines."""
+"""Tests that manifest files of every format become one frozen, validated manifest, or are refused with their lines."""
 
 import json
 import time

@@ -1,8 +1,7 @@
-"""Runs as an earlier version wrote them: they resume, verify, retry, report and compare, today and in the next version.
+"""Tests runs that an earlier version wrote: they resume, verify, retry, report and compare, now and in the next version.
 
 What later versions may change, and how: `pipeline.runs.run_record` (configuration), `pipeline.runs.row_schema`
-    (columns).
-Takes half a minute of the ten.
+(columns). Takes half a minute of the ten.
 """
 
 from __future__ import annotations
@@ -158,14 +157,14 @@ def test_todays_run_of_the_same_job_is_told_nothing_else(folder) -> None:
 
 
 @pytest.mark.parametrize("earlier", ["finished", "interrupted", "retried"])
-def test_a_night_does_not_do_again_what_old_nights_did(folder, earlier) -> None:
+def test_an_incremental_run_leaves_out_what_old_runs_did(folder, earlier) -> None:
     done = [row["item_id"] for row in read_rows(earlier) if row["status"] != "failed"]
-    night = job("finished", uri="night")
-    night = night.model_copy(update={"input": night.input.model_copy(update={"exclude_runs": earlier})})
-    items = plan_run(night).manifest
+    config = job("finished", uri="incremental")
+    config = config.model_copy(update={"input": config.input.model_copy(update={"exclude_runs": earlier})})
+    items = plan_run(config).manifest
     assert items.num_done == len(done)
     assert not {item.item_id for item in items.items} & set(done)
-    other = night.model_copy(update={"seed": 1})
+    other = config.model_copy(update={"seed": 1})
     assert plan_run(other).manifest.num_done == 0
 
 
@@ -258,7 +257,7 @@ def test_another_release_resumes_retries_and_compares_as_the_same(folder, monkey
 
 
 def test_a_change_of_behaviour_counts_also_against_runs_that_were_made_before_it(folder, monkeypatch) -> None:
-    """Unlike a fact, which counts where both recipes state it. To see this fail: let `is_fact` take it."""
+    """Unlike a fact, which counts where both fingerprints state it. To see this fail: let `is_fact` take it."""
     run_job(job("questions", uri="before"))
     monkeypatch.setitem(config_fingerprint.BEHAVIOUR, "orientation", 1)
     for name in ("finished", "before"):
@@ -333,7 +332,7 @@ def test_the_next_version_does_all_this_too_and_reads_nulls_in_what_is_new(folde
     assert said["page"] is None
     assert said["compared"] == ["reduction"]
     assert said["scored"] == 2
-    assert (said["night"], said["penal_night"]) == (2, 0)
+    assert (said["num_excluded"], said["num_excluded_under_a_penalty"]) == (2, 0)
     assert "sampling.repetition_penalty: 1.0 there, 1.5 here\n" in said["refused"]
     assert said["refused"].count(" there, ") == 1
     assert (parts("interrupted") | parts("questions")).items() >= before.items()

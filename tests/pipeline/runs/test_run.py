@@ -1,4 +1,4 @@
-"""Runs: opened once, resumed by the same configuration, refused to any other, and two drivers agree."""
+"""Tests runs: created once, resumed by the same configuration, refused to any other; two drivers agree."""
 
 import json
 import multiprocessing

@@ -1,4 +1,4 @@
-"""Real runs: items + idle + load = what actors and readers measured; sessions add up; what is lost shows."""
+"""Tests the cost of real runs: items + idle + load = what actors and readers measured; sessions add up."""
 
 from __future__ import annotations
 
