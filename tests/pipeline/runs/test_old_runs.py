@@ -1,4 +1,4 @@
-"""Tests runs that an earlier version wrote: they resume, verify, retry, report and compare, now and in the next version.
+"""Tests runs of an earlier version: they resume, verify, retry, report and compare, now and in the next version.
 
 What later versions may change, and how: `pipeline.runs.run_record` (configuration), `pipeline.runs.row_schema`
 (columns). Takes half a minute of the ten.
