@@ -2,6 +2,9 @@
 
 What is not in the table is a defect of this program, and is called one. Classes are told by name, so that no library is
 imported to know its errors. Errors of the project itself (`PipelineError`, `ILLaVAError`) carry their own words.
+
+A class that this program can raise by a mistake of its own (of jinja2, json, yaml, csv, pyarrow, Pillow, safetensors;
+`KeyError`, `UnicodeDecodeError`) is not in the table: whoever reads a user's file raises an error of the project there.
 """
 
 from __future__ import annotations
@@ -93,24 +96,12 @@ _TABLE: tuple[_Entry, ...] = (
         "the model hub did not answer as it should; try again later, or download the model first: hf download MODEL",
         INFRASTRUCTURE,
     ),
-    _Entry(
-        ("safetensors.",),
-        "a file of weights is damaged or incomplete: download the model again",
-        USAGE,
-    ),
-    _Entry(("jinja2.",), "the model's chat template cannot be used: compare it with the published one", USAGE),
-    # Files that a user wrote or gave.
-    _Entry(("yaml.",), "a file is not YAML", USAGE),
-    _Entry(("json.decoder.JSONDecodeError",), "a file is not JSON: it is damaged, or is another kind of file", USAGE),
-    _Entry(("_csv.Error",), "a CSV file cannot be read", USAGE),
-    _Entry(("builtins.UnicodeDecodeError",), "a text file is not UTF-8: save it as UTF-8", USAGE),
+    # Text that only a user's terminal, names or files bring.
     _Entry(
         ("builtins.UnicodeEncodeError",),
         "this terminal or file cannot hold such characters: set PYTHONUTF8=1, and give names in UTF-8",
         USAGE,
     ),
-    _Entry(("pyarrow.lib.ArrowException",), "a Parquet file is damaged, or is another kind of file", USAGE),
-    _Entry(("PIL.UnidentifiedImageError",), "a file is no picture that can be read", USAGE),
     # Networks and stores.
     _Entry(
         ("botocore.exceptions.", "aiobotocore.", "aiohttp.", "requests.", "httpx.", "httpx2.", "httpcore.", "urllib3."),

@@ -126,7 +126,7 @@ class LoadStats:
     storage_requests: int = 0
     decoder: str = ""
 
-    def of_follower(self) -> LoadStats:
+    def of_shared_load(self) -> LoadStats:
         """Of an item whose media another item's load brought: it only waited."""
         return LoadStats(decoder=self.decoder)
 
@@ -169,7 +169,7 @@ class LoadedItem:
         """The same media for an item that asks about them too: what loading took stands with the first one."""
         if item.item_id == self.item.item_id:
             return self
-        return replace(self, item=item, stats=self.stats.of_follower())
+        return replace(self, item=item, stats=self.stats.of_shared_load())
 
     @property
     def nbytes(self) -> int:

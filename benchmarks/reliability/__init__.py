@@ -1,1 +1,1 @@
-"""Runs that are killed, and media that are damaged."""
+"""Kills runs and damages media, and checks what is left."""

@@ -1,16 +1,15 @@
-"""Plays seeded faults against whole runs, in one process on the real code, and checks what is left.
+"""Plays seeded faults against whole runs, in one process on the real code, and checks the result.
 
-A seed fixes the run's size, how many items ask about one medium, which media are unreadable at first, and at which
-fault points each command is killed, its store or its loader fails. The same command is given again until it ends,
-`retry` then until nothing is failed. Model and loader are the tests' stand-ins; manifest, shards, scheduler, sink,
-storage and `verify` are the pipeline's own.
+A seed fixes the run's size, how many items share a medium, which media are unreadable at first, and at which fault
+points each command is killed, its store or its loader fails. The same command is repeated until it ends; `retry` then
+follows until no row is failed. Model and loader are the tests' fakes; manifest, shards, scheduler, sink, storage and
+`verify` are the pipeline's own.
 
     python benchmarks/reliability/chaos.py --seeds 0:200 [--root s3://bucket/prefix] [--json FILE]
 
-What it cannot show: the death of other processes (actors, decoder children), since a kill is an exception here after
-which every further fault point raises too (tests/pipeline/execution/test_runner_ray.py has real ones). Publishing has a
-thread of
-its own: on a replay, a kill at `read` or `write` may fall a call earlier or later.
+The death of other processes (actors, decoder children) cannot be shown here: a kill is an exception, after which every
+further fault point raises too (tests/pipeline/execution/test_runner_ray.py kills real processes). Publishing has a
+thread of its own: on a replay, a kill at `read` or `write` may come one call earlier or later.
 """
 
 from __future__ import annotations
@@ -48,12 +47,12 @@ _BROKEN_TYPES = ("store_error", "corrupt_media", "load_timeout", "not_found")
 
 
 class KilledError(BaseException):
-    """The simulated end of the process."""
+    """Simulates the end of the process."""
 
 
 @dataclass(slots=True)
 class Faults:
-    """What happens to one command: a hook for `pipeline.faults`.
+    """Injects the faults of one command, as a hook for `pipeline.faults`.
 
     Attributes:
         seed: decides, with the place and the number of calls there, so that a thread's pace does not.
@@ -71,7 +70,7 @@ class Faults:
     calls: Counter[str] = field(default_factory=Counter)
 
     def __call__(self, name: FaultPoint, subject: str) -> None:
-        """Raise, or let pass. Once dead, nothing passes: a killed process runs nothing more."""
+        """Raise or return. After a kill every call raises: a killed process runs no further code."""
         if self.dead:
             raise KilledError
         self.calls_left -= name == self.kill_at
@@ -88,7 +87,7 @@ class Faults:
         if name in ("read", "write") and draw < STORE_ERROR_RATE:
             self.counts[f"store error at {name}"] += 1
             raise draws.choice(_STORE_ERRORS)
-        # Fewer than max_attempts for each item: loads that keep failing are the business of `broken` items.
+        # Fewer than max_attempts for each item: only `broken` items keep failing.
         if name == "load" and draw < LOAD_ERROR_RATE and self.failed_loads[subject] < 2:
             self.failed_loads[subject] += 1
             self.counts["loader error"] += 1
@@ -100,7 +99,7 @@ class Faults:
 
 @dataclass(slots=True)
 class Outcome:
-    """What one seed came to."""
+    """Holds the result of one seed."""
 
     seed: int
     num_items: int
@@ -111,7 +110,7 @@ class Outcome:
 
 
 def play(seed: int, root: str) -> Outcome:
-    """One seed against a fresh run below ``root``; its violations are empty where all invariants hold."""
+    """Play one seed against a new run below ``root``; the outcome has no violations where all invariants hold."""
     draws = random.Random(seed)
     num_items = draws.randint(1, 30)
     per_medium = random.Random(f"{seed} per medium").choice([1, 1, 2, 5])  # neighbours that ask about one medium
@@ -144,7 +143,7 @@ def play(seed: int, root: str) -> Outcome:
 def _until_done(
     config: JobConfig, draws: random.Random, outcome: Outcome, *, broken: dict[str, str], retry: bool
 ) -> None:
-    """The same command until it ends by itself; the last ones without faults. A defect there is raised."""
+    """Repeat a command until it ends by itself; the last ones run without faults, and their errors are raised."""
     for _ in range(MAX_FAULTY_COMMANDS):
         kill_at, calls_left = draws.choice(FAULT_POINTS), draws.randint(1, MAX_CALLS)
         faults = Faults(draws.random(), kill_at, calls_left, outcome.faults)
@@ -160,7 +159,7 @@ def _until_done(
 
 
 def _command(config: JobConfig, *, broken: dict[str, str], retry: bool) -> None:
-    """One command as a user would give it."""
+    """Run one command as a user would."""
     factories: Any = {
         "worker_factory": fakes.barcode_worker,
         "loader_factory": partial(fakes.fake_loader, side=28, failing=broken),
@@ -172,7 +171,7 @@ def _command(config: JobConfig, *, broken: dict[str, str], retry: bool) -> None:
 
 
 def _leave_torn_write(uri: str) -> None:
-    """What a process that was killed between its temporary file and the rename leaves: half the bytes, its name."""
+    """Leave the temporary file of a process that was killed before the rename, with half of the bytes."""
     if not storage.is_local(uri):
         return
     path = Path(storage.local_path(uri))
@@ -186,7 +185,7 @@ def _rows(uri: str) -> list[dict[str, Any]]:
 
 
 def _check(uri: str, num_items: int, broken: dict[str, str]) -> list[str]:
-    """Every item one row; failed are exactly the broken ones; `verify` and the folder are clean."""
+    """Check that every item has one row, that exactly the broken ones failed, and that `verify` finds nothing."""
     rows = _rows(uri)
     # How long a busy machine held the process between two stamps is no fault of a commit: free columns.
     found = [f"verify: {violation}" for violation in verify_run(uri) if violation.kind != "stage_seconds"]
@@ -200,13 +199,13 @@ def _check(uri: str, num_items: int, broken: dict[str, str]) -> list[str]:
 
 
 def _differences(uri: str, whole_uri: str) -> list[str]:
-    """Rows that are not those of the run without faults, free columns aside."""
+    """Return rows that differ from those of the run without faults, free columns aside."""
     pairs = zip(map(fakes.fixed, _rows(uri)), map(fakes.fixed, _rows(whole_uri)), strict=True)
     return [f"{ours['item_id']} differs from the run without faults" for ours, theirs in pairs if ours != theirs]
 
 
 def main() -> int:
-    """Play the seeds; 1 where any invariant broke."""
+    """Play the seeds; return 1 where an invariant is broken."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0:200", metavar="A:B", help="A to B - 1")
     parser.add_argument("--root", metavar="URI", help="where runs are made; a temporary folder by default")

@@ -1,10 +1,12 @@
-"""Mutates media by seed and plays the mutants through whole runs: every item must have its row, and nothing but the
-decoder's disposable child may die.
+"""Mutates media by seed and plays the mutants through whole runs.
 
-A seed fixes the original (mp4, fragmented mp4, mkv, webm, ts, avi, png, jpeg, webp, gif, tiff, pdf) and what is done to
-its bytes (`media_mutants`). Loader, child, scheduler, sink and `verify` are the pipeline's own; the model is a stand-in
-whose caption is a digest of all pixels. On Ray, deaths are what the driver tells of them, the actors that were started
-beyond those asked for, and sessions of the run that did not end. In the local executor a death would be this process's.
+Every item must have its row, and nothing but the decoder's disposable child may die.
+
+A seed fixes the original (mp4, fragmented mp4, mkv, webm, ts, avi, png, jpeg, webp, gif, tiff, pdf) and how its bytes
+are changed (`media_mutants`). Loader, child, scheduler, sink and `verify` are the pipeline's own; the model is a fake
+whose caption is a digest of all pixels. On Ray, deaths are counted by what the driver reports, by the actors started
+beyond those requested, and by sessions of the run that did not end. With the local executor a death would end this
+process.
 
     python benchmarks/reliability/fuzz_media.py --seeds 0:1000 [--executor ray] [--json FILE]
     python benchmarks/reliability/fuzz_media.py --seeds 417 --keep FOLDER       # one mutant again, its file kept
@@ -35,7 +37,7 @@ from pipeline.execution.worker import VLMWorker
 from pipeline.loading.load_report import ItemLoader
 from pipeline.runs.sessions import run_spending
 from pipeline.runs.verify import verify_run
-from tests.support.media import adversarial_documents as awkward_documents
+from tests.support.media import adversarial_documents
 from tests.support.models.digest_model import digest_worker
 from tests.support.runs import fakes
 
@@ -47,12 +49,12 @@ _ENDED = (0, 3)  # all items ok, or some failed
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of some seeds.
+    """Holds the result of some seeds.
 
     Attributes:
         results: status or error type -> number of items.
-        violations: what must not happen, with the seed where one is known.
-        num_deaths: kind of process -> how many ended before their run did; only where they were watched.
+        violations: events that must not happen, with the seed where it is known.
+        num_deaths: kind of process -> number that ended before their run did; filled only on Ray.
     """
 
     results: Counter[str] = field(default_factory=Counter)
@@ -61,7 +63,7 @@ class Outcome:
 
 
 def play(seeds: Sequence[int], folder: Path, executor: Literal["local", "ray"] = "local") -> Outcome:
-    """One whole run over the mutants of these seeds."""
+    """Play one whole run over the mutants of these seeds."""
     _write_media(seeds, folder)
     outcome, these = Outcome(), f"seeds {seeds[0]}..{seeds[-1]}"
     try:
@@ -81,7 +83,7 @@ def play(seeds: Sequence[int], folder: Path, executor: Literal["local", "ray"] =
 
 
 def play_all(seeds: Sequence[int], folder: Path, *, seeds_per_run: int = 100) -> Outcome:
-    """Local runs of at most so many seeds each."""
+    """Play local runs of at most ``seeds_per_run`` seeds each."""
     total = Outcome()
     for start in range(0, len(seeds), seeds_per_run):
         part = play(seeds[start : start + seeds_per_run], folder / str(start))
@@ -98,7 +100,7 @@ def _write_media(seeds: Sequence[int], folder: Path) -> None:
         (media / f"{seed}{suffix}").write_bytes(data)
         kind = "video" if suffix in _VIDEOS else "image"
         if suffix == ".pdf":
-            kind = awkward_documents.PDF_KIND
+            kind = adversarial_documents.PDF_KIND
         lines.append(json.dumps({"item_id": str(seed), "uri": f"media/{seed}{suffix}", "media_kind": kind}))
     (folder / "manifest.jsonl").write_text("\n".join(lines))
 
@@ -117,14 +119,14 @@ def _job(folder: Path, executor: str = "local") -> JobConfig:
 
 
 def drive(folder: str) -> int:
-    """What the driver's process does; its exit code."""
+    """Run the driver; return its exit code."""
     place = Path(folder)
     factories: Any = {"worker_factory": partial(_worker, place=place), "loader_factory": partial(_loader, place=place)}
     return run_job(_job(place, "ray"), **factories).exit_code
 
 
 def _drive_on_ray(folder: Path, outcome: Outcome) -> None:
-    """The run in a driver of its own, and which of its processes died."""
+    """Play the run in a driver of its own, and count which of its processes died."""
     (folder / "pids").mkdir()
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-c", "import sys, fuzz_media; sys.exit(fuzz_media.drive(sys.argv[1]))", str(folder)]
@@ -150,7 +152,7 @@ def _loader(config: JobConfig, preprocessor: Any, *, place: Path) -> ItemLoader:
 
 
 def main() -> int:
-    """Play the seeds asked for; 1 where something must not have happened."""
+    """Play the given seeds; return 1 where an event happened that must not."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--seeds", default="0:1000", metavar="FIRST:END", help="or one seed")
     parser.add_argument("--executor", default="local", choices=("local", "ray"), help="ray: all seeds in one run")

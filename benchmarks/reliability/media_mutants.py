@@ -1,6 +1,6 @@
-"""Broken media by seed: a seed fixes the original file and what is done to its bytes. Knows nothing of runs.
+"""Makes broken media by seed: a seed fixes the original file and how its bytes are changed.
 
-The originals come from the encoders installed: with other versions of them, a seed is another mutant.
+The installed encoders make the originals: with other versions of them, a seed gives another mutant.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
-from tests.support.media import adversarial_documents as awkward_documents
-from tests.support.media import adversarial_pictures as awkward_pictures
-from tests.support.media import video_writers
+from tests.support.media import adversarial_documents, adversarial_pictures, video_writers
 
 _VIDEO_FRONT = {"options": video_writers.SLOW_264, "container_options": video_writers.FRONT}
 _WRITERS: dict[str, Callable[[Path], Any]] = {
@@ -29,19 +27,19 @@ _WRITERS: dict[str, Callable[[Path], Any]] = {
     "b.webm": video_writers.clip(**video_writers.AV1),
     "a.ts": video_writers.clip(),
     "a.avi": video_writers.clip(codec="mpeg4"),
-    "a.png": awkward_pictures.saved(),
-    "a.jpg": awkward_pictures.oriented(6),
-    "a.webp": awkward_pictures.animated,
-    "a.gif": awkward_pictures.animated,
-    "a.tiff": awkward_pictures.saved(compression="tiff_adobe_deflate"),
-    "a.pdf": lambda path: path.write_bytes(awkward_documents.pdf(3)),
+    "a.png": adversarial_pictures.saved(),
+    "a.jpg": adversarial_pictures.oriented(6),
+    "a.webp": adversarial_pictures.animated,
+    "a.gif": adversarial_pictures.animated,
+    "a.tiff": adversarial_pictures.saved(compression="tiff_adobe_deflate"),
+    "a.pdf": lambda path: path.write_bytes(adversarial_documents.pdf(3)),
 }
 _EDGES = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF)
 
 
 @cache
 def originals() -> dict[str, bytes]:
-    """Name -> a whole file."""
+    """Return name -> content of a whole file."""
     with tempfile.TemporaryDirectory() as folder:
         for name, write in _WRITERS.items():
             write(Path(folder, name))
@@ -49,7 +47,7 @@ def originals() -> dict[str, bytes]:
 
 
 def mutant(seed: int) -> tuple[str, bytes]:
-    """The extension and the bytes of one seed's file."""
+    """Return the extension and the bytes of one seed's file."""
     draws = random.Random(f"mutant {seed}")
     name = draws.choice(sorted(_WRITERS))
     data = bytearray(originals()[name])
@@ -59,7 +57,7 @@ def mutant(seed: int) -> tuple[str, bytes]:
 
 
 def _place(data: bytearray, draws: random.Random) -> int:
-    """Anywhere, half the time in the first or last 2,000 bytes, where headers and indices lie."""
+    """Draw a position; half of the draws lie in the first or last 2,000 bytes, where headers and indices are."""
     near = min(len(data), 2000)
     return draws.choice(
         (draws.randrange(len(data) + 1), draws.randrange(near + 1), len(data) - draws.randrange(near + 1))
@@ -73,7 +71,7 @@ def _flip_bits(data: bytearray, draws: random.Random) -> None:
 
 
 def _write_edge(data: bytearray, draws: random.Random) -> None:
-    """A number at the edge of its range, of either byte order, over four or two bytes."""
+    """Write a number at the edge of its range, in either byte order, over four or two bytes."""
     place, edge = _place(data, draws), draws.choice(_EDGES)
     word = struct.pack(draws.choice("<>") + "I", edge)[: draws.choice((2, 4))]
     data[place : place + len(word)] = word
@@ -109,7 +107,7 @@ def _cut(data: bytearray, draws: random.Random) -> None:
 
 
 def _splice(data: bytearray, draws: random.Random) -> None:
-    """A part of another original in place of a part of this one."""
+    """Replace a part of this original by a part of another one."""
     other = originals()[draws.choice(sorted(_WRITERS))]
     start, place = draws.randrange(len(other)), _place(data, draws)
     data[place : place + 1000] = other[start : start + draws.choice((16, 1000, 5000))]

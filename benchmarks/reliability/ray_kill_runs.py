@@ -1,8 +1,8 @@
-"""Kills real processes of real Ray runs at seeded moments, gives the same command again, and checks what is left.
+"""Kills real processes of real Ray runs at seeded moments, repeats the command, and checks the result.
 
-A seed fixes which process ends by SIGKILL (decoder child, reader, VLM actor, driver) and when: after so many loads and
-answers of the whole run, plus up to 0.2 s, so that publishing and the end are met too. Drivers are processes that join
-one local cluster, as ``ray job submit`` starts them. See `watched_job` for the job.
+A seed fixes which process SIGKILL ends (decoder child, reader, VLM actor, driver) and when: after a number of loads and
+answers of the whole run, plus up to 0.2 s, so that some kills fall into publishing and the end. Drivers are processes
+that join one local cluster, as ``ray job submit`` starts them. `watched_job` defines the job.
 
     python benchmarks/reliability/ray_kill_runs.py --seeds 0:30 [--json FILE]
 """
@@ -35,7 +35,7 @@ from pipeline.execution.ray.actors import connect
 from pipeline.execution.ray.executor import CALLS_PER_ACTOR, LOOKAHEAD_ITEMS
 from tests.support.runs import fakes
 
-# Victim -> items that may be begun again because of its death.
+# Victim -> items that may be started again because of its death.
 MAX_COST = {
     "decoder": 1,
     "reader": CALLS_PER_ACTOR,
@@ -49,11 +49,11 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(slots=True)
 class Outcome:
-    """What one seed came to.
+    """Holds the result of one seed.
 
     Attributes:
-        killed_at: loads and answers so far, of twice the number of items; -1 where the run ended before.
-        num_again: items that were begun more than once.
+        killed_at: loads and answers before the kill, of twice the number of items; -1 where the run ended before.
+        num_again: items that were started more than once.
     """
 
     seed: int
@@ -67,7 +67,7 @@ class Outcome:
 
 
 def play(seed: int, root: Path) -> Outcome:
-    """One seed against a fresh run below ``root``; its violations are empty where all invariants hold."""
+    """Play one seed against a new run below ``root``; the outcome has no violations where all invariants hold."""
     draws = random.Random(seed)
     victim = list(MAX_COST)[seed % len(MAX_COST)]
     outcome = Outcome(seed, victim)
@@ -93,12 +93,12 @@ def play(seed: int, root: Path) -> Outcome:
 
 @contextmanager
 def cluster() -> Iterator[None]:
-    """A local cluster that the drivers join; with room for the actors of a killed one that are about to end."""
+    """Start a local cluster that the drivers join, large enough also for the ending actors of a killed driver."""
     paths = [str(_ROOT)]
     os.environ["PYTHONPATH"] = os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])])
     runtime = RuntimeConfig(num_vlm_actors={"min": 1, "max": 4}, gpus_per_actor=0, num_reader_actors=4)
-    with connect(runtime) as joined:
-        os.environ["RAY_ADDRESS"] = joined.address
+    with connect(runtime) as local:
+        os.environ["RAY_ADDRESS"] = local.address
         try:
             yield
         finally:
@@ -111,7 +111,7 @@ def _start(folder: Path, media: Path, log: object) -> subprocess.Popen:
 
 
 def _kill_when(folder: Path, driver: subprocess.Popen, outcome: Outcome, *, at_event: int, delay_s: float) -> None:
-    """SIGKILL to the victim once so much was loaded and answered; nothing where the run has ended before."""
+    """Kill the victim after ``at_event`` loads and answers; do nothing where the run has ended before."""
     deadline_s = time.monotonic() + _RUN_LIMIT_S
     while driver.poll() is None:
         if time.monotonic() > deadline_s:
@@ -130,7 +130,7 @@ def _kill_when(folder: Path, driver: subprocess.Popen, outcome: Outcome, *, at_e
 
 
 def _find(folder: Path, driver_pid: int, victim: str) -> int | None:
-    """The victim's process id, where it stands."""
+    """Return the victim's process id, if the process runs."""
     if victim == "driver":
         return driver_pid
     kind = "vlm" if victim == "vlm" else "reader"
@@ -146,7 +146,7 @@ def _find(folder: Path, driver_pid: int, victim: str) -> int | None:
 
 
 def _check_all_ended(folder: Path, outcome: Outcome) -> None:
-    """A killed driver takes its actors and their decoder children along."""
+    """Check that a killed driver's actors and their decoder children end with it."""
     actors = [int(path.name.rpartition("-")[2]) for path in (folder / "pids").iterdir()]
     found = [psutil.Process(pid) for pid in actors if psutil.pid_exists(pid)]
     _, alive = psutil.wait_procs(found, timeout=_FAREWELL_S)
@@ -177,7 +177,7 @@ def _num_events(folder: Path) -> int:
 
 
 def main() -> int:
-    """Play the seeds; 1 where anything was lost, doubled or violated."""
+    """Play the seeds; return 1 where a row is lost or repeated, or an invariant broken."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0:30", metavar="A:B", help="A to B - 1")
     parser.add_argument("--json", metavar="FILE", help="where to write what each came to")
@@ -194,7 +194,7 @@ def main() -> int:
 
 
 def summarize(outcomes: list[Outcome]) -> dict[str, Any]:
-    """Sums over runs, and each of them."""
+    """Return sums over all runs, and the result of each."""
     killed = [outcome for outcome in outcomes if outcome.killed_at >= 0]
     return {
         "num_runs": len(outcomes),

@@ -1,8 +1,8 @@
-"""A small captioning job on Ray that tells, in a folder, how far it is and which processes it has.
+"""Runs a small captioning job on Ray that reports, in a folder, how far it is and which processes it has.
 
 Readers, decoder children, scheduler, storage and sink are the pipeline's own; the model reads the number that is drawn
-into each clip. Used by `ray_kill_runs`, which harms the processes. In the folder: ``media/``, ``events`` (one line a
-load begun or an answer given), ``pids/KIND-PID``, ``out/`` (the run).
+into each clip. `ray_kill_runs` kills its processes. The folder holds ``media/``, ``events`` (one line per started load
+or given answer), ``pids/KIND-PID`` and ``out/`` (the run).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ANSWER_S = 0.02
 
 
 def prepare(folder: Path, media: Path) -> None:
-    """Make a job's folder over clips that many jobs share; clips that are missing are made."""
+    """Make a job's folder over clips that many jobs share; make missing clips."""
     media.mkdir(parents=True, exist_ok=True)
     for number in range(NUM_ITEMS):
         if not (path := media / f"{number}.mp4").exists():
@@ -37,7 +37,7 @@ def prepare(folder: Path, media: Path) -> None:
 
 
 def job(folder: Path, media: Path) -> JobConfig:
-    """The configuration."""
+    """Return the configuration."""
     return fakes.job_config(
         folder / "out",
         {"manifest": str(folder / "items.jsonl"), "uri": str(media)},
@@ -49,7 +49,7 @@ def job(folder: Path, media: Path) -> JobConfig:
 
 
 def drive(folder: str, media: str) -> int:
-    """What the driver's process does; its exit code."""
+    """Run the driver; return its exit code."""
     config, place = job(Path(folder), Path(media)), Path(folder)
     factories: Any = {"worker_factory": partial(_worker, place=place), "loader_factory": partial(_loader, place=place)}
     return run_job(config, **factories).exit_code

@@ -1,1 +1,1 @@
-"""What the pipeline costs around the model."""
+"""Measures what the pipeline costs around the model."""

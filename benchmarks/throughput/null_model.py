@@ -1,6 +1,6 @@
-"""A model that answers at once and a loader that reads nothing: what a run then costs is the pipeline itself.
+"""Provides a model that answers at once and a loader that reads nothing, so that a run measures the pipeline itself.
 
-Importable in Ray's workers. Every other part of a run, from the manifest to the published parts, is the real one.
+Ray's workers can import this file. Every other part of a run, from the manifest to the published parts, is real.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TEXT = "a square moves to the left"
 
 
 def null_job(folder: Path, num_items: int, *, executor: str = "ray", num_readers: int = 1) -> JobConfig:
-    """A job of so many items that have no media; its manifest is written into the folder."""
+    """Return a job of ``num_items`` items without media; write its manifest into the folder."""
     manifest = folder / f"items-{num_items}.jsonl"
     with open(manifest, "w") as lines:
         lines.writelines(json.dumps({"id": f"item-{n}", "uri": f"{n}.mp4"}) + "\n" for n in range(num_items))
@@ -41,7 +41,7 @@ def null_job(folder: Path, num_items: int, *, executor: str = "ray", num_readers
 
 
 class NullVLM:
-    """The surface of `illava.VLM` that a worker uses; a step answers everything that was asked."""
+    """Has the methods of `illava.VLM` that a worker uses; a step answers all submitted requests."""
 
     def __init__(self) -> None:
         self._asked: list[tuple[Request, float]] = []
@@ -67,7 +67,7 @@ class NullVLM:
 
 
 class NullLoader:
-    """Two grey frames an item, without a file."""
+    """Gives two grey frames for each item, without a file."""
 
     def load(self, item: MediaItem) -> LoadedItem:
         frames = np.full((2, 56, 56, 3), 127, np.uint8)

@@ -1,10 +1,10 @@
-"""What the pipeline costs where the model costs nothing: items/s through Ray, the driver's memory, planning a manifest.
+"""Measures the pipeline with a model that costs nothing: items/s through Ray, driver memory, manifest planning.
 
 python benchmarks/throughput/pipeline_overhead.py --json benchmarks/results/pipeline_overhead_cpu.json
 
 Manifest, scheduler, Ray actors, sink and finish are the real ones, with all guarantees on. The rate is from the first
-published part to the last; starting Ray and the actors is in ``wall_s``. Memory is the driver's own (resident less
-shared), its slope a line through all samples behind the first tenth of the run.
+published part to the last; ``wall_s`` includes starting Ray and the actors. Memory is the driver's own (resident less
+shared); its slope is a line through all samples after the first tenth of the run.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(slots=True)
 class MemorySamples:
-    """This process's own memory while a block runs: pairs of wall-clock second and bytes."""
+    """Samples this process's own memory while a block runs: pairs of wall-clock second and bytes."""
 
     samples: list[tuple[float, int]] = field(default_factory=list)
     _ended: threading.Event = field(default_factory=threading.Event)
@@ -61,18 +61,18 @@ class MemorySamples:
 
 
 def own_bytes() -> int:
-    """Resident memory of this process that is not mapped from elsewhere."""
+    """Return the resident memory of this process that it does not share."""
     _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
     return (resident - shared) * _PAGE_BYTES
 
 
 def slope_per_10k(samples: list[tuple[float, int]], published_s: list[float], items_per_part: int) -> float:
-    """Bytes of growth per 10,000 items: the least-squares line, the first tenth left out.
+    """Return bytes of growth per 10,000 items by a least-squares line, without the first tenth.
 
     Args:
         samples: pairs of second and bytes.
-        published_s: when each part stood, ascending.
-        items_per_part: of all parts.
+        published_s: when each part was published, ascending.
+        items_per_part: items in each part.
     """
     done = [(bisect(published_s, at_s) * items_per_part, num_bytes) for at_s, num_bytes in samples]
     begin = len(published_s) * items_per_part / 10
@@ -84,14 +84,14 @@ def slope_per_10k(samples: list[tuple[float, int]], published_s: list[float], it
 
 
 def run_null(num_items: int, folder: Path, *, num_readers: int) -> dict[str, Any]:
-    """One run through Ray, and what it took."""
+    """Play one run through Ray, and measure it."""
     config = null_job(folder, num_items, num_readers=num_readers)
     began_s, began_cpu_s = time.time(), time.process_time()
     with MemorySamples() as memory:
         summary = run_job(config, worker_factory=null_worker, loader_factory=null_loader)
     wall_s, cpu_s = time.time() - began_s, time.process_time() - began_cpu_s
-    if summary.exit_code or summary.tally.num_rows != num_items:
-        raise SystemExit(f"the run ended with {summary.exit_code} and {summary.tally.num_rows} rows of {num_items}")
+    if summary.exit_code or summary.stats.num_rows != num_items:
+        raise SystemExit(f"the run ended with {summary.exit_code} and {summary.stats.num_rows} rows of {num_items}")
     published_s = sorted(part.stat().st_mtime for part in Path(config.output.uri, "data").glob("part-*"))
     per_part = config.output.items_per_shard
     steady_s = published_s[-1] - published_s[0]
@@ -109,7 +109,7 @@ def run_null(num_items: int, folder: Path, *, num_readers: int) -> dict[str, Any
 
 
 def plan_null(num_items: int, folder: Path) -> dict[str, Any]:
-    """CPU seconds from the configuration to the list of pending shards, the frozen manifest being written."""
+    """Return CPU seconds from the configuration to the list of pending shards, writing the frozen manifest included."""
     config = null_job(folder, num_items)
     began_s, began_cpu_s = time.perf_counter(), time.process_time()
     pending = pending_shards(open_run(config))
@@ -129,7 +129,7 @@ def main() -> None:
         for num_items in args.items:
             runs.append(run := run_null(num_items, Path(folder), num_readers=args.readers))
             print(run, flush=True)
-        # A process of its own: a million rows must not stand in the memory that is measured above.
+        # A process of its own: a million rows must not count in the memory that is measured above.
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             planned = pool.submit(plan_null, args.planned, Path(folder)).result()
         print(planned)

@@ -1,10 +1,10 @@
-"""The same captioning job through this pipeline and through Ray Data, by turns on one cluster; then with a bad item.
+"""Compares the same captioning job on this pipeline and on Ray Data, alternating on one cluster; then with a bad item.
 
 python benchmarks/throughput/ray_data_baseline.py --json benchmarks/results/ray_data_baseline_cpu.json
 
-Both sides: the same fresh clips, loader code, bundled model, plan, batch size, number of readers and models. A side's
-time is from the call to the last file, actors and model loading included, the cluster's own start not. Our side writes
-whole rows with all guarantees on; Ray Data's side writes the texts. The texts are compared.
+Both sides use the same new clips, loader code, bundled model, plan, batch size, and number of readers and models. A
+side's time is from the call to the last file, actors and model loading included, the cluster's own start excluded. Our
+side writes whole rows with all guarantees on; Ray Data's side writes the texts. The texts are compared.
 """
 
 from __future__ import annotations
@@ -38,26 +38,26 @@ BAD_CLIP = b"\x00\x00\x00\x20ftypisom" + bytes(range(256)) * 40
 
 
 def job(media: Path, output: Path) -> JobConfig:
-    """The demo's configuration over the rendered clips."""
+    """Return the demo's configuration over the rendered clips."""
     overrides = [f"input.uri={media}", f"output.uri={output}", "output.items_per_shard=16"]
     return load_config(str(ROOT / "configs" / "demo.yaml"), overrides)
 
 
 def ours(media: Path, output: Path) -> dict[str, str]:
-    """Texts by file name, and the error type in the place of a text that there is none of."""
+    """Return texts by file name; the error type where an item has no text."""
     run_job(job(media, output))
     rows = pq.read_table(output / "data").to_pylist()
     return {Path(row["uri"]).name: row["error_type"] or row["text"] for row in rows}
 
 
 def ray_data(media: Path, output: Path) -> dict[str, str]:
-    """Texts by file name, of whatever was written."""
+    """Return texts by file name, of all written rows."""
     run_on_ray_data(job(media, output), output)
     return _written(output)
 
 
 def compare(media: Path, folder: Path, rounds: int) -> dict[str, Any]:
-    """Items/s of both sides, by turns, and whether they say the same."""
+    """Measure items/s of both sides, alternating, and compare their texts."""
     sides: dict[str, Callable[[Path, Path], dict[str, str]]] = {"ours": ours, "ray_data": ray_data}
     rates: dict[str, list[float]] = {name: [] for name in sides}
     steady: dict[str, list[float]] = {name: [] for name in sides}
@@ -82,7 +82,7 @@ def compare(media: Path, folder: Path, rounds: int) -> dict[str, Any]:
 
 
 def steady_rate(output: Path) -> float:
-    """Items/s from the first file to the last: without the start of actors and models."""
+    """Return items/s from the first file to the last, without the start of actors and models."""
     folder = output / "data" if (output / "data").exists() else output
     parts = sorted(folder.glob("*.parquet"), key=_at_s)
     if len(parts) < 2:
@@ -92,7 +92,7 @@ def steady_rate(output: Path) -> float:
 
 
 def with_a_bad_item(clips: Path, folder: Path) -> dict[str, Any]:
-    """What is left of a run over some of the clips and one file that is no video."""
+    """Report the result of a run over some of the clips and one file that is no video."""
     import ray.data
 
     media = folder / "bad-media"
@@ -140,7 +140,7 @@ def main() -> None:
         media = args.media or folder / "media"
         if not list(media.glob("clip_*.mp4")):
             render(media, args.clips, first_seed=1000)
-        # Room for a reader, a model and Ray Data's own reading and writing tasks.
+        # Enough for a reader, a model and Ray Data's own reading and writing tasks.
         runtime = RuntimeConfig(gpus_per_actor=0, num_reader_actors=3)
         with connect(runtime):
             logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -1,7 +1,7 @@
-"""The demo's captioning job as one would write it on Ray Data: a reader class, a model class, Parquet out.
+"""Runs the demo's captioning job as one would write it on Ray Data: a reader class, a model class, Parquet out.
 
-Loader, preprocessing, model, plan and prompt are the pipeline's and illava's own; what differs is who moves items,
-and what is promised of them. Importable in Ray's workers.
+Loader, preprocessing, model, plan and prompt are the pipeline's and illava's own. The sides differ in what moves the
+items, and in the guarantees. Ray's workers can import this file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipeline.records import MediaItem
 
 
 class Reader:
-    """A row with a URI becomes a row with its frames at model size; raises what the loader raises."""
+    """Turns a row with a URI into a row with frames at model size; raises the loader's errors."""
 
     def __init__(self, config: JobConfig) -> None:
         self._loader = build_loader(config, load_preprocessor(config.model.model_id))
@@ -43,7 +43,7 @@ class Reader:
 
 
 class Captioner:
-    """A batch of loaded rows becomes a batch of texts, when the slowest of them has ended."""
+    """Turns a batch of loaded rows into a batch of texts, when the slowest one has ended."""
 
     def __init__(self, config: JobConfig) -> None:
         self._config, self._vlm = config, load_vlm(config)
@@ -66,10 +66,10 @@ class Captioner:
 
 
 def run_on_ray_data(config: JobConfig, output: Path) -> None:
-    """The whole job: the same manifest, as many readers and models, the same batch size.
+    """Run the whole job: the same manifest, as many readers and models, the same batch size.
 
     Raises:
-        ray.exceptions.RayError: a row failed; what was written until then stays.
+        ray.exceptions.RayError: a row failed; files written before stay.
     """
     import ray.data
 

@@ -1,11 +1,11 @@
-"""What a reader costs: isolation against decoding in this process, decord against PyAV, ranged against whole reads.
+"""Measures a reader: sandboxed against in-process decoding, decord against PyAV, ranged against whole reads.
 
 python benchmarks/throughput/reader_throughput.py --json benchmarks/results/reader_throughput_cpu.json
 
-The sides take turns, one after another in each round. A ratio is made of two sides of the same round; its median over
-the rounds is given with the least and the most. Wall time needs an idle machine; CPU seconds, the child's included,
-hardly mind. All sides end at the same frames at model size, so that what differs is only where and how it is done.
-Ranged reads go over local files: what they save is bytes, on a network also time.
+The sides alternate, one after another in each round. A ratio compares two sides of the same round; its median over the
+rounds is given with the least and the largest. Wall time needs an idle machine; CPU seconds, the child's included,
+hardly do. All sides end with the same frames at model size, so that they differ only in where and how the work is done.
+Ranged reads go over local files: they save bytes, and on a network also time.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ RATIOS = {
 
 
 def decord_alone(path: str, num_frames: int) -> Any:
-    """decord as a script would use it: no checks, no child."""
+    """Decode with decord as a script would: no checks, no child."""
     import decord
     import numpy as np
 
@@ -54,7 +54,7 @@ def decord_alone(path: str, num_frames: int) -> Any:
 
 
 def by_ranges(path: str, media: MediaConfig, folder: Path) -> tuple[Any, float]:
-    """The frames, and the share of the file's bytes that were read."""
+    """Return the frames, and the share of the file's bytes that were read."""
     info, target = storage.stat(path), folder / "sparse"
     target.unlink(missing_ok=True)
     copy = SparseCopy(str(target), info.uri, info.size, info.etag)
@@ -71,7 +71,7 @@ def by_ranges(path: str, media: MediaConfig, folder: Path) -> tuple[Any, float]:
 def take_turns(
     sides: dict[str, Callable[[], Any]], rounds: int, clocks: dict[str, Callable[[], float]]
 ) -> dict[str, dict[str, list[float]]]:
-    """Clock -> side -> seconds of each round, after one that is not counted."""
+    """Return clock -> side -> seconds of each round, after one round that is not counted."""
     spent: dict[str, dict[str, list[float]]] = {clock: {side: [] for side in sides} for clock in clocks}
     for count in range(rounds + 1):
         for name, side in sides.items():
@@ -84,12 +84,12 @@ def take_turns(
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """The median, the least and the most."""
+    """Return the median, the least and the largest value."""
     return {"median": median(values), "min": min(values), "max": max(values)}
 
 
 def measure(path: str, num_frames: int, rounds: int, preprocessor: Any, folder: Path) -> dict[str, Any]:
-    """One file's seconds and ratios."""
+    """Measure one file's seconds and ratios."""
     media = MediaConfig(num_frames=num_frames)
     child = DecoderProcess(media, preprocessor)
 
@@ -149,7 +149,7 @@ def main() -> None:
 
 
 def show(setting: dict[str, Any], measured: dict[str, Any]) -> None:
-    """One file's ratios, a line each."""
+    """Print one file's ratios, one per line."""
     print(setting, f"bytes read by ranges: {measured['ranged_bytes_ratio']:.1%} of the file")
     for clock, ratios in measured["ratios"].items():
         for name, ratio in ratios.items():

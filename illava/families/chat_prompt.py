@@ -59,7 +59,7 @@ class ChatPrompt:
 
         Raises:
             RequestError: the text contains a placeholder, or there is nothing to answer.
-            ModelLoadError: the chat template does not place every medium.
+            ModelLoadError: the chat template cannot be rendered, or does not place every medium.
         """
         media = [part for part in content if not isinstance(part, str)]
         if len(media) != len(num_placeholders):
@@ -86,6 +86,7 @@ class ChatPrompt:
 
         Raises:
             RequestError: the text contains a placeholder, or there is nothing to answer.
+            ModelLoadError: the chat template cannot be rendered.
         """
         if not content:
             raise RequestError("the request is empty; give some text or media")
@@ -96,9 +97,17 @@ class ChatPrompt:
 
     def _apply(self, parts: tuple[tuple[str, str], ...]) -> str:
         turn = [{"type": kind, "text": text} if kind == "text" else {"type": kind} for kind, text in parts]
-        return self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": turn}], add_generation_prompt=True, tokenize=False
-        )
+        try:
+            return self._tokenizer.apply_chat_template(
+                [{"role": "user", "content": turn}], add_generation_prompt=True, tokenize=False
+            )
+        except (ImportError, MemoryError):
+            raise
+        except Exception as error:  # a template is a program of the model's folder: it may raise anything
+            raise ModelLoadError(
+                f"the model's chat template cannot be rendered: {type(error).__name__}: {error}; compare it with the "
+                "published one, or download the model again"
+            ) from error
 
     def _tokenize(self, text: str) -> tuple[int, ...]:
         """Ids of a turn's text."""

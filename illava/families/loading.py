@@ -119,21 +119,41 @@ def load_tokenizer(model_id: str, *, revision: str | None) -> Any:
     Source of the precedence (chat_template.json of the processor over the tokenizer's own): transformers 5.23,
     processing_utils.py:get_processor_dict.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model_id, revision=revision, trust_remote_code=False)
-        path = cached_file(
-            model_id, _PROCESSOR_TEMPLATE, revision=revision, _raise_exceptions_for_missing_entries=False
-        )
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(f"{model_id!r} has no tokenizer that can be loaded: {error}") from error
+    tokenizer = read_tokenizer(model_id, revision=revision)
+    path = cached_file(model_id, _PROCESSOR_TEMPLATE, revision=revision, _raise_exceptions_for_missing_entries=False)
     if path is not None:
-        tokenizer.chat_template = json.loads(Path(path).read_text(encoding="utf-8"))["chat_template"]
+        tokenizer.chat_template = _processor_template(Path(path))
     if tokenizer.chat_template is None:
         raise ModelLoadError(
             f"{model_id!r} has no chat template: neither {_PROCESSOR_TEMPLATE}, chat_template.jinja nor one in "
             "tokenizer_config.json; add one to the model folder"
         )
     return tokenizer
+
+
+def read_tokenizer(model_id: str, *, revision: str | None) -> Any:
+    """The tokenizer as its files have it.
+
+    Raises:
+        ModelLoadError: there is none that can be loaded.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(model_id, revision=revision, trust_remote_code=False)
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:  # damaged files lead transformers and tokenizers into errors of any class
+        reason = f"{type(error).__name__}: {error}"
+        raise ModelLoadError(f"{model_id!r} has no tokenizer that can be loaded: {reason}") from error
+
+
+def _processor_template(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["chat_template"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise ModelLoadError(
+            f"{path} is not a JSON object with a key `chat_template` ({type(error).__name__}: {error}); compare it "
+            "with the published one"
+        ) from error
 
 
 def stop_token_ids(model: Any) -> frozenset[int]:

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
-from transformers import AutoTokenizer, CLIPModel, CLIPSegForImageSegmentation
+from transformers import CLIPModel, CLIPSegForImageSegmentation
 
 from illava.errors import ModelLoadError
-from illava.families.loading import load_weights
+from illava.families.loading import load_weights, read_tokenizer
 from illava.model_files import load_model_files
 from illava.reducers.base import TextScorer
 
@@ -43,12 +43,7 @@ class RelevanceModel:
         self._model: Any = load_weights(
             _CLASSES[scorer.kind], scorer.model_id, revision=scorer.revision, dtype=dtype, device=device
         )
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(
-                scorer.model_id, revision=scorer.revision, trust_remote_code=False
-            )
-        except (OSError, ValueError) as error:
-            raise ModelLoadError(f"text scorer {scorer.model_id!r} has no tokenizer: {error}") from error
+        self._tokenizer = read_tokenizer(scorer.model_id, revision=scorer.revision)
         self._side = self._model.config.vision_config.image_size
         mean, std = (torch.tensor(files.image_processor[key], device=device) for key in ("image_mean", "image_std"))
         self._mean_311, self._std_311 = mean.view(3, 1, 1), std.view(3, 1, 1)

@@ -1,1 +1,1 @@
-"""A run while it works: scheduler, executors, actors, rows, publishing, progress."""
+"""Executes a run: scheduler, executors, actors, rows, publishing and progress."""

@@ -1,6 +1,7 @@
-"""`--budget 25USD` or `3h`: when a job must begin nothing new.
+"""Decides when a job with `--budget 25USD` or `--budget 3h` must open no further shard.
 
-What is begun is finished, for it is paid for already; so the end is foreseen from the rate so far.
+Open shards are finished, since their actors are paid for already. The guard therefore estimates, from the rate so far,
+what finishing them will cost.
 """
 
 from __future__ import annotations
@@ -17,18 +18,17 @@ from pipeline.execution.summary import RunStats
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _LIMIT = re.compile(r"(\d+(?:\.\d+)?)\s*(usd|s|m|h|d)", re.IGNORECASE)
-_MIN_ROWS = 8  # before that the rate says nothing
-
+_MIN_ROWS = 8  # fewer rows give no rate
 
 BUDGET_EXIT_CODE = 6
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A limit in money or in wall time of one command.
+    """Limits the money or the wall time of one command.
 
     Attributes:
-        limit: in ``unit``.
+        limit: the amount, in ``unit``.
         unit: ``usd``, or ``s`` for seconds.
     """
 
@@ -37,28 +37,31 @@ class Budget:
 
 
 class BudgetGuard:
-    """Whether a running command may begin another shard.
+    """Decides whether a running command may open another shard.
 
-    What is begun is finished, so a budget for fewer than ``max_open_shards * items_per_shard`` items is overshot. Money
-    is counted from above: every VLM actor that may exist is paid for from the start on, whether it works, loads or
-    waits; readers' CPU seconds and storage requests are the rows' own.
+    Open shards are finished. A budget for fewer than ``max_open_shards * items_per_shard`` items is therefore exceeded.
+    The guard estimates money from above: it charges every VLM actor that may exist from the start, whether the actor
+    works, loads or waits. The rows bring the CPU seconds of the readers and the storage requests.
 
     Args:
-        config: prices and actors.
-        budget: None allows everything.
-        tally: of the rows so far, fed by others.
+        config: holds the prices and the number of actors.
+        budget: the limit; None allows everything.
+        stats: sums over the rows so far; the caller updates them.
     """
 
-    def __init__(self, config: JobConfig, budget: Budget | None, tally: RunStats) -> None:
-        self._config, self._budget, self._tally = config, budget, tally
+    def __init__(self, config: JobConfig, budget: Budget | None, stats: RunStats) -> None:
+        self._config, self._budget, self._stats = config, budget, stats
         self._began_s = time.monotonic()
         self._spent_at_first_row: float | None = None
 
-    def more(self, num_in_work: int) -> bool:
-        """False once what is spent, and what finishing ``num_in_work`` items will take at the rate so far, is all."""
+    def allows_more(self, num_in_work: int) -> bool:
+        """Say whether the budget has room for more than finishing the ``num_in_work`` items of the open shards.
+
+        The cost of finishing them is estimated from the cost per row so far.
+        """
         if self._budget is None:
             return True
-        spent, num_rows = self._spent(self._budget), self._tally.num_rows
+        spent, num_rows = self._spent(self._budget), self._stats.num_rows
         if num_rows and self._spent_at_first_row is None:
             self._spent_at_first_row = spent
         if self._spent_at_first_row is None or num_rows < _MIN_ROWS:
@@ -67,19 +70,22 @@ class BudgetGuard:
         return spent + rate * num_in_work < self._budget.limit
 
     def _spent(self, budget: Budget) -> float:
-        """So far, in the budget's unit; the rows' device seconds, paid with the actors, are not paid twice."""
+        """Return what was spent so far, in the budget's unit.
+
+        The actors' wall time pays for the device seconds of the rows, so these are not counted again.
+        """
         wall_s = time.monotonic() - self._began_s
         if budget.unit == "s":
             return wall_s
-        standing_s = wall_s * self._config.runtime.num_vlm_actors.max
-        return actors_usd(self._config, standing_s - self._tally.gpu_s) + self._tally.cost_usd
+        actor_s = wall_s * self._config.runtime.num_vlm_actors.max
+        return actors_usd(self._config, actor_s - self._stats.gpu_s) + self._stats.cost_usd
 
 
 def parse_budget(text: str, config: JobConfig) -> Budget:
-    """The budget a command line names.
+    """Read the budget of a command line.
 
     Raises:
-        ConfigError: not an amount, or money without prices.
+        ConfigError: the text is no amount, or names money where no prices are set.
     """
     found = _LIMIT.fullmatch(text.strip())
     if found is None or float(found[1]) <= 0:

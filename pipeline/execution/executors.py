@@ -1,6 +1,6 @@
-"""Where a run's items are executed: the cluster it joins or starts, the device chosen there, and the executor.
+"""Connects to a cluster, chooses the device there, and opens the executor that processes a run's items.
 
-Knows nothing of shards, rows or when to stop.
+Shards, and when to stop, are the runner's.
 """
 
 from __future__ import annotations
@@ -25,31 +25,34 @@ RowListener = Callable[[ResultRow], None]
 
 
 class Executor(Protocol):
-    """What turns leases into rows.
+    """Turns leases into rows.
 
     Attributes:
-        reading: what its loads took so far.
+        reading: what the loads took so far.
     """
 
     reading: ReadingUsage
 
     @property
     def capacity(self) -> int | None:
-        """Items that fill the batches of the workers that stand; None where it takes turns with itself."""
+        """Items that fill the batches of the started workers; None where loading and working alternate."""
 
     def poll(self) -> None:
-        """Move everything on by one small step."""
+        """Advance every part by one small step."""
 
     def usage(self) -> list[WorkerUsage]:
-        """Where the workers' wall time went."""
+        """Return where the workers' wall time went."""
 
     def close(self) -> None:
-        """End what was started."""
+        """End the workers and loaders that were started."""
 
 
 @contextmanager
 def placed_run(run: Run, *, debug: bool) -> Iterator[tuple[JobConfig, RayCluster | None]]:
-    """A run's job with the device and the GPUs an actor chosen where it runs, and the cluster; None for ``local``.
+    """Choose a run's device, and the GPUs of an actor, where the run is executed.
+
+    Yields:
+        The job with device and GPUs filled in; and the Ray cluster, None for ``executor: local``.
 
     Raises:
         ConfigError, DeviceError: the job asks for a device that is not there.
@@ -67,7 +70,7 @@ def placed_run(run: Run, *, debug: bool) -> Iterator[tuple[JobConfig, RayCluster
 
 
 def row_listeners(config: JobConfig, cluster: RayCluster | None) -> list[RowListener]:
-    """Who is told of every row where the job runs: the cluster's metrics; nobody for ``local``."""
+    """Return the listeners that every row is reported to: the cluster's metrics; none for ``executor: local``."""
     if cluster is None:
         return []
     from pipeline.execution.ray.metrics import RowMetrics
@@ -84,7 +87,7 @@ def open_executor(
     make_loader: Callable[[], ItemLoader],
     make_worker: Callable[[], VLMWorker],
 ) -> Iterator[Executor]:
-    """The executor of a placed job; none of its actors is left when this ends."""
+    """Open the executor of a placed job; on exit, all of its actors are ended."""
     if cluster is None:
         with closing(LocalExecutor(config, scheduler, make_loader=make_loader, make_worker=make_worker)) as local:
             yield local

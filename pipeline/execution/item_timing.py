@@ -1,11 +1,13 @@
-"""An item's way through a run, stamped on the clock of whoever hands it out, and the row's seconds made of the stamps.
+"""Measures how long an item waits and how long it takes, on the clock of the process that dispatches it.
 
-The driver hands an item to a reader and then to a worker; the worker hands it to its model, request by request. Each
-keeps an `ItemTimeline` on its own clock. Only durations cross between hosts: timestamps of two clocks are never
-subtracted. A second belongs to exactly one stage, counted by whoever did the work: the reader (`LoadStats`), the engine
-(`Timing`), and here the waits in between, which are the row's `queue_s`. `latency_s` is one measurement on the driver's
-clock, from the load being handed out to the item's end. That the stages sum to the latency is therefore a property to
-be tested, not an identity.
+The driver dispatches an item to a reader and then to a worker. The worker dispatches it to its model, request by
+request. Driver and worker keep an `ItemTimeline` each, on their own clock. Only durations cross between hosts:
+timestamps of two clocks are never subtracted.
+
+A second belongs to exactly one stage. The reader counts its own seconds (`LoadStats`), the engine counts its own
+(`Timing`), and a timeline counts the waits in between, which are the row's `queue_s`. `latency_s` is one measurement on
+the driver's clock, from dispatching the load to the item's end. That the stages sum to the latency is therefore a
+property that tests check, not an identity.
 """
 
 from __future__ import annotations
@@ -22,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class ItemTimeline:
-    """What an item waited in one attempt, and how long the attempt has taken, on the clock of this process.
+    """Sums an item's waits in one attempt and measures the attempt's latency, on the clock of this process.
 
     Attributes:
-        began_s: the stamp of first handing the item out.
+        began_s: when the item was first dispatched.
         stats: what loading took; set by the driver.
     """
 
@@ -37,51 +39,51 @@ class ItemTimeline:
 
     @property
     def since_dispatch_s(self) -> float:
-        """How long ago the item was handed out; asked while it is away."""
+        """Seconds since the item was dispatched; meaningful until it comes back."""
         return time.perf_counter() - self._latest_s
 
     def dispatched(self) -> None:
-        """Stamp that the item is being handed out: it has waited since the stamp before."""
+        """Record that the item is dispatched now: it has waited since the event before."""
         now_s = time.perf_counter()
         self._waited_s += now_s - self._latest_s
         self._latest_s = now_s
 
     def loaded(self, call_s: float, stats: LoadStats) -> None:
-        """Stamp that the reader's result is here.
+        """Record that the reader's result has arrived.
 
         Args:
-            call_s: how long the load took the reader, on the reader's clock. The item waited the rest.
-            stats: of the load, stage by stage.
+            call_s: how long the load took, on the reader's clock. The item waited for the rest of the time.
+            stats: seconds of the load, stage by stage.
         """
         self.stats = stats
         self._came_back(time.perf_counter(), call_s)
 
     def answered(self, generation: Generation, *, step_end_s: float) -> None:
-        """Stamp the end of a request on this process's model, whose engine has counted its seconds itself."""
+        """Record the end of a request to this process's model, whose engine counts its own seconds."""
         timing = generation.timing
         if generation.error is None:
             self._latest_s = step_end_s
-        else:  # it ended inside a step whose return, for its neighbours' sake, came later
+        else:  # the request failed inside a step, which went on for the other requests
             self._latest_s += timing.queue_s + timing.vision_s + timing.prefill_s + timing.decode_s
 
     def finalize(self, row: ResultRow, held_s: float) -> ResultRow:
-        """Stamp that the worker's row is here, and put the whole attempt's latency and waits into the row.
+        """Record that the worker's row has arrived; return the row with the latency and waits of the whole attempt.
 
         Args:
-            row: its ``latency_s`` and ``queue_s`` are of the worker's timeline.
-            held_s: from the worker's taking the item over to the return of the call that brought the row, on the
-                worker's clock. The finished row only waited for that return: no part of the latency.
+            row: its ``latency_s`` and ``queue_s`` come from the worker's timeline.
+            held_s: how long the worker had the item, on the worker's clock, until the call that brought the row
+                returned. The time in which the finished row waited for that return is no part of the latency.
         """
         self._came_back(time.perf_counter() - (held_s - row.latency_s), row.latency_s)
         return self.written_to(row)
 
-    def settle_failed(self, row: ResultRow) -> ResultRow:
-        """Put the latency and waits into the row of an item that no worker answered: it has waited until now."""
+    def finalize_failed(self, row: ResultRow) -> ResultRow:
+        """Return the row of an item that no worker answered, with its latency and with its waits up to now."""
         self.dispatched()
         return self.written_to(row)
 
     def written_to(self, row: ResultRow) -> ResultRow:
-        """The row with the latency up to the latest stamp, and this timeline's waits beside its own."""
+        """Return the row with the latency up to the latest event, this timeline's waits added to the row's own."""
         return replace(row, queue_s=row.queue_s + self._waited_s, latency_s=self._latest_s - self.began_s)
 
     def _came_back(self, now_s: float, took_s: float) -> None:
@@ -90,8 +92,8 @@ class ItemTimeline:
 
 
 def loaded_together(timelines: Sequence[ItemTimeline], call_s: float, stats: LoadStats) -> None:
-    """Stamp one load for several items: it counts for the first item, and the others waited for it."""
+    """Record one load that serves several items: its seconds count for the first item, the others waited for it."""
     first, *others = timelines
     first.loaded(call_s, stats)
     for timeline in others:
-        timeline.loaded(0.0, stats.of_follower())
+        timeline.loaded(0.0, stats.of_shared_load())

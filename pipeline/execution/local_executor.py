@@ -1,7 +1,4 @@
-"""Runs a job in this one process, without Ray: for tests and debugging. Same scheduler, same rows.
-
-Knows nothing of the sink or of what a shard holds.
-"""
+"""Runs a job in this one process, without Ray, for tests and debugging. Scheduler and rows are the same as on Ray."""
 
 from __future__ import annotations
 
@@ -19,13 +16,13 @@ _WAIT_S = 0.001
 
 
 class LocalExecutor:
-    """One loader and one worker, taking turns: fill the batch, then step it.
+    """Alternates between one loader and one worker: fills the batch, then advances it by a step.
 
-    An item's deadline is looked at between two steps; a step that never returns stops everything.
+    The executor checks an item's deadline between two steps; a step that never returns stops everything.
 
     Args:
         config: the job.
-        scheduler: what to do.
+        scheduler: decides what to do.
         make_loader: builds the loader.
         make_worker: builds the worker; takes as long as loading the model does.
     """
@@ -39,7 +36,7 @@ class LocalExecutor:
         make_worker: Callable[[], VLMWorker],
     ) -> None:
         self._scheduler = scheduler
-        self._most_running = config.model.max_batch_requests
+        self._max_running = config.model.max_batch_requests
         self._item_timeout_s = config.runtime.item_timeout_s
         self.capacity = None
         self.reading = ReadingUsage()
@@ -47,13 +44,13 @@ class LocalExecutor:
         self._loader = make_loader()
 
     def poll(self) -> None:
-        """Load one more item while the batch has room, else advance the batch by one step."""
+        """Load one more item while the batch is not full, else advance the batch by one step."""
         held = self._scheduler.all_running(_WORKER)
-        has_room = len(held) < self._most_running and not any(lease.suspect for lease in held)
-        if has_room and (self._give() or self._load_next()):
+        has_capacity = len(held) < self._max_running and not any(lease.quarantined for lease in held)
+        if has_capacity and (self._dispatch() or self._load_next()):
             return
         if not self._scheduler.num_running(_WORKER):
-            time.sleep(_WAIT_S)  # only the publisher is at work; turning would keep the interpreter from it
+            time.sleep(_WAIT_S)  # only the publisher works; polling in a loop would keep the interpreter from it
             return
         for outcome in self._worker.step():
             lease = self._scheduler.running(_WORKER, outcome.row.item_id)
@@ -62,11 +59,11 @@ class LocalExecutor:
         self._check_deadline()
 
     def usage(self) -> list[WorkerUsage]:
-        """Of the one worker."""
+        """Return the usage of the one worker."""
         return [self._worker.usage()]
 
     def close(self) -> None:
-        """Ends the decoder's child process and removes the cache."""
+        """End the decoder's child process and remove the cache."""
         self._loader.close()
 
     def _load_next(self) -> bool:
@@ -82,11 +79,11 @@ class LocalExecutor:
             self._scheduler.not_loaded(lease, report.error)
             return True
         self._scheduler.loaded(lease, report.nbytes)
-        self._give()
+        self._dispatch()
         return True
 
-    def _give(self) -> bool:
-        """Hand the worker what one load was for; whether there was any."""
+    def _dispatch(self) -> bool:
+        """Dispatch the items of one load to the worker; return whether there were any."""
         ready = self._scheduler.assign(_WORKER, 1)
         for lease in ready:
             lease.timeline.dispatched()

@@ -1,6 +1,7 @@
-"""Progress while a run goes on: how far it is, and what it waits for, told from where its items are.
+"""Shows the progress of a run: how far it is, and what limits it.
 
-A bar on a terminal, else one line per 30 seconds, to stderr only. Knows nothing of Ray or shards.
+Draws a bar on a terminal and prints one line every 30 seconds elsewhere, to stderr only. Where the run's items are
+tells what limits the run.
 """
 
 from __future__ import annotations
@@ -27,31 +28,31 @@ class Progress:
     """Shows items/s, kept ratio, what the run waits for and the time left.
 
     Args:
-        total: items to do by this command.
-        tally: of the rows so far; `add` feeds it.
-        terminal: draw a bar; by default where stderr is a terminal.
+        total: items that this command has to do.
+        stats: sums over the rows so far; `add` updates them.
+        terminal: whether to draw a bar; by default where stderr is a terminal.
     """
 
-    def __init__(self, total: int, tally: RunStats, *, terminal: bool | None = None) -> None:
-        self._total, self._tally = total, tally
+    def __init__(self, total: int, stats: RunStats, *, terminal: bool | None = None) -> None:
+        self._total, self._stats = total, stats
         terminal = sys.stderr.isatty() if terminal is None else terminal
         self._bar = tqdm(total=total, unit="item", file=sys.stderr, dynamic_ncols=True) if terminal else None
         self._bottleneck, self._waits_for = Bottleneck(), ""
         self._began_s = self._said_s = self._looked_s = time.monotonic()
 
     def add(self, row: ResultRow) -> None:
-        """One more row."""
-        self._tally.add(row)
+        """Count one more row."""
+        self._stats.add(row)
         self._bottleneck.add(row)
         if self._bar is not None:
             self._bar.set_postfix_str(self._notes(), refresh=False)
             self._bar.update(1)
 
-    def tick(self, flow: Callable[[], QueueDepths]) -> None:
-        """Called often; looks where the items are now and then, and speaks when it is time."""
+    def tick(self, depths: Callable[[], QueueDepths]) -> None:
+        """Sample where the items are, and print the line when it is due; to be called often."""
         now_s = time.monotonic()
         if now_s - self._looked_s >= LOOK_EVERY_S:
-            self._bottleneck.observe(flow(), now_s - self._looked_s)
+            self._bottleneck.observe(depths(), now_s - self._looked_s)
             self._looked_s = now_s
         if now_s - self._said_s >= LINE_EVERY_S:
             self._said_s, self._waits_for = now_s, self._bottleneck.verdict()
@@ -59,56 +60,56 @@ class Progress:
                 print(self.line(now_s - self._began_s), file=sys.stderr, flush=True)
 
     def line(self, elapsed_s: float) -> str:
-        """The state in one line."""
-        done = self._tally.num_rows
+        """Return the state in one line."""
+        done = self._stats.num_rows
         rate = done / elapsed_s if elapsed_s > 0 else 0.0
         left = f"{_clock((self._total - done) / rate)} left" if rate else "time left unknown"
         return f"{done}/{self._total} items, {rate:.2f} items/s, {self._notes()}, {left}"
 
     def close(self) -> None:
-        """Leave the terminal in order."""
+        """Close the bar, so that the terminal is left in order."""
         if self._bar is not None:
             self._bar.close()
 
     def _notes(self) -> str:
-        failed = self._tally.statuses["failed"]
-        notes = [f"kept {self._tally.kept_ratio:.1%}", f"{failed} failed" if failed else "", self._waits_for]
+        failed = self._stats.statuses["failed"]
+        notes = [f"kept {self._stats.kept_ratio:.1%}", f"{failed} failed" if failed else "", self._waits_for]
         return ", ".join(filter(None, notes))
 
 
-def limit_at(flow: QueueDepths) -> Limit | None:
-    """What holds everything else up; None where that cannot be told."""
-    if flow.capacity is None:
+def limit_at(depths: QueueDepths) -> Limit | None:
+    """Return what limits the run at this moment; None where that cannot be told."""
+    if depths.capacity is None:
         return None
-    if flow.num_loaded or (flow.num_running and flow.num_running >= flow.capacity):
+    if depths.num_loaded or (depths.num_running and depths.num_running >= depths.capacity):
         return "model"
-    if flow.num_loading:
-        return "readers"  # the workers have room, and nothing is there to fill it
-    if flow.num_running:
-        return "model"  # nothing is left to be loaded, or to be opened before these end
-    return "store" if flow.num_unpublished else None
+    if depths.num_loading:
+        return "readers"  # the workers have free capacity, and no loaded item waits for it
+    if depths.num_running:
+        return "model"  # no item is left to load, or no shard may be opened before these items end
+    return "store" if depths.num_unpublished else None
 
 
 @dataclass(slots=True)
 class Bottleneck:
-    """Seconds by what limited them, since the last verdict."""
+    """Sums, for each possible limit, the seconds in which it limited the run since the last verdict."""
 
     _limited_s: dict[Limit, float] = field(default_factory=dict)
     _fetch_s: float = 0.0
     _decode_s: float = 0.0
 
-    def observe(self, flow: QueueDepths, elapsed_s: float) -> None:
-        """So it was for so long."""
-        if limit := limit_at(flow):
+    def observe(self, depths: QueueDepths, elapsed_s: float) -> None:
+        """Add a sample: the queues had these depths for ``elapsed_s`` seconds."""
+        if limit := limit_at(depths):
             self._limited_s[limit] = self._limited_s.get(limit, 0.0) + elapsed_s
 
     def add(self, row: ResultRow) -> None:
-        """A row tells what its reader was busy with."""
+        """Add a row's seconds of fetching and of decoding."""
         self._fetch_s += row.fetch_s
         self._decode_s += row.load_s + row.preprocess_s
 
     def verdict(self) -> str:
-        """Such as ``waits for the model (91%)``, of the time since the last call; "" where nothing was seen."""
+        """Name what limited the run since the last call, such as ``waits for the model (91%)``; "" without a sample."""
         if not self._limited_s:
             return ""
         limit = max(self._limited_s, key=self._limited_s.__getitem__)

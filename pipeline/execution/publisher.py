@@ -1,4 +1,4 @@
-"""Publishes complete shards on one thread beside the event loop. Knows nothing of what rows hold."""
+"""Publishes complete shards on one thread beside the event loop."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pipeline.records import ResultRow
 
 
 class Sink(Protocol):
-    """Where shards go: `pipeline.runs.parquet_sink.ParquetSink`, `pipeline.runs.retry.RetrySink`."""
+    """Writes shards: `pipeline.runs.parquet_sink.ParquetSink` or `pipeline.runs.retry.RetrySink`."""
 
     def publish(self, shard_index: int, rows: Sequence[ResultRow]) -> Any:
         """Write one whole shard."""
 
 
 class Publisher:
-    """Takes complete shards from the scheduler and tells it when they stand."""
+    """Takes complete shards from the scheduler and reports back when they are published."""
 
     def __init__(self, sink: Sink, scheduler: Scheduler) -> None:
         self._sink, self._scheduler = sink, scheduler
@@ -26,7 +26,7 @@ class Publisher:
         self._writing: dict[int, Future[Any]] = {}
 
     def poll(self) -> None:
-        """Begin what is complete, settle what is written; an error of a publish surfaces here."""
+        """Start writing complete shards and finalize written ones; an error of a write is raised here."""
         for index, rows in self._scheduler.take_complete():
             self._writing[index] = self._thread.submit(self._sink.publish, index, rows)
         for index in [index for index, written in self._writing.items() if written.done()]:
@@ -37,6 +37,6 @@ class Publisher:
         """Publish every shard that is complete; rows of the others are computed again by the next run."""
         try:
             self.poll()
-        finally:  # nothing is written behind the back of who was told that the run ended
+        finally:  # no shard is written after the caller was told that the run ended
             self._thread.shutdown(wait=True)
         self.poll()

@@ -1,7 +1,4 @@
-"""Items and generations to result rows; the answers to one item's several requests become one answer.
-
-Knows nothing of Ray, of clocks or of how media were read.
-"""
+"""Makes result rows of items and generations, and merges the answers to one item's several requests into one."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """What every row says of its run; a ``plan_digest`` of None is that of the configuration."""
+    """Names the run in every row; a ``plan_digest`` of None stands for the configuration's own."""
 
     recipe_digest: str
     run_fingerprint: str
@@ -33,7 +30,7 @@ class RunInfo:
 
 @dataclass(frozen=True, slots=True)
 class RowMaker:
-    """Makes the rows of one run, in the workers and in the driver alike."""
+    """Makes the rows of one run; workers and the driver both use it."""
 
     config: JobConfig
     run: RunInfo
@@ -46,15 +43,15 @@ class RowMaker:
         attempts: int,
         shard_index: int,
     ) -> ResultRow:
-        """The row of an item the model answered, or failed on; its ``latency_s`` is still to be put in.
+        """Make the row of an item that the model answered or failed on; its ``latency_s`` is 0 and set later.
 
         Args:
-            loaded: what the model was given.
-            generations: what it made of it, one a request, in order.
+            loaded: the media that the model was given.
+            generations: the model's answers, one per request, in order.
             attempts: times the item was started.
-            shard_index: the shard it belongs to.
+            shard_index: the shard that the item belongs to.
         """
-        item, task, whole = loaded.item, build_task(self.config.task), joined(generations)
+        item, task, whole = loaded.item, build_task(self.config.task), merge_chunk_results(generations)
         timing = whole.timing
         measured: dict[str, Any] = {
             "frame_timestamps_s": loaded.frame_timestamps_s,
@@ -94,7 +91,7 @@ class RowMaker:
         shard_index: int,
         stats: LoadStats | None = None,
     ) -> ResultRow:
-        """The row of an item that never reached the model, or never came back from it."""
+        """Make the row of an item that never reached the model, or never came back from the model."""
         return self._row(
             item,
             stats or LoadStats(),
@@ -143,7 +140,7 @@ class RowMaker:
         return ResultRow(**{**values, **measured})
 
 
-# What stands in a row where nothing was measured.
+# A row's values where nothing was measured.
 _NO_COUNTS = ("num_frames", "num_patches", "num_vision_tokens", "num_vision_tokens_kept", "num_decoder_tokens_kept")
 _NO_TOKENS = ("num_prompt_tokens", "num_generated_tokens")
 _NO_SECONDS = ("queue_s", "vision_s", "prefill_s", "decode_s", "latency_s", "gpu_s")
@@ -178,11 +175,13 @@ def _usage(generation: Generation) -> dict[str, Any]:
     }
 
 
-def joined(generations: Sequence[Generation]) -> Generation:
-    """Texts a blank line apart, counts and seconds summed; an error only where there is no answer at all.
+def merge_chunk_results(generations: Sequence[Generation]) -> Generation:
+    """Merge the results of an item's chunks: join texts with a blank line, sum counts and seconds.
+
+    The result carries an error only where no chunk was answered.
 
     Args:
-        generations: of requests that ran one after the other; their seconds hold no wait between them.
+        generations: results of requests that ran one after the other; their seconds hold no wait between them.
     """
     if len(generations) == 1:
         return generations[0]

@@ -1,6 +1,6 @@
-"""`run_job`: manifest -> shards -> executor -> sink, with progress, interruption and the exit code.
+"""Runs a job (`run_job`): manifest -> shards -> executor -> sink, with progress, interruption and the exit code.
 
-Knows nothing of how and where items are executed (`executors`) or of what a part looks like.
+`executors` decides how and where items are executed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ LoaderFactory = Callable[[JobConfig, Preprocessor], ItemLoader]
 
 
 def build_loader(config: JobConfig, preprocessor: Preprocessor) -> ItemLoader:
-    """One reader's loader; the readers share out the cache."""
+    """Build the loader of one reader; each reader has its share of the cache."""
     runtime = config.runtime
     return Loader(
         config.media,
@@ -66,18 +66,18 @@ def run_job(
     budget: Budget | None = None,
     debug: bool = False,
 ) -> RunSummary:
-    """Do what a job has left to do; the same configuration resumes.
+    """Process the items of a job that have no row yet; the same configuration resumes a run.
 
     Args:
         config: the whole job.
-        worker_factory: builds a worker inside each VLM actor; picklable.
-        loader_factory: builds a loader inside each reader; picklable.
-        budget: begin no new shard once it is used up; what is begun is finished.
-        debug: show the actors' own output.
+        worker_factory: builds a worker inside each VLM actor; must be picklable.
+        loader_factory: builds a loader inside each reader; must be picklable.
+        budget: once it is used up no further shard is opened; open shards are finished.
+        debug: whether to show the actors' own output.
 
     Raises:
-        PipelineError: the run cannot be opened or cannot go on; its `exit_code` says of which kind. What was published
-            stays, and the same command goes on from there.
+        PipelineError: the run cannot be opened or cannot go on; the error's `exit_code` says of which kind it is.
+            Published shards stay, and the same command resumes from there.
     """
     return continue_run(
         plan_run(config), worker_factory=worker_factory, loader_factory=loader_factory, budget=budget, debug=debug
@@ -92,7 +92,7 @@ def continue_run(
     budget: Budget | None = None,
     debug: bool = False,
 ) -> RunSummary:
-    """Do what a planned or opened run has left to do; otherwise as `run_job`."""
+    """Process the items of a planned or opened run that have no row yet; otherwise as `run_job`."""
     began_s = time.perf_counter()
     config = run.config
     done = _Work()
@@ -100,8 +100,8 @@ def continue_run(
         if pending_shards(run):
             preprocessor = load_preprocessor(config.model.model_id, revision=config.model.revision)
             with placed_run(run, debug=debug) as (config, cluster):
-                interruption.again()
-                # Claimed only now: a folder claimed by a job that cannot begin would refuse the same job, mended.
+                interruption.reinstall()
+                # Only now is run.json created. One of a job that cannot start would refuse the corrected job.
                 run = open_planned(run)
                 print(f"{config.name}: the model is on {said(config)}", file=sys.stderr)
                 executor = partial(
@@ -130,9 +130,9 @@ def continue_run(
         num_items=len(run.manifest),
         num_done_before=len(run.manifest) - done.num_pending,
         num_skipped=run.manifest.num_done,
-        tally=done.tally,
+        stats=done.stats,
         wall_s=time.perf_counter() - began_s,
-        cost=None if config.prices == PricesConfig() else run_cost(done.spent, done.tally.cost_usd),
+        cost=None if config.prices == PricesConfig() else run_cost(done.spent, done.stats.cost_usd),
         workers=done.workers,
         interrupted_by=interruption.signal.name if interruption.signal else None,
         placed=done.placed,
@@ -147,18 +147,18 @@ def continue_run(
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What one command did of a run; nothing, as it stands.
+    """Holds what one command did for a run; the defaults stand for a command that had nothing to do.
 
     Attributes:
-        num_pending: items that were left when it began.
-        tally: rows it made.
-        workers: where their wall time went.
-        spent: in all.
-        placed: the job with the device that was chosen; None where it had nothing to do.
+        num_pending: items without a row when the command began.
+        stats: sums over the rows it made.
+        workers: where the workers' wall time went.
+        spent: what the command spent in all.
+        placed: the job with the chosen device; None where the command had nothing to do.
     """
 
     num_pending: int = 0
-    tally: RunStats = field(default_factory=RunStats)
+    stats: RunStats = field(default_factory=RunStats)
     workers: tuple[WorkerUsage, ...] = ()
     spent: Spending = field(default_factory=Spending)
     placed: JobConfig | None = None
@@ -174,27 +174,27 @@ def _work(
     budget: Budget | None,
     began_s: float,
 ) -> _Work:
-    """The event loop of a placed run, until all is published, the budget is used up or a signal came."""
-    config, pending, tally = run.config, pending_shards(run), RunStats()
+    """Run the event loop of a placed run until all shards are published, the budget is used up or a signal arrives."""
+    config, pending, stats = run.config, pending_shards(run), RunStats()
     sink = _sink(run)
     num_pending = sink.count_items(pending)
     unfinish(run)
     record = Session(run)
-    allowance = BudgetGuard(config, budget, tally)
-    progress = Progress(num_pending, tally)
+    budget_guard = BudgetGuard(config, budget, stats)
+    progress = Progress(num_pending, stats)
     scheduler = _scheduler(run, pending, sink, preprocessor, [progress.add, *listeners])
     with closing(progress), open_executor(scheduler) as executor:
         with closing(Publisher(sink, scheduler)) as publisher:
             while not scheduler.done and interruption.signal is None:
                 executor.poll()
                 publisher.poll()
-                progress.tick(lambda: scheduler.flow(capacity=executor.capacity))
-                if not allowance.more(scheduler.num_in_work):
-                    scheduler.open_no_more()
+                progress.tick(lambda: scheduler.queue_depths(capacity=executor.capacity))
+                if not budget_guard.allows_more(scheduler.num_in_work):
+                    scheduler.stop_opening()
         workers, reading = executor.usage(), executor.reading
     spent = _spending(config, workers, reading, wall_s=time.perf_counter() - began_s)
     record.end(spent)
-    return _Work(num_pending, tally, tuple(workers), spent, config)
+    return _Work(num_pending, stats, tuple(workers), spent, config)
 
 
 def _sink(run: Run) -> ParquetSink | RetrySink:
@@ -232,9 +232,9 @@ def _scheduler(
             shard_index=lease.shard_index,
             stats=lease.timeline.stats,
         )
-        return lease.timeline.settle_failed(row)
+        return lease.timeline.finalize_failed(row)
 
-    def tell(row: ResultRow) -> None:
+    def report(row: ResultRow) -> None:
         for listener in listeners:
             listener(row)
 
@@ -251,7 +251,7 @@ def _scheduler(
         sink.open_shard,
         estimate_bytes=estimate_bytes,
         failed_row=failed_row,
-        on_row=tell,
+        on_row=report,
         max_inflight_bytes=config.runtime.max_inflight_bytes,
         max_open_shards=config.runtime.max_open_shards,
         max_attempts=config.runtime.max_attempts,
@@ -264,11 +264,12 @@ def _run_info(run: Run) -> RunInfo:
 
 
 def _finished(run: Run, summary: RunSummary) -> RunSummary:
-    """Write ``_RUN.json`` and judge the whole run's rows, earlier sessions' included.
+    """Write ``_RUN.json`` and derive the exit code from all rows of the run, those of earlier sessions included.
 
-    It is written again where this session made rows: another driver may have finished the run before they stood.
+    A session that made rows writes the file again: another driver may have finished the run before these rows were
+    published.
     """
-    if is_finished(run.uri) and not summary.tally.num_rows:
+    if is_finished(run.uri) and not summary.stats.num_rows:
         totals = run_totals(run.uri, range(run.num_shards)).as_dict()
     else:
         totals = finish(run, _session(summary))["totals"]
@@ -276,10 +277,10 @@ def _finished(run: Run, summary: RunSummary) -> RunSummary:
 
 
 def _session(summary: RunSummary) -> dict[str, Any]:
-    """What ``_RUN.json`` keeps of the session that finished the run."""
+    """Return what ``_RUN.json`` records of the session that finished the run."""
     return {
         "wall_s": summary.wall_s,
-        "num_rows": summary.tally.num_rows,
+        "num_rows": summary.stats.num_rows,
         "num_done_before": summary.num_done_before,
         "workers": [asdict(worker) for worker in summary.workers],
     }

@@ -1,7 +1,7 @@
-"""Where every item is: the pure state machine between readers, workers and committed shards.
+"""Schedules items: the pure state machine between readers, workers and published shards.
 
-Decides what is loaded next, what goes to which worker, what a failure or a death means for an item, and when a shard
-is complete. Knows nothing of Ray, media, models or clocks: an executor tells it what happened.
+Decides which item is loaded next, which worker an item goes to, what a failure or a death means for an item, and when a
+shard is complete. It knows nothing of Ray, media, models or clocks: an executor reports what happened.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ class _OpenShard:
 
 
 class Scheduler:
-    """Leases items of a few open shards at a time and collects their rows; no barrier between shards.
+    """Leases items of a few open shards at a time and collects their rows; no barrier separates shards.
 
     Args:
         pending: indices of the shards to do, in order.
-        open_shard: reads one shard's items that need a row; none make it complete.
-        estimate_bytes: size of an item once loaded, before it is.
+        open_shard: returns one shard's items that need a row; a shard without such items is complete.
+        estimate_bytes: estimates the size of an item's loaded media.
         failed_row: makes the row of an item that cannot be processed.
-        on_row: sees every row once, as it is made.
-        max_inflight_bytes: loaded media anywhere; one item is always let through.
-        max_open_shards: shards begun and not yet published.
-        max_attempts: tries after retryable errors.
-        max_together: neighbours that ask about the same media are loaded once and go to one worker, so many at most.
+        on_row: is called once with every row, when it is made.
+        max_inflight_bytes: bound on all loaded media; one item is always let through.
+        max_open_shards: bound on the shards that are open and not published.
+        max_attempts: bound on the tries of an item after retryable errors.
+        max_together: bound on the neighbouring items of the same media that share a load and go to one worker.
     """
 
     def __init__(
@@ -63,13 +63,13 @@ class Scheduler:
         self._complete: deque[tuple[int, list[ResultRow]]] = deque()
         self._waiting: deque[Lease] = deque()
         self._loaded: deque[list[Lease]] = deque()  # what goes to one worker together
-        self._suspects: deque[Lease] = deque()
+        self._quarantined: deque[Lease] = deque()
         self._running: dict[Hashable, dict[str, Lease]] = {}
         self.inflight_bytes = 0
 
     @property
     def done(self) -> bool:
-        """Every pending shard has been published."""
+        """Whether every pending shard has been published."""
         return not self._pending and not self._open
 
     @property
@@ -81,140 +81,143 @@ class Scheduler:
         """Items of the open shards that have no row yet."""
         return sum(len(shard.leases) - len(shard.rows) for shard in self._open.values())
 
-    def flow(self, *, capacity: int | None) -> QueueDepths:
-        """Where the items of the open shards are; ``capacity`` is the workers', as `QueueDepths` has it."""
+    def queue_depths(self, *, capacity: int | None) -> QueueDepths:
+        """Count where the items of the open shards are; ``capacity`` is the workers', as in `QueueDepths`."""
         phases = Counter(lease.phase for shard in self._open.values() for lease in shard.leases)
         num_complete = sum(len(shard.rows) == len(shard.leases) for shard in self._open.values())
         return QueueDepths(phases["loading"], phases["loaded"], phases["running"], num_complete, capacity)
 
-    def open_no_more(self) -> None:
-        """Begin no other shard; what is open is finished."""
+    def stop_opening(self) -> None:
+        """Open no further shard; open shards are finished."""
         self._pending.clear()
 
     def num_running(self, worker: Hashable) -> int:
-        """Items a worker holds."""
+        """Return how many items a worker holds."""
         return len(self._running.get(worker, ()))
 
     def running(self, worker: Hashable, item_id: str) -> Lease:
-        """An item a worker holds."""
+        """Return an item that a worker holds."""
         return self._running[worker][item_id]
 
     def all_running(self, worker: Hashable) -> list[Lease]:
-        """All items a worker holds, the longest held first."""
+        """Return all items that a worker holds, the longest held first."""
         return list(self._running.get(worker, {}).values())
 
-    # --- to the readers
+    # --- readers
 
     def lease(self, *, idle: bool = True) -> Lease | None:
-        """The next item to load, its `shared_load_items` with it; None while the bounds are reached or nothing is left.
+        """Lease the next item to load, with its `shared_load_items`; None at a bound or where no item is left.
 
         Args:
-            idle: the reader holds nothing. A suspect gets an idle reader to itself.
+            idle: whether the reader holds no item. An item quarantined in loading needs an idle reader.
         """
         while not self._waiting:
             if not self._open_next():
                 return None
         head = self._waiting[0]
-        if head.load_suspect and not idle:
+        if head.load_quarantined and not idle:
             return None
         estimate = self._estimate_bytes(head.item)
         if self.inflight_bytes and self.inflight_bytes + estimate > self._max_inflight_bytes:
             return None
         fault_point("lease", head.item.item_id)
         group = self._take_group()
-        hold = SharedBuffer(num_leases=len(group))
+        buffer = SharedBuffer(num_leases=len(group))
         for lease in group:
-            lease.phase, lease.attempts, lease.hold = "loading", lease.attempts + 1, hold
-        self._set_bytes(hold, estimate)
+            lease.phase, lease.attempts, lease.buffer = "loading", lease.attempts + 1, buffer
+        self._set_bytes(buffer, estimate)
         head.shared_load_items = tuple(group[1:])
         return head
 
     def loaded(self, lease: Lease, nbytes: int) -> None:
-        """A reader delivered the item's media, which are its followers' too."""
-        self._set_bytes(lease.hold, nbytes)
+        """Record that a reader delivered the media of the item and of all items that share its load."""
+        self._set_bytes(lease.buffer, nbytes)
         for one in lease.group:
             one.phase, one.payload = "loaded", lease.payload
-        self._suspects.extend(one for one in lease.group if one.suspect)
-        if together := [one for one in lease.group if not one.suspect]:
+        self._quarantined.extend(one for one in lease.group if one.quarantined)
+        if together := [one for one in lease.group if not one.quarantined]:
             self._loaded.append(together)
 
     def not_loaded(self, lease: Lease, error: ItemError) -> None:
-        """A reader could not load the item: it and its followers wait for another try, or become failed rows."""
+        """Record that a reader could not load the item: all items of the load are tried again or become failed rows."""
         for one in lease.group:
             one.failures += 1
             if error.retryable and one.failures < self._max_attempts:
-                self._wait_again(one, first=False)
+                self._requeue(one, first=False)
             else:
                 self._fail(one, error.error_type, str(error))
 
     def reader_lost(self, leases: Iterable[Lease]) -> None:
-        """A reader died. In which of its calls is not known: the answer to an earlier one may be lost with it.
+        """Record that a reader died. Which call ended it is unknown: the answer to an earlier one may be lost with it.
 
         Args:
-            leases: as `lease` gave them out; their followers are meant too.
+            leases: as returned by `lease`; all items of their loads are meant.
         """
         calls = [lease.group for lease in leases]
         for lease in (one for group in reversed(calls) for one in reversed(group)):
-            lease.load_suspect = True
+            lease.load_quarantined = True
             if len(calls) == 1 and self._died(lease):
                 self._fail(lease, "worker_died", f"loading it ended its reader {lease.deaths} times")
             else:
-                self._wait_again(lease, first=True)
+                self._requeue(lease, first=True)
 
-    # --- to the workers
+    # --- workers
 
     def assign(self, worker: Hashable, capacity: int) -> list[Lease]:
-        """Loaded items for a worker, until its ``capacity`` is taken; what was loaded together stays together, even so.
+        """Assign loaded items to a worker, up to its ``capacity``; items of one load stay together, even beyond it.
 
-        A suspect gets an empty worker to itself.
+        A quarantined item needs an empty worker.
         """
         held = self._running.setdefault(worker, {})
-        if any(lease.suspect for lease in held.values()):
+        if any(lease.quarantined for lease in held.values()):
             return []
-        if self._suspects and not held:
-            return [self._run(self._suspects.popleft(), worker)]
+        if self._quarantined and not held:
+            return [self._run(self._quarantined.popleft(), worker)]
         given: list[Lease] = []
         while self._loaded and len(given) < capacity:
             given += (self._run(lease, worker) for lease in self._loaded.popleft())
         return given
 
     def finished(self, worker: Hashable, row: ResultRow) -> None:
-        """A worker made an item's row."""
+        """Record that a worker made an item's row."""
         self._close(self._running[worker].pop(row.item_id), row)
 
     def payloads_lost(self, leases: Sequence[Lease]) -> None:
-        """Loaded media are gone before their worker saw them (a node was lost): load again, while tries are left.
+        """Record that loaded media were lost before their worker saw them (with a node): load them again.
+
+        An item whose tries are used up fails.
 
         Args:
-            leases: of one call. If of several loads, whose media are gone is not known: the last try is another, alone.
+            leases: the items of one call. Where they come from several loads, it is unknown whose media were lost: an
+                item without tries left then gets one more, alone.
         """
-        one_load = len({id(lease.hold) for lease in leases}) == 1
+        one_load = len({id(lease.buffer) for lease in leases}) == 1
         for lease in reversed(leases):
             del self._running[lease.worker][lease.item.item_id]
             lease.failures += 1
             if one_load and lease.failures >= self._max_attempts:
                 self._fail(lease, "media_lost", f"what was loaded was lost with its node; {lease.attempts} attempts")
             else:
-                lease.suspect |= lease.failures >= self._max_attempts
-                self._wait_again(lease, first=True)
+                lease.quarantined |= lease.failures >= self._max_attempts
+                self._requeue(lease, first=True)
 
-    def worker_dismissed(self, worker: Hashable) -> None:
-        """A worker was ended for the sake of others: what it held is begun again, and nobody is suspected."""
+    def worker_released(self, worker: Hashable) -> None:
+        """Record that a worker was ended to free its place: its items start again, and none is quarantined."""
         for lease in reversed(self._running.pop(worker, {}).values()):
-            self._wait_again(lease, first=True)
+            self._requeue(lease, first=True)
 
     def worker_lost(self, worker: Hashable, reason: str = "unknown", *, timed_out: bool = False) -> None:
-        """A worker died: only its items are started again, each of them alone.
+        """Record that a worker died: its items start again, each of them alone.
 
         Args:
-            worker: who.
-            reason: its last words.
-            timed_out: it was ended because an item did not come back; which one, shows when they are alone.
+            worker: the worker that died.
+            reason: what it said at its end.
+            timed_out: the worker was ended because an item did not come back. Running alone shows which item it was.
         """
         leases = list(self._running.pop(worker, {}).values())
         alone = len(leases) == 1
         for lease in leases:
-            lease.suspect, lease.worker = True, None
+            lease.quarantined, lease.worker = True, None
             lease.timeouts += timed_out
             died_often = alone and self._died(lease)
             if timed_out and alone and (died_often or lease.timeouts >= MAX_DEATHS):
@@ -224,21 +227,21 @@ class Scheduler:
                 self._fail(lease, "worker_died", message)
             else:
                 lease.phase, lease.attempts = "loaded", lease.attempts + 1
-                self._suspects.append(lease)
+                self._quarantined.append(lease)
 
-    # --- to the sink
+    # --- sink
 
     def take_complete(self) -> list[tuple[int, list[ResultRow]]]:
-        """Shards whose items all have rows, in the order of the items; each is given out once."""
+        """Return the shards whose items all have rows, rows in the order of the items; each shard once."""
         taken = list(self._complete)
         self._complete.clear()
         return taken
 
     def published(self, shard_index: int) -> None:
-        """The shard stands in the output."""
+        """Record that the shard is published."""
         del self._open[shard_index]
 
-    # --- inside
+    # --- internal
 
     def _open_next(self) -> bool:
         if not self._pending or len(self._open) >= self._max_open_shards:
@@ -252,27 +255,27 @@ class Scheduler:
         return True
 
     def _take_group(self) -> list[Lease]:
-        """The head of the queue and the neighbours behind it that may share its load."""
+        """Take the first waiting item and the items behind it that may share its load."""
         group = [self._waiting.popleft()]
-        while self._waiting and len(group) < self._max_together and self._waiting[0].may_follow(group[0]):
+        while self._waiting and len(group) < self._max_together and self._waiting[0].may_share_load_of(group[0]):
             group.append(self._waiting.popleft())
         return group
 
-    def _set_bytes(self, hold: SharedBuffer, nbytes: int) -> None:
-        self.inflight_bytes += nbytes - hold.nbytes
-        hold.nbytes = nbytes
+    def _set_bytes(self, buffer: SharedBuffer, nbytes: int) -> None:
+        self.inflight_bytes += nbytes - buffer.nbytes
+        buffer.nbytes = nbytes
 
-    def _let_go(self, lease: Lease) -> None:
-        """The lease needs its media no more; the last of those that shared them frees the bytes."""
-        lease.hold.num_leases -= 1
-        if not lease.hold.num_leases:
-            self._set_bytes(lease.hold, 0)
+    def _release_buffer(self, lease: Lease) -> None:
+        """Record that an item needs its media no more; the last item of a load frees the bytes."""
+        lease.buffer.num_leases -= 1
+        if not lease.buffer.num_leases:
+            self._set_bytes(lease.buffer, 0)
         lease.payload = None
 
-    def _wait_again(self, lease: Lease, *, first: bool) -> None:
-        self._let_go(lease)
+    def _requeue(self, lease: Lease, *, first: bool) -> None:
+        self._release_buffer(lease)
         lease.phase, lease.worker, lease.shared_load_items = "waiting", None, ()
-        # What lost its reader goes to the front, so that its shard ends soon; what failed gets some time to pass.
+        # An item that lost its reader goes to the front, so that its shard ends soon; one that failed waits its turn.
         (self._waiting.appendleft if first else self._waiting.append)(lease)
 
     def _run(self, lease: Lease, worker: Hashable) -> Lease:
@@ -288,7 +291,7 @@ class Scheduler:
         self._close(lease, self._failed_row(lease, error_type, message))
 
     def _close(self, lease: Lease, row: ResultRow) -> None:
-        self._let_go(lease)
+        self._release_buffer(lease)
         lease.phase = "done"
         shard = self._open[lease.shard_index]
         shard.rows[row.item_id] = row

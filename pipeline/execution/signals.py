@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a flag that the event loop reads, so that a run ends between two turns and not inside one."""
+"""Turns SIGINT and SIGTERM into a flag that the event loop reads, so that a run ends between two polls."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interruption:
-    """While entered, the first signal is remembered; a second one ends the process at once."""
+    """Remembers the first signal while it is entered; a second signal ends the process at once."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -28,15 +28,15 @@ class Interruption:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def again(self) -> None:
-        """Take the signals back: Ray replaces the handlers when it starts."""
+    def reinstall(self) -> None:
+        """Install the handlers again: Ray replaces them when it starts."""
         if self._before:
             for number in _SIGNALS:
                 signal.signal(number, self._remember)
 
     @property
     def exit_code(self) -> int:
-        """By convention 128 + the signal's number."""
+        """128 + the signal's number, by convention; 0 without a signal."""
         return 128 + self.signal.value if self.signal else 0
 
     def _remember(self, number: int, frame: FrameType | None) -> None:

@@ -1,7 +1,4 @@
-"""What a run came to: a running tally of its rows, and the lines printed at the end.
-
-Knows nothing of Ray or storage.
-"""
+"""Sums a run's rows while it goes on (`RunStats`), and renders the lines printed at its end."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class RunStats:
-    """Sums over rows, in the order they are made."""
+    """Sums over rows, in the order in which they are made."""
 
     num_rows: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
@@ -56,29 +53,29 @@ class RunStats:
 
     @property
     def kept_ratio(self) -> float:
-        """Vision tokens the LLM was given, of those the unreduced model would give it."""
+        """Share of the unreduced model's vision tokens that entered the LLM."""
         return self.num_vision_tokens_kept / self.num_vision_tokens if self.num_vision_tokens else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """How a command ended.
+    """Holds how a command ended.
 
     Attributes:
-        exit_code: of the process.
-        name: of the job.
+        exit_code: exit code of the process.
+        name: name of the job.
         output_uri: the run folder.
-        num_items: of the whole run.
-        num_done_before: items whose parts stood already.
+        num_items: items of the whole run.
+        num_done_before: items whose shards were published before this command.
         num_skipped: items of the input that an earlier run has done (``input.exclude_runs``).
         num_left: items whose shards are not published; 0 unless interrupted or out of budget.
-        budget_spent: the budget ended it early.
-        tally: rows made by this command.
-        wall_s: of this command once its items were listed, model loading included.
-        cost: of this command's rows, and of its actors' loading and waiting; None where no prices are set.
+        budget_spent: whether the budget ended the command early.
+        stats: sums over the rows that this command made.
+        wall_s: wall time of this command after its items were listed, model loading included.
+        cost: cost of this command's rows and of its actors' loading and waiting; None where no prices are set.
         workers: where the workers' wall time went.
-        interrupted_by: name of the signal that ended it early.
-        placed: the job with the device that was chosen for this command; None where nothing was to do.
+        interrupted_by: name of the signal that ended the command early.
+        placed: the job with the device chosen for this command; None where the command had nothing to do.
     """
 
     exit_code: int
@@ -86,7 +83,7 @@ class RunSummary:
     output_uri: str
     num_items: int
     num_done_before: int
-    tally: RunStats
+    stats: RunStats
     wall_s: float
     cost: RunCost | None
     workers: tuple[WorkerUsage, ...] = ()
@@ -98,34 +95,34 @@ class RunSummary:
 
 
 def render_summary(summary: RunSummary) -> str:
-    """The block printed when a command ends."""
-    tally = summary.tally
+    """Render the block that is printed when a command ends."""
+    stats = summary.stats
     lines = [f"{summary.name}: {_outcome(summary)}"]
-    if tally.num_rows:
+    if stats.num_rows:
         lines += [
-            _line("rows", ", ".join(f"{tally.statuses[kind]} {kind}" for kind in ("ok", "partial", "failed"))),
+            _line("rows", ", ".join(f"{stats.statuses[kind]} {kind}" for kind in ("ok", "partial", "failed"))),
             _line("throughput", _throughput(summary)),
             *([_line("device", said(summary.placed))] if summary.placed else []),
         ]
-    if tally.num_vision_tokens:
-        lines.append(_line("vision tokens", _tokens(tally)))
-    if tally.error_types:
-        lines.append(_line("failures", ", ".join(f"{n} {kind}" for kind, n in tally.error_types.most_common())))
-    if tally.num_rows:
+    if stats.num_vision_tokens:
+        lines.append(_line("vision tokens", _tokens(stats)))
+    if stats.error_types:
+        lines.append(_line("failures", ", ".join(f"{n} {kind}" for kind, n in stats.error_types.most_common())))
+    if stats.num_rows:
         lines.append(_line("cost", _cost(summary)))
-    if tally.example:
-        lines.append(_line("example", _example(*tally.example)))
+    if stats.example:
+        lines.append(_line("example", _example(*stats.example)))
     lines += [_line("output", summary.output_uri), _line("next", _next_command(summary))]
     return "\n".join(lines)
 
 
 def render_line(summary: RunSummary) -> str:
-    """The same in one line, for a cron mail: outcome, failures, cost, where."""
-    statuses = summary.tally.statuses
+    """Render outcome, failures, cost and run folder in one line, for a cron mail."""
+    statuses = summary.stats.statuses
     parts = [f"{summary.name}: {_outcome(summary)}"]
-    if summary.tally.num_rows:
+    if summary.stats.num_rows:
         parts.append(f"{statuses['ok']} ok, {statuses['partial']} partial, {statuses['failed']} failed")
-    if summary.tally.num_rows and summary.cost is not None:
+    if summary.stats.num_rows and summary.cost is not None:
         parts.append(f"${summary.cost.total_usd:.4f}")
     return "; ".join([*parts, summary.output_uri])
 
@@ -142,16 +139,16 @@ def _outcome(summary: RunSummary) -> str:
         return f"stopped at its budget, {summary.num_left} of {summary.num_items} items are left"
     if not summary.num_items and summary.num_skipped:
         return f"nothing new, {summary.num_skipped} items were done by earlier runs"
-    if not summary.tally.num_rows:
+    if not summary.stats.num_rows:
         return f"nothing to do, all {summary.num_items} items have their rows"
-    before = f", {summary.num_done_before} stood already" if summary.num_done_before else ""
+    before = f", {summary.num_done_before} published before" if summary.num_done_before else ""
     before += f", {summary.num_skipped} done by earlier runs" if summary.num_skipped else ""
-    return f"{summary.tally.num_rows} of {summary.num_items} items in {summary.wall_s:.1f} s{before}"
+    return f"{summary.stats.num_rows} of {summary.num_items} items in {summary.wall_s:.1f} s{before}"
 
 
 def _throughput(summary: RunSummary) -> str:
-    tally, wall_s = summary.tally, max(summary.wall_s, 1e-9)
-    text = f"{tally.num_rows / wall_s:.2f} items/s, {tally.num_generated_tokens / wall_s:.1f} tokens/s"
+    stats, wall_s = summary.stats, max(summary.wall_s, 1e-9)
+    text = f"{stats.num_rows / wall_s:.2f} items/s, {stats.num_generated_tokens / wall_s:.1f} tokens/s"
     busy = _share(summary.workers)
     return f"{text}, model loading included" + (f"; devices busy {busy:.0%}" if busy else "")
 
@@ -161,16 +158,16 @@ def _share(workers: Sequence[WorkerUsage]) -> float:
     return sum(worker.busy_s for worker in workers) / wall_s if wall_s else 0.0
 
 
-def _tokens(tally: RunStats) -> str:
-    first, last, total = tally.num_vision_tokens_kept, tally.num_decoder_tokens_kept, tally.num_vision_tokens
+def _tokens(stats: RunStats) -> str:
+    first, last, total = stats.num_vision_tokens_kept, stats.num_decoder_tokens_kept, stats.num_vision_tokens
     return (
-        f"{first:,} of {total:,} reached the LLM ({tally.kept_ratio:.1%}), {last:,} its last layer "
+        f"{first:,} of {total:,} reached the LLM ({stats.kept_ratio:.1%}), {last:,} its last layer "
         f"({last / total:.1%}; {total - last:,} saved)"
     )
 
 
 def _cost(summary: RunSummary) -> str:
-    cost, rows = summary.cost, summary.tally.num_rows
+    cost, rows = summary.cost, summary.stats.num_rows
     if cost is None:
         return "no prices set; see `prices` in the configuration"
     parts = f"{cost.items_usd:.4f} items, {cost.load_usd:.4f} loading the model, {cost.idle_usd:.4f} idle"

@@ -1,7 +1,7 @@
-"""`VLMWorker`: loaded items in, rows out, through one model's running batch. A plain class, testable alone.
+"""Turns loaded items into rows through one model's running batch (`VLMWorker`).
 
-Knows nothing of Ray, shards or storage. An error of one item is its row; any other error ends the worker, and whoever
-runs it decides what that means.
+A plain class without Ray, so that tests can run it alone. An error of one item becomes that item's row. Any other error
+ends the worker, and the executor decides what follows.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A row and how long the worker had the item.
+    """Holds a row, and since when the worker had its item.
 
     Attributes:
-        row: its ``latency_s`` and ``queue_s`` are the worker's part only.
-        taken_s: stamp of taking the item over, on the worker's clock.
+        row: its ``latency_s`` and ``queue_s`` cover the worker's part only.
+        taken_s: when the worker took the item over, on the worker's clock.
     """
 
     row: ResultRow
@@ -43,7 +43,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class _Taken:
-    """An item on its way through the model, request by request."""
+    """Tracks an item on its way through the model, request by request."""
 
     loaded: LoadedItem
     attempts: int
@@ -55,14 +55,14 @@ class _Taken:
 
 @dataclass(frozen=True, slots=True)
 class WorkerUsage:
-    """Where a worker's wall time went since it was made; idle is measured as gaps, not as the rest.
+    """Splits the wall time of a worker since it was made. Idle time is measured in the gaps, not taken as the rest.
 
     Attributes:
-        wall_s: since construction began.
-        start_s: loading the model.
+        wall_s: time since construction began.
+        start_s: time of loading the model.
         busy_s: device time of all steps that led to an answer.
-        idle_s: between steps, within a step beside the device's own time, and in batches that ran out of memory and
-            were begun again.
+        idle_s: time between steps, time within a step beyond the device's own, and time of batches that ran out of
+            memory and were started again.
     """
 
     wall_s: float = 0.0
@@ -76,8 +76,8 @@ class VLMWorker:
 
     Args:
         config: the job.
-        run_info: what its rows say of the run.
-        vlm: a loaded model; by default the one the config names is loaded.
+        run_info: names the run in the rows.
+        vlm: a loaded model; by default the worker loads the one that the configuration names.
     """
 
     def __init__(self, config: JobConfig, run_info: RunInfo, *, vlm: VLM | None = None) -> None:
@@ -94,24 +94,24 @@ class VLMWorker:
 
     @property
     def pending(self) -> int:
-        """Items taken over whose rows have not been returned."""
+        """Number of items whose rows have not been returned yet."""
         return len(self._taken)
 
     def add(self, loaded: LoadedItem, *, attempts: int, shard_index: int) -> None:
-        """Take an item over; its row comes from a later `step`, also where the model refuses it.
+        """Take an item over; a later `step` returns its row, also where the model refuses the item.
 
         Raises:
-            PlanError: the reduction makes no sense for this model, so no item can be processed.
+            PlanError: the reduction plan does not fit this model, so that no item can be processed.
         """
         contents = deque(self._task.requests(loaded.item, loaded.media))
         taken = _Taken(loaded, attempts, shard_index, contents)
-        self._ask(taken)
-        # Begun after submit, where the request's own clock starts: what comes before is the driver's wait.
+        self._submit_next(taken)
+        # The timeline begins after submit, where the request's own clock starts; the time before is the driver's wait.
         taken.timeline = ItemTimeline()
         self._taken[loaded.item.item_id] = taken
 
     def step(self) -> list[Outcome]:
-        """Advance the batch by one step; the rows of the items that ended in it."""
+        """Advance the batch by one step; return the rows of the items that ended in it."""
         if self._taken:
             fault_point("batch")
         begin_s = time.perf_counter()
@@ -128,26 +128,26 @@ class VLMWorker:
             taken.timeline.answered(generation, step_end_s=self._idle_since_s)
             taken.generations.append(generation)
             if taken.contents:
-                self._ask(taken)
+                self._submit_next(taken)
                 taken.timeline.dispatched()
             else:
                 ended.append(self._taken.pop(generation.request_id))
         return [self._outcome(taken) for taken in ended]
 
     def usage(self) -> WorkerUsage:
-        """Where the wall time went so far."""
+        """Return where the wall time went so far."""
         now_s = time.perf_counter()
         idle_s = self._idle_s + now_s - self._idle_since_s + self._batch.wasted_s
         return WorkerUsage(now_s - self._born_s, self._start_s, self._batch.busy_s, idle_s)
 
     def reset(self) -> None:
-        """Forget every item; none of them gets a row here."""
+        """Drop every item; none of them gets a row from this worker."""
         self._batch.reset()
         self._refused.clear()
         self._taken.clear()
 
-    def _ask(self, taken: _Taken) -> None:
-        """Begin an item's next request."""
+    def _submit_next(self, taken: _Taken) -> None:
+        """Submit an item's next request."""
         item, sampling = taken.loaded.item, self._config.sampling
         request = Request(
             request_id=item.item_id,
@@ -156,7 +156,7 @@ class VLMWorker:
                 max_new_tokens=sampling.max_new_tokens,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
-                seed=self._config.seed + len(taken.generations),  # each draws its own
+                seed=self._config.seed + len(taken.generations),  # each request has a seed of its own
             ),
         )
         try:
@@ -172,10 +172,10 @@ class VLMWorker:
 
 
 def load_vlm(config: JobConfig) -> VLM:
-    """The model a job names, on the device it names, with the threads that its share of the machine allows.
+    """Load the model that a job names on the device it names, with as many threads as its actor has cores.
 
     Raises:
-        ConfigError, DeviceError: this process has no such device; said before anything is loaded.
+        ConfigError, DeviceError: this process has no such device; raised before anything is loaded.
         ModelLoadError: as `VLM.from_pretrained`.
     """
     device = place_here(config).model.device
@@ -183,7 +183,7 @@ def load_vlm(config: JobConfig) -> VLM:
 
     from illava import VLM
 
-    # More threads than cores stall each other; and the number of threads moves last digits, so it is the job's to say.
+    # More threads than cores stall each other. The number of threads also moves last digits, so the job sets it.
     torch.set_num_threads(max(1, int(config.runtime.cpus_per_actor)))
     model = config.model
     return VLM.from_pretrained(

@@ -1,7 +1,7 @@
-"""From the user's prefix or manifest file to the frozen manifest: expanded once, validated, ids given.
+"""Builds the frozen manifest of the user's prefix or manifest file: lists once, validates, and gives ids.
 
-Everything is checked by column, so that a million rows are planned in seconds; only rows that are refused are looked at
-one by one. Knows nothing of shards or runs; which items are done already is handed in.
+Every check works on whole columns, so that a million rows are planned in seconds; only refused rows are looked at one
+by one. The caller passes the ids of items that earlier runs have done.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from pipeline.config.schema import DocumentConfig, JobConfig, QuestionConfig
 from pipeline.errors import ConfigError, InputError, ItemError
-from pipeline.inputs.columns import join_relative, kinds_of, refuse_duplicates, refuse_unsafe
+from pipeline.inputs.columns import join_relative, kinds_of, refuse_duplicates, refuse_unsafe, row_kinds
 from pipeline.inputs.manifest import FIELD_PREFIX, Manifest, freeze
 from pipeline.inputs.manifest_file import UserTable, parse_manifest_file, text_or_null, texts_column
 from pipeline.records import MediaKind
@@ -28,6 +28,10 @@ from pipeline.tasks.question import question_problem
 
 _ALIASES = {"item_id": "id", "prompt": "question"}
 _TEXT_COLUMNS = ("prompt", "question_id", "reference", "category")
+_FOR_LISTS = {
+    "uri": "name it `uris`, or give one address a row",
+    "reference": "write several accepted answers as the text of one JSON array",
+}
 
 
 def build_manifest(config: JobConfig, *, done_ids: Sequence[str] | None = None) -> Manifest:
@@ -36,13 +40,13 @@ def build_manifest(config: JobConfig, *, done_ids: Sequence[str] | None = None) 
     A listing is ordered by URI; a manifest file keeps its order. Done items are left out before ``limit`` counts.
 
     Args:
-        config: of the job.
-        done_ids: items that earlier runs hold (`pipeline.runs.earlier_runs.done_ids`); they are left out. Must be given
-            where the config names ``exclude_runs``.
+        config: the job.
+        done_ids: items of earlier runs (`pipeline.runs.earlier_runs.done_ids`), which are left out. Must be given where
+            the configuration names ``exclude_runs``.
 
     Raises:
-        ConfigError: neither a prefix nor a manifest is named.
-        InputError: nothing to do, or rows that cannot be used, with their line numbers.
+        ConfigError: the configuration names neither a prefix nor a manifest.
+        InputError: there is no item, or rows cannot be used; the message has their line numbers.
         StorageError: the input cannot be listed or read.
     """
     num_unknown = 0
@@ -57,7 +61,7 @@ def build_manifest(config: JobConfig, *, done_ids: Sequence[str] | None = None) 
             "input: name what to read: `input.uri` (a prefix, such as s3://bucket/videos/) or `input.manifest`"
         )
     if config.input.exclude_runs and done_ids is None:
-        raise ValueError("the config names input.exclude_runs: hand in done_ids")
+        raise ValueError("the config names input.exclude_runs: pass done_ids")
     table, num_done = pa.table(columns), 0
     num_videos = pc.sum(pc.equal(table["media_kind"], "video")).as_py()
     if isinstance(config.task, DocumentConfig) and num_videos:
@@ -73,7 +77,7 @@ def build_manifest(config: JobConfig, *, done_ids: Sequence[str] | None = None) 
 
 
 def media_roots(config: JobConfig) -> tuple[str, ...]:
-    """Local folders below which this job's media may lie; empty where all media are in object stores."""
+    """Return the local folders below which this job's media may lie; empty where all media are in object stores."""
     roots = []
     if config.input.uri and storage.is_local(config.input.uri):
         roots.append(storage.local_path(config.input.uri))
@@ -126,7 +130,7 @@ def _from_file(config: JobConfig, uri: str) -> dict[str, Any]:
     lists = pa.chunked_array([pa.ListArray.from_arrays(_offsets(counts), flat.combine_chunks())])
     columns = {"uris": lists, "media_kind": kinds, **source.objects(counts)}
     for name in _TEXT_COLUMNS:
-        if (column := source.take(name)) is not None:
+        if (column := source.take_text(name)) is not None:
             columns[name] = text_or_null(column)
     columns["options"] = source.take_texts("options")
     if isinstance(config.task, QuestionConfig):
@@ -138,7 +142,7 @@ def _from_file(config: JobConfig, uri: str) -> dict[str, Any]:
 
 
 class _InputColumns:
-    """The user's columns, taken one by one; what is left over at the end travels as `fields`."""
+    """Takes the user's columns one by one; columns that nobody takes become the items' `fields`."""
 
     def __init__(self, uri: str, user: UserTable) -> None:
         self._uri, self._user, self._left = uri, user, dict(user.columns)
@@ -148,7 +152,7 @@ class _InputColumns:
         raise InputError(f"manifest {self._uri}, {self._user.where(rows)}: {problem}")
 
     def take(self, name: str) -> pa.ChunkedArray | None:
-        """A column or its alias, removed from what is left over."""
+        """Take a column, or its alias, out of the remaining ones; None where there is neither."""
         alias = _ALIASES.get(name)
         if name == "prompt" and name in self._left and alias in self._left:
             raise InputError(
@@ -157,8 +161,19 @@ class _InputColumns:
         column = self._left.pop(name, None)
         return self._left.pop(alias, None) if column is None and alias else column
 
+    def take_text(self, name: str) -> pa.ChunkedArray | None:
+        """Take a column of one text per row, or its alias."""
+        column = self.take(name)
+        self._require_text(name, column)
+        return column
+
+    def _require_text(self, name: str, column: pa.ChunkedArray | None) -> None:
+        if column is not None and not pa.types.is_string(column.type):
+            remedy = _FOR_LISTS.get(name, "give one text a row")
+            raise InputError(f"manifest {self._uri}: column `{name}` holds lists; {remedy}")
+
     def take_texts(self, name: str) -> pa.ChunkedArray | None:
-        """A column of lists of text."""
+        """Take a column of lists of text."""
         column = self.take(name)
         try:
             return None if column is None else texts_column(column)
@@ -166,8 +181,8 @@ class _InputColumns:
             self.refuse([error.args[0]], f"column `{name}`: {error.args[1]}")
 
     def uris(self) -> tuple[pa.ChunkedArray, list[int]]:
-        """All URIs end to end, and how many each row has."""
-        single, several = self._left.pop("uri", None), self.take_texts("uris")
+        """Return all URIs in one column, and the number of URIs in each row."""
+        single, several = self.take_text("uri"), self.take_texts("uris")
         if single is not None and several is None:
             empty = pc.fill_null(pc.equal(single, ""), True)
             counts, flat = [1] * len(single), single
@@ -185,11 +200,11 @@ class _InputColumns:
         return flat, counts
 
     def kinds(self, flat: pa.ChunkedArray, counts: list[int]) -> pa.Array:
-        """The media kind of each row: as given, else by extension."""
+        """Return the media kind of each row: the given one, else that of the extension."""
         guessed = kinds_of(flat).to_pylist()
         if len(guessed) != len(counts):
-            guessed = _row_kinds(guessed, counts)
-        given = self.take("media_kind")
+            guessed = row_kinds(guessed, counts)
+        given = self.take_text("media_kind")
         if given is not None:
             guessed = [x or y for x, y in zip(text_or_null(given).to_pylist(), guessed, strict=True)]
         unknown = [row for row, kind in enumerate(guessed) if kind not in get_args(MediaKind)]
@@ -201,10 +216,10 @@ class _InputColumns:
         return pa.chunked_array([pa.array(guessed, pa.string())])
 
     def objects(self, counts: list[int]) -> dict[str, pa.ChunkedArray]:
-        """Sizes and entity tags: from columns `size` and `etag` beside a single `uri`, else unknown."""
+        """Return sizes and entity tags: those of the columns `size` and `etag` beside a column `uri`, else unknown."""
         given = {"size": None, "etag": None}
         if "uri" in self._user.columns:
-            given = {name: self._left.pop(name, None) for name in given}
+            given = {name: self.take_text(name) for name in given}
         total = sum(counts)
         sizes: pa.ChunkedArray = pa.chunked_array([pa.array([-1] * total, pa.int64())])
         etags: pa.ChunkedArray = pa.chunked_array([pa.array([""] * total, pa.string())])
@@ -224,6 +239,7 @@ class _InputColumns:
 
     def check_questions(self, metric: str, columns: dict[str, Any]) -> None:
         """Refuse rows that cannot be asked or scored."""
+        self._require_text("metric", self._left.get("metric"))
         given = (*(columns.get(name) for name in ("prompt", "options", "reference")), self._left.get("metric"))
         none = [None] * len(self._user.lines)
         lists = [none if column is None else column.to_pylist() for column in given]
@@ -236,8 +252,8 @@ class _InputColumns:
             self.refuse(bad, problems[bad[0]] or "")
 
     def item_ids(self, columns: dict[str, Any]) -> pa.ChunkedArray:
-        """The user's ids, or hashes of URIs, sizes, etags and question."""
-        given = self.take("item_id")
+        """Return the user's ids, or hashes of URIs, sizes, etags and question."""
+        given = self.take_text("item_id")
         if given is not None:
             empty = [n for n, x in enumerate(pc.fill_null(pc.equal(given, ""), True).to_pylist()) if x]
             if empty:
@@ -247,32 +263,20 @@ class _InputColumns:
         prompts, questions = (
             none if columns.get(n) is None else columns[n].to_pylist() for n in ("prompt", "question_id")
         )
-        asked = (f"{p or ''}\x1f{q or ''}" if p or q else "" for p, q in zip(prompts, questions, strict=True))
-        return _hash_ids(columns["uris"].to_pylist(), columns["sizes"].to_pylist(), columns["etags"].to_pylist(), asked)
+        texts = (f"{p or ''}\x1f{q or ''}" if p or q else "" for p, q in zip(prompts, questions, strict=True))
+        return _hash_ids(columns["uris"].to_pylist(), columns["sizes"].to_pylist(), columns["etags"].to_pylist(), texts)
 
     def rest(self) -> dict[str, pa.ChunkedArray]:
-        """Columns nobody took, as text."""
+        """Return the remaining columns as text."""
         return {
             name: column if pa.types.is_string(column.type) else _texts_as_json(column)
             for name, column in self._left.items()
         }
 
 
-def _row_kinds(kinds: list[str | None], counts: list[int]) -> list[str | None]:
-    """Kinds of objects to kinds of rows: several images are ``images``."""
-    rows: list[str | None] = []
-    start = 0
-    for count in counts:
-        of_row = kinds[start : start + count]
-        start += count
-        same = of_row[0] if len(set(of_row)) == 1 else None
-        rows.append("images" if same == "image" and count > 1 else same)
-    return rows
-
-
-def _hash_ids(uris: Any, sizes: Any, etags: Any, asked: Any) -> pa.ChunkedArray:
+def _hash_ids(uris: Any, sizes: Any, etags: Any, questions: Any) -> pa.ChunkedArray:
     sha256 = hashlib.sha256
-    rows = zip(uris, sizes, etags, asked, strict=False)
+    rows = zip(uris, sizes, etags, questions, strict=False)
     ids = [sha256(f"{uri}\x1e{size}\x1e{etag}\x1e{text}".encode()).hexdigest()[:24] for uri, size, etag, text in rows]
     return pa.chunked_array([pa.array(ids, pa.string())])
 

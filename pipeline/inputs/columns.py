@@ -1,4 +1,4 @@
-"""Checks and rewrites over whole columns of addresses. Pure functions; read nothing."""
+"""Checks and rewrites whole columns of addresses, kinds and ids: pure functions that read no object."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pipeline.storage.uris import FORBIDDEN_PATTERN, OBJECT_URI_PATTERN, check_u
 
 VIDEO_EXTENSIONS = ("mp4", "mov", "m4v", "mkv", "webm", "avi", "ts", "mts", "m2ts")
 DOCUMENT_EXTENSIONS = ("pdf", "tif", "tiff")
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp")  # gif is left out: still or moving, its name does not say
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp")  # gif is left out: the name does not say whether it moves
 Refuse = Callable[[list[int], str], NoReturn]
 _SCHEME = r"^[A-Za-z][A-Za-z0-9+.-]*:/"
 
 
 def kinds_of(uris: pa.ChunkedArray) -> pa.ChunkedArray:
-    """``video``, ``image``, ``document`` or null by extension."""
+    """Return ``video``, ``image``, ``document`` or null, by extension."""
     extension = pc.utf8_lower(pc.struct_field(pc.extract_regex(uris, r"\.(?P<ext>[A-Za-z0-9]{1,5})$"), "ext"))
     known = {"video": VIDEO_EXTENSIONS, "image": IMAGE_EXTENSIONS, "document": DOCUMENT_EXTENSIONS}
     kinds = pa.array([kind for kind, extensions in known.items() for _ in extensions])
@@ -30,7 +30,7 @@ def kinds_of(uris: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def join_relative(uris: pa.ChunkedArray, base: str) -> pa.ChunkedArray:
-    """Addresses without a scheme and without a leading slash are put below ``base``; ``file://`` is taken off."""
+    """Put addresses without a scheme and without a leading slash below ``base``, and remove ``file://``."""
     absolute = pc.or_(pc.match_substring_regex(uris, _SCHEME), pc.starts_with(uris, "/"))
     below = pc.binary_join_element_wise(base.rstrip("/"), uris, "/")
     return pc.replace_substring_regex(pc.if_else(absolute, uris, below), r"^file:///", "/")
@@ -39,7 +39,7 @@ def join_relative(uris: pa.ChunkedArray, base: str) -> pa.ChunkedArray:
 def refuse_unsafe(uris: pa.ChunkedArray, counts: Sequence[int], roots: Sequence[str], refuse: Refuse) -> None:
     """Refuse the rows whose address is not on the positive list or, if local, not below one of the roots.
 
-    Links are resolved when the file is opened; here names alone decide.
+    Only names are compared; links are resolved when the file is opened.
     """
     local = pc.starts_with(uris, "/")
     good = pc.match_substring_regex(uris, OBJECT_URI_PATTERN)
@@ -62,6 +62,18 @@ def _why(uri: str, local: bool, roots: Sequence[str]) -> str:
     allowed = ", ".join(os.path.abspath(r) for r in roots) or "none, since input and manifest are in an object store"
     where = "a local path outside the allowed folders" if local else "an address that is not allowed"
     return f"{where}: {printable(uri)}; set input.uri to the folder that holds the media (now allowed: {allowed})"
+
+
+def row_kinds(kinds: Sequence[str | None], counts: Sequence[int]) -> list[str | None]:
+    """Return the kind of each row from the kinds of its objects, ``counts`` being objects per row."""
+    rows: list[str | None] = []
+    start = 0
+    for count in counts:
+        of_row = kinds[start : start + count]
+        start += count
+        same = of_row[0] if len(set(of_row)) == 1 else None
+        rows.append("images" if same == "image" and count > 1 else same)
+    return rows
 
 
 def refuse_duplicates(ids: pa.ChunkedArray, refuse: Refuse) -> None:

@@ -1,7 +1,7 @@
-"""The frozen manifest: every item of a run in order, columnar, with a digest of its content.
+"""Holds the frozen manifest: every item of a run in order, in columns, with a digest of the content.
 
-Kept as an Arrow table, so that 10^7 items cost no Python object each until their shard is opened. Knows nothing of
-where items came from (`pipeline.inputs.build_manifest`) or of storage.
+The manifest is an Arrow table, so that 10^7 items take no Python object each until their shard is opened.
+`pipeline.inputs.build_manifest` makes manifests.
 """
 
 from __future__ import annotations
@@ -23,7 +23,13 @@ from pipeline.storage.parquet import read_table
 
 FIELD_PREFIX = "field:"
 _TEXT, _TEXTS = pa.string(), pa.list_(pa.string())
-_NEEDED = ("item_id", "uris", "media_kind", "sizes", "etags")  # the others are null where a frozen manifest has none
+_NEEDED = (
+    "item_id",
+    "uris",
+    "media_kind",
+    "sizes",
+    "etags",
+)  # the other columns are null where a frozen manifest lacks them
 COLUMNS = {
     "item_id": _TEXT,
     "uris": _TEXTS,
@@ -40,15 +46,15 @@ COLUMNS = {
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Items in their final order.
+    """Holds items in their final order.
 
     Attributes:
-        table: `COLUMNS`, then one text column ``field:NAME`` for every other column the user's manifest carried.
-        digest: of the content; independent of file format, compression and library versions. Of one that an earlier
-            version froze: over the columns it had.
-        num_unknown: listed objects left out because their extension names no known medium.
-        num_done: items left out because ``exclude_runs`` holds them.
-        digested: the columns that ``digest`` is over; None stands for all.
+        table: `COLUMNS`, then one text column ``field:NAME`` for every other column of the user's manifest.
+        digest: digest of the content; independent of file format, compression and library versions. The digest of a
+            manifest that an earlier version froze covers the columns of that version.
+        num_unknown: listed objects that were left out because their extension names no known medium.
+        num_done: items that were left out because ``exclude_runs`` holds them.
+        digested: columns that ``digest`` covers; None stands for all.
     """
 
     table: pa.Table
@@ -62,7 +68,7 @@ class Manifest:
 
     @property
     def items(self) -> tuple[MediaItem, ...]:
-        """All items as records: for small manifests and tests."""
+        """All items as records, for small manifests and tests."""
         return self.slice(0, len(self))
 
     @property
@@ -71,21 +77,21 @@ class Manifest:
         return sum(int(np.maximum(chunk.flatten().to_numpy(), 0).sum()) for chunk in self.table["sizes"].chunks)
 
     def num_stored(self, *, above: int, most: int) -> int:
-        """Objects in a store that have more than ``above`` and at most ``most`` bytes, where their size is known."""
+        """Count objects in a store with more than ``above`` and at most ``most`` bytes, where the size is known."""
         count = 0
         for chunk in self.table.select(["uris", "sizes"]).to_batches():
             uris, sizes = (column.flatten() for column in chunk.columns)
-            asked = pc.and_(pc.greater(sizes, above), pc.less_equal(sizes, most))
+            in_range = pc.and_(pc.greater(sizes, above), pc.less_equal(sizes, most))
             stored = pc.or_(pc.starts_with(uris, "s3://"), pc.starts_with(uris, "gs://"))
-            count += pc.sum(pc.and_(asked, stored)).as_py() or 0
+            count += pc.sum(pc.and_(in_range, stored)).as_py() or 0
         return count
 
     def slice(self, start: int, count: int) -> tuple[MediaItem, ...]:
-        """Items ``start`` .. ``start + count - 1``."""
+        """Return the items ``start`` .. ``start + count - 1``."""
         return tuple(_item(row) for row in self.table.slice(start, count).to_pylist())
 
     def holds(self, other: Manifest) -> bool:
-        """Whether another one has the same items, as far as this one's columns tell; the user's own tell all."""
+        """Whether another manifest has the same items, compared over this one's columns; fields must all be known."""
         if self.digest == other.digest:
             return True
         names = list(self.digested or self.table.column_names)
@@ -95,17 +101,17 @@ class Manifest:
         return _content_digest(other.table.select(names)) == self.digest
 
     def take(self, places: Sequence[int]) -> Manifest:
-        """The items at these places, frozen anew."""
+        """Return a manifest of the items at these places, with a digest of its own."""
         table = self.table.take(pa.array(places, pa.int64())).combine_chunks()
         return Manifest(table, _content_digest(table))
 
     def item_ids(self) -> list[str]:
-        """Every item's id, in order."""
+        """Return every item's id, in order."""
         return self.table["item_id"].to_pylist()
 
 
 def freeze(columns: dict[str, Any], *, num_unknown: int = 0, num_done: int = 0) -> Manifest:
-    """A manifest of Arrow columns; missing optional ones become null, field columns are put in name order."""
+    """Make a manifest of Arrow columns; missing optional columns become null, field columns are ordered by name."""
     num_rows = len(columns["item_id"])
     names = [*COLUMNS, *sorted(name for name in columns if name.startswith(FIELD_PREFIX))]
     types = {name: COLUMNS.get(name, _TEXT) for name in names}
@@ -115,7 +121,7 @@ def freeze(columns: dict[str, Any], *, num_unknown: int = 0, num_done: int = 0) 
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
-    """As one Parquet file; see `read_manifest`."""
+    """Write a manifest as one Parquet file, which `read_manifest` reads."""
     sink = io.BytesIO()
     metadata = {"illava.num_unknown": str(manifest.num_unknown), "illava.num_done": str(manifest.num_done)}
     pq.write_table(manifest.table.replace_schema_metadata(metadata), sink, compression="zstd")
@@ -123,14 +129,14 @@ def manifest_bytes(manifest: Manifest) -> bytes:
 
 
 def read_manifest(data: bytes) -> Manifest:
-    """A frozen manifest from its Parquet file, its digest computed anew.
+    """Read a frozen manifest from its Parquet file, and compute its digest again.
 
     Raises:
-        InputError: not a frozen manifest.
+        InputError: the file is no frozen manifest.
     """
     try:
         table = read_table(data)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         raise InputError(f"the frozen manifest cannot be read: {error}") from error
     have = set(table.column_names)
     missing = [
@@ -170,7 +176,7 @@ def _item(row: dict[str, Any]) -> MediaItem:
 
 
 def _content_digest(table: pa.Table) -> str:
-    """32 hex digits over names, lengths and values; the same however the columns are chunked or stored."""
+    """Return 32 hex digits over names, lengths and values; independent of how the columns are chunked or stored."""
     digest = hashlib.sha256(str(table.num_rows).encode())
     for name in table.column_names:
         digest.update(f"\n{name}\n".encode())
@@ -197,7 +203,7 @@ def _add_column(digest: Any, chunks: list[pa.Array]) -> None:
 
 
 def _text_bytes(chunk: pa.Array) -> memoryview | bytes:
-    """The values of a text array without nulls, end to end, without a copy."""
+    """Return the values of a text array without nulls, end to end, without a copy."""
     _, offsets, values = chunk.buffers()
     if values is None or len(chunk) == 0:
         return b""

@@ -1,6 +1,7 @@
-"""A user's manifest file (Parquet, JSONL, CSV) as Arrow columns with line numbers. Knows no column's meaning.
+"""Reads a user's manifest file (Parquet, JSONL, CSV) as Arrow columns with line numbers.
 
-Columns hold text, or lists of text where the file holds lists; anything else becomes its JSON text.
+Columns hold text, or lists of text where the file holds lists; any other value becomes its JSON text. What the columns
+mean is `build_manifest`'s to decide.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ _ENDINGS = (".parquet", ".jsonl", ".ndjson", ".csv")
 
 @dataclass(frozen=True, slots=True)
 class UserTable:
-    """Columns of a manifest file.
+    """Holds the columns of a manifest file.
 
     Attributes:
         columns: text or list-of-text arrays of equal length.
-        lines: 1-based line (row for Parquet) of each entry, for messages.
+        lines: 1-based line (row for Parquet) of each row, for messages.
         unit: ``line`` or ``row``.
     """
 
@@ -37,17 +38,17 @@ class UserTable:
     unit: str
 
     def where(self, rows: Sequence[int], limit: int = 5) -> str:
-        """``lines 3, 17, 18 and 204 more``."""
+        """Name rows by their lines, such as ``lines 3, 17, 18 and 204 more``."""
         named = ", ".join(str(self.lines[row]) for row in rows[:limit])
         more = f" and {len(rows) - limit} more" if len(rows) > limit else ""
         return f"{self.unit}{'s' * (len(rows) > 1)} {named}{more}"
 
 
 def parse_manifest_file(name: str, data: bytes) -> UserTable:
-    """The file's columns, by the ending of its name.
+    """Parse a file in the format that the ending of its name tells.
 
     Raises:
-        InputError: unknown ending, or a file that cannot be parsed, with the line.
+        InputError: the ending is unknown, or the file cannot be parsed; the message names the line.
     """
     if name.endswith(".parquet"):
         return _parse_parquet(name, data)
@@ -64,9 +65,15 @@ def parse_manifest_file(name: str, data: bytes) -> UserTable:
 def _parse_parquet(name: str, data: bytes) -> UserTable:
     try:
         table = read_table(data)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         raise InputError(f"manifest {name}: not a readable Parquet file: {error}") from error
-    columns = {column: _as_text(table[column]) for column in table.column_names}
+    columns = {}
+    for column in table.column_names:
+        try:
+            columns[column] = _as_text(table[column])
+        except pa.ArrowException as error:
+            kind = table[column].type
+            raise InputError(f"manifest {name}, column {column!r}: {kind} cannot be read as text: {error}") from error
     return UserTable(columns, range(1, table.num_rows + 1), "row")
 
 
@@ -153,10 +160,10 @@ def _json_text(value: Any) -> str | None:
 
 
 def texts_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A list column as it is; a text column read as JSON arrays of text (empty text is null).
+    """Return a list column as it is; read a text column as JSON arrays of text (empty text is null).
 
     Raises:
-        ValueError: (row, problem) of the first value that is neither.
+        ValueError: (row, problem) of the first value that is no JSON array of texts.
     """
     if pa.types.is_list(column.type):
         return column
@@ -173,5 +180,5 @@ def texts_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def text_or_null(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Text with empty values as null."""
+    """Return a text column with empty values as null."""
     return pc.if_else(pc.equal(column, ""), pa.scalar(None, _TEXT), column)

@@ -1,4 +1,4 @@
-"""Media to frames: staging, container checks, which frames, and the disposable child process that decodes them.
+"""Loads media: stages objects, checks containers, chooses frames, and decodes them in a disposable child process.
 
-Knows nothing of models, rows or Ray; `loader.Loader` is its front door.
+`loader.Loader` is the entry point.
 """

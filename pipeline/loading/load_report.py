@@ -1,7 +1,6 @@
-"""What one load takes, and what a reader tells the driver of it beside the media themselves.
+"""Measures what a load takes (`LoadMeter`), and reports it from a reader to the driver (`LoadReport`).
 
-The media travel apart from the report, so that a driver never sees pixels. Knows nothing of Ray, nor of why a try was
-not the last.
+Media and report travel separately, so that the driver never sees pixels.
 """
 
 from __future__ import annotations
@@ -23,23 +22,23 @@ if TYPE_CHECKING:
 
 
 class ItemLoader(Protocol):
-    """What reads media: `pipeline.loading.loader.Loader`, or a test's own."""
+    """Loads items: `pipeline.loading.loader.Loader`, or a test's own."""
 
     def load(self, item: MediaItem) -> LoadedItem:
-        """The item at model size; raises `ItemError`."""
+        """Load the item at model size; raise `ItemError` where that fails."""
 
     def close(self) -> None:
-        """End child processes, remove what was cached."""
+        """End child processes and remove the cache."""
 
 
 class LoadMeter:
-    """Seconds, CPU, bytes and requests of one load, all its tries together; and how long its child may still take.
+    """Measures one load over all its tries: seconds, CPU seconds, bytes and requests. Limits the child's time.
 
-    Runs from when it is made. For one thread.
+    A meter starts when it is made, and serves one thread.
 
     Args:
-        staging, decoder: what the load uses; their counts go on from load to load.
-        child_s: the child's limit, over all tries. The store has time-outs of its own.
+        staging, decoder: the parts that the load uses; their counters run on from load to load.
+        child_s: limit on the child's time over all tries. The store has timeouts of its own.
     """
 
     def __init__(self, staging: Staging, decoder: DecoderProcess, *, child_s: float) -> None:
@@ -51,7 +50,7 @@ class LoadMeter:
 
     @contextmanager
     def fetching(self) -> Iterator[None]:
-        """The store is asked within."""
+        """Count the time in this block as fetching."""
         began_s = time.perf_counter()
         try:
             yield
@@ -60,7 +59,7 @@ class LoadMeter:
 
     @contextmanager
     def child(self) -> Iterator[float]:
-        """The child is asked within; its deadline on `time.monotonic`."""
+        """Count the time in this block against the child's limit; yield the child's deadline, on `time.monotonic`."""
         began_s = time.monotonic()
         try:
             yield began_s + self._left_s
@@ -68,7 +67,7 @@ class LoadMeter:
             self._left_s -= time.monotonic() - began_s
 
     def spent(self, *, preprocess_s: float = 0.0, decoder: str = "") -> LoadStats:
-        """Everything up to now; what was neither the store nor preprocessing is loading."""
+        """Return what the load took up to now; time that is neither fetching nor preprocessing counts as loading."""
         took_s = time.perf_counter() - self._began_s
         num_bytes, num_requests = self._fetched_before
         return LoadStats(
@@ -87,13 +86,13 @@ class LoadMeter:
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """What became of one load.
+    """Reports one load.
 
     Attributes:
-        call_s: the whole call, on the reader's clock.
-        stats: its stages; of a failed load what was spent until then.
-        nbytes: of the loaded media.
-        error: why there are none.
+        call_s: duration of the whole call, on the reader's clock.
+        stats: seconds by stage; of a failed load, what was spent until it failed.
+        nbytes: bytes of the loaded media.
+        error: why the load failed; None where it did not.
     """
 
     call_s: float
@@ -104,12 +103,14 @@ class LoadReport:
 
 @dataclass(slots=True)
 class ReadingUsage:
-    """What a session's loads took together, failed and repeated ones included; of a reader that died, what it told.
+    """Sums what a session's loads took, failed and repeated ones included.
+
+    A reader that died counts with the loads that it reported.
 
     Attributes:
         cpu_s: CPU seconds of readers and their children.
-        storage_requests: made to the store.
-        bytes_fetched: that crossed from it.
+        storage_requests: requests to the store.
+        bytes_fetched: bytes received from the store.
     """
 
     cpu_s: float = 0.0
@@ -117,14 +118,14 @@ class ReadingUsage:
     bytes_fetched: int = 0
 
     def add(self, stats: LoadStats) -> None:
-        """One more load."""
+        """Add one load."""
         self.cpu_s += stats.cpu_s
         self.storage_requests += stats.storage_requests
         self.bytes_fetched += stats.bytes_fetched
 
 
 def load_reported(loader: ItemLoader, item: MediaItem) -> tuple[LoadReport, LoadedItem | None]:
-    """Load one item.
+    """Load one item; return the report, and the media where the load succeeded.
 
     Raises:
         PipelineError: the run as a whole cannot go on (credentials, the store).
@@ -137,7 +138,7 @@ def load_reported(loader: ItemLoader, item: MediaItem) -> tuple[LoadReport, Load
         error = reason
     except PipelineError:
         raise
-    except Exception as defect:  # one item's defect must not cost its neighbours their reader
+    except Exception as defect:  # a defect that one item shows must not end the reader of other items
         error = ItemError("internal_error", redacted(f"loading raised {type(defect).__name__}: {defect}"))
     else:
         return LoadReport(time.perf_counter() - begin_s, loaded.stats, loaded.nbytes), loaded

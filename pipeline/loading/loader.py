@@ -1,7 +1,7 @@
-"""`Loader`: a manifest's item to its media at model size, within a deadline. What a reader owns.
+"""Loads a manifest's items as media at model size, within a deadline (`Loader`).
 
-Stages the objects, has them decoded and preprocessed in the disposable child, and says what it took. Knows nothing of
-Ray, of models or of what becomes of the frames.
+Stages the objects, has the disposable child decode and preprocess them, and reports what that took. Every reader owns
+one loader.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
     from illava.preprocess import Preprocessor
     from pipeline.config.schema import MediaConfig
 
-RANGED_FROM_BYTES = 4_000_000  # below, the further requests take longer than the bytes
+RANGED_FROM_BYTES = 4_000_000  # for smaller objects the additional requests take longer than the bytes they save
 
 
 class Loader:
-    """Loads one item at a time; for one thread. Use it as a context manager, or `close` it.
+    """Loads one item at a time, for one thread. Use it as a context manager, or call `close`.
 
     Args:
         media: sampling, decoder and budgets.
         preprocessor: brings frames to model size; runs in the child.
         cache_dir: where fetched objects are staged; None is the system's temporary folder.
         cache_bytes: size of this loader's staging area.
-        allowed_roots: local folders that items may name; None where the operator's own configuration named them.
-        memory_bytes: address space of the child.
-        items_per_child: a child is replaced after so many items.
-        ranged_from_bytes: smaller objects are fetched whole.
-        pages_per_request: every item is a document, of which the model is shown so many pages at once; None where it
-            is shown all of an item.
+        allowed_roots: local folders that items may name; None where the operator's own configuration names the items.
+        memory_bytes: bound on the child's address space.
+        items_per_child: number of items after which a child is replaced.
+        ranged_from_bytes: objects smaller than this are fetched whole.
+        pages_per_request: number of pages of a document that one request shows to the model; None where one request
+            shows all of an item.
     """
 
     def __init__(
@@ -70,14 +70,14 @@ class Loader:
 
     @property
     def child_pid(self) -> int | None:
-        """Of the running decoder process, for tests that harm it."""
+        """Process id of the running decoder child, for tests that harm the child."""
         return self._decoder.pid
 
     def load(self, item: MediaItem) -> LoadedItem:
         """Fetch, decode and preprocess one item.
 
         Raises:
-            ItemError: whatever is wrong with this item; the next one is not affected.
+            ItemError: this item cannot be loaded; other items are not affected.
             StorageError: the store or the local disk failed for all items.
             PipelineError: the decoder process cannot be started at all.
         """
@@ -98,7 +98,7 @@ class Loader:
         return LoadedItem(item, decoded.media, decoded.timestamps_s, stats, decoded.partial, decoded.failed_pages)
 
     def close(self) -> None:
-        """End the child and remove what was staged. Another `load` starts afresh."""
+        """End the child and remove the staged objects. Another `load` starts both again."""
         self._decoder.close()
         self._staging.close()
 
@@ -109,7 +109,7 @@ class Loader:
         self.close()
 
     def _load_by_ranges(self, item: MediaItem, meter: LoadMeter) -> DecodedMedia | None:
-        """The media from a part of the object's bytes; None where that is not asked for, not worth it or doubtful."""
+        """Load the media from a part of the object's bytes; None where that is off, not worthwhile, or unsafe."""
         wanted = self._media.ranged_reads == "auto" and self._media.decoder != "decord" and item.media_kind == "video"
         if not wanted or item.sizes[0] < self._ranged_from_bytes:
             return None
@@ -135,7 +135,7 @@ class Loader:
             raise ItemError(error.error_type, f"{_name(item)}: {error}", retryable=error.retryable) from error
 
     def _decode(self, item: MediaItem, paths: list[str], meter: LoadMeter) -> DecodedMedia:
-        """With the configured decoder; what decord refuses or dies of, with PyAV in a fresh child."""
+        """Decode with the configured decoder; PyAV, in a new child, takes what decord refuses or crashes on."""
         decoder, per_request = self._media.decoder, self._pages_per_request
         try:
             with meter.child() as deadline_s:
@@ -150,7 +150,7 @@ class Loader:
 
 
 def _check_unchanged(item: MediaItem) -> None:
-    """Local objects are read in place: what changed meanwhile must not pass for what the manifest names."""
+    """Check that local objects, which are read in place, did not change meanwhile."""
     for uri, size, etag in zip(item.uris, item.sizes, item.etags, strict=True):
         if is_local(uri):
             check_unchanged(uri, size=size, etag=etag)

@@ -1,7 +1,7 @@
-"""A video loaded from the few bytes that hold its chosen frames: the index first, then their groups of pictures.
+"""Loads a video from the few bytes that hold its chosen frames: the index first, then their groups of pictures.
 
-The parent's side: it fetches, the child decides which bytes (`ranged_video`). Where any doubt is left, the caller reads
-the whole object. Knows no decoder and no row.
+This is the parent's side: the parent fetches, and the child decides which bytes are needed (`ranged_video`). Where a
+ranged read is unsafe, the caller reads the whole object.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ def load_by_ranges(copy: SparseCopy, staging: Staging, decoder: DecoderProcess, 
     """Decode and preprocess the chosen frames of a video that is fetched in parts.
 
     Args:
-        copy: of `Staging.sparse`.
-        staging: fetches into it.
+        copy: made by `Staging.sparse`.
+        staging: fetches ranges into the copy.
         decoder: the child.
-        meter: of this load, whose later tries have what this one leaves.
+        meter: measures this load. Later tries have the time that this one leaves.
 
     Raises:
-        RangeReadUnsafeError: the whole object must be read; also for whatever the child said of this file.
-        ItemError: from the store, ``changed_object`` among them, or ``load_timeout``.
+        RangeReadUnsafeError: the whole object must be read. This includes every error of the child about this file.
+        ItemError: an error of the store, such as ``changed_object``; or ``load_timeout``.
     """
 
     def fill(ranges: list[tuple[int, int]]) -> None:
@@ -42,7 +42,7 @@ def load_by_ranges(copy: SparseCopy, staging: Staging, decoder: DecoderProcess, 
         with meter.child() as deadline_s:
             needed = decoder.needed_ranges(copy.path, deadline_s=deadline_s)
     except (ItemError, DecordFailedError) as error:
-        raise _doubt(error) from error
+        raise _unless_timed_out(error) from error
     if any(not 0 <= start < end <= copy.size for start, end in needed):
         raise RangeReadUnsafeError("its index names bytes outside the object")
     fill(needed)
@@ -50,11 +50,11 @@ def load_by_ranges(copy: SparseCopy, staging: Staging, decoder: DecoderProcess, 
         with meter.child() as deadline_s:
             return decoder.load("video", [copy.path], decoder="pyav", deadline_s=deadline_s, present=copy.present)
     except (ItemError, DecordFailedError) as error:
-        raise _doubt(error) from error
+        raise _unless_timed_out(error) from error
 
 
-def _doubt(error: Exception) -> Exception:
-    """A deadline that passed is not tried again; anything else the child says may come from what is not there."""
+def _unless_timed_out(error: Exception) -> Exception:
+    """Return a timeout as it is. Every other error of the child may come from missing bytes, so the read is unsafe."""
     return (
         error
         if isinstance(error, ItemError) and error.error_type == "load_timeout"

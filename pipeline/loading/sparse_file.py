@@ -1,4 +1,4 @@
-"""A local file as large as an object, holding only the bytes that were asked for. Knows nothing of what they mean."""
+"""Keeps a part of an object in a local file as large as the object (`SparseCopy`)."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pipeline.loading.decoding.gop_ranges import merged
+from pipeline.loading.decoding.gop_ranges import merge_ranges
 from pipeline.storage import storage
 
 
 @dataclass(slots=True)
 class SparseCopy:
-    """Part of one version of an object.
+    """Holds some byte ranges of one version of an object.
 
     Attributes:
-        path: of the local file.
-        uri, size, etag: of the object.
-        present: half-open ranges that are there, ascending, apart.
+        path: path of the local file.
+        uri, size, etag: identify the version of the object.
+        present: half-open ranges that were fetched; ascending, and neither touching nor overlapping.
     """
 
     path: str
@@ -32,13 +32,13 @@ class SparseCopy:
 
     @property
     def num_bytes(self) -> int:
-        """That are there."""
+        """Number of bytes that were fetched."""
         return sum(end - start for start, end in self.present)
 
     def missing(self, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """What of those ranges is not there yet."""
+        """Return the parts of these ranges that were not fetched yet."""
         result = []
-        for start, end in merged(ranges):
+        for start, end in merge_ranges(ranges):
             place = start
             for have_start, have_end in self.present:
                 if place < have_end and have_start < end:
@@ -48,20 +48,20 @@ class SparseCopy:
         return [(start, end) for start, end in result if start < end]
 
     def fetch(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """Read those ranges from the store.
+        """Fetch these ranges from the store.
 
         Raises:
-            ItemError: ``changed_object`` where the store has another version by now; or as `storage.read_ranges`.
+            ItemError: ``changed_object`` where the store holds another version by now; or as `storage.read_ranges`.
         """
         found = storage.read_ranges(self.uri, ranges, size=self.size, etag=self.etag)
         with open(self.path, "r+b") as file:
             for data, (start, _) in zip(found, ranges, strict=True):
                 file.seek(start)
                 file.write(data)
-        self.present = merged([*self.present, *ranges])
+        self.present = merge_ranges([*self.present, *ranges])
 
     def read(self, start: int, end: int) -> bytes:
-        """Bytes that are there."""
+        """Return bytes that were fetched."""
         with open(self.path, "rb") as file:
             file.seek(start)
             return file.read(end - start)

@@ -1,7 +1,7 @@
-"""Objects of a store on the local disk: fetched once, checked against the manifest, bounded in bytes.
+"""Stages objects of a store on the local disk: fetched once, checked against the manifest, bounded in bytes.
 
-One `Staging` belongs to one reader. Its folder goes when it is closed; what a killed reader left behind is removed by
-the next one on the same disk. Knows nothing of what is in the files.
+One `Staging` belongs to one reader. Closing it removes its folder. The next reader on the same disk removes the folder
+of a reader that was killed.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _LOCK = "owner.lock"
 
 @dataclass(frozen=True, slots=True)
 class StagedObject:
-    """One object as a local file.
+    """Names an object's local file.
 
     Attributes:
-        path: the object itself where it is local, else its copy.
-        bytes_fetched: that crossed from the store for this call.
-        num_requests: made to the store for this call.
+        path: path of the object itself where it is local, else of its copy.
+        bytes_fetched: bytes received from the store for this call.
+        num_requests: requests to the store for this call.
     """
 
     path: str
@@ -41,18 +41,18 @@ class StagedObject:
 
 
 class Staging:
-    """A bounded folder of fetched objects, the least recently used removed first. For one thread at a time.
+    """Keeps fetched objects in a bounded folder; the least recently used goes first. For one thread at a time.
 
     Args:
         cache_dir: where the folder is made; None is the system's temporary folder.
-        cache_bytes: size of all copies together, at most.
+        cache_bytes: bound on the bytes of all copies together.
         max_object_bytes: larger objects are refused before they are fetched.
-        allowed_roots: local folders that may be read; None where the operator's own configuration named the files.
-        verify_md5: as of `storage.fetch`.
+        allowed_roots: local folders that may be read; None where the operator's own configuration names the files.
+        verify_md5: as in `storage.fetch`.
 
     Attributes:
-        bytes_fetched: that crossed from the store so far, also for what was then refused.
-        num_requests: made to the store so far, likewise.
+        bytes_fetched: bytes received from the store so far, those of refused objects included.
+        num_requests: requests to the store so far, likewise.
     """
 
     def __init__(
@@ -77,13 +77,13 @@ class Staging:
         self._sparse: SparseCopy | None = None
 
     def get(self, uri: str, *, size: int = -1, etag: str = "", keep: Sequence[str] = ()) -> StagedObject:
-        """The object as a local file; a local object is used in place.
+        """Return the object as a local file; a local object is used in place.
 
         Args:
-            uri: what to get.
+            uri: address of the object.
             size: bytes in the manifest, -1 for unknown.
             etag: entity tag in the manifest, "" for unknown.
-            keep: paths that must not make room for this one (the other images of a set).
+            keep: paths that must not be evicted for this object (the other images of a set).
 
         Raises:
             ItemError: ``unsafe_uri``, ``too_large``, ``changed_object``, or what the store said.
@@ -108,7 +108,7 @@ class Staging:
         path = self._new_path()
         self.num_requests += 1
         try:
-            with self._stopping_at_a_full_disk():
+            with self._raising_where_disk_is_full():
                 fetched = storage.fetch(uri, str(path), etag=etag, verify_md5=self._verify_md5)
             if fetched.num_bytes != size:
                 raise ItemError(
@@ -124,13 +124,13 @@ class Staging:
         return StagedObject(str(path), fetched.num_bytes, num_requests + fetched.num_requests)
 
     def sparse(self, uri: str, *, size: int, etag: str) -> SparseCopy | None:
-        """An object of which parts may be fetched by `fill`; None where that is impossible or all of it is here.
+        """Return a sparse copy, for `fill` to fetch ranges into; None where ranges cannot be read or a copy is staged.
 
-        The same copy again while no other object is asked for.
+        The same copy is returned until another object is staged.
 
         Args:
-            uri: what to get.
-            size, etag: in the manifest; both must be known.
+            uri: address of the object.
+            size, etag: as in the manifest; both must be known.
 
         Raises:
             ItemError, StorageError: as `get`.
@@ -146,11 +146,11 @@ class Staging:
         return self._sparse
 
     def fill(self, copy: SparseCopy, ranges: Sequence[tuple[int, int]]) -> None:
-        """Fetch those half-open ranges of a sparse copy, less what is there. Raises as `get`."""
+        """Fetch those parts of half-open ranges that a sparse copy lacks. Raises as `get`."""
         missing = copy.missing(ranges)
         self._make_room(sum(end - start for start, end in missing), ())
         self.num_requests += len(missing)
-        with self._stopping_at_a_full_disk():
+        with self._raising_where_disk_is_full():
             copy.fetch(missing)
         self.bytes_fetched += sum(end - start for start, end in missing)
 
@@ -174,15 +174,15 @@ class Staging:
             raise ItemError("too_large", f"{uri} has {size:,} bytes; max_bytes is {self._max_object_bytes:,}")
 
     @contextlib.contextmanager
-    def _stopping_at_a_full_disk(self) -> Iterator[None]:
-        """What fails for want of room is no fault of this item, and the next one would fail as well."""
+    def _raising_where_disk_is_full(self) -> Iterator[None]:
+        """Turn an error of a full disk into one that ends the run: the next item would fail as well."""
         try:
             yield
         except (OSError, ItemError) as error:
             if not is_disk_full(error):
                 raise
             raise StorageError(
-                f"no space is left below {self._base} for what is fetched: set runtime.cache_dir, or lower "
+                f"no space is left below {self._base} for fetched objects: set runtime.cache_dir, or lower "
                 "runtime.cache_bytes; then run the same command again: it resumes"
             ) from error
 
@@ -215,7 +215,7 @@ class Staging:
 
 
 def _locked_folder(base: Path) -> tuple[Path, int]:
-    """A new folder whose lock this process holds; made again where another reader swept it before it was locked."""
+    """Make a folder and lock it; make another one where another reader removed the first before it was locked."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
         lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
@@ -226,10 +226,10 @@ def _locked_folder(base: Path) -> tuple[Path, int]:
 
 
 def check_unchanged(uri: str, *, size: int, etag: str) -> int:
-    """Compare an object with the manifest (size -1, etag "": unknown there); returns its bytes.
+    """Compare an object with the manifest (size -1 and etag "" are unknown there); return its size in bytes.
 
     Raises:
-        ItemError: ``changed_object``, or what the store says.
+        ItemError: ``changed_object``, or the store's own error.
     """
     found = storage.stat(uri)
     if size not in {-1, found.size} or etag not in {"", found.etag}:
@@ -241,9 +241,9 @@ def check_unchanged(uri: str, *, size: int, etag: str) -> int:
 
 
 def _sweep(base: Path) -> None:
-    """Remove the folders of readers that are gone: nobody holds their lock."""
+    """Remove the folders of readers that ended: no process holds the lock."""
     for folder in base.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError):  # another sweeps it too, or it is another user's
+        with contextlib.suppress(OSError):  # another reader removes the folder too, or it belongs to another user
             lock = os.open(folder / _LOCK, os.O_RDWR)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

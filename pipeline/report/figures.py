@@ -5,7 +5,6 @@ Memory grows by a few numbers a row; texts are read of the shown items only.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 
 from pipeline.records import ResultRow
 from pipeline.runs.parquet_sink import list_parts, part_name, read_parts, read_rows, result_rows
-from pipeline.runs.run_folder import FINISHED_FILE, is_finished
+from pipeline.runs.run_folder import is_finished, read_finished
 from pipeline.runs.run_record import read_run_file
 from pipeline.runs.sessions import cost_record
 from pipeline.runs.totals import Totals, run_totals
@@ -103,7 +102,7 @@ def run_figures(uri: str, *, num_samples: int) -> RunFigures:
         for kind, rows in shown.items()
     }
     rows = _rows(uri, [place for some in places.values() for place in some])
-    finished = json.loads(storage.read(storage.join(uri, FINISHED_FILE))) if is_finished(uri) else {}
+    finished = read_finished(uri) if is_finished(uri) else {}
     return RunFigures(
         uri=uri,
         record=record,

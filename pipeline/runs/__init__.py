@@ -1,1 +1,1 @@
-"""The run folder: opening and resuming, parts, totals, retry, status, verification."""
+"""Opens, resumes, retries, sums and verifies run folders, and reads and writes their parts."""

@@ -1,7 +1,7 @@
-"""The recipe: everything that can change a row's content, resolved and digested.
+"""Resolves and digests everything that can change a row's content: the config fingerprint (``recipe`` in run.json).
 
-Two runs with one recipe may be compared and continued; `pipeline.runs.run` adds manifest and shard size to it. Loads
-neither torch nor ray: versions are read from installed metadata.
+Runs with the same config fingerprint may be compared, and one may continue the other; `pipeline.runs.run` adds manifest
+and shard size. Neither torch nor ray is loaded: versions come from the installed metadata.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ _SETTLED_S = 3.0
 _IGNORED_ENDINGS = (".md", ".gitattributes", ".lock")
 _PACKAGES = ("torch", "transformers", "decord", "av", "pillow", "pypdfium2")
 
-# Changes of this program that give other rows under an unchanged configuration: name -> 1, 2, ... A recipe without a
-# name was made before that change. The release number itself decides nothing: CONTRIBUTING.md, "Change what a run
-# records", says when an entry is due.
+# Changes of this program that give other rows under an unchanged configuration: name -> 1, 2, ... A fingerprint that
+# lacks a name was made before that change. The release number itself decides nothing: CONTRIBUTING.md, "Change what a
+# run records", says when an entry is due.
 BEHAVIOUR: dict[str, int] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigFingerprint:
-    """What a row's content depends on.
+    """Holds everything that a row's content depends on.
 
     Attributes:
         digest: 32 hex digits over the fields.
         fields: dotted config keys that affect rows, ``auto`` resolved, then ``model.files``, ``versions.*`` and
-            ``behaviour.*``; JSON types. Not the device, which moves last bits as batch composition does: the dtype it
-            chooses is there.
+            ``behaviour.*``; JSON types. The dtype is among them. The device is not: it changes last bits only, as
+            batch composition does.
     """
 
     digest: str
@@ -48,10 +48,10 @@ class ConfigFingerprint:
 
 
 def resolve_dtype(config: JobConfig) -> Literal["bfloat16", "float16", "float32"]:
-    """``auto`` is the checkpoint's own dtype on any device, so that a run may go on anywhere.
+    """Resolve ``model.dtype``: ``auto`` is the checkpoint's own dtype on any device, so that a run may resume anywhere.
 
-    Of float16 it makes bfloat16, since several published float16 checkpoints overflow in it, and of a checkpoint that
-    names none float32.
+    A float16 checkpoint gets bfloat16, since several published ones overflow in float16. A checkpoint that names no
+    dtype gets float32.
 
     Raises:
         ModelLoadError: the model's config.json cannot be read.
@@ -64,7 +64,7 @@ def resolve_dtype(config: JobConfig) -> Literal["bfloat16", "float16", "float32"
 
 
 def resolve_config_fingerprint(config: JobConfig) -> ConfigFingerprint:
-    """The recipe of a job on this machine's installed versions.
+    """Resolve the config fingerprint of a job on this machine's installed versions.
 
     Raises:
         ConfigError: the model is neither a local folder nor a hub id with a pinned revision.
@@ -79,17 +79,17 @@ def resolve_config_fingerprint(config: JobConfig) -> ConfigFingerprint:
 
 
 def is_fact(key: str) -> bool:
-    """Whether a recipe's key was found on the machine; a recipe that lacks it says nothing of it."""
+    """Whether a key was read from the machine; a fingerprint without the key says nothing about it."""
     return key == "model.files" or key.startswith("versions.")
 
 
 def in_config(key: str) -> bool:
-    """Whether a recipe's key is one of the configuration."""
+    """Whether a fingerprint's key is a key of the configuration."""
     return not is_fact(key) and not key.startswith("behaviour.")
 
 
 def digest_of(value: Any) -> str:
-    """32 hex digits of a JSON value, whatever the order of its keys."""
+    """Return 32 hex digits of a JSON value; the order of its keys does not matter."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -116,10 +116,10 @@ def _version(package: str) -> str | None:
 
 
 def folder_digest(folder: str) -> str:
-    """32 hex digits over the names and contents of every file below a folder; hidden files and ``.md`` left out.
+    """Return 32 hex digits over names and contents of all files below a folder; hidden files and ``.md`` are left out.
 
-    Hashes are remembered, so that gigabytes of weights are read once: by resolved path, size and mtime. A file changed
-    within the last seconds is not remembered, since its clock may not show the next change.
+    Hashes are cached by resolved path, size and mtime, so that gigabytes of weights are read once. The hash of a file
+    that changed within the last seconds is not cached, since its mtime may not show the next change.
     """
     known, fresh, digest = _known_hashes(), {}, hashlib.sha256()
     for path in sorted(Path(folder).rglob("*")):

@@ -1,6 +1,7 @@
-"""Which items earlier runs have done under a recipe: one run's folder, or a dataset folder with a run per night.
+"""Finds the items that earlier runs have done under the same config fingerprint, for incremental runs.
 
-Reads parts, writes nothing. A run need not be finished: a part is there whole or not at all, so its rows are done.
+``input.exclude_runs`` names one run's folder, or a folder of incremental runs. Only parts are read. A run need not be
+finished: a part is published whole or not at all, so its rows are done.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from pipeline.runs.parquet_sink import list_parts, read_parts
 from pipeline.runs.run_record import config_diff, read_run_file, recorded_config_fingerprint
 from pipeline.storage import storage
 
-_DONE = ("ok", "partial")  # a truncated medium stays truncated until its etag, and so its item, changes
+_DONE = ("ok", "partial")  # a truncated file stays truncated until its etag, and with it the item, changes
 
 
 @dataclass(frozen=True, slots=True)
 class DoneItems:
-    """What need not be done again.
+    """Holds the items that need not be processed again.
 
     Attributes:
-        item_ids: with a text, under the recipe asked for; one may stand in several runs.
-        num_runs: earlier runs that were read.
+        item_ids: items with an answer under the given config fingerprint; an id may come from several runs.
+        num_runs: number of earlier runs that were read.
     """
 
     item_ids: list[str]
@@ -33,11 +34,11 @@ class DoneItems:
 
 
 def done_ids(config: JobConfig, config_fingerprint: ConfigFingerprint | None = None) -> list[str]:
-    """Items that ``input.exclude_runs`` of a job leaves out; empty where it names nothing.
+    """Return the items that a job's ``input.exclude_runs`` leaves out; empty where the key is not set.
 
     Args:
-        config: of the job.
-        config_fingerprint: of the job; taken from the config if left out.
+        config: the job.
+        config_fingerprint: the job's config fingerprint; resolved from ``config`` if left out.
 
     Raises:
         InputError: as `done_items`.
@@ -49,24 +50,24 @@ def done_ids(config: JobConfig, config_fingerprint: ConfigFingerprint | None = N
 
 
 def done_items(uri: str, config_fingerprint: Mapping[str, Any], *, own_run_uri: str) -> DoneItems:
-    """Items that earlier runs hold with status ok or partial under this recipe.
+    """Find the items that earlier runs hold with status ok or partial under this config fingerprint.
 
     Args:
         uri: a run folder, or a folder of run folders.
-        config_fingerprint: of the job that asks, its fields; rows of another one do not count.
-        own_run_uri: the run that asks; its own parts do not count. Where it lies directly in ``uri``, no earlier run
-            is needed: that is the first night.
+        config_fingerprint: fields of the present job's config fingerprint; rows under another one do not count.
+        own_run_uri: the present job's run; its own parts do not count. Where it lies directly in ``uri``, no earlier
+            run is needed: it may be the first of the incremental runs.
 
     Raises:
-        InputError: no run is there, and none is about to be.
+        InputError: ``uri`` holds no run, and the present job's run does not lie in it.
     """
-    # In normal form: a run that took its own parts for another's would change its manifest and not resume.
+    # Compared in normal form: a run that took its own parts for another's would change its manifest and not resume.
     own, earlier = (storage.check_uri(one).rstrip("/") for one in (own_run_uri, uri))
     runs = [run for run in _runs(earlier) if run != own]
     if not runs and own.rpartition("/")[0] != earlier:
         raise InputError(
             f"input.exclude_runs: {uri} holds no run, neither itself nor one folder deeper (no run.json); name an "
-            "earlier output.uri, or the folder in which each night's output.uri lies"
+            "earlier output.uri, or the folder in which the output.uri of every incremental run lies"
         )
     return DoneItems([item_id for run in runs for item_id in _done_in(run, config_fingerprint)], len(runs))
 

@@ -1,7 +1,4 @@
-"""One shard, one Parquet object, written whole, and read again whatever version wrote it.
-
-Knows the run only by what must stand in every part: fingerprint, manifest digest, attempt. Knows no model, no reader.
-"""
+"""Publishes each shard as one Parquet object, written whole (`ParquetSink`), and reads parts of any version."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import StorageError
 from pipeline.faults import fault_point
 from pipeline.records import LATER_COLUMNS, ROW_ERROR_TYPES, SCHEMA_VERSION, ResultRow, Shard
-from pipeline.runs.row_schema import NULLABLE, SCHEMA, in_todays_schema
+from pipeline.runs.row_schema import NULLABLE, SCHEMA, to_current_schema
 from pipeline.storage import storage
 from pipeline.storage.parquet import read_table
 from pipeline.storage.uris import printable
@@ -29,44 +26,44 @@ _PART_NAME = re.compile(r"^part-(\d{5,})\.parquet$")
 
 
 def part_name(shard_index: int) -> str:
-    """``part-00042.parquet``."""
+    """Return a part's name, such as ``part-00042.parquet``."""
     return f"part-{shard_index:05d}.parquet"
 
 
 def part_index(name: str) -> int | None:
-    """The shard a part's name stands for; None for any other name."""
+    """Return the shard that a part's name stands for; None for any other name."""
     match = _PART_NAME.match(name)
     return int(match.group(1)) if match and part_name(int(match.group(1))) == name else None
 
 
 class ParquetSink:
-    """Publishes the shards of one run, each from the rows of all its items."""
+    """Publishes the shards of one run, each with the rows of all its items."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
 
     def open_shard(self, index: int) -> Shard:
-        """The shard's items, which all have to be computed."""
+        """Return the shard's items, all of which must be computed."""
         return self._run.shard(index)
 
     def count_items(self, shards: Sequence[int]) -> int:
-        """Items to compute before these shards can be published."""
+        """Count the items to compute before these shards can be published."""
         run = self._run
         missing_in_last = run.num_shards * run.items_per_shard - len(run.manifest)
         return len(shards) * run.items_per_shard - (missing_in_last if run.num_shards - 1 in shards else 0)
 
     def publish(self, shard_index: int, rows: Sequence[ResultRow]) -> str:
-        """Write a shard's rows as one object, in manifest order; returns its URI.
+        """Write a shard's rows as one object, in manifest order; return its URI.
 
-        Publishing twice puts the same items under the same name.
+        Publishing twice writes the same items under the same name.
 
         Args:
-            shard_index: of the shard.
-            rows: of every item of the shard, each once, in any order.
+            shard_index: index of the shard.
+            rows: rows of every item of the shard, each once, in any order.
 
         Raises:
             RefusedError: another run or attempt owns the folder by now.
-            StorageError: rows are missing, doubled or foreign, or the write failed.
+            StorageError: rows are missing, repeated or foreign, or the write failed.
         """
         run = self._run
         expected = [item.item_id for item in run.shard(shard_index).items]
@@ -77,7 +74,7 @@ class ParquetSink:
         for row in ordered:
             self._check(row, shard_index)
         data = _part_bytes(ordered, run.part_metadata(shard_index), run.config.output.compression)
-        run.check_still_ours()
+        run.check_ownership()
         uri = storage.join(run.uri, "data", part_name(shard_index))
         fault_point("publish_before", str(shard_index))
         storage.write_atomic(uri, data)
@@ -88,7 +85,9 @@ class ParquetSink:
         run, where = self._run, f"shard {shard_index}, item {printable(row.item_id)}"
         ours = (run.fingerprint, run.config_fingerprint.digest, shard_index)
         if (row.run_fingerprint, row.recipe_digest, row.shard_index) != ours:
-            raise StorageError(f"{where}: a row of another run, recipe or shard; this is a defect, report it")
+            raise StorageError(
+                f"{where}: a row of another run, config fingerprint or shard; this is a defect, report it"
+            )
         if row.status not in {"ok", "partial", "failed"} or (row.status == "failed") != (row.error_type is not None):
             raise StorageError(
                 f"{where}: status {row.status!r} with error type {row.error_type!r}; failed rows name one"
@@ -98,22 +97,24 @@ class ParquetSink:
 
 
 def read_rows(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of one part in today's columns, null where its version has none; its metadata in ``schema.metadata``.
+    """Read one part's rows in the current columns; a column that the part's version lacks is null.
+
+    The part's metadata is in ``schema.metadata``.
 
     Raises:
-        ItemError: no such object.
+        ItemError: there is no such object.
         StorageError: the object is no readable Parquet file, or lacks a column that its version has.
     """
     names = SCHEMA.names if columns is None else list(columns)
     table = read_stored(uri, names)
     try:
-        return in_todays_schema(table, names)
+        return to_current_schema(table, names)
     except pa.ArrowException as error:
         raise StorageError(f"part {uri} cannot be read: {error}") from error
 
 
 def read_stored(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """One part as it was written; of these columns those that it has. Raises as `read_rows`."""
+    """Read one part as it was written; of ``columns``, those that the part has. Raises as `read_rows`."""
     data = storage.read(uri)
     try:
         table = read_table(data, columns, optional=LATER_COLUMNS.keys())
@@ -124,7 +125,7 @@ def read_stored(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def result_rows(table: pa.Table) -> list[ResultRow]:
-    """A whole part's rows as they were before they were written."""
+    """Return a whole part's rows as they were before they were written."""
     return [ResultRow(**{name: _plain(name, value) for name, value in row.items()}) for row in table.to_pylist()]
 
 
@@ -135,19 +136,19 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def part_attempts(run_uri: str, indexes: Sequence[int]) -> list[int]:
-    """The attempt that wrote each of these parts; 0 where a part does not say."""
+    """Return the attempt that wrote each of these parts; 0 where a part does not say."""
     found = (table.schema.metadata or {} for table in read_parts(run_uri, indexes, ["item_id"]))
     return [int(metadata.get(b"illava.attempt", b"0")) for metadata in found]
 
 
 def list_parts(run_uri: str) -> list[int]:
-    """Shard indexes that are published, ascending."""
+    """List the indices of published shards, ascending."""
     names = storage.list_names(storage.join(run_uri, "data"))
     return sorted(index for index in map(part_index, names) if index is not None)
 
 
 def read_parts(run_uri: str, indexes: Sequence[int], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """The parts' rows in the order of ``indexes``, eight being read at a time."""
+    """Read the parts' rows in the order of ``indexes``, eight parts at a time."""
     with ThreadPoolExecutor(8) as pool:
         for start in range(0, len(indexes), 64):
             uris = [storage.join(run_uri, "data", part_name(i)) for i in indexes[start : start + 64]]

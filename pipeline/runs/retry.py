@@ -1,10 +1,11 @@
-"""`retry`: failed rows are computed again and only their parts are published again; good rows are taken over.
+"""Retries a run: computes failed rows again and publishes only their parts again; good rows are kept.
 
-A document of which the model failed pages counts as failed. What comes of it is never worse than what stood there.
+A document counts as failed where the model failed some of its pages. The new row of such a document is used only if it
+has lost no more pages than the old one.
 
-A retry is three durable steps: ``_RUN.json`` goes, ``run.json`` is written with a higher attempt and the shards to make
-anew, the parts follow one by one. An interrupted one is therefore seen by anyone who reads the folder: a part older
-than ``run.json`` wants is pending like a missing one. Knows nothing of how items are executed.
+A retry takes three durable steps. ``_RUN.json`` is deleted; ``run.json`` is written with a higher attempt and the list
+of shards to compute again; the parts are published one by one. Whoever reads the folder can therefore see that a retry
+was interrupted: a part of an older attempt than ``run.json`` wants is pending, like a missing part.
 """
 
 from __future__ import annotations
@@ -29,20 +30,20 @@ _FIXED_KEYS = ("name", "input", "output.uri", "output.items_per_shard")
 
 
 def begin_retry(uri: str, *, only: Collection[str] = (), overrides: Sequence[str] = ()) -> Run:
-    """Claim a run's next attempt, or take up one that was interrupted; its shards are then pending.
+    """Begin a run's next attempt, or resume an interrupted one; its shards are then pending.
 
-    Where nothing failed the run is returned as it stands.
+    Where nothing failed, the run is returned unchanged.
 
     Args:
         uri: the run folder.
-        only: error types to compute again, of rows or of a document's pages; all where empty, but for pages that
-            could not be shown. An interrupted retry keeps its own.
-        overrides: ``a.b=value`` on the frozen configuration, for what changes no row.
+        only: error types to compute again, of rows or of a document's pages. If empty: all types, except those of pages
+            that could not be rendered. An interrupted retry keeps its own types.
+        overrides: ``a.b=value`` on the frozen configuration, for keys that change no row.
 
     Raises:
-        ConfigError: no such error type, or an override of what a run fixes.
-        RefusedError: no run stands here, parts are missing, or its rows would be made in another way now (names the
-            keys that differ).
+        ConfigError: there is no such error type, or an override names a key that a run fixes.
+        RefusedError: the folder holds no run, parts are missing, or rows would now be made in another way (the message
+            names the keys that differ).
     """
     unknown = sorted(set(only) - set(ROW_ERROR_TYPES))
     if unknown:
@@ -61,7 +62,7 @@ def begin_retry(uri: str, *, only: Collection[str] = (), overrides: Sequence[str
         return run
     unfinish(run)
     record = read_run_file(uri)
-    run.check_still_ours()
+    run.check_ownership()
     attempt = run.attempt + 1
     retried = (record.get("retried_shards") or {}) | {str(attempt): shards}
     record |= {"attempt": attempt, "nonce": secrets.token_hex(8), "retried_shards": retried, "retry_only": sorted(only)}
@@ -70,10 +71,10 @@ def begin_retry(uri: str, *, only: Collection[str] = (), overrides: Sequence[str
 
 
 class RetrySink:
-    """The sink of a run whose retry is under way: to what is computed it adds the rows a shard keeps of its older part.
+    """Publishes the shards of a retry: the computed rows, and the rows that a shard keeps from its older part.
 
     Args:
-        run: as it was opened for this attempt.
+        run: the run, opened for this attempt.
     """
 
     def __init__(self, run: Run) -> None:
@@ -83,7 +84,7 @@ class RetrySink:
         self._partial: dict[int, dict[str, ResultRow]] = {}
 
     def open_shard(self, index: int) -> Shard:
-        """The shard's items that have to be computed; called once for each pending shard."""
+        """Return the shard's items that must be computed; to be called once for each pending shard."""
         shard = self._whole.open_shard(index)
         if index not in self._run.least_attempts:
             return shard
@@ -95,14 +96,17 @@ class RetrySink:
         return Shard(index, tuple(item for item in shard.items if item.item_id not in done))
 
     def count_items(self, shards: Sequence[int]) -> int:
-        """Items to compute before these pending shards can be published: all, or the failed ones of an older part."""
+        """Count the items to compute before these pending shards can be published.
+
+        These are all items of a shard, or the failed ones where an older part is published.
+        """
         run = self._run
         older = sorted(set(list_parts(run.uri)) & run.least_attempts.keys() & set(shards))
         failed = sum(count for _, count in _count_failed(run, older, run.retry_only))
         return failed + self._whole.count_items([index for index in shards if index not in older])
 
     def publish(self, shard_index: int, rows: Sequence[ResultRow]) -> str:
-        """As `ParquetSink.publish`, of the rows that were computed; of a document the row with more pages stands."""
+        """Publish the computed rows as `ParquetSink.publish` does; of a document, keep the row with more pages."""
         partial = self._partial.pop(shard_index, {})
         best = [min(row, partial.get(row.item_id, row), key=_num_lost_pages) for row in rows]
         return self._whole.publish(shard_index, [*self._kept.pop(shard_index, ()), *best])
@@ -114,17 +118,17 @@ class RetrySink:
         except ItemError as error:
             if error.error_type != "not_found":
                 raise
-            return []  # taken away by hand: the whole shard is computed
+            return []  # the part was deleted by hand: the whole shard is computed
         if (version := version_of(table.schema) or SCHEMA_VERSION) > SCHEMA_VERSION:
             raise RefusedError(
-                f"{uri} has rows of schema version {version}; this program knows {SCHEMA_VERSION} and would lose what "
-                "it does not know. Retry with the version that wrote it"
+                f"{uri} has rows of schema version {version}; this program knows {SCHEMA_VERSION} and would lose "
+                "columns it does not know. Retry with the version that wrote it"
             )
         return result_rows(table)
 
 
 def _open(uri: str, overrides: Sequence[str]) -> Run:
-    """The run on its frozen manifest, whatever became of its input."""
+    """Open the run with its frozen manifest, even if its input has changed since."""
     for override in overrides:
         key = override.partition("=")[0].strip()
         if any(key == fixed or key.startswith(f"{fixed}.") for fixed in _FIXED_KEYS):
@@ -142,13 +146,13 @@ def _open(uri: str, overrides: Sequence[str]) -> Run:
 
 
 def _is_retried(only: Collection[str]) -> Callable[[str, str | None, Sequence[dict[str, Any]] | None], bool]:
-    """From a row's status, error type and pages to whether it is computed again."""
+    """Return a function of a row's status, error type and pages that says whether the row is computed again."""
 
     def again(status: str, error_type: str | None, pages: Sequence[dict[str, Any]] | None) -> bool:
         failed = [page for page in pages or () if page["status"] == "failed"]
         if only:
             return not {error_type, *(page["error_type"] for page in failed)}.isdisjoint(only)
-        # A page in no window could not be shown: that is the file's doing, and would cost its good pages each time.
+        # A page without a window could not be rendered: a retry would fail again, and cost the document's good pages.
         return status == "failed" or any(page["window"] is not None for page in failed)
 
     return again

@@ -1,7 +1,7 @@
-"""The columns of a part: of today, and of each earlier version. Older parts are read with nulls in what they lack.
+"""Defines the columns of a part, in the current and in every earlier schema version.
 
-A column is only ever added: in `pipeline.records.ResultRow`, and by its version in `LATER_COLUMNS` there. None is
-renamed, removed or given another type. Knows nothing of runs or of storage.
+Columns that an older part lacks are read as null. Columns are only added: in `pipeline.records.ResultRow`, and by
+version in `LATER_COLUMNS` there. No column is renamed, removed or given another type.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ SCHEMA = pa.schema([pa.field(f.name, _type_of(f.name), nullable=f.name in NULLAB
 
 
 def schema_of(version: int) -> pa.Schema:
-    """The columns that a part of this version has."""
+    """Return the columns that a part of this version has."""
     columns = [column for column in SCHEMA if LATER_COLUMNS.get(column.name, FIRST_SCHEMA_VERSION) <= version]
     of_page = [one for one in _PAGE if LATER_COLUMNS.get(f"pages.{one.name}", FIRST_SCHEMA_VERSION) <= version]
     pages = pa.field("pages", pa.list_(pa.struct(of_page)))
@@ -82,16 +82,18 @@ def schema_of(version: int) -> pa.Schema:
 
 
 def version_of(schema: pa.Schema) -> int | None:
-    """The version that wrote a part; None where it does not say one."""
+    """Return the schema version of a part; None where the part does not say."""
     text = (schema.metadata or {}).get(b"illava.schema_version", b"").decode()
     return int(text) if text.isdigit() else None
 
 
-def in_todays_schema(table: pa.Table, names: list[str]) -> pa.Table:
-    """These columns of a part of any version, in this order: null where they came later, without what is unknown here.
+def to_current_schema(table: pa.Table, names: list[str]) -> pa.Table:
+    """Return the named columns of a part of any version, in this order.
+
+    Columns that came after the part's version are null; columns that this program does not know are dropped.
 
     Raises:
-        pa.ArrowInvalid: a column is missing that a part of its version has.
+        pa.ArrowInvalid: the part lacks a column that its version has.
     """
     version = version_of(table.schema) or SCHEMA_VERSION
     columns = []

@@ -1,7 +1,6 @@
-"""A run: its folder, its fingerprint, its shards, and what is pending. Resume is listing the parts.
+"""Opens, resumes and finishes a run, and lists its pending shards. Resuming means listing the published parts.
 
-`run.json` is created only if absent and never changed by a running job; parts are published by
-`pipeline.runs.parquet_sink`. Knows nothing of actors, models or media.
+`run.json` is created only if absent, and a running job never changes it; `pipeline.runs.parquet_sink` publishes parts.
 """
 
 from __future__ import annotations
@@ -40,28 +39,29 @@ from pipeline.storage import storage
 
 
 def open_run(config: JobConfig) -> Run:
-    """Freeze the manifest and claim the folder, or resume the run that is there.
+    """Freeze the manifest and create ``run.json``, or resume the run that the folder holds.
 
     Raises:
-        RefusedError: the folder holds another run (names the keys that differ, with both values), or parts of none.
+        RefusedError: the folder holds another run (the message names the keys that differ, with both values), or parts
+            without a run.
         InputError, ConfigError, StorageError: as `build_manifest` and `resolve_config_fingerprint`.
-        ModelLoadError: a new run asks for a quantised model, an adapter or one that cannot be found.
+        ModelLoadError: a new run asks for a quantised model, an adapter, or a model that cannot be found.
     """
     return open_planned(plan_run(config))
 
 
 def open_planned(run: Run) -> Run:
-    """What `plan_run` returned, opened: its folder is claimed, or swept where the run stands already."""
+    """Open the run that `plan_run` returned: create it, or remove the temporary files of a run that exists."""
     if run.resumed:
         storage.sweep_temporaries(run.uri)
         return run
     model = run.config.model
-    require_supported(model.model_id, revision=model.revision)  # whose run.json would refuse the next
+    require_supported(model.model_id, revision=model.revision)  # before run.json, which would refuse the corrected job
     return create_or_resume(run)
 
 
 def create_or_resume(run: Run) -> Run:
-    """Freeze the manifest and create ``run.json`` in a folder without one, or adopt what another driver created."""
+    """Freeze the manifest and create ``run.json``, or resume the run that another driver has created meanwhile."""
     storage.write_atomic(manifest_uri(run.uri, run.manifest.digest), manifest_bytes(run.manifest))
     record = json.dumps(_run_record(run), indent=2, sort_keys=True).encode()
     if storage.create_exclusive(storage.join(run.uri, RUN_FILE), record):
@@ -70,7 +70,7 @@ def create_or_resume(run: Run) -> Run:
 
 
 def plan_run(config: JobConfig) -> Run:
-    """What `open_run` would return, without writing anything. Raises as it does."""
+    """Return what `open_run` would return, without writing anything. Raises as `open_run`."""
     uri = storage.check_uri(config.output.uri).rstrip("/")
     config_fingerprint = resolve_config_fingerprint(config)
     manifest = build_manifest(config, done_ids=done_ids(config, config_fingerprint))
@@ -81,7 +81,7 @@ def plan_run(config: JobConfig) -> Run:
     parts = list_parts(uri)
     if storage.exists(storage.join(uri, RUN_FILE)):
         return resume_run(run, read_run_file(uri))
-    if parts:  # listed before the look for run.json, so that a driver starting beside this one is no false alarm
+    if parts:  # listed before run.json is looked for, so that another driver starting now causes no false alarm
         raise RefusedError(
             f"{uri} has {len(parts)} parts in data/ and no {RUN_FILE}: whose rows they are cannot be known. Choose a "
             "new output.uri, or move the old parts away"
@@ -90,13 +90,13 @@ def plan_run(config: JobConfig) -> Run:
 
 
 def pending_shards(run: Run) -> list[int]:
-    """Shards without a part, or with one older than a retry wants, ascending."""
+    """List the shards without a part, or with a part of an older attempt than a retry wants, ascending."""
     done = set(done_shards(run.uri, run.least_attempts))
     return [index for index in range(run.num_shards) if index not in done]
 
 
 def done_shards(run_uri: str, least_attempts: Mapping[int, int]) -> list[int]:
-    """Shards whose part stands and is not older than a retry wants, ascending."""
+    """List the shards whose part is published, in an attempt that is recent enough for a retry, ascending."""
     done = list_parts(run_uri)
     retried = [index for index in done if index in least_attempts]
     found = zip(retried, part_attempts(run_uri, retried), strict=True)
@@ -105,12 +105,12 @@ def done_shards(run_uri: str, least_attempts: Mapping[int, int]) -> list[int]:
 
 
 def unfinish(run: Run) -> None:
-    """Take ``_RUN.json`` away, should it stand: parts are missing again, so its totals will not be theirs."""
+    """Delete ``_RUN.json`` if it exists: parts are pending again, so that its totals will be wrong."""
     storage.delete(storage.join(run.uri, FINISHED_FILE))
 
 
 def finish(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
-    """Write ``_RUN.json``: totals of all parts, cost and devices of all sessions, digests, versions, the summary.
+    """Write ``_RUN.json``: totals of all parts, cost and devices of all sessions, digests, versions and the summary.
 
     Raises:
         StorageError: a shard has no part yet.
@@ -119,7 +119,7 @@ def finish(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
         raise StorageError(
             f"{run.uri}: {len(pending)} shards have no part yet, the first is {pending[0]}; not finished"
         )
-    run.check_still_ours()
+    run.check_ownership()
     storage.sweep_temporaries(run.uri)
     versions = {key: value for key, value in run.config_fingerprint.fields.items() if key.startswith("versions.")}
     versions["versions.illava"] = __version__
@@ -144,22 +144,27 @@ def finish(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def resume_run(run: Run, found: dict[str, Any]) -> Run:
-    """The run that stands in the folder, if it is the same one, with the names that it gave itself.
+    """Resume the run in the folder if it is the same run; the recorded digests are kept.
+
+    Args:
+        run: as this job would create it.
+        found: content of ``run.json``.
 
     Raises:
-        RefusedError: it is another one; names the keys that differ, with both values. Or its record was edited.
+        RefusedError: the folder holds another run (the message names the keys that differ, with both values), or its
+            record was edited.
     """
     if wrong := wrong_digests(found):
         raise RefusedError(
             f"{storage.join(run.uri, RUN_FILE)} was edited: {'; '.join(wrong)}. Put the file back as it was, or choose "
             "a new output.uri"
         )
-    there = recorded_config_fingerprint(found)
-    run = _in_dtype(run, there.get("model.dtype"))
-    differs = config_diff(there, run.config_fingerprint.fields)
+    recorded = recorded_config_fingerprint(found)
+    run = _in_dtype(run, recorded.get("model.dtype"))
+    diff = config_diff(recorded, run.config_fingerprint.fields)
     same_input = _has_same_input(run, found)
-    if differs or not same_input or found["items_per_shard"] != run.items_per_shard:
-        raise RefusedError(_refusal(run, found, differs, same_input=same_input))
+    if diff or not same_input or found["items_per_shard"] != run.items_per_shard:
+        raise RefusedError(_config_mismatch_message(run, found, diff, same_input=same_input))
     return replace(
         run,
         config_fingerprint=ConfigFingerprint(found["recipe_digest"], found["recipe"]),
@@ -175,7 +180,7 @@ def resume_run(run: Run, found: dict[str, Any]) -> Run:
 
 
 def _in_dtype(run: Run, recorded: str | None) -> Run:
-    """The job, its ``model.dtype: auto`` being what the run was opened with."""
+    """Return the run with ``model.dtype: auto`` replaced by the dtype that it was created with."""
     if recorded is None or run.config.model.dtype != "auto":
         return run
     model = run.config.model.model_copy(update={"dtype": recorded})
@@ -188,7 +193,7 @@ def _in_dtype(run: Run, recorded: str | None) -> Run:
 
 
 def _has_same_input(run: Run, found: dict[str, Any]) -> bool:
-    """Whether the folder's manifest holds this job's items; one of an earlier version may lack columns."""
+    """Whether the folder's manifest holds this job's items; a manifest of an earlier version may lack columns."""
     if found["manifest_digest"] == run.manifest.digest:
         return True
     if found["num_items"] != len(run.manifest):
@@ -196,9 +201,11 @@ def _has_same_input(run: Run, found: dict[str, Any]) -> bool:
     return read_frozen_manifest(run.uri, found["manifest_digest"]).holds(run.manifest)
 
 
-def _refusal(run: Run, found: dict[str, Any], differs: dict[str, tuple[Any, Any]], *, same_input: bool) -> str:
-    """Why the folder's run is not this job's: every key that differs, with the value there and the value here."""
-    lines = [f"  {key}: {_short(there)} there, {_short(here)} here" for key, (there, here) in differs.items()]
+def _config_mismatch_message(
+    run: Run, found: dict[str, Any], diff: dict[str, tuple[Any, Any]], *, same_input: bool
+) -> str:
+    """Say why the folder's run is not this job's: name every key that differs, with both values."""
+    lines = [f"  {key}: {_short(there)} there, {_short(here)} here" for key, (there, here) in diff.items()]
     if found["items_per_shard"] != run.items_per_shard:
         lines.append(f"  output.items_per_shard: {found['items_per_shard']} there, {run.items_per_shard} here")
     if not same_input:

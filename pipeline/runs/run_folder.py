@@ -1,13 +1,15 @@
-"""`Run`: one run folder, opened; and where its frozen manifest and ``_RUN.json`` stand.
+"""Represents an opened run folder (`Run`), and reads its frozen manifest and ``_RUN.json``.
 
-Opening, resuming and finishing a run stand in `pipeline.runs.run`, the reading of ``run.json`` in
-`pipeline.runs.run_record`, the parts in `pipeline.runs.parquet_sink`.
+`pipeline.runs.run` opens, resumes and finishes runs, `pipeline.runs.run_record` reads ``run.json``, and
+`pipeline.runs.parquet_sink` reads and writes parts.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.config.schema import JobConfig
 from pipeline.errors import RefusedError
@@ -18,25 +20,27 @@ from pipeline.runs.run_record import read_run_file
 from pipeline.storage import storage
 
 FINISHED_FILE = "_RUN.json"
+_WRITE_AGAIN = "Delete it and run the job's own command again, which writes it anew"
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run folder, opened.
+    """Represents one opened run folder.
 
     Attributes:
         uri: the folder.
-        config: this session's; may differ from the frozen one in what only affects execution.
-        config_fingerprint: what rows depend on; a resumed run keeps the one it was opened with.
-        fingerprint: digest of recipe, manifest and shard size when it was opened; its name in every row and part.
-        plan_digest: of its reduction, as every row has it.
-        manifest: frozen when the run was first opened.
+        config: this session's configuration; may differ from the frozen one in keys that only affect execution.
+        config_fingerprint: what rows depend on; a resumed run keeps the one it was created with.
+        fingerprint: digest of config fingerprint, manifest and shard size at creation; names the run in every row and
+            part.
+        plan_digest: digest of the reduction plan, as every row has it.
+        manifest: frozen when the run was created.
         items_per_shard: fixed for the run.
         attempt: 1, raised by each ``retry``.
         nonce: names the writer of ``run.json``.
-        least_attempts: shard -> attempt that a retry makes its part anew in; an older part is pending.
+        least_attempts: shard -> the attempt in which a retry computes its part again; an older part is pending.
         retry_only: error types that the present attempt computes again; all where empty.
-        resumed: the run was there before.
+        resumed: whether the run existed before.
     """
 
     uri: str
@@ -57,13 +61,13 @@ class Run:
         return -(-len(self.manifest) // self.items_per_shard)
 
     def shard(self, index: int) -> Shard:
-        """Items of one shard, in manifest order."""
+        """Return the items of one shard, in manifest order."""
         if not 0 <= index < self.num_shards:
             raise IndexError(f"shard {index} of {self.num_shards}")
         return Shard(index, self.manifest.slice(index * self.items_per_shard, self.items_per_shard))
 
     def part_metadata(self, shard_index: int) -> dict[str, str]:
-        """What every part says of where it belongs."""
+        """Return the metadata that says which run, attempt and shard a part belongs to."""
         return {
             "illava.run_fingerprint": self.fingerprint,
             "illava.recipe_digest": self.config_fingerprint.digest,
@@ -72,8 +76,8 @@ class Run:
             "illava.shard_index": str(shard_index),
         }
 
-    def check_still_ours(self) -> None:
-        """Read ``run.json`` again before a publish.
+    def check_ownership(self) -> None:
+        """Read ``run.json`` again, before a part is published, to check that the folder is still this run's.
 
         Raises:
             RefusedError: the folder belongs to another run or a later attempt by now.
@@ -92,11 +96,27 @@ def is_finished(run_uri: str) -> bool:
     return storage.exists(storage.join(run_uri, FINISHED_FILE))
 
 
-def read_frozen_manifest(run_uri: str, digest: str) -> Manifest:
-    """The manifest that was frozen when the run was opened.
+def read_finished(run_uri: str) -> dict[str, Any]:
+    """Read ``_RUN.json``.
 
     Raises:
-        RefusedError: its content does not have the digest in its name.
+        RefusedError: the file is damaged.
+    """
+    uri = storage.join(run_uri, FINISHED_FILE)
+    try:
+        found = json.loads(storage.read(uri))
+    except ValueError as error:
+        raise RefusedError(f"{uri} is not JSON ({error}): it was damaged. {_WRITE_AGAIN}") from error
+    if not isinstance(found, dict):
+        raise RefusedError(f"{uri} holds a {type(found).__name__}, not a JSON object: it was damaged. {_WRITE_AGAIN}")
+    return found
+
+
+def read_frozen_manifest(run_uri: str, digest: str) -> Manifest:
+    """Read the manifest that was frozen when the run was created.
+
+    Raises:
+        RefusedError: the content does not have the digest in the file's name.
     """
     uri = manifest_uri(run_uri, digest)
     manifest = read_manifest(storage.read(uri))
@@ -106,5 +126,5 @@ def read_frozen_manifest(run_uri: str, digest: str) -> Manifest:
 
 
 def manifest_uri(run_uri: str, digest: str) -> str:
-    """Where the frozen manifest of that digest stands."""
+    """Return the address of the frozen manifest with that digest."""
     return storage.join(run_uri, f"manifest-{digest}.parquet")

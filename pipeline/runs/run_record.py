@@ -1,8 +1,8 @@
-"""``run.json`` read in today's words, whatever version wrote it.
+"""Reads ``run.json`` of any version in the current keys.
 
-A run is the same one where its record *means* the same, key by key, not where digests are equal: the digests in a
-record are the run's name for good. So a key that was added later has its default in an earlier record, a key that was
-renamed is found under `RENAMED_KEYS`, and what no longer counts is left out. Reads; writes nothing.
+Two records name the same run where they *mean* the same, key by key, not where their digests are equal: the digests in
+a record are the run's name for good. A key that was added later therefore has its default in an earlier record, a
+renamed key is found under `RENAMED_KEYS`, and a key that no longer counts is left out.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pipeline.runs.config_fingerprint import digest_of, in_config, is_fact
 from pipeline.storage import storage
 
 RUN_FILE = "run.json"
-# Dotted key as an earlier version wrote it -> today's; of a value or of a whole section.
+# Dotted key of an earlier version -> current key; of a value or of a whole section.
 RENAMED_KEYS: dict[str, str] = {"input.skip_done_in": "input.exclude_runs"}
-# What earlier recipes held and what changes no row by itself. Of a device its dtype does, which has its own key; of a
-# release its changes of behaviour do, which have their own names (`pipeline.runs.config_fingerprint.BEHAVIOUR`).
-_CHANGES_NO_ROW = frozenset({"schema_version", "model.device", "attention_backend", "kernels", "versions.illava"})
+# Keys of earlier fingerprints that change no row by themselves. A device acts through its dtype, which has its own key;
+# a release acts through its changes of behaviour, which have names (`pipeline.runs.config_fingerprint.BEHAVIOUR`).
+_IGNORED_KEYS = frozenset({"schema_version", "model.device", "attention_backend", "kernels", "versions.illava"})
 _RUN_KEYS = {
     "fingerprint": str,
     "recipe_digest": str,
@@ -39,10 +39,10 @@ _RUN_KEYS = {
 
 
 def read_run_file(run_uri: str) -> dict[str, Any]:
-    """The content of ``run.json``.
+    """Read ``run.json``.
 
     Raises:
-        RefusedError: there is none, or it is not one of ours.
+        RefusedError: there is no such file, or this program did not write it.
     """
     uri = storage.join(run_uri, RUN_FILE)
     try:
@@ -60,12 +60,12 @@ def read_run_file(run_uri: str) -> dict[str, Any]:
 
 
 def fingerprint_of(recipe_digest: str, manifest_digest: str, items_per_shard: int) -> str:
-    """A run's name in every row and part."""
+    """Return the digest that names a run in every row and part."""
     return digest_of([recipe_digest, manifest_digest, items_per_shard])
 
 
 def wrong_digests(record: Mapping[str, Any]) -> list[str]:
-    """Where a record does not agree with itself: it was edited after the run was opened."""
+    """List the digests that do not fit the record's content: the record was edited after the run was created."""
     recipe_digest = digest_of(record["recipe"])
     fingerprint = fingerprint_of(record["recipe_digest"], record["manifest_digest"], record["items_per_shard"])
     expected = {"recipe_digest": recipe_digest, "fingerprint": fingerprint}
@@ -73,21 +73,22 @@ def wrong_digests(record: Mapping[str, Any]) -> list[str]:
 
 
 def recorded_config(record: Mapping[str, Any], overrides: Sequence[str] = (), *, source: str) -> JobConfig:
-    """The configuration a run was opened with, later keys at their defaults.
+    """Return the configuration that a run was created with; keys that came later have their defaults.
 
     Raises:
-        ConfigError: it has a key that this version does not know, or an override is none.
+        ConfigError: the record has a key that this version does not know, or an override is invalid.
     """
-    return parse_config(_todays(record.get("config") or {}), overrides, source=source)
+    return parse_config(_renamed(record.get("config") or {}), overrides, source=source)
 
 
 def recorded_config_fingerprint(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run's rows depend on: as `pipeline.runs.config_fingerprint.resolve_config_fingerprint` would say it today.
+    """Return the fields of a run's config fingerprint, in the current keys.
 
-    Where this version cannot read the keys any more they are given as they stand, so that a refusal names them.
+    They are as `pipeline.runs.config_fingerprint.resolve_config_fingerprint` gives them. Where this version cannot read
+    the recorded keys, they are returned unchanged, so that an error message names them.
     """
-    fields = {_todays_key(key): value for key, value in record["recipe"].items() if key not in _CHANGES_NO_ROW}
-    data = _todays(record.get("config") or {})
+    fields = {_renamed_key(key): value for key, value in record["recipe"].items() if key not in _IGNORED_KEYS}
+    data = _renamed(record.get("config") or {})
     for key, value in fields.items():
         if in_config(key):
             _put(data, key, value)
@@ -99,7 +100,10 @@ def recorded_config_fingerprint(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def config_diff(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Key -> both values, of two recipes in today's words, where rows may differ. A fact counts where both state it."""
+    """Compare two fingerprints in the current keys: key -> both values, of each key by which rows may differ.
+
+    A fact about the machine counts only where both fingerprints state it.
+    """
     return {
         key: (there.get(key), here.get(key))
         for key in sorted(there.keys() | here.keys())
@@ -108,18 +112,18 @@ def config_diff(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, 
 
 
 def recorded_plan_digest(record: Mapping[str, Any]) -> str:
-    """What the run's rows have in ``plan_digest``, whatever fields a plan has by now."""
+    """Return the ``plan_digest`` of the run's rows, whatever fields a plan has by now."""
     return record.get("plan_digest") or dump_digest(record["recipe"].get("reduction") or ReductionPlan().model_dump())
 
 
 def wanted_attempts(record: Mapping[str, Any]) -> dict[int, int]:
-    """Shard -> the attempt that a retry makes its part anew in."""
+    """Return, for each retried shard, the attempt in which its part is computed again."""
     retried = sorted((int(attempt), shards) for attempt, shards in (record.get("retried_shards") or {}).items())
     return {index: attempt for attempt, shards in retried for index in shards}
 
 
-def _todays(data: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a configuration, its keys renamed."""
+def _renamed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a configuration with the current keys."""
     renamed = copy.deepcopy(dict(data))
     for old, new in RENAMED_KEYS.items():
         *parents, last = old.split(".")
@@ -131,7 +135,7 @@ def _todays(data: Mapping[str, Any]) -> dict[str, Any]:
     return renamed
 
 
-def _todays_key(key: str) -> str:
+def _renamed_key(key: str) -> str:
     for old, new in RENAMED_KEYS.items():
         if key == old or key.startswith(f"{old}."):
             return new + key[len(old) :]

@@ -1,8 +1,8 @@
-"""What each session of a run spent: one small JSON a session in ``sessions/``, summed when the run is finished.
+"""Records what each session of a run spent: one small JSON file per session in ``sessions/``, summed at the end.
 
-A session is one command that had something to do. Its file is written when it begins and again when it ends, so one
-that was killed is seen as a session of unknown cost. It says also on which device the models were, which ``auto``
-leaves to each session, and of which release the program was. Knows nothing of rows.
+A session is one command that had something to do. Its file is written when the session begins and again when it ends,
+so that a killed session counts as one of unknown cost. The file also records the device of the models, which ``auto``
+chooses anew in each session, and the release of the program.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ FOLDER = "sessions"
 
 
 class Session:
-    """The file of one session.
+    """Writes the file of one session.
 
     Args:
-        run: opened and placed; the file is written at once.
+        run: the opened and placed run; the file is written at once.
     """
 
     def __init__(self, run: Run) -> None:
@@ -46,7 +46,7 @@ class Session:
         self._write(None)
 
     def end(self, spent: Spending) -> None:
-        """The session ends here."""
+        """Record that the session ends, and what it spent."""
         self._write(spent)
 
     def _write(self, spent: Spending | None) -> None:
@@ -61,7 +61,7 @@ class Session:
 
 
 def run_spending(run_uri: str) -> tuple[Spending, int, int]:
-    """All sessions of a run together; how many there were, and how many of them ended without saying what they spent.
+    """Sum all sessions of a run; count them, and those among them that ended without recording what they spent.
 
     Raises:
         StorageError: a session's file cannot be read.
@@ -81,7 +81,7 @@ def run_spending(run_uri: str) -> tuple[Spending, int, int]:
 
 
 def run_placements(run_uri: str) -> list[dict[str, Any]]:
-    """Where the run's sessions had their models: each device and GPUs an actor once, with the number of sessions.
+    """List where the run's sessions had their models: each device and GPUs per actor, with the number of sessions.
 
     Raises:
         StorageError: a session's file cannot be read.
@@ -95,11 +95,11 @@ def run_placements(run_uri: str) -> list[dict[str, Any]]:
 
 
 def cost_record(run_uri: str, items_usd: float) -> dict[str, Any]:
-    """The cost of a whole run, as ``_RUN.json`` and the report have it.
+    """Return the cost of a whole run, as ``_RUN.json`` and the report have it.
 
     Args:
-        run_uri: the folder.
-        items_usd: the sum of its rows' ``cost_usd``.
+        run_uri: the run folder.
+        items_usd: sum of the rows' ``cost_usd``.
     """
     spent, num_sessions, num_unknown = run_spending(run_uri)
     cost = run_cost(spent, items_usd)

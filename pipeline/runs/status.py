@@ -1,4 +1,4 @@
-"""`run_status`: how far a run has come, from nothing but its folder. Writes nothing."""
+"""Tells how far a run has come, from its folder alone (`run_status`); writes nothing."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from pipeline.storage import storage
 
 @dataclass(frozen=True, slots=True)
 class RunStatus:
-    """A run at one moment.
+    """Holds the state of a run at one moment.
 
     Attributes:
-        uri: the folder.
-        finished: ``_RUN.json`` stands.
-        num_items: of the frozen manifest.
-        num_shards: of the run.
-        num_shards_done: parts that stand, those apart that a retry is yet to make anew.
+        uri: the run folder.
+        finished: whether ``_RUN.json`` exists.
+        num_items: items of the frozen manifest.
+        num_shards: shards of the run.
+        num_shards_done: published parts, without those that a retry has yet to compute again.
         attempt: 1, raised by each retry.
-        created_at: when the run was opened, ISO 8601 in UTC.
-        totals: over the parts that stand.
+        created_at: when the run was created, ISO 8601 in UTC.
+        totals: sums over the published parts.
     """
 
     uri: str
@@ -42,11 +42,11 @@ def run_status(uri: str) -> RunStatus:
 
     Raises:
         RefusedError: the folder holds no run.
-        StorageError: a part cannot be read; ``verify`` names it.
+        StorageError: a part cannot be read; ``verify`` names the part.
     """
     uri = storage.check_uri(uri).rstrip("/")
     record = read_run_file(uri)
-    standing = [index for index in list_parts(uri) if index < record["num_shards"]]
+    published = [index for index in list_parts(uri) if index < record["num_shards"]]
     done = [index for index in done_shards(uri, wanted_attempts(record)) if index < record["num_shards"]]
     return RunStatus(
         uri=uri,
@@ -56,12 +56,12 @@ def run_status(uri: str) -> RunStatus:
         num_shards_done=len(done),
         attempt=record["attempt"],
         created_at=record.get("created_at", ""),
-        totals=run_totals(uri, standing),
+        totals=run_totals(uri, published),
     )
 
 
 def render_status(status: RunStatus) -> str:
-    """A few lines for a terminal."""
+    """Render a run's state in a few lines for a terminal."""
     totals = status.totals
     state = "finished" if status.finished else "unfinished; the same command resumes"
     rows = ", ".join(f"{count} {name}" for name, count in totals.by_status.items()) or "none yet"

@@ -1,4 +1,4 @@
-"""Sums over the parts of a run: rows by status, failures by type, tokens, seconds, cost. Reads, never writes."""
+"""Sums over the parts of a run: rows by status, failures by type, tokens, seconds and cost; writes nothing."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _SUMMED = (
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Sums over rows.
+    """Holds sums over rows.
 
     Attributes:
-        num_rows: of all parts.
-        by_status: rows of each status.
-        by_error_type: failed rows of each type.
-        sums: of the columns that can be summed.
+        num_rows: rows of all parts.
+        by_status: number of rows of each status.
+        by_error_type: number of failed rows of each type.
+        sums: sums of the columns that can be summed.
     """
 
     num_rows: int = 0
@@ -40,12 +40,12 @@ class Totals:
     sums: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON types."""
+        """Return the totals as JSON types."""
         return asdict(self)
 
 
 def run_totals(run_uri: str, indexes: Sequence[int]) -> Totals:
-    """Totals over the parts of these shards.
+    """Sum over the parts of these shards.
 
     Raises:
         ItemError, StorageError: a part is absent or cannot be read.

@@ -1,7 +1,7 @@
-"""`verify_run`: the invariants of a run folder, read from nothing but the folder. Writes nothing.
+"""Checks the invariants of a run folder, from the folder alone (`verify_run`); writes nothing.
 
-ids(rows) = ids(manifest), each once; every part opens and holds its shard; one fingerprint; failed rows are named;
-counts and seconds are sane and sum up; nothing temporary or foreign is left behind.
+ids(rows) = ids(manifest), each once; every part opens and holds its shard; all parts have one fingerprint; failed rows
+have an error type; counts and seconds are plausible and sum up; no temporary and no foreign file is left.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipeline.errors import CredentialsError, PipelineError
 from pipeline.inputs.manifest import Manifest
 from pipeline.records import FIRST_SCHEMA_VERSION, SCHEMA_VERSION
 from pipeline.runs.parquet_sink import list_parts, part_index, part_name, read_stored
-from pipeline.runs.row_schema import SCHEMA, in_todays_schema, schema_of, version_of
+from pipeline.runs.row_schema import SCHEMA, schema_of, to_current_schema, version_of
 from pipeline.runs.run_folder import FINISHED_FILE, read_frozen_manifest
 from pipeline.runs.run_record import (
     RUN_FILE,
@@ -41,7 +41,7 @@ _MAX_MISFITS = 0.01  # share of answered rows whose stages may miss the latency;
 
 @dataclass(slots=True)
 class _Folder:
-    """What has been read of the folder so far."""
+    """Collects what was read from the folder so far."""
 
     uri: str
     record: dict[str, Any]
@@ -55,10 +55,10 @@ class _Folder:
 
 
 def verify_run(uri: str) -> list[Violation]:
-    """Every invariant that a run folder breaks; empty where all hold.
+    """Return every invariant that a run folder breaks; empty where all hold.
 
     Raises:
-        CredentialsError: nothing can be said.
+        CredentialsError: the folder cannot be read.
     """
     uri = storage.check_uri(uri).rstrip("/")
     try:
@@ -88,13 +88,13 @@ def verify_run(uri: str) -> list[Violation]:
 
 
 def _check_record(record: dict[str, Any]) -> Iterator[Violation]:
-    """`run.json` must agree with itself."""
+    """Check that the digests in `run.json` fit its content."""
     for wrong in wrong_digests(record):
         yield Violation("fingerprint", RUN_FILE, wrong)
 
 
 def _check_names(folder: _Folder) -> Iterator[Violation]:
-    """Nothing temporary, nothing foreign, no part missing."""
+    """Check that no file is temporary or foreign, and that no part is missing."""
     for path in storage.temporaries(folder.uri):
         yield Violation("temporary_file", path, "an unfinished write was left behind; delete it")
     temporary = {path.rpartition("/")[2] for path in storage.temporaries(folder.uri)}
@@ -113,7 +113,7 @@ def _check_names(folder: _Folder) -> Iterator[Violation]:
 
 
 def _tables(folder: _Folder) -> Iterator[tuple[int, Any]]:
-    """Each present part's rows, or why they cannot be had; several parts are read at a time."""
+    """Yield each published part's rows, or why they cannot be read; several parts are read at a time."""
     present = [index for index in list_parts(folder.uri) if index < folder.num_shards]
     with ThreadPoolExecutor(_NUM_READERS) as pool:
         for start in range(0, len(present), 8 * _NUM_READERS):
@@ -143,11 +143,11 @@ def _table(uri: str, index: int) -> Any:
     if not table.schema.equals(expected):
         odd = sorted(set(table.column_names) ^ set(expected.names)) or "types differ"
         return Violation("wrong_schema", where, f"columns are not those of schema version {version}: {odd}")
-    return in_todays_schema(table, SCHEMA.names)
+    return to_current_schema(table, SCHEMA.names)
 
 
 def _check_part(folder: _Folder, index: int, table: Any) -> Iterator[Violation]:
-    """One part belongs here and holds its shard's items."""
+    """Check that one part belongs to this run and holds its shard's items."""
     where = f"data/{part_name(index)}"
     yield from _check_metadata(folder, index, where, table.schema.metadata or {})
     size = folder.record["items_per_shard"]
@@ -186,7 +186,7 @@ def _check_metadata(folder: _Folder, index: int, where: str, metadata: dict[byte
 
 
 def _constants(record: dict[str, Any]) -> dict[str, Any]:
-    """Columns that have one value in the whole run."""
+    """Return the columns that have one value in the whole run."""
     config_fingerprint = recorded_config_fingerprint(record)
     return {
         "run_fingerprint": record["fingerprint"],
@@ -207,7 +207,7 @@ def _check_stages(folder: _Folder) -> Iterator[Violation]:
 
 
 def _check_finished(folder: _Folder, readable: list[int]) -> Iterator[Violation]:
-    """`_RUN.json` stands, belongs to this run, and its sums are those of the parts."""
+    """Check that `_RUN.json` exists, belongs to this run, and has the sums of the parts."""
     uri, record = storage.join(folder.uri, FINISHED_FILE), folder.record
     if not storage.exists(uri):
         yield Violation("unfinished", FINISHED_FILE, "absent: run the same command again, it resumes")
@@ -224,7 +224,7 @@ def _check_finished(folder: _Folder, readable: list[int]) -> Iterator[Violation]
         if finished.get(name) != value:
             yield Violation("finished_file", FINISHED_FILE, f"{name} is {finished.get(name)}, this run's is {value}")
     counted = run_totals(folder.uri, readable).as_dict()
-    if finished.get("schema_version", 0) < SCHEMA_VERSION:  # what later versions count too, an earlier one did not
+    if finished.get("schema_version", 0) < SCHEMA_VERSION:  # an earlier version did not count what later ones do
         counted = _only(totals, counted) | {"sums": _only(totals.get("sums"), counted["sums"])}
     for name, value in counted.items():
         if not _same(totals.get(name), value):

@@ -1,4 +1,4 @@
-"""What must hold of a row and of a part's rows, beside the items they stand for. Pure functions on plain dicts."""
+"""Checks a row, and a part's rows, against the items they belong to: pure functions on plain dicts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.records import ROW_ERROR_TYPES, MediaItem
 
 STAGES = ("fetch_s", "load_s", "preprocess_s", "queue_s", "vision_s", "prefill_s", "decode_s")
-# Between two stamps that belong together the machine may give the core to another process for about so long.
+# The machine may give the core to another process for about so long between two readings of the clock.
 STAGE_SLACK_S = 0.010
 _SECONDS = (*STAGES, "latency_s", "cpu_s", "gpu_s")
 _COUNTS = (
@@ -31,10 +31,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One invariant that does not hold.
+    """Describes one invariant that does not hold.
 
     Attributes:
-        kind: a word for the invariant.
+        kind: name of the invariant.
         where: object, shard or row.
         message: what was found and what was expected.
     """
@@ -48,7 +48,7 @@ class Violation:
 
 
 def check_ids(where: str, expected: Sequence[str], found: Sequence[str]) -> Iterator[Violation]:
-    """Each item of the shard is one row, in manifest order."""
+    """Check that each item of the shard has one row, in manifest order."""
     counts = Counter(found)
     missing = [item_id for item_id in expected if item_id not in counts]
     foreign = sorted(counts.keys() - set(expected))
@@ -61,12 +61,12 @@ def check_ids(where: str, expected: Sequence[str], found: Sequence[str]) -> Iter
 
 
 def check_row(where: str, row: Row, item: MediaItem, constants: Row) -> Iterator[Violation]:
-    """Everything that must hold of one row.
+    """Check everything that must hold of one row.
 
     Args:
-        where: for messages.
-        row: a row as plain values.
-        item: what the manifest says of it.
+        where: names the row in messages.
+        row: the row, as plain values.
+        item: its item in the manifest.
         constants: columns that have one value in every row of this shard.
     """
     for name, value in constants.items():

@@ -1,1 +1,1 @@
-"""Local folders and object stores behind the same few functions; `storage` is the door."""
+"""Reads and writes local folders and object stores through the same few functions; import `storage.storage`."""

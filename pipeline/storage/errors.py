@@ -1,6 +1,6 @@
-"""What a store's exception means, in the pipeline's own errors. Imports no client library: names and codes decide.
+"""Translates a store's exceptions into the pipeline's own errors, by class names and error codes.
 
-Messages carry the address and the store's reason, never a secret.
+No client library is imported. Messages carry the address and the store's reason, never a secret.
 """
 
 from __future__ import annotations
@@ -56,15 +56,15 @@ _BODY_CLASSES = frozenset(
 
 
 class BodyMismatchError(Exception):
-    """A body is not what its header announced: too short, too long, or with another checksum."""
+    """A body differs from what its header announced: it is too short, too long, or has another checksum."""
 
 
 class ObjectChangedError(Exception):
-    """The store answered for another version of the object than was asked for."""
+    """The store answered for another version of the object than the requested one."""
 
 
 def item_error(verb: str, uri: str, error: Exception) -> PipelineError:
-    """The error of one object that could not be read; what already is the pipeline's own stays as it is."""
+    """Return the error of one object that could not be read; an error of the pipeline stays as it is."""
     if isinstance(error, PipelineError):
         return error
     if _about_credentials(error):
@@ -75,7 +75,7 @@ def item_error(verb: str, uri: str, error: Exception) -> PipelineError:
 
 
 def storage_error(verb: str, uri: str, error: Exception) -> Exception:
-    """The error of a listing or a write; what already is one of the pipeline's own stays as it is."""
+    """Return the error of a listing or a write; an error of the pipeline stays as it is."""
     if isinstance(error, PipelineError):
         return error
     if _about_credentials(error):
@@ -91,12 +91,12 @@ def storage_error(verb: str, uri: str, error: Exception) -> Exception:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether a local disk, or this user's share of it, has no room left."""
+    """Whether a local disk, or this user's quota on it, is full."""
     return any(isinstance(e, OSError) and e.errno in {errno.ENOSPC, errno.EDQUOT} for e in _chain(error))
 
 
 def http_code(error: BaseException) -> str:
-    """The store's error code, such as ``NoSuchKey`` or ``503``; "" where there is none."""
+    """Return the store's error code, such as ``NoSuchKey`` or ``503``; "" where there is none."""
     for e in _chain(error):
         response = getattr(e, "response", None)
         if isinstance(response, dict) and "Error" in response:
@@ -108,18 +108,18 @@ def http_code(error: BaseException) -> str:
 
 
 def is_created_by_another(error: BaseException) -> bool:
-    """Whether a conditional PUT was refused because the object is there (or is just being written)."""
+    """Whether a conditional PUT was refused because the object exists, or another writer is creating it."""
     codes = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
     return isinstance(error, FileExistsError) or http_code(error) in codes
 
 
 def is_asked_to_wait(error: BaseException) -> bool:
-    """Whether the store has had too many requests; the answer to a HEAD carries no words that botocore would know."""
+    """Whether the store had too many requests. botocore does not recognise that in the answer to a HEAD."""
     return http_code(error) in {"429", "TooManyRequests"}
 
 
 def body_ended_early(error: BaseException) -> bool:
-    """Whether the answer began well and its body is not what it announced, so that reading again may succeed."""
+    """Whether the body differs from what the answer announced, so that reading again may succeed."""
     return any(type(e).__name__ in _BODY_CLASSES or isinstance(e, ConnectionResetError) for e in _chain(error))
 
 

@@ -1,7 +1,6 @@
-"""Whole files on a local disk: written completely or not at all. Knows nothing of object stores, runs or rows.
+"""Reads and writes whole files on a local disk; a write is complete or leaves nothing.
 
-The same methods as `object_store.ObjectStore`. Everything raises plain `OSError`; `pipeline.storage` puts it
-into words.
+The functions are those of `object_store.ObjectStore`. They raise plain `OSError`, which `storage.storage` translates.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _TEMPORARY_SUFFIX = ".tmp"
 
 
 def info(path: str) -> ObjectInfo:
-    """Size and modification time of one regular file: a pipe would hold its reader up, a device has no end."""
+    """Return size and modification time of one regular file; a pipe would block its reader, and a device has no end."""
     found = os.stat(path)
     if not stat.S_ISREG(found.st_mode):
         raise FileNotFoundError(errno.ENOENT, "not a regular file", path)
@@ -31,7 +30,7 @@ def info(path: str) -> ObjectInfo:
 
 
 def find(root: str) -> list[ObjectInfo]:
-    """Every regular file below a folder, or the file itself; links to folders are not followed."""
+    """List every regular file below a folder, or the file itself; links to folders are not followed."""
     if os.path.isfile(root):
         return [info(root)]
     found, pending = [], [root]
@@ -46,7 +45,7 @@ def find(root: str) -> list[ObjectInfo]:
 
 
 def names(root: str) -> list[str]:
-    """Names directly below a folder; folders end in a slash."""
+    """List the names directly below a folder; folders end in a slash."""
     try:
         with os.scandir(root) as entries:
             return [entry.name + "/" * entry.is_dir() for entry in entries]
@@ -55,7 +54,7 @@ def names(root: str) -> list[str]:
 
 
 def read(path: str, start: int = 0, end: int | None = None) -> bytes:
-    """Bytes ``start`` up to, not including, ``end``."""
+    """Read the bytes ``start`` up to, not including, ``end``."""
     with open(path, "rb") as file:
         file.seek(start)
         return file.read() if end is None else file.read(end - start)
@@ -63,13 +62,13 @@ def read(path: str, start: int = 0, end: int | None = None) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class PinnedFile:
-    """One state of a file, known by its time of modification; "" accepts whichever is found first."""
+    """Pins one state of a file by its time of modification; an ``etag`` of "" accepts the state found first."""
 
     path: str
     etag: str
 
     def copy(self, target: str, *, verify_md5: bool = True) -> int:
-        """The whole content into another file; returns its bytes. A local file tells no MD5 to verify."""
+        """Copy the whole content into another file; return its bytes. A local file has no MD5 to verify."""
         with open(self.path, "rb") as source, open(target, "wb") as file:
             etag = self._check(source, self.etag)
             while chunk := source.read(1 << 20):
@@ -78,7 +77,7 @@ class PinnedFile:
         return os.path.getsize(target)
 
     def read_ranges(self, ranges: Sequence[tuple[int, int]], *, size: int) -> list[bytes]:
-        """The bytes of each half-open range of a file that has ``size`` bytes."""
+        """Read the bytes of each half-open range of a file that has ``size`` bytes."""
         with open(self.path, "rb") as source:
             etag = self._check(source, self.etag)
             found = [os.pread(source.fileno(), end - start, start) for start, end in ranges]
@@ -97,12 +96,12 @@ class PinnedFile:
 
 
 def pinned(path: str, etag: str) -> PinnedFile:
-    """One state of a file."""
+    """Pin one state of a file."""
     return PinnedFile(path, etag)
 
 
 def write(path: str, data: bytes) -> None:
-    """Temporary file in the same folder, fsync, rename, fsync of the folder."""
+    """Write a temporary file in the same folder, fsync, rename, and fsync the folder."""
     temporary = _write_temporary(path, data)
     try:
         os.replace(temporary, path)
@@ -113,9 +112,9 @@ def write(path: str, data: bytes) -> None:
 
 
 def create(path: str, data: bytes) -> bool | None:
-    """Link a complete temporary file to its name: True if this call created it, False if it was there before.
+    """Link a complete temporary file to its name: True if this call created the name, False if it existed.
 
-    None where the file system has no hard links, so that nothing was decided.
+    Returns None where the file system has no hard links, so that nothing is decided.
     """
     temporary = _write_temporary(path, data)
     try:
@@ -138,12 +137,12 @@ def delete(path: str) -> None:
 
 
 def temporaries(root: str) -> list[str]:
-    """Paths of temporary files below a folder, whoever wrote them."""
+    """List the temporary files below a folder, whoever wrote them."""
     return sorted(str(path) for path in Path(root).rglob(f".*{_TEMPORARY_SUFFIX}") if is_temporary(path.name))
 
 
 def sweep(root: str) -> list[str]:
-    """Remove the temporary files that dead processes of this host left below a folder; returns their paths."""
+    """Remove the temporary files that dead processes of this host left below a folder; return their paths."""
     removed = [path for path in temporaries(root) if _writer_is_dead(os.path.basename(path))]
     for path in removed:
         Path(path).unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""Objects in a bucket, through a file system object that `pipeline.storage` opened. Imports no storage library.
+"""Reads and writes objects in a bucket, through an fsspec file system that `storage.storage` opened.
 
-The same methods as `local_files`. Exceptions of the client library pass through; `pipeline.storage` puts them
-into words. Only calls that take names literally are used: never one that expands ``*`` or ``[``.
+The methods are the functions of `local_files`. Exceptions of the client library pass through, and `storage.storage`
+translates them. Only calls that take names literally are used: never one that expands ``*`` or ``[``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipeline.storage.uris import scheme
 
 @dataclass(frozen=True, slots=True)
 class ObjectStore:
-    """One store.
+    """Wraps one store.
 
     Attributes:
         filesystem: an fsspec file system without listing caches.
@@ -27,7 +27,7 @@ class ObjectStore:
     filesystem: Any
 
     def info(self, uri: str) -> ObjectInfo:
-        """One HEAD; a refused one is asked again as a GET, since only that answer tells why."""
+        """Send one HEAD; where it is refused, send a GET, since only the answer to a GET gives the reason."""
         try:
             found = self.filesystem.info(uri, refresh=True)
         except Exception as error:
@@ -39,7 +39,7 @@ class ObjectStore:
         return _info(uri, found)
 
     def find(self, uri: str) -> list[ObjectInfo]:
-        """Every object below a prefix, or the object itself; markers of empty folders left out."""
+        """List every object below a prefix, or the object itself; markers of empty folders are left out."""
         found = self.filesystem.find(uri, detail=True)
         if not found:
             self.filesystem.ls(uri.split("/")[2], refresh=True)  # an empty prefix is fine, a missing bucket is not
@@ -47,7 +47,7 @@ class ObjectStore:
         return [_info(f"{kind}://{name}", info) for name, info in found.items() if not name.endswith("/")]
 
     def names(self, uri: str) -> list[str]:
-        """Names directly below a prefix; deeper prefixes end in a slash."""
+        """List the names directly below a prefix; deeper prefixes end in a slash."""
         try:
             found = self.filesystem.ls(uri, detail=True, refresh=True)
         except FileNotFoundError as error:
@@ -59,7 +59,7 @@ class ObjectStore:
         return [name for name in names if name.strip("/")]
 
     def read(self, uri: str, start: int = 0, end: int | None = None) -> bytes:
-        """Bytes ``start`` up to, not including, ``end``; none where the object ends before ``start``."""
+        """Read the bytes ``start`` up to, not including, ``end``; none where the object ends before ``start``."""
         try:  # a range even for the whole object: without one the client library sends a HEAD first
             return self.filesystem.cat_file(uri, start=start, end=end)
         except Exception as error:
@@ -68,22 +68,22 @@ class ObjectStore:
             raise
 
     def pinned(self, uri: str, etag: str) -> PinnedObject | None:
-        """One version of an object, where the store can be asked for a version by its tag."""
+        """Pin one version of an object; None where the store cannot be asked for a version by its tag."""
         return PinnedObject(self.filesystem, uri, etag) if scheme(uri) == "s3" else None
 
     def copy(self, uri: str, target: str) -> int:
-        """The whole object into a local file, whichever version is there."""
+        """Copy the whole object into a local file, in whichever version it is found."""
         self.filesystem.get_file(uri, target)
         return os.path.getsize(target)
 
     def write(self, uri: str, data: bytes) -> None:
-        """One PUT; above 100 MB a multipart upload that is completed once."""
+        """Send one PUT; above 100 MB, a multipart upload that is completed once."""
         self.filesystem.pipe_file(uri, data)
 
     def create(self, uri: str, data: bytes) -> bool | None:
-        """A conditional PUT, asked twice: a store that refuses the second one honours the condition.
+        """Send a conditional PUT twice: a store that refuses the second one honours the condition.
 
-        None where it does not, so that nothing was decided (the data is written all the same).
+        Returns None where the store does not, so that nothing is decided (the data is written all the same).
         """
         try:
             self.info(uri)
@@ -96,7 +96,7 @@ class ObjectStore:
         except Exception as error:
             if not is_created_by_another(error):
                 raise
-            # Also after a retried request whose first answer was lost: the object itself says whose it is.
+            # The first answer to a retried request may be lost: the content tells whether this call created the object.
             return self.read(uri) == data
         return None
 

@@ -1,9 +1,9 @@
-"""Parquet bytes to a table, in the calling thread and nowhere else.
+"""Reads Parquet bytes into a table, in the calling thread only.
 
-Knows nothing of rows or manifests. pyarrow's `read_table` reads through a thread pool of its own. Its threads may still
-let go of the Python object they read from when the interpreter ends; they then wait for a lock that nobody hands out
-any more, and the process dies of "terminate called without an active exception" after its work is done
-(apache/arrow#34314). A night's job must not exit with 134 because it printed its scores and left.
+pyarrow's `read_table` reads in a thread pool of its own. The threads may release the Python object that they read from
+while the interpreter ends. They then wait for a lock that is never given, and the process dies of "terminate called
+without an active exception" after its work is done (apache/arrow#34314). A scheduled job must not exit with 134 after
+it has printed its scores.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import pyarrow.parquet as pq
 
 
 def read_table(data: bytes, columns: Sequence[str] | None = None, *, optional: Collection[str] = ()) -> pa.Table:
-    """A whole Parquet file, its page checksums verified where it has them.
+    """Read a whole Parquet file, and verify its page checksums where it has them.
 
     Args:
-        data: the file.
-        columns: to read; None reads all.
-        optional: those of them that the file may lack; they are left out then.
+        data: content of the file.
+        columns: columns to read; None reads all.
+        optional: columns that the file may lack; a missing one is left out.
 
     Raises:
-        pa.ArrowException, OSError: not a readable Parquet file, or one without these columns.
+        pa.ArrowException, OSError: the file is no readable Parquet file, or lacks a column.
     """
     with pq.ParquetFile(pa.BufferReader(data), pre_buffer=False, page_checksum_verification=True) as file:
         names = file.schema_arrow.names

@@ -1,14 +1,13 @@
-"""Bytes of one version of one S3 object, checked against what the store says of them.
+"""Reads the bytes of one version of an S3 object, and checks them against what the store says of them.
 
-Every answer must carry the entity tag that was asked for and exactly the bytes it announces; a whole body must also
-have the MD5 that its tag is, where it is one, and the ``x-amz-checksum-*`` the store sent (the client library compares
-that one). Works on an s3fs file system that `pipeline.storage` opened; imports no client library and knows nothing of
-media.
+Every answer must carry the requested entity tag and exactly the bytes it announces. A whole body must also have the MD5
+that its tag states, where the tag is an MD5, and the ``x-amz-checksum-*`` that the store sent (the client library
+compares that one). The s3fs file system is opened by `storage.storage`.
 
 Two libraries were tried in place of s3fs and of this file. obstore 0.12.1 follows redirects to any host, compares no
-checksum and shows no response header, so that nobody else could compare it, and cannot name keys such as ``a//b``.
-boto3 1.43 passes the tests of this door, but s3fs's listing, writing and naming of errors would be ours:
-85 lines more, as ``gs://`` needs the fsspec file system either way.
+checksum, shows no response header by which a caller could compare it, and cannot name keys such as ``a//b``. boto3 1.43
+passes the tests of `storage.storage`, but listing, writing and naming errors, which s3fs does, would take 85 more lines
+here, as ``gs://`` needs the fsspec file system either way.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class PinnedObject:
-    """One version of an object.
+    """Pins one version of an object.
 
     Attributes:
-        filesystem: s3fs, asynchronous inside.
+        filesystem: an s3fs file system, which is asynchronous inside.
         uri: ``s3://bucket/key``.
-        etag: of the version, without quotes; "" accepts whichever the first answer has.
+        etag: entity tag of the version, without quotes; "" accepts the version of the first answer.
     """
 
     filesystem: Any
@@ -45,11 +44,11 @@ class PinnedObject:
     etag: str
 
     def copy(self, target: str, *, verify_md5: bool = True) -> int:
-        """Stream the whole object into a local file; returns its bytes."""
+        """Stream the whole object into a local file; return its bytes."""
         return self._wait(self._copy(target, verify_md5=verify_md5))
 
     def read_ranges(self, ranges: Sequence[tuple[int, int]], *, size: int) -> list[bytes]:
-        """The bytes of each half-open range, some requests at a time; ``size`` is the whole object's."""
+        """Read the bytes of each half-open range, with some requests at a time; ``size`` is the whole object's."""
         return self._wait(self._read_ranges(ranges, size))
 
     def _wait(self, work: Coroutine[Any, Any, Result]) -> Result:
@@ -122,8 +121,8 @@ def _tag(answer: dict[str, Any]) -> str:
 def _tag_is_md5(answer: dict[str, Any], uri: str) -> bool:
     """Whether the tag is the MD5 of the whole object, by S3's rule.
 
-    It is none where the object was uploaded in parts ("-" in it), in directory buckets, and under any encryption but
-    the store's own plain one; other stores tell of theirs in headers of other names.
+    The tag is no MD5 where the object was uploaded in parts ("-" in the tag), in directory buckets, and under any
+    encryption but the store's own plain one; other stores report theirs in headers of other names.
     Source: docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html, ETag.
     """
     headers = answer["ResponseMetadata"]["HTTPHeaders"].items()

@@ -1,11 +1,11 @@
-"""The one door to storage: local folders and object stores behind the same few functions.
+"""Reads and writes local folders and object stores through the same few functions; the only file that imports fsspec.
 
-The only file that knows fsspec. Knows nothing of media, runs or rows. Requests are retried with bounded exponential
-backoff by the client libraries (500, 502, 503, 504, throttling, timeouts; ``AWS_MAX_ATTEMPTS`` is honoured); a body
-that ends early is read again here. Endpoint, region and credentials come from the environment, never from a config.
+The client libraries retry requests with bounded exponential backoff (500, 502, 503, 504, throttling, timeouts;
+``AWS_MAX_ATTEMPTS`` is honoured). A body that ends early is read again here. Endpoint, region and credentials come from
+the environment, never from a configuration.
 
-What fails: an object that is read raises `ItemError`; a listing or a write raises `StorageError`; credentials that are
-missing or expired raise `CredentialsError` everywhere, so that a run stops instead of failing every item.
+A read that fails raises `ItemError`. A listing or a write that fails raises `StorageError`. Missing or expired
+credentials raise `CredentialsError` everywhere, so that a run stops instead of failing every item.
 """
 
 from __future__ import annotations
@@ -69,17 +69,17 @@ Result = TypeVar("Result")
 
 
 class Fetched(NamedTuple):
-    """A copy that was made: its bytes, and the requests it took."""
+    """Counts the bytes of a copy, and the requests it took."""
 
     num_bytes: int
     num_requests: int
 
 
 def list_objects(prefix: str, pattern: str = "**/*") -> list[ObjectInfo]:
-    """Objects below a prefix whose relative name matches a glob, sorted by URI.
+    """List the objects below a prefix whose relative name matches a glob, sorted by URI.
 
     Args:
-        prefix: folder or key prefix, whole segments; a single object lists itself, whatever the pattern.
+        prefix: folder or key prefix of whole segments; a single object lists itself, whatever the pattern.
         pattern: ``*``, ``?``, ``[...]`` within a segment, ``**`` as a segment for any number of segments.
 
     Raises:
@@ -97,13 +97,13 @@ def list_objects(prefix: str, pattern: str = "**/*") -> list[ObjectInfo]:
 
 
 def list_names(prefix: str) -> list[str]:
-    """Names directly below a prefix, sorted; folders end in a slash; empty where there is no such prefix."""
+    """List the names directly below a prefix, sorted; folders end in a slash; empty where the prefix does not exist."""
     uri = check_uri(prefix).rstrip("/")
     return sorted(_on_store("list", uri, lambda: _backend(uri).names(uri)))
 
 
 def stat(uri: str) -> ObjectInfo:
-    """Size and entity tag of one object.
+    """Return size and entity tag of one object.
 
     Raises:
         ItemError: ``not_found``, ``access_denied`` or ``store_error``.
@@ -113,7 +113,7 @@ def stat(uri: str) -> ObjectInfo:
 
 
 def exists(uri: str) -> bool:
-    """Whether the object is there; anything but a clear answer raises as `stat` does."""
+    """Whether the object exists; raises as `stat` does where the store gives no clear answer."""
     try:
         stat(uri)
     except ItemError as error:
@@ -124,13 +124,13 @@ def exists(uri: str) -> bool:
 
 
 def read(uri: str) -> bytes:
-    """All bytes of one object. Raises as `stat` does."""
+    """Read all bytes of one object. Raises as `stat` does."""
     uri = check_uri(uri)
     return _on_object("read", uri, lambda: _backend(uri).read(uri))
 
 
 def read_range(uri: str, start: int, end: int) -> bytes:
-    """Bytes ``start`` up to, not including, ``end``; fewer where the object ends before. Raises as `stat` does."""
+    """Read the bytes ``start`` up to, not including, ``end``; fewer where the object ends. Raises as `stat` does."""
     uri = check_uri(uri)
     if not 0 <= start <= end:
         raise ValueError(f"read_range needs 0 <= start <= end; got {start}, {end}")
@@ -138,17 +138,17 @@ def read_range(uri: str, start: int, end: int) -> bytes:
 
 
 def fetch(uri: str, path: str, *, etag: str = "", verify_md5: bool = True) -> Fetched:
-    """Stream an object into a local file, its checksum compared where the store gives one.
+    """Stream an object into a local file, and compare its checksum where the store gives one.
 
     Args:
-        uri: what to fetch.
-        path: the file to write; incomplete where this raises.
-        etag: the entity tag it must have; "" accepts any.
-        verify_md5: compare with the entity tag where that is an MD5 by S3's rule.
+        uri: address of the object.
+        path: the file to write; incomplete where this function raises.
+        etag: the entity tag that the object must have; "" accepts any.
+        verify_md5: whether to compare the MD5 with the entity tag, where that is an MD5 by S3's rule.
 
     Raises:
-        ItemError: as `stat`; ``changed_object`` where the tag is another one; ``store_error`` where the body is
-            repeatedly not what its length or checksum say.
+        ItemError: as `stat`; ``changed_object`` where the tag differs; ``store_error`` where the body repeatedly
+            differs from its announced length or checksum.
     """
     uri = check_uri(uri)
     if pinned := _backend(uri).pinned(uri, etag):
@@ -163,15 +163,15 @@ def fetch(uri: str, path: str, *, etag: str = "", verify_md5: bool = True) -> Fe
 
 
 def can_read_ranges(uri: str) -> bool:
-    """Whether `read_ranges` can hold the store to one version of an object."""
+    """Whether `read_ranges` can pin one version of an object in this store."""
     return _backend(check_uri(uri)).pinned(uri, "") is not None
 
 
 def read_ranges(uri: str, ranges: Sequence[tuple[int, int]], *, size: int, etag: str) -> list[bytes]:
-    """The bytes of each half-open range, all of the version with this size and tag.
+    """Read the bytes of each half-open range, all of the version with this size and tag.
 
     Raises:
-        ItemError: as `fetch`. None of the bytes is handed out where one answer was of another version.
+        ItemError: as `fetch`. No bytes are returned where one answer is of another version.
     """
     uri = check_uri(uri)
     if not all(0 <= start < end <= size for start, end in ranges) or not etag:
@@ -183,26 +183,26 @@ def read_ranges(uri: str, ranges: Sequence[tuple[int, int]], *, size: int, etag:
 def write_atomic(uri: str, data: bytes) -> None:
     """Write a whole object under its name, completely or not at all.
 
-    Local: temporary file in the same folder, fsync, rename, fsync of the folder. Object store: one PUT (above 100 MB a
-    multipart upload that is completed once).
+    Local: a temporary file in the same folder, fsync, rename, fsync of the folder. Object store: one PUT (above 100 MB,
+    a multipart upload that is completed once).
 
     Raises:
-        StorageError: with the reason; nothing is visible under the name that was not there before.
+        StorageError: the write failed, for the reason in the message; what the name showed before is unchanged.
     """
     uri = check_uri(uri)
     _on_store("write", uri, lambda: _backend(uri).write(uri, data))
 
 
 def create_exclusive(uri: str, data: bytes) -> bool:
-    """Create an object only if it is absent: True if it now holds this call's data, False if another was first.
+    """Create an object only if it is absent: True if it now holds this call's data, False if another caller was first.
 
-    Local: a hard link of a complete file, which exactly one caller wins. Object store: a conditional PUT where a probe
-    shows that the store honours it. Elsewhere the object is written, left to settle for two seconds, and read back: of
-    two callers the last writer wins and both see the same winner, unless one of them stalls for longer than that
-    between its look and its write. The data must name its writer, or two callers cannot be told apart.
+    Local: a hard link of a complete file, which exactly one caller can make. Object store: a conditional PUT, where a
+    probe shows that the store honours the condition. Elsewhere the object is written, and read back after two seconds.
+    Of two callers the last writer then wins, and both see the same winner, unless one of them stalls for longer than
+    that between its check and its write. The data must name its writer, or two callers cannot be told apart.
 
     Raises:
-        StorageError: nothing can be said about the object.
+        StorageError: the object could not be created or checked.
     """
     uri = check_uri(uri)
     created = _on_store("create", uri, lambda: _backend(uri).create(uri, data))
@@ -214,7 +214,7 @@ def create_exclusive(uri: str, data: bytes) -> bool:
 
 
 def delete(uri: str) -> None:
-    """Remove one object; none to remove is no error."""
+    """Remove one object; a missing object is no error."""
     uri = check_uri(uri)
 
     def remove() -> None:
@@ -227,12 +227,12 @@ def delete(uri: str) -> None:
 
 
 def temporaries(prefix: str) -> list[str]:
-    """Temporary files below a local folder; an object store has none."""
+    """List the temporary files below a local folder; an object store has none."""
     return local_files.temporaries(local_path(prefix)) if is_local(prefix) else []
 
 
 def sweep_temporaries(prefix: str) -> list[str]:
-    """Remove what dead writers of this host left below a local folder; returns what was removed."""
+    """Remove the temporary files that dead writers of this host left below a local folder; return their paths."""
     return local_files.sweep(local_path(prefix)) if is_local(prefix) else []
 
 

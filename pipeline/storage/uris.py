@@ -1,6 +1,6 @@
-"""Which addresses may be read or written, and how they are put together. A positive list; touches no storage.
+"""Checks by a positive list which addresses may be read or written, and joins addresses; no storage is accessed.
 
-A local address is a plain path or ``file://`` and a path (taken literally, nothing is percent-decoded); its normal
+A local address is a plain path, or ``file://`` and a path (taken literally: nothing is percent-decoded). Its normal
 form is the absolute plain path. An object address is ``s3://bucket/key`` or ``gs://bucket/key``.
 """
 
@@ -14,8 +14,7 @@ from pipeline.errors import ItemError
 
 OBJECT_SCHEMES = ("s3", "gs")
 
-# The same text is run over whole columns by RE2 (see `pipeline.inputs.build_manifest`): no look-around, no
-# back-references.
+# RE2 runs the same patterns over whole columns (see `pipeline.inputs.columns`): no look-around, no back-references.
 _BUCKET = r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"
 OBJECT_URI_PATTERN = rf"^(?:s3|gs)://{_BUCKET}(?:/.*)?$"
 _ADDRESS_BUCKET = r"^(?:s3|gs)://[0-9]+(?:\.[0-9]+){3}(?:/|$)"
@@ -28,7 +27,7 @@ _PARENT = re.compile(r"(?:^|/)\.\.(?:/|$)")
 
 
 def scheme(uri: str) -> str:
-    """``s3``, ``gs``, ... or ``file`` for a plain path."""
+    """Return ``s3``, ``gs``, ...; ``file`` for a plain path."""
     match = _SCHEME.match(uri)
     return match.group(1).lower() if match else "file"
 
@@ -39,25 +38,25 @@ def is_local(uri: str) -> bool:
 
 
 def local_path(uri: str) -> str:
-    """The absolute path of a local address; links are not resolved."""
+    """Return the absolute path of a local address; links are not resolved."""
     return os.path.abspath(uri.removeprefix("file://"))
 
 
 def join(base: str, *parts: str) -> str:
-    """Path segments put behind a prefix, one slash between each."""
+    """Append path segments to a prefix, with one slash between each."""
     return "/".join([base.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
 def check_uri(uri: str, *, allowed_roots: Sequence[str] | None = None) -> str:
-    """The normal form of an address that may be used.
+    """Return the normal form of an address that may be used.
 
     Args:
-        uri: as the user or a manifest gave it.
+        uri: address as the user or a manifest gave it.
         allowed_roots: local folders below which a local address must lie after its links are resolved; None where the
             operator's own configuration names the address.
 
     Raises:
-        ItemError: ``unsafe_uri``, with the reason.
+        ItemError: ``unsafe_uri``; the message gives the reason.
     """
     problem = _problem(uri)
     if problem:
@@ -72,14 +71,14 @@ def check_uri(uri: str, *, allowed_roots: Sequence[str] | None = None) -> str:
 
 
 def printable(text: str, limit: int = 300) -> str:
-    """Text for a message: control characters and lone surrogates made visible, cut at ``limit``."""
+    """Make text fit for a message: show control characters and lone surrogates as escapes, and cut at ``limit``."""
     visible = _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
     visible = visible.encode("utf-8", "backslashreplace").decode()
     return visible if len(visible) <= limit else visible[: limit - 3] + "..."
 
 
 def _without_secrets(uri: str) -> str:
-    """A refused address may carry a password, or a signature in its query."""
+    """Remove the password, or the signature in the query, that a refused address may carry."""
     uri = re.sub(r"(?<=://)[^/]*@", "***@", uri)
     return uri if scheme(uri) in {"file", *OBJECT_SCHEMES} else re.sub(r"(?s)\?.*", "?***", uri)
 

@@ -122,11 +122,20 @@ SCHEMA = pa.schema([(field.name, _TYPES[str(field.type)]) for field in fields(Sw
 
 
 def read_results(uri: str) -> list[SweepRow]:
-    """Read what a sweep's folder holds; nothing where it is new."""
+    """Read what a sweep's folder holds; nothing where it is new.
+
+    Raises:
+        RefusedError: the file is damaged, or has other columns.
+    """
     path = f"{uri.rstrip('/')}/{FILE}"
     if not storage.exists(path):
         return []
-    table = read_table(storage.read(path))
+    try:
+        table = read_table(storage.read(path))
+    except (pa.ArrowException, OSError) as error:
+        raise RefusedError(
+            f"{path} is no readable Parquet file ({error}): move it away, or name another output.uri"
+        ) from error
     if not {*SCHEMA.names} ^ {*table.schema.names} <= _LATER_COLUMNS:
         raise RefusedError(f"{path} has other columns than this version writes; name another output.uri")
     return [SweepRow(**{**line, "axes": dict(line["axes"])}) for line in table.to_pylist()]

@@ -25,7 +25,7 @@ from pipeline.loading.decoding.pyav_video import scan
 from pipeline.loading.loader import Loader
 from pipeline.records import MediaItem
 from pipeline.storage import storage
-from tests.support.media import adversarial_documents as awkward_documents
+from tests.support.media import adversarial_documents
 from tests.support.media.video_writers import altered, clip
 from tests.support.models.digest_model import digest_worker
 from tests.support.runs import fakes
@@ -186,7 +186,7 @@ def references(location: bytes):
 
 def polyglots(listener, secret) -> dict[str, bytes]:
     """Files whose first bytes are a video's, with a text in them that names what to open."""
-    texts = awkward_documents.outward(listener.url, str(secret))
+    texts = adversarial_documents.outward(listener.url, str(secret))
     made = {}
     for name in ("playlist.mp4", "session.mp4", "script.mp4", "manifest.mpd"):
         text = b"\n" + texts[name]
@@ -203,7 +203,7 @@ def polyglots(listener, secret) -> dict[str, bytes]:
 )
 def test_media_that_point_outward_reach_nothing(listener, secret, decoder) -> None:
     media = secret.parent / "media"
-    files = {**awkward_documents.outward(listener.url, str(secret)), **polyglots(listener, secret)}
+    files = {**adversarial_documents.outward(listener.url, str(secret)), **polyglots(listener, secret)}
     for name, data in files.items():
         (media / name).write_bytes(data)
     for location in (f"file://{secret}", f"{listener.url}/a"):
@@ -242,7 +242,7 @@ def test_a_decoder_left_to_itself_would_connect(listener, secret) -> None:
     import av
 
     path = secret.parent / "media" / "playlist.m3u8"
-    path.write_bytes(awkward_documents.outward(listener.url, str(secret))["playlist.m3u8"])
+    path.write_bytes(adversarial_documents.outward(listener.url, str(secret))["playlist.m3u8"])
     options = {"protocol_whitelist": "file,http,tcp", "extension_picky": "0", "allowed_extensions": "ALL"}
     with pytest.raises((av.error.FFmpegError, OSError)):
         av.open(str(path), options=options, timeout=1.0).close()

@@ -96,7 +96,7 @@ def read_rows(uri: str) -> Iterator[dict[str, Any]]:
     for found in uris:
         try:
             yield from _read_file(found, storage.read(found))
-        except (ValueError, csv.Error, pa.ArrowException) as error:
+        except (ValueError, csv.Error, pa.ArrowException, OSError) as error:
             raise InputError(f"{found} cannot be read: {error}") from error
 
 
@@ -129,7 +129,10 @@ def _with_subtitles(rows: Iterator[dict[str, Any]], prefix: str, media: Any) -> 
         name = str(media(row)[0])
         if name not in texts:
             uri = files.get(name)
-            texts[name] = storage.read(uri).decode("utf-8-sig") if uri else ""
+            try:
+                texts[name] = storage.read(uri).decode("utf-8-sig") if uri else ""
+            except UnicodeDecodeError as error:
+                raise InputError(f"{uri} is not UTF-8 ({error}); save it as UTF-8") from error
         yield {**row, "subtitle": texts[name]}
 
 

@@ -1,1 +1,1 @@
-"""The one door to Ray: its actors, how many are asked for, and the executor that drives them."""
+"""Runs jobs on Ray: the actors, how many of them are requested, and the executor that drives them."""

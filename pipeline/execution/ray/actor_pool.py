@@ -1,8 +1,9 @@
-"""The actors that the driver asked for: what each is at, how many there should be, and how many deaths end the job.
+"""Decides how many actors are requested, tracks the state of each, and counts the deaths that end a job.
 
-Work starts with one of each kind; more are asked for only then, since on a small cluster the many of one kind would
-take the place of the first of the other. What waits for a place starts when the cluster grows. Plain state and pure
-decisions, which `pipeline.execution.ray.executor` carries out; knows nothing of Ray or clocks.
+Work starts with one reader and one VLM actor. More are requested only afterwards: on a small cluster, many actors of
+one kind would take the place of the first of the other kind. Actors that wait for a place start when the cluster grows.
+
+Plain state and pure decisions, without Ray and without a clock; `pipeline.execution.ray.executor` carries them out.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ START_TIMEOUT_S = 1800.0
 SAY_WAITING_EVERY_S = 30.0
 # A cluster that lost the node of the only reader, and is full of VLM actors, never has a place for another one.
 RELEASE_AFTER_S = 15.0
-_MIN_DEATHS = 8  # several items that end their actor may stand one behind another; each is a row after two or three
-_MIN_DEATHS_WHILE_STARTING = 4  # there no item can be the cause
+_MIN_DEATHS = 8  # several items that end their actor may follow one another; each is a row after two or three deaths
+_MIN_DEATHS_WHILE_STARTING = 4  # while an actor starts, no item can be the cause
 
 
 @dataclass(slots=True, eq=False)
-class ReaderSlot:
-    """A reader.
+class ReaderHandle:
+    """Tracks one reader.
 
     Attributes:
         actor: the cluster's handle.
-        placed: it has a process.
-        started: it has its loader.
-        queue: what it was given to load.
-        calls: references that wait for their answer.
+        placed: whether the actor has a process.
+        started: whether the actor has its loader.
+        queue: items that the reader was given to load.
+        calls: references of calls without an answer.
     """
 
     actor: Any
@@ -43,19 +44,20 @@ class ReaderSlot:
     calls: set[Any] = field(default_factory=set)
 
     @property
-    def has_room(self) -> bool:
-        suspect = any(lease.load_suspect for lease in self.queue)
-        return self.started and not suspect and len(self.queue) < CALLS_PER_ACTOR
+    def has_capacity(self) -> bool:
+        """Whether the reader can take one more item."""
+        quarantined = any(lease.load_quarantined for lease in self.queue)
+        return self.started and not quarantined and len(self.queue) < CALLS_PER_ACTOR
 
     @property
     def releasable(self) -> bool:
-        """It has a place, and nothing is lost with it."""
+        """Whether the reader has a place and holds no item that would be lost."""
         return self.placed and not self.queue
 
 
 @dataclass(slots=True, eq=False)
-class VLMSlot:
-    """A VLM actor; as `ReaderSlot`, but what it holds is the scheduler's to know, by its name."""
+class VLMHandle:
+    """Tracks one VLM actor; as `ReaderHandle`, except that the scheduler tracks its items, by the actor's name."""
 
     name: str
     actor: Any
@@ -66,19 +68,19 @@ class VLMSlot:
 
     @property
     def releasable(self) -> bool:
-        """It has a place; what it holds is begun again."""
+        """Whether the actor has a place; the items it holds start again elsewhere."""
         return self.placed
 
 
 @dataclass(frozen=True, slots=True)
 class PoolState:
-    """How many actors of one kind there are.
+    """Counts the actors of one kind.
 
     Attributes:
-        num_placed: have a process somewhere, be it still loading its model.
-        num_waiting: asked for and not placed.
-        max_actors: that the job wants.
-        num_started: are ready for work.
+        num_placed: actors that have a process, be it still loading its model.
+        num_waiting: actors that are requested and have no place.
+        max_actors: actors that the job wants.
+        num_started: actors that are ready for work.
     """
 
     num_placed: int
@@ -87,20 +89,20 @@ class PoolState:
     num_started: int = 0
 
     @classmethod
-    def of(cls, slots: Sequence[ReaderSlot | VLMSlot], max_actors: int) -> Self:
-        """Count the slots of one kind."""
-        num_placed, num_started = sum(slot.placed for slot in slots), sum(slot.started for slot in slots)
-        return cls(num_placed, len(slots) - num_placed, max_actors, num_started)
+    def of(cls, handles: Sequence[ReaderHandle | VLMHandle], max_actors: int) -> Self:
+        """Count the actors of one kind by their handles."""
+        num_placed, num_started = sum(handle.placed for handle in handles), sum(handle.started for handle in handles)
+        return cls(num_placed, len(handles) - num_placed, max_actors, num_started)
 
 
 @dataclass(frozen=True, slots=True)
 class ScaleDecision:
-    """What to do about one kind.
+    """Tells the executor how to change the number of actors of one kind.
 
     Attributes:
-        add: ask for so many more.
-        cancel: so many of those that wait for a place.
-        release: end one that has a place.
+        add: actors to request.
+        cancel: actors without a place to cancel.
+        release: whether to end one actor that has a place.
     """
 
     add: int = 0
@@ -109,11 +111,11 @@ class ScaleDecision:
 
 
 class ActorPoolAutoscaler:
-    """Decides how many readers and VLM actors are asked of the cluster, and what to say while too few are ready.
+    """Decides how many readers and VLM actors to request, and what to print while too few are ready.
 
     Args:
-        min_vlms: VLM actors without which the job gives up at last.
-        now_s: as in its methods, on one clock.
+        min_vlms: started VLM actors that the job needs; with fewer it ends after `START_TIMEOUT_S`.
+        now_s: the present time; all methods must be given times of the same clock.
     """
 
     def __init__(self, min_vlms: int, *, now_s: float) -> None:
@@ -121,23 +123,23 @@ class ActorPoolAutoscaler:
         self._both_placed_s = self._enough_s = self._said_s = now_s
 
     def decide(self, vlms: PoolState, readers: PoolState, *, now_s: float) -> tuple[ScaleDecision, ScaleDecision]:
-        """What to do about the VLM actors, and about the readers."""
+        """Decide how to change the number of VLM actors, and that of readers."""
         if vlms.num_placed and readers.num_placed:
             self._both_placed_s = now_s
         release = now_s - self._both_placed_s >= RELEASE_AFTER_S
         return _decision(vlms, readers, release=release), _decision(readers, vlms, release=release)
 
     def released(self, *, now_s: float) -> None:
-        """One was ended, as decided: the other kind has some time to take its place before the next one is."""
+        """Record that an actor was released: the other kind now has `RELEASE_AFTER_S` to take the place."""
         self._both_placed_s = now_s
 
     def waiting_message(
         self, vlms: PoolState, readers: PoolState, *, resources: Callable[[], str], now_s: float
     ) -> str:
-        """A line to print now and then while too few actors are ready, or "".
+        """Return a line to print while too few actors are ready, every `SAY_WAITING_EVERY_S` seconds; else "".
 
         Raises:
-            ClusterError: too few were ready for `START_TIMEOUT_S`.
+            ClusterError: too few actors were ready for `START_TIMEOUT_S`.
         """
         if vlms.num_started >= self._min_vlms and readers.num_started:
             self._enough_s = self._said_s = now_s
@@ -148,7 +150,7 @@ class ActorPoolAutoscaler:
         self._said_s = now_s
         message = (
             f"waiting for actors for {waited_s:.0f} s: {vlms.num_started} VLM actors of at least {self._min_vlms} and "
-            f"{readers.num_started} readers stand; the cluster has {resources()}"
+            f"{readers.num_started} readers are ready; the cluster has {resources()}"
         )
         if waited_s >= START_TIMEOUT_S:
             raise ClusterError(f"{message}; lower runtime.gpus_per_actor, cpus_per_actor or num_vlm_actors.min")
@@ -156,10 +158,10 @@ class ActorPoolAutoscaler:
 
 
 def _decision(mine: PoolState, other: PoolState, *, release: bool) -> ScaleDecision:
-    """What to do about one kind, given the other, without which it has no work.
+    """Decide about one kind of actor, given the other kind, without which it has no work.
 
     Args:
-        release: one of the two has had no actor with a place for too long.
+        release: whether one of the two kinds has had no placed actor for too long.
     """
     if not mine.num_placed:
         return ScaleDecision(cancel=mine.num_waiting - 1) if mine.num_waiting else ScaleDecision(add=1)
@@ -169,11 +171,11 @@ def _decision(mine: PoolState, other: PoolState, *, release: bool) -> ScaleDecis
 
 
 class CircuitBreaker:
-    """Counts deaths of one kind of actor; too many without a success between them end the job.
+    """Counts deaths of one kind of actor; too many without a success in between end the job.
 
     Args:
-        what: the kind, for the message.
-        num_actors: that work at a time.
+        what: names the kind in the message.
+        num_actors: actors that work at a time.
     """
 
     def __init__(self, what: str, num_actors: int) -> None:
@@ -181,14 +183,14 @@ class CircuitBreaker:
         self._in_a_row = self._starting_in_a_row = 0
 
     def record_success(self) -> None:
-        """One of them finished something."""
+        """Record that an actor finished a call."""
         self._in_a_row = self._starting_in_a_row = 0
 
     def record_death(self, reason: Exception, *, while_starting: bool) -> None:
-        """One of them died.
+        """Record that an actor died.
 
         Raises:
-            ClusterError: one too many.
+            ClusterError: too many actors died in a row.
         """
         self._in_a_row += 1
         self._starting_in_a_row += while_starting

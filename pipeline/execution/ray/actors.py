@@ -1,7 +1,7 @@
-"""The one door to Ray: the two actors, the cluster they run on, and Ray's exceptions in the pipeline's own words.
+"""Wraps Ray: defines the two actors, connects to a cluster, and maps Ray's exceptions to the pipeline's own.
 
-Payloads go from reader to model through Ray's object store; the driver holds references and small reports only.
-Knows nothing of leases or shards.
+No other file imports Ray. Payloads go from reader to model through Ray's object store; the driver holds references and
+small reports only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-# Read by Ray when it is first imported. A key already set by the user stands.
+# Ray reads these when it is first imported. A key that the user has set is kept.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
 if "RAY_ADDRESS" not in os.environ:
@@ -38,42 +38,42 @@ from pipeline.records import LoadedItem, MediaItem, ResultRow
 if TYPE_CHECKING:
     from pipeline.execution.worker import VLMWorker, WorkerUsage
 
-# One call of a VLM actor steps its batch for so long. The driver keeps two calls queued, so the batch never waits.
+# How long one call of a VLM actor steps its batch. The driver keeps two calls queued, so the batch never waits.
 SLICE_S = 0.05
 _OBJECT_STORE_MIN_BYTES = 100_000_000
 
 
 class ActorLostError(Exception):
-    """The process of an actor is gone, or no longer fit for use."""
+    """An actor's process is gone, or must not be used any more."""
 
 
 class PayloadLostError(Exception):
-    """Loaded media vanished from the object store before their call began."""
+    """Loaded media were lost from the object store before their call began."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchInput:
-    """What a VLM actor is told of one item.
+    """Describes one item of a call to a VLM actor.
 
     Attributes:
         item: as in the manifest.
-        place: of its media among the payloads of the call; items may share one.
-        attempts: times it was started.
-        shard_index: the shard it belongs to.
+        payload_index: which payload of the call holds the item's media; items may share one.
+        attempts: times the item was started.
+        shard_index: the shard that the item belongs to.
     """
 
     item: MediaItem
-    place: int
+    payload_index: int
     attempts: int
     shard_index: int
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What came of one `VLMActor.advance`.
+    """Holds the result of one `VLMActor.advance`.
 
     Attributes:
-        finished: rows, each with how long the worker had its item by the end of the call.
+        finished: rows, each with the seconds that the worker had its item until the end of the call.
         usage: where the worker's wall time went so far.
     """
 
@@ -82,18 +82,18 @@ class StepResult:
 
 
 class ReaderActor:
-    """Holds one loader, made by `start`, so that its errors arrive as errors and not as deaths."""
+    """Holds one loader. `start` makes it, so that its errors arrive as errors and not as the actor's death."""
 
     def __init__(self, make_loader: Callable[[], ItemLoader]) -> None:
         self._make_loader = make_loader
 
     def start(self) -> int:
-        """Make the loader; process id."""
+        """Make the loader; return the process id."""
         self._loader = self._make_loader()
         return os.getpid()
 
     def load(self, item: MediaItem) -> tuple[LoadReport, LoadedItem | None]:
-        """Report and media as two objects: the driver fetches the first, a VLM actor the second."""
+        """Return report and media as two objects: the driver fetches the first, a VLM actor the second."""
         return load_reported(self._loader, item)
 
     def close(self) -> None:
@@ -102,22 +102,22 @@ class ReaderActor:
 
 
 class VLMActor:
-    """Holds one worker, made by `start`, which loads the model."""
+    """Holds one worker. `start` makes it and so loads the model."""
 
     def __init__(self, make_worker: Callable[[], VLMWorker]) -> None:
         self._make_worker = make_worker
 
     def start(self) -> int:
-        """Load the model; process id."""
+        """Load the model; return the process id."""
         self._worker = self._make_worker()
         return os.getpid()
 
-    def advance(self, entries: Sequence[BatchInput], *payloads: LoadedItem) -> StepResult:
-        """Take items over, then step the batch for a time slice or until it is empty."""
+    def advance(self, inputs: Sequence[BatchInput], *payloads: LoadedItem) -> StepResult:
+        """Take items over, then step the batch for a time slice or until the batch is empty."""
         until_s = time.perf_counter() + SLICE_S
-        for entry in entries:
-            loaded = payloads[entry.place].for_item(entry.item)
-            self._worker.add(loaded, attempts=entry.attempts, shard_index=entry.shard_index)
+        for one in inputs:
+            loaded = payloads[one.payload_index].for_item(one.item)
+            self._worker.add(loaded, attempts=one.attempts, shard_index=one.shard_index)
         outcomes = []
         while self._worker.pending:
             outcomes += self._worker.step()
@@ -127,7 +127,7 @@ class VLMActor:
         return StepResult(tuple((done.row, now_s - done.taken_s) for done in outcomes), self.usage())
 
     def usage(self) -> WorkerUsage:
-        """Where the worker's wall time went so far."""
+        """Return where the worker's wall time went so far."""
         return self._worker.usage()
 
 
@@ -140,24 +140,24 @@ class RayCluster:
         return ray.get_runtime_context().gcs_address
 
     def spawn_reader(self, make_loader: Callable[[], ItemLoader]) -> Any:
-        """A reader on one CPU core."""
+        """Start a reader on one CPU core."""
         return ray.remote(ReaderActor).options(num_cpus=1, max_restarts=0).remote(make_loader)
 
     def spawn_vlm(self, config: JobConfig, make_worker: Callable[[], VLMWorker]) -> Any:
-        """A VLM actor on the cores and GPUs that a placed job gives each."""
+        """Start a VLM actor on the cores and GPUs that a placed job gives each."""
         needs = {"num_cpus": config.runtime.cpus_per_actor, "num_gpus": gpus_of(config)}
         return ray.remote(VLMActor).options(**needs, max_restarts=0).remote(make_worker)
 
     def placed(self, actor: Any) -> Any:
-        """A reference that is ready when the actor has a process, before any of its calls is answered."""
+        """Return a reference that is ready when the actor has a process, before any of its calls is answered."""
         return actor.__ray_ready__.remote()
 
     def load(self, reader: Any, item: MediaItem) -> tuple[Any, Any]:
-        """References to the report and to the media."""
+        """Start a load; return references to the report and to the media."""
         return reader.load.options(num_returns=2).remote(item)
 
     def wait(self, references: Sequence[Any], timeout_s: float) -> list[Any]:
-        """All that are ready; waits for the first of them, at most so long."""
+        """Return all references that are ready; wait for the first one, at most ``timeout_s``."""
         if not references:
             time.sleep(timeout_s)
             return []
@@ -168,12 +168,12 @@ class RayCluster:
         return ready
 
     def result(self, reference: Any) -> Any:
-        """The answer of a call that is ready.
+        """Return the answer of a call that is ready.
 
         Raises:
-            PipelineError, ILLaVAError: the run cannot go on, as the actor itself says.
-            ActorLostError: the actor died, or raised what it does not survive.
-            PayloadLostError: its arguments vanished.
+            PipelineError, ILLaVAError: the actor says that the run cannot go on.
+            ActorLostError: the actor died, or raised an error after which it must not be used.
+            PayloadLostError: the arguments of the call were lost.
         """
         try:
             return ray.get(reference)
@@ -194,7 +194,7 @@ class RayCluster:
             raise ActorLostError(f"{type(error).__name__}: {_reason(error)}") from error
 
     def wait_all(self, references: Sequence[Any], timeout_s: float) -> list[Any]:
-        """Those that are ready when all are, or the time is up."""
+        """Wait until all references are ready or the time is up; return those that are ready."""
         refs = list(references)
         return ray.wait(refs, num_returns=len(refs), timeout=timeout_s)[0] if refs else []
 
@@ -203,30 +203,30 @@ class RayCluster:
         ray.kill(actor, no_restart=True)
 
     def metric(self, kind: Literal["counter", "histogram"], name: str, description: str, **options: Any) -> Any:
-        """A metric that the cluster exports; options as of `ray.util.metrics`."""
+        """Make a metric that the cluster exports; options as in `ray.util.metrics`."""
         from ray.util import metrics
 
         return {"counter": metrics.Counter, "histogram": metrics.Histogram}[kind](name, description, **options)
 
     def gpus(self) -> ClusterGPUs:
-        """The GPUs there are, and whether an autoscaler may add some."""
+        """Return the GPUs of the cluster, and whether an autoscaler may add some."""
         nodes = [node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]]
-        # What Ray's own libraries ask; there is no public name for it in 2.60. None without an autoscaler.
+        # Ray's own libraries ask the same; there is no public name for it in 2.60. None without an autoscaler.
         most = ray._private.state.state.get_max_resources_from_cluster_config() or {}
         return ClusterGPUs(max(nodes, default=0), may_come=most.get("GPU", 0) > sum(nodes))
 
     def resources(self) -> str:
-        """What the cluster has, for messages."""
+        """Return the cluster's CPUs and GPUs, for messages."""
         total = ray.cluster_resources()
         return ", ".join(f"{total.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))
 
 
 @contextmanager
 def connect(runtime: RuntimeConfig, *, debug: bool = False) -> Iterator[RayCluster]:
-    """The cluster in RAY_ADDRESS (set by ``ray job submit``), a session this process has, or a local one of our own.
+    """Use this process's Ray session, connect to RAY_ADDRESS (set by ``ray job submit``), or start a local cluster.
 
     Raises:
-        ClusterError: it cannot be started or reached.
+        ClusterError: the cluster cannot be started or reached.
     """
     if ray.is_initialized():
         yield RayCluster()
@@ -247,9 +247,9 @@ def connect(runtime: RuntimeConfig, *, debug: bool = False) -> Iterator[RayClust
 
 
 def _start_local(runtime: RuntimeConfig, *, debug: bool) -> None:
-    """Our own cluster on loopback, closed to everyone without this run's token."""
+    """Start a cluster of our own on loopback, closed to everyone without this run's token."""
     if not os.environ.keys() & {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
-        # Given none, Ray writes one below the home folder, and every later cluster of this user asks for it.
+        # Without a token Ray writes one below the home folder, and every later cluster of this user requires it.
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     root = str(Path(__file__).resolve().parents[3])
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
@@ -265,13 +265,13 @@ def _start_local(runtime: RuntimeConfig, *, debug: bool) -> None:
 
 
 def _object_store_bytes(runtime: RuntimeConfig) -> int | None:
-    """Room for all that may be in flight, or Ray's own choice where that is more than a machine usually gives."""
+    """Return bytes for all media that may be in flight; None (Ray's choice) where that exceeds a usual /dev/shm."""
     wanted = max(int(runtime.max_inflight_bytes * 1.25), _OBJECT_STORE_MIN_BYTES)
     return wanted if wanted <= 2_000_000_000 else None
 
 
 def _reason(error: Exception) -> str:
-    """The telling line of Ray's many: the last, where a traceback ends in the error itself."""
+    """Return the one line of Ray's message that names the error: the last one of a traceback, else the first."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__

@@ -1,7 +1,8 @@
-"""Runs a job on Ray actors: feeds readers and models, takes their answers, replaces those that die.
+"""Runs a job on Ray actors: feeds readers and VLM actors, takes their answers, and replaces those that die.
 
-Never imports ray (see `pipeline.execution.ray.actors`) and never sees pixels. What is leased is the scheduler's; this
-keeps two calls queued at every actor, so that neither decoding nor the running batch waits for the driver.
+The scheduler decides which items are leased. The executor keeps two calls queued at every actor, so that neither
+decoding nor the running batch waits for the driver. It never imports ray (`pipeline.execution.ray.actors` does) and
+never sees pixels.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from pipeline.execution.ray.actor_pool import (
     ActorPoolAutoscaler,
     CircuitBreaker,
     PoolState,
-    ReaderSlot,
+    ReaderHandle,
     ScaleDecision,
-    VLMSlot,
+    VLMHandle,
 )
 from pipeline.execution.ray.actors import ActorLostError, BatchInput, PayloadLostError, RayCluster
 from pipeline.execution.scheduler import Scheduler
@@ -31,19 +32,19 @@ from pipeline.execution.worker import VLMWorker, WorkerUsage
 from pipeline.loading.load_report import ItemLoader, ReadingUsage
 from pipeline.redaction import redacted, visible
 
-# Items a VLM actor holds beyond its batch, so that a freed place is filled within the same call.
+# Items that a VLM actor holds beyond its batch, so that a freed place is filled within the same call.
 LOOKAHEAD_ITEMS = 4
-TURN_S = 0.2
+POLL_S = 0.2
 SHUTDOWN_TIMEOUT_S = 5.0
 
 
 class RayExecutor:
-    """The event loop's body over a fleet of actors.
+    """Drives the actors of one job.
 
     Args:
         cluster: where actors run.
-        config: the job, placed.
-        scheduler: what to do.
+        config: the placed job.
+        scheduler: decides what to do.
         make_loader: builds a loader, in a reader's process.
         make_worker: builds a worker, in a VLM actor's process.
     """
@@ -60,47 +61,47 @@ class RayExecutor:
         runtime = config.runtime
         self._cluster, self._config, self._scheduler = cluster, config, scheduler
         self._make_loader, self._make_worker = make_loader, make_worker
-        self._most_held = config.model.max_batch_requests + LOOKAHEAD_ITEMS
-        self._most_vlms, self._most_readers = runtime.num_vlm_actors.max, runtime.num_reader_actors
+        self._max_held = config.model.max_batch_requests + LOOKAHEAD_ITEMS
+        self._max_vlms, self._max_readers = runtime.num_vlm_actors.max, runtime.num_reader_actors
         self._item_timeout_s = runtime.item_timeout_s
         self._vlm_deaths = CircuitBreaker("the VLM actors", runtime.num_vlm_actors.max)
         self._reader_deaths = CircuitBreaker("the readers", runtime.num_reader_actors)
         self._calls: dict[Any, Callable[[Any], None]] = {}
-        self._vlms: list[VLMSlot] = []
-        self._readers: list[ReaderSlot] = []
+        self._vlms: list[VLMHandle] = []
+        self._readers: list[ReaderHandle] = []
         self._past_usage: list[WorkerUsage] = []
         self._num_spawned = 0
         self.reading = ReadingUsage()
         self._autoscaler = ActorPoolAutoscaler(runtime.num_vlm_actors.min, now_s=time.monotonic())
 
     def poll(self) -> None:
-        """Hand out what can be, then take every answer that is there; waits a moment for the first."""
+        """Dispatch items to actors with capacity, then take every answer that is ready; wait briefly for the first."""
         self._resize()
         self._feed_readers()
         self._feed_vlms()
         self._check_deadlines()
-        for reference in self._cluster.wait(list(self._calls), TURN_S):
-            # An actor's loss takes its other calls with it, some of which may be in this same list.
+        for reference in self._cluster.wait(list(self._calls), POLL_S):
+            # A lost actor's other calls are dropped with it, and some of them may be in this same list.
             take = self._calls.pop(reference, None)
             if take is not None:
                 take(reference)
 
     @property
     def capacity(self) -> int:
-        """Items that fill the batches of the VLM actors that stand."""
-        return sum(vlm.started for vlm in self._vlms) * (self._most_held - LOOKAHEAD_ITEMS)
+        """Items that fill the batches of the started VLM actors."""
+        return sum(vlm.started for vlm in self._vlms) * (self._max_held - LOOKAHEAD_ITEMS)
 
     def usage(self) -> list[WorkerUsage]:
-        """Of every VLM actor there was, up to now: standing idle behind the last answer counts too."""
+        """Return the usage of every VLM actor of this job up to now; idle time after the last answer counts too."""
         asked = {vlm.actor.usage.remote(): vlm for vlm in self._vlms if vlm.started}
         for reference in self._cluster.wait_all(list(asked), SHUTDOWN_TIMEOUT_S):
-            with suppress(ActorLostError):  # then what its last answer said stands
+            with suppress(ActorLostError):  # the usage in its last answer is kept
                 asked[reference].usage = self._cluster.result(reference)
         return [*self._past_usage, *(vlm.usage for vlm in self._vlms)]
 
     def close(self) -> None:
         """End all actors."""
-        # Readers that still answer remove what they cached.
+        # Readers that still answer remove their cache.
         self._cluster.wait_all([one.actor.close.remote() for one in self._readers if one.started], SHUTDOWN_TIMEOUT_S)
         for actor in [reader.actor for reader in self._readers] + [vlm.actor for vlm in self._vlms]:
             self._cluster.kill(actor)
@@ -108,13 +109,13 @@ class RayExecutor:
     # --- readers
 
     def _spawn_reader(self) -> None:
-        reader = ReaderSlot(self._cluster.spawn_reader(self._make_loader))
+        reader = ReaderHandle(self._cluster.spawn_reader(self._make_loader))
         self._readers.append(reader)
         self._expect(reader, self._cluster.placed(reader.actor), partial(self._placed, reader))
         self._expect(reader, reader.actor.start.remote(), partial(self._reader_started, reader))
 
     def _feed_readers(self) -> None:
-        while ready := [reader for reader in self._readers if reader.has_room]:
+        while ready := [reader for reader in self._readers if reader.has_capacity]:
             reader = min(ready, key=lambda one: len(one.queue))
             lease = self._scheduler.lease(idle=not reader.queue)
             if lease is None:
@@ -125,7 +126,7 @@ class RayExecutor:
             reader.queue.append(lease)
             self._expect(reader, report, partial(self._loaded, reader, lease))
 
-    def _reader_started(self, reader: ReaderSlot, reference: Any) -> None:
+    def _reader_started(self, reader: ReaderHandle, reference: Any) -> None:
         try:
             self._cluster.result(reference)
         except ActorLostError as reason:
@@ -133,7 +134,7 @@ class RayExecutor:
         else:
             reader.started = True
 
-    def _loaded(self, reader: ReaderSlot, lease: Lease, reference: Any) -> None:
+    def _loaded(self, reader: ReaderHandle, lease: Lease, reference: Any) -> None:
         try:
             report = self._cluster.result(reference)
         except (ActorLostError, PayloadLostError) as reason:
@@ -149,7 +150,7 @@ class RayExecutor:
         else:
             self._scheduler.loaded(lease, report.nbytes)
 
-    def _reader_lost(self, reader: ReaderSlot, reason: Exception) -> None:
+    def _reader_lost(self, reader: ReaderHandle, reason: Exception) -> None:
         num_items = sum(len(lease.group) for lease in reader.queue)
         print(f"a reader was lost ({visible(str(reason))}); its {num_items} items are started again", file=sys.stderr)
         self._forget(reader)
@@ -161,7 +162,7 @@ class RayExecutor:
 
     def _spawn_vlm(self) -> None:
         self._num_spawned += 1
-        vlm = VLMSlot(f"vlm-{self._num_spawned}", self._cluster.spawn_vlm(self._config, self._make_worker))
+        vlm = VLMHandle(f"vlm-{self._num_spawned}", self._cluster.spawn_vlm(self._config, self._make_worker))
         self._vlms.append(vlm)
         self._expect(vlm, self._cluster.placed(vlm.actor), partial(self._placed, vlm))
         self._expect(vlm, vlm.actor.start.remote(), partial(self._vlm_started, vlm))
@@ -170,33 +171,31 @@ class RayExecutor:
         given: dict[str, list[Lease]] = {}
         open_to_calls = [vlm for vlm in self._vlms if vlm.started and len(vlm.calls) < CALLS_PER_ACTOR]
         # One load at a time to the emptiest, so that the last items of a job are spread over all actors.
-        takers = list(open_to_calls)
-        while takers:
-            vlm = min(takers, key=lambda one: self._scheduler.num_running(one.name))
-            capacity = self._most_held - self._scheduler.num_running(vlm.name)
+        candidates = list(open_to_calls)
+        while candidates:
+            vlm = min(candidates, key=lambda one: self._scheduler.num_running(one.name))
+            capacity = self._max_held - self._scheduler.num_running(vlm.name)
             leases = self._scheduler.assign(vlm.name, min(capacity, 1))
             if leases:
                 given.setdefault(vlm.name, []).extend(leases)
             else:
-                takers.remove(vlm)
+                candidates.remove(vlm)
         for vlm in open_to_calls:
             leases = given.get(vlm.name, [])
             if leases or self._scheduler.num_running(vlm.name):
                 self._advance(vlm, leases)
 
-    def _advance(self, vlm: VLMSlot, leases: list[Lease]) -> None:
+    def _advance(self, vlm: VLMHandle, leases: list[Lease]) -> None:
         for lease in leases:
             lease.timeline.dispatched()
         payloads = list(dict.fromkeys(lease.payload for lease in leases))
-        places = [payloads.index(lease.payload) for lease in leases]
-        entries = [
-            BatchInput(lease.item, place, lease.attempts, lease.shard_index)
-            for lease, place in zip(leases, places, strict=True)
+        inputs = [
+            BatchInput(lease.item, payloads.index(lease.payload), lease.attempts, lease.shard_index) for lease in leases
         ]
-        call = vlm.actor.advance.remote(entries, *payloads)
+        call = vlm.actor.advance.remote(inputs, *payloads)
         self._expect(vlm, call, partial(self._advanced, vlm, leases))
 
-    def _vlm_started(self, vlm: VLMSlot, reference: Any) -> None:
+    def _vlm_started(self, vlm: VLMHandle, reference: Any) -> None:
         try:
             self._cluster.result(reference)
         except ActorLostError as reason:
@@ -205,9 +204,9 @@ class RayExecutor:
             vlm.calls.discard(reference)
             vlm.started = True
 
-    def _advanced(self, vlm: VLMSlot, leases: list[Lease], reference: Any) -> None:
+    def _advanced(self, vlm: VLMHandle, leases: list[Lease], reference: Any) -> None:
         try:
-            advance = self._cluster.result(reference)
+            result = self._cluster.result(reference)
         except PayloadLostError:
             vlm.calls.discard(reference)
             self._scheduler.payloads_lost(leases)
@@ -216,22 +215,22 @@ class RayExecutor:
             self._vlm_lost(vlm, reason)
             return
         vlm.calls.discard(reference)
-        vlm.usage = advance.usage
-        for row, held_s in advance.finished:
+        vlm.usage = result.usage
+        for row, held_s in result.finished:
             lease = self._scheduler.running(vlm.name, row.item_id)
             self._scheduler.finished(vlm.name, lease.timeline.finalize(row, held_s))
             if row.status != "failed":
                 self._vlm_deaths.record_success()
 
     def _check_deadlines(self) -> None:
-        """End the actors that do not give an item back: neither a hung forward nor an endless loop can be asked to."""
+        """End every actor that has held an item beyond its deadline: a hung forward pass cannot be interrupted."""
         for vlm in list(self._vlms):
             held = self._scheduler.all_running(vlm.name)
             if held and held[0].timeline.since_dispatch_s > self._item_timeout_s:
                 limit = f"runtime.item_timeout_s = {self._item_timeout_s:g} s"
                 self._vlm_lost(vlm, ActorLostError(f"not back from its VLM actor within {limit}"), timed_out=True)
 
-    def _vlm_lost(self, vlm: VLMSlot, reason: Exception, *, timed_out: bool = False) -> None:
+    def _vlm_lost(self, vlm: VLMHandle, reason: Exception, *, timed_out: bool = False) -> None:
         num_items = self._scheduler.num_running(vlm.name)
         said = visible(str(reason))
         print(f"a VLM actor was lost ({said}); its {num_items} items are started again", file=sys.stderr)
@@ -243,26 +242,26 @@ class RayExecutor:
 
     # --- both
 
-    def _expect(self, slot: ReaderSlot | VLMSlot, reference: Any, take: Callable[[Any], None]) -> None:
-        slot.calls.add(reference)
+    def _expect(self, handle: ReaderHandle | VLMHandle, reference: Any, take: Callable[[Any], None]) -> None:
+        handle.calls.add(reference)
         self._calls[reference] = take
 
-    def _forget(self, slot: ReaderSlot | VLMSlot) -> None:
-        """Drop an actor's calls and make sure of its end: one that raised may still hold its GPU."""
-        for reference in slot.calls:
+    def _forget(self, handle: ReaderHandle | VLMHandle) -> None:
+        """Drop an actor's calls and end its process: an actor that raised may still hold its GPU."""
+        for reference in handle.calls:
             self._calls.pop(reference, None)
-        self._cluster.kill(slot.actor)
+        self._cluster.kill(handle.actor)
 
-    def _placed(self, slot: ReaderSlot | VLMSlot, reference: Any) -> None:
-        slot.calls.discard(reference)
-        with suppress(ActorLostError):  # then its start failed as well, which says so
+    def _placed(self, handle: ReaderHandle | VLMHandle, reference: Any) -> None:
+        handle.calls.discard(reference)
+        with suppress(ActorLostError):  # its `start` failed as well, and that call reports it
             self._cluster.result(reference)
-            slot.placed = True
+            handle.placed = True
 
     def _resize(self) -> None:
-        """Ask for the actors that are missing, in the order in which work can start; say so while too few stand."""
+        """Request the missing actors in the order in which work can start; print a line while too few are ready."""
         now_s = time.monotonic()
-        vlms, readers = PoolState.of(self._vlms, self._most_vlms), PoolState.of(self._readers, self._most_readers)
+        vlms, readers = PoolState.of(self._vlms, self._max_vlms), PoolState.of(self._readers, self._max_readers)
         for_vlms, for_readers = self._autoscaler.decide(vlms, readers, now_s=now_s)
         self._scale(self._vlms, for_vlms, self._spawn_vlm, now_s=now_s)
         self._scale(self._readers, for_readers, self._spawn_reader, now_s=now_s)
@@ -272,26 +271,26 @@ class RayExecutor:
 
     def _scale(
         self,
-        slots: Sequence[ReaderSlot | VLMSlot],
+        handles: Sequence[ReaderHandle | VLMHandle],
         decision: ScaleDecision,
         spawn: Callable[[], None],
         *,
         now_s: float,
     ) -> None:
-        for slot in [slot for slot in slots if not slot.placed][: decision.cancel]:
-            self._dismiss(slot)
-        if decision.release and (releasable := [slot for slot in slots if slot.releasable]):
-            self._dismiss(releasable[-1])
+        for handle in [handle for handle in handles if not handle.placed][: decision.cancel]:
+            self._release(handle)
+        if decision.release and (releasable := [handle for handle in handles if handle.releasable]):
+            self._release(releasable[-1])
             self._autoscaler.released(now_s=now_s)
         for _ in range(decision.add):
             spawn()
 
-    def _dismiss(self, slot: ReaderSlot | VLMSlot) -> None:
-        """End an actor for the sake of others: what it holds is begun again, and nobody is suspected."""
-        self._forget(slot)
-        if isinstance(slot, ReaderSlot):
-            self._readers.remove(slot)
+    def _release(self, handle: ReaderHandle | VLMHandle) -> None:
+        """End an actor to free its place: its items start again, and none is quarantined."""
+        self._forget(handle)
+        if isinstance(handle, ReaderHandle):
+            self._readers.remove(handle)
             return
-        self._vlms.remove(slot)
-        self._past_usage.append(slot.usage)
-        self._scheduler.worker_dismissed(slot.name)
+        self._vlms.remove(handle)
+        self._past_usage.append(handle.usage)
+        self._scheduler.worker_released(handle.name)

@@ -1,6 +1,6 @@
-"""A running job's figures as Ray metrics, for Prometheus and the dashboard in configs/grafana: counted row by row.
+"""Exports a running job's figures as Ray metrics, row by row, for Prometheus and the dashboard in configs/grafana.
 
-Knows Ray only as something that makes metrics. Counts what this driver saw; `_RUN.json` has the truth of a whole run.
+The metrics count the rows that this driver made; `_RUN.json` has the totals of the whole run.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ STAGE_SECONDS = "illava_stage_seconds"
 
 
 class MetricMaker(Protocol):
-    """What makes metrics: `pipeline.execution.ray.actors.RayCluster`."""
+    """Makes metrics: `pipeline.execution.ray.actors.RayCluster`."""
 
     def metric(self, kind: Literal["counter", "histogram"], name: str, description: str, **options: Any) -> Any:
-        """A metric of `ray.util.metrics`."""
+        """Make a metric of `ray.util.metrics`."""
 
 
 class RowMetrics:
@@ -38,7 +38,7 @@ class RowMetrics:
 
     Args:
         cluster: makes the metrics.
-        job: the tag ``job_name`` of all of them; ``job`` is what Prometheus calls a scraped target.
+        job: value of the tag ``job_name`` of every metric; the tag ``job`` is taken: Prometheus names a target with it.
     """
 
     def __init__(self, cluster: MetricMaker, *, job: str) -> None:

@@ -1,1 +1,1 @@
-"""Bytes to frames and pages: containers, decoders, orientation, which frames."""
+"""Decodes files to frames and pages: containers, decoders, orientation, and the choice of frames."""

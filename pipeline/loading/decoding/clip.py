@@ -1,6 +1,6 @@
-"""A video file as its container's packets describe it: when each frame appears, what is missing, where to seek.
+"""Describes a video file by its container's packets: when each frame appears, what is missing, where to seek.
 
-Pure data made from a list of packets; knows no decoder and opens no file.
+Pure functions of a list of packets; no decoder is used and no file is opened.
 """
 
 from __future__ import annotations
@@ -21,37 +21,37 @@ _LATE_BY_S = 0.5  # a container whose last packet ends this much before its decl
 
 
 class Packet(NamedTuple):
-    """One coded frame, without its bytes; times in stream time base.
+    """Describes one coded frame, without its bytes; times are in the stream's time base.
 
-    ``is_fresh_start``: a key frame behind which nothing refers to anything before it (`pipeline.loading.decoding.nal`).
-    ``is_entry``: the container's index marks it as a key frame, whatever its bytes say.
-    ``position``, ``num_bytes``: where it lies in the file; -1 where the container does not say.
+    ``is_idr``: a key frame after which no frame refers to one before it (`pipeline.loading.decoding.nal`).
+    ``is_indexed_keyframe``: the container's keyframe index lists the packet, whatever its bytes say.
+    ``position``, ``num_bytes``: where the packet lies in the file; position -1 where the container does not say.
     """
 
     pts: int | None
     dts: int | None
     is_keyframe: bool
-    is_fresh_start: bool
+    is_idr: bool
     is_corrupt: bool
     is_discard: bool
-    is_entry: bool = False
+    is_indexed_keyframe: bool = False
     position: int = -1
     num_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One video stream.
+    """Describes one video stream.
 
     Attributes:
         container, codec: as FFmpeg names them.
         timeline: every frame that is shown.
-        order: presentation time in stream time base -> frame index; None where the container has no such times.
-        seek_pts: index of a key frame -> where to seek for it; only where seeking is exact.
-        is_closed: every key frame starts afresh.
-        problem: what is missing from the file, None when all is there.
-        orientation: how the first frame is to be turned and mirrored.
-        num_videos: video streams of the file.
+        order: presentation time in the stream's time base -> frame index; None where the container has no such times.
+        seek_pts: index of a key frame -> where to seek for it; filled only where seeking is exact.
+        has_closed_gops: whether every key frame is an IDR frame.
+        problem: what is missing from the file; None where the file is complete.
+        orientation: how the first frame must be rotated and mirrored.
+        num_videos: number of video streams in the file.
     """
 
     container: Container
@@ -59,20 +59,20 @@ class Clip:
     timeline: Timeline
     order: dict[int, int] | None
     seek_pts: dict[int, int]
-    is_closed: bool
+    has_closed_gops: bool
     problem: str | None
     orientation: Orientation
     num_videos: int
 
     @property
     def unfit_for_decord(self) -> str | None:
-        """Why decord must not be asked, None where it may."""
+        """Why decord must not read this clip; None where it may."""
         if self.codec == "av1":
             return "its FFmpeg has no AV1 decoder"
         if self.container == "mpegts":
             return "it silently seeks to wrong frames in mpegts"
-        if self.codec in {"h264", "hevc"} and not self.is_closed:
-            return "it silently seeks to wrong frames where key frames do not start afresh"
+        if self.codec in {"h264", "hevc"} and not self.has_closed_gops:
+            return "it silently seeks to wrong frames where key frames are not IDR frames"
         if self.codec not in _CODECS_FOR_DECORD:
             return f"its seeking has not been tested with {self.codec}"
         if self.order is None:
@@ -85,8 +85,8 @@ class Clip:
             return f"it loses every frame of an incomplete file ({self.problem})"
         return None
 
-    def stretches(self, wanted: Sequence[int]) -> list[tuple[int, int]]:
-        """(key frame, last wanted frame that hangs on it) of every group of pictures with a wanted frame, in order."""
+    def gop_spans(self, wanted: Sequence[int]) -> list[tuple[int, int]]:
+        """Return (key frame, last wanted frame) of every group of pictures that holds a wanted frame, in order."""
         keyframes = self.timeline.keyframes
         last_of = {bisect_right(keyframes, index): index for index in wanted}
         return [(keyframes[place - 1] if place else 0, last) for place, last in last_of.items()]
@@ -104,15 +104,15 @@ def describe_clip(
     orientation: Orientation,
     num_videos: int,
 ) -> Clip:
-    """Put packets into the order of showing and count what is missing.
+    """Put packets into display order and count missing frames.
 
     Args:
         packets: as they lie in the file.
         container, codec: as FFmpeg names them.
         time_base: seconds of one unit of pts.
-        frame_rate: average; used only where the container gives no presentation times.
-        num_declared: packets the container's index lists, 0 where it lists none.
-        problem_at_end: from `ends_early`.
+        frame_rate: average rate; used only where the container gives no presentation times.
+        num_declared: number of packets in the container's index, 0 where it has none.
+        problem_at_end: result of `ends_early`.
         orientation, num_videos: as in `Clip`.
 
     Raises:
@@ -127,14 +127,14 @@ def describe_clip(
     if not shown:
         raise ItemError("corrupt_media" if problem else "empty_media", f"no frame to show ({problem or 'no packets'})")
 
-    is_closed = all(packet.is_fresh_start for packet in good if packet.is_keyframe)
+    has_closed_gops = all(packet.is_idr for packet in good if packet.is_keyframe)
     pts = [packet.pts for packet in shown if packet.pts is not None]
     if len(set(pts)) < len(shown):
         if not frame_rate:
             raise ItemError("corrupt_media", "the container gives neither frame times nor a frame rate")
         times_s = tuple(float(index / frame_rate) for index in range(len(shown)))
         timeline = Timeline(times_s, _keyframes(shown))
-        return Clip(container, codec, timeline, None, {}, is_closed, problem, orientation, num_videos)
+        return Clip(container, codec, timeline, None, {}, has_closed_gops, problem, orientation, num_videos)
 
     shown = [packet for _, packet in sorted(zip(pts, shown, strict=True))]
     pts = sorted(pts)
@@ -147,24 +147,24 @@ def describe_clip(
     times_s = tuple(float((value - pts[0]) * time_base) for value in pts)
     order = {value: index for index, value in enumerate(pts)}
     timeline = Timeline(times_s, keyframes)
-    return Clip(container, codec, timeline, order, seek_pts, is_closed, problem, orientation, num_videos)
+    return Clip(container, codec, timeline, order, seek_pts, has_closed_gops, problem, orientation, num_videos)
 
 
 def ends_early(end_s: float, declared_s: float) -> str | None:
-    """What is wrong where the last packet of all streams ends well before the container's declared end."""
+    """Say what is wrong where the last packet of all streams ends well before the declared end; else None."""
     if declared_s - end_s <= _LATE_BY_S:
         return None
     return f"truncated: ends at {end_s:.2f} s of {declared_s:.2f} s"
 
 
 def check_pixels(width: int, height: int, *, most: int) -> None:
-    """Refuse, as ``too_large``, frames above the budget."""
+    """Raise ``too_large`` for frames above the budget."""
     if width * height > most:
         raise ItemError("too_large", f"frames of {width}x{height} px exceed max_pixels_per_frame = {most}")
 
 
 def check_duration(duration_s: float, *, most_s: float) -> None:
-    """Refuse, as ``too_large``, a clip above the budget."""
+    """Raise ``too_large`` for a clip above the budget."""
     if duration_s > most_s:
         raise ItemError("too_large", f"a clip of {duration_s:.1f} s exceeds max_duration_s = {most_s}")
 

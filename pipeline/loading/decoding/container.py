@@ -1,6 +1,6 @@
-"""What kind of file this is, by its first bytes. A positive list: four containers, everything else is refused.
+"""Recognises a video's container by the first bytes of the file. Four containers are read; all others are refused.
 
-Names and extensions are never believed. Knows nothing of decoders or frames.
+Names and extensions are never trusted.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pipeline.errors import ItemError
 
 Container = Literal["mov", "matroska", "avi", "mpegts"]
 
-HEAD_BYTES = 4096  # what `sniff` wants to see
+HEAD_BYTES = 4096  # what `sniff` needs
 
 _MOV_ATOMS = frozenset({b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"})
 _PICTURE_BRANDS = frozenset({b"avif", b"avis", b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1", b"crx "})
@@ -32,7 +32,7 @@ _REFUSED = (
 
 
 def sniff(head: bytes) -> Container:
-    """The container of a video file whose first `HEAD_BYTES` these are.
+    """Return the container of a video file, given its first `HEAD_BYTES`.
 
     Raises:
         ItemError: ``empty_media`` for zero bytes, ``unsupported_media`` for anything but the four containers.
@@ -44,7 +44,7 @@ def sniff(head: bytes) -> Container:
             raise _refusal(f"a picture (brand {head[8:12].decode().strip()})")
         return "mov"
     if head.startswith(_EBML):
-        # Of other EBML files FFmpeg is less sure than of a text in them that names what to fetch.
+        # In other EBML files FFmpeg may rather recognise a text that names what to fetch.
         if not any(name in head[:_EBML_HEADER_BYTES] for name in (b"matroska", b"webm")):
             raise _refusal("an EBML file that is neither Matroska nor WebM")
         return "matroska"
@@ -60,7 +60,7 @@ def sniff(head: bytes) -> Container:
 
 
 def _is_mpegts(head: bytes) -> bool:
-    """Sync bytes every 188 bytes, or every 192 behind a time stamp of 4; at least three of them."""
+    """Whether at least three sync bytes come every 188 bytes, or every 192 bytes after a time stamp of 4 bytes."""
     return any(
         len(head) > first + 2 * step and all(byte == 0x47 for byte in head[first::step]) for first, step in _TS_GRIDS
     )

@@ -1,4 +1,4 @@
-"""Which frames of a clip the model sees. Pure arithmetic on frame times; knows no decoder and no file."""
+"""Chooses the frames of a clip that the model sees: pure arithmetic on frame times."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy as np
 if TYPE_CHECKING:
     from pipeline.config.schema import FrameSampling
 
-_TIME_EPSILON_S = 1e-6  # a frame due at exactly this grid time counts as shown, whatever its last bits
+_TIME_EPSILON_S = 1e-6  # a frame due at exactly a grid time counts as shown, whatever the last bits of the times
 
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """Every frame of a clip, in the order it is shown.
+    """Lists every frame of a clip, in display order.
 
     Attributes:
-        timestamps_s: when each frame appears, ascending, the first at 0; true for variable frame rates.
+        timestamps_s: when each frame appears, ascending, the first at 0; exact for variable frame rates too.
         keyframes: indices of the frames that need no other frame.
     """
 
@@ -28,9 +28,9 @@ class Timeline:
 
 
 def choose_frames(timeline: Timeline, sampling: FrameSampling, *, num_frames: int) -> tuple[int, ...]:
-    """Indices of the frames to load: ascending, each once, at most ``num_frames``.
+    """Return the indices of the frames to load: ascending, each once, at most ``num_frames``.
 
-    A clip with fewer frames than asked for gives all it has: nothing is repeated.
+    A clip with fewer frames gives all of them: no frame is repeated.
 
     - ``uniform``: evenly spaced by frame number from the first frame to the last (`spread`).
     - ``fps``: the frame shown at 0, 1/fps, 2/fps, ... seconds, until the last frame appears; then `spread`.
@@ -46,7 +46,7 @@ def choose_frames(timeline: Timeline, sampling: FrameSampling, *, num_frames: in
 
 
 def spread(num_available: int, num_wanted: int) -> tuple[int, ...]:
-    """``min(num_available, num_wanted)`` different places from the first to the last, evenly, rounded down.
+    """Return ``min(num_available, num_wanted)`` different indices from first to last, evenly spaced, rounded down.
 
     Source: ``np.linspace(0, num_available - 1, num_wanted, dtype=int)`` of LLaVA-NeXT's video loading, called as it
     stands there so that the same frames are chosen; only its repetitions on short clips are left out.

@@ -1,7 +1,6 @@
-"""Which bytes of a video hold the wanted frames: from each one's key frame to the frame itself, in decoding order.
+"""Finds the bytes of a video that hold the wanted frames: from each frame's key frame to the frame, in decoding order.
 
-Pure arithmetic on packets; knows no decoder and no file. Everything whose frames might come out otherwise than from the
-whole file is a doubt.
+Pure arithmetic on packets. Where the frames might differ from those of the whole file, the read is refused as unsafe.
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ from itertools import pairwise
 from pipeline.loading.decoding.clip import Clip, Packet
 from pipeline.loading.decoding.mp4_index import RangeReadUnsafeError
 
-_MOST_ENTRIES_BACK = 4  # a frame may be coded behind the key frame that is shown after it
+_MAX_KEYFRAMES_BACK = 4  # a frame may be coded after a key frame that is shown after it
 _CODECS = frozenset({"h264", "hevc", "av1", "mpeg4"})
-_MOST_IN_VAIN = 0.05  # bytes between wanted ones that are read for the sake of fewer requests, as a share of those
+_MAX_WASTED = 0.05  # bytes of gaps that are read to save requests, as a share of the wanted bytes
 
 
 @dataclass(frozen=True, slots=True)
 class GopSegment:
-    """A key frame and what must be decoded behind it.
+    """Holds a key frame and the packets that must be decoded after it.
 
     Attributes:
         packets: in decoding order; the first is the key frame, the last holds a wanted frame.
@@ -37,16 +36,16 @@ class GopSegment:
         return min(time for time in (self.packets[0].pts, self.packets[0].dts) if time is not None)
 
 
-def stretches(packets: Sequence[Packet], clip: Clip, wanted: Sequence[int]) -> list[GopSegment]:
-    """What to decode for the wanted frames, from index alone.
+def gop_segments(packets: Sequence[Packet], clip: Clip, wanted: Sequence[int]) -> list[GopSegment]:
+    """Find, from the index alone, what must be decoded for the wanted frames.
 
     Args:
-        packets: of the stream, in decoding order.
-        clip: their description.
-        wanted: indices of frames in the order they are shown.
+        packets: the stream's packets, in decoding order.
+        clip: describes these packets.
+        wanted: indices of frames, in display order.
 
     Raises:
-        RangeReadUnsafeError: with the reason.
+        RangeReadUnsafeError: the frames might differ from those of the whole file; the message gives the reason.
     """
     if clip.container != "mov" or clip.codec not in _CODECS:
         raise RangeReadUnsafeError(f"{clip.codec} in {clip.container} has not been tested")
@@ -56,36 +55,38 @@ def stretches(packets: Sequence[Packet], clip: Clip, wanted: Sequence[int]) -> l
         raise RangeReadUnsafeError("its edit list cuts frames, or its index is incomplete")
     place_of = {packet.pts: place for place, packet in enumerate(packets)}
     pts_of = {index: pts for pts, index in clip.order.items()}
-    entries = [place for place, packet in enumerate(packets) if packet.is_entry]
+    keyframe_index = [place for place, packet in enumerate(packets) if packet.is_indexed_keyframe]
     found: dict[int, dict[int, int]] = {}
     for index in wanted:
         pts = pts_of[index]
-        key = _entry(packets, entries, place_of[pts])
+        key = _keyframe_before(packets, keyframe_index, place_of[pts])
         found.setdefault(key, {})[pts] = index
-    return [_stretch(packets, key, found[key], place_of) for key in sorted(found)]
+    return [_segment(packets, key, found[key], place_of) for key in sorted(found)]
 
 
-def _entry(packets: Sequence[Packet], entries: Sequence[int], place: int) -> int:
-    """Where to begin decoding for a frame: the last key frame that is both coded and shown no later."""
-    for key in reversed(entries[: bisect_right(entries, place)][-_MOST_ENTRIES_BACK:]):
+def _keyframe_before(packets: Sequence[Packet], keyframe_index: Sequence[int], place: int) -> int:
+    """Return the packet where decoding must begin for a frame: the last key frame coded and shown no later."""
+    for key in reversed(keyframe_index[: bisect_right(keyframe_index, place)][-_MAX_KEYFRAMES_BACK:]):
         if packets[key].pts <= packets[place].pts:  # type: ignore[operator]
             return key
     raise RangeReadUnsafeError("a frame lies before the first key frame")
 
 
-def _stretch(
+def _segment(
     packets: Sequence[Packet], key: int, wanted: dict[int, int], place_of: dict[int | None, int]
 ) -> GopSegment:
-    """Without what is shown before the key frame: nothing behind it refers to that."""
+    """Return one segment, without packets shown before its key frame: no later packet refers to them."""
     last = max(place_of[pts] for pts in wanted)
     chosen = tuple(packet for packet in packets[key : last + 1] if packet.pts >= packets[key].pts)  # type: ignore[operator]
     return GopSegment(chosen, wanted)
 
 
 def byte_ranges(found: Iterable[GopSegment]) -> list[tuple[int, int]]:
-    """Half-open ranges that hold all packets; the smallest gaps between them are read too, up to a small share."""
-    needed = merged((packet.position, packet.position + packet.num_bytes) for one in found for packet in one.packets)
-    allowance = int(_MOST_IN_VAIN * sum(end - start for start, end in needed))
+    """Return half-open ranges that hold all packets; the smallest gaps are included, up to a small share."""
+    needed = merge_ranges(
+        (packet.position, packet.position + packet.num_bytes) for one in found for packet in one.packets
+    )
+    allowance = int(_MAX_WASTED * sum(end - start for start, end in needed))
     gaps = sorted((after[0] - before[1], before[1]) for before, after in pairwise(needed))
     closed = set()
     for num_bytes, start in gaps:
@@ -93,11 +94,11 @@ def byte_ranges(found: Iterable[GopSegment]) -> list[tuple[int, int]]:
         if allowance < 0:
             break
         closed.add((start, start + num_bytes))
-    return merged([*needed, *closed])
+    return merge_ranges([*needed, *closed])
 
 
-def merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The same bytes as ascending ranges that neither touch nor overlap."""
+def merge_ranges(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the same bytes as ascending ranges that neither touch nor overlap."""
     result: list[tuple[int, int]] = []
     for start, end in sorted(ranges):
         if result and start <= result[-1][1]:
@@ -109,5 +110,5 @@ def merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 def is_covered(wanted: Iterable[tuple[int, int]], present: Sequence[tuple[int, int]]) -> bool:
     """Whether all wanted ranges lie within those that are present."""
-    have = merged(present)
-    return merged([*have, *wanted]) == have
+    have = merge_ranges(present)
+    return merge_ranges([*have, *wanted]) == have

@@ -1,8 +1,8 @@
-"""Media files to uint8 RGB frames: budgets first, then decord, PyAV or Pillow. Runs inside the disposable child.
+"""Decodes media files to uint8 RGB frames: checks budgets, then uses decord, PyAV or Pillow. Runs in the sandbox child.
 
-The container is read once by PyAV without decoding (`pyav_video.scan`): that gives every frame's time, what is missing,
-and which frames to take, so both decoders are asked for the same frames and decord is checked against it. Knows nothing
-of storage, models or rows.
+PyAV first reads the container once without decoding (`pyav_video.scan`). The scan gives every frame's time, what is
+missing, and which frames to take. Both decoders are therefore asked for the same frames, and decord's answers are
+checked against the scan.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 DecoderChoice = Literal["auto", "decord", "pyav"]
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-_NO_FAULTS = 1e-9  # decord: raise instead of handing out a neighbour for a frame it lost; 0 would allow any number
+_NO_FAULTS = 1e-9  # makes decord raise instead of returning a neighbour for a lost frame; 0 would allow any number
 
 
 class DecordRefusedError(Exception):
@@ -37,13 +37,13 @@ class DecordRefusedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """What decoding one item gave.
+    """Holds the decoded frames of one item.
 
     Attributes:
         frames: uint8 [H, W, 3] RGB each, as shown (rotation and orientation applied).
-        timestamps_s: of each frame since the clip's first; empty for images.
+        timestamps_s: seconds of each frame since the clip's first frame; empty for images.
         decoder: ``decord``, ``pyav`` or ``pillow``.
-        partial: why fewer frames came than were there; None when complete.
+        partial: why frames are missing; None where none is.
     """
 
     frames: list[np.ndarray]
@@ -53,16 +53,16 @@ class Frames:
 
 
 def load_video(path: str, media: MediaConfig, *, decoder: DecoderChoice) -> Frames:
-    """The chosen frames of one video.
+    """Decode the chosen frames of one video.
 
     Args:
         path: a local file.
         media: sampling and budgets.
-        decoder: ``auto`` is decord, except for what it is known to get wrong; then PyAV.
+        decoder: ``auto`` is decord, and PyAV for files that decord is known to decode wrongly.
 
     Raises:
         ItemError: with a type of the closed list; budgets are checked before anything is decoded.
-        DecordRefusedError: decord was chosen and cannot do it.
+        DecordRefusedError: decord was chosen and cannot decode the file.
     """
     with open(path, "rb") as file:
         container = sniff(file.read(HEAD_BYTES))
@@ -90,7 +90,7 @@ def load_video(path: str, media: MediaConfig, *, decoder: DecoderChoice) -> Fram
 
 
 def load_images(paths: Sequence[str], media: MediaConfig) -> Frames:
-    """Pictures in order, as RGB: orientation applied, transparency on white, 16 bit scaled to 8, first frame only.
+    """Decode pictures to RGB, in order: upright, transparency on white, 16 bit scaled to 8, the first frame only.
 
     Raises:
         ItemError: ``too_large``, ``empty_media``, ``unsupported_media`` or ``corrupt_media``, naming the picture.
@@ -106,7 +106,7 @@ def load_images(paths: Sequence[str], media: MediaConfig) -> Frames:
 
 
 def load_image_pages(path: str, media: MediaConfig) -> Generator[np.ndarray | ItemError, None, None]:
-    """Every picture of a TIFF in order, or why it cannot be read. Raises as `load_images`."""
+    """Yield every picture of a TIFF in order, or the error of one that cannot be read. Raises as `load_images`."""
     from PIL import ImageOps
 
     with _opened(path, media.max_pixels_per_frame, ("TIFF",)) as image:
@@ -135,7 +135,7 @@ def _load_image(path: str, max_pixels: int) -> np.ndarray:
 
 @contextmanager
 def _opened(path: str, max_pixels: int, formats: Sequence[str]) -> Iterator[Any]:
-    """A picture, and what goes wrong with it as an `ItemError`."""
+    """Open a picture; turn every error about it into an `ItemError`."""
     from PIL import Image, UnidentifiedImageError
 
     with open(path, "rb") as file:
@@ -176,12 +176,12 @@ def _to_rgb(image: Any) -> Any:
 
 
 def _read_decord(path: str, clip: Clip, wanted: Sequence[int]) -> dict[int, np.ndarray]:
-    """The wanted frames, after decord has shown that it sees the same clip as the container's own list."""
+    """Decode the wanted frames with decord, after checking that decord sees the same clip as the scan."""
     import decord
 
     decord.logging.set_level(decord.logging.QUIET)
     if "%" in path:
-        raise DecordRefusedError("takes a % in a file's name for a pattern of other files")
+        raise DecordRefusedError("reads a % in a file's name as a pattern for other files")
     try:
         reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1, fault_tol=_NO_FAULTS)
         if len(reader) != len(clip.timeline.timestamps_s):

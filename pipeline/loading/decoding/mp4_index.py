@@ -1,19 +1,19 @@
-"""Where the index of an mp4 or mov file lies, found by reading little more than that index.
+"""Fetches the index of an mp4 or mov file, reading little more than that index.
 
-Walks the outermost boxes and no further: what the index says is left to FFmpeg, in the child. Everything unusual is a
-doubt, for which the caller reads the whole object. Knows nothing of storage, codecs or frames.
+Only the outermost boxes are walked: FFmpeg, in the child, interprets the index. Anything unusual makes the ranged read
+unsafe, and the caller reads the whole object.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-_FIRST_BYTES = 1 << 12  # the outermost headers in front; the index, where it stands behind them, then to the byte
-_NEXT_BYTES = 1 << 15  # behind the media: mostly the whole index, and then the file ends
+_FIRST_BYTES = 1 << 12  # the headers in front; an index that follows them is then read exactly
+_NEXT_BYTES = 1 << 15  # after the media: mostly the whole index, which ends the file
 _MAX_BOXES = 64
 _MAX_INDEX_BYTES = 1 << 26
 _HARMLESS = frozenset({b"ftyp", b"free", b"skip", b"wide", b"mdat"})
-_DOUBTFUL_IN_INDEX = {b"mvex": "fragmented", b"cmov": "with a compressed index"}
+_UNSUPPORTED_IN_INDEX = {b"mvex": "fragmented", b"cmov": "with a compressed index"}
 
 
 class RangeReadUnsafeError(Exception):
@@ -24,8 +24,8 @@ def fetch_index(read: Callable[[int, int], bytes], size: int) -> None:
     """Read the header of every outermost box, and the whole of `ftyp` and `moov`.
 
     Args:
-        read: the bytes of a half-open range; remembers what it was asked for.
-        size: of the file.
+        read: returns the bytes of a half-open range, and keeps them.
+        size: bytes of the file.
 
     Raises:
         RangeReadUnsafeError: the file is fragmented, cut short, or has a box that may matter elsewhere.
@@ -53,7 +53,7 @@ def fetch_index(read: Callable[[int, int], bytes], size: int) -> None:
 
 
 def _box(buffer: bytes, place: int, size: int) -> tuple[bytes, int]:
-    """Kind and end of the box that begins at ``place``, its header being in front of ``buffer``."""
+    """Return kind and end of the box that begins at ``place``; ``buffer`` begins with the box's header."""
     if len(buffer) < 8:
         raise RangeReadUnsafeError("bytes are left behind its last box")
     length, kind, header = int.from_bytes(buffer[:4]), buffer[4:8], 8
@@ -72,8 +72,8 @@ def _check_index(moov: bytes) -> None:
     place = 16 if moov[:4] == b"\x00\x00\x00\x01" else 8
     while place + 8 <= len(moov):
         length, kind = int.from_bytes(moov[place : place + 4]), moov[place + 4 : place + 8]
-        if kind in _DOUBTFUL_IN_INDEX:
-            raise RangeReadUnsafeError(f"it is {_DOUBTFUL_IN_INDEX[kind]}")
+        if kind in _UNSUPPORTED_IN_INDEX:
+            raise RangeReadUnsafeError(f"it is {_UNSUPPORTED_IN_INDEX[kind]}")
         if length < 8 or place + length > len(moov):
             raise RangeReadUnsafeError(f"its index has a box {kind!r} of {length:,} bytes")
         place += length

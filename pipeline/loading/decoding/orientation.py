@@ -1,7 +1,4 @@
-"""How a decoded picture is to be turned and mirrored before it is shown, from a container's display matrix.
-
-Pure arithmetic; knows no decoder and no file.
-"""
+"""Derives from a container's display matrix how a decoded picture is rotated and mirrored before it is shown."""
 
 from __future__ import annotations
 
@@ -12,12 +9,12 @@ import numpy as np
 
 from pipeline.errors import ItemError
 
-_SLANT = 0.01  # what an entry that should be zero may have of the largest one: phones write rounded matrices
+_MAX_SKEW = 0.01  # bound on an entry that should be zero, as a share of the largest: phones write rounded matrices
 
 
 @dataclass(frozen=True, slots=True)
 class Orientation:
-    """Rows and columns exchanged first, then each reversed or not."""
+    """Rotates and mirrors: rows and columns are exchanged or not, and then each is reversed or not."""
 
     is_transposed: bool = False
     reverses_columns: bool = False
@@ -25,11 +22,11 @@ class Orientation:
 
     @property
     def is_mirrored(self) -> bool:
-        """Whether no turning alone does it."""
+        """Whether no rotation alone has the same effect."""
         return self.is_transposed ^ self.reverses_columns ^ self.reverses_rows
 
     def apply(self, picture: np.ndarray) -> np.ndarray:
-        """uint8 [H, W, 3] as it is to be shown."""
+        """Return the picture, uint8 [H, W, 3], as it must be shown."""
         if self.is_transposed:
             picture = picture.swapaxes(0, 1)
         rows, columns = (slice(None, None, -1 if back else 1) for back in (self.reverses_rows, self.reverses_columns))
@@ -37,21 +34,21 @@ class Orientation:
 
 
 def orientation_of(matrix: Sequence[int]) -> Orientation:
-    """From the nine entries a b u c d v x y w, by which a point (x, y) is shown at (a x + c y, b x + d y).
+    """Read the nine entries a b u c d v x y w, which show a point (x, y) at (a x + c y, b x + d y).
 
-    A matrix of zeros, which some writers leave behind, turns nothing.
+    A matrix of zeros, which some writers leave, means no rotation.
 
     Raises:
         ItemError: ``unsupported_media`` for anything but quarter turns and mirrors.
     """
     a, b, c, d = matrix[0], matrix[1], matrix[3], matrix[4]
-    slight = _SLANT * max(map(abs, (a, b, c, d)))
+    slight = _MAX_SKEW * max(map(abs, (a, b, c, d)))
     if slight == 0:
         return Orientation()
     straight, across = min(abs(a), abs(d)) > slight, min(abs(b), abs(c)) > slight
     if straight == across or (max(abs(b), abs(c)) if straight else max(abs(a), abs(d))) > slight:
         raise ItemError(
             "unsupported_media",
-            "the picture is to be slanted; only turns by multiples of 90 degrees and mirrors are read",
+            "the display matrix shows the picture skewed; only turns by multiples of 90 degrees and mirrors are read",
         )
     return Orientation(False, a < 0, d < 0) if straight else Orientation(True, c < 0, b < 0)

@@ -1,7 +1,7 @@
-"""Documents to pages: a PDF's by PDFium, a TIFF's by Pillow, pictures as they are. Runs in the disposable child.
+"""Renders documents to pages: PDFs by PDFium, TIFFs by Pillow; pictures are pages already. Runs in the sandbox child.
 
-Pages are made one window at a time, so that a long document costs the memory of its tiles, not of its pages. A page
-that cannot be shown fails alone; a document of such pages only fails as a whole. Knows nothing of models or rows.
+Pages are made one window at a time, so that a long document takes the memory of its tiles and not of its pages. A page
+that cannot be shown fails alone. A document fails as a whole where all of its pages fail.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pipeline.config.schema import MediaConfig
     from pipeline.records import MediaKind
 
-_HEAD_BYTES = 1024  # a PDF's header may stand behind so much of something else
+_HEAD_BYTES = 1024  # a PDF's header may follow so many other bytes
 _TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _WRONG_PASSWORD = 4  # FPDF_ERR_PASSWORD; 5 is a security handler that PDFium does not know
 _ENCRYPTED = (_WRONG_PASSWORD, 5)
@@ -38,13 +38,13 @@ Page = np.ndarray | ItemError
 
 @dataclass(slots=True)
 class Pages:
-    """What became of one document.
+    """Holds the pages of one document.
 
     Attributes:
-        inputs: one a page that could be shown, in order, at model size.
+        inputs: one for each page that could be shown, in order, at model size.
         failed: the other pages.
         decoder: ``pypdfium2`` or ``pillow``.
-        preprocess_s: of what it took, the way from pages to model size.
+        preprocess_s: seconds of bringing pages to model size.
     """
 
     decoder: str
@@ -54,7 +54,7 @@ class Pages:
 
     @property
     def partial(self) -> str | None:
-        """What is missing, in words."""
+        """Names the failed pages; None where there is none."""
         if not self.failed:
             return None
         first = self.failed[0]
@@ -70,14 +70,14 @@ def load_pages(
     *,
     pages_per_request: int | None,
 ) -> Pages:
-    """Every page at model size.
+    """Load every page at model size.
 
     Args:
         kind: ``document`` for one PDF or TIFF; ``image`` or ``images`` for pictures, each a page.
         paths: local files.
         media: budgets and resolution.
-        preprocessor: is shown so many good pages at once as the model will be.
-        pages_per_request: how many that are; None for all of them.
+        preprocessor: is given as many good pages at once as one request shows to the model.
+        pages_per_request: that number of pages; None for all of them.
 
     Raises:
         ItemError: the document cannot be opened or is over a budget, or no page of it can be shown.
@@ -103,7 +103,7 @@ def load_pages(
 
 
 def _prepare(window: Sequence[tuple[int, np.ndarray]], preprocessor: Preprocessor, loaded: Pages) -> None:
-    """One window's pages to model size; pages that a model cannot be shown together fail together."""
+    """Bring one window's pages to model size; pages that one request cannot hold together fail together."""
     began_s = time.perf_counter()
     try:
         loaded.inputs += preprocessor.images([page for _, page in window])
@@ -137,7 +137,7 @@ def _pictures(paths: Sequence[str], media: MediaConfig) -> Generator[Page, None,
 
 
 def check_num_pages(num_pages: int, media: MediaConfig) -> None:
-    """Refuse a document before its first page is made."""
+    """Raise for a document without pages, or with too many, before the first page is made."""
     if num_pages == 0:
         raise ItemError("empty_media", "the document has no pages")
     if num_pages > media.max_pages:
@@ -145,12 +145,12 @@ def check_num_pages(num_pages: int, media: MediaConfig) -> None:
 
 
 def _render(path: str, media: MediaConfig) -> Generator[Page, None, None]:
-    """A PDF's pages as shown: turned by their /Rotate, forms and annotations drawn, on white."""
+    """Yield a PDF's pages as shown: rotated by their /Rotate, with forms and annotations, on white."""
     import pypdfium2
 
     try:
         document = pypdfium2.PdfDocument(path)
-        document.init_forms()  # before anything is asked of the document; the wheels have no JavaScript
+        document.init_forms()  # must come before any other call; the wheels have no JavaScript
     except pypdfium2.PdfiumError as error:
         if error.err_code in _ENCRYPTED:
             why = "a password" if error.err_code == _WRONG_PASSWORD else "a security handler that is not known"
@@ -168,7 +168,7 @@ def _render(path: str, media: MediaConfig) -> Generator[Page, None, None]:
 
 
 def _render_page(document: pypdfium2.PdfDocument, number: int, media: MediaConfig) -> np.ndarray:
-    """uint8 [H, W, 3]."""
+    """Render one page: uint8 [H, W, 3]."""
     page = document[number]
     with contextlib.closing(page):
         scale = media.page_dpi / _POINTS_PER_INCH

@@ -1,7 +1,7 @@
-"""Videos through PyAV: list a container's frames, and decode chosen ones. Inside the child only.
+"""Reads videos with PyAV: lists a container's frames, and decodes chosen ones. Runs in the sandbox child only.
 
-Listing decodes the first key frame alone, which carries how the picture is to be turned. One demuxer is allowed a file,
-and no protocol. Knows nothing of decord, storage, models or rows.
+Listing decodes only the first key frame, which carries the orientation of the picture. Every file is opened with one
+allowed demuxer and with no protocol.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FIRST_PTS = -(1 << 63)
 
 @contextmanager
 def _opened(path: str, container: Container) -> Iterator[tuple[Any, Any]]:
-    """The open container and its video stream: one demuxer, no protocol, so nothing in the file can name another."""
+    """Open a container and its video stream; with one demuxer and no protocol, no other file can be opened."""
     import av
 
     av.logging.set_level(None)
@@ -58,7 +58,7 @@ def _opened(path: str, container: Container) -> Iterator[tuple[Any, Any]]:
 
 
 def scan(path: str, container: Container, media: MediaConfig) -> tuple[Clip, list[Packet]]:
-    """Check the budgets, then list every frame; and the packets as they lie in the file.
+    """Check the budgets; return the description of every frame, and the packets in file order.
 
     Raises:
         ItemError: ``too_large``, ``no_video_stream``, ``unsupported_media``, ``corrupt_media`` or ``empty_media``.
@@ -85,10 +85,10 @@ def scan(path: str, container: Container, media: MediaConfig) -> tuple[Clip, lis
 
 
 def _read_packets(file: Any, stream: Any) -> tuple[list[Packet], float, Orientation]:
-    """Every packet of the stream, the time at which the last packet of any stream ends, and how frames are turned."""
+    """Return every packet of the stream, the time at which the last packet of any stream ends, and the orientation."""
     packets, end_s, start_s, first = [], 0.0, _start_s(file), None
     codec, extradata = stream.codec_context.codec.canonical_name, stream.codec_context.extradata
-    entries = {entry.pos for entry in stream.index_entries if entry.is_keyframe}
+    keyframe_index = {entry.pos for entry in stream.index_entries if entry.is_keyframe}
     for packet in _demux(file):
         if not packet.size:
             continue
@@ -96,25 +96,26 @@ def _read_packets(file: Any, stream: Any) -> tuple[list[Packet], float, Orientat
             last = max(packet.dts, packet.pts if packet.pts is not None else packet.dts) + (packet.duration or 0)
             end_s = max(end_s, float(last * packet.time_base) - start_s)
         if packet.stream_index == stream.index:
-            is_fresh = packet.is_keyframe and is_idr(bytes(packet), codec=codec, extradata=extradata)
-            flags = packet.is_keyframe, is_fresh, packet.is_corrupt, packet.is_discard
+            starts_gop = packet.is_keyframe and is_idr(bytes(packet), codec=codec, extradata=extradata)
+            flags = packet.is_keyframe, starts_gop, packet.is_corrupt, packet.is_discard
             position = -1 if packet.pos is None else packet.pos
-            packets.append(Packet(packet.pts, packet.dts, *flags, position in entries, position, packet.size))
+            packets.append(Packet(packet.pts, packet.dts, *flags, position in keyframe_index, position, packet.size))
             first = first or (packet if packet.is_keyframe else None)
     return packets, end_s, _first_orientation(first)
 
 
 def _start_s(file: Any) -> float:
-    """What to take off times to compare them with the declared duration.
+    """Return what must be subtracted from times to compare them with the declared duration.
 
-    That counts from the first packet, but in Matroska from zero where FFmpeg wrote it: then it lies beyond the start.
+    The declared duration counts from the first packet. In Matroska files that FFmpeg wrote it counts from zero; such a
+    duration exceeds the start time.
     """
     start_s = (file.start_time or 0) / 1e6
     return 0.0 if "matroska" in file.format.name and (file.duration or 0) / 1e6 > start_s else start_s
 
 
 def _first_orientation(key_packet: Any) -> Orientation:
-    """Of the first key frame; plain where it cannot be decoded, which decoding the chosen frames then reports."""
+    """Return the first key frame's orientation; upright where it cannot be decoded, which `read_pyav` then reports."""
     import av
 
     if key_packet is None or key_packet.is_corrupt:
@@ -138,12 +139,15 @@ def _orientation(frame: Any) -> Orientation:
 
 
 def read_pyav(path: str, clip: Clip, wanted: Sequence[int], media: MediaConfig) -> dict[int, np.ndarray]:
-    """The wanted frames that can be decoded, by index; sought where seeking is exact, else decoded from the start."""
+    """Decode the wanted frames, by index; seek where seeking is exact, else decode from the start.
+
+    Frames that cannot be decoded are left out.
+    """
     found: dict[int, np.ndarray] = {}
     for seek_pts in (clip.seek_pts, {}):
         with _opened(path, clip.container) as (file, stream):
             decoded, position = _decode(file, stream, clip), -1
-            for key, last in clip.stretches(wanted):
+            for key, last in clip.gop_spans(wanted):
                 if key > position + 1 and key in seek_pts:
                     file.seek(seek_pts[key], stream=stream)
                     decoded = _decode(file, stream, clip)
@@ -152,20 +156,20 @@ def read_pyav(path: str, clip: Clip, wanted: Sequence[int], media: MediaConfig) 
                         found[position] = _upright_rgb(frame, media)
                     if position >= last:
                         break
-        if len(found) == len(wanted) or not seek_pts:  # else something that was skipped may have been needed
+        if len(found) == len(wanted) or not seek_pts:  # else a frame that was skipped may have been needed
             break
     if len({frame.shape for frame in found.values()}) > 1:
         raise ItemError("unsupported_media", "the video changes its frame size midway")
     return found
 
 
-def decode_stretches(
+def decode_segments(
     path: str, container: Container, found: Sequence[GopSegment], media: MediaConfig
 ) -> dict[int, np.ndarray]:
-    """The wanted frames by index, from the bytes of those stretches alone: whatever else the file holds is not decoded.
+    """Decode the wanted frames, by index, from the bytes of these segments alone.
 
     Raises:
-        RangeReadUnsafeError: the bytes are not what the index said, or not decoded whole without a remark.
+        RangeReadUnsafeError: the bytes are not what the index said, or a frame is not decoded whole without a warning.
     """
     import av
 
@@ -185,12 +189,12 @@ def decode_stretches(
         except av.error.FFmpegError as error:
             if isinstance(error, MemoryError):
                 raise
-            raise RangeReadUnsafeError(f"a wanted stretch cannot be decoded: {error.strerror}") from error
+            raise RangeReadUnsafeError(f"a wanted segment cannot be decoded: {error.strerror}") from error
     return frames
 
 
 def _exactly(file: Any, stream: Any, expected: Sequence[Packet]) -> Iterator[Any]:
-    """The expected packets behind the container's present position; those between them, not there, are passed over."""
+    """Yield the expected packets after the container's position; packets in between have no bytes and are skipped."""
     codec, extradata = stream.codec_context.codec.canonical_name, stream.codec_context.extradata
     left = deque(expected)
     for packet in file.demux(stream):
@@ -208,9 +212,10 @@ def _exactly(file: Any, stream: Any, expected: Sequence[Packet]) -> Iterator[Any
 
 
 def _decode(file: Any, stream: Any, clip: Clip) -> Iterator[tuple[int, Any]]:
-    """Frames with their index, from the container's present position.
+    """Yield frames with their index, from the container's present position.
 
-    Left out are frames that cannot be decoded and those behind them up to the next key frame, predicted from them.
+    Frames that cannot be decoded are left out. So are the frames after them, up to the next key frame, since these are
+    predicted from them.
     """
     import av
 
@@ -224,7 +229,7 @@ def _decode(file: Any, stream: Any, clip: Clip) -> Iterator[tuple[int, Any]]:
             frames = None
         if frames is None:
             if clip.order is None:
-                return  # frames are counted here: behind a lost one, every number would be wrong
+                return  # without times frames are counted: after a lost frame every index would be wrong
             damaged_pts = _FIRST_PTS if packet.pts is None else packet.pts
             continue
         for frame in frames:
@@ -240,7 +245,7 @@ def _decode(file: Any, stream: Any, clip: Clip) -> Iterator[tuple[int, Any]]:
 
 
 def _demux(file: Any, *streams: Any) -> Iterator[Any]:
-    """Packets until the file ends, early or not: what is missing then shows in the counts."""
+    """Yield packets until the file ends, early or not; the counts then show what is missing."""
     import av
 
     try:

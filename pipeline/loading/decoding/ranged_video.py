@@ -1,7 +1,7 @@
-"""A video of which only some bytes are there: which more are needed, then the chosen frames from them. In the child.
+"""Reads a video of which only some bytes are present: names the bytes that are needed, then decodes the chosen frames.
 
-The file has its full size and its whole index, so FFmpeg lists the same frames as in the whole file. It is decoded by
-PyAV alone, which can be kept from touching what is not there. Knows nothing of storage, models or rows.
+Runs in the sandbox child. The file has its full size and its whole index, so FFmpeg lists the same frames as in the
+whole file. PyAV alone decodes it, since PyAV can be kept from reading absent bytes.
 """
 
 from __future__ import annotations
@@ -13,52 +13,52 @@ from typing import TYPE_CHECKING
 from pipeline.loading.decoding.clip import Clip
 from pipeline.loading.decoding.container import HEAD_BYTES, sniff
 from pipeline.loading.decoding.frame_sampling import choose_frames
-from pipeline.loading.decoding.gop_ranges import GopSegment, byte_ranges, is_covered, stretches
+from pipeline.loading.decoding.gop_ranges import GopSegment, byte_ranges, gop_segments, is_covered
 from pipeline.loading.decoding.media import Frames
 from pipeline.loading.decoding.mp4_index import RangeReadUnsafeError
-from pipeline.loading.decoding.pyav_video import decode_stretches, scan
+from pipeline.loading.decoding.pyav_video import decode_segments, scan
 
 if TYPE_CHECKING:
     from pipeline.config.schema import MediaConfig
 
-_MOST_WORTH_IT = 0.6  # of the object: above this share one request for all of it is the cheaper way
+_MAX_SHARE = 0.6  # where more than this share of the object is needed, one request for all of it is cheaper
 
 
 def needed_ranges(path: str, media: MediaConfig) -> list[tuple[int, int]]:
-    """Half-open byte ranges of the file that hold the chosen frames.
+    """Return half-open byte ranges of the file that hold the chosen frames.
 
     Args:
-        path: a file of full size that holds at least what `mp4_index.fetch_index` reads.
+        path: a file of full size that holds at least the bytes that `mp4_index.fetch_index` reads.
         media: sampling and budgets.
 
     Raises:
         RangeReadUnsafeError: the whole object must be read.
-        ItemError: as of the whole file, or because of what is not there: never to be believed without it.
+        ItemError: as for the whole file, or because bytes are absent: only the whole file can confirm the error.
     """
     _, found, _ = survey(path, media)
     ranges = byte_ranges(found)
-    if sum(end - start for start, end in ranges) > _MOST_WORTH_IT * os.path.getsize(path):
+    if sum(end - start for start, end in ranges) > _MAX_SHARE * os.path.getsize(path):
         raise RangeReadUnsafeError("most of its bytes are needed")
     return ranges
 
 
 def load_present(path: str, media: MediaConfig, present: Sequence[Sequence[int]]) -> Frames:
-    """The chosen frames, all of them and none damaged.
+    """Decode the chosen frames, all of them and none damaged.
 
     Args:
-        path: as above, with the needed ranges filled.
+        path: as in `needed_ranges`, with the needed ranges filled.
         media: sampling and budgets.
         present: the ranges that are filled.
 
     Raises:
-        RangeReadUnsafeError: a frame needs other bytes than these, or is not decoded whole.
-        ItemError: as above.
+        RangeReadUnsafeError: a frame needs other bytes than the present ones, or is not decoded whole.
+        ItemError: as in `needed_ranges`.
     """
     clip, found, wanted = survey(path, media)
     needed = [(packet.position, packet.position + packet.num_bytes) for one in found for packet in one.packets]
     if not is_covered(needed, [(start, end) for start, end in present]):
         raise RangeReadUnsafeError("its index reads otherwise with the frames in place")
-    frames = decode_stretches(path, clip.container, found, media)
+    frames = decode_segments(path, clip.container, found, media)
     if len(frames) != len(wanted) or len({frame.shape for frame in frames.values()}) != 1:
         raise RangeReadUnsafeError(f"{len(frames)} of {len(wanted)} frames came, or of several sizes")
     times_s = tuple(clip.timeline.timestamps_s[index] for index in wanted)
@@ -66,7 +66,7 @@ def load_present(path: str, media: MediaConfig, present: Sequence[Sequence[int]]
 
 
 def survey(path: str, media: MediaConfig) -> tuple[Clip, list[GopSegment], tuple[int, ...]]:
-    """The clip, what must be decoded of it, and the chosen frames. Raises as `needed_ranges`."""
+    """Return the clip, the segments to decode, and the chosen frames. Raises as `needed_ranges`."""
     if media.frame_sampling.kind == "keyframe":
         raise RangeReadUnsafeError("which frames are key frames is seen in their bytes alone")
     with open(path, "rb") as file:
@@ -75,4 +75,4 @@ def survey(path: str, media: MediaConfig) -> tuple[Clip, list[GopSegment], tuple
     wanted = choose_frames(clip.timeline, media.frame_sampling, num_frames=media.num_frames)
     if not wanted:
         raise RangeReadUnsafeError("no frame was chosen")
-    return clip, stretches(packets, clip, wanted), wanted
+    return clip, gop_segments(packets, clip, wanted), wanted

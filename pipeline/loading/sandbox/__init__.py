@@ -1,1 +1,1 @@
-"""The disposable child process in which media are decoded."""
+"""Decodes media in a disposable child process."""

@@ -1,6 +1,6 @@
-"""One running decoder child (`decoder_child`): its pipes, its limits, its CPU seconds, its end and what that means.
+"""Runs one decoder child (`sandbox.server`): its pipes, limits and CPU seconds, and what its end means.
 
-Spawned, not forked, with an environment of its own: no credentials, no proxies. Knows nothing of what is asked of it.
+The child is spawned, not forked. Its environment holds no credentials and no proxies.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ALL_ITS_THREADS = 2  # CPUCLOCK_SCHED of include/linux/posix-timers.h, where a 
 
 
 class DecordFailedError(Exception):
-    """decord refused the file or ended its process; PyAV in a fresh child may still read it."""
+    """decord refused the file or ended its process; PyAV in a new child may still read it."""
 
     def __init__(self, error_type: RowErrorType, message: str, *, retryable: bool = False) -> None:
         super().__init__(message)
@@ -42,19 +42,19 @@ class TimedOutError(Exception):
     """The deadline passed."""
 
 
-class EndedError(Exception):
-    """The other end of the pipe is gone."""
+class ChildExitedError(Exception):
+    """The child closed its end of the pipe."""
 
 
 class SandboxProcess:
-    """A running child process and its pipes."""
+    """Holds a running child process and its pipes."""
 
     def __init__(self, setup: bytes, memory_bytes: int) -> None:
         self.num_items = 0
         self._last_cpu_s = 0.0
         self._memory_bytes = memory_bytes
-        self._stderr = tempfile.TemporaryFile("a+b")  # noqa: SIM115 (closed by `kill`; it has no name that could be left)
-        # The child is killed by the kernel when the last copy of `alive_write` is closed: when this process ends.
+        self._stderr = tempfile.TemporaryFile("a+b")  # noqa: SIM115 (`kill` closes the file; it has no name)
+        # The kernel kills the child when the last copy of `alive_write` is closed, that is, when this process ends.
         alive_read, self._alive_write = os.pipe()
         command = [sys.executable, "-P", "-m", "pipeline.loading.sandbox.server", str(alive_read), str(memory_bytes)]
         try:
@@ -77,7 +77,7 @@ class SandboxProcess:
         try:
             self.send(setup, time.monotonic() + _START_S)
             self.receive_header(time.monotonic() + _START_S)
-        except (TimedOutError, EndedError) as error:
+        except (TimedOutError, ChildExitedError) as error:
             what = "no answer" if isinstance(error, TimedOutError) else self.stderr_tail
             self.kill()
             raise PipelineError(f"the decoder process could not start: {what}; try: {' '.join(command[:4])}") from error
@@ -89,7 +89,7 @@ class SandboxProcess:
             try:
                 rest = rest[os.write(self._stdin, rest) :]
             except BrokenPipeError as error:
-                raise EndedError from error
+                raise ChildExitedError from error
 
     def receive_header(self, deadline_s: float) -> dict[str, Any]:
         (num_bytes,) = LENGTH.unpack(self.receive(LENGTH.size, deadline_s).tobytes())
@@ -98,7 +98,7 @@ class SandboxProcess:
         return json.loads(self.receive(num_bytes, deadline_s).tobytes())
 
     def receive(self, num_bytes: int, deadline_s: float) -> np.ndarray:
-        """uint8 [num_bytes]; read straight into the array that is kept."""
+        """Receive uint8 [num_bytes], read directly into the array that is returned."""
         if num_bytes > self._memory_bytes:
             raise ValueError(f"{num_bytes} bytes announced, more than the process may have")
         data = np.empty(num_bytes, np.uint8)
@@ -107,12 +107,12 @@ class SandboxProcess:
             _wait(self._stdout, select.POLLIN, deadline_s)
             received = os.readv(self._stdout, [rest])
             if not received:
-                raise EndedError
+                raise ChildExitedError
             rest = rest[received:]
         return data
 
     def explain_end(self, *, used_decord: bool) -> Exception:
-        """The error for a child that ended by itself."""
+        """Return the error for a child that ended by itself."""
         code = self._reap()
         name = signal.Signals(-code).name if code < 0 else f"exit status {code}"
         stderr_tail = self.stderr_tail
@@ -121,7 +121,7 @@ class SandboxProcess:
         if name == "SIGXCPU":
             return ItemError("load_timeout", "its process used more CPU time than load_timeout_s")
         message = f"the decoder process died of {name} {printable(stderr_tail.rpartition(chr(10))[2])}".rstrip()
-        if name == "SIGKILL":  # from outside: a person, or the kernel when the machine is out of memory
+        if name == "SIGKILL":  # sent from outside: by a person, or by the kernel when the machine is out of memory
             return ItemError("load_crashed", message, retryable=True)
         return DecordFailedError("load_crashed", message) if used_decord else ItemError("load_crashed", message)
 
@@ -136,9 +136,9 @@ class SandboxProcess:
         return _process_cpu_s(self.process.pid) if self.process.returncode is None else self._last_cpu_s
 
     def _reap(self) -> int:
-        """Wait for the end; its CPU seconds are read before the kernel forgets them."""
+        """Wait for the child's end, and read its CPU seconds before the kernel drops them."""
         if self.process.returncode is None:
-            with suppress(ChildProcessError):  # another part of this process waited for it already
+            with suppress(ChildProcessError):  # another part of this process has reaped the child
                 os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
             self._last_cpu_s = _process_cpu_s(self.process.pid)
         return self.process.wait()
@@ -162,9 +162,9 @@ def _wait(descriptor: int, event: int, deadline_s: float) -> None:
 
 
 def _process_cpu_s(pid: int) -> float:
-    """User and system seconds so far, to the microsecond and of threads that ended too; 0.0 where there is no process.
+    """Return user and system seconds so far, to the microsecond, ended threads included; 0.0 without such a process.
 
-    Also of a process that ended and was not waited for.
+    A process that ended and was not reaped still has its seconds.
     """
     try:
         return time.clock_gettime(~pid << 3 | _ALL_ITS_THREADS)
@@ -173,7 +173,7 @@ def _process_cpu_s(pid: int) -> float:
 
 
 def _environment() -> dict[str, str]:
-    """Nothing of the parent's but where its modules and libraries are: no credentials, no proxies."""
+    """Return only the paths of the parent's modules and libraries: no credentials, no proxies."""
     root = str(Path(__file__).resolve().parents[3])
     kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

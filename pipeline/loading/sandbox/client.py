@@ -1,7 +1,7 @@
-"""What is asked of the disposable child process (`decoder_child`), and what its answers mean.
+"""Sends requests to the disposable child process (`sandbox.server`) and interprets its answers.
 
-The child may crash, hang or run out of memory; it is killed at the deadline, and the error says what happened
-(`child_process`). Knows no decoder, no storage, no rows.
+The child may crash, hang or run out of memory. It is killed at the deadline, and the error says what happened
+(`sandbox.child`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.errors import ItemError
 from pipeline.loading.decoding.mp4_index import RangeReadUnsafeError
-from pipeline.loading.sandbox.child import DecordFailedError, EndedError, SandboxProcess, TimedOutError
+from pipeline.loading.sandbox.child import ChildExitedError, DecordFailedError, SandboxProcess, TimedOutError
 from pipeline.records import ROW_ERROR_TYPES, FailedPage
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True, slots=True)
 class DecodedMedia:
-    """What came back from the child; the duration is the child's own."""
+    """Holds the child's answer; ``preprocess_s`` is measured by the child."""
 
     media: tuple[VisualInput, ...]
     timestamps_s: tuple[float, ...]
@@ -44,7 +44,7 @@ class DecodedMedia:
 
 
 class DecoderProcess:
-    """One child, started when it is needed and replaced when it is used up. For one thread at a time."""
+    """Owns one child, which is started on demand and replaced after a number of items. For one thread at a time."""
 
     def __init__(
         self,
@@ -62,12 +62,12 @@ class DecoderProcess:
 
     @property
     def pid(self) -> int | None:
-        """Of the running child."""
+        """Process id of the running child; None where none runs."""
         return self._child.process.pid if self._child else None
 
     @property
     def cpu_s(self) -> float:
-        """CPU seconds of all children so far, their starts included."""
+        """CPU seconds of all children so far, their start included."""
         return self._past_cpu_s + (self._child.cpu_s if self._child else 0.0)
 
     def load(
@@ -83,17 +83,17 @@ class DecoderProcess:
         """Decode and preprocess one item.
 
         Args:
-            kind: what the files are.
+            kind: kind of the files.
             paths: local files.
             decoder: which decoder the child may use.
-            deadline_s: on `time.monotonic`; the child is killed then.
-            present: the byte ranges that are there, of a video that is read by ranges; None for whole files.
-            pages_per_request: pictures are pages of a document, of which the model is shown so many at once.
+            deadline_s: when the child is killed, on `time.monotonic`.
+            present: the byte ranges that are present of a video that is read by ranges; None for whole files.
+            pages_per_request: pictures are pages of a document, of which one request shows so many to the model.
 
         Raises:
-            ItemError: named by the child, or ``load_timeout``, ``load_crashed``, ``load_out_of_memory``.
-            DecordFailedError: decord was in use and refused the file or ended the child.
-            RangeReadUnsafeError: the present ranges may not give what the whole file gives.
+            ItemError: the child's own error, or ``load_timeout``, ``load_crashed``, ``load_out_of_memory``.
+            DecordFailedError: decord was in use, and refused the file or ended the child.
+            RangeReadUnsafeError: the present ranges may give other frames than the whole file.
             PipelineError: the child cannot be started at all.
         """
         request: dict[str, Any] = {"kind": kind, "paths": list(paths), "decoder": decoder, "present": present}
@@ -101,7 +101,7 @@ class DecoderProcess:
         return self._ask(request, _decoded, deadline_s)
 
     def needed_ranges(self, path: str, *, deadline_s: float) -> list[tuple[int, int]]:
-        """Which bytes hold the frames to load of a video of which only the index is there. Raises as `load`."""
+        """Return the byte ranges of the chosen frames of a video whose index alone is present. Raises as `load`."""
         request = {"kind": "video", "paths": [path], "decoder": "pyav", "present": [], "pages_per_request": None}
         return self._ask(request, _needed_ranges, deadline_s)
 
@@ -121,11 +121,11 @@ class DecoderProcess:
             return answer
         except TimedOutError:
             raise ItemError("load_timeout", "not loaded within load_timeout_s; its process was killed") from None
-        except EndedError:
+        except ChildExitedError:
             used_decord = request["decoder"] != "pyav" and request["kind"] == "video"
             raise child.explain_end(used_decord=used_decord) from None
         except (ValueError, KeyError, TypeError) as error:
-            raise ItemError("load_crashed", f"the decoder process answered nonsense: {error}") from error
+            raise ItemError("load_crashed", f"the decoder process sent an invalid answer: {error}") from error
         except RangeReadUnsafeError:
             keep = child.num_items < self._items_per_child
             raise
@@ -137,7 +137,7 @@ class DecoderProcess:
                 self.close()
 
     def close(self) -> None:
-        """End the child at once. Another `load` starts a new one."""
+        """End the child at once. Another `load` starts a new child."""
         child, self._child = self._child, None
         if child:
             child.kill()
@@ -145,11 +145,11 @@ class DecoderProcess:
 
 
 def _checked(answer: dict[str, Any]) -> dict[str, Any]:
-    """The answer, or the error that it is."""
+    """Return the answer; raise the error that the answer carries."""
     if "refused" in answer:
         raise DecordFailedError("corrupt_media", f"decord cannot read this file: {answer['refused']}")
-    if "doubt" in answer:
-        raise RangeReadUnsafeError(answer["doubt"])
+    if "range_read_unsafe" in answer:
+        raise RangeReadUnsafeError(answer["range_read_unsafe"])
     if "error_type" in answer:
         if answer["error_type"] not in ROW_ERROR_TYPES:
             raise ValueError(answer["error_type"])
@@ -165,12 +165,12 @@ def _decoded(answer: dict[str, Any], child: SandboxProcess, deadline_s: float) -
     from illava.preprocess import VisualInput
 
     media, times_s = [], tuple(answer["timestamps_s"])
-    for medium in answer["media"]:
-        shape = tuple(int(size) for size in medium["shape"])
+    for visual in answer["media"]:
+        shape = tuple(int(size) for size in visual["shape"])
         tiles = child.receive(int(np.prod(shape)), deadline_s).reshape(shape)
-        height, width = medium["original_size"]
-        own_times_s = times_s if medium["kind"] == "video" and len(times_s) == shape[0] else ()
-        media.append(VisualInput(medium["kind"], tiles, (height, width), own_times_s))
-    said = {key: answer[key] for key in ("decoder", "partial", "preprocess_s")}
+        height, width = visual["original_size"]
+        own_times_s = times_s if visual["kind"] == "video" and len(times_s) == shape[0] else ()
+        media.append(VisualInput(visual["kind"], tiles, (height, width), own_times_s))
+    details = {key: answer[key] for key in ("decoder", "partial", "preprocess_s")}
     failed = tuple(FailedPage(**page) for page in answer["failed_pages"])
-    return DecodedMedia(tuple(media), times_s, **said, failed_pages=failed)
+    return DecodedMedia(tuple(media), times_s, **details, failed_pages=failed)

@@ -1,11 +1,11 @@
-"""The disposable child: decodes and preprocesses one item after another for `decoder_process`.
+"""Runs in the disposable child: decodes and preprocesses one item after another for `sandbox.client`.
 
-Started as ``python -m`` by the parent. It limits its own memory, CPU time and file sizes before it reads the
-first byte of media, and dies with its parent, even when stopped. The only code here that loads decoders is `media`
-and `pages`, for the first item.
+The parent starts the child as ``python -m``. The child limits its own memory, CPU time and file sizes before it reads
+the first byte of media, and it dies with its parent, even when stopped. `media` and `pages` load the decoders, for the
+first item.
 
-Protocol on stdin and stdout: 4 bytes length, then JSON; an answer's tiles follow as raw bytes. Only the first message,
-from the parent, is a pickle. Measured for 14 MB (32 frames of 384 px): 3.3 ms by pipe, 3.8 ms by memfd.
+Protocol on stdin and stdout: 4 bytes of length, then JSON; the tiles of an answer follow as raw bytes. Only the first
+message, from the parent, is a pickle. Measured for 14 MB (32 frames of 384 px): 3.3 ms by pipe, 3.8 ms by memfd.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _STDERR_BYTES = 1 << 20
 def main(alive_read: int, memory_bytes: int) -> None:
     """Answer requests until stdin ends."""
     _die_with_parent(alive_read)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent decides
     for limit, most in ((resource.RLIMIT_AS, memory_bytes), (resource.RLIMIT_FSIZE, _STDERR_BYTES)):
         _, hard = resource.getrlimit(limit)
         allowed = most if hard == resource.RLIM_INFINITY else min(most, hard)
@@ -65,7 +65,7 @@ def main(alive_read: int, memory_bytes: int) -> None:
 def _answer(
     request: dict[str, Any], media: MediaConfig, preprocessor: Preprocessor
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """The answer to one request, or the error in its place; and the tiles to send behind it."""
+    """Return the answer to one request, or the error in its place; and the tiles that follow the answer."""
     from illava.errors import PreprocessError
     from pipeline.loading.decoding.media import DecordRefusedError
     from pipeline.loading.decoding.mp4_index import RangeReadUnsafeError
@@ -75,7 +75,7 @@ def _answer(
     except DecordRefusedError as error:
         return {"refused": str(error)}, []
     except RangeReadUnsafeError as error:
-        return {"doubt": str(error)}, []
+        return {"range_read_unsafe": str(error)}, []
     except ItemError as error:
         error_type, message = error.error_type, str(error)
     except MemoryError:
@@ -130,17 +130,17 @@ def _load(
 
 
 def _described(inputs: Sequence[VisualInput]) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """What the parent must know of the tiles that follow the answer; and the tiles."""
-    tiles = [np.ascontiguousarray(medium.tiles, dtype=np.uint8) for medium in inputs]
+    """Return a description of the tiles that follow the answer, and the tiles."""
+    tiles = [np.ascontiguousarray(visual.tiles, dtype=np.uint8) for visual in inputs]
     media = [
-        {"kind": medium.kind, "shape": array.shape, "original_size": [int(side) for side in medium.original_size]}
-        for medium, array in zip(inputs, tiles, strict=True)
+        {"kind": visual.kind, "shape": array.shape, "original_size": [int(side) for side in visual.original_size]}
+        for visual, array in zip(inputs, tiles, strict=True)
     ]
     return {"media": media}, tiles
 
 
 def _limit_cpu(item_s: float) -> None:
-    """Let the kernel end an item that computes for longer than its deadline, should the parent not be able to."""
+    """Let the kernel end a child that computes beyond the item's deadline, should the parent not be able to."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     most_s = int(used.ru_utime + used.ru_stime + item_s) + 1
@@ -150,8 +150,8 @@ def _limit_cpu(item_s: float) -> None:
 def _die_with_parent(alive_read: int) -> None:
     """Have the kernel send SIGKILL when the parent's end of a pipe closes.
 
-    Not PR_SET_PDEATHSIG: that fires when the *thread* that started this process ends. Not end of file on stdin: a
-    decoder that hangs would never see it.
+    PR_SET_PDEATHSIG would not do: it fires when the *thread* that started this process ends. Nor would end of file on
+    stdin: a decoder that hangs never reads it.
     """
     fcntl.fcntl(alive_read, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(alive_read, fcntl.F_SETSIG, signal.SIGKILL)

@@ -207,7 +207,9 @@ def run_fake(config, **options):
 def test_a_run_begun_on_a_gpu_goes_on_without_one_and_says_both(tmp_path, gpu_cluster, capsys, monkeypatch) -> None:
     items = {"source": numbered_items(tmp_path, 40), "out": tmp_path / "out"}
     with monkeypatch.context() as patch:
-        patch.setattr(BudgetGuard, "more", lambda self, num_in_work: not num_in_work)  # the first shards, no others
+        patch.setattr(
+            BudgetGuard, "allows_more", lambda self, num_in_work: not num_in_work
+        )  # the first shards, no others
         first = run_fake(job(**items, runtime={"max_open_shards": 1}), budget=Budget(1.0, "s"))
     assert 0 < first.num_left < 40
     assert "the model is on cuda, 1 GPU an actor" in capsys.readouterr().err

@@ -162,6 +162,15 @@ def test_subtitles_come_from_their_files(tmp_path):
     first, second = (row["prompt"].split("\n") for row in read_rows(str(tmp_path / "m.jsonl")))
     assert first[1:3] == ["hello there", "bye"]
     assert second[1] == "No subtitles available"
+    (media / "two.srt").write_bytes(b"caf\xe9")
+    with pytest.raises(InputError, match=r"two\.srt is not UTF-8"):
+        write_manifest(
+            "videomme_subtitles",
+            str(tmp_path / "rows.jsonl"),
+            media_uri=str(media),
+            manifest_uri=str(tmp_path / "n.jsonl"),
+            subtitles_uri=str(media),
+        )
 
 
 def test_subtitles_at_times():

@@ -1,4 +1,4 @@
-"""How many actors are asked for: one of each kind first, the rest when both have a place; and what ends the job."""
+"""Tests how many actors are requested: one of each kind first, the rest when both have a place; and what ends a job."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pipeline.execution.ray.actor_pool import (
     ActorPoolAutoscaler,
     CircuitBreaker,
     PoolState,
-    ReaderSlot,
+    ReaderHandle,
     ScaleDecision,
-    VLMSlot,
+    VLMHandle,
 )
 
 NOTHING = ScaleDecision()
@@ -36,13 +36,13 @@ NOTHING = ScaleDecision()
         (PoolState(1, 0, 8), PoolState(0, 1, 2), RELEASE_AFTER_S, NOTHING, NOTHING),
     ],
 )
-def test_what_is_asked_for(vlms, readers, lacking_s, for_vlms, for_readers) -> None:
+def test_what_is_requested(vlms, readers, lacking_s, for_vlms, for_readers) -> None:
     autoscaler = ActorPoolAutoscaler(1, now_s=100.0)
     assert autoscaler.decide(vlms, readers, now_s=100.0 + lacking_s) == (for_vlms, for_readers)
 
 
 def test_one_at_a_time_is_released_and_only_while_one_kind_lacks() -> None:
-    """Fails were the time counted from the start of the job, or not again from each release."""
+    """Would fail if the time counted from the start of the job, or did not count again from each release."""
     autoscaler = ActorPoolAutoscaler(1, now_s=0.0)
     both, lost = (PoolState(3, 0, 3), PoolState(1, 0, 1)), (PoolState(3, 0, 3), PoolState(0, 1, 1))
     assert autoscaler.decide(*both, now_s=100.0) == (NOTHING, NOTHING)
@@ -58,7 +58,7 @@ def test_one_at_a_time_is_released_and_only_while_one_kind_lacks() -> None:
 @pytest.mark.parametrize("places", range(2, 8))
 @pytest.mark.parametrize("greedy_first", [0, 1])
 def test_work_starts_on_any_cluster_with_two_places_whoever_is_placed_first(places, greedy_first) -> None:
-    """A cluster that gives every free place to one kind: the other still gets its first."""
+    """The cluster gives every free place to one kind; the other kind still gets its first place."""
     pools, autoscaler = [PoolState(0, 0, 5), PoolState(0, 0, 4)], ActorPoolAutoscaler(1, now_s=0.0)
     for _ in range(10):
         for n, step in enumerate(autoscaler.decide(*pools, now_s=0.0)):
@@ -73,11 +73,15 @@ def test_work_starts_on_any_cluster_with_two_places_whoever_is_placed_first(plac
     assert sum(pool.num_placed for pool in pools) == places
 
 
-def test_a_pool_is_counted_from_its_slots() -> None:
-    started, placed = VLMSlot("a", None, placed=True, started=True), VLMSlot("b", None, placed=True)
-    assert PoolState.of([started, placed, VLMSlot("c", None)], 4) == PoolState(2, 1, 4, num_started=1)
-    busy = ReaderSlot(None, placed=True, started=True, queue=[object()])
-    assert [slot.releasable for slot in (busy, ReaderSlot(None, placed=True), ReaderSlot(None))] == [False, True, False]
+def test_a_pool_is_counted_from_its_handles() -> None:
+    started, placed = VLMHandle("a", None, placed=True, started=True), VLMHandle("b", None, placed=True)
+    assert PoolState.of([started, placed, VLMHandle("c", None)], 4) == PoolState(2, 1, 4, num_started=1)
+    busy = ReaderHandle(None, placed=True, started=True, queue=[object()])
+    assert [handle.releasable for handle in (busy, ReaderHandle(None, placed=True), ReaderHandle(None))] == [
+        False,
+        True,
+        False,
+    ]
 
 
 def test_too_few_actors_are_said_now_and_then_and_end_the_job_when_it_lasts() -> None:

@@ -1,4 +1,4 @@
-"""The line that names the bottleneck: a verdict on where items are, and the real scheduler's account of that."""
+"""Tests the line that names the bottleneck: the verdict on where items are, and the real scheduler's queue depths."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IDLE = QueueDepths(num_loading=0, num_loaded=0, num_running=0, num_unpublished=0
 
 
 @pytest.mark.parametrize(
-    ("flow", "limit"),
+    ("depths", "limit"),
     [
         ({"num_loading": 4, "num_loaded": 3, "num_running": 8}, "model"),
         ({"num_loading": 4, "num_running": 8}, "model"),  # its batch is full, though nothing waits just now
@@ -29,11 +29,11 @@ IDLE = QueueDepths(num_loading=0, num_loaded=0, num_running=0, num_unpublished=0
         ({"num_unpublished": 3}, "store"),
         ({"num_loading": 1, "num_unpublished": 3}, "readers"),
         ({}, None),
-        ({"num_loading": 4, "capacity": None}, None),  # the local executor: one process takes turns
+        ({"num_loading": 4, "capacity": None}, None),  # the local executor: one process alternates
     ],
 )
-def test_where_the_items_are_names_what_holds_them_up(flow, limit) -> None:
-    assert limit_at(replace(IDLE, **flow)) == limit
+def test_where_the_items_are_names_what_holds_them_up(depths, limit) -> None:
+    assert limit_at(replace(IDLE, **depths)) == limit
 
 
 def row(**seconds):
@@ -76,7 +76,7 @@ def test_the_scheduler_says_where_its_items_are() -> None:
     for lease in leases[:4]:
         scheduler.finished("one", SimpleNamespace(item_id=lease.item.item_id))
     scheduler.assign("one", 1)
-    assert scheduler.flow(capacity=8) == QueueDepths(1, 0, 1, 1, 8)
+    assert scheduler.queue_depths(capacity=8) == QueueDepths(1, 0, 1, 1, 8)
 
 
 def test_the_line_names_it(monkeypatch, capsys) -> None:

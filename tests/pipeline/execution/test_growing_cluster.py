@@ -1,4 +1,4 @@
-"""Between the least and the most actors: a run begins where one of each fits, grows with the cluster, and shrinks."""
+"""Tests a changing cluster: a run begins where one actor of each kind fits, grows with the cluster, and shrinks."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def small_cluster(monkeypatch):
 
 @pytest.mark.long
 def test_a_run_for_three_begins_with_one_grows_by_a_node_and_goes_on_without_it(small_cluster, tmp_path) -> None:
-    """Later answers wait until the cluster has changed, so that every change finds the run in its middle."""
+    """Later answers wait until the cluster has changed, so that every change comes in the middle of the run."""
     output, pids, grown, shrunk = (tmp_path / name for name in ("out", "pids", "grown", "shrunk"))
     source = numbered_items(tmp_path, NUM_ITEMS)
     pids.mkdir()

@@ -1,4 +1,4 @@
-"""A forward that hangs, an answer without end: the deadline, the actor's death, a failed row, unharmed neighbours."""
+"""Tests a hanging forward pass and an answer without end: deadline, actor's death, failed row, unharmed neighbours."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from pipeline.config.schema import RuntimeConfig
 from pipeline.execution.ray.actors import connect
 from pipeline.execution.runner import run_job
-from tests.support.models import misbehaving_models as harmful_models
+from tests.support.models import misbehaving_models
 from tests.support.runs import fakes
 from tests.support.runs.fakes import job_config, numbered_items, read_rows, violations
 
@@ -37,7 +37,7 @@ def run(tmp_path, *, executor="ray", num_items=16, timeout_s=ITEM_TIMEOUT_S, **m
     pids.mkdir(exist_ok=True)
     runtime = {"item_timeout_s": timeout_s}
     config = job_config(tmp_path / "out", numbered_items(tmp_path, num_items), executor=executor, runtime=runtime)
-    factory = partial(harmful_models.worker, pid_folder=str(pids), **model)
+    factory = partial(misbehaving_models.worker, pid_folder=str(pids), **model)
     run_job(config, worker_factory=factory, loader_factory=fakes.fake_loader)
     assert violations(tmp_path / "out") == []
     rows = {row["item_id"]: row for row in read_rows(tmp_path / "out")}

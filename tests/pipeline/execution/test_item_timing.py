@@ -1,4 +1,4 @@
-"""Seconds of a row on the driver's clock, made with clocks of our own that differ from host to host."""
+"""Tests a row's seconds on the driver's clock, with clocks of our own that differ from host to host."""
 
 from __future__ import annotations
 
@@ -93,20 +93,21 @@ def test_time_that_no_stage_measured_shows_as_a_difference(clock, rows) -> None:
 
 @dataclass(frozen=True)
 class Way:
-    """What an item goes through, in seconds.
+    """Describes what an item goes through, in seconds.
 
     Attributes:
-        waits_s: before the load, loaded, in the mailbox, in the call that brings its row, and until that is seen.
-        with_the_dead_s: in workers that died of another item.
-        requests: what passes before each and after its failure; what the engine counts; whether it fails.
-        is_follower: a neighbour's load brought its media.
+        waits_s: waits before the load, after it, in the mailbox, in the call that brings the row, and until the driver
+            sees the row.
+        with_the_dead_s: time in workers that died of another item.
+        requests: time before each request and after its failure; the engine's seconds; whether the request fails.
+        shares_load: a neighbour's load brought its media.
         skew_s: the worker's clock, less the driver's.
     """
 
     waits_s: tuple[float, float, float, float, float]
     with_the_dead_s: list[float]
     requests: list[tuple[float, Timing, bool]]
-    is_follower: bool
+    shares_load: bool
     skew_s: float
 
     @property
@@ -130,7 +131,7 @@ def test_on_any_way_each_second_is_in_one_stage(clock, rows, way) -> None:
     load_s = STATS.fetch_s + STATS.load_s + STATS.preprocess_s
     began_s, timeline, neighbour = clock.now_s, ItemTimeline(), ItemTimeline()
     clock.now_s += before_load_s + load_s
-    loaded_together([neighbour, timeline] if way.is_follower else [timeline, neighbour], load_s, STATS)
+    loaded_together([neighbour, timeline] if way.shares_load else [timeline, neighbour], load_s, STATS)
     clock.now_s += loaded_s
     timeline.dispatched()
     for dead_s in way.with_the_dead_s:
@@ -146,7 +147,7 @@ def test_on_any_way_each_second_is_in_one_stage(clock, rows, way) -> None:
             ended_s = clock.now_s + timing.queue_s + timing.vision_s + timing.prefill_s + timing.decode_s
             clock.now_s = ended_s + (beside_s if failed else 0.0)  # the step goes on for its neighbours' sake
             inner.answered(answer(timing, failed=failed), step_end_s=clock.perf_counter())
-        stats = STATS.of_follower() if way.is_follower else STATS
+        stats = STATS.of_shared_load() if way.shares_load else STATS
         row = made_row(rows, [timing for _, timing, _ in way.requests], stats=stats, failed=way.failed)
         row = inner.written_to(row)
         assert row.latency_s == pytest.approx(ended_s - taken_s, abs=1e-6)
@@ -159,20 +160,20 @@ def test_on_any_way_each_second_is_in_one_stage(clock, rows, way) -> None:
 
 
 @pytest.mark.parametrize("reached", ["reader", "queue", "worker"])
-@pytest.mark.parametrize("is_follower", [False, True])
-def test_a_row_that_no_worker_made_has_all_its_seconds_too(clock, rows, reached, is_follower) -> None:
+@pytest.mark.parametrize("shares_load", [False, True])
+def test_a_row_that_no_worker_made_has_all_its_seconds_too(clock, rows, reached, shares_load) -> None:
     began_s, timeline = clock.now_s, ItemTimeline()
     clock.now_s += 2.0 + 3.5
     if reached != "reader":
-        loaded_together([ItemTimeline(), timeline] if is_follower else [timeline], 3.5, STATS)
+        loaded_together([ItemTimeline(), timeline] if shares_load else [timeline], 3.5, STATS)
         clock.now_s += 4.0
     if reached == "worker":
         timeline.dispatched()
         clock.now_s += 8.0
     item = MediaItem("item-1", ("1.mp4",), "video", (1,), ("",))
     failed = rows.failed(item, "worker_died", "gone", attempts=2, shard_index=0, stats=timeline.stats)
-    row = timeline.settle_failed(failed)
+    row = timeline.finalize_failed(failed)
     assert row.latency_s == pytest.approx(clock.now_s - began_s)
-    loaded_s = 3.5 if reached != "reader" and not is_follower else 0.0
+    loaded_s = 3.5 if reached != "reader" and not shares_load else 0.0
     assert row.queue_s == pytest.approx(row.latency_s - loaded_s)
     assert stages_s(row) == pytest.approx(row.latency_s)

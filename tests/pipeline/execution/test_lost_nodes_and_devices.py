@@ -1,4 +1,4 @@
-"""A node lost with its actors and payloads, a lost device, actors that cannot live, two drivers at once."""
+"""Tests a node lost with its actors and payloads, a lost device, actors that cannot start, and two drivers at once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ray.cluster_utils import Cluster
 from pipeline.errors import ClusterError
 from pipeline.execution.runner import run_job
 from pipeline.execution.scheduler import Scheduler
-from tests.support.models import misbehaving_models as harmful_models
+from tests.support.models import misbehaving_models
 from tests.support.runs import fakes, one_of_two_drivers
 from tests.support.runs.fakes import fixed, job_config, numbered_items, read_rows, violations
 
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture(scope="module")
 def nodes():
-    """A head with room for a VLM actor of two cores and a reader; further nodes may be added."""
+    """A head node for a VLM actor of two cores and a reader; further nodes may be added."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
         cluster = Cluster(initialize_head=True, head_node_args={**SIZE, "include_dashboard": False})
@@ -41,7 +41,7 @@ def nodes():
 
 
 def run(config, *, side=56, **model):
-    factory = partial(harmful_models.worker, **model)
+    factory = partial(misbehaving_models.worker, **model)
     return run_job(config, worker_factory=factory, loader_factory=partial(fakes.fake_loader, side=side))
 
 
@@ -119,11 +119,11 @@ def test_vlm_actors_that_all_die_at_work_end_the_job_with_a_message_within_a_min
     )
     began_s = time.monotonic()
     with pytest.raises(ClusterError, match=r"VLM actors died \d+ times in a row.*same command again"):
-        run_job(config, worker_factory=harmful_models.worker_without_device, loader_factory=fakes.fake_loader)
+        run_job(config, worker_factory=misbehaving_models.worker_without_device, loader_factory=fakes.fake_loader)
     assert time.monotonic() - began_s < 60
 
 
-def test_two_drivers_that_claim_and_publish_at_the_same_moments_leave_every_item_once(tmp_path) -> None:
+def test_two_drivers_that_create_and_publish_at_the_same_moments_leave_every_item_once(tmp_path) -> None:
     output, source, gates = tmp_path / "out", numbered_items(tmp_path, 40), tmp_path / "gates"
     gates.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -133,7 +133,7 @@ def test_two_drivers_that_claim_and_publish_at_the_same_moments_leave_every_item
     ends = [driver.communicate(timeout=300)[1].decode() for driver in drivers]
     assert [driver.returncode for driver in drivers] == [0, 0], ends
     met = {point: len(list(gates.glob(f"{point}-*"))) for point in ("write", "publish_before")}
-    assert met == {"write": 2, "publish_before": 10}  # one claim and all five parts each
+    assert met == {"write": 2, "publish_before": 10}  # one creation of run.json and all five parts each
     assert [row["text"] for row in read_rows(output)] == [str(n) for n in range(40)]
     # Seconds apart: processes that wait for each other may be kept from the processor between two stamps.
     assert [found for found in violations(output) if not found.startswith("stage_seconds")] == []

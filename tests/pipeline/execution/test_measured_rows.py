@@ -1,4 +1,4 @@
-"""What rows of a real run measure: counts against hooks on the model, seconds against sleeps put into each stage."""
+"""Tests what rows of a real run measure: counts against hooks on the model, seconds against sleeps in each stage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loaded media that vanish before their call begins: known by Ray's errors, and loaded again by the executor."""
+"""Tests loaded media that are lost before their call begins: recognised by Ray's errors, and loaded again."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_what_ray_raises_is_told_apart(monkeypatch, raised, meant) -> None:
 
 
 class LosesMedia(Cluster):
-    """Answers every item but those of the first calls, whose media are gone: as many as an actor may have waiting."""
+    """Answers all items but those of the first calls, as many as an actor may have queued, whose media are lost."""
 
     def __init__(self, rows: RowMaker) -> None:
         super().__init__()
@@ -64,14 +64,14 @@ class LosesMedia(Cluster):
         self.loads.append(item.item_id)
         return Answer(LoadReport(0.0, LoadStats(), nbytes=10)), object()
 
-    def _advance(self, entries, *payloads) -> Answer:
-        if entries and len(self.lost) < CALLS_PER_ACTOR:
-            self.lost.append([entry.item.item_id for entry in entries])
+    def _advance(self, inputs, *payloads) -> Answer:
+        if inputs and len(self.lost) < CALLS_PER_ACTOR:
+            self.lost.append([one.item.item_id for one in inputs])
             return Answer(PayloadLostError("the node is gone"))
-        return Answer(StepResult(tuple((self._row(entry), 0.0) for entry in entries), WorkerUsage()))
+        return Answer(StepResult(tuple((self._row(one), 0.0) for one in inputs), WorkerUsage()))
 
-    def _row(self, entry) -> ResultRow:
-        row = self._rows.failed(entry.item, "not_found", "", attempts=entry.attempts, shard_index=entry.shard_index)
+    def _row(self, one) -> ResultRow:
+        row = self._rows.failed(one.item, "not_found", "", attempts=one.attempts, shard_index=one.shard_index)
         return replace(row, status="ok", error_type=None)
 
 

@@ -1,4 +1,4 @@
-"""Killed exactly before or after a publish: what stands then, and what the same command makes of it."""
+"""Tests a kill exactly before or after a publish: what is published then, and what the same command makes of it."""
 
 from __future__ import annotations
 

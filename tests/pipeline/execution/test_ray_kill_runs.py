@@ -1,6 +1,4 @@
-"""Real processes of real Ray runs killed at seeded moments: three of the runs of
-benchmarks/reliability/ray_kill_runs.py.
-"""
+"""Kills real processes of real Ray runs at seeded moments: three runs of benchmarks/reliability/ray_kill_runs.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage ``media`` and ``budget: auto`` from a YAML file through whole local runs: counts worked out by hand."""
+"""Tests stage ``media`` and ``budget: auto`` from YAML in whole local runs, against counts worked out by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole runs in one process: real inputs, storage, decoders and sink; a model that reads barcodes."""
+"""Tests whole runs in one process: real inputs, storage, decoders and sink; a model that reads barcodes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_every_item_once_and_the_same_command_again_recomputes_nothing(tmp_path)
         raise AssertionError("a finished run needs no model")
 
     again = run_job(config, worker_factory=no_worker)
-    assert (again.exit_code, again.tally.num_rows, again.num_done_before) == (0, 0, 21)
+    assert (again.exit_code, again.stats.num_rows, again.num_done_before) == (0, 0, 21)
     assert "nothing to do, all 21 items have their rows" in render_summary(again)
     assert parts == {part: part.stat().st_mtime_ns for part in Path(tmp_path, "out", "data").iterdir()}
 
@@ -97,7 +97,7 @@ def test_a_known_sleep_appears_in_its_stage_only_and_stages_sum_to_the_latency(t
         assert total == pytest.approx(row["latency_s"], rel=0.02)
 
 
-def test_awkward_files_are_rows_with_named_errors_and_neighbours_are_unharmed(tmp_path) -> None:
+def test_adversarial_files_are_rows_with_named_errors_and_neighbours_are_unharmed(tmp_path) -> None:
     media = tmp_path / "media"
     media.mkdir()
     for value in (101, 102):

@@ -1,4 +1,4 @@
-"""Whole runs on Ray actors: order, deaths by signal, poison, bounded restarts. One local cluster for the whole file."""
+"""Tests whole runs on Ray actors, on one local cluster: order, deaths by signal, poison, bounded restarts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Room for every actor of these tests; `run_job` joins a session its process already has."""
+    """A cluster for every actor of these tests; `run_job` joins a session that its process already has."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
         runtime = RuntimeConfig(num_vlm_actors={"min": 1, "max": 8}, gpus_per_actor=0, num_reader_actors=8)
@@ -191,7 +191,7 @@ def test_a_driver_ended_in_the_middle_takes_its_cluster_along_and_the_run_resume
         assert time.monotonic() < deadline_s
         time.sleep(0.02)
     started = psutil.Process(driver.pid).children(recursive=True)
-    # Ray's two agents follow only when their farewell to the dead cluster has timed out, after a minute.
+    # Ray's two agents end only when their last call to the dead cluster has timed out, after a minute.
     started = [process for process in started if not process.name().endswith("Agent")]
     assert len(started) > 4, "its own cluster"
     driver.send_signal(number)

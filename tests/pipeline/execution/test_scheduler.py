@@ -1,4 +1,4 @@
-"""The scheduling core alone: what is loaded, what goes to whom, when a shard is complete. No Ray, no model."""
+"""Tests the scheduler alone: what is loaded, what goes to whom, when a shard is complete. No Ray, no model."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_random_faults_lose_nothing_and_double_nothing(seed: int, per_medium: in
             scheduler.payloads_lost(given)
         held = list(scheduler._running[worker])
         if held and draw.random() < 0.07:
-            draw.choice([scheduler.worker_lost, scheduler.worker_lost, scheduler.worker_dismissed])(worker)
+            draw.choice([scheduler.worker_lost, scheduler.worker_lost, scheduler.worker_released])(worker)
             workers[workers.index(worker)] = f"{worker}'"
         elif held:
             scheduler.finished(worker, Row(draw.choice(held)))
@@ -148,7 +148,7 @@ def test_neighbours_on_one_medium_are_one_load_and_go_to_one_worker() -> None:
         lease.payload = lease.item.uris
         scheduler.loaded(lease, 7)
     given = scheduler.assign("a", 1)
-    assert given == list(first.group), "all of them, though there is room for one"
+    assert given == list(first.group), "all of them, though the capacity is one"
     assert {lease.payload for lease in given} == {("0.mp4",)}
     assert [lease.item.item_id for lease in scheduler.assign("b", 1)] == ["i0003", "i0004", "i0005"]
     for n in (0, 1, 2):
@@ -163,8 +163,8 @@ def test_so_many_go_together_and_no_more_and_another_version_is_another_medium()
     one, same, newer = (
         MediaItem(str(n), ("0.mp4",), "video", (1,), (etag,)) for n, etag in enumerate(("old", "old", "new"))
     )
-    assert Lease(one, 0).asks_about_media_of(Lease(same, 0))
-    assert not Lease(one, 0).asks_about_media_of(Lease(newer, 0))
+    assert Lease(one, 0).has_same_media_as(Lease(same, 0))
+    assert not Lease(one, 0).has_same_media_as(Lease(newer, 0))
 
 
 def test_a_failed_load_is_each_items_own_failed_row_after_its_own_tries() -> None:

@@ -1,4 +1,4 @@
-"""The scheduling core when readers, workers and media are lost: who is tried again, who alone, who is blamed."""
+"""Tests the scheduler when readers, workers and media are lost: who is tried again, who alone, and who fails."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_only_a_lost_workers_items_are_started_again() -> None:
     assert rows == []
 
 
-def test_suspects_run_alone_and_the_killer_is_found_while_its_neighbours_get_their_rows() -> None:
+def test_quarantined_items_run_alone_and_the_killer_is_found_while_its_neighbours_get_their_rows() -> None:
     scheduler, rows = make(num_shards=4, per_shard=4)
     poison, restarts = "i0005", 0
     while not scheduler.done:
@@ -26,8 +26,8 @@ def test_suspects_run_alone_and_the_killer_is_found_while_its_neighbours_get_the
         worker = f"a{restarts}"
         scheduler.assign(worker, 8)
         held = dict(scheduler._running[worker])
-        if any(lease.suspect for lease in held.values()):
-            assert len(held) == 1, "a suspect has the worker to itself"
+        if any(lease.quarantined for lease in held.values()):
+            assert len(held) == 1, "a quarantined item has the worker to itself"
             assert scheduler.assign(worker, 8) == [], "also against those that are loaded and waiting"
         if poison in held:
             scheduler.worker_lost(worker)
@@ -48,7 +48,7 @@ def test_an_item_that_kills_its_reader_twice_becomes_a_row_and_those_queued_behi
     scheduler.loaded(other, 10)
     scheduler.reader_lost([killer, behind])
     assert rows == []
-    assert scheduler.lease(idle=False) is None, "suspects get a reader to themselves"
+    assert scheduler.lease(idle=False) is None, "quarantined items get a reader to themselves"
     for _ in range(2):
         assert scheduler.lease() is killer
         scheduler.reader_lost([killer])
@@ -160,11 +160,11 @@ def test_lost_media_fail_only_the_item_that_lost_them_alone() -> None:
     assert sorted(rows) == [Row("i0000"), Row("i0001", "media_lost"), Row("i0002")]
 
 
-def test_items_of_a_dismissed_worker_are_nobodys_suspects_and_lose_no_try() -> None:
+def test_items_of_a_released_worker_are_not_quarantined_and_lose_no_try() -> None:
     scheduler, rows = make(num_shards=1, per_shard=2, attempts=1)
     load_all(scheduler)
     given = scheduler.assign("a", 2)
-    scheduler.worker_dismissed("a")
+    scheduler.worker_released("a")
     assert scheduler.inflight_bytes == 0
     assert lease_all(scheduler) == given
     for lease in given:
@@ -173,7 +173,7 @@ def test_items_of_a_dismissed_worker_are_nobodys_suspects_and_lose_no_try() -> N
     assert rows == []
 
 
-def test_a_suspect_follows_no_neighbour_that_is_none() -> None:
+def test_a_quarantined_item_shares_no_load_of_one_that_is_not() -> None:
     """Otherwise it would be loaded by a reader that holds other items, which would fall with it."""
     scheduler, _ = make(num_shards=1, per_shard=4, per_medium=4, together=3)
     killer, innocent = lease_all(scheduler)

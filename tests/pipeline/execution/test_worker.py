@@ -1,4 +1,4 @@
-"""`VLMWorker` alone: rows, errors of one item, seconds by state, and a real model's counts."""
+"""Tests `VLMWorker` alone: rows, errors of one item, seconds by state, and a real model's counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Listings become one frozen, validated manifest; what may be read is bounded."""
+"""Tests that a listing becomes one frozen, validated manifest, and that only allowed addresses are read."""
 
 import pytest
 

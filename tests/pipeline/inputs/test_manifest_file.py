@@ -1,4 +1,4 @@
-"""Manifest files of every format become one frozen, validated manifest, or are refused with their lines."""
+"""Tests that manifest files of every format become one frozen, validated manifest, or are refused with their lines."""
 
 import json
 import time
@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.config.schema import QuestionConfig
 from pipeline.errors import InputError
 from pipeline.inputs.build_manifest import build_manifest
 from pipeline.inputs.manifest import manifest_bytes, read_manifest
@@ -107,12 +108,36 @@ def test_several_questions_about_one_medium_are_several_items(config, root):
         ("m.csv", "uri,prompt,question\na.mp4,x,y\n", "both columns `prompt` and `question`"),
         ("m.csv", "uri,options\na.mp4,x\n", "line 2: column `options`"),
         ("m.csv", "uri,size\na.mp4,big\n", "line 2: column `size`"),
+        ("m.parquet", as_parquet([{"uri": "a.mp4", "key": b"\xff"}]), "column 'key': binary cannot be read as text"),
+        ("m.jsonl", '{"uri":["a.mp4"]}', "column `uri` holds lists; name it `uris`"),
+        ("m.jsonl", '{"uri":"a.mp4","reference":["x","y"]}', "column `reference` holds lists; .*one JSON array"),
+        *(
+            ("m.jsonl", json.dumps({"uri": "a.mp4", name: ["x"]}), "holds lists; give one text a row")
+            for name in ("id", "item_id", "prompt", "question", "question_id", "category", "media_kind", "size", "etag")
+        ),
     ],
 )
 def test_a_manifest_that_cannot_be_used_is_refused_with_its_lines(config, tmp_path, name, content, message):
     uri = put_manifest(str(tmp_path), name, content)
     with pytest.raises(InputError, match=message):
         build_manifest(config(input={"manifest": uri}))
+
+
+def test_a_metric_for_each_row_is_one_text(config, tmp_path):
+    uri = put_manifest(str(tmp_path), "m.jsonl", '{"uri":"a.mp4","question":"Why?","reference":"x","metric":["exact"]}')
+    task = QuestionConfig(kind="question", metric="exact_match")
+    asked = config(input={"manifest": uri}).model_copy(update={"task": task})
+    with pytest.raises(InputError, match="column `metric` holds lists"):
+        build_manifest(asked)
+
+
+def test_a_damaged_frozen_manifest_is_told(config, root):
+    uri = put_manifest(root, "m.jsonl", as_jsonl(ROWS))
+    whole = manifest_bytes(build_manifest(config(input={"manifest": uri})))
+    middle = len(whole) - 40  # in the footer: pyarrow raises an OSError there, no class of its own
+    for damaged in (b"", whole[:50], whole[:middle] + b"\xff" * 20 + whole[middle + 20 :]):
+        with pytest.raises(InputError, match="frozen manifest cannot be read"):
+            read_manifest(damaged)
 
 
 def test_the_frozen_manifest_survives_its_file(config, root):

@@ -1,4 +1,4 @@
-"""The disposable child: whatever happens in it is one item's named error, and nothing of it is left behind."""
+"""Tests the disposable child: whatever happens in it is one item's named error, and no trace of the child is left."""
 
 import os
 import signal

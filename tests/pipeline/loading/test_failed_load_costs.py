@@ -1,4 +1,4 @@
-"""What a load cost is in the row of an item that failed: the bytes that crossed, the child's CPU, and their price."""
+"""Tests that a failed item's row has what the load cost: bytes, the child's CPU seconds, and their price."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which frames: equal to the reference's linspace, true to the clock for variable rates, never a frame twice."""
+"""Tests the choice of frames: equal to the reference's linspace, exact for variable rates, no frame twice."""
 
 import numpy as np
 import pytest

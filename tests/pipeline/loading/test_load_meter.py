@@ -1,4 +1,4 @@
-"""All tries of a load are in its figures, and share one deadline: a doubted ranged read, decord before PyAV."""
+"""Tests that all tries of a load count and share one deadline: an unsafe ranged read, decord before PyAV."""
 
 import time
 
@@ -38,15 +38,15 @@ def asked(monkeypatch):
     return left_s
 
 
-def test_a_doubted_ranged_read_is_loading_time_and_shortens_the_deadline(s3_bucket, tmp_path, asked, monkeypatch):
+def test_an_unsafe_ranged_read_is_loading_time_and_shortens_the_deadline(s3_bucket, tmp_path, asked, monkeypatch):
     path = write_barcode_video(tmp_path / "v.mp4", 6)
     storage.write_atomic(f"{s3_bucket}/v.mp4", path.read_bytes())
 
-    def doubt(*_, **__):
+    def unsafe(*_, **__):
         time.sleep(TRY_S)
         raise RangeReadUnsafeError("made up")
 
-    monkeypatch.setattr(DecoderProcess, "needed_ranges", doubt)
+    monkeypatch.setattr(DecoderProcess, "needed_ranges", unsafe)
     began_s = time.perf_counter()
     stats = load(f"{s3_bucket}/v.mp4", tmp_path, Untouched()).stats
     took_s = time.perf_counter() - began_s

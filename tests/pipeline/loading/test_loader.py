@@ -1,4 +1,4 @@
-"""A manifest's item to media at model size: right frames, honest figures, named errors, neighbours unharmed."""
+"""Tests loading a manifest's item to media at model size: right frames, correct figures, named errors."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Video files to frames: the right ones, the same by both decoders, and a named error for everything that is none."""
+"""Tests video files to frames: the right ones, the same from both decoders, and a named error for every other file."""
 
 from pathlib import Path
 
@@ -145,7 +145,7 @@ INTRA_REFRESH = {"preset": "fast", "crf": "23", "threads": "1", "x264-params": "
     ],
     ids=["open hevc", "closed hevc", "open h264", "intra refresh"],
 )
-def test_key_frames_that_do_not_start_afresh_cost_no_frame(tmp_path, codec, options, decoder, suffix):
+def test_key_frames_that_are_not_idr_cost_no_frame(tmp_path, codec, options, decoder, suffix):
     path = write_video(tmp_path / f"a.{suffix}", noisy(side=192), codec=codec, options=options, keyframe_interval=20)
     for num_frames in (3, 6, 8, 14, 16):
         frames = load_video(str(path), MediaConfig(num_frames=num_frames), decoder="auto")

@@ -1,4 +1,4 @@
-"""Every awkward file through the real loader and its real child: exactly its outcome, and the next file unharmed.
+"""Tests every adversarial file with the real loader and child: exactly its outcome, and the next file unharmed.
 
 A wrong frame is seen: videos carry their frame numbers, pictures four colours in their corners.
 """
@@ -15,25 +15,23 @@ from pipeline.errors import ItemError
 from pipeline.loading.loader import Loader
 from pipeline.records import LoadedItem, MediaItem
 from pipeline.storage import storage
-from tests.support.media import adversarial_documents as awkward_documents
-from tests.support.media import adversarial_pictures as awkward_pictures
-from tests.support.media import adversarial_videos as awkward_videos
-from tests.support.media.adversarial_media import MEDIA, AwkwardFile
+from tests.support.media import adversarial_documents, adversarial_pictures, adversarial_videos
+from tests.support.media.adversarial_media import MEDIA, AdversarialFile
 from tests.support.media.clips import read_barcode, read_frame_number
 from tests.support.runs.misbehaving import Thumbnails
 
-NOBODY = ("http://127.0.0.1:9", "/etc/hostname")  # test_no_way_out.py has a listener and a secret there
+NOBODY = ("http://127.0.0.1:9", "/etc/hostname")  # test_ssrf.py has a listener and a secret there
 CORPUS = [
-    *awkward_videos.READABLE,
-    *awkward_videos.TURNED,
-    *awkward_videos.BROKEN,
-    *awkward_pictures.READABLE,
-    *awkward_pictures.BROKEN,
-    *awkward_documents.OTHERS,
-    *awkward_documents.PDFS,
+    *adversarial_videos.READABLE,
+    *adversarial_videos.TURNED,
+    *adversarial_videos.BROKEN,
+    *adversarial_pictures.READABLE,
+    *adversarial_pictures.BROKEN,
+    *adversarial_documents.OTHERS,
+    *adversarial_documents.PDFS,
     *(
-        AwkwardFile(name, lambda path, content=content: path.write_bytes(content), "unsupported_media")
-        for name, content in awkward_documents.outward(*NOBODY).items()
+        AdversarialFile(name, lambda path, content=content: path.write_bytes(content), "unsupported_media")
+        for name, content in adversarial_documents.outward(*NOBODY).items()
     ),
 ]
 
@@ -43,7 +41,7 @@ def load(tmp_path_factory):
     """One loader for all files of the same media settings, as a reader has it."""
     folder, loaders = tmp_path_factory.mktemp("corpus"), {}
 
-    def load_file(file: AwkwardFile) -> LoadedItem:
+    def load_file(file: AdversarialFile) -> LoadedItem:
         settings = {**MEDIA, **file.media}
         loader = loaders.setdefault(pickle.dumps(settings), Loader(MediaConfig(**settings), Thumbnails()))
         file.write(folder / file.name)
@@ -74,7 +72,7 @@ def test_outcome(load, file) -> None:
         _check_corners(file, loaded)
 
 
-def _check_frames(file: AwkwardFile, loaded: LoadedItem) -> None:
+def _check_frames(file: AdversarialFile, loaded: LoadedItem) -> None:
     (medium,) = loaded.media
     frames = [file.undo(frame) for frame in medium.tiles]
     assert len(loaded.frame_timestamps_s) == len(frames)
@@ -88,7 +86,7 @@ def _check_frames(file: AwkwardFile, loaded: LoadedItem) -> None:
         assert numbers == [round(time_s * 10) for time_s in loaded.frame_timestamps_s]
 
 
-def _check_corners(file: AwkwardFile, loaded: LoadedItem) -> None:
+def _check_corners(file: AdversarialFile, loaded: LoadedItem) -> None:
     (picture,) = loaded.media[0].tiles
     shown = [picture[place] for place in ((2, 2), (2, -3), (-3, -3), (-3, 2))] if file.corners else []
     for colour, expected in zip(shown, file.corners, strict=True):

@@ -1,5 +1,6 @@
-"""Memory of the readers and of the driver, with a model fifty times slower than the readers, stays within what
-`pipeline.config.schema.RuntimeConfig` promises; without the bound on what is in flight it would not.
+"""Tests that the memory of readers and driver stays within what `pipeline.config.schema.RuntimeConfig` promises.
+
+The model is fifty times slower than the readers: without the bound on bytes in flight, memory would exceed the promise.
 """
 
 from __future__ import annotations

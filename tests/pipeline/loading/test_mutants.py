@@ -1,4 +1,4 @@
-"""Mutants of media through whole runs: benchmarks/reliability/fuzz_media.py, which replays a failing seed."""
+"""Tests mutants of media in whole runs: benchmarks/reliability/fuzz_media.py, which replays a failing seed."""
 
 from __future__ import annotations
 

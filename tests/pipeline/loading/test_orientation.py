@@ -1,4 +1,4 @@
-"""Display matrices: every turn and mirror by where the corners of a picture go; anything else is refused."""
+"""Tests display matrices: every rotation and mirror by where a picture's corners go; anything else is refused."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Picture files to frames: every format and mode as RGB, the right way up, and a named error for what is none."""
+"""Tests picture files to frames: every format and mode as upright RGB, and a named error for every other file."""
 
 from pathlib import Path
 

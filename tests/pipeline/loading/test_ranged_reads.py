@@ -1,4 +1,4 @@
-"""Ranged reads: the frames of the whole file from a part of its bytes, or an honest reading of the whole; never others.
+"""Tests ranged reads: the frames of the whole file from a part of its bytes, or a read of the whole file.
 
 How few bytes, and where the index lies, is in `test_smallest_bytes.py`. About 12 s in `make test`; 300 mutants, about
 60 s, in `make test-long`.
@@ -39,7 +39,7 @@ VIDEOS = {
     "turned": {"codec": "libx264", "options": H264, "rotation": 90},
     "variable rate": {"codec": "libx264", "options": H264, "pts": [i + i * i // 9 for i in range(180)]},
 }
-WHOLE = {"h264 open"}  # x264's open groups begin at frames that h264 does not mark as entries
+WHOLE = {"h264 open"}  # x264's open groups begin at frames that are no random access points in h264
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_eight_frames_of_twenty_minutes_cost_a_fiftieth(tmp_path):
 # ---- what is left to the whole object ----
 
 
-def doubtful_files(folder):
+def unsafe_files(folder):
     h264 = {"options": H264, "keyframe_interval": 10}
     frames = noisy_frames(60)
     whole = write_video(folder / "whole.mp4", frames, container_options=FRONT, **h264)
@@ -103,15 +103,15 @@ def doubtful_files(folder):
     }
 
 
-def test_everything_unusual_is_a_doubt(tmp_path):
-    for path, word in doubtful_files(tmp_path).items():
+def test_everything_unusual_is_unsafe(tmp_path):
+    for path, word in unsafe_files(tmp_path).items():
         with pytest.raises(RangeReadUnsafeError, match=word):
             ranged(path, MEDIA)
     with pytest.raises(RangeReadUnsafeError, match="key frames"):
         ranged(tmp_path / "whole.mp4", MediaConfig(num_frames=2, frame_sampling=KeyframeSampling()))
 
 
-def test_frames_cut_by_an_edit_list_are_a_doubt(tmp_path):
+def test_frames_cut_by_an_edit_list_are_unsafe(tmp_path):
     path = write_barcode_video(tmp_path / "v.mp4", 7, num_frames=60, options=H264, container_options=FRONT)
     data = bytearray(path.read_bytes())
     place = data.index(b"elst") + 12  # flags and version, count, then the duration and the start of the one edit
@@ -239,7 +239,7 @@ def test_what_is_larger_than_the_cache_is_read_by_ranges_or_fails_alone(open_loa
     assert len(whole_only.load(small).frame_timestamps_s) == 2
 
 
-def test_a_doubtful_video_is_read_whole_and_the_index_is_counted(open_loader, s3_bucket, tmp_path, frames):
+def test_an_unsafe_video_is_read_whole_and_the_index_is_counted(open_loader, s3_bucket, tmp_path, frames):
     path = write_video(tmp_path / "v.mp4", frames, codec="libvpx-vp9", options={"deadline": "realtime", "b": "4M"})
     item = item_of(put(f"{s3_bucket}/v.mp4", path))
     loader = open_loader()

@@ -1,4 +1,4 @@
-"""Many questions on one medium through whole runs: one load, one encoding, honest sums, and nobody's row changes."""
+"""Tests many questions on one medium in whole runs: one load, one encoding, correct sums, and the same rows."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_medium_that_cannot_be_read_is_a_failed_row_of_each_question(tmp_path,
     assert violations(tmp_path / "out") == []
 
 
-def test_what_a_follower_waits_for_the_load_is_waiting() -> None:
+def test_an_item_that_shares_a_load_waits_for_it() -> None:
     first, second = ItemTimeline(), ItemTimeline()
     loaded_together([first, second], 1.5, LoadStats(0.5, 0.75, 0.25, cpu_s=1.0, bytes_fetched=7, decoder="pyav"))
     assert first.stats == LoadStats(0.5, 0.75, 0.25, cpu_s=1.0, bytes_fetched=7, decoder="pyav")

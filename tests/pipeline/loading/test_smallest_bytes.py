@@ -1,8 +1,7 @@
-"""Every kind of mp4 and mov: at most 1.1 times the fewest bytes that hold the frames, or the whole object, and always
-the frames of the whole file.
+"""Tests every kind of mp4 and mov: at most 1.1 times the fewest bytes that hold the frames, or the whole object.
 
-The fewest bytes are worked out here by other means: the index, and of each wanted frame the packets from its key frame
-to itself, as PyAV lists them. About 8 s in `make test`.
+The frames must always be those of the whole file. The fewest bytes are worked out here by other means: the index, and
+for each wanted frame the packets from its key frame to itself, as PyAV lists them. About 8 s in `make test`.
 """
 
 import struct

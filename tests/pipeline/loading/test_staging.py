@@ -1,4 +1,4 @@
-"""Objects on the local disk: fetched once, bounded, compared with the manifest, and gone afterwards."""
+"""Tests objects on the local disk: fetched once, bounded, compared with the manifest, and removed afterwards."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Whole runs against a store that answers with wrong bytes: no caption is made of them, and every item has its row.
+"""Tests whole runs against a store that sends wrong bytes: no caption is made of them, and every item has its row.
 
 The caption is a digest of all pixels, so one changed byte would be another caption. Pictures are uncompressed, so that
 no decoder notices it first; videos are read by ranges. About 4 s in `make test`; 500 items in `make test-long`.

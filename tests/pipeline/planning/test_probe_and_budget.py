@@ -140,13 +140,13 @@ def test_a_job_stops_at_its_budget_and_the_same_command_goes_on(tmp_path) -> Non
     config = config_of(tmp_path, 80, prices=prices, runtime=runtime)
     first = run(config, budget=parse_budget("0.0004USD", config))
     assert (first.exit_code, first.budget_spent) == (6, True)
-    made = first.tally.num_rows
+    made = first.stats.num_rows
     assert made == 40
     assert first.num_left == 80 - made
     assert "stopped at its budget, 40 of 80 items are left" in render_summary(first)
     assert "the same command resumes" in render_summary(first)
     second = run(config)
-    assert (second.exit_code, second.num_done_before, second.tally.num_rows) == (0, made, 80 - made)
+    assert (second.exit_code, second.num_done_before, second.stats.num_rows) == (0, made, 80 - made)
     assert violations(tmp_path / "out") == []
 
 
@@ -178,12 +178,12 @@ def test_money_without_prices_is_refused(tmp_path) -> None:
 def test_what_is_in_work_counts_before_it_is_done(tmp_path, monkeypatch) -> None:
     clock = iter([0.0, 100.0, 190.0, 190.0])
     monkeypatch.setattr(budgets.time, "monotonic", lambda: next(clock))
-    tally = RunStats(num_rows=1)
-    allowance = BudgetGuard(config_of(tmp_path, 1), Budget(200.0, "s"), tally)
-    assert allowance.more(0)  # the first row after 100 s of start-up
-    tally.num_rows = 91  # then one a second
-    assert allowance.more(9)
-    assert not allowance.more(10)
+    stats = RunStats(num_rows=1)
+    budget_guard = BudgetGuard(config_of(tmp_path, 1), Budget(200.0, "s"), stats)
+    assert budget_guard.allows_more(0)  # the first row after 100 s of start-up
+    stats.num_rows = 91  # then one a second
+    assert budget_guard.allows_more(9)
+    assert not budget_guard.allows_more(10)
 
 
 def test_one_line_fits_a_cron_mail(tmp_path) -> None:

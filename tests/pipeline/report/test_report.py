@@ -13,6 +13,7 @@ import pytest
 from illava.preprocess import VisualInput
 from pipeline.__main__ import main
 from pipeline.cost import Spending
+from pipeline.errors import RefusedError
 from pipeline.records import LoadedItem, LoadStats
 from pipeline.report.figures import run_figures
 from pipeline.report.page import MAX_BYTES, _usd, render_report
@@ -51,6 +52,14 @@ class Tags(HTMLParser):
 def words(text: str) -> str:
     """The page as one line of text."""
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", text))
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff"])
+def test_a_damaged_run_json_is_told_with_what_to_do(opened, content) -> None:
+    complete(opened)
+    storage.write_atomic(f"{opened.uri}/_RUN.json", content)
+    with pytest.raises(RefusedError, match=r"_RUN\.json .* Delete it and run the job's own command again"):
+        run_figures(opened.uri, num_samples=1)
 
 
 def test_a_finished_run_has_its_report_beside_its_data(opened) -> None:

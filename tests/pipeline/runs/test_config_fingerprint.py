@@ -1,4 +1,4 @@
-"""The recipe: what is declared, what ``auto`` becomes, and what of versions and weights enters it."""
+"""Tests the config fingerprint: which fields are declared, what ``auto`` becomes, which versions and weights enter."""
 
 import json
 import os
@@ -81,7 +81,7 @@ def test_dtype_auto_is_the_checkpoints_whatever_the_device(model_folder, declare
     assert resolve_config_fingerprint(auto).digest == resolve_config_fingerprint(explicit).digest
 
 
-def test_a_recipe_holds_the_row_keys_the_weights_and_the_versions_and_nothing_else(model_folder):
+def test_a_fingerprint_holds_the_row_keys_the_weights_and_the_versions_and_nothing_else(model_folder):
     config = make_config(model_folder, model={"dtype": "float32"})
     fields = resolve_config_fingerprint(config).fields
     others = {key for key in fields if key != "model.files" and not key.startswith("versions.")}
@@ -95,7 +95,7 @@ def test_a_recipe_holds_the_row_keys_the_weights_and_the_versions_and_nothing_el
     )
 
 
-def test_versions_and_weights_enter_the_recipe(model_folder, monkeypatch):
+def test_versions_and_weights_enter_the_fingerprint(model_folder, monkeypatch):
     from pipeline.runs import config_fingerprint
 
     base = resolve_config_fingerprint(make_config(model_folder))
@@ -153,7 +153,7 @@ def test_a_just_written_file_is_never_remembered(model_folder):
     assert folder_digest(str(model_folder)) != base
 
 
-def test_recipe_and_planning_load_neither_torch_nor_ray(tmp_path, model_folder):
+def test_fingerprint_and_planning_load_neither_torch_nor_ray(tmp_path, model_folder):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.mp4").write_bytes(b"x")
     script = (

@@ -1,4 +1,4 @@
-"""What an earlier run of a dataset holds is left out of the next one: every night does what is new."""
+"""Tests incremental runs: items that earlier runs of a dataset hold are left out of the next one."""
 
 import pytest
 
@@ -25,45 +25,45 @@ def test_items_a_finished_run_holds_are_left_out(config, root):
     assert len(plan_run(other_recipe).manifest) == 14
 
 
-def test_each_night_does_what_no_earlier_night_has_done(config, root):
+def test_each_incremental_run_does_what_no_earlier_run_has_done(config, root):
     media, dataset = storage.join(root, "in"), storage.join(root, "captions")
     put_media(media, 4)
 
-    def night(number, **changes):
+    def incremental_run(number, **changes):
         output = {"uri": storage.join(dataset, f"night-{number}"), "items_per_shard": 2}
         return open_run(config(input={"uri": media, "exclude_runs": dataset}, output=output, **changes))
 
-    first = night(1)
+    first = incremental_run(1)
     assert (len(first.manifest), first.manifest.num_done) == (4, 0)
-    assert len(night(1).manifest) == 4  # its own folder does not count, so it resumes
+    assert len(incremental_run(1).manifest) == 4  # its own folder does not count, so it resumes
     complete(first, shards=[0])  # and is interrupted
     put_media(media, 3, start=4)
-    second = night(2)
+    second = incremental_run(2)
     assert [item.uris[0][-7:] for item in second.manifest.items] == [f"{n:03d}.mp4" for n in range(2, 7)]
     complete(second)
     before = [storage.read(storage.join(first.uri, "data", "part-00000.parquet"))]
-    third = night(3)
+    third = incremental_run(3)
     assert (len(third.manifest), third.manifest.num_done) == (0, 7)
     complete(third)
     assert before == [storage.read(storage.join(first.uri, "data", "part-00000.parquet"))]
-    assert len(night(4, seed=7).manifest) == 7
+    assert len(incremental_run(4, seed=7).manifest) == 7
 
 
-def test_a_night_knows_its_own_folder_however_it_is_written(config, tmp_path, monkeypatch):
+def test_an_incremental_run_knows_its_own_folder_however_it_is_written(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     put_media("in", 4)
 
-    def night(uri):
+    def incremental_run(uri):
         return open_run(
             config(input={"uri": "in", "exclude_runs": f"file://{tmp_path}/captions/"}, output={"uri": uri})
         )
 
-    complete(night("captions/night-1"))
-    assert night("./captions/night-1").resumed
-    assert night("captions/night-2").manifest.num_done == 4
+    complete(incremental_run("captions/night-1"))
+    assert incremental_run("./captions/night-1").resumed
+    assert incremental_run("captions/night-2").manifest.num_done == 4
 
 
-def test_nights_that_lie_deeper_than_they_are_looked_for_are_refused(config, tmp_path):
+def test_runs_that_lie_deeper_than_they_are_looked_for_are_refused(config, tmp_path):
     media, dataset = storage.join(str(tmp_path), "in"), storage.join(str(tmp_path), "captions")
     put_media(media, 1)
     with pytest.raises(InputError, match="one folder deeper"):

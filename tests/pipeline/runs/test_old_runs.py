@@ -1,8 +1,7 @@
-"""Runs as an earlier version wrote them: they resume, verify, retry, report and compare, today and in the next version.
+"""Tests runs of an earlier version: they resume, verify, retry, report and compare, now and in the next version.
 
 What later versions may change, and how: `pipeline.runs.run_record` (configuration), `pipeline.runs.row_schema`
-    (columns).
-Takes half a minute of the ten.
+(columns). Takes half a minute of the ten.
 """
 
 from __future__ import annotations
@@ -85,7 +84,7 @@ def statuses(name: str) -> list[str]:
 def test_a_finished_run_is_read_as_ever_and_has_nothing_left_to_do(folder) -> None:
     before = parts("finished")
     summary = run_job(job("finished"))
-    assert (summary.exit_code, summary.num_done_before, summary.tally.num_rows) == (3, 6, 0)
+    assert (summary.exit_code, summary.num_done_before, summary.stats.num_rows) == (3, 6, 0)
     assert parts("finished") == before
     assert violations("finished") == []
     status = run_status("finished")
@@ -100,7 +99,7 @@ def test_a_finished_run_is_read_as_ever_and_has_nothing_left_to_do(folder) -> No
 def test_an_interrupted_run_resumes_behind_its_published_part(folder) -> None:
     before = parts("interrupted")
     summary = run_job(job("interrupted"))
-    assert (summary.num_done_before, summary.tally.num_rows) == (3, 3)
+    assert (summary.num_done_before, summary.stats.num_rows) == (3, 3)
     after = parts("interrupted")
     assert after.keys() - before.keys() == {"part-00001.parquet"}
     assert after.items() >= before.items()
@@ -124,7 +123,7 @@ def test_failed_rows_are_retried_and_the_others_kept(folder, name, num_retried, 
     kept = [row for row in read_rows(name) if row["status"] != "failed"]
     attempt = 2 if name == "retrying" else read_run_file(name)["attempt"] + 1
     summary = continue_run(begin_retry(name))
-    assert summary.tally.num_rows == num_retried
+    assert summary.stats.num_rows == num_retried
     assert statuses(name) == healed
     assert [row for row in read_rows(name) if row["item_id"] in {one["item_id"] for one in kept}] == kept
     assert read_run_file(name)["attempt"] == attempt
@@ -158,14 +157,14 @@ def test_todays_run_of_the_same_job_is_told_nothing_else(folder) -> None:
 
 
 @pytest.mark.parametrize("earlier", ["finished", "interrupted", "retried"])
-def test_a_night_does_not_do_again_what_old_nights_did(folder, earlier) -> None:
+def test_an_incremental_run_leaves_out_what_old_runs_did(folder, earlier) -> None:
     done = [row["item_id"] for row in read_rows(earlier) if row["status"] != "failed"]
-    night = job("finished", uri="night")
-    night = night.model_copy(update={"input": night.input.model_copy(update={"exclude_runs": earlier})})
-    items = plan_run(night).manifest
+    config = job("finished", uri="incremental")
+    config = config.model_copy(update={"input": config.input.model_copy(update={"exclude_runs": earlier})})
+    items = plan_run(config).manifest
     assert items.num_done == len(done)
     assert not {item.item_id for item in items.items} & set(done)
-    other = night.model_copy(update={"seed": 1})
+    other = config.model_copy(update={"seed": 1})
     assert plan_run(other).manifest.num_done == 0
 
 
@@ -247,7 +246,7 @@ def test_another_release_resumes_retries_and_compares_as_the_same(folder, monkey
     monkeypatch.setattr(config_fingerprint, "_version", (VERSIONS | {"illava": "9.9"}).get)
     monkeypatch.setattr(sessions, "__version__", "9.9")
     assert run_job(job("interrupted")).num_done_before == 3
-    assert continue_run(begin_retry("finished")).tally.num_rows == 2
+    assert continue_run(begin_retry("finished")).stats.num_rows == 2
     assert violations("interrupted") == violations("finished") == []
     assert {json.loads(path.read_text()).get("illava_version") for path in Path("finished", "sessions").iterdir()} == {
         None,
@@ -258,7 +257,7 @@ def test_another_release_resumes_retries_and_compares_as_the_same(folder, monkey
 
 
 def test_a_change_of_behaviour_counts_also_against_runs_that_were_made_before_it(folder, monkeypatch) -> None:
-    """Unlike a fact, which counts where both recipes state it. To see this fail: let `is_fact` take it."""
+    """Unlike a fact, which counts where both fingerprints state it. To see this fail: let `is_fact` take it."""
     run_job(job("questions", uri="before"))
     monkeypatch.setitem(config_fingerprint.BEHAVIOUR, "orientation", 1)
     for name in ("finished", "before"):
@@ -333,7 +332,7 @@ def test_the_next_version_does_all_this_too_and_reads_nulls_in_what_is_new(folde
     assert said["page"] is None
     assert said["compared"] == ["reduction"]
     assert said["scored"] == 2
-    assert (said["night"], said["penal_night"]) == (2, 0)
+    assert (said["num_excluded"], said["num_excluded_under_a_penalty"]) == (2, 0)
     assert "sampling.repetition_penalty: 1.0 there, 1.5 here\n" in said["refused"]
     assert said["refused"].count(" there, ") == 1
     assert (parts("interrupted") | parts("questions")).items() >= before.items()

@@ -1,4 +1,4 @@
-"""Parts: one object a shard, the fixed schema, rows checked before they are written."""
+"""Tests parts: one object per shard, the fixed schema, rows checked before they are written."""
 
 import dataclasses
 import errno
@@ -92,9 +92,18 @@ def test_publishing_twice_is_publishing_once(run):
         (lambda rows: [*rows, rows[0]], r"doubled"),
         (lambda rows: [*rows[:-1], rows[0]], r"missing .*doubled"),
         (lambda rows: [*rows[:-1], dataclasses.replace(rows[-1], item_id="foreign")], r"foreign \['foreign'\]"),
-        (lambda rows: [dataclasses.replace(r, shard_index=1) for r in rows], "another run, recipe or shard"),
-        (lambda rows: [dataclasses.replace(r, run_fingerprint="x") for r in rows], "another run, recipe or shard"),
-        (lambda rows: [dataclasses.replace(r, recipe_digest="x") for r in rows], "another run, recipe or shard"),
+        (
+            lambda rows: [dataclasses.replace(r, shard_index=1) for r in rows],
+            "another run, config fingerprint or shard",
+        ),
+        (
+            lambda rows: [dataclasses.replace(r, run_fingerprint="x") for r in rows],
+            "another run, config fingerprint or shard",
+        ),
+        (
+            lambda rows: [dataclasses.replace(r, recipe_digest="x") for r in rows],
+            "another run, config fingerprint or shard",
+        ),
         (lambda rows: [dataclasses.replace(r, status="failed") for r in rows], "failed rows name one"),
         (lambda rows: [dataclasses.replace(r, error_type="not_found") for r in rows], "failed rows name one"),
         (

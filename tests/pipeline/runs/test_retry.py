@@ -1,4 +1,4 @@
-"""`retry`: only failed rows are computed again, only their parts change, and an interrupted one is taken up."""
+"""Tests `retry`: only failed rows are computed again, only their parts change, and an interrupted retry is resumed."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_only_failed_rows_are_computed_and_all_others_stay_as_they_are_free_colu
     before, parts = read_rows(finished), part_bytes(finished)
     summary, loaded = retry(finished)
     assert loaded == ["item-13", "item-17", "item-2"]
-    assert (summary.exit_code, summary.tally.num_rows, summary.num_done_before) == (0, 3, 27)
+    assert (summary.exit_code, summary.stats.num_rows, summary.num_done_before) == (0, 3, 27)
     after = read_rows(finished)
     assert list(map(fixed, after)) == whole_rows
     changed = [new["item_id"] for old, new in zip(before, after, strict=True) if old != new]
@@ -181,7 +181,7 @@ def test_an_interrupted_retry_keeps_the_error_types_it_began_with(tmp_path):
     assert violations(tmp_path / "out") == []
 
 
-def test_a_late_writer_of_the_older_attempt_is_refused_and_a_part_it_slipped_in_is_seen_and_mended(finished, config):
+def test_a_late_writer_of_the_older_attempt_is_refused_and_a_part_it_wrote_is_seen_and_repaired(finished, config):
     late = open_run(config)
     old_parts = part_bytes(finished)
     retry(finished)
@@ -230,7 +230,7 @@ def test_the_input_may_have_gone_or_grown_since(finished, made):
         ("media.num_frame=3", ConfigError, "did you mean media.num_frames"),
     ],
 )
-def test_no_override_changes_the_recipe_or_the_items(finished, override, error, named):
+def test_no_override_changes_the_fingerprint_or_the_items(finished, override, error, named):
     before = {path: path.read_bytes() for path in finished.rglob("*.*")}
     with pytest.raises(error, match=named):
         begin_retry(str(finished), overrides=[override])

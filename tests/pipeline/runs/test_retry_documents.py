@@ -1,4 +1,4 @@
-"""`retry` of documents: what the model failed is asked again, what could not be shown is not, and no page is lost."""
+"""Tests `retry` of documents: pages that the model failed are asked again, others are not, and no page is lost."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_only_takes_the_error_types_of_pages(uri, only, again) -> None:
     assert retry(uri, only=[only], answer=ANSWER) == again
 
 
-def test_a_retry_that_does_worse_leaves_the_pages_that_stood(uri, tmp_path) -> None:
+def test_a_retry_that_does_worse_leaves_the_published_pages(uri, tmp_path) -> None:
     """One document is gone, another fails a page more than before."""
     before = read_rows(uri)
     (tmp_path / "invalid.pdf").unlink()

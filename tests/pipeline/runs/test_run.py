@@ -1,4 +1,4 @@
-"""Runs: opened once, resumed by the same configuration, refused to any other, and two drivers agree."""
+"""Tests runs: created once, resumed by the same configuration, refused to any other; two drivers agree."""
 
 import json
 import multiprocessing
@@ -103,7 +103,7 @@ def test_drivers_that_start_together_share_one_run(config):
     assert len({run.nonce for run in runs}) == 1
     assert read_run_file(runs[0].uri)["nonce"] == runs[0].nonce
     for run in runs:
-        run.check_still_ours()
+        run.check_ownership()
     for run in runs[:2]:
         ParquetSink(run).publish(0, shard_rows(run, 0))
     assert pending_shards(runs[3]) == [1, 2]

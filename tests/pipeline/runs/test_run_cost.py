@@ -1,4 +1,4 @@
-"""Real runs: items + idle + load = what actors and readers measured; sessions add up; what is lost shows."""
+"""Tests the cost of real runs: items + idle + load = what actors and readers measured; sessions add up."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def check_sum(tmp_path: Path, cost: dict) -> None:
 def test_the_parts_of_a_local_run_sum_to_its_cost_also_over_two_sessions(tmp_path, media) -> None:
     config = config_of(tmp_path, media, runtime={"max_open_shards": 1})
     first = run_job(config, worker_factory=_worker, budget=Budget(0.001, "s"))
-    assert 0 < first.tally.num_rows < 12
+    assert 0 < first.stats.num_rows < 12
     assert not (tmp_path / "out" / "_RUN.json").exists()
     second = run_job(config, worker_factory=_worker)
     cost = cost_of(tmp_path)

@@ -1,4 +1,4 @@
-"""What a reviewer asked of whole runs: nothing of another run passes for done, sums hold, messages help, no secrets."""
+"""Tests whole runs: nothing of another run passes for done, sums hold, messages help, no secret leaks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def run(config, **options):
     return run_job(config, worker_factory=partial(fakes.barcode_worker, **options), loader_factory=loader_factory)
 
 
-# --- resume and refusal
+# --- resuming and refusing
 
 
 def test_parts_without_a_run_file_are_not_taken_for_this_runs_own(tmp_path) -> None:
@@ -124,11 +124,11 @@ def test_the_summary_says_what_was_written_and_that_no_prices_are_set(tmp_path) 
 )
 def test_the_example_is_one_printable_line(tmp_path, texts, shown) -> None:
     summary = run(job_config(tmp_path / "out", numbered_items(tmp_path, 1)))
-    tally = RunStats()
+    stats = RunStats()
     for name, text in zip("ab", texts, strict=False):
-        tally.add(replace(fake_row(tmp_path), uri=f"s3://bucket/{name}.mp4", text=text))
+        stats.add(replace(fake_row(tmp_path), uri=f"s3://bucket/{name}.mp4", text=text))
     [line] = [
-        line for line in render_summary(replace(summary, tally=tally)).splitlines() if line.startswith("  example")
+        line for line in render_summary(replace(summary, stats=stats)).splitlines() if line.startswith("  example")
     ]
     assert line.endswith(shown)
 
@@ -166,7 +166,7 @@ def test_help_lists_the_commands_and_each_has_its_own(capsys) -> None:
         assert ended.value.code == 0
 
 
-# --- what docs and configs claim
+# --- docs and configs
 
 
 def _leaves(section, prefix=""):

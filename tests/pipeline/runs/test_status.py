@@ -1,4 +1,4 @@
-"""`python -m pipeline status`: how far a run is, and that a folder without one is refused."""
+"""Tests `python -m pipeline status`: how far a run is, and that a folder without a run is refused."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Verification: a sound run has no violation, and every kind of damage is seen and named."""
+"""Tests verification: a sound run has no violation, and every kind of damage is seen and named."""
 
 import dataclasses
 import io

@@ -1,4 +1,4 @@
-"""Reading Parquet leaves no thread behind that could abort the process at its end."""
+"""Tests that reading Parquet leaves no thread behind that could abort the process at its end."""
 
 import io
 import os

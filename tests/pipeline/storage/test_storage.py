@@ -1,4 +1,4 @@
-"""Storage: the same results from a local folder and from S3 over HTTP; one winner of many, nothing half written."""
+"""Tests storage: the same results from a local folder and from S3 over HTTP; one winner of many, no torn write."""
 
 import errno
 import multiprocessing

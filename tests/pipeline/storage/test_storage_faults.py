@@ -1,4 +1,4 @@
-"""Faults of a store mapped to the pipeline's errors: what is asked again, given up in words, or stops the run."""
+"""Tests that a store's faults become the pipeline's errors: tried again, given up with a message, or ending the run."""
 
 import os
 import threading

@@ -1,4 +1,4 @@
-"""A store on a bad day: errors, resets, slow and short answers, hangs, changed objects, credentials that expire."""
+"""Tests a store under trouble: errors, resets, slow and short answers, hangs, changed objects, expiring credentials."""
 
 from __future__ import annotations
 

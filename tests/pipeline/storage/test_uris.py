@@ -1,4 +1,4 @@
-"""Addresses: a positive list, refused with the reason; local ones stay below their roots."""
+"""Tests addresses: a positive list, refused with the reason; local ones stay below their roots."""
 
 import pytest
 

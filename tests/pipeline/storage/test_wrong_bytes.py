@@ -1,7 +1,7 @@
-"""A store that answers with other bytes than it should: short, long, of another version, or of two. None is handed out.
+"""Tests a store that sends wrong bytes: short, long, of another version, or of two. None of them is returned.
 
-Seeded, over HTTP from a server of our own (`wrong_store`). What becomes of such answers in whole runs is in
-`scenarios/test_wrong_captions.py`.
+Seeded, over HTTP from a server of our own (`wrong_store`). `tests/pipeline/loading/test_wrong_captions.py` tests such
+answers in whole runs.
 """
 
 from collections import Counter
@@ -60,8 +60,8 @@ def wrong_answers():
             yield read_parts, fault, is_multipart
 
 
-def config_mismatch_message(read, served, path):
-    """The error; None where something was read."""
+def error_of(read, served, path):
+    """Return the error; None where the read succeeded."""
     try:
         read(served, path)
     except ItemError as error:
@@ -75,7 +75,7 @@ def test_wrong_answers_give_no_byte(serve, tmp_path):
         read, fault, is_multipart = kinds[seed % len(kinds)]
         served = serve(fault=fault, is_multipart=is_multipart, seed=seed)
         expected = "changed_object" if fault in {*WRONG_VERSIONS, *WRONG_RANGES} else "store_error"
-        error = config_mismatch_message(read, served, tmp_path / "copy")
+        error = error_of(read, served, tmp_path / "copy")
         assert error, (seed, read.__name__, fault, is_multipart)
         assert error.error_type == expected, (seed, read.__name__, fault, is_multipart)
         num_refused[fault] += 1
@@ -108,7 +108,7 @@ def test_a_tag_of_another_form_is_not_taken_for_an_md5(serve, tmp_path, tag):
 @pytest.mark.parametrize("headers", [{}, {"x-amz-server-side-encryption": "AES256"}], ids=["plain", "SSE-S3"])
 def test_where_s3_s_rule_makes_it_an_md5_it_is_compared_unless_it_is_switched_off(serve, tmp_path, headers):
     served = serve(tag=NO_MD5, headers=headers)
-    error = config_mismatch_message(read_whole, served, tmp_path / "copy")
+    error = error_of(read_whole, served, tmp_path / "copy")
     assert error.error_type == "store_error"
     assert "media.verify_md5=off" in str(error)
     assert read_whole(served, tmp_path / "copy", verify_md5=False)

@@ -31,7 +31,7 @@ from pipeline.sweep.command import sweep_cli
 from pipeline.sweep.config import RowConfig, SweepConfig, expand_row
 from pipeline.sweep.measure import measure_point
 from pipeline.sweep.picture import draw_sweep, sweep_figure
-from pipeline.sweep.results import SweepRow, read_results, write_results
+from pipeline.sweep.results import FILE, SweepRow, read_results, write_results
 from pipeline.sweep.run import open_sweep, run_sweep
 from pipeline.sweep.svg import plot_style
 from pipeline.sweep.table import markdown_table
@@ -172,6 +172,12 @@ def test_the_first_sweeps_without_that_column_go_on(folder, onevision_folder, mo
     pq.write_table(pq.read_table(path).append_column("later", [[1, 2, 3]]), path)
     with pytest.raises(RefusedError, match="has other columns than this version writes"):
         open_sweep(config)
+
+
+def test_damaged_results_are_told_with_what_to_do(tmp_path) -> None:
+    (tmp_path / FILE).write_bytes(b"no Parquet")
+    with pytest.raises(RefusedError, match=r"sweep\.parquet is no readable Parquet file .* name another output\.uri"):
+        read_results(str(tmp_path))
 
 
 def test_random_weights_are_for_speed_only(folder, onevision_folder) -> None:

@@ -111,12 +111,12 @@ def test_a_preprocessor_sees_as_many_pages_at_once_as_the_model_will(onevision_f
 
 def documents(folder: Path) -> dict:
     """Three PDFs, page images and two files that cannot be read, as an ``input`` section."""
-    from tests.support.media import adversarial_documents as awkward_documents
+    from tests.support.media import adversarial_documents
 
     write_pdf(folder / "five.pdf", [page(n) for n in range(5)])
     write_pdf(folder / "mixed.pdf", [page(0), page(1, box="0 0 999 999"), page(2)])
     write_pdf(folder / "one.pdf", [page(7)])
-    encrypted = next(file for file in awkward_documents.PDFS if file.name == "encrypted.pdf")
+    encrypted = next(file for file in adversarial_documents.PDFS if file.name == "encrypted.pdf")
     encrypted.write(folder / "encrypted.pdf")
     (folder / "cut.pdf").write_bytes((folder / "five.pdf").read_bytes()[:40])
     for n in (3, 2):

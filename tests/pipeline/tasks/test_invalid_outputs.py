@@ -8,7 +8,7 @@ from functools import partial
 from illava.errors import NumericalError
 from pipeline.execution.runner import run_job
 from pipeline.execution.worker import VLMWorker
-from tests.support.models import misbehaving_models as harmful_models
+from tests.support.models import misbehaving_models
 from tests.support.runs import fakes
 from tests.support.runs.fakes import job_config, numbered_items, read_rows, violations
 
@@ -47,8 +47,8 @@ def test_each_is_a_row_that_says_so_and_its_neighbours_are_unharmed(tmp_path) ->
 def test_a_job_on_a_device_too_small_for_its_batches_finishes_all_items(tmp_path) -> None:
     made = []
 
-    def small() -> harmful_models.SmallDeviceVLM:
-        made.append(harmful_models.SmallDeviceVLM(fits=3 * 2 * 56 * 56 * 3))
+    def small() -> misbehaving_models.SmallDeviceVLM:
+        made.append(misbehaving_models.SmallDeviceVLM(fits=3 * 2 * 56 * 56 * 3))
         return made[-1]
 
     rows = rows_of(tmp_path, small, num_items=24)
@@ -57,6 +57,6 @@ def test_a_job_on_a_device_too_small_for_its_batches_finishes_all_items(tmp_path
 
 
 def test_items_too_large_even_alone_are_rows_of_the_closed_list(tmp_path) -> None:
-    rows = rows_of(tmp_path, partial(harmful_models.SmallDeviceVLM, fits=1))
+    rows = rows_of(tmp_path, partial(misbehaving_models.SmallDeviceVLM, fits=1))
     assert {row["error_type"] for row in rows.values()} == {"out_of_memory"}
     assert all("even alone" in row["error_message"] for row in rows.values())

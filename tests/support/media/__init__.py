@@ -1,1 +1,1 @@
-"""Encoded videos, pictures and documents, sound and damaged ones."""
+"""Makes videos, pictures and documents, sound and damaged ones."""

@@ -1,6 +1,6 @@
-"""Files that are neither video nor picture, whatever their names say; many name something else to be opened.
+"""Makes files that are neither video nor picture, whatever their names say; many name another file to be opened.
 
-`outward(url)` are those that ask a reader to fetch a URL or another file. `PDFS` are documents, whole and broken.
+`outward(url)` makes files that ask a reader to fetch a URL or another file. `PDFS` are documents, whole and broken.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from typing import Any
 
 from PIL import Image
 
-from tests.support.media.adversarial_media import AwkwardFile, holding
+from tests.support.media.adversarial_media import AdversarialFile, holding
 from tests.support.media.pdf_files import pdf_bytes
 from tests.support.media.video_writers import clip, write_wav
 
 PDF_KIND = "document"
 
 
-def _video(name: str, data: bytes, says: str = "", outcome: str = "unsupported_media") -> AwkwardFile:
-    return AwkwardFile(name, holding(data), outcome, says=says)
+def _video(name: str, data: bytes, says: str = "", outcome: str = "unsupported_media") -> AdversarialFile:
+    return AdversarialFile(name, holding(data), outcome, says=says)
 
 
-def _image(name: str, data: bytes, says: str = "not a picture") -> AwkwardFile:
-    return AwkwardFile(name, holding(data), "unsupported_media", "image", says=says)
+def _image(name: str, data: bytes, says: str = "not a picture") -> AdversarialFile:
+    return AdversarialFile(name, holding(data), "unsupported_media", "image", says=says)
 
 
 def outward(url: str, secret: str) -> dict[str, bytes]:
@@ -85,8 +85,8 @@ def _saved(suffix: str) -> bytes:
     return buffer.getvalue()
 
 
-def _muxed(name: str, **encoding: Any) -> AwkwardFile:
-    return AwkwardFile(name, clip(**encoding), "unsupported_media", says="unknown kind")
+def _muxed(name: str, **encoding: Any) -> AdversarialFile:
+    return AdversarialFile(name, clip(**encoding), "unsupported_media", says="unknown kind")
 
 
 OTHERS = [
@@ -104,7 +104,7 @@ OTHERS = [
         b"\x1a\x45\xdf\xa3\x8b\x42\x82\x88evil-xyz\nc=IN IP4 127.0.0.1\n",
         "neither Matroska nor WebM",
     ),
-    AwkwardFile("wav.mp4", write_wav, "unsupported_media", says="unknown kind"),
+    AdversarialFile("wav.mp4", write_wav, "unsupported_media", says="unknown kind"),
     _muxed("flash.flv", codec="flv1"),
     _muxed("program.mpg", codec="mpeg2video", fps=25),
     _muxed("raw.h264"),
@@ -134,9 +134,9 @@ def pdf(pages: int = 1, *, box: str = "0 0 200 100", trailer: str = "", extra: s
 _ENCRYPT = f"/Encrypt << /Filter /Standard /V 1 /R 2 /O <{'ab' * 32}> /U <{'cd' * 32}> /P -4 >> /ID [<00> <00>]"
 
 
-def _pdf(name: str, data: bytes, outcome: str = "ok", says: str = "") -> AwkwardFile:
+def _pdf(name: str, data: bytes, outcome: str = "ok", says: str = "") -> AdversarialFile:
     corners = ((255, 255, 255),) * 4 if outcome == "ok" else ()
-    return AwkwardFile(name, holding(data), outcome, PDF_KIND, says=says, corners=corners)
+    return AdversarialFile(name, holding(data), outcome, PDF_KIND, says=says, corners=corners)
 
 
 PDFS = [

@@ -1,6 +1,6 @@
-"""What an awkward file of the corpus is: how it is written, and exactly what a loader must make of it.
+"""Describes an adversarial file of the corpus: how it is written, and exactly what a loader must make of it.
 
-The files are in `awkward_videos`, `awkward_pictures` and `awkward_documents`. Knows nothing of the pipeline.
+The files are in `adversarial_videos`, `adversarial_pictures` and `adversarial_documents`.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ CORNERS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0))
 
 
 @dataclass(frozen=True, slots=True)
-class AwkwardFile:
-    """One file and its outcome.
+class AdversarialFile:
+    """Holds one file and its expected outcome.
 
     Attributes:
-        name: of the file.
-        write: makes it at a path.
+        name: name of the file.
+        write: writes the file to a path.
         outcome: ``ok``, ``partial``, or the error type of a failed row.
-        kind: of the item.
-        says: words of the error, or of what is partial.
-        shape: height and width of every frame; None where nothing is loaded or it is not the point.
-        frames: of a video, the numbers its frames carry where it is ok.
-        undo: turns and mirrors a shown frame back, so that its number can be read.
-        value: the barcode of a video.
-        corners: of a picture, whose colours may be off by ``tolerance``.
-        decoder: that must have read it; "" where it does not matter.
-        media: what differs from `MEDIA`.
+        kind: media kind of the item.
+        says: words of the error, or of the reason for ``partial``.
+        shape: height and width of every frame; None where nothing is loaded or the shape does not matter.
+        frames: numbers that a video's frames carry where it is ok.
+        undo: rotates and mirrors a shown frame back, so that its number can be read.
+        value: barcode of a video.
+        corners: corner colours of a picture, which may be off by ``tolerance``.
+        decoder: decoder that must have read the file; "" where it does not matter.
+        media: configuration that differs from `MEDIA`.
     """
 
     name: str

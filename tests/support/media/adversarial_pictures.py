@@ -1,4 +1,4 @@
-"""Pictures that are hard to read right, broken ones, and bombs.
+"""Makes pictures that are hard to read correctly, broken pictures, and decompression bombs.
 
 Every readable one shows four fields, red, green, blue and yellow clockwise from the top left, 40 wide and 24 high.
 """
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tests.support.media.adversarial_media import CORNERS, AwkwardFile, holding
+from tests.support.media.adversarial_media import CORNERS, AdversarialFile, holding
 
 HEIGHT, WIDTH = SHAPE = 24, 40
 WHITE, GREY = (255, 255, 255), (76, 150, 29, 226)  # what Pillow makes of the four colours
@@ -146,9 +146,9 @@ def _grey(levels: tuple[int, ...]) -> tuple[tuple[int, int, int], ...]:
     return tuple((level,) * 3 for level in levels)
 
 
-def _picture(name: str, write: Callable[[Path], Any], outcome: str = "ok", **expected: Any) -> AwkwardFile:
+def _picture(name: str, write: Callable[[Path], Any], outcome: str = "ok", **expected: Any) -> AdversarialFile:
     shape = {"shape": SHAPE} if outcome == "ok" else {}
-    return AwkwardFile(name, write, outcome, "image", frames=None, **{**shape, **expected})
+    return AdversarialFile(name, write, outcome, "image", frames=None, **{**shape, **expected})
 
 
 _jpeg = {"quality": 95, "subsampling": 0}

@@ -1,7 +1,7 @@
-"""Videos made for tests: frames that carry their own numbers, and the ways a file can be awkward or broken.
+"""Makes videos for tests: frames that carry their own numbers, and files that are hard to read or broken.
 
 A barcode frame is a 6 x 6 grid of black and white cells that survives h264 and a resize down to 56 px: 20 bits of
-value, 12 bits of frame number, 4 bits of checksum. Knows nothing of the pipeline.
+value, 12 bits of frame number, 4 bits of checksum.
 """
 
 from __future__ import annotations

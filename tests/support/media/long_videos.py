@@ -1,4 +1,4 @@
-"""Long videos for tests, quickly: a few encoded groups of pictures, repeated packet by packet. Knows no pipeline."""
+"""Makes long videos for tests quickly: a few encoded groups of pictures, repeated packet by packet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small PDFs written by hand, whose pages can be told apart, and a model that reads them."""
+"""Writes small PDFs by hand, whose pages can be told apart, and provides a model that reads them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A local video read as from a store, by ranges; for tests of ranged reads."""
+"""Reads a local video as from a store, by ranges, for tests of ranged reads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.storage import storage
 
 
 def ranged(path: str | Path, media: MediaConfig) -> tuple[Frames, SparseCopy]:
-    """The chosen frames, and the copy they came from, from those bytes alone; raises DoubtError."""
+    """The chosen frames, and the copy they came from, from those bytes alone; raises `RangeReadUnsafeError`."""
     info = storage.stat(str(path))
     copy = SparseCopy(f"{path}.sparse", info.uri, info.size, info.etag)
     try:

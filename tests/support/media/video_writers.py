@@ -1,4 +1,4 @@
-"""Writers of awkward videos: encoders at their edges, bytes changed behind a muxer's back; for `awkward_videos`."""
+"""Writes the files of `adversarial_videos`: encoders at their limits, bytes changed after muxing."""
 
 from __future__ import annotations
 

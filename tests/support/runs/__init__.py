@@ -1,1 +1,1 @@
-"""Runs made, damaged and killed for a test."""
+"""Makes, damages and kills runs for tests."""

@@ -1,6 +1,6 @@
-"""Every key of a job's configuration, found in the classes themselves, and another valid value for each.
+"""Lists every key of a job's configuration, found in the classes themselves, with another valid value for each.
 
-Knows nothing of what a change means; `test_config_changes.py` says it.
+`tests/pipeline/config/test_config_changes.py` says what a change means.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ EXECUTION_VALUES: dict[str, Any] = {
     "input.pattern": "**/*.mp4",
     "input.manifest": "{folder}/copy.jsonl",
     "input.limit": 99,
-    "input.exclude_runs": "{folder}",  # its first night
+    "input.exclude_runs": "{folder}",  # the first of the incremental runs
     "media.verify_md5": "off",
     "media.load_timeout_s": 1.0,
     "model.device": "cuda",
@@ -94,11 +94,11 @@ _ALONG = {
 
 
 class Leaf(NamedTuple):
-    """A key that holds a value and no further section.
+    """Names a key that holds a value and no further section.
 
     Attributes:
-        key: dotted.
-        owner: name of the class that declares it; two kinds of a section may have a key of one name.
+        key: dotted name.
+        owner: name of the class that declares the key; two kinds of a section may have a key of the same name.
         affects: ``rows`` or ``execution``, as declared.
     """
 
@@ -111,7 +111,7 @@ class Leaf(NamedTuple):
 
 
 def leaves(model: type[Section] = JobConfig, prefix: str = "") -> Iterator[Leaf]:
-    """Every key there is, in every kind of every section."""
+    """List every key, in every kind of every section."""
     for name, info in model.model_fields.items():
         annotations = (info.annotation, *typing.get_args(info.annotation))
         below = [one for one in annotations if isinstance(one, type) and issubclass(one, Section)]
@@ -122,7 +122,7 @@ def leaves(model: type[Section] = JobConfig, prefix: str = "") -> Iterator[Leaf]
 
 
 def config_with(model_folder, leaf: Leaf, **sections) -> JobConfig:
-    """A job that has this key; otherwise as `make_config`."""
+    """Make a job that has this key; otherwise as `make_config`."""
     data = make_config(model_folder, **sections).model_dump(mode="json")
     for section, kinds in KINDS.items():
         if leaf.owner in kinds:
@@ -131,7 +131,7 @@ def config_with(model_folder, leaf: Leaf, **sections) -> JobConfig:
 
 
 def with_another_value(config: JobConfig, leaf: Leaf, folder) -> JobConfig:
-    """The same job with another value under this key."""
+    """Return the same job with another value for this key."""
     data = config.model_dump(mode="json")
     section, _, name = leaf.key.rpartition(".")
     if name == "kind":

@@ -1,4 +1,4 @@
-"""Damage done to a finished run of three shards, each kind with the violation that must name it."""
+"""Damages a finished run of three shards; each kind of damage comes with the violation that must name it."""
 
 import dataclasses
 import json

@@ -1,9 +1,9 @@
-"""Stand-ins for a model and a loader, importable in Ray's workers: they read barcodes, sleep, or die on request.
+"""Provides fakes of a model and a loader, importable in Ray's workers: they read barcodes, sleep, or die on request.
 
-Also the small jobs that use them.
+Small jobs that use them are here too.
 
-`FakeVLM` has the surface of `illava.VLM` that a worker uses; a request is in one state at a time and every sleep is
-stamped to the state it happens in.
+`FakeVLM` has the methods of `illava.VLM` that a worker uses. A request is in one state at a time, and every sleep
+counts for the state in which it happens.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Preprocessors that do harm inside the decoder's child process, and a plain one. Importable there by name."""
+"""Provides preprocessors that do harm inside the decoder's child process, and a plain one. Importable there by name."""
 
 from __future__ import annotations
 

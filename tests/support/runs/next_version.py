@@ -1,8 +1,8 @@
-"""Stands for the next version of the program, in a process of its own, and does with old runs what one does with runs.
+"""Plays the next version of the program, in a process of its own, and does with old runs what users do with runs.
 
-It has one configuration key more and one renamed, a reducer with a key more, a row column, a page field and a manifest
-column more. The working folder is a copy of ``data/runs_27c8a0a``. Prints what came of it as JSON; `test_old_runs.py`
-judges it.
+The next version has one more configuration key and a renamed one, a reducer with one more key, and one more row column,
+page field and manifest column. The working folder is a copy of ``data/runs_27c8a0a``. The result is printed as JSON;
+`test_old_runs.py` checks it.
 """
 
 # ruff: noqa: E402 - each patch must stand before the modules that take over what it replaces
@@ -111,9 +111,9 @@ def main(names: list[str], versions: dict[str, str]) -> dict:
     said["verified"]["before"] = {name: [str(one) for one in verify_run(name)] for name in names}
     said["resumed"] = run_job(job("interrupted")).num_done_before
     summaries = [continue_run(begin_retry(name)) for name in ("finished", "retrying", "documents")]
-    said["retried"] = [summary.tally.num_rows for summary in summaries]
+    said["retried"] = [summary.stats.num_rows for summary in summaries]
     os.remove("questions_merged/data/part-00000.parquet")  # its rows are made again, under the plan's digest of then
-    said["merged_again"] = run_job(job("questions_merged")).tally.num_rows
+    said["merged_again"] = run_job(job("questions_merged")).stats.num_rows
     for name in names:
         said["rows"][name] = stored(name)
         said["verified"][name] = [str(one) for one in verify_run(name)]
@@ -124,11 +124,12 @@ def main(names: list[str], versions: dict[str, str]) -> dict:
     said["page"] = block["angle"]
     said["compared"] = list(compare.compare_runs("questions", "questions_merged").config_fingerprint)
     said["scored"] = score_run("questions").num_rows
-    night = job("finished", uri="night")
-    night = night.model_copy(update={"input": night.input.model_copy(update={"exclude_runs": "retried"})})
-    said["night"] = plan_run(night).manifest.num_done
-    penal = night.model_copy(update={"sampling": SamplingConfig(max_new_tokens=4, repetition_penalty=1.5)})
-    said["penal_night"] = plan_run(penal).manifest.num_done
+    incremental = job("finished", uri="incremental")
+    later = incremental.input.model_copy(update={"exclude_runs": "retried"})
+    incremental = incremental.model_copy(update={"input": later})
+    said["num_excluded"] = plan_run(incremental).manifest.num_done
+    penal = incremental.model_copy(update={"sampling": SamplingConfig(max_new_tokens=4, repetition_penalty=1.5)})
+    said["num_excluded_under_a_penalty"] = plan_run(penal).manifest.num_done
     try:
         open_run(penal.model_copy(update={"output": job("finished").output, "input": job("finished").input}))
     except RefusedError as error:

@@ -1,4 +1,4 @@
-"""A driver that shares its run with another: held at each claim and each publish until the other stands there too.
+"""Runs a driver that shares its run with another: each waits at every creation and publish for the other.
 
 A program: ``python one_of_two_drivers.py OUTPUT INPUT GATES NAME``, INPUT being the ``input`` section as JSON.
 """

@@ -1,8 +1,8 @@
-"""One hand-made row of every image benchmark, with all its published columns, and the manifest row it must become.
+"""Holds one hand-made row of every image benchmark, with all published columns, and the manifest row it must become.
 
-The columns are those of the data sets that `Benchmark.dataset` names. Of the expected row only ``item_id`` and
-``benchmark`` are left to the test. Prompts and letters are as lmms-eval 0.7.3 words them;
-`test_lmms_eval_tasks.py` asks its own functions.
+The columns are those of the data sets that `Benchmark.dataset` names. The test itself checks ``item_id`` and
+``benchmark`` of the expected row. Prompts and letters are as lmms-eval 0.7.3 words them; `test_lmms_eval_tasks.py` asks
+its own functions.
 """
 
 PNG = {"bytes": b"\x89PNG first", "path": None}

@@ -1,4 +1,4 @@
-"""One hand-made row of every video benchmark, as `published_image_rows`."""
+"""Holds one hand-made row of every video benchmark, as `published_image_rows` does for images."""
 
 LETTER = "\nAnswer with the option's letter from the given choices directly."
 CHOICE = {"media_kind": "video", "metric": "multiple_choice"}

@@ -1,4 +1,4 @@
-"""Small runs for tests: configs on untouched media names, and the rows a job would have made."""
+"""Makes small runs for tests: configurations over media that are never opened, and the rows of a job."""
 
 from pipeline.config.schema import JobConfig
 from pipeline.records import ResultRow
@@ -33,7 +33,7 @@ def put_manifest(root, name, content):
 
 
 def make_row(run, shard_index, item, **changes):
-    """The row an honest worker would have made of an item."""
+    """Make the row that a worker would make of an item."""
     values = {
         "item_id": item.item_id,
         "uri": item.uris[0],

@@ -1,4 +1,4 @@
-"""A scheduler without Ray, media or models, and what moves it on. Rows are (item_id, error_type) tuples."""
+"""Makes a scheduler without Ray, media or models, and moves it on. Rows are (item_id, error_type) tuples."""
 
 from __future__ import annotations
 

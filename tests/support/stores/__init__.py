@@ -1,1 +1,1 @@
-"""Object stores that fail, lie or lead astray."""
+"""Provides object stores that fail or send wrong bytes, and hostile addresses."""

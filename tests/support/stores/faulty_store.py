@@ -1,6 +1,6 @@
-"""An HTTP proxy in front of an S3 server that answers some requests wrongly: what a store does on a bad day.
+"""Runs an HTTP proxy in front of an S3 server that answers some requests wrongly, as a store under trouble does.
 
-It knows requests by method and path only. What happens to one is decided by a `Plan`; everything else goes through.
+The proxy tells requests apart by method and path only. A `Plan` decides what happens to each; all others pass through.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ Plan = Callable[
 
 
 class SomeFail:
-    """Exactly so many of every ten requests fail, in a way and at places that a seed decides.
+    """Makes exactly ``in_ten`` of every ten requests fail; a seed decides which ones and how.
 
     Args:
-        in_ten: how many.
+        in_ten: number of failures.
         kinds: ways of failing.
-        seed: of all draws.
+        seed: seed of all draws.
     """
 
     def __init__(self, in_ten: int, kinds: tuple[str, ...] = PASSING, *, seed: int = 0) -> None:
@@ -49,13 +49,13 @@ class SomeFail:
 
 
 class FaultyStore:
-    """The proxy, while `serving`.
+    """Is the proxy, while `serving`.
 
     Attributes:
-        url: to be used as the endpoint.
-        plan: what happens to the next requests; None lets all pass.
-        num_requests: seen so far.
-        faults: how many were answered wrongly, by kind.
+        url: the endpoint to use.
+        plan: decides what happens to the next requests; None lets all pass.
+        num_requests: number of requests so far.
+        faults: number of wrong answers, by kind.
     """
 
     def __init__(self, upstream: str) -> None:

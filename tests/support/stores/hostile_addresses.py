@@ -1,4 +1,4 @@
-"""Addresses that lead out of the media folder or onto a network, and odd names that only look as if they did."""
+"""Lists addresses that lead out of the media folder or onto a network, and odd names that only look so."""
 
 from __future__ import annotations
 

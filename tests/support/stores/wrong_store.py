@@ -1,4 +1,4 @@
-"""An S3 server of our own that answers GET with other bytes than it should, by a seeded plan for each object."""
+"""Runs an S3 server of our own that answers GET with wrong bytes, by a seeded plan for each object."""
 
 from __future__ import annotations
 

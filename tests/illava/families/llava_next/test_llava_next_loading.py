@@ -169,6 +169,22 @@ def test_a_prompt_begins_once_and_follows_its_template(template, expected, writt
         assert {tokenizer.convert_ids_to_tokens(n) for n in rendered.token_ids[start : start + length]} == {"<image>"}
 
 
+BROKEN_TEMPLATES = [
+    "{% if %}",
+    "{{ nobody.knows }}",
+    "{{ 1 // 0 }}",
+    "{{ raise_exception('text alone') }}",
+    "{{ 1 + 'x' }}",
+]
+
+
+@pytest.mark.parametrize("template", BROKEN_TEMPLATES)
+def test_a_chat_template_that_cannot_be_rendered_is_told_as_the_model_s(template):
+    prompt, _ = chat(template)
+    with pytest.raises(ModelLoadError, match="the model's chat template cannot be rendered"):
+        prompt.render(("Who?",), [])
+
+
 # Refusals
 
 

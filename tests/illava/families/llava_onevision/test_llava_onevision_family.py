@@ -13,6 +13,7 @@ from transformers import LlavaOnevisionForConditionalGeneration
 
 from illava.errors import ModelLoadError, PlanError, ReductionDidNotFireError, RequestError
 from illava.families import load_family
+from illava.families.loading import load_tokenizer
 from illava.plan import EMPTY_PLAN, ReductionPlan, preset
 from illava.preprocess import VisualInput
 from tests.support.closeness import assert_close
@@ -88,6 +89,25 @@ def test_a_template_may_put_images_before_videos(onevision_folder, tmp_path, pre
     prompt = family.render(["hi", video, image], [4, 2])
     assert prompt.spans == ((2, 4), (0, 2))
     assert family.decode_text(prompt.token_ids[6:]) == "hi"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("chat_template.json", b"{", "chat_template.json is not a JSON object with a key `chat_template`"),
+        ("chat_template.json", b"\xff", "chat_template.json is not a JSON object with a key `chat_template`"),
+        ("chat_template.json", b"[]", "chat_template.json is not a JSON object with a key `chat_template`"),
+        ("chat_template.json", b"{}", "chat_template.json is not a JSON object with a key `chat_template`"),
+        ("tokenizer.json", b"{", "has no tokenizer that can be loaded"),
+        ("tokenizer.json", b'{"of another": "program"}', "has no tokenizer that can be loaded"),
+        ("tokenizer.json", b'{"added_tokens": [], "model": {}}', "has no tokenizer that can be loaded"),
+    ],
+)
+def test_a_damaged_file_beside_the_weights_is_told_as_the_model_s(onevision_folder, tmp_path, name, content, message):
+    folder = shutil.copytree(onevision_folder, tmp_path / "model")
+    (folder / name).write_bytes(content)
+    with pytest.raises(ModelLoadError, match=message):
+        load_tokenizer(str(folder), revision=None)
 
 
 @pytest.mark.parametrize("text", ["an <image> here", "<video>"])
