@@ -146,13 +146,13 @@ def test_pages_and_questions_are_read_reported_compared_and_scored(folder) -> No
     assert "too_large" in [page["error_type"] for page in read_rows("documents")[0]["pages"]]
     write_report("documents")
     comparison = compare_runs("questions", "questions_merged")
-    assert (comparison.num_pairs, list(comparison.config_fingerprint)) == (2, ["reduction"])
+    assert (comparison.num_pairs, list(comparison.differing_config)) == (2, ["reduction"])
     assert score_run("questions").num_rows == 2
 
 
 def test_todays_run_of_the_same_job_is_told_nothing_else(folder) -> None:
     run_job(job("questions", uri="today"))
-    assert compare_runs("questions", "today").config_fingerprint == {}
+    assert compare_runs("questions", "today").differing_config == {}
     assert "schema_version" not in read_run_file("today")["recipe"]
 
 
@@ -218,7 +218,7 @@ def test_a_section_that_was_renamed_is_found_by_its_old_name(folder, monkeypatch
             return {**{k: v for k, v in data.items() if k != "sampling"}, "drawing": data["sampling"]}
         return {f"drawing.{key[9:]}" if key.startswith("sampling.") else key: value for key, value in data.items()}
 
-    edited("finished", config=old_words, config_fingerprint=old_words)
+    edited("finished", config=old_words, recipe=old_words)
     with pytest.raises(RefusedError, match=r"drawing.max_new_tokens: 4 there, null here"):
         plan_run(config)
     monkeypatch.setattr(run_record, "RENAMED_KEYS", {"drawing": "sampling"})
@@ -227,16 +227,16 @@ def test_a_section_that_was_renamed_is_found_by_its_old_name(folder, monkeypatch
 
 
 def test_a_fact_that_was_not_recorded_orphans_no_run(folder) -> None:
-    edited("finished", config_fingerprint=lambda fields: {k: v for k, v in fields.items() if k != "versions.decord"})
+    edited("finished", recipe=lambda fields: {k: v for k, v in fields.items() if k != "versions.decord"})
     assert plan_run(job("finished")).resumed
-    edited("finished", config_fingerprint=lambda fields: fields | {"versions.torch": "1.0"})
+    edited("finished", recipe=lambda fields: fields | {"versions.torch": "1.0"})
     with pytest.raises(RefusedError, match=r"versions.torch: \"1.0\" there"):
         plan_run(job("finished"))
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_another_release_orphans_no_run(folder, name) -> None:
-    edited(name, config_fingerprint=lambda fields: fields | {"versions.illava": "9.9"})
+    edited(name, recipe=lambda fields: fields | {"versions.illava": "9.9"})
     assert plan_run(job(name)).resumed
     if name not in {"interrupted", "documents"}:
         assert begin_retry(name, only=["worker_died"]).resumed
@@ -252,8 +252,8 @@ def test_another_release_resumes_retries_and_compares_as_the_same(folder, monkey
         None,
         "9.9",
     }
-    edited("questions_merged", config_fingerprint=lambda fields: fields | {"versions.illava": "9.9"})
-    assert list(compare_runs("questions", "questions_merged").config_fingerprint) == ["reduction"]
+    edited("questions_merged", recipe=lambda fields: fields | {"versions.illava": "9.9"})
+    assert list(compare_runs("questions", "questions_merged").differing_config) == ["reduction"]
 
 
 def test_a_change_of_behaviour_counts_also_against_runs_that_were_made_before_it(folder, monkeypatch) -> None:
@@ -271,7 +271,7 @@ def test_a_change_of_behaviour_counts_also_against_runs_that_were_made_before_it
         recorded_config_fingerprint(read_run_file("after"))
         == config_fingerprint.resolve_config_fingerprint(job("questions")).fields
     )
-    assert compare_runs("before", "after").config_fingerprint == {"behaviour.orientation": (None, 1)}
+    assert compare_runs("before", "after").differing_config == {"behaviour.orientation": (None, 1)}
     monkeypatch.delitem(config_fingerprint.BEHAVIOUR, "orientation")
     with pytest.raises(RefusedError, match=r"behaviour.orientation: 1 there, null here"):
         plan_run(job("questions", uri="after"))
