@@ -218,25 +218,25 @@ def test_a_section_that_was_renamed_is_found_by_its_old_name(folder, monkeypatch
             return {**{k: v for k, v in data.items() if k != "sampling"}, "drawing": data["sampling"]}
         return {f"drawing.{key[9:]}" if key.startswith("sampling.") else key: value for key, value in data.items()}
 
-    edited("finished", config=old_words, config_fingerprint=old_words)
+    edited("finished", config=old_words, recipe=old_words)
     with pytest.raises(RefusedError, match=r"drawing.max_new_tokens: 4 there, null here"):
         plan_run(config)
-    monkeypatch.setattr(run_record, "RENAMED_KEYS", {"drawing": "sampling"})
+    monkeypatch.setattr(run_record, "RENAMED_KEYS", {**run_record.RENAMED_KEYS, "drawing": "sampling"})
     assert plan_run(config).resumed
     assert recorded_config(read_run_file("finished"), source="x") == config
 
 
 def test_a_fact_that_was_not_recorded_orphans_no_run(folder) -> None:
-    edited("finished", config_fingerprint=lambda fields: {k: v for k, v in fields.items() if k != "versions.decord"})
+    edited("finished", recipe=lambda fields: {k: v for k, v in fields.items() if k != "versions.decord"})
     assert plan_run(job("finished")).resumed
-    edited("finished", config_fingerprint=lambda fields: fields | {"versions.torch": "1.0"})
+    edited("finished", recipe=lambda fields: fields | {"versions.torch": "1.0"})
     with pytest.raises(RefusedError, match=r"versions.torch: \"1.0\" there"):
         plan_run(job("finished"))
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_another_release_orphans_no_run(folder, name) -> None:
-    edited(name, config_fingerprint=lambda fields: fields | {"versions.illava": "9.9"})
+    edited(name, recipe=lambda fields: fields | {"versions.illava": "9.9"})
     assert plan_run(job(name)).resumed
     if name not in {"interrupted", "documents"}:
         assert begin_retry(name, only=["worker_died"]).resumed
@@ -252,7 +252,7 @@ def test_another_release_resumes_retries_and_compares_as_the_same(folder, monkey
         None,
         "9.9",
     }
-    edited("questions_merged", config_fingerprint=lambda fields: fields | {"versions.illava": "9.9"})
+    edited("questions_merged", recipe=lambda fields: fields | {"versions.illava": "9.9"})
     assert list(compare_runs("questions", "questions_merged").config_fingerprint) == ["reduction"]
 
 

@@ -21,7 +21,7 @@ import illava.plan
 from illava.reducers.tome import ToMe
 from pipeline import records
 from pipeline.config import schema as config
-from pipeline.config.base import Section, rows
+from pipeline.config.base import Section, result_field
 from pipeline.runs import config_fingerprint
 
 ToMe.model_fields["next_knob"] = FieldInfo(annotation=float, default=0.5)
@@ -42,7 +42,7 @@ renamed = create_model("SamplingConfig", __base__=Section, **fields)
 
 
 class SamplingConfig(renamed):
-    repetition_penalty: float = rows(1.0, ge=1)
+    repetition_penalty: float = result_field(1.0, ge=1)
 
     @property
     def top_p(self) -> float:
@@ -50,8 +50,8 @@ class SamplingConfig(renamed):
 
 
 class JobConfig(config.JobConfig):
-    sampling: SamplingConfig = rows(SamplingConfig())
-    reduction: illava.plan.ReductionPlan = rows(illava.plan.ReductionPlan())
+    sampling: SamplingConfig = result_field(SamplingConfig())
+    reduction: illava.plan.ReductionPlan = result_field(illava.plan.ReductionPlan())
 
 
 config.JobConfig = JobConfig
