@@ -221,7 +221,7 @@ def test_a_section_that_was_renamed_is_found_by_its_old_name(folder, monkeypatch
     edited("finished", config=old_words, recipe=old_words)
     with pytest.raises(RefusedError, match=r"drawing.max_new_tokens: 4 there, null here"):
         plan_run(config)
-    monkeypatch.setattr(run_record, "RENAMED_KEYS", {"drawing": "sampling"})
+    monkeypatch.setattr(run_record, "RENAMED_KEYS", {**run_record.RENAMED_KEYS, "drawing": "sampling"})
     assert plan_run(config).resumed
     assert recorded_config(read_run_file("finished"), source="x") == config
 
