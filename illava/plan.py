@@ -42,8 +42,8 @@ class ReductionStep(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> ReductionStep:
         if self.stage not in self.reducer.stages:
-            places = ", ".join(sorted(self.reducer.stages))
-            raise ValueError(f"reducer {self.reducer.kind!r} cannot act at stage {self.stage!r}; it can at: {places}")
+            sites = ", ".join(sorted(self.reducer.stages))
+            raise ValueError(f"reducer {self.reducer.kind!r} cannot act at stage {self.stage!r}; it can at: {sites}")
         if self.stage in _LAYERED and not self.layers:
             raise ValueError(f"stage {self.stage!r} needs `layers`, 0-based, such as [5, 6, 7, 8]")
         if self.stage not in _LAYERED and self.layers:
@@ -113,11 +113,11 @@ class ReductionPlan(BaseModel):
     def _one_step_a_place(self) -> ReductionPlan:
         seen: set[tuple[Stage, int | None]] = set()
         for step in self.steps:
-            for place in [(step.stage, layer) for layer in step.layers or (None,)]:
-                if place in seen:
-                    where = place[0] if place[1] is None else f"{place[0]} {place[1]}"
+            for site in [(step.stage, layer) for layer in step.layers or (None,)]:
+                if site in seen:
+                    where = site[0] if site[1] is None else f"{site[0]} {site[1]}"
                     raise ValueError(f"two reduction steps at {where}; one step a place")
-                seen.add(place)
+                seen.add(site)
         return self
 
     @model_validator(mode="after")

@@ -96,15 +96,15 @@ class Preprocessor(ABC):
         """A video's frames: uint8 [F, H, W, 3] RGB, or F frames of one size."""
 
     @abstractmethod
-    def cells(self, visual: VisualInput) -> VisualCells:
+    def cells(self, mm_item: VisualInput) -> VisualCells:
         """A prepared medium cut into cells."""
 
     @abstractmethod
-    def with_frames(self, visual: VisualInput, frames: Sequence[int]) -> VisualInput:
+    def with_frames(self, mm_item: VisualInput, frames: Sequence[int]) -> VisualInput:
         """A prepared video of these frames alone (of its cells: temporal patches, where a model has them)."""
 
     @abstractmethod
-    def shrink(self, visual: VisualInput, ratio: float) -> VisualInput:
+    def shrink(self, mm_item: VisualInput, ratio: float) -> VisualInput:
         """A prepared medium at a lower resolution: about this share of its patches, never more.
 
         Raises:

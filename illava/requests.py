@@ -113,7 +113,7 @@ class TraceStep:
     stage: str
     layer: int | None
     matrix: Tensor
-    place: Tensor
+    coords: Tensor
 
 
 @dataclass(frozen=True, slots=True)

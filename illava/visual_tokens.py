@@ -15,7 +15,7 @@ from illava.requests import TraceStep
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class TokenSpan:
     """Consecutive prompt tokens of one kind; host integers only.
 
     Attributes:
@@ -26,8 +26,8 @@ class Run:
     """
 
     length: int
-    visual: int = -1
-    span: int = -1
+    mm_index: int = -1
+    visual_span: int = -1
     frame: int = -1
 
 

@@ -62,7 +62,7 @@ class SharedEncoding:
         probe: AttentionProbe | None = None,
     ) -> list[EncodedVisual]:
         """See `Family.encode`."""
-        keys = [(id(visual.tiles), id(visual.owner), visual.kind) for visual in media]
+        keys = [(id(mm_item.tiles), id(mm_item.representative), mm_item.kind) for mm_item in media]
         first: dict[Hashable, int] = {}
         for place, key in enumerate(keys):
             if key not in self._known:

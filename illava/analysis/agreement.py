@@ -35,7 +35,7 @@ from illava.requests import Generation, Request
 from illava.vlm import VLM
 
 _MAX_LOGIT_BYTES = 512 << 20
-_Place = tuple[str, int]  # request id, number of the token
+_TokenKey = tuple[str, int]  # request id, number of the token
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +113,9 @@ def _of_chunk(vlm: VLM, chunk: Sequence[Request], plan: ReductionPlan) -> list[A
         if error is not None:
             found.append(Agreement(answer, 0, 0, 0.0, error))
             continue
-        places = [(request.request_id, step) for step in range(len(answer.token_ids))]
-        kl_nats = sum(teacher.kl_nats[place] for place in places) / len(places)
-        found.append(Agreement(answer, len(places), sum(teacher.same[place] for place in places), kl_nats))
+        keys = [(request.request_id, step) for step in range(len(answer.token_ids))]
+        kl_nats = sum(teacher.kl_nats[key] for key in keys) / len(keys)
+        found.append(Agreement(answer, len(keys), sum(teacher.same[key] for key in keys), kl_nats))
     return found
 
 
@@ -125,41 +125,41 @@ def _engine(vlm: VLM, draw: Draw) -> Engine:
     return Engine(own.family, own.cache, own.config, draw=draw)
 
 
-def _places(group: Sequence[RequestState]) -> list[_Place]:
-    return [(live.request_id, len(live.token_ids)) for live in group]
+def _token_keys(group: Sequence[RequestState]) -> list[_TokenKey]:
+    return [(state.request_id, len(state.token_ids)) for state in group]
 
 
 class _Recorder:
     """Draws as ever, and keeps every step's logits."""
 
     def __init__(self) -> None:
-        self.logits: dict[_Place, Tensor] = {}
+        self.logits: dict[_TokenKey, Tensor] = {}
 
     def draw(self, logits_BV: Tensor, sampling: SamplingBatch, group: Sequence[RequestState]) -> Tensor:
         """See `illava.engine.batching.sample_next_token`."""
-        self.logits |= dict(zip(_places(group), logits_BV.clone(), strict=True))
+        self.logits |= dict(zip(_token_keys(group), logits_BV.clone(), strict=True))
         return sample_next_token(logits_BV, sampling, group)
 
 
 class _Teacher:
     """Draws what it is told, and compares its logits with those of the answers it is told to give."""
 
-    def __init__(self, answers: dict[str, Generation], reference: dict[_Place, Tensor]) -> None:
+    def __init__(self, answers: dict[str, Generation], reference: dict[_TokenKey, Tensor]) -> None:
         self._answers, self._reference = answers, reference
-        self.same: dict[_Place, bool] = {}
-        self.kl_nats: dict[_Place, float] = {}
+        self.same: dict[_TokenKey, bool] = {}
+        self.kl_nats: dict[_TokenKey, float] = {}
 
     def draw(self, logits_BV: Tensor, sampling: SamplingBatch, group: Sequence[RequestState]) -> Tensor:
         """See `illava.engine.batching.sample_next_token`; logits that are not finite still end their request."""
-        places = _places(group)
-        told_B = torch.tensor([self._answers[request_id].token_ids[step] for request_id, step in places])
-        log_p_BV = torch.stack([self._reference[place] for place in places]).float().log_softmax(-1)
+        keys = _token_keys(group)
+        told_B = torch.tensor([self._answers[request_id].token_ids[step] for request_id, step in keys])
+        log_p_BV = torch.stack([self._reference[key] for key in keys]).float().log_softmax(-1)
         log_q_BV = logits_BV.float().log_softmax(-1)
         kl_B = (log_p_BV.exp() * (log_p_BV - log_q_BV)).sum(-1)
         drawn_2B = sample_next_token(logits_BV, sampling, group)
         same_B = drawn_2B[0].cpu() == told_B
-        self.same |= dict(zip(places, same_B.tolist(), strict=True))
-        self.kl_nats |= dict(zip(places, kl_B.tolist(), strict=True))
+        self.same |= dict(zip(keys, same_B.tolist(), strict=True))
+        self.kl_nats |= dict(zip(keys, kl_B.tolist(), strict=True))
         return torch.stack([told_B.to(drawn_2B), drawn_2B[1]])
 
 
@@ -170,15 +170,15 @@ def _run(engine: Engine, requests: Sequence[Request], plan: ReductionPlan) -> di
 
 def _chunks(vlm: VLM, requests: Sequence[Request], max_logit_bytes: int) -> Iterator[Sequence[Request]]:
     """Batches whose reference logits stay within the bound, a request at least."""
-    decoder, held = vlm.family.decoder, 0
+    decoder, held_bytes = vlm.family.decoder, 0
     chunk: list[Request] = []
     token_bytes = decoder.lm_head.weight.shape[0] * decoder.dtype.itemsize
     for request in requests:
         own = request.sampling.max_new_tokens * token_bytes
-        if chunk and held + own > max_logit_bytes:
+        if chunk and held_bytes + own > max_logit_bytes:
             yield chunk
-            chunk, held = [], 0
+            chunk, held_bytes = [], 0
         chunk.append(request)
-        held += own
+        held_bytes += own
     if chunk:
         yield chunk

@@ -56,12 +56,12 @@ def paged_attention(
                 q_BHd[row:stop], (k_pool_PSGd, v_pool_PSGd), block_table_BM[row:stop], host_lengths[row],
                 start=starts[row], gap=gap, scale=scale,
             )
-            for row, stop, gap in _stretches(host_lengths, starts)
+            for row, stop, gap in _uniform_rows(host_lengths, starts)
         ]
     )  # fmt: skip
 
 
-def _stretches(lengths: Sequence[int], starts: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+def _uniform_rows(lengths: Sequence[int], starts: Sequence[int]) -> Iterator[tuple[int, int, int]]:
     """Rows that one call can serve, equally long and evenly spaced in the pool: first row, end, places between two."""
     row = 0
     while row < len(lengths):
@@ -96,8 +96,8 @@ def _paged_sdpa(
             pool.index_select(0, blocks).view(num_rows, -1, *pool.shape[2:])[:, :length] for pool in pools
         )
     else:
-        place = num_kv_heads * head_dim
-        size, stride = (num_rows, length, num_kv_heads, head_dim), (gap * place, place, head_dim, 1)
-        k_BNGd, v_BNGd = (pool.as_strided(size, stride, pool.storage_offset() + start * place) for pool in pools)
+        token_numel = num_kv_heads * head_dim
+        size, stride = (num_rows, length, num_kv_heads, head_dim), (gap * token_numel, token_numel, head_dim, 1)
+        k_BNGd, v_BNGd = (pool.as_strided(size, stride, pool.storage_offset() + start * token_numel) for pool in pools)
     out = scaled_dot_product_attention(q_BGhd, k_BNGd.transpose(1, 2), v_BNGd.transpose(1, 2), scale=scale)
     return out.reshape(q_BHd.shape)

@@ -64,14 +64,14 @@ def _attend_split(
     """One request, one key head, one split: softmax-weighted values and log-sum-exp of each of its query heads."""
     row, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     num_keys = tl.load(length + row)
-    stretch = tl.cdiv(tl.cdiv(num_keys, SPLITS), BLOCK_N) * BLOCK_N
-    first = split * stretch
-    stop = tl.minimum(first + stretch, num_keys)
+    split_length = tl.cdiv(tl.cdiv(num_keys, SPLITS), BLOCK_N) * BLOCK_N
+    first = split * split_length
+    stop = tl.minimum(first + split_length, num_keys)
     head_H, dim_d = tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_D)
     is_head_H, is_dim_d = head_H < SHARE, dim_d < HEAD_DIM
-    coord_H = ((row * KV_HEADS + kv_head) * SHARE + head_H) * SPLITS + split
+    out_H = ((row * KV_HEADS + kv_head) * SHARE + head_H) * SPLITS + split
     if first >= stop:
-        tl.store(lse + coord_H, tl.full([BLOCK_H], float("-inf"), tl.float32), mask=is_head_H)
+        tl.store(lse + out_H, tl.full([BLOCK_H], float("-inf"), tl.float32), mask=is_head_H)
         return
     q_Hd = tl.load(
         q + row * stride_qb + (kv_head * SHARE + head_H)[:, None] * stride_qh + dim_d[None, :],
@@ -83,22 +83,22 @@ def _attend_split(
     sum_Hd = tl.zeros([BLOCK_H, BLOCK_D], tl.float32)
     for start in range(first, stop, BLOCK_N):
         key_N = start + tl.arange(0, BLOCK_N)
-        held_N = key_N < stop
-        page_N = tl.load(table + row * stride_tb + key_N // BLOCK_SIZE, mask=held_N, other=0).to(tl.int64)
-        at_N = ((page_N * BLOCK_SIZE + key_N % BLOCK_SIZE) * KV_HEADS + kv_head) * HEAD_DIM
-        at_Nd, known_Nd = at_N[:, None] + dim_d[None, :], held_N[:, None] & is_dim_d[None, :]
+        valid_N = key_N < stop
+        block_id_N = tl.load(table + row * stride_tb + key_N // BLOCK_SIZE, mask=valid_N, other=0).to(tl.int64)
+        at_N = ((block_id_N * BLOCK_SIZE + key_N % BLOCK_SIZE) * KV_HEADS + kv_head) * HEAD_DIM
+        at_Nd, known_Nd = at_N[:, None] + dim_d[None, :], valid_N[:, None] & is_dim_d[None, :]
         k_Nd = tl.load(k_pool + at_Nd, mask=known_Nd, other=0.0)
         v_Nd = tl.load(v_pool + at_Nd, mask=known_Nd, other=0.0)
         logit_HN = tl.dot(q_Hd, tl.trans(k_Nd), input_precision="ieee") * scale
-        logit_HN = tl.where(held_N[None, :], logit_HN, float("-inf"))
+        logit_HN = tl.where(valid_N[None, :], logit_HN, float("-inf"))
         new_top_H = tl.maximum(top_H, tl.max(logit_HN, 1))
         fading_H = tl.exp(top_H - new_top_H)
         weight_HN = tl.exp(logit_HN - new_top_H[:, None])
         mass_H = mass_H * fading_H + tl.sum(weight_HN, 1)
         sum_Hd = sum_Hd * fading_H[:, None] + tl.dot(weight_HN.to(v_Nd.dtype), v_Nd, input_precision="ieee")
         top_H = new_top_H
-    tl.store(lse + coord_H, top_H + tl.log(mass_H), mask=is_head_H)
-    at_Hd = coord_H.to(tl.int64)[:, None] * HEAD_DIM + dim_d[None, :]
+    tl.store(lse + out_H, top_H + tl.log(mass_H), mask=is_head_H)
+    at_Hd = out_H.to(tl.int64)[:, None] * HEAD_DIM + dim_d[None, :]
     tl.store(partial + at_Hd, sum_Hd / mass_H[:, None], mask=is_head_H[:, None] & is_dim_d[None, :])
 
 
@@ -107,14 +107,14 @@ def _join_splits(
     partial, lse, out, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, SPLITS: tl.constexpr, BLOCK_D: tl.constexpr
 ):
     """The splits of one query head, weighed by their log-sum-exps; a split without keys was never written."""
-    place = tl.program_id(0) * HEADS + tl.program_id(1)
+    out_index = tl.program_id(0) * HEADS + tl.program_id(1)
     split_C, dim_d = tl.arange(0, SPLITS), tl.arange(0, BLOCK_D)
     is_dim_d = dim_d < HEAD_DIM
-    lse_C = tl.load(lse + place * SPLITS + split_C)
-    held_C = lse_C > float("-inf")
-    weight_C = tl.where(held_C, tl.exp(lse_C - tl.max(tl.where(held_C, lse_C, -1.0e30), 0)), 0.0)
-    at_Cd = (place * SPLITS + split_C).to(tl.int64)[:, None] * HEAD_DIM + dim_d[None, :]
-    mean_Cd = tl.load(partial + at_Cd, mask=held_C[:, None] & is_dim_d[None, :], other=0.0)
+    lse_C = tl.load(lse + out_index * SPLITS + split_C)
+    valid_C = lse_C > float("-inf")
+    weight_C = tl.where(valid_C, tl.exp(lse_C - tl.max(tl.where(valid_C, lse_C, -1.0e30), 0)), 0.0)
+    at_Cd = (out_index * SPLITS + split_C).to(tl.int64)[:, None] * HEAD_DIM + dim_d[None, :]
+    mean_Cd = tl.load(partial + at_Cd, mask=valid_C[:, None] & is_dim_d[None, :], other=0.0)
     mass = tl.sum(weight_C, 0)
-    joined_d = tl.sum(weight_C[:, None] * mean_Cd, 0) / tl.where(mass > 0, mass, 1.0)
-    tl.store(out + place * HEAD_DIM + dim_d, joined_d.to(out.dtype.element_ty), mask=is_dim_d)
+    merged_d = tl.sum(weight_C[:, None] * mean_Cd, 0) / tl.where(mass > 0, mass, 1.0)
+    tl.store(out + out_index * HEAD_DIM + dim_d, merged_d.to(out.dtype.element_ty), mask=is_dim_d)

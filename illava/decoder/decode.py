@@ -49,9 +49,9 @@ class StaticInputs:
 
     def __init__(self, decoder: Decoder, cache: PagedCache, *, max_batch: int, num_axes: int) -> None:
         num_layers, device = decoder.num_layers, decoder.device
-        max_pages = min(-(-decoder.max_positions // cache.block_size), cache.num_blocks)
-        self._spare_page = cache.num_blocks
-        self._table_LBM = torch.empty(num_layers, max_batch, max_pages, dtype=torch.int32, device=device)
+        max_blocks = min(-(-decoder.max_positions // cache.block_size), cache.num_blocks)
+        self._null_block = cache.num_blocks
+        self._table_LBM = torch.empty(num_layers, max_batch, max_blocks, dtype=torch.int32, device=device)
         self._length_LB = torch.empty(num_layers, max_batch, dtype=torch.int32, device=device)
         self._position_PB = torch.empty(num_axes, max_batch, dtype=torch.int64, device=device)
         self._token_B = torch.empty(max_batch, dtype=torch.int64, device=device)
@@ -73,6 +73,6 @@ class StaticInputs:
 
     def clear(self) -> None:
         """Make every row one that only fills a bucket."""
-        self._table_LBM.fill_(self._spare_page)
+        self._table_LBM.fill_(self._null_block)
         for tensor in (self._length_LB, self._position_PB, self._token_B):
             tensor.zero_()

@@ -58,7 +58,7 @@ class BatchBlockTables:
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
+class _RequestBlocks:
     """One request's pages: int32 table [L, M] on the host, and how many of each row are its own."""
 
     table_LM: Tensor
@@ -101,8 +101,8 @@ class PagedCache:
         self.k_pool_PSGd = torch.empty(shape, dtype=dtype, device=device)
         self.v_pool_PSGd = torch.empty(shape, dtype=dtype, device=device)
         self._free = BlockAllocator(num_blocks)
-        self._num_holders_P = torch.zeros(num_blocks, dtype=torch.int32)
-        self._held: dict[Hashable, _Held] = {}
+        self._ref_count_P = torch.zeros(num_blocks, dtype=torch.int32)
+        self._blocks_of: dict[Hashable, _RequestBlocks] = {}
 
     @property
     def num_free_blocks(self) -> int:
@@ -114,10 +114,10 @@ class PagedCache:
 
     def admit(
         self,
-        owner: Hashable,
+        request_id: Hashable,
         lengths: Sequence[int],
         *,
-        like: Hashable | None = None,
+        prefix_from: Hashable | None = None,
         prefix_lengths: Sequence[int] = (),
     ) -> None:
         """Take the pages for ``lengths[layer]`` tokens in each layer.
@@ -132,51 +132,51 @@ class PagedCache:
         Raises:
             MemoryError: fewer pages are free; ask `num_free_blocks` first.
         """
-        if owner in self._held:
-            raise ValueError(f"request {owner!r} already holds pages")
-        prefix_lengths = prefix_lengths if like is not None else (0,) * self.num_layers
+        if request_id in self._blocks_of:
+            raise ValueError(f"request {request_id!r} already holds pages")
+        prefix_lengths = prefix_lengths if prefix_from is not None else (0,) * self.num_layers
         if any(0 < length <= n for n, length in zip(prefix_lengths, lengths, strict=True)):
-            raise ValueError(f"{tuple(prefix_lengths)} tokens in common leave request {owner!r} none of its own")
+            raise ValueError(f"{tuple(prefix_lengths)} tokens in common leave request {request_id!r} none of its own")
         counts = tuple(-(-n // self.block_size) for n in lengths)
         shared = [n // self.block_size for n in prefix_lengths]
-        own = [n - of_both for n, of_both in zip(counts, shared, strict=True)]
+        own = [n - num_shared for n, num_shared in zip(counts, shared, strict=True)]
         if sum(own) > self.num_free_blocks:
-            raise MemoryError(f"request {owner!r} needs {sum(own)} pages, {self.num_free_blocks} are free")
+            raise MemoryError(f"request {request_id!r} needs {sum(own)} pages, {self.num_free_blocks} are free")
         width = max(counts)
         table_LM = torch.zeros(self.num_layers, width, dtype=torch.int32)
         table_LM[_leading(counts, width) & ~_leading(shared, width)] = self._free.take(own)
-        if like is not None:
-            theirs_LM = self._held[like].table_LM
-            both_LM = _leading(shared, max(shared))
-            table_LM[:, : max(shared)][both_LM] = theirs_LM[:, : max(shared)][both_LM]
+        if prefix_from is not None:
+            source_LM = self._blocks_of[prefix_from].table_LM
+            shared_LM = _leading(shared, max(shared))
+            table_LM[:, : max(shared)][shared_LM] = source_LM[:, : max(shared)][shared_LM]
             partial = [layer for layer, n in enumerate(prefix_lengths) if n % self.block_size]
             column = [shared[layer] for layer in partial]
-            self._copy_pages(theirs_LM[partial, column], table_LM[partial, column])
-        self._held[owner] = held = _Held(table_LM, counts)
-        self._num_holders_P[held.blocks().long()] += 1
+            self._copy_blocks(source_LM[partial, column], table_LM[partial, column])
+        self._blocks_of[request_id] = held = _RequestBlocks(table_LM, counts)
+        self._ref_count_P[held.blocks().long()] += 1
 
-    def trim(self, owner: Hashable, lengths: Sequence[int]) -> None:
+    def trim(self, request_id: Hashable, lengths: Sequence[int]) -> None:
         """Give back what lies beyond ``lengths[layer]`` tokens: a reducer's data may decide for fewer than planned."""
-        held = self._held[owner]
+        held = self._blocks_of[request_id]
         counts = tuple(-(-n // self.block_size) for n in lengths)
         if counts == held.counts:
             return
         width = held.table_LM.shape[1]
         surplus = held.table_LM[_leading(held.counts, width) & ~_leading(counts, width)]
-        self._held[owner] = _Held(held.table_LM, counts)
+        self._blocks_of[request_id] = _RequestBlocks(held.table_LM, counts)
         self._give_back(surplus)
 
-    def free(self, owner: Hashable) -> None:
+    def free(self, request_id: Hashable) -> None:
         """Give all pages of a request back; nothing happens where it holds none."""
-        held = self._held.pop(owner, None)
+        held = self._blocks_of.pop(request_id, None)
         if held is not None:
             self._give_back(held.blocks())
 
-    def batch(self, owners: Sequence[Hashable], lengths: Sequence[Sequence[int]]) -> BatchBlockTables:
+    def batch(self, request_ids: Sequence[Hashable], lengths: Sequence[Sequence[int]]) -> BatchBlockTables:
         """The tables of a batch in one tensor on the device; ``lengths[row][layer]`` tokens are held already."""
-        tables = [self._held[owner].table_LM for owner in owners]
-        start_LB = torch.stack([self._held[owner].starts() for owner in owners], 1)
-        table_LBM = torch.zeros(self.num_layers, len(owners), max(t.shape[1] for t in tables), dtype=torch.int32)
+        tables = [self._blocks_of[request_id].table_LM for request_id in request_ids]
+        start_LB = torch.stack([self._blocks_of[request_id].starts() for request_id in request_ids], 1)
+        table_LBM = torch.zeros(self.num_layers, len(request_ids), max(t.shape[1] for t in tables), dtype=torch.int32)
         for row, table_LM in enumerate(tables):
             table_LBM[:, row, : table_LM.shape[1]] = table_LM
         by_layer = [list(counts) for counts in zip(*lengths, strict=True)]
@@ -197,8 +197,8 @@ class PagedCache:
     def last_slots(self, blocks: BatchBlockTables) -> Tensor:
         """Flat places of each request's newest token in every layer: int64 [L, B]."""
         index_LB = blocks.length_LB.long() - 1
-        page_LB = blocks.table_LBM.gather(2, (index_LB // self.block_size)[..., None]).squeeze(2).long()
-        return page_LB * self.block_size + index_LB % self.block_size
+        block_LB = blocks.table_LBM.gather(2, (index_LB // self.block_size)[..., None]).squeeze(2).long()
+        return block_LB * self.block_size + index_LB % self.block_size
 
     def write(self, slot_T: Tensor, k_TGd: Tensor, v_TGd: Tensor) -> None:
         """Put keys and values at flat places of the pool."""
@@ -216,18 +216,20 @@ class PagedCache:
         Raises:
             RuntimeError: which is not so.
         """
-        held_P = torch.cat([torch.empty(0, dtype=torch.int32), *(held.blocks() for held in self._held.values())]).long()
-        counted_P = torch.bincount(held_P, minlength=self.num_blocks)
-        blocks = torch.cat([self._free.blocks().long(), held_P.unique()])
+        used_P = torch.cat(
+            [torch.empty(0, dtype=torch.int32), *(held.blocks() for held in self._blocks_of.values())]
+        ).long()
+        counted_P = torch.bincount(used_P, minlength=self.num_blocks)
+        blocks = torch.cat([self._free.blocks().long(), used_P.unique()])
         if not torch.equal(blocks.sort().values, torch.arange(self.num_blocks)):
             raise RuntimeError(
                 f"{blocks.unique().numel()} of {self.num_blocks} pages accounted for in {blocks.numel()}"
             )
-        if not torch.equal(counted_P.int(), self._num_holders_P):
-            wrong = int((counted_P != self._num_holders_P).sum())
+        if not torch.equal(counted_P.int(), self._ref_count_P):
+            wrong = int((counted_P != self._ref_count_P).sum())
             raise RuntimeError(f"{wrong} pages have another number of holders than is counted")
 
-    def _copy_pages(self, source: Tensor, target: Tensor) -> None:
+    def _copy_blocks(self, source: Tensor, target: Tensor) -> None:
         device = self.k_pool_PSGd.device
         source, target = source.to(device), target.long().to(device)
         for pool_PSGd in (self.k_pool_PSGd, self.v_pool_PSGd):
@@ -235,8 +237,8 @@ class PagedCache:
 
     def _give_back(self, blocks: Tensor) -> None:
         """One holder less; what nobody holds is free."""
-        self._num_holders_P[blocks.long()] -= 1
-        self._free.give_back(blocks[self._num_holders_P[blocks.long()] == 0])
+        self._ref_count_P[blocks.long()] -= 1
+        self._free.give_back(blocks[self._ref_count_P[blocks.long()] == 0])
 
 
 @lru_cache(maxsize=8)

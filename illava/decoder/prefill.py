@@ -106,7 +106,7 @@ class PrefillRun:
         num_computed: Sequence[Sequence[int]] = (),
         probe: AttentionProbe | None = None,
     ) -> None:
-        self._decoder, self._cache, self._pages = decoder, cache, blocks
+        self._decoder, self._cache, self._block_tables = decoder, cache, blocks
         self._reduction = DecoderReduction(plan, seeds=seeds, traced=traced, scale=decoder.scale, probe=probe)
         starts = plan.layers("decoder_layer") if probe is None else range(1, decoder.num_layers)
         self._bounds = [0, *starts, decoder.num_layers]
@@ -132,7 +132,7 @@ class PrefillRun:
             taken = self._chunk(None if layers_left is None else max(1, layers_left // depth))
             if layers_left is not None:
                 layers_left -= taken * depth
-            if not self._left:
+            if not self._remaining:
                 if self._group == len(self._bounds) - 2:
                     return self._result()
                 self._next_group()
@@ -147,7 +147,7 @@ class PrefillRun:
             raise RuntimeError(f"layer {first} has {num_tokens} tokens; counted were {sum(lengths)}")
         self._prompts, self._starts = prompts, [0, *accumulate(lengths)]
         self._rotary = self._decoder.rotary_at(prompts.hidden_TD, prompts.position_PT)
-        self._left = [(row, 0, stop) for row, stop in enumerate(lengths) if stop]
+        self._remaining = [(row, 0, stop) for row, stop in enumerate(lengths) if stop]
         self._done: list[tuple[Tensor, Tensor, Tensor]] = []  # of each chunk: hidden, queries, keys behind the group
         self._lengths_LB += [lengths] * (stop - first)
         self._num_visual_LB += [prompts.counts.num_visual] * (stop - first)
@@ -185,7 +185,7 @@ class PrefillRun:
         for n in range(first, stop):
             layer = self._decoder.layers[n]
             q_CHd, k_CGd, v_CGd = self._decoder.project(layer, hidden_CD, rotary)
-            slot_C = self._cache.span_slots(self._pages.table_LBM[n], self._behind_held(n, spans))
+            slot_C = self._cache.span_slots(self._block_tables.table_LBM[n], self._in_cache(n, spans))
             self._cache.write(slot_C, k_CGd, v_CGd)
             if n == self._decoder.num_layers - 1:
                 break  # only the last tokens' outputs are read there: `_result`
@@ -209,30 +209,30 @@ class PrefillRun:
     def _take(self, max_tokens: int | None) -> tuple[_Span, ...]:
         """The next spans, in packed order, of no more tokens than given."""
         capacity, spans = max_tokens, []
-        while self._left and (capacity is None or capacity > 0):
-            row, begin, stop = self._left.pop(0)
+        while self._remaining and (capacity is None or capacity > 0):
+            row, begin, stop = self._remaining.pop(0)
             end = stop if capacity is None else min(stop, begin + capacity)
             spans.append((row, begin, end))
             if end < stop:
-                self._left.insert(0, (row, end, stop))
+                self._remaining.insert(0, (row, end, stop))
             capacity = None if capacity is None else capacity - (end - begin)
         return tuple(spans)
 
     def _attend(self, n: int, spans: tuple[_Span, ...], q_CHd: Tensor, k_CGd: Tensor, v_CGd: Tensor) -> Tensor:
         """Attention of a chunk's queries over their request's keys so far; earlier chunks' lie in the cache."""
         lengths, scale = [end - begin for _, begin, end in spans], self._decoder.scale
-        in_cache = self._behind_held(n, spans)
+        in_cache = self._in_cache(n, spans)
         if all(begin == 0 for _, begin, _ in in_cache):
             return packed_attention(q_CHd, k_CGd, v_CGd, lengths, causal=True, scale=scale)
         so_far = tuple((row, 0, end) for row, _, end in in_cache)
-        k_UGd, v_UGd = self._cache.read(self._cache.span_slots(self._pages.table_LBM[n], so_far))
+        k_UGd, v_UGd = self._cache.read(self._cache.span_slots(self._block_tables.table_LBM[n], so_far))
         key_lengths = [end for _, _, end in in_cache]
         return chunk_attention(q_CHd, k_UGd, v_UGd, lengths, key_lengths, scale=scale)
 
-    def _behind_held(self, n: int, spans: Sequence[_Span]) -> tuple[_Span, ...]:
+    def _in_cache(self, n: int, spans: Sequence[_Span]) -> tuple[_Span, ...]:
         """Where spans of these prompts lie in the cache's layer n: behind what was there before."""
-        held_B = self._num_computed_LB[n]
-        return tuple((row, held_B[row] + begin, held_B[row] + end) for row, begin, end in spans)
+        num_computed_B = self._num_computed_LB[n]
+        return tuple((row, num_computed_B[row] + begin, num_computed_B[row] + end) for row, begin, end in spans)
 
     def _result(self) -> Prefill:
         """The last layer's outputs are wanted at last tokens only: asked for as a decode step does."""
@@ -240,7 +240,7 @@ class PrefillRun:
         lengths = [n + own for n, own in zip(self._num_computed_LB[-1], self._prompts.lengths, strict=True)]
         hidden_BD, q_BHd, _ = (_join(parts) for parts in zip(*self._done, strict=True))
         length_B = torch.tensor(lengths, dtype=torch.int32, device=decoder.device)
-        blocks = replace(self._pages.layer(-1), length_B=length_B, host_lengths=lengths)
+        blocks = replace(self._block_tables.layer(-1), length_B=length_B, host_lengths=lengths)
         mixed_BHd = decoder.attend_paged(q_BHd, self._cache, blocks)
         logits_BV = decoder.lm_head(decoder.norm(decoder.finish(decoder.layers[-1], hidden_BD, mixed_BHd)))
         found = self._reduction

@@ -78,15 +78,15 @@ def take_batch(
 ) -> list[RequestState]:
     """The head of a queue and what follows it with the same plan, while there is room and budget; in order."""
     group: list[RequestState] = []
-    for live in queue:
+    for state in queue:
         if len(group) >= capacity:
             break
-        if group and (live.plan != group[0].plan or live.request.trace != group[0].request.trace):
+        if group and (state.plan != group[0].plan or state.request.trace != group[0].request.trace):
             continue
-        budget -= weigh(live)
+        budget -= weigh(state)
         if group and budget < 0:
             break
-        group.append(live)
+        group.append(state)
     return group
 
 
@@ -99,12 +99,12 @@ def run_with_fallback(
     except ILLaVAError as error:
         if len(group) == 1:
             return [error]
-    return [outcome for live in group for outcome in run_with_fallback(work, [live])]
+    return [outcome for state in group for outcome in run_with_fallback(work, [state])]
 
 
 def sample_next_token(logits_BV: Tensor, sampling: SamplingBatch, group: Sequence[RequestState]) -> Tensor:
     """The next tokens, and whether the logits were finite: int64 [2, B] on the device; nothing waits for it."""
-    steps = [(live.request_id, len(live.token_ids)) for live in group]
+    steps = [(state.request_id, len(state.token_ids)) for state in group]
     return draw_tokens(logits_BV, sampling, sampling.draws(steps))
 
 
@@ -112,13 +112,13 @@ def to_host(drawn_2B: Tensor, group: Sequence[RequestState]) -> list[Outcome]:
     """The same on the host: a step's one copy, at its end. Log-probabilities go to the requests that asked for them."""
     drawn_2B = drawn_2B.cpu()
     for logprob_B in drawn_2B[2:].int().view(torch.float32).tolist():
-        for live, logprob in zip(group, logprob_B, strict=True):
-            if live.request.sampling.logprobs:
-                live.token_logprobs[len(live.token_ids) :] = [logprob]
+        for state, logprob in zip(group, logprob_B, strict=True):
+            if state.request.sampling.logprobs:
+                state.token_logprobs[len(state.token_ids) :] = [logprob]
     drawn = zip(group, *drawn_2B[:2].tolist(), strict=True)
-    return [token_id if finite else _not_finite(live) for live, token_id, finite in drawn]
+    return [token_id if finite else _not_finite(state) for state, token_id, finite in drawn]
 
 
-def _not_finite(live: RequestState) -> NumericalError:
-    where = f"request {live.request_id!r}: logits of token {len(live.token_ids)}"
+def _not_finite(state: RequestState) -> NumericalError:
+    where = f"request {state.request_id!r}: logits of token {len(state.token_ids)}"
     return NumericalError(f"{where} are not finite; load the model in bfloat16 or float32")

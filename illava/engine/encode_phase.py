@@ -12,7 +12,7 @@ from itertools import islice
 from illava.decoder.kv_cache import PagedCache
 from illava.engine.batching import Outcome, take_batch
 from illava.engine.media_phase import MediaPhase
-from illava.engine.prefix_sharing import MediaDedupCache, encode_once, prefix, visual_keys
+from illava.engine.prefix_sharing import MediaDedupCache, encode_once, mm_keys, prefix
 from illava.engine.prompt import assemble
 from illava.engine.request_state import RequestState
 from illava.errors import RequestError, RequestTooLargeError
@@ -38,14 +38,14 @@ class EncodePhase:
         self,
         family: Family,
         media: MediaPhase,
-        known: MediaDedupCache,
+        dedup: MediaDedupCache,
         cache: PagedCache,
         *,
         max_patches: int,
         max_companions: int,
         probe: AttentionProbe | None = None,
     ) -> None:
-        self._family, self._media, self._known, self._cache = family, media, known, cache
+        self._family, self._media_phase, self._dedup, self._cache = family, media, dedup, cache
         self._max_patches, self._max_companions, self._probe = max_patches, max_companions, probe
 
     def choose(self, waiting: Iterable[RequestState], capacity: int) -> list[RequestState]:
@@ -56,10 +56,10 @@ class EncodePhase:
         waiting = list(waiting)
         seen: set[Hashable] = set()
 
-        def new_patches(live: RequestState) -> int:
-            new = {key: n for n, key in enumerate(visual_keys(live)) if key not in seen}
+        def new_patches(state: RequestState) -> int:
+            new = {key: n for n, key in enumerate(mm_keys(state)) if key not in seen}
             seen.update(new)
-            return sum(self._family.num_patches(live.media[n]) for n in new.values())
+            return sum(self._family.num_patches(state.media[n]) for n in new.values())
 
         group = take_batch(waiting, capacity, self._max_patches, new_patches)
         return group + self._companions(group, waiting)
@@ -68,36 +68,36 @@ class EncodePhase:
         """Waiting requests whose media are all among the group's."""
         if not group:
             return []
-        head, keys = group[0], {key for live in group for key in visual_keys(live)}
-        prefix_lengths = (
-            live for live in waiting if live.plan == head.plan and live.request.trace == head.request.trace
+        head, keys = group[0], {key for state in group for key in mm_keys(state)}
+        same_plan = (
+            state for state in waiting if state.plan == head.plan and state.request.trace == head.request.trace
         )
         served = (
-            live for live in prefix_lengths if live not in group and live.media and keys.issuperset(visual_keys(live))
+            state for state in same_plan if state not in group and state.media and keys.issuperset(mm_keys(state))
         )
         return list(islice(served, self._max_companions))
 
     def run(self, group: Sequence[RequestState]) -> list[Outcome]:
         """Stage ``media``, then tower, projector and layout in packed calls, then each request's prompt."""
-        for live in group:
-            live.show(self._known.intern(self._media.apply(live.request, live.plan)))
-        for live, encoded in zip(group, encode_once(self._family, group, self._probe), strict=True):
-            live.encoded = encoded
-        return [self._assemble(live) for live in group]
+        for state in group:
+            state.show(self._dedup.intern(self._media_phase.apply(state.request, state.plan)))
+        for state, encoded in zip(group, encode_once(self._family, group, self._probe), strict=True):
+            state.encoded = encoded
+        return [self._assemble(state) for state in group]
 
-    def _assemble(self, live: RequestState) -> Outcome:
-        live.num_patches = sum(visual.num_patches for visual in live.encoded)
+    def _assemble(self, state: RequestState) -> Outcome:
+        state.num_patches = sum(mm_item.num_patches for mm_item in state.encoded)
         try:
-            live.prompt = assemble(self._family, live.shown, live.encoded)
+            state.prompt = assemble(self._family, state.shown, state.encoded)
         except RequestError as error:
             return error
-        live.prefix = prefix(live)
-        lengths = planned_lengths(live.prompt.runs, live.plan, self._family.decoder.num_layers)
-        live.reserved = [n + live.request.sampling.max_new_tokens for n in lengths]
-        needed = self._cache.num_blocks_for(live.reserved)
+        state.prefix = prefix(state)
+        lengths = planned_lengths(state.prompt.token_spans, state.plan, self._family.decoder.num_layers)
+        state.reserved = [n + state.request.sampling.max_new_tokens for n in lengths]
+        needed = self._cache.num_blocks_for(state.reserved)
         if needed > self._cache.num_blocks:
             return RequestTooLargeError(
-                f"request {live.request_id!r} needs {needed} key/value pages, the whole pool has "
+                f"request {state.request_id!r} needs {needed} key/value pages, the whole pool has "
                 f"{self._cache.num_blocks}; raise kv_cache_bytes, send fewer frames, or lower max_new_tokens"
             )
         return None

@@ -95,51 +95,51 @@ class MediaPhase:
             )
         except PreprocessError as error:
             raise RequestError(f"{name}: {error}") from error
-        touched = [visual for visual in media if visual.kind in reducer.media_kinds]
+        touched = [mm_item for mm_item in media if mm_item.kind in reducer.media_kinds]
         if all(before is after for before, after in zip(request.content, content, strict=True)) and not (
             reducer.may_keep_all and touched
         ):
-            kinds = " and ".join(sorted({visual.kind for visual in media}))
+            kinds = " and ".join(sorted({mm_item.kind for mm_item in media}))
             raise ReductionDidNotFireError(
                 f"{name} took nothing off its {kinds}; lower its budget, or leave the step out of the plan"
             )
         return replace(request, content=content)
 
-    def _reduced(self, visual: VisualInput, reducer: Reducer, text: str) -> VisualInput:
+    def _reduced(self, mm_item: VisualInput, reducer: Reducer, text: str) -> VisualInput:
         """The medium itself where nothing is taken off it."""
-        if visual.kind not in reducer.media_kinds:
-            return visual
+        if mm_item.kind not in reducer.media_kinds:
+            return mm_item
         if reducer.resolution < 1:
-            return self._family.preprocessor.shrink(visual, reducer.resolution)
-        cells = self._family.preprocessor.cells(visual)
+            return self._family.preprocessor.shrink(mm_item, reducer.resolution)
+        cells = self._family.preprocessor.cells(mm_item)
         tokens = Tokens(
             torch.from_numpy(cells.pixels_TX).to(self._family.decoder.device),
             cells.lengths,
             torch.from_numpy(np.ascontiguousarray(cells.coord_T3)).to(self._family.decoder.device),
         )
-        assignment = reducer.assign(tokens, self._evidence(visual, cells, reducer, text), "media")
+        assignment = reducer.assign(tokens, self._evidence(mm_item, cells, reducer, text), "media")
         if assignment.num_kept == assignment.num_tokens:
-            return visual
-        return self._without(visual, cells, assignment)
+            return mm_item
+        return self._without(mm_item, cells, assignment)
 
-    def _evidence(self, visual: VisualInput, cells: VisualCells, reducer: Reducer, text: str) -> Evidence:
+    def _evidence(self, mm_item: VisualInput, cells: VisualCells, reducer: Reducer, text: str) -> Evidence:
         kinds, relevance_T, padding_T = reducer.evidence("media"), None, None
         if "padding" in kinds:
             padding_T = torch.from_numpy(cells.padding_T).to(self._family.decoder.device)
         if reducer.text_scorer is not None:
             frames, rows, cols = (int(axis) + 1 for axis in cells.coord_T3.max(0))
-            shown = torch.tensor(visual.tiles[:: -(-len(visual.tiles) // frames)])  # the first of each pair
+            shown = torch.tensor(mm_item.tiles[:: -(-len(mm_item.tiles) // frames)])  # the first of each pair
             relevance_T = self._scorers[reducer.text_scorer].relevance(shown, text, rows, cols).flatten()
         return Evidence(text_relevance_T=relevance_T, padding_T=padding_T)
 
-    def _without(self, visual: VisualInput, cells: VisualCells, assignment: Assignment) -> VisualInput:
+    def _without(self, mm_item: VisualInput, cells: VisualCells, assignment: Assignment) -> VisualInput:
         """The medium without what was dropped: a video closes up behind frames of which nothing is left."""
         kept_K, row_T = assignment.kept_K.cpu().numpy(), destinations(assignment).cpu().numpy()
         representative = np.where(row_T >= 0, kept_K[row_T.clip(min=0)], -1)
         frame_T = cells.coord_T3[:, 0]
         frames = np.unique(frame_T[kept_K])
         if len(frames) <= frame_T.max():
-            if visual.kind != "video":
+            if mm_item.kind != "video":
                 raise RuntimeError("nothing is left of a tile; a method must keep a cell of each")
             stays_T = np.isin(frame_T, frames)
             new_index = np.cumsum(stays_T) - 1
@@ -147,10 +147,10 @@ class MediaPhase:
             representative = np.where(
                 (representative >= 0) & stays_T[representative.clip(min=0)], new_index[representative.clip(min=0)], -1
             )
-            visual = self._family.preprocessor.with_frames(visual, frames.tolist())
+            mm_item = self._family.preprocessor.with_frames(mm_item, frames.tolist())
         if (representative == np.arange(len(representative))).all():
-            return visual
-        return replace(visual, representative=representative)
+            return mm_item
+        return replace(mm_item, representative=representative)
 
 
 @lru_cache(maxsize=64)

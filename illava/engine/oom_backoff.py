@@ -35,7 +35,7 @@ class StepEngine(Protocol):
 
 
 @dataclass(slots=True)
-class _Held:
+class _Entry:
     """A request that was accepted and not yet returned; `entered_s` is its latest stamp of going into the model."""
 
     request: Request
@@ -64,8 +64,8 @@ class OOMBackoff:
         self._vlm, self._plan = vlm, plan
         self.limit: int | None = None
         self.wasted_s = 0.0
-        self._inside: dict[str, _Held] = {}
-        self._outside: deque[_Held] = deque()
+        self._inside: dict[str, _Entry] = {}
+        self._outside: deque[_Entry] = deque()
         self._limit_before: int | None = None
         self._did_not_fit: set[str] = set()  # of the batch that lowered the limit, those not answered yet
         self._answered_s = self._dropped_s = 0.0
@@ -81,11 +81,11 @@ class OOMBackoff:
 
     def submit(self, request: Request) -> None:
         """Take a request over. Raises what the model's `submit` raises, at once or, where it is full, as an answer."""
-        num_computed = _Held(request)
+        entry = _Entry(request)
         if self._outside or not self._has_room:
-            self._outside.append(num_computed)
+            self._outside.append(entry)
         else:
-            self._enter(num_computed)
+            self._enter(entry)
 
     def step(self) -> list[Generation]:
         """Advance the batch by one step; the requests that ended in it.
@@ -118,27 +118,27 @@ class OOMBackoff:
     def _has_room(self) -> bool:
         return self.limit is None or len(self._inside) < self.limit
 
-    def _enter(self, num_computed: _Held) -> None:
-        self._vlm.submit(num_computed.request, plan=self._plan)
-        num_computed.entered_s = time.perf_counter()
-        self._inside[num_computed.request.request_id] = num_computed
+    def _enter(self, entry: _Entry) -> None:
+        self._vlm.submit(entry.request, plan=self._plan)
+        entry.entered_s = time.perf_counter()
+        self._inside[entry.request.request_id] = entry
 
     def _fill(self) -> list[Generation]:
         refused = []
         while self._outside and self._has_room:
-            num_computed = self._outside.popleft()
+            entry = self._outside.popleft()
             try:
-                self._enter(num_computed)
+                self._enter(entry)
             except RequestError as error:
-                num_computed.entered_s = time.perf_counter()
-                refused.append(num_computed.failed(error))
+                entry.entered_s = time.perf_counter()
+                refused.append(entry.failed(error))
         return refused
 
     def _settle(self, generation: Generation) -> Generation:
-        num_computed = self._inside.pop(generation.request_id)
+        entry = self._inside.pop(generation.request_id)
         self._did_not_fit.discard(generation.request_id)
         self._answered_s += generation.timing.device_s
-        waited_s, timing = num_computed.entered_s - num_computed.accepted_s, generation.timing
+        waited_s, timing = entry.entered_s - entry.accepted_s, generation.timing
         return replace(generation, timing=replace(timing, queue_s=timing.queue_s + waited_s))
 
     def _shrink(self, reason: str, failed_s: float) -> list[Generation]:
@@ -147,7 +147,7 @@ class OOMBackoff:
             if not self._did_not_fit:
                 self._limit_before, self._did_not_fit = (
                     self.limit,
-                    {num_computed.request.request_id for num_computed in dropped},
+                    {entry.request.request_id for entry in dropped},
                 )
             self.limit = len(dropped) // 2
             self._outside.extendleft(reversed(dropped))
@@ -158,7 +158,7 @@ class OOMBackoff:
         alone.entered_s = time.perf_counter()
         return [alone.failed(MemoryError(f"too large for the device even alone: {reason}"))]
 
-    def _drop(self, failed_s: float) -> list[_Held]:
+    def _drop(self, failed_s: float) -> list[_Entry]:
         """Take everything out of the model; its device time so far was for nothing."""
         self._vlm.cancel_all()
         dropped_s = self._vlm.device_busy_s - self._answered_s - self._dropped_s

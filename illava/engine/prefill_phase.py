@@ -81,32 +81,32 @@ class PrefillPhase:
         self, encoded: Iterable[RequestState], running: Sequence[RequestState], capacity: int
     ) -> list[RequestState]:
         group: list[RequestState] = []
-        for live in take_batch(encoded, capacity, self._max_tokens, lambda live: live.prompt.num_tokens):
-            like = max(running, key=lambda other: self._common_prefix_len(live, other), default=live)
-            num_computed = self._common_prefix_len(live, like) if running else 0
-            if any(self._common_prefix_len(live, other) > num_computed for other in group):
+        for state in take_batch(encoded, capacity, self._max_tokens, lambda state: state.prompt.num_tokens):
+            donor = max(running, key=lambda other: self._common_prefix_len(state, other), default=state)
+            num_computed = self._common_prefix_len(state, donor) if running else 0
+            if any(self._common_prefix_len(state, other) > num_computed for other in group):
                 continue
             nothing = [0] * self._decoder.num_layers
-            prefix_lengths, visual = cached_prefix(like, num_computed) if num_computed else (nothing, nothing)
+            prefix_lengths, mm_item = cached_prefix(donor, num_computed) if num_computed else (nothing, nothing)
             shared_blocks = sum(n // self._cache.block_size for n in prefix_lengths)
-            if self._cache.num_blocks_for(live.reserved) - shared_blocks > self._cache.num_free_blocks:
+            if self._cache.num_blocks_for(state.reserved) - shared_blocks > self._cache.num_free_blocks:
                 break
             self._cache.admit(
-                live.request_id,
-                live.reserved,
-                like=like.request_id if num_computed else None,
+                state.request_id,
+                state.reserved,
+                prefix_from=donor.request_id if num_computed else None,
                 prefix_lengths=prefix_lengths,
             )
-            live.num_computed, live.computed_by_layer = num_computed, (prefix_lengths, visual)
-            group.append(live)
+            state.num_computed, state.computed_by_layer = num_computed, (prefix_lengths, mm_item)
+            group.append(state)
         return group
 
-    def _common_prefix_len(self, live: RequestState, other: RequestState) -> int:
+    def _common_prefix_len(self, state: RequestState, other: RequestState) -> int:
         """Tokens that begin both prompts; the last token is never among them, it has to be computed.
 
         None with a probe: it is told of whole prompts.
         """
-        return 0 if self._probe is not None else min(common_prefix_len(live, other), live.prompt.num_tokens - 1)
+        return 0 if self._probe is not None else min(common_prefix_len(state, other), state.prompt.num_tokens - 1)
 
     def _whole(self, group: Sequence[RequestState]) -> list[Outcome]:
         done = self._begin(group).advance()
@@ -118,26 +118,26 @@ class PrefillPhase:
         empty = [[0] * self._decoder.num_layers] * len(group)
         return PrefillRun(
             self._decoder,
-            pack([live.prompt.after(live.num_computed) for live in group]),
+            pack([state.prompt.after(state.num_computed) for state in group]),
             group[0].plan,
             self._cache,
-            self._cache.batch([live.request_id for live in group], empty),
-            seeds=[derive_seed(live.request.sampling.seed, live.request_id) for live in group],
-            traced=[row for row, live in enumerate(group) if live.request.trace],
-            num_computed=[live.computed_by_layer[0] for live in group],
+            self._cache.batch([state.request_id for state in group], empty),
+            seeds=[derive_seed(state.request.sampling.seed, state.request_id) for state in group],
+            traced=[row for row, state in enumerate(group) if state.request.trace],
+            num_computed=[state.computed_by_layer[0] for state in group],
             probe=self._probe,
         )
 
     def _prefilled(self, done: Prefill, group: Sequence[RequestState]) -> list[Outcome]:
-        sampling = SamplingBatch.of([live.request.sampling for live in group], self._decoder.device)
+        sampling = SamplingBatch.of([state.request.sampling for state in group], self._decoder.device)
         outcomes = to_host(self._draw(done.logits_BV, sampling, group), group)
-        for row, live in enumerate(group):
-            num_computed, visual = live.computed_by_layer
-            live.lengths = [n + lengths[row] for n, lengths in zip(num_computed, done.lengths_LB, strict=True)]
-            live.num_visual = [n + counts[row] for n, counts in zip(visual, done.num_visual_LB, strict=True)]
-            live.next_position_P = live.prompt.next_position_P
-            self._cache.trim(live.request_id, [n + live.request.sampling.max_new_tokens for n in live.lengths])
+        for row, state in enumerate(group):
+            num_computed, mm_item = state.computed_by_layer
+            state.lengths = [n + lengths[row] for n, lengths in zip(num_computed, done.lengths_LB, strict=True)]
+            state.num_visual = [n + counts[row] for n, counts in zip(mm_item, done.num_visual_LB, strict=True)]
+            state.next_position_P = state.prompt.next_position_P
+            self._cache.trim(state.request_id, [n + state.request.sampling.max_new_tokens for n in state.lengths])
             if row in done.traces:
-                live.trace = join_trace(live.encoded, live.prompt, done.traces[row])
+                state.trace = join_trace(state.encoded, state.prompt, done.traces[row])
             outcomes[row] = done.errors.get(row, outcomes[row])
         return outcomes

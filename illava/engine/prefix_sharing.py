@@ -42,13 +42,13 @@ class MediaDedupCache:
         content = tuple(self._known(part) if isinstance(part, VisualInput) else part for part in request.content)
         return replace(request, content=content)
 
-    def _known(self, visual: VisualInput) -> VisualInput:
+    def _known(self, mm_item: VisualInput) -> VisualInput:
         # A sixteenth of rows and columns finds the candidate; only a candidate is compared in full.
-        tiles = self._same(visual.tiles, visual.tiles[:, ::16, ::16])
+        tiles = self._same(mm_item.tiles, mm_item.tiles[:, ::16, ::16])
         representative = (
-            None if visual.representative is None else self._same(visual.representative, visual.representative)
+            None if mm_item.representative is None else self._same(mm_item.representative, mm_item.representative)
         )
-        return replace(visual, tiles=tiles, representative=representative)
+        return replace(mm_item, tiles=tiles, representative=representative)
 
     def _same(self, array: np.ndarray, sample: np.ndarray) -> np.ndarray:
         """The equal array that is known already, or this one."""
@@ -57,34 +57,34 @@ class MediaDedupCache:
         return known if known is array or np.array_equal(known, array) else array
 
 
-def visual_keys(live: RequestState) -> list[Hashable]:
+def mm_keys(state: RequestState) -> list[Hashable]:
     """A key for each medium of a request, the same where one encoding serves; valid while the media are alive."""
-    drawn = any("seed" in step.reducer.evidence(step.stage) for step in live.plan.steps if step.stage in _IN_TOWER)
-    seeds = live.visual_seeds if drawn else (0,) * len(live.media)
-    reducer = live.plan.at("media")
+    drawn = any("seed" in step.reducer.evidence(step.stage) for step in state.plan.steps if step.stage in _IN_TOWER)
+    seeds = state.mm_seeds if drawn else (0,) * len(state.media)
+    reducer = state.plan.at("media")
     compared = reducer is not None and reducer.text_scorer is not None
-    text = tuple(part for part in live.request.content if isinstance(part, str)) if compared else ()
+    text = tuple(part for part in state.request.content if isinstance(part, str)) if compared else ()
     return [
         (
-            id(visual.tiles),
-            id(visual.representative),
-            visual.kind,
-            visual.original_size,
-            visual.timestamps_s,
+            id(mm_item.tiles),
+            id(mm_item.representative),
+            mm_item.kind,
+            mm_item.original_size,
+            mm_item.timestamps_s,
             seed,
             text,
         )
-        for visual, seed in zip(live.media, seeds, strict=True)
+        for mm_item, seed in zip(state.media, seeds, strict=True)
     ]
 
 
 def patches_per_request(family: Family, group: Sequence[RequestState]) -> list[float]:
     """Patches that each request brings into the tower: what n requests share counts 1 / n for each."""
-    keys = [visual_keys(live) for live in group]
+    keys = [mm_keys(state) for state in group]
     sharers = Counter(key for own in keys for key in own)
     return [
-        sum(family.num_patches(visual) / sharers[key] for visual, key in zip(live.media, own, strict=True))
-        for live, own in zip(group, keys, strict=True)
+        sum(family.num_patches(mm_item) / sharers[key] for mm_item, key in zip(state.media, own, strict=True))
+        for state, own in zip(group, keys, strict=True)
     ]
 
 
@@ -95,23 +95,23 @@ def encode_once(
     place: dict[Hashable, int] = {}
     media: list[VisualInput] = []
     seeds: list[int] = []
-    keys = [visual_keys(live) for live in group]
-    for live, own in zip(group, keys, strict=True):
-        for key, visual, seed in zip(own, live.media, live.visual_seeds, strict=True):
+    keys = [mm_keys(state) for state in group]
+    for state, own in zip(group, keys, strict=True):
+        for key, mm_item, seed in zip(own, state.media, state.mm_seeds, strict=True):
             if key not in place:
                 place[key] = len(media)
-                media.append(visual)
+                media.append(mm_item)
                 seeds.append(seed)
     encoded = family.encode(media, group[0].plan, trace=group[0].request.trace, seeds=seeds, probe=probe)
     return [[encoded[place[key]] for key in own] for own in keys]
 
 
-def prefix(live: RequestState) -> list[tuple[Hashable, int]]:
+def prefix(state: RequestState) -> list[tuple[Hashable, int]]:
     """An assembled prompt, piece by piece: ids of a text or key of a part of a medium, and its number of tokens."""
-    keys = visual_keys(live)
+    keys = mm_keys(state)
     return [
-        (piece if isinstance(piece, TextSpan) else (keys[piece.visual], piece.part), length)
-        for piece, length in live.prompt.pieces
+        (span if isinstance(span, TextSpan) else (keys[span.mm_index], span.part), length)
+        for span, length in state.prompt.content_spans
     ]
 
 
@@ -126,18 +126,18 @@ def common_prefix_len(one: RequestState, other: RequestState) -> int:
     common, pairs = 0, list(zip(one.prefix, other.prefix, strict=False))
     num_equal = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
     common = sum(length for _, length in one.prefix[:num_equal])
-    if not any(_is_visual(piece) for piece, _ in one.prefix[:num_equal]):
+    if not any(_is_visual(span) for span, _ in one.prefix[:num_equal]):
         return 0
     steps = [step for step in one.plan.steps if step.stage in _IN_DECODER]
     if steps:
         blind = all(step.reducer.evidence(step.stage) <= _OF_VISUAL_TOKENS for step in steps)
         rest = one.prefix[num_equal:] + other.prefix[num_equal:]
-        if not blind or one.request.trace or any(_is_visual(piece) for piece, _ in rest):
+        if not blind or one.request.trace or any(_is_visual(span) for span, _ in rest):
             return 0
     if num_equal < len(pairs):
-        (piece, _), (other_piece, _) = pairs[num_equal]
-        if isinstance(piece, TextSpan) and isinstance(other_piece, TextSpan):
-            ids = zip(piece.token_ids, other_piece.token_ids, strict=False)
+        (span, _), (other_span, _) = pairs[num_equal]
+        if isinstance(span, TextSpan) and isinstance(other_span, TextSpan):
+            ids = zip(span.token_ids, other_span.token_ids, strict=False)
             common += sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], ids))
     return common
 
@@ -148,11 +148,11 @@ def cached_prefix(other: RequestState, common: int) -> tuple[list[int], list[int
     What follows them was not reduced: see `common_prefix_len`.
     """
     behind, visual_behind = -common, 0
-    for piece, length in other.prefix:
+    for span, length in other.prefix:
         behind += length
-        visual_behind += max(0, min(behind, length)) if _is_visual(piece) else 0
+        visual_behind += max(0, min(behind, length)) if _is_visual(span) else 0
     return [n - behind for n in other.lengths], [n - visual_behind for n in other.num_visual]
 
 
-def _is_visual(piece: Hashable) -> bool:
-    return not isinstance(piece, TextSpan)
+def _is_visual(span: Hashable) -> bool:
+    return not isinstance(span, TextSpan)

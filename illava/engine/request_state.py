@@ -17,7 +17,7 @@ from illava.preprocess import VisualInput
 from illava.requests import ContentKind, FinishReason, Generation, Request, Timing, TokenTrace, TokenUsage, derive_seed
 from illava.visual_tokens import EncodedVisual
 
-State = Literal["queue", "vision", "prefill", "decode"]
+Phase = Literal["queue", "vision", "prefill", "decode"]
 
 
 class RequestState:
@@ -70,8 +70,8 @@ class RequestState:
         self.token_logprobs: list[float] = []
         self.trace: TokenTrace | None = None
         self.device_s = 0.0
-        self._seconds: dict[State, float] = {"queue": 0.0, "vision": 0.0, "prefill": 0.0, "decode": 0.0}
-        self._state: State = "queue"
+        self._seconds: dict[Phase, float] = {"queue": 0.0, "vision": 0.0, "prefill": 0.0, "decode": 0.0}
+        self._phase: Phase = "queue"
         self._since = now
 
     @property
@@ -79,7 +79,7 @@ class RequestState:
         return self.request.request_id
 
     @property
-    def visual_seeds(self) -> tuple[int, ...]:
+    def mm_seeds(self) -> tuple[int, ...]:
         """The root of what reducers draw in the tower, one a medium."""
         return tuple(derive_seed(self.request.sampling.seed, self.request_id, n) for n in range(len(self.media)))
 
@@ -87,10 +87,10 @@ class RequestState:
         """Take the media that the tower is to see."""
         self.shown, self.media = reduced, media_of(reduced)
 
-    def enter(self, state: State, now: float) -> None:
-        """Leave the present state for ``state``, which may be the same."""
-        self._seconds[self._state] += now - self._since
-        self._state, self._since = state, now
+    def enter(self, phase: Phase, now: float) -> None:
+        """Leave the present phase for ``phase``, which may be the same one."""
+        self._seconds[self._phase] += now - self._since
+        self._phase, self._since = phase, now
 
     def release_prompt(self) -> None:
         """Let go of features and embeddings: from here on the cache holds what is needed."""

@@ -26,9 +26,9 @@ from illava.visual_tokens import EncodedVisual
 class MediaEncoder(Protocol):
     """Media to visual tokens; see the methods of `Family` of the same names."""
 
-    def num_patches(self, visual: VisualInput) -> int: ...
+    def num_patches(self, mm_item: VisualInput) -> int: ...
 
-    def num_vision_tokens(self, visual: VisualInput) -> int: ...
+    def num_vision_tokens(self, mm_item: VisualInput) -> int: ...
 
     def encode(
         self,
@@ -127,13 +127,13 @@ class Family(ABC):
         self.check_vision(plan)
         self.decoder.check(plan)
 
-    def num_patches(self, visual: VisualInput) -> int:
+    def num_patches(self, mm_item: VisualInput) -> int:
         """Tokens the medium brings into the tower, CLS apart; from geometry, for admission."""
-        return self.encoder.num_patches(visual)
+        return self.encoder.num_patches(mm_item)
 
-    def num_vision_tokens(self, visual: VisualInput) -> int:
+    def num_vision_tokens(self, mm_item: VisualInput) -> int:
         """Visual tokens the unreduced model gives its LLM for this medium; from geometry."""
-        return self.encoder.num_vision_tokens(visual)
+        return self.encoder.num_vision_tokens(mm_item)
 
     @torch.no_grad()
     def encode(

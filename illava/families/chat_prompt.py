@@ -72,9 +72,9 @@ class ChatPrompt:
             if kind is None:
                 token_ids.append(token_id)
             elif waiting[kind]:
-                visual = waiting[kind].pop(0)
-                spans[visual] = (len(token_ids), num_placeholders[visual])
-                token_ids += [token_id] * num_placeholders[visual]
+                index = waiting[kind].pop(0)
+                spans[index] = (len(token_ids), num_placeholders[index])
+                token_ids += [token_id] * num_placeholders[index]
             else:
                 raise ModelLoadError(f"the model's chat template writes more {kind} placeholders than there are media")
         if any(waiting.values()):

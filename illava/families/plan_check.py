@@ -40,9 +40,9 @@ def tokens_left(
             "choose `layers` among these"
         )
     left: int | None = tokens_per_tile
-    places: list[tuple[Stage, int | None]] = [("vision_block", block) for block in plan.layers("vision_block")]
-    places.append(("vision_output", None))
-    for stage, block in places:
+    sites: list[tuple[Stage, int | None]] = [("vision_block", block) for block in plan.layers("vision_block")]
+    sites.append(("vision_output", None))
+    for stage, block in sites:
         reducer = plan.at(stage, block)
         if stage == "vision_output" and plan.unmerge is not None:
             left = tokens_per_tile

@@ -57,7 +57,7 @@ class PixelPrune(Reducer):
         known_T = torch.ones(sum(tokens.lengths), dtype=torch.bool, device=grid.cell_FRC.device)
         if self.skip_padding:
             known_T = ~evidence.measured("padding")
-        representative_FRC = _owners(tokens.hidden_TD, known_T, grid, self.threshold)
+        representative_FRC = _representatives(tokens.hidden_TD, known_T, grid, self.threshold)
         representative_T = torch.full((sum(tokens.lengths),), -1, device=representative_FRC.device)
         representative_T[grid.cell_FRC[grid.cell_FRC >= 0]] = representative_FRC[grid.cell_FRC >= 0]
         if self.skip_padding:
@@ -65,7 +65,7 @@ class PixelPrune(Reducer):
         return assign_to_representatives(representative_T, tokens.lengths)
 
 
-def _owners(value_TX: Tensor, known_T: Tensor, grid: FrameGrid, threshold: float) -> Tensor:
+def _representatives(value_TX: Tensor, known_T: Tensor, grid: FrameGrid, threshold: float) -> Tensor:
     """The packed cell that each place is reconstructed as, int64 [F, R, C]; a diagonal of all frames at a time.
 
     What a place is reconstructed as is its owner's value, so that the picture is held once, as it came.

@@ -60,7 +60,7 @@ def content_kind(preprocessor: Preprocessor, media: Sequence[VisualInput]) -> Co
     A document is what repeats itself: at most three quarters of its cells differ from one another, those that repeat
     the frame before and the canvas's padding not counted. So are slides and screens, in videos, too.
     """
-    statistics = [ContentStatistics.of(preprocessor.cells(visual)) for visual in media]
+    statistics = [ContentStatistics.of(preprocessor.cells(mm_item)) for mm_item in media]
     if any(own.unique_share <= UNIQUE_SHARE_OF_DOCUMENTS for own in statistics):
         return "document"
-    return "video" if any(visual.kind == "video" for visual in media) else "image"
+    return "video" if any(mm_item.kind == "video" for mm_item in media) else "image"

@@ -129,18 +129,18 @@ class DecoderReduction:
             self._size_T = prompts.hidden_TD.new_ones(prompts.hidden_TD.shape[0], dtype=torch.float32)
         after = prompts
         if chosen.lengths:
-            scope_T = chosen.scope_T(prompts.run_T)
+            scope_T = chosen.scope_T(prompts.span_T)
             site = _Site(stage, layer, reducer, chosen, scope_T, chosen.index_N(scope_T))
             tokens = Tokens(prompts.hidden_TD[site.index_N], chosen.lengths, prompts.coord_T4[site.index_N, 1:])
             assignment = reducer.assign(tokens, self._evidence(site, prompts, qk, own_qk), stage)
             counts = prompts.counts.reduced(chosen, assignment.lengths)
-            whole = embed_in_batch(assignment, site.index_N, prompts.run_T.shape[0], counts.lengths)
+            whole = embed_in_batch(assignment, site.index_N, prompts.span_T.shape[0], counts.lengths)
             after = prompts.reduced(whole, counts)
             if self._size_T is not None:
                 self._size_T = merged_sizes(whole, self._size_T)
             self._record(site, prompts, after, whole)
         if not reducer.may_keep_all:
-            self._note_idle(prompts, after, f"{reducer.kind!r} at {stage}{'' if layer is None else f' {layer}'}")
+            self._note_noop(prompts, after, f"{reducer.kind!r} at {stage}{'' if layer is None else f' {layer}'}")
         return after
 
     def _evidence(
@@ -180,13 +180,13 @@ class DecoderReduction:
 
     def _scope_seeds(self, site: _Site) -> tuple[int, ...]:
         """A seed for every scope, from its request's root and its place among that request's scopes."""
-        owners = site.chosen.owners
+        requests = site.chosen.requests
         return tuple(
-            derive_seed(self._seeds[owner], site.stage, site.layer or 0, n - owners.index(owner))
-            for n, owner in enumerate(owners)
+            derive_seed(self._seeds[request], site.stage, site.layer or 0, n - requests.index(request))
+            for n, request in enumerate(requests)
         )
 
-    def _note_idle(self, before: PackedPrompts, after: PackedPrompts, what: str) -> None:
+    def _note_noop(self, before: PackedPrompts, after: PackedPrompts, what: str) -> None:
         pairs = zip(before.counts.num_visual, after.counts.num_visual, strict=True)
         for row, (had, has) in enumerate(pairs):
             if had and has == had:

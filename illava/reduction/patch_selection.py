@@ -61,12 +61,12 @@ class PatchSelection:
             group_side: patches per side of a cell.
         """
         segments = tuple(num_segments)
-        if all(visual.representative is None for visual in media):
+        if all(mm_item.representative is None for mm_item in media):
             return cls(lengths, coord_P3, None, lengths, segments)
         cells = tuple(n // group_side**2 for n in lengths)
         representatives, start = [], 0
-        for visual, count in zip(media, _of_media(cells, segments), strict=True):
-            own_C = torch.arange(count) if visual.representative is None else torch.from_numpy(visual.representative)
+        for mm_item, count in zip(media, _of_media(cells, segments), strict=True):
+            own_C = torch.arange(count) if mm_item.representative is None else torch.from_numpy(mm_item.representative)
             representatives.append(torch.where(own_C >= 0, own_C + start, -1))
             start += count
         assignment = spread(assign_to_representatives(torch.cat(representatives), cells), group_side).to(

@@ -19,7 +19,7 @@ from torch import Tensor
 from illava.plan import ReductionPlan
 from illava.reducers import Reducer, Scope
 from illava.tokens import Assignment, gather_kept, merge
-from illava.visual_tokens import Run
+from illava.visual_tokens import TokenSpan
 
 ScopeKey = tuple[int, ...]
 
@@ -34,13 +34,13 @@ class Selection:
         owners: the request of each scope.
     """
 
-    scope_of_run: tuple[int, ...]
+    scope_of_span: tuple[int, ...]
     lengths: tuple[int, ...]
-    owners: tuple[int, ...]
+    requests: tuple[int, ...]
 
-    def scope_T(self, run_T: Tensor) -> Tensor:
+    def scope_T(self, span_T: Tensor) -> Tensor:
         """Scope index of every token: int64 [T], -1 out of scope."""
-        return torch.tensor(self.scope_of_run, device=run_T.device)[run_T]
+        return torch.tensor(self.scope_of_span, device=span_T.device)[span_T]
 
     def index_N(self, scope_T: Tensor) -> Tensor:
         """Positions of the selected tokens, ascending; a stable sort, so that nothing waits for the device."""
@@ -57,62 +57,62 @@ class VisualCounts:
         num_text: text tokens of each request; never reduced.
     """
 
-    runs: tuple[tuple[int, Run], ...]
-    blocks: tuple[tuple[tuple[int, ...], int], ...]
+    spans: tuple[tuple[int, TokenSpan], ...]
+    groups: tuple[tuple[tuple[int, ...], int], ...]
     num_text: tuple[int, ...]
 
     @classmethod
-    def of(cls, runs_of_request: Sequence[Sequence[Run]]) -> VisualCounts:
+    def of(cls, spans_of_request: Sequence[Sequence[TokenSpan]]) -> VisualCounts:
         """Counts of freshly assembled prompts."""
-        runs = tuple((request, run) for request, own in enumerate(runs_of_request) for run in own)
-        blocks = tuple(((n,), run.length) for n, (_, run) in enumerate(runs) if run.visual >= 0)
-        text = tuple(sum(run.length for run in own if run.visual < 0) for own in runs_of_request)
-        return cls(runs, blocks, text)
+        spans = tuple((request, span) for request, own in enumerate(spans_of_request) for span in own)
+        groups = tuple(((n,), span.length) for n, (_, span) in enumerate(spans) if span.mm_index >= 0)
+        text = tuple(sum(span.length for span in own if span.mm_index < 0) for own in spans_of_request)
+        return cls(spans, groups, text)
 
     @property
     def num_visual(self) -> tuple[int, ...]:
         """Visual tokens of each request."""
         totals = [0] * len(self.num_text)
-        for members, count in self.blocks:
-            totals[self.runs[members[0]][0]] += count
+        for members, count in self.groups:
+            totals[self.spans[members[0]][0]] += count
         return tuple(totals)
 
     @property
     def lengths(self) -> tuple[int, ...]:
         """All tokens of each request."""
-        return tuple(text + visual for text, visual in zip(self.num_text, self.num_visual, strict=True))
+        return tuple(text + mm_item for text, mm_item in zip(self.num_text, self.num_visual, strict=True))
 
     def knows(self, per: Scope) -> bool:
         """Whether the count of every such scope is known on the host."""
-        return all(len({_scope_key(*self.runs[n], per) for n in members}) == 1 for members, _ in self.blocks)
+        return all(len({_scope_key(*self.spans[n], per) for n in members}) == 1 for members, _ in self.groups)
 
-    def measured(self, run_T: Tensor) -> VisualCounts:
+    def measured(self, span_T: Tensor) -> VisualCounts:
         """The same with every run's count read from the device: one round trip."""
-        counts = torch.bincount(run_T, minlength=len(self.runs)).tolist()
-        blocks = tuple(((n,), counts[n]) for n, (_, run) in enumerate(self.runs) if run.visual >= 0)
-        return replace(self, blocks=blocks)
+        counts = torch.bincount(span_T, minlength=len(self.spans)).tolist()
+        groups = tuple(((n,), counts[n]) for n, (_, span) in enumerate(self.spans) if span.mm_index >= 0)
+        return replace(self, groups=groups)
 
     def select(self, per: Scope) -> Selection:
         """All non-empty scopes of this kind in packed order. Needs `knows(per)`."""
         totals: dict[ScopeKey, int] = {}
-        for members, count in self.blocks:
-            key = _scope_key(*self.runs[members[0]], per)
+        for members, count in self.groups:
+            key = _scope_key(*self.spans[members[0]], per)
             if key is not None and count:
                 totals[key] = totals.get(key, 0) + count
         order = {key: n for n, key in enumerate(totals)}
-        keys = (_scope_key(request, run, per) for request, run in self.runs)
-        scope_of_run = tuple(-1 if key is None else order.get(key, -1) for key in keys)
-        return Selection(scope_of_run, tuple(totals.values()), tuple(key[0] for key in totals))
+        keys = (_scope_key(request, span, per) for request, span in self.spans)
+        scope_of_span = tuple(-1 if key is None else order.get(key, -1) for key in keys)
+        return Selection(scope_of_span, tuple(totals.values()), tuple(key[0] for key in totals))
 
     def reduced(self, selection: Selection, kept: Sequence[int]) -> VisualCounts:
         """The counts after each selected scope kept ``kept[scope]`` tokens."""
-        outside = [block for block in self.blocks if selection.scope_of_run[block[0][0]] < 0]
+        outside = [group for group in self.groups if selection.scope_of_span[group[0][0]] < 0]
         members: list[list[int]] = [[] for _ in kept]
-        for n, scope in enumerate(selection.scope_of_run):
+        for n, scope in enumerate(selection.scope_of_span):
             if scope >= 0:
                 members[scope].append(n)
         inside = [(tuple(own), count) for own, count in zip(members, kept, strict=True)]
-        return replace(self, blocks=tuple(sorted(outside + inside)))
+        return replace(self, groups=tuple(sorted(outside + inside)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ class PackedPrompts:
     hidden_TD: Tensor
     position_PT: Tensor
     coord_T4: Tensor
-    run_T: Tensor
+    span_T: Tensor
     score_T: Tensor | None
     counts: VisualCounts
     deepstack: tuple[Tensor, ...] = ()
@@ -143,12 +143,12 @@ class PackedPrompts:
 
     def visual_index(self, request: int) -> Tensor:
         """Positions of one request's visual tokens; waits for the device."""
-        own = [owner == request and run.visual >= 0 for owner, run in self.counts.runs]
-        return torch.tensor(own, device=self.run_T.device)[self.run_T].nonzero().squeeze(1)
+        own = [owner == request and span.mm_index >= 0 for owner, span in self.counts.spans]
+        return torch.tensor(own, device=self.span_T.device)[self.span_T].nonzero().squeeze(1)
 
     def measured(self) -> PackedPrompts:
         """The same with every run's count known, read from the device."""
-        return replace(self, counts=self.counts.measured(self.run_T))
+        return replace(self, counts=self.counts.measured(self.span_T))
 
     def reduced(self, assignment: Assignment, counts: VisualCounts) -> PackedPrompts:
         """Apply a mixing matrix over the whole packed batch."""
@@ -156,16 +156,16 @@ class PackedPrompts:
             merge(assignment, self.hidden_TD),
             self.position_PT.index_select(1, assignment.kept_K),
             gather_kept(assignment, self.coord_T4),
-            gather_kept(assignment, self.run_T),
+            gather_kept(assignment, self.span_T),
             None,
             counts,
             tuple(merge(assignment, layer_TD) for layer_TD in self.deepstack),
         )
 
 
-def planned_lengths(runs: Sequence[Run], plan: ReductionPlan, num_layers: int) -> list[int]:
+def planned_lengths(spans: Sequence[TokenSpan], plan: ReductionPlan, num_layers: int) -> list[int]:
     """Tokens one prompt will have in each decoder layer, from the plan alone; an upper bound where data decide."""
-    counts = VisualCounts.of([runs])
+    counts = VisualCounts.of([spans])
     counts = _planned(counts, plan.at("decoder_input"))
     lengths = []
     for layer in range(num_layers):
@@ -182,13 +182,13 @@ def _planned(counts: VisualCounts, reducer: Reducer | None) -> VisualCounts:
     return counts.reduced(selection, [n if k is None else k for n, k in zip(selection.lengths, kept, strict=True)])
 
 
-def _scope_key(request: int, run: Run, per: Scope) -> ScopeKey | None:
+def _scope_key(request: int, span: TokenSpan, per: Scope) -> ScopeKey | None:
     """What a run belongs to at this grain; None where it belongs to none. The request comes first."""
-    if run.visual < 0 or (per == "frame" and run.frame < 0):
+    if span.mm_index < 0 or (per == "frame" and span.frame < 0):
         return None
     return {
-        "frame": (request, run.visual, run.frame),
-        "span": (request, run.span),
-        "medium": (request, run.visual),
+        "frame": (request, span.mm_index, span.frame),
+        "span": (request, span.visual_span),
+        "medium": (request, span.mm_index),
         "prompt": (request,),
     }[per]

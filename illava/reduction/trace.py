@@ -59,14 +59,14 @@ class PackedTrace:
     tokens_before: tuple[int, ...]
     tokens_after: tuple[int, ...]
 
-    def by_medium(self) -> list[TraceStep]:
+    def by_mm_item(self) -> list[TraceStep]:
         """The block-diagonal matrix, one sparse block for each medium, copied to the host."""
         matrix = self.matrix().cpu()
         (row, col), value = matrix.indices(), matrix.values()
         row_bounds, col_bounds = starts(self.tokens_after), starts(self.tokens_before)
         edge_bounds = torch.searchsorted(row.contiguous(), torch.tensor(row_bounds)).tolist()
-        places = self.coord_K3.cpu().split(list(self.tokens_after))
-        bounds = zip(pairwise(row_bounds), pairwise(col_bounds), pairwise(edge_bounds), places, strict=True)
+        coords = self.coord_K3.cpu().split(list(self.tokens_after))
+        bounds = zip(pairwise(row_bounds), pairwise(col_bounds), pairwise(edge_bounds), coords, strict=True)
         steps = []
         for rows, cols, edges, coord_K3 in bounds:
             index = torch.stack([row[slice(*edges)] - rows[0], col[slice(*edges)] - cols[0]])
@@ -78,8 +78,8 @@ class PackedTrace:
 
 def media_traces(steps: Sequence[PackedTrace], num_media: int) -> list[tuple[TraceStep, ...]]:
     """The steps of each medium."""
-    apart = [step.by_medium() for step in steps]
-    return [tuple(step[visual] for step in apart) for visual in range(num_media)]
+    apart = [step.by_mm_item() for step in steps]
+    return [tuple(step[mm_index] for step in apart) for mm_index in range(num_media)]
 
 
 def visual_coords(coord_K3: Tensor) -> Tensor:

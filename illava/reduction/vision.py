@@ -98,7 +98,7 @@ class VisionReduction:
         """
         self.segments = segments or Segments.of([len(lengths)], [False])
         self.key_bias_T: Tensor | None = None
-        self.idle: list[list[str]] = [[] for _ in self.segments.videos]
+        self.noop_steps: list[list[str]] = [[] for _ in self.segments.videos]
         self._trace: list[PackedTrace] = []
         self._unmerging = None if plan.unmerge is None else Unmerging(plan.unmerge.num_neighbours, group_side)
         self.lengths = tuple(n + has_cls for n in lengths)
@@ -212,7 +212,7 @@ class VisionReduction:
         segments = self.segments
         kept_PD = self._take(stage, block, hidden_TD, of_groups, reducer)
         if not reducer.may_keep_all:
-            self._note_idle(reducer, where, segments.of_media(num_patches))
+            self._note_noop(reducer, where, segments.of_media(num_patches))
         if self._unmerging is not None and stage == "vision_block":
             after_PD = only_patches(self._patch_index(hidden_TD.device), kept_PD)
             self._unmerging.add(of_groups, groups.lengths, patches.hidden_TD, after_PD)
@@ -262,13 +262,13 @@ class VisionReduction:
         """What un-merging goes back to."""
         return self._num_patches, self.coord_T3, self.segments, self._size_T, self._seeds, list(self.steps)
 
-    def _note_idle(self, reducer: Reducer, where: str, tokens_before: tuple[int, ...]) -> None:
+    def _note_noop(self, reducer: Reducer, where: str, tokens_before: tuple[int, ...]) -> None:
         """Note which media lost nothing. Whether a whole request did is asked where its prompt is assembled."""
         left = self.segments.of_media(self._num_patches)
-        for visual, (had, has) in enumerate(zip(tokens_before, left, strict=True)):
-            own = [n // self._group_side**2 for n in self.segments.counts(visual, self._num_patches)]
+        for mm_index, (had, has) in enumerate(zip(tokens_before, left, strict=True)):
+            own = [n // self._group_side**2 for n in self.segments.counts(mm_index, self._num_patches)]
             if had == has and not self._may_keep_all(reducer, own):
-                self.idle[visual].append(where)
+                self.noop_steps[mm_index].append(where)
 
     def _with_history(self, evidence: Evidence, reducer: Reducer, stage: Stage, block: int | None) -> Evidence:
         """What a block measured, with sizes and with a seed for every segment and step where they are asked for."""

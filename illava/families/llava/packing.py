@@ -47,22 +47,24 @@ class KeptTokens:
     noop_steps: tuple[str, ...] = ()
 
 
-def lay_out(kept_tokens: KeptTokens, visual: VisualInput, geometry: AnyresGeometry, newline_D: Tensor) -> EncodedVisual:
+def lay_out(
+    kept_tokens: KeptTokens, mm_item: VisualInput, geometry: AnyresGeometry, newline_D: Tensor
+) -> EncodedVisual:
     """The medium as the LLM will read it.
 
     Scores go through the same map as features; separators score +inf, so that they are never merged away.
     """
-    num_tiles, num_original = len(kept_tokens.tiles), len(visual.tiles)
+    num_tiles, num_original = len(kept_tokens.tiles), len(mm_item.tiles)
     restored = kept_tokens.representative_FRC is not None
     side = geometry.grid if restored else isqrt(kept_tokens.feature_KD.shape[0] // num_tiles)
-    layout = TileLayout.of(visual.kind, num_tiles, visual.original_size, geometry, side)
-    coord_O3 = layout.places()
-    if visual.kind == "video":
+    layout = TileLayout.of(mm_item.kind, num_tiles, mm_item.original_size, geometry, side)
+    coord_O3 = layout.coords()
+    if mm_item.kind == "video":
         coord_O3[:-1, 0] = torch.tensor(kept_tokens.tiles)[coord_O3[:-1, 0]]
     index_K = _filled(layout, kept_tokens, coord_O3.shape[0])
     placeholder_K, num_placeholders = index_K, coord_O3.shape[0]
     if restored and num_tiles < num_original:  # joined frames: the others leave their slots open
-        placeholder_K, num_placeholders = _frame_slots(layout, kept_tokens, num_original)
+        placeholder_K, num_placeholders = _frame_placeholders(layout, kept_tokens, num_original)
     score_K = None
     if kept_tokens.score_K is not None:
         separator = kept_tokens.score_K.new_full((1,), float("inf"))
@@ -76,14 +78,14 @@ def lay_out(kept_tokens: KeptTokens, visual: VisualInput, geometry: AnyresGeomet
         frame_counts=_frame_counts(layout, kept_tokens.tiles, index_K.shape[0]),
         coord_K3=coord_K3,
         score_K=score_K,
-        num_patches=num_original * geometry.grid**2 - visual.num_left_out,
+        num_patches=num_original * geometry.grid**2 - mm_item.num_left_out,
         trace=_trace(layout, kept_tokens, index_K, coord_K3),
-        patch_coord_P4=None if kept_tokens.steps is None else visual_coords(patch_places(num_original, geometry.grid)),
+        patch_coord_P4=None if kept_tokens.steps is None else visual_coords(patch_coords(num_original, geometry.grid)),
         noop_steps=kept_tokens.noop_steps,
     )
 
 
-def patch_places(num_tiles: int, grid: int) -> Tensor:
+def patch_coords(num_tiles: int, grid: int) -> Tensor:
     """(tile, row, col) of every patch of one medium as it enters the tower: int64 [P, 3] on the host."""
     return torch.cartesian_prod(torch.arange(num_tiles), torch.arange(grid), torch.arange(grid))
 
@@ -99,12 +101,12 @@ def _filled(layout: TileLayout, kept_tokens: KeptTokens, num_placeholders: int) 
     """Which of the layout's slots are filled: int64 [K]. Only a restored image leaves some out."""
     if kept_tokens.representative_FRC is None or layout.kind == "video":
         return torch.arange(num_placeholders, device=kept_tokens.coord_K3.device)
-    stands_FRC = torch.zeros_like(kept_tokens.representative_FRC, dtype=torch.bool)
-    stands_FRC[kept_tokens.coord_K3.unbind(1)] = True
-    return layout.occupied(stands_FRC).nonzero().squeeze(1)
+    kept_FRC = torch.zeros_like(kept_tokens.representative_FRC, dtype=torch.bool)
+    kept_FRC[kept_tokens.coord_K3.unbind(1)] = True
+    return layout.occupied(kept_FRC).nonzero().squeeze(1)
 
 
-def _frame_slots(layout: TileLayout, kept_tokens: KeptTokens, num_frames: int) -> tuple[Tensor, int]:
+def _frame_placeholders(layout: TileLayout, kept_tokens: KeptTokens, num_frames: int) -> tuple[Tensor, int]:
     """The prompt slots of the frames that still stand, as in the unreduced video, and how many that has."""
     per_frame, device = layout.pooled**2, kept_tokens.coord_K3.device
     first_F1 = torch.tensor(kept_tokens.tiles, device=device)[:, None] * per_frame

@@ -30,11 +30,11 @@ class NativeTower(ABC):
         last_scored_block: the last whose attention can score patches for later stages.
     """
 
-    def __init__(self, visual: Any) -> None:
+    def __init__(self, vision_model: Any) -> None:
         """Borrow the layers of a loaded tower."""
-        self._patch_embed, self._rotary = visual.patch_embed, visual.rotary_pos_emb
-        self._blocks, self._merger = visual.blocks, visual.merger
-        self.num_blocks = len(visual.blocks)
+        self._patch_embed, self._rotary = vision_model.patch_embed, vision_model.rotary_pos_emb
+        self._blocks, self._merger = vision_model.blocks, vision_model.merger
+        self.num_blocks = len(vision_model.blocks)
         self.last_scored_block = self.num_blocks - 1
 
     def embed(self, patch_PX: Tensor, grids: Sequence[PatchGrid]) -> Tensor:

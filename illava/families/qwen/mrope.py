@@ -37,21 +37,21 @@ class TokenGrid:
     interval: float = 1.0
 
 
-def mrope_positions(num_placeholders: int, grids: Sequence[TokenGrid]) -> Tensor:
+def mrope_positions(num_tokens: int, grids: Sequence[TokenGrid]) -> Tensor:
     """Positions of every prompt slot on the host: int64 [3, S].
 
     Args:
         num_placeholders: of the prompt, text and vision.
         grids: those in it, in any order.
     """
-    parts, slot, position = [], 0, 0
+    parts, index, position = [], 0, 0
     for grid in sorted(grids, key=lambda grid: grid.start):
-        parts.append(torch.arange(position, position + grid.start - slot).expand(3, -1))
-        position += grid.start - slot
+        parts.append(torch.arange(position, position + grid.start - index).expand(3, -1))
+        position += grid.start - index
         time = (torch.arange(grid.times) * grid.interval).long()
         axes = torch.meshgrid(time, torch.arange(grid.rows), torch.arange(grid.cols), indexing="ij")
         parts.append(torch.stack(axes).flatten(1) + position)
         position += max(grid.rows, grid.cols)
-        slot = grid.start + grid.times * grid.rows * grid.cols
-    parts.append(torch.arange(position, position + num_placeholders - slot).expand(3, -1))
+        index = grid.start + grid.times * grid.rows * grid.cols
+    parts.append(torch.arange(position, position + num_tokens - index).expand(3, -1))
     return torch.cat(parts, 1)

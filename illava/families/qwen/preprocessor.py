@@ -68,12 +68,12 @@ class NativePreprocessor(Preprocessor):
             tiles[index] = resize(frame, height, width, self.video_resample)
         return VisualInput("video", tiles, frames[0].shape[:2], tuple(timestamps_s))
 
-    def cells(self, visual: VisualInput) -> VisualCells:
+    def cells(self, mm_item: VisualInput) -> VisualCells:
         """See `Preprocessor.cells`: a cell is a group of patches over the frames of one temporal patch."""
-        depth = 1 if visual.kind == "image" else self.geometry.frames_per_patch
-        num_frames, height, width = visual.tiles.shape[:3]
-        grid, px = self.geometry.grid(visual.kind, num_frames, height, width), self.geometry.factor_px
-        tiles = np.concatenate([visual.tiles, *[visual.tiles[-1:]] * (grid.times * depth - num_frames)])
+        depth = 1 if mm_item.kind == "image" else self.geometry.frames_per_patch
+        num_frames, height, width = mm_item.tiles.shape[:3]
+        grid, px = self.geometry.grid(mm_item.kind, num_frames, height, width), self.geometry.factor_px
+        tiles = np.concatenate([mm_item.tiles, *[mm_item.tiles[-1:]] * (grid.times * depth - num_frames)])
         rows, cols = grid.groups
         cut = tiles.reshape(grid.times, depth, rows, px, cols, px, 3).transpose(0, 2, 4, 1, 3, 5, 6)
         return VisualCells(
@@ -83,25 +83,25 @@ class NativePreprocessor(Preprocessor):
             padding_T=np.zeros(grid.num_groups, bool),
         )
 
-    def with_frames(self, visual: VisualInput, frames: Sequence[int]) -> VisualInput:
+    def with_frames(self, mm_item: VisualInput, frames: Sequence[int]) -> VisualInput:
         """See `Preprocessor.with_frames`: whole temporal patches."""
-        depth, num_frames = self.geometry.frames_per_patch, len(visual.tiles)
+        depth, num_frames = self.geometry.frames_per_patch, len(mm_item.tiles)
         index = [n for frame in frames for n in range(frame * depth, min((frame + 1) * depth, num_frames))]
-        times_s = tuple(visual.timestamps_s[n] for n in index) if visual.timestamps_s else ()
-        return replace(visual, tiles=visual.tiles[index], timestamps_s=times_s)
+        times_s = tuple(mm_item.timestamps_s[n] for n in index) if mm_item.timestamps_s else ()
+        return replace(mm_item, tiles=mm_item.tiles[index], timestamps_s=times_s)
 
-    def shrink(self, visual: VisualInput, ratio: float) -> VisualInput:
+    def shrink(self, mm_item: VisualInput, ratio: float) -> VisualInput:
         """See `Preprocessor.shrink`: both sides by the root of the ratio, rounded down to whole groups."""
-        height, width = visual.tiles.shape[1:3]
+        height, width = mm_item.tiles.shape[1:3]
         factor = self.geometry.factor_px
         low, narrow = (max(1, int(side / factor * ratio**0.5 + 1e-6)) * factor for side in (height, width))
         if (low, narrow) == (height, width):
             raise PreprocessError(
-                f"a {visual.kind} of {width}x{height} px at model size has too few groups of {factor} px to be read at "
-                f"{ratio:g} of them; lower keep_ratio, or reduce with another method"
+                f"a {mm_item.kind} of {width}x{height} px at model size has too few groups of {factor} px to be read "
+                f"at {ratio:g} of them; lower keep_ratio, or reduce with another method"
             )
-        resample = self.image_resample if visual.kind == "image" else self.video_resample
-        return replace(visual, tiles=np.stack([resize(tile, low, narrow, resample) for tile in visual.tiles]))
+        resample = self.image_resample if mm_item.kind == "image" else self.video_resample
+        return replace(mm_item, tiles=np.stack([resize(tile, low, narrow, resample) for tile in mm_item.tiles]))
 
     def max_nbytes(self, num_frames: int) -> int:
         """See `Preprocessor.max_nbytes`; a count does not say whether it is of images or frames: the larger."""

@@ -59,13 +59,13 @@ class Qwen25VLTower(NativeTower):
         last_scored_block: the last of the full blocks.
     """
 
-    def __init__(self, visual: Any) -> None:
+    def __init__(self, vision_model: Any) -> None:
         """Borrow its layers."""
-        super().__init__(visual)
-        self.full_blocks = tuple(sorted(visual.fullatt_block_indexes))
+        super().__init__(vision_model)
+        self.full_blocks = tuple(sorted(vision_model.fullatt_block_indexes))
         self.last_scored_block = self.full_blocks[-1]
-        groups = visual.window_size // visual.spatial_merge_size // visual.patch_size
-        self.window_patches = groups * visual.spatial_merge_size
+        groups = vision_model.window_size // vision_model.spatial_merge_size // vision_model.patch_size
+        self.window_patches = groups * vision_model.spatial_merge_size
 
     def run(self, hidden_TD: Tensor, reduction: VisionReduction) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See `NativeTower.run`.
@@ -137,16 +137,16 @@ class Qwen25VL(Family):
     def position_ids(self, prompt: RenderedPrompt, media: Sequence[VisualInput]) -> Tensor:
         """See `Family.position_ids`: three axes, a video's first one in steps of its frames' seconds."""
         grids = []
-        for (start, _), visual in zip(prompt.spans, media, strict=True):
-            grid = self.encoder.grid(visual)
-            interval = self._tokens_per_second * seconds_per_time(visual, self._frames_per_patch)
+        for (start, _), mm_item in zip(prompt.spans, media, strict=True):
+            grid = self.encoder.grid(mm_item)
+            interval = self._tokens_per_second * seconds_per_time(mm_item, self._frames_per_patch)
             grids.append(TokenGrid(start, grid.times, *grid.groups, interval))
         return mrope_positions(len(prompt.token_ids), grids)
 
 
-def seconds_per_time(visual: VisualInput, frames_per_patch: int) -> float:
+def seconds_per_time(mm_item: VisualInput, frames_per_patch: int) -> float:
     """Seconds from one temporal patch of a video to the next; 1, as in transformers, where they are not known."""
-    times_s = visual.timestamps_s
+    times_s = mm_item.timestamps_s
     if len(times_s) < 2:
         return 1.0
     return frames_per_patch * (times_s[-1] - times_s[0]) / (len(times_s) - 1)

@@ -64,7 +64,7 @@ class Qwen2VL(Family):
     def position_ids(self, prompt: RenderedPrompt, media: Sequence[VisualInput]) -> Tensor:
         """See `Family.position_ids`: three axes."""
         grids = []
-        for (start, _), visual in zip(prompt.spans, media, strict=True):
-            grid = self.encoder.grid(visual)
+        for (start, _), mm_item in zip(prompt.spans, media, strict=True):
+            grid = self.encoder.grid(mm_item)
             grids.append(TokenGrid(start, grid.times, *grid.groups))
         return mrope_positions(len(prompt.token_ids), grids)

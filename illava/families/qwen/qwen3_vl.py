@@ -40,11 +40,13 @@ _ASSUMED_FPS = 24
 class Qwen3VLTower(NativeTower):
     """Of a `Qwen3VLVisionModel`: a merger of its own behind some blocks gives the deepstack features."""
 
-    def __init__(self, visual: Any) -> None:
+    def __init__(self, vision_model: Any) -> None:
         """Borrow its layers."""
-        super().__init__(visual)
-        self._deepstack = dict(zip(visual.deepstack_visual_indexes, visual.deepstack_merger_list, strict=True))
-        self._positions, self._positions_per_side = visual.pos_embed, visual.num_grid_per_side
+        super().__init__(vision_model)
+        self._deepstack = dict(
+            zip(vision_model.deepstack_visual_indexes, vision_model.deepstack_merger_list, strict=True)
+        )
+        self._positions, self._positions_per_side = vision_model.pos_embed, vision_model.num_grid_per_side
 
     def embed(self, patch_PX: Tensor, grids: Sequence[PatchGrid]) -> Tensor:
         """Patches as tokens, with learned positions stretched over each picture: [P, X] normalised -> [T, D]."""
@@ -122,8 +124,8 @@ class Qwen3VL(Family):
         4.57, with which the model came; 5.x leaves that pair around them all.
         """
         media = [part for part in content if not isinstance(part, str)]
-        images = deque(index for index, visual in enumerate(media) if visual.kind == "image")
-        videos = [index for index, visual in enumerate(media) if visual.kind == "video"]
+        images = deque(index for index, mm_item in enumerate(media) if mm_item.kind == "image")
+        videos = [index for index, mm_item in enumerate(media) if mm_item.kind == "video"]
         before, *behind = self._chat.template_text(content).split(self._frame)
         if len(behind) != len(videos):
             raise ModelLoadError(f"the model's chat template does not write {self._frame!r} once for every video")
@@ -153,17 +155,17 @@ class Qwen3VL(Family):
     def position_ids(self, prompt: RenderedPrompt, media: Sequence[VisualInput]) -> Tensor:
         """See `Family.position_ids`: three axes; every frame of a video is a grid of its own."""
         grids = []
-        for index, ((start, _), visual) in enumerate(zip(prompt.spans, media, strict=True)):
-            rows, cols = self.encoder.grid(visual).groups
+        for index, ((start, _), mm_item) in enumerate(zip(prompt.spans, media, strict=True)):
+            rows, cols = self.encoder.grid(mm_item).groups
             grids += [TokenGrid(begin, 1, rows, cols) for begin in prompt.starts.get(index, (start,))]
         return mrope_positions(len(prompt.token_ids), grids)
 
 
-def frame_times_s(visual: VisualInput, frames_per_patch: int) -> list[float]:
+def frame_times_s(mm_item: VisualInput, frames_per_patch: int) -> list[float]:
     """Seconds of each temporal patch: halfway between its first and its last frame.
 
     Source: transformers 5.23, models/qwen3_vl/processing_qwen3_vl.py:_calculate_timestamps.
     """
-    times_s = list(visual.timestamps_s) or [n / _ASSUMED_FPS for n in range(len(visual.tiles))]
+    times_s = list(mm_item.timestamps_s) or [n / _ASSUMED_FPS for n in range(len(mm_item.tiles))]
     times_s += times_s[-1:] * (-len(times_s) % frames_per_patch)
     return [(times_s[n] + times_s[n + frames_per_patch - 1]) / 2 for n in range(0, len(times_s), frames_per_patch)]

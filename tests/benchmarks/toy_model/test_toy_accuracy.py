@@ -53,7 +53,7 @@ def test_shared_tower_passes_answer_as_plain_generate_does(answerer: Answerer, p
 
 def test_a_picture_goes_through_the_tower_once_a_plan(answerer: Answerer):
     sample = load_sample(("scene", 900_001))
-    visual = answerer._media(sample)[0]
+    mm_item = answerer._media(sample)[0]
     passes = []
 
     class Family:
@@ -62,10 +62,10 @@ def test_a_picture_goes_through_the_tower_once_a_plan(answerer: Answerer):
             return [object() for _ in media]
 
     shared, none, half = SharedEncoding(Family()), plan_named("none"), plan_named("random@0.5")
-    first = shared.encode([visual, visual], none, trace=False, seeds=[7, 8])
-    assert first[0] is first[1] is shared.encode([visual], none, trace=False, seeds=[9])[0]
+    first = shared.encode([mm_item, mm_item], none, trace=False, seeds=[7, 8])
+    assert first[0] is first[1] is shared.encode([mm_item], none, trace=False, seeds=[9])[0]
     shared.forget()
-    assert shared.encode([visual], half, trace=False, seeds=[9])[0] is not first[0]
+    assert shared.encode([mm_item], half, trace=False, seeds=[9])[0] is not first[0]
     assert passes == [(1, none, [7]), (1, half, [9])]
 
 

@@ -150,8 +150,8 @@ def test_matching_asks_for_the_patches_that_answer(tokenizer, kind, text, word, 
         right = same & _by_token(batch, sample.hints[:, 0] == RELATION_WORDS.index(leads_to))
         assert 0 < right.sum() < same.sum()
     states = States("start", "early", "middle")
-    visual = torch.arange(same.shape[1])[None] < batch.source.shape[1]
-    for chosen in (right, same, visual, visual & ~right):
+    is_visual = torch.arange(same.shape[1])[None] < batch.source.shape[1]
+    for chosen in (right, same, is_visual, is_visual & ~right):
         forward = _Attending(chosen)
         share = ((chosen & right).sum() / chosen.sum()).item()
         loss = Losses(forward, word_ids(tokenizer)).matching(batch, states).item()

@@ -1,46 +1,17 @@
 """A decode step over fixed tensors may be replayed: the same operations on the same places whatever the batch.
 
-The Triton launches are recorded, not run; what they compute is tested in interpreted_kernels.py.
+The Triton launches are recorded, not run; what they compute is tested in tests/support/kernels/interpreted.py.
 """
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from illava.attention import paged as paged_attention
-from illava.decoder.decode import StaticInputs, StepInputs, decode_step
-from illava.decoder.decoder import Decoder
-from illava.decoder.kv_cache import PagedCache
+from illava.decoder.decode import StaticInputs, decode_step
+from tests.support.decoder_cases import composition, make_decoder
 
 READS_BACK = {"_local_scalar_dense", "item", "nonzero", "_unique2", "masked_select", "is_nonzero", "equal"}
-
-
-def make_decoder():
-    """A decoder of two layers and its word embeddings."""
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=200,
-    )  # fmt: skip
-    model = Qwen2ForCausalLM(config).eval()
-    return Decoder(model.model, model.lm_head), model.get_input_embeddings()
-
-
-def composition(lengths):
-    """Requests that hold ``lengths`` tokens, half as many in the second layer: the cache and a step's inputs."""
-    device = torch.device("cpu")
-    cache = PagedCache(
-        num_layers=2, num_kv_heads=1, head_dim=16, num_blocks=80, block_size=8, dtype=torch.float32, device=device
-    )
-    draw = torch.Generator().manual_seed(0)
-    for pool in (cache.k_pool_PSGd, cache.v_pool_PSGd):
-        pool.copy_(torch.randn(pool.shape, generator=draw))
-    held = [(n, -(-n // 2)) for n in lengths]
-    for row, counts in enumerate(held):
-        cache.admit(row, [n + 4 for n in counts])
-    blocks = cache.batch(range(len(lengths)), held)
-    return cache, StepInputs(blocks, torch.tensor([lengths]), torch.arange(len(lengths)) + 7)
 
 
 def described(value):

@@ -13,7 +13,7 @@ from illava.errors import PlanError, ReductionDidNotFireError
 from illava.families import FAMILIES
 from illava.families.model_shape import load_model_shape
 from illava.plan import EMPTY_PLAN, ReductionPlan
-from illava.token_counts import MediumShape, expected_counts
+from illava.token_counts import VisualShape, expected_counts
 from tests.support.closeness import assert_close
 from tests.support.models.families import make_folder
 
@@ -104,7 +104,7 @@ def test_two_joins_and_a_cut_behind_them_count_as_expected(loaded):
     (done,) = vlm.generate([request], plan=plan)
     assert done.error is None
     given = {"num_vision_blocks": shape.num_vision_blocks, "num_decoder_layers": shape.num_decoder_layers}
-    counts = expected_counts(shape.geometry, plan, [MediumShape("video", 40, 40, 11)], **given)
+    counts = expected_counts(shape.geometry, plan, [VisualShape("video", 40, 40, 11)], **given)
     usage = done.usage
     assert counts.exact
     assert (counts.num_patches, counts.num_vision_tokens) == (usage.num_patches, usage.num_vision_tokens)

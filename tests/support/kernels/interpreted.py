@@ -5,13 +5,13 @@ The interpreter is chosen when triton is imported, which another test of the pro
 
 import pytest
 import torch
-from test_decode_step import composition, make_decoder
 
 from illava.attention.backend import kernels_on
 from illava.attention.paged import paged_attention
 from illava.attention.scores import attention_received, causal_attention_received
 from illava.decoder.decode import StaticInputs, decode_step
 from tests.support.closeness import assert_close
+from tests.support.decoder_cases import composition, make_decoder
 
 CPU = torch.device("cpu")
 
