@@ -1,4 +1,4 @@
-"""The shipped plans by name, as plain dicts: what `illava.plan.preset` builds a plan from.
+"""Lists the shipped plans by name, as plain dicts; `illava.plan.preset` builds a plan from them.
 
 Source: arXiv 2412.06263v1 and the README of hulianyuyy/iLLaVA@4068149.
 """

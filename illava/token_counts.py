@@ -1,9 +1,8 @@
-"""What a plan will leave of an item's tokens, from geometry alone: for `--plan`, before any weight is loaded.
+"""Computes how many tokens a plan will keep, from geometry alone: for dry runs, before any weight is loaded.
 
-First behind the vision tower, in blocks of known size (tiles in the LLaVA families, whole groups of patches at native
-resolution in the Qwen families), then in the decoder. Torch-free. The columns of a result row are measured, never taken
-from here; tests hold the two equal. A model's depth and geometry stand in `illava.families.model_shape`. Knows nothing
-of prompts, items or storage.
+The module counts first behind the vision tower (per tile in the LLaVA families, per group of patches at native
+resolution in the Qwen families), then in the decoder. Torch-free. A result row's columns are measured, never taken from
+here; tests hold the two equal. `illava.families.model_shape` has a model's depth and geometry.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from illava.reducers import Reducer
 
 @dataclass(frozen=True, slots=True)
 class VisualShape:
-    """One medium of a request.
+    """The shape of one visual input.
 
     Attributes:
         kind: ``image`` or ``video``.
-        height, width: px before any resize; of a video they matter at native resolution only.
+        height, width: px before any resize; for a video they matter at native resolution only.
         num_frames: frames given to the model; 1 for an image.
     """
 
@@ -38,12 +37,12 @@ class VisualShape:
 
 @dataclass(frozen=True, slots=True)
 class TokenGroup:
-    """Visual tokens whose common count is known.
+    """A group of visual tokens whose common count is known.
 
     Attributes:
-        visual: index, None where the tokens are of several media.
-        frame: index, -1 for what belongs to no frame (separators, a tiled image), None where the tokens are of
-            several frames.
+        mm_index: index of the visual input; None for tokens of several inputs.
+        frame: index of the frame; -1 for tokens of no frame (separators, a tiled image), None for tokens of several
+            frames.
         count: tokens; an upper bound where not ``exact``.
     """
 
@@ -55,12 +54,12 @@ class TokenGroup:
 
 @dataclass(frozen=True, slots=True)
 class TowerCounts:
-    """One request behind tower and layout.
+    """Token counts of one request behind tower and layout.
 
     Attributes:
         num_patches: tokens entering the vision tower.
         num_vision_tokens: visual tokens the unreduced model would give its LLM.
-        blocks: what the plan leaves of them.
+        groups: the tokens that the plan keeps of them.
         exact: False where a count depends on the picture.
     """
 
@@ -72,7 +71,7 @@ class TowerCounts:
 
 @dataclass(frozen=True, slots=True)
 class TokenCounts:
-    """Expected counts of one request, or of several added up; named as the row's columns.
+    """Expected token counts of one request, or of several added up; named as the row's columns.
 
     Attributes:
         num_patches: tokens entering the vision tower.
@@ -106,12 +105,13 @@ def expected_counts(
     num_vision_blocks: int,
     num_decoder_layers: int,
 ) -> TokenCounts:
-    """Tokens of one request before and after a plan.
+    """Count the tokens of one request before and after a plan.
 
     Args:
-        geometry: of the model.
-        plan: what is reduced.
-        media: of the request. One image alone is tiled; of several each is one tile, unless the geometry tiles all.
+        geometry: the model's geometry.
+        plan: the plan.
+        media: of the request. One image alone is tiled; of several images each is one tile, unless the geometry tiles
+            every image.
         num_vision_blocks: blocks of the tower.
         num_decoder_layers: layers of the LLM.
 
@@ -143,7 +143,7 @@ def _check_layers(plan: ReductionPlan, stage: Stage, depth: int) -> None:
 
 
 def _reduce(groups: list[TokenGroup], reducer: Reducer | None) -> list[TokenGroup]:
-    """Counts after one decoder stage. Where a scope's own count is not known, nothing is taken off: an upper bound."""
+    """Counts after one decoder step. A scope of unknown count is left as it is: an upper bound."""
     if reducer is None:
         return groups
     several = len({group.mm_index for group in groups}) > 1
@@ -176,7 +176,7 @@ def _reduce_scope(
 def tower_counts(
     geometry: AnyresGeometry | NativeGeometry, plan: ReductionPlan, media: Sequence[VisualShape]
 ) -> TowerCounts:
-    """Patches, unreduced vision tokens, and what the plan's tower steps leave.
+    """Count patches, unreduced vision tokens, and the tokens that the plan's tower steps keep.
 
     Raises:
         PlanError: counts the released layout cannot make squares of, or a video for a model that reads images only.
@@ -185,7 +185,7 @@ def tower_counts(
 
 
 def _native(geometry: NativeGeometry, plan: ReductionPlan, media: Sequence[VisualShape]) -> TowerCounts:
-    """Where whole groups are reduced."""
+    """Counts at native resolution, where whole groups are reduced."""
     if plan.layout == "released":
         raise PlanError("the released layout needs square pictures, but this model reads any shape: use geometric")
     grids = [geometry.grid_of(mm_item.kind, mm_item.num_frames, mm_item.height, mm_item.width) for mm_item in media]
@@ -200,7 +200,7 @@ def _native(geometry: NativeGeometry, plan: ReductionPlan, media: Sequence[Visua
 
 
 def _tiled(geometry: AnyresGeometry, plan: ReductionPlan, media: Sequence[VisualShape]) -> TowerCounts:
-    """Where tiles are reduced."""
+    """Counts in a tiled family, where tiles are reduced."""
     if not geometry.reads_videos and any(mm_item.kind == "video" for mm_item in media):
         raise PlanError("this model reads images only, but the request holds a video; take a model that reads videos")
     tiles = [_num_tiles(geometry, mm_item, media) for mm_item in media]
@@ -234,14 +234,14 @@ def _left_of_tile(num_patches: int, plan: ReductionPlan) -> tuple[int, bool]:
     """Tokens of one tile or frame after the tower, and whether the plan fixes them."""
     left, exact = num_patches, True
     for reducer in _tower_reducers(plan):
-        if not reducer.joins_frames:
+        if not reducer.merges_frames:
             kept = reducer.num_kept(left)
             left, exact = (left, False) if kept is None else (kept, exact)
     return left, exact
 
 
 def _frames_left(plan: ReductionPlan, num_frames: int) -> tuple[int, ...]:
-    """Which frames of a video still stand after the tower."""
+    """The frames of a video that are kept after the tower."""
     frames = tuple(range(num_frames))
     for reducer in _tower_reducers(plan):
         frames = tuple(frames[n] for n in reducer.frames_kept(len(frames)))
@@ -249,7 +249,7 @@ def _frames_left(plan: ReductionPlan, num_frames: int) -> tuple[int, ...]:
 
 
 def _tower_reducers(plan: ReductionPlan) -> list[Reducer]:
-    """What acts in and behind the tower and is not undone, in order."""
+    """The reducers that act in and behind the tower and are not undone, in order."""
     in_blocks = [] if plan.unmerge else [plan.at("vision_block", block) for block in plan.layers("vision_block")]
     return [reducer for reducer in (*in_blocks, plan.at("vision_output")) if reducer is not None]
 
@@ -257,14 +257,14 @@ def _tower_reducers(plan: ReductionPlan) -> list[Reducer]:
 def _layout(
     geometry: AnyresGeometry, plan: ReductionPlan, mm_item: VisualShape, *, index: int, num_tiles: int, per_tile: int
 ) -> list[TokenGroup]:
-    """Tokens of one medium behind projector, pooling, unpadding and newlines."""
+    """Tokens of one visual input behind projector, pooling, unpadding and newlines."""
     side = geometry.grid
     if plan.layout == "released":
         side = isqrt(per_tile)
         if side**2 != per_tile:
             raise PlanError(
-                f"the released layout re-reads survivors as a square, but {per_tile} of {geometry.grid**2} tokens are "
-                f"left of each tile; {side**2} or {(side + 1) ** 2} would be one. Change the budgets, or use geometric"
+                f"the released layout re-reads kept tokens as a square, but {per_tile} of {geometry.grid**2} tokens "
+                f"are left of each tile; {side**2} or {(side + 1) ** 2} would be one. Change the budgets, or use geometric"
             )
     separator = TokenGroup(index, -1, 1)
     if mm_item.kind == "video":

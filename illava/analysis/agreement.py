@@ -1,4 +1,4 @@
-"""Agreement with the unreduced model: what a plan changes about a model's answers, without any label.
+"""Measures agreement with the unreduced model: what a plan changes about a model's answers, without any label.
 
 The unreduced model answers greedily: tokens y_1 .. y_T, the stop token included. Both models then read the same prompt
 and the same y_1 .. y_(t-1) (teacher forcing), the reduced one with its reduced prompt in the cache, and each gives a
@@ -7,11 +7,12 @@ distribution of token t: p_t unreduced, q_t reduced. Then
     top-1 agreement = share of t = 1 .. T where argmax q_t = y_t
     KL = mean over t of sum_v p_t(v) (ln p_t(v) - ln q_t(v)), in nats
 
-Both are 1 and 0 for a plan that changes nothing. They say how far a reduced model departs from the whole one, not
-which of them is right; of random weights they say nothing, so such models are refused. The reference tokens are fed
-one by one behind the prefill: were they part of it, a score that looks at the last prompt token would see the answer.
+A plan that changes nothing has agreement 1 and KL 0. The two figures say how far the reduced model departs from the
+unreduced one, not which of them is right. They say nothing about random weights, so models that declare such weights
+are refused. The reference tokens are fed one by one behind the prefill: within the prefill, a score that looks at the
+last prompt token would see the answer.
 
-Everything runs through the engine's own tower, prefill and decode steps; only the draws are given. Knows no reducer.
+Everything runs through the engine's own tower, prefill and decode steps; only the draws are given.
 
 Shape suffixes: B requests of the running batch, V vocabulary.
 """
@@ -40,14 +41,14 @@ _TokenKey = tuple[str, int]  # request id, number of the token
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How far one request's answer is the unreduced model's own.
+    """Says how far one request's answer agrees with the unreduced model's.
 
     Attributes:
         reference: the unreduced model's greedy answer.
         num_tokens: T, 0 where ``error`` is set.
-        num_same: tokens t that the reduced model would have drawn greedily, too.
+        num_same: tokens t that the reduced model would draw greedily as well.
         kl_nats: mean over t of KL(p_t || q_t).
-        error: what ended this request in either model.
+        error: the error that ended this request in either model.
     """
 
     reference: Generation
@@ -69,10 +70,10 @@ def measure_agreement(
     *,
     max_logit_bytes: int = _MAX_LOGIT_BYTES,
 ) -> list[Agreement]:
-    """Agreement of the model under ``plan`` with itself unreduced, a request each, in order; see the module.
+    """Measure the agreement of the model under ``plan`` with itself unreduced, request by request, in order.
 
     Args:
-        vlm: idle.
+        vlm: without requests of its own in flight.
         requests: with distinct ids; their temperature is taken as 0. ``max_new_tokens`` bounds T.
         plan: a plan or the name of a preset.
         max_logit_bytes: of reference logits held at a time; more requests go in several batches.
@@ -120,7 +121,7 @@ def _of_chunk(vlm: VLM, chunk: Sequence[Request], plan: ReductionPlan) -> list[A
 
 
 def _engine(vlm: VLM, draw: Draw) -> Engine:
-    """An engine over a VLM's model and cache that draws otherwise."""
+    """Make an engine over a VLM's model and cache that draws by ``draw``."""
     own = vlm.engine
     return Engine(own.family, own.cache, own.config, draw=draw)
 
@@ -130,7 +131,7 @@ def _token_keys(group: Sequence[RequestState]) -> list[_TokenKey]:
 
 
 class _Recorder:
-    """Draws as ever, and keeps every step's logits."""
+    """Draws the next tokens as usual, and records every step's logits."""
 
     def __init__(self) -> None:
         self.logits: dict[_TokenKey, Tensor] = {}
@@ -142,7 +143,7 @@ class _Recorder:
 
 
 class _Teacher:
-    """Draws what it is told, and compares its logits with those of the answers it is told to give."""
+    """Draws the reference answers' tokens, and compares its logits with the reference's."""
 
     def __init__(self, answers: dict[str, Generation], reference: dict[_TokenKey, Tensor]) -> None:
         self._answers, self._reference = answers, reference
@@ -169,7 +170,7 @@ def _run(engine: Engine, requests: Sequence[Request], plan: ReductionPlan) -> di
 
 
 def _chunks(vlm: VLM, requests: Sequence[Request], max_logit_bytes: int) -> Iterator[Sequence[Request]]:
-    """Batches whose reference logits stay within the bound, a request at least."""
+    """Batches of at least one request whose reference logits stay within the bound."""
     decoder, held_bytes = vlm.family.decoder, 0
     chunk: list[Request] = []
     token_bytes = decoder.lm_head.weight.shape[0] * decoder.dtype.itemsize

@@ -1,12 +1,11 @@
-"""Paged decode attention in Triton: one query a request over its pages, split over keys, in fp32 accumulation.
+"""Computes paged decode attention in Triton: one query a request over its blocks, split over keys, summed in float32.
 
-Every request's keys are cut into `_NUM_SPLITS` stretches by its own length alone, so that the launch has one shape
-whatever the lengths (a captured graph may replay it) and a row's result does not depend on its batch. The query heads
-that share a key head are one tile: each key is read once. Its twin is `illava.attention.paged`. Knows
-nothing of who holds which page.
+The kernel cuts every request's keys into `_NUM_SPLITS` splits by that request's length alone. So the launch has one
+shape whatever the lengths (a captured graph may replay it), and a row's result does not depend on its batch. The query
+heads that share a key head are one tile: each key is read once. `illava.attention.paged` is the reference.
 
-Shape suffixes: B requests, H query heads, G key/value heads, d head width, P pages of the pool, S places of a page, M
-pages of a table, C splits; in kernels N keys of a block and H the query heads of one key head.
+Shape suffixes: B requests, H query heads, G key/value heads, d head width, P blocks of the pool, S slots of a block, M
+blocks of a table, C splits; in kernels N keys of a tile and H the query heads of one key head.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 _NUM_SPLITS = 32  # with 4 key heads one request alone makes 128 programs, about one a multiprocessor
-_BLOCK_BYTES = 128  # of one channel of a block of keys: 64 of them in half precision, 32 in float32
+_BLOCK_BYTES = 128  # of one channel of a tile of keys: 64 keys in half precision, 32 in float32
 _MIN_TILE = 16  # what tl.dot takes at least on each side
 
 
@@ -30,9 +29,9 @@ def paged_decode(
     *,
     scale: float,
 ) -> Tensor:
-    """Attention of each request's query over its first ``length_B`` keys: [B, H, d]; 0 where it has none.
+    """Attend with each request's query over its first ``length_B`` keys: [B, H, d]; 0 for a request without keys.
 
-    Args: see `illava.attention.paged`. Nothing is read on the host; what is allocated depends on B alone.
+    Args: see `illava.attention.paged`. The host reads nothing; allocations depend on B alone.
     """
     (batch, num_heads, head_dim), (block_size, num_kv_heads) = q_BHd.shape, k_pool_PSGd.shape[1:3]
     share = num_heads // num_kv_heads
@@ -106,7 +105,7 @@ def _attend_split(
 def _join_splits(
     partial, lse, out, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, SPLITS: tl.constexpr, BLOCK_D: tl.constexpr
 ):
-    """The splits of one query head, weighed by their log-sum-exps; a split without keys was never written."""
+    """Join the splits of one query head, weighted by their log-sum-exps; a split without keys was never written."""
     out_index = tl.program_id(0) * HEADS + tl.program_id(1)
     split_C, dim_d = tl.arange(0, SPLITS), tl.arange(0, BLOCK_D)
     is_dim_d = dim_d < HEAD_DIM

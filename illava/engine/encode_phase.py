@@ -1,7 +1,6 @@
-"""The first stage of a request in the engine: media to visual tokens, and the prompt assembled from them.
+"""Runs the first phase of a request in the engine: encodes its media, and assembles its prompt from visual tokens.
 
-Equal media of a group are encoded once. Knows families by their interface; nothing of decoders' layers or of when a
-group's turn comes.
+Equal media of a group are encoded once.
 """
 
 from __future__ import annotations
@@ -26,18 +25,18 @@ class EncodePhase:
 
     Args:
         family: the loaded model.
-        media: stage ``media`` of its plans.
-        known: the media in flight: what that stage leaves of equal media is equal, too.
+        media_phase: applies stage ``media`` of the plans.
+        dedup: the media in flight; what stage ``media`` leaves of equal media is interned as well.
         cache: the pool that an assembled prompt must fit into.
         max_patches: patches of one tower call, unless a single request has more.
-        max_companions: requests taken beyond the room, since their media are encoded for others.
-        probe: is told the tower's attention.
+        max_companions: requests taken beyond the capacity, since their media are encoded for others.
+        probe: is given the tower's attention.
     """
 
     def __init__(
         self,
         family: Family,
-        media: MediaPhase,
+        media_phase: MediaPhase,
         dedup: MediaDedupCache,
         cache: PagedCache,
         *,
@@ -45,13 +44,13 @@ class EncodePhase:
         max_companions: int,
         probe: AttentionProbe | None = None,
     ) -> None:
-        self._family, self._media_phase, self._dedup, self._cache = family, media, dedup, cache
+        self._family, self._media_phase, self._dedup, self._cache = family, media_phase, dedup, cache
         self._max_patches, self._max_companions, self._probe = max_patches, max_companions, probe
 
     def choose(self, waiting: Iterable[RequestState], capacity: int) -> list[RequestState]:
-        """The next group; a medium that several of it share weighs once.
+        """Choose the next group; a visual input that several requests share counts once.
 
-        Who asks about the same media comes along where there is no room left: its encoding is there.
+        Requests about the same media join the group beyond its capacity, since their media are encoded for it.
         """
         waiting = list(waiting)
         seen: set[Hashable] = set()
@@ -78,7 +77,7 @@ class EncodePhase:
         return list(islice(served, self._max_companions))
 
     def run(self, group: Sequence[RequestState]) -> list[Outcome]:
-        """Stage ``media``, then tower, projector and layout in packed calls, then each request's prompt."""
+        """Apply stage ``media``, run tower, projector and layout in packed calls, assemble each request's prompt."""
         for state in group:
             state.show(self._dedup.intern(self._media_phase.apply(state.request, state.plan)))
         for state, encoded in zip(group, encode_once(self._family, group, self._probe), strict=True):
@@ -97,7 +96,7 @@ class EncodePhase:
         needed = self._cache.num_blocks_for(state.reserved)
         if needed > self._cache.num_blocks:
             return RequestTooLargeError(
-                f"request {state.request_id!r} needs {needed} key/value pages, the whole pool has "
+                f"request {state.request_id!r} needs {needed} key/value blocks, the whole pool has "
                 f"{self._cache.num_blocks}; raise kv_cache_bytes, send fewer frames, or lower max_new_tokens"
             )
         return None

@@ -1,9 +1,8 @@
-"""Continuous batching: requests are encoded, prefilled and decoded in shared packed calls, joining and leaving freely.
+"""Batches requests continuously: encodes, prefills and decodes them in shared packed calls that they join and leave.
 
-A step runs the tower for one group of waiting requests, prefills one group of encoded ones, and draws one token for
-every running request. A group shares a plan; the running batch may mix plans, since page tables are per request and
-layer. What goes wrong with one request ends that request alone. Knows families and decoders by their interface, and
-nothing of weights, files or processes.
+A step runs the tower for one group of waiting requests, prefills one group of encoded requests, and draws one token for
+every running request. A group shares one plan. The running batch may mix plans, since block tables are per request and
+layer. An error of one request ends that request alone.
 
 Shape suffixes: B requests of the running batch, V vocabulary.
 """
@@ -51,24 +50,24 @@ _DEFAULTS = EngineConfig()
 
 @dataclass(frozen=True, slots=True)
 class _RunningBatch:
-    """Device tensors of one composition of the running batch; each step's tokens stay on the device."""
+    """Holds the device tensors of one composition of the running batch; drawn tokens stay on the device."""
 
-    step: Callable[[], Tensor]  # logits [B, V] of the next token; moves on all but the tokens
+    step: Callable[[], Tensor]  # logits [B, V] of the next token; advances everything but the tokens
     token_B: Tensor
     sampling: SamplingBatch
 
 
 class Engine:
-    """The scheduler of one model on one device. Not thread-safe: one owner submits and steps.
+    """Schedules the requests of one model on one device. Not thread-safe: one thread submits and steps.
 
     Args:
         family: the loaded model.
-        cache: its pool of key/value pages.
+        cache: its pool of key/value blocks.
         config: its limits of batches and steps; the pool and the graphs are built already.
         now: a monotonic clock in seconds.
         draw: the next tokens from the logits of a step.
-        graphs: captured decode steps; None runs them operation by operation.
-        probe: is told the attention of tower and prefill, layer by layer; see `illava.analysis.attention_maps`.
+        graphs: captured decode steps; None runs decode steps operation by operation.
+        probe: is given the attention of tower and prefill, layer by layer; see `illava.analysis.attention_maps`.
 
     Attributes:
         device_busy_s: seconds of all tower, prefill and decode steps; equals the sum of `Timing.device_s`.
@@ -123,7 +122,7 @@ class Engine:
 
         Raises:
             PlanError: the plan makes no sense for this model.
-            RequestError: content or sampling that mean nothing, media that cannot fit, or an id that is in flight.
+            RequestError: invalid content or sampling, media that cannot fit, or an id that is in flight.
         """
         self._media_phase.check(plan)
         check_sampling(request.sampling)
@@ -141,7 +140,7 @@ class Engine:
         self._ids.add(request.request_id)
 
     def generate(self, requests: Sequence[Request], plan: ReductionPlan = EMPTY_PLAN) -> list[Generation]:
-        """Answer all requests, in their order; one that fails carries its error and harms no other.
+        """Answer all requests, in their order; a request that fails carries its error and disturbs no other.
 
         Raises:
             PlanError: the plan makes no sense for this model.
@@ -163,16 +162,16 @@ class Engine:
             while self.has_work:
                 done |= {generation.request_id: generation for generation in self.step()}
         except BaseException:
-            self.cancel_all()  # out of memory, an interrupt: nothing of this call may linger in the next
+            self.cancel_all()  # out of memory, an interrupt: no request of this call may stay in the next
             raise
         return [done[request_id] for request_id in ids]
 
     @torch.inference_mode()
     def step(self) -> list[Generation]:
-        """One round of tower, prefill and decode; the generations that ended in it.
+        """Run tower, prefill and decode once; returns the generations that ended.
 
-        Errors of one request end up in its generation. What else is raised (out of memory, a device error) leaves
-        all requests where they were: `cancel_all` frees them.
+        The error of one request is in its generation. Any other error (out of memory, a device error) leaves all
+        requests where they were: `cancel_all` frees them.
         """
         with torch.cuda.device_of(self.cache.k_pool_PSGd):  # our kernels and graphs go to the current device
             self._encode()
@@ -182,7 +181,7 @@ class Engine:
         return finished
 
     def cancel_all(self) -> list[str]:
-        """Drop every request that `step` has not returned, and free its pages; the ids dropped."""
+        """Drop every request that `step` has not returned, and free its blocks; returns the dropped ids."""
         dropped = [state.request_id for state in (*self._waiting, *self._encoded, *self._running)]
         dropped += [generation.request_id for generation in self._finished]
         for request_id in dropped:
@@ -240,7 +239,7 @@ class Engine:
         return to_host(drawn_2B, group)
 
     def _compose(self, group: Sequence[RequestState]) -> _RunningBatch:
-        """What stays on the device until a request joins or leaves."""
+        """Make the tensors that stay on the device until a request joins or leaves."""
         num_computed = [[n + len(state.token_ids) - 1 for n in state.lengths] for state in group]
         positions = [state.next_position_P + len(state.token_ids) - 1 for state in group]
         blocks = self.cache.batch([state.request_id for state in group], num_computed)
@@ -254,7 +253,7 @@ class Engine:
         return _RunningBatch(step, inputs.token_B, sampling)
 
     def _settle(self, group: Sequence[RequestState], outcomes: Sequence[Outcome]) -> list[RequestState]:
-        """Take each request's token or error; end those that are done; the others."""
+        """Give each request its token or error, and end those that are done; returns the others."""
         going_on, now = [], self._now()
         for state, outcome in zip(group, outcomes, strict=True):
             if isinstance(outcome, Exception):
@@ -272,7 +271,7 @@ class Engine:
 
     @contextmanager
     def _timed(self, phase: Phase, group: Sequence[RequestState], weights: Sequence[float]) -> Iterator[None]:
-        """Put a group into a phase for the time of the block, and share that time by weight."""
+        """Put a group into a phase for the time of the ``with`` block, and divide that time by weight."""
         start = self._now()
         for state in group:
             state.enter(phase, start)

@@ -1,8 +1,7 @@
-"""The second stage of a request in the engine: its prompt through the decoder, pages taken, first token drawn.
+"""Runs the second phase of a request in the engine: allocates its blocks, prefills its prompt, draws its first token.
 
-A group that holds its pages is prefilled at once, or a chunk a step while others decode. Requests whose prompts begin
-alike share the pages of that beginning (see `illava.engine.prefix_sharing`). Knows the decoder and the cache by their
-interface.
+A group whose blocks are allocated is prefilled at once, or a chunk a step while other requests decode. Requests with a
+common prefix share the blocks of that prefix (see `illava.engine.prefix_sharing`).
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ class PrefillPhase:
     """Prefills groups of requests, one group at a time.
 
     Args:
-        decoder: of the model.
-        cache: its pool of pages.
+        decoder: the model's decoder.
+        cache: its pool of blocks.
         max_tokens: prompt tokens of a group, unless a single request has more.
-        max_chunk_tokens: prompt tokens of a call while others decode.
-        draw: the first tokens from the logits.
-        probe: is told the decoder's attention.
+        max_chunk_tokens: prompt tokens of a call while other requests decode.
+        draw: draws the first tokens from the logits.
+        probe: is given the decoder's attention.
     """
 
     def __init__(
@@ -52,20 +51,21 @@ class PrefillPhase:
     def choose(
         self, encoded: Iterable[RequestState], running: Sequence[RequestState], capacity: int
     ) -> list[RequestState]:
-        """The group that is under way, or the next one, its pages taken.
+        """Return the group that is being prefilled; if there is none, choose the next one and allocate its blocks.
 
-        What begins as another of the group does waits until that one runs and its pages can be shared.
+        A request that shares a prefix with another request of the group waits until that request runs and its blocks
+        can be shared.
         """
         if not self._group:
             self._group = self._admit(encoded, running, capacity)
         return self._group
 
     def drop(self) -> None:
-        """Forget the group that is under way; its pages are freed by who cancels its requests."""
+        """Forget the group that is being prefilled; the caller frees its requests' blocks."""
         self._group, self._run = [], None
 
     def advance(self, *, decoding: bool) -> list[Outcome] | None:
-        """Go on with the group that was chosen: its outcomes, or None where more chunks are to come."""
+        """Prefill the chosen group further; returns its outcomes, or None while chunks are left."""
         group = self._group
         try:
             self._run = self._run or self._begin(group)
@@ -102,9 +102,9 @@ class PrefillPhase:
         return group
 
     def _common_prefix_len(self, state: RequestState, other: RequestState) -> int:
-        """Tokens that begin both prompts; the last token is never among them, it has to be computed.
+        """Tokens of the prefix that both prompts share, without the last token, which has to be computed.
 
-        None with a probe: it is told of whole prompts.
+        Returns 0 with a probe, since a probe needs whole prompts.
         """
         return 0 if self._probe is not None else min(common_prefix_len(state, other), state.prompt.num_tokens - 1)
 

@@ -1,9 +1,10 @@
-"""One request's prompt as the decoder reads it: text embeddings and visual tokens in order, each with its position.
+"""Assembles one request's prompt as the decoder reads it: text embeddings and visual tokens, each with its position.
 
-A medium's placeholders are slots; only slots that a visual token takes exist, the others leave gaps in the position
-ids. Knows the family's interface and nothing of layers, caches or scheduling.
+The chat turn is rendered with as many placeholder tokens as the unreduced model needs. Visual tokens take some of the
+placeholders; the other placeholders are left out, and leave gaps in the position ids.
 
-Shape suffixes: T tokens of a prompt or of packed prompts, K visual tokens of a medium, D model width, P rotary axes.
+Shape suffixes: S rendered tokens (text and placeholders), T tokens of a prompt or of packed prompts, K visual tokens of
+one visual input, D model width, P rotary axes.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class TextSpan:
 
 @dataclass(frozen=True, slots=True)
 class VisualSpan:
-    """Consecutive visual tokens: part number ``part`` of the request's medium number ``visual``."""
+    """Consecutive visual tokens: part number ``part`` of the request's visual input number ``mm_index``."""
 
     mm_index: int
     part: int
@@ -44,13 +45,13 @@ class Prompt:
     Attributes:
         hidden_TD: text embeddings and visual tokens.
         position_PT: int64 rotary positions.
-        coord_T4: int64 (medium, frame or tile, row, col), -1 for text.
+        coord_T4: int64 (visual input, frame or tile, row, col), -1 for text.
         score_T: float32 attention received in the tower, 0 for text; None where the plan needs none.
-        runs: what the tokens are, run by run.
+        token_spans: the kinds of the tokens, span by span.
         next_position_P: int64 position of the first generated token, as without reduction.
-        media_order: the request's media as the chat template placed them, which may differ from how they were given.
+        media_order: the request's media in the order of the chat template, which may differ from the given order.
         deepstack: features [T, D] to add behind decoder layer 0, 1, ...; 0 for text.
-        pieces: what the tokens are in the host's words, with their number: ids of text, or (medium, part of it).
+        content_spans: the contents of the tokens and their numbers: a text's ids, or a part of a visual input.
     """
 
     hidden_TD: Tensor
@@ -68,7 +69,7 @@ class Prompt:
         return self.hidden_TD.shape[0]
 
     def after(self, num_tokens: int) -> Prompt:
-        """The same without its first tokens; ``pieces`` stay."""
+        """The same without its first tokens; ``content_spans`` stay."""
         token_spans, left = [], num_tokens
         for span in self.token_spans:
             taken = min(left, span.length)
@@ -92,11 +93,11 @@ def media_of(request: Request) -> tuple[VisualInput, ...]:
 
 
 def assemble(family: Family, request: Request, encoded: Sequence[EncodedVisual]) -> Prompt:
-    """Render the chat turn and put visual tokens into their slots.
+    """Render the chat turn and put visual tokens in place of placeholders.
 
     Raises:
         RequestError: prompt and answer are longer than the model's positions.
-        ReductionDidNotFireError: a step of the tower took nothing from any of the request's media.
+        ReductionDidNotFireError: a step of the tower removed nothing from any of the request's media.
     """
     _refuse_noop(request, encoded)
     rendered = family.render(request.content, [mm_item.num_placeholders for mm_item in encoded])
@@ -137,7 +138,7 @@ def assemble(family: Family, request: Request, encoded: Sequence[EncodedVisual])
 
 
 def _refuse_noop(request: Request, encoded: Sequence[EncodedVisual]) -> None:
-    """Whatever was packed beside it: a step that did nothing for this request is this request's error."""
+    """Raise if a step was a no-op for all media of this request, whatever it did for others of its batch."""
     noop = (
         [step for step in encoded[0].noop_steps if all(step in mm_item.noop_steps for mm_item in encoded)]
         if encoded
@@ -146,14 +147,14 @@ def _refuse_noop(request: Request, encoded: Sequence[EncodedVisual]) -> None:
     if noop:
         raise ReductionDidNotFireError(
             f"request {request.request_id!r}: {', '.join(noop)} removed nothing from any of its {len(encoded)} media; "
-            "lower the budget, leave the step out, or send media that it can reduce (joining frames needs a video)"
+            "lower the budget, leave the step out, or send media that it can reduce (merging frames needs a video)"
         )
 
 
 def _visual_spans(
     mm_item: EncodedVisual, start: int, starts: Sequence[int]
 ) -> Iterator[tuple[EncodedVisual, int, int]]:
-    """A medium's tokens with the slots (first, end) they may take: at once, or frame by frame with text between."""
+    """The visual spans of one input, each with its placeholders (first, end): one span, or one a frame."""
     if not starts:
         yield mm_item, start, start + mm_item.num_placeholders
         return
@@ -174,7 +175,7 @@ def _visual_spans(
 
 
 class _PromptBuilder:
-    """The pieces of one prompt as they are laid end to end."""
+    """Lays the spans of one prompt end to end."""
 
     def __init__(
         self, family: Family, id_S: Tensor, token_ids: Sequence[int], encoded: Sequence[EncodedVisual]
@@ -191,7 +192,7 @@ class _PromptBuilder:
         self.deepstack: list[tuple[Tensor, ...]] = []
 
     def add_text(self, stop: int) -> None:
-        """Text from the cursor up to slot ``stop``."""
+        """Add the text from the cursor up to rendered token ``stop``."""
         if stop == self.cursor:
             return
         length, device = stop - self.cursor, self.id_S.device
@@ -205,7 +206,7 @@ class _PromptBuilder:
         self.cursor, self.visual_span = stop, self.visual_span + 1
 
     def add_visual(self, own: VisualSpan, mm_item: EncodedVisual, start: int, length: int) -> None:
-        """A medium's visual tokens, in the ``length`` slots from ``start`` on."""
+        """Add visual tokens in place of the ``length`` placeholders from ``start`` on."""
         self.hidden.append(mm_item.feature_KD.to(self.family.decoder.dtype))
         self.deepstack.append(tuple(layer_KD.to(self.family.decoder.dtype) for layer_KD in mm_item.deepstack))
         self.rendered_indices.append(mm_item.placeholder_K + start)
@@ -238,15 +239,15 @@ def pack(prompts: Sequence[Prompt]) -> PackedPrompts:
 
 
 def _deepstacks(prompts: Sequence[Prompt]) -> list[tuple[Tensor, ...]]:
-    """Every prompt's deepstack features; zeros for one that has no vision where others have."""
+    """Every prompt's deepstack features; zeros for a prompt without vision beside prompts with vision."""
     num_layers = max(len(prompt.deepstack) for prompt in prompts)
     return [prompt.deepstack or (torch.zeros_like(prompt.hidden_TD),) * num_layers for prompt in prompts]
 
 
 def join_trace(encoded: Sequence[EncodedVisual], prompt: Prompt, decoder_steps: Sequence[TraceStep]) -> TokenTrace:
-    """The trace of a whole request from those of its media, in prompt order, and of the decoder.
+    """Join the traces of a request's media, in prompt order, and of the decoder.
 
-    Media that lack a step another one has (an image beside a video) pass through it unchanged.
+    A visual input without a step that another one has (an image beside a video) passes through that step unchanged.
     """
     traces = [(index, encoded[index].trace, encoded[index].patch_coord_P4) for index in prompt.media_order]
     patches = [_in_mm_item(index, coord_P4) for index, _, coord_P4 in traces]
@@ -266,7 +267,7 @@ def join_trace(encoded: Sequence[EncodedVisual], prompt: Prompt, decoder_steps: 
 
 def _in_mm_item(index: int, coord_X4: Tensor | None) -> Tensor:
     if coord_X4 is None:
-        raise RuntimeError(f"medium {index} was traced, but its family gave no patch places")
+        raise RuntimeError(f"visual input {index} was traced, but its family gave no patch coordinates")
     coord_X4 = coord_X4.clone()
     coord_X4[:, 0] = index
     return coord_X4
@@ -278,7 +279,7 @@ def _identity(size: int) -> Tensor:
 
 
 def _block_diagonal(blocks: Sequence[Tensor]) -> Tensor:
-    """Sparse blocks along the diagonal of one sparse matrix."""
+    """Put sparse blocks along the diagonal of one sparse matrix."""
     index, value, row, col = [], [], 0, 0
     for block in (block.coalesce() for block in blocks):
         index.append(block.indices() + torch.tensor([[row], [col]]))

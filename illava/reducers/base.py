@@ -134,7 +134,7 @@ class Reducer(BaseModel, ABC):
 
     Class attributes:
         stages: where this method may act.
-        joins_frames: in the tower it sees a whole video as one segment and makes fewer frames of it.
+        merges_frames: in the tower it sees a whole video as one segment and makes fewer frames of it.
         may_keep_all: it drops what is redundant and nothing else, so that finding nothing to drop is no failure.
         drops_cells: at ``media`` it leaves gaps in a frame's grid, rather than fewer frames or fewer pixels.
         media_kinds: what it acts on at ``media``; other media of the request pass unchanged.
@@ -143,7 +143,7 @@ class Reducer(BaseModel, ABC):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     stages: ClassVar[frozenset[Stage]]
-    joins_frames: ClassVar[bool] = False
+    merges_frames: ClassVar[bool] = False
     may_keep_all: ClassVar[bool] = False
     media_kinds: ClassVar[frozenset[MediaKind]] = frozenset({"image", "video"})
     drops_cells: ClassVar[bool] = True

@@ -32,7 +32,7 @@ class FrameMerging(Reducer):
     """
 
     stages: ClassVar[frozenset[Stage]] = frozenset({"vision_block", "vision_output"})
-    joins_frames: ClassVar[bool] = True
+    merges_frames: ClassVar[bool] = True
 
     kind: Literal["frame_merging"] = "frame_merging"
     num_frames: int = Field(default=2, ge=2)

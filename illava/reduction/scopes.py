@@ -1,9 +1,8 @@
-"""Which visual tokens of packed prompts are ranked together, and what a reduction does to the packed batch.
+"""Finds the visual tokens of packed prompts that are ranked together, and applies a reduction to the packed batch.
 
-The host knows, run by run, how many visual tokens each frame, span and medium has left; the device carries for every
-token the run it came from. Together they find a scope's tokens without a round trip, text between them included.
-After a reduction over a coarse scope only its total is known: finer counts are then asked of the device.
-Knows nothing of layers, attention or reducers' rules.
+The host knows, span by span, how many visual tokens each frame and each visual input has left; the device keeps, for
+every token, the span it came from. Both together find a scope's tokens without a host synchronisation, also with text
+between them. After a reduction over a coarse scope only its total is known: finer counts are then read from the device.
 
 Shape suffixes: T packed tokens, K kept tokens, N tokens in some scope, D channels, P rotary axes.
 """
@@ -26,12 +25,12 @@ ScopeKey = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The tokens a step may touch, scope by scope in packed order; host side.
+    """The tokens that a step may touch, scope by scope in packed order; on the host.
 
     Attributes:
-        scope_of_run: scope index of every run of the batch, -1 where out of scope.
+        scope_of_span: scope index of every span of the batch, -1 for a span out of scope.
         lengths: tokens of each scope.
-        owners: the request of each scope.
+        requests: the request of each scope.
     """
 
     scope_of_span: tuple[int, ...]
@@ -43,17 +42,17 @@ class Selection:
         return torch.tensor(self.scope_of_span, device=span_T.device)[span_T]
 
     def index_N(self, scope_T: Tensor) -> Tensor:
-        """Positions of the selected tokens, ascending; a stable sort, so that nothing waits for the device."""
+        """Indices of the selected tokens, ascending; by a stable sort, without a host synchronisation."""
         return torch.argsort((scope_T < 0).byte(), stable=True)[: sum(self.lengths)]
 
 
 @dataclass(frozen=True, slots=True)
 class VisualCounts:
-    """How many visual tokens are left, as far as the host knows.
+    """Counts the visual tokens that are left, as far as the host knows.
 
     Attributes:
-        runs: (request, run) of every run of the batch as it was assembled.
-        blocks: (runs, tokens): sets of visual runs whose common count is known; at first one run each.
+        spans: (request, span) of every span of the batch as it was assembled.
+        groups: (spans, tokens): groups of visual spans whose common count is known; at first one span each.
         num_text: text tokens of each request; never reduced.
     """
 
@@ -63,7 +62,7 @@ class VisualCounts:
 
     @classmethod
     def of(cls, spans_of_request: Sequence[Sequence[TokenSpan]]) -> VisualCounts:
-        """Counts of freshly assembled prompts."""
+        """Count the tokens of freshly assembled prompts."""
         spans = tuple((request, span) for request, own in enumerate(spans_of_request) for span in own)
         groups = tuple(((n,), span.length) for n, (_, span) in enumerate(spans) if span.mm_index >= 0)
         text = tuple(sum(span.length for span in own if span.mm_index < 0) for own in spans_of_request)
@@ -87,7 +86,7 @@ class VisualCounts:
         return all(len({_scope_key(*self.spans[n], per) for n in members}) == 1 for members, _ in self.groups)
 
     def measured(self, span_T: Tensor) -> VisualCounts:
-        """The same with every run's count read from the device: one round trip."""
+        """The same with every span's count read from the device: one host synchronisation."""
         counts = torch.bincount(span_T, minlength=len(self.spans)).tolist()
         groups = tuple(((n,), counts[n]) for n, (_, span) in enumerate(self.spans) if span.mm_index >= 0)
         return replace(self, groups=groups)
@@ -105,7 +104,7 @@ class VisualCounts:
         return Selection(scope_of_span, tuple(totals.values()), tuple(key[0] for key in totals))
 
     def reduced(self, selection: Selection, kept: Sequence[int]) -> VisualCounts:
-        """The counts after each selected scope kept ``kept[scope]`` tokens."""
+        """The counts after each selected scope has kept ``kept[scope]`` tokens."""
         outside = [group for group in self.groups if selection.scope_of_span[group[0][0]] < 0]
         members: list[list[int]] = [[] for _ in kept]
         for n, scope in enumerate(selection.scope_of_span):
@@ -117,13 +116,13 @@ class VisualCounts:
 
 @dataclass(frozen=True, slots=True)
 class PackedPrompts:
-    """Prompts of several requests lying end to end on their way through the layers.
+    """Prompts of several requests, packed end to end, on their way through the layers.
 
     Attributes:
         hidden_TD: residual stream.
-        position_PT: int64 rotary positions; survivors keep theirs.
-        coord_T4: int64 (medium, frame or tile, row, col), -1 for text.
-        run_T: int64 index of the run each token came from.
+        position_PT: int64 rotary positions; kept tokens keep theirs.
+        coord_T4: int64 (visual input, frame or tile, row, col), -1 for text.
+        span_T: int64 index of the span each token came from.
         score_T: float32 attention received in the tower, for `decoder_input`; None elsewhere.
         counts: what the host knows.
         deepstack: features [T, D] still to be added, the first behind the layer that runs next; 0 for text.
@@ -142,12 +141,12 @@ class PackedPrompts:
         return self.counts.lengths
 
     def visual_index(self, request: int) -> Tensor:
-        """Positions of one request's visual tokens; waits for the device."""
-        own = [owner == request and span.mm_index >= 0 for owner, span in self.counts.spans]
+        """Indices of one request's visual tokens; waits for the device."""
+        own = [of == request and span.mm_index >= 0 for of, span in self.counts.spans]
         return torch.tensor(own, device=self.span_T.device)[self.span_T].nonzero().squeeze(1)
 
     def measured(self) -> PackedPrompts:
-        """The same with every run's count known, read from the device."""
+        """The same with every span's count known, read from the device."""
         return replace(self, counts=self.counts.measured(self.span_T))
 
     def reduced(self, assignment: Assignment, counts: VisualCounts) -> PackedPrompts:
@@ -164,7 +163,7 @@ class PackedPrompts:
 
 
 def planned_lengths(spans: Sequence[TokenSpan], plan: ReductionPlan, num_layers: int) -> list[int]:
-    """Tokens one prompt will have in each decoder layer, from the plan alone; an upper bound where data decide."""
+    """Tokens that one prompt will have in each decoder layer, by the plan alone; an upper bound if data decide."""
     counts = VisualCounts.of([spans])
     counts = _planned(counts, plan.at("decoder_input"))
     lengths = []
@@ -183,7 +182,7 @@ def _planned(counts: VisualCounts, reducer: Reducer | None) -> VisualCounts:
 
 
 def _scope_key(request: int, span: TokenSpan, per: Scope) -> ScopeKey | None:
-    """What a run belongs to at this grain; None where it belongs to none. The request comes first."""
+    """The scope that a span belongs to, its request first; None for a span out of scope."""
     if span.mm_index < 0 or (per == "frame" and span.frame < 0):
         return None
     return {

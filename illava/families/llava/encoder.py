@@ -1,7 +1,7 @@
-"""From tiles to visual tokens: the tower once over all tiles of all media, the projector, and each medium's layout.
+"""Encodes tiles to visual tokens: the tower once over all tiles of all media, the projector, and each input's layout.
 
-Shared by the LLaVA families, which differ in tower and geometry. Knows no reducer: the tower's block loop calls the
-reduction, the layout behind it restores or re-reads what is left.
+The LLaVA families share it; they differ in tower and geometry. It knows no reducer: the tower's blocks call the
+reduction, and the layout behind the tower restores or re-reads the kept tokens.
 
 Shape suffixes: F tiles, R rows, C columns, K kept tokens, D channels, P patches, H height and W width in px.
 """
@@ -30,7 +30,7 @@ from illava.visual_tokens import EncodedVisual
 
 
 class Tower(Protocol):
-    """A vision tower over packed tiles: see `illava.families.llava.towers`."""
+    """Runs a vision tower over packed tiles: see `illava.families.llava.towers`."""
 
     has_cls: bool
     num_blocks: int
@@ -49,8 +49,8 @@ class TileEncoder:
         """Borrow a loaded model's modules.
 
         Args:
-            tower: the vision tower's block loop.
-            projector: patch features to LLM width.
+            tower: runs the vision tower's blocks.
+            projector: maps patch features to LLM width.
             newline_D: the learned newline token.
             preprocessor: of the same model; its geometry and normalisation are used.
         """
@@ -108,7 +108,7 @@ class TileEncoder:
         return patch_selection.traced(encoded) if trace else encoded
 
     def pixels(self, media: Sequence[VisualInput]) -> Tensor:
-        """All tiles, rescaled and normalised on the device: float32 [F, 3, H, W].
+        """Rescale and normalise all tiles on the device: float32 [F, 3, H, W].
 
         Raises:
             RequestError: tiles of another size or dtype than this model's.
@@ -117,8 +117,8 @@ class TileEncoder:
         for mm_item in media:
             if mm_item.tiles.dtype != np.uint8 or mm_item.tiles.shape[1:] != (side, side, 3):
                 raise RequestError(
-                    f"a medium has tiles {mm_item.tiles.dtype} {list(mm_item.tiles.shape)}, this model takes uint8 "
-                    f"[n, {side}, {side}, 3]; was it prepared by another model's preprocessor?"
+                    f"a visual input has tiles {mm_item.tiles.dtype} {list(mm_item.tiles.shape)}, this model takes "
+                    f"uint8 [n, {side}, {side}, 3]; was it prepared by another model's preprocessor?"
                 )
         tiles_FHW3 = torch.from_numpy(np.concatenate([mm_item.tiles for mm_item in media])).to(self._newline_D.device)
         mean_3HW, std_3HW = (tiles_FHW3.new_tensor(x, dtype=torch.float32).view(3, 1, 1) for x in (prep.mean, prep.std))
@@ -130,7 +130,7 @@ class TileEncoder:
 def _apart(
     feature_KD: Tensor, reduction: VisionReduction, representative_FRC: Tensor | None, *, trace: bool
 ) -> list[KeptTokens]:
-    """Each medium's share of the packed result; owners are renumbered to count from its own first token."""
+    """Split the packed result by visual input; representatives then count from the input's own first token."""
     segments = reduction.segments
     bounds = pairwise(accumulate(segments.of_media(reduction.lengths), initial=0))
     steps = reduction.trace() if trace else [None] * len(segments.videos)

@@ -1,6 +1,6 @@
-"""Frames to square tiles for the LLaVA families: uint8 in, uint8 out.
+"""Cuts frames into square tiles for the LLaVA families: uint8 in, uint8 out.
 
-Runs in the readers: imports neither torch nor transformers. Knows nothing of tokens or of reduction.
+It runs in the readers, so it imports neither torch nor transformers.
 
 Source: transformers 5.23, models/llava_onevision/image_processing_pil_llava_onevision.py and
 models/llava_next/image_processing_pil_llava_next.py, tested equal to them.
@@ -24,13 +24,13 @@ MAX_SQUARE_PX = 16_384
 
 
 class TilePreprocessor(Preprocessor):
-    """Images to square tiles, and video frames to one tile each."""
+    """Cuts images into square tiles, and makes one tile of each video frame."""
 
     __slots__ = ()
     geometry: AnyresGeometry
 
     def images(self, frames: Sequence[np.ndarray]) -> tuple[VisualInput, ...]:
-        """The images of one request, in order. One alone is tiled; of several each is tiled or one padded square.
+        """Prepare the images of one request, in order. A single image is tiled; each of several is tiled or padded.
 
         Args:
             frames: uint8 [H, W, 3] RGB each, of any sizes.
@@ -43,7 +43,7 @@ class TilePreprocessor(Preprocessor):
         return tuple(VisualInput("image", tile(frame), frame.shape[:2]) for frame in frames)
 
     def video(self, frames: np.ndarray | Sequence[np.ndarray]) -> VisualInput:
-        """A video's frames, each resized to the tower's square input.
+        """Resize each frame of a video to the tower's square input.
 
         Args:
             frames: uint8 [F, H, W, 3] RGB, or F frames of one size.
@@ -88,9 +88,9 @@ class TilePreprocessor(Preprocessor):
         return replace(mm_item, tiles=mm_item.tiles[list(frames)], timestamps_s=times_s)
 
     def shrink(self, mm_item: VisualInput, ratio: float) -> VisualInput:
-        """See `Preprocessor.shrink`: the picture on the best canvas of that share of its tiles, the base tile the same.
+        """See `Preprocessor.shrink`: fit the picture to the best canvas of that share of its tiles; keep the base tile.
 
-        The picture is taken from its canvas; what comes out is what this model makes of a picture of that size.
+        The picture is taken from its canvas; the result is what this model makes of a picture of that size.
         """
         most = int(len(mm_item.tiles) * ratio) - 1
         canvases = tuple(size for size in self.geometry.pinpoints if self.geometry.num_canvas_tiles(*size) <= most)
@@ -124,7 +124,7 @@ class TilePreprocessor(Preprocessor):
         return num_tiles * self.geometry.tile_px**2 * 3
 
     def _anyres(self, frame: np.ndarray) -> np.ndarray:
-        """Base tile, then the tiles of the canvas in raster order: [n, side, side, 3]."""
+        """Make the base tile, then the tiles of the canvas in raster order: [n, side, side, 3]."""
         side = self.geometry.tile_px
         original_height, original_width = frame.shape[:2]
         canvas_height, canvas_width = self.geometry.best_resolution(original_height, original_width)
@@ -140,7 +140,7 @@ class TilePreprocessor(Preprocessor):
         return tiles
 
     def _padded_square(self, frame: np.ndarray) -> np.ndarray:
-        """The whole image on a square of mean colour, as one tile: [1, side, side, 3]."""
+        """Put the whole image on a square of mean colour, as one tile: [1, side, side, 3]."""
         height, width = frame.shape[:2]
         longest = max(height, width)
         if longest > MAX_SQUARE_PX:
@@ -168,7 +168,7 @@ def _fit(height: int, width: int, canvas_height: int, canvas_width: int) -> tupl
 
 
 def onevision_preprocessor(files: ModelFiles, geometry: AnyresGeometry) -> TilePreprocessor:
-    """The preprocessor that a LLaVA-OneVision's files describe."""
+    """Make the preprocessor that a LLaVA-OneVision's files describe."""
     image, video = files.image_processor, files.video_processor
     tile = {"height": geometry.tile_px, "width": geometry.tile_px}
     for section in (image, video):
@@ -180,7 +180,7 @@ def onevision_preprocessor(files: ModelFiles, geometry: AnyresGeometry) -> TileP
 
 
 def next_preprocessor(files: ModelFiles, geometry: AnyresGeometry) -> TilePreprocessor:
-    """Tiles come out of the cut at the tower's size already: the resize and crop that follow change nothing then."""
+    """Make the preprocessor of a LLaVA-NeXT; its resize and crop change nothing, since tiles have the tower's size."""
     tile = {"height": geometry.tile_px, "width": geometry.tile_px}
     sizes = {"size": {"shortest_edge": geometry.tile_px}, "crop_size": tile}
     _check_steps(files.image_processor, sizes, crops=True)

@@ -1,8 +1,8 @@
-"""From pictures of native resolution to vision tokens: the tower once over all media, then each medium apart.
+"""Encodes pictures of native resolution to vision tokens: the tower once over all media, then each input separately.
 
-Shared by the Qwen families, which differ in tower. Every temporal patch of every medium is one segment; groups of
-patches that survive keep their true (time, row, col) and leave gaps in the medium's slots. Knows no reducer: the
-tower's block loop calls the reduction.
+The Qwen families share it; they differ in tower. Every temporal patch of every visual input is one segment. Kept groups
+of patches keep their true (time, row, col), and leave gaps among the input's placeholders. It knows no reducer: the
+tower's blocks call the reduction.
 
 Shape suffixes: F frames, C colours, H height and W width in px, P patches, X values of a patch, K kept groups, D
 channels.
@@ -41,7 +41,7 @@ class NativeEncoder:
         self._geometry: NativeGeometry = preprocessor.geometry
 
     def grid(self, mm_item: VisualInput) -> PatchGrid:
-        """The medium's patches.
+        """The grid of the visual input's patches.
 
         Raises:
             RequestError: tiles of another size or dtype than this model's.
@@ -49,8 +49,8 @@ class NativeEncoder:
         tiles, factor = mm_item.tiles, self._geometry.factor_px
         if tiles.dtype != np.uint8 or tiles.ndim != 4 or tiles.shape[1] % factor or tiles.shape[2] % factor:
             raise RequestError(
-                f"a medium has tiles {tiles.dtype} {list(tiles.shape)}, this model takes uint8 [n, height, width, 3] "
-                f"with sides that are multiples of {factor} px; was it prepared by another model's preprocessor?"
+                f"a visual input has tiles {tiles.dtype} {list(tiles.shape)}, this model takes uint8 [n, height, width, "
+                f"3] with sides that are multiples of {factor} px; was it prepared by another model's preprocessor?"
             )
         return self._geometry.grid(mm_item.kind, *tiles.shape[:3])
 
@@ -104,9 +104,9 @@ class NativeEncoder:
         return [replace(mm_item, deepstack=own) for mm_item, own in zip(encoded, deep, strict=True)]
 
     def patches(self, mm_item: VisualInput) -> Tensor:
-        """The medium's pixels, rescaled and normalised, in the order the tower reads them: float32 [P, X].
+        """Rescale and normalise the input's pixels, in the order the tower reads them: float32 [P, X].
 
-        The last frame is repeated until it fills its temporal patch; so is an image.
+        The last frame is repeated until it fills its temporal patch, and so is an image.
 
         Source: transformers 5.23, models/qwen2_vl/video_processing_qwen2_vl.py:patchify.
         """
@@ -158,7 +158,7 @@ class NativeEncoder:
 
 
 def patch_coords(grid: PatchGrid) -> Tensor:
-    """(time, row, col) of every patch of one medium as it enters the tower: group by group, int64 [P, 3], host."""
+    """(time, row, col) of every patch of one input as it enters the tower: group by group, int64 [P, 3], host."""
     rows, cols = grid.groups
     axes = (torch.arange(n) for n in (grid.times, rows, cols, grid.side, grid.side))
     time, row, col, inner_row, inner_col = torch.cartesian_prod(*axes).unbind(1)
@@ -166,7 +166,7 @@ def patch_coords(grid: PatchGrid) -> Tensor:
 
 
 def _merger_step(coord_K3: Tensor, group_size: int) -> TraceStep:
-    """The merger as a trace step: every vision token is made of the patches of its group, in equal parts."""
+    """Make the merger's trace step: every vision token is made of the patches of its group, in equal parts."""
     num_tokens = coord_K3.shape[0]
     index = torch.stack([torch.arange(num_tokens).repeat_interleave(group_size), torch.arange(num_tokens * group_size)])
     weight, size = torch.full((index.shape[1],), 1 / group_size), (num_tokens, num_tokens * group_size)

@@ -30,7 +30,7 @@ def test_admission_takes_the_sum_over_layers_of_pages():
 
 def test_admission_beyond_the_pool_changes_nothing():
     cache = make_cache(num_blocks=5)
-    with pytest.raises(MemoryError, match="needs 6 pages, 5 are free"):
+    with pytest.raises(MemoryError, match="needs 6 blocks, 5 are free"):
         cache.admit("a", [8, 8, 8])
     assert cache.num_free_blocks == 5
     cache.check()
@@ -58,7 +58,7 @@ def test_the_check_sees_a_page_given_back_twice():
     cache = make_cache()
     cache.admit("a", [4, 4, 4])
     cache._give_back(cache._blocks_of["a"].blocks())
-    with pytest.raises(RuntimeError, match="60 pages"):
+    with pytest.raises(RuntimeError, match="60 blocks"):
         cache.check()
 
 

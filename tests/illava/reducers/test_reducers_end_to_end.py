@@ -96,7 +96,9 @@ def test_it_runs_alike_alone_and_in_a_batch_or_is_refused(vlm, requests, stage, 
         with pytest.raises(PlanError, match=f"'{own['kind']}'.* needs {', '.join(sorted(lacking))}: not known"):
             vlm.generate(requests, plan=plan)
         return
-    if reducer.joins_frames:  # of an image alone there is nothing to join; tests/illava/reduction/test_frame_merging.py
+    if (
+        reducer.merges_frames
+    ):  # of an image alone there is nothing to join; tests/illava/reduction/test_frame_merging.py
         requests = [request for request in requests if request.content[0].kind == "video"]
     together = vlm.generate(requests, plan=plan)
     assert [one.error for one in together] == [None] * len(requests)

@@ -92,7 +92,7 @@ def test_a_template_may_put_images_before_videos(onevision_folder, tmp_path, pre
 
 @pytest.mark.parametrize("text", ["an <image> here", "<video>"])
 def test_a_placeholder_in_the_text_is_refused(family, text):
-    with pytest.raises(RequestError, match="stands for a medium"):
+    with pytest.raises(RequestError, match="the placeholder of media"):
         family.render([text], [])
 
 

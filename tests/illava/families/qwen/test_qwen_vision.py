@@ -189,7 +189,7 @@ def test_every_reducer_of_the_tower_works_on_whole_groups(vlm, pre, kind):
     vlm.family.check(which)
     media = [pre.images([picture(56, 40)])[0], video(pre, 3, 24, 40)]
     for mm_item, encoded in zip(media, encode(vlm, media, which), strict=True):
-        whole = mm_item.kind == "image" and REDUCERS[kind].joins_frames
+        whole = mm_item.kind == "image" and REDUCERS[kind].merges_frames
         assert 0 < len(encoded.placeholder_K) <= encoded.num_placeholders
         assert (len(encoded.placeholder_K) == encoded.num_placeholders) == whole == bool(encoded.noop_steps)
         assert encoded.placeholder_K.tolist() == sorted(set(encoded.placeholder_K.tolist()))
