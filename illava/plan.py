@@ -117,7 +117,7 @@ class ReductionPlan(BaseModel):
             for site in [(step.stage, layer) for layer in step.layers or (None,)]:
                 if site in seen:
                     where = site[0] if site[1] is None else f"{site[0]} {site[1]}"
-                    raise ValueError(f"two reduction steps at {where}; one step a place")
+                    raise ValueError(f"two reduction steps at {where}; there can be only one")
                 seen.add(site)
         return self
 

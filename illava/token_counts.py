@@ -264,7 +264,8 @@ def _layout(
         if side**2 != per_tile:
             raise PlanError(
                 f"the released layout re-reads kept tokens as a square, but {per_tile} of {geometry.grid**2} tokens "
-                f"are left of each tile; {side**2} or {(side + 1) ** 2} would be one. Change the budgets, or use geometric"
+                f"are left of each tile; {side**2} or {(side + 1) ** 2} would be one. Change the budgets, or use "
+                "geometric"
             )
     separator = TokenGroup(index, -1, 1)
     if mm_item.kind == "video":

@@ -1,4 +1,4 @@
-"""Answers of the toy model to many questions: `VLM.generate` itself, with one tower pass a picture, not one a question.
+"""Answers many questions by the tiny demo model: `VLM.generate` itself, with one tower pass a picture.
 
 `SharedEncoding` stands before the family: a medium that several requests name goes through the tower once, and the
 blocks before a plan's first step run once for all plans (see `shared_tower.py`). What lies behind it (layout, prompt,
@@ -88,7 +88,7 @@ class Answers:
 
 
 class Answerer:
-    """One loaded toy model, asked sample by sample.
+    """Holds the loaded demo model, and answers sample by sample.
 
     Args:
         model: a Hugging Face folder.
@@ -135,7 +135,7 @@ class Answerer:
         """First questions that a plain `VLM.generate` answers in other words.
 
         Args:
-            samples: one question is asked of each, the first: it is the one whose random draws a picture's tower had.
+            samples: the first question of each is answered; a picture's tower pass had its random draws.
             texts: what `answer` said to it.
             plan: the same.
         """

@@ -88,7 +88,7 @@ def _paged_sdpa(
     """Rows of one length in one call: row n's keys begin at slot ``start + n gap``; ``start`` < 0: gather blocks."""
     num_rows, num_heads, head_dim = q_BHd.shape
     block_size, num_kv_heads = pools[0].shape[1:3]
-    # The query heads that share a key head stand side by side as its queries: no head is repeated in memory.
+    # The query heads that share a key head are neighbours, as its queries: no head is repeated in memory.
     q_BGhd = q_BHd.view(num_rows, num_kv_heads, num_heads // num_kv_heads, head_dim)
     if start < 0:
         blocks = block_table_BM[:, : -(-length // block_size)].flatten()

@@ -154,25 +154,25 @@ class PagedCache:
             partial = [layer for layer, n in enumerate(prefix_lengths) if n % self.block_size]
             column = [shared[layer] for layer in partial]
             self._copy_blocks(source_LM[partial, column], table_LM[partial, column])
-        self._blocks_of[request_id] = held = _RequestBlocks(table_LM, counts)
-        self._ref_count_P[held.blocks().long()] += 1
+        self._blocks_of[request_id] = request_blocks = _RequestBlocks(table_LM, counts)
+        self._ref_count_P[request_blocks.blocks().long()] += 1
 
     def trim(self, request_id: Hashable, lengths: Sequence[int]) -> None:
         """Free the blocks beyond ``lengths[layer]`` tokens: a reducer may keep fewer tokens than the plan allows."""
-        held = self._blocks_of[request_id]
+        request_blocks = self._blocks_of[request_id]
         counts = tuple(-(-n // self.block_size) for n in lengths)
-        if counts == held.counts:
+        if counts == request_blocks.counts:
             return
-        width = held.table_LM.shape[1]
-        surplus = held.table_LM[_leading(held.counts, width) & ~_leading(counts, width)]
-        self._blocks_of[request_id] = _RequestBlocks(held.table_LM, counts)
+        width = request_blocks.table_LM.shape[1]
+        surplus = request_blocks.table_LM[_leading(request_blocks.counts, width) & ~_leading(counts, width)]
+        self._blocks_of[request_id] = _RequestBlocks(request_blocks.table_LM, counts)
         self._give_back(surplus)
 
     def free(self, request_id: Hashable) -> None:
         """Free all blocks of a request; a request without blocks is no error."""
-        held = self._blocks_of.pop(request_id, None)
-        if held is not None:
-            self._give_back(held.blocks())
+        request_blocks = self._blocks_of.pop(request_id, None)
+        if request_blocks is not None:
+            self._give_back(request_blocks.blocks())
 
     def batch(self, request_ids: Sequence[Hashable], lengths: Sequence[Sequence[int]]) -> BatchBlockTables:
         """The tables of a batch in one tensor on the device; ``lengths[row][layer]`` tokens are cached already."""
@@ -222,7 +222,10 @@ class PagedCache:
             RuntimeError: how many blocks are wrong.
         """
         used_P = torch.cat(
-            [torch.empty(0, dtype=torch.int32), *(held.blocks() for held in self._blocks_of.values())]
+            [
+                torch.empty(0, dtype=torch.int32),
+                *(request_blocks.blocks() for request_blocks in self._blocks_of.values()),
+            ]
         ).long()
         counted_P = torch.bincount(used_P, minlength=self.num_blocks)
         blocks = torch.cat([self._free.free_blocks().long(), used_P.unique()])

@@ -82,7 +82,7 @@ class PrefillRun:
         cache: receives every layer's keys and values, reduced ones from the reduced layer on.
         blocks: the requests' block tables; their counts are not read.
         seeds: an integer per request, the root of what reducers draw.
-        traced: requests, by place in the batch, whose mixing matrices are wanted on the host.
+        traced: requests, by row of the batch, whose mixing matrices are copied to the host.
         num_computed: by request and layer, the tokens before these prompts whose keys and values its blocks hold
             already. Then no visual token may follow that a decoder step would have ranked with those tokens.
         probe: is given the attention of every layer but the last; every layer is then a group of its own.
@@ -229,7 +229,7 @@ class PrefillRun:
         return chunk_attention(q_CHd, k_UGd, v_UGd, lengths, key_lengths, scale=scale)
 
     def _in_cache(self, n: int, spans: Sequence[_Span]) -> tuple[_Span, ...]:
-        """Spans of these prompts as the cache's layer n counts them: behind the tokens it held before."""
+        """Spans of these prompts as the cache's layer n counts them: behind the tokens cached before."""
         num_computed_B = self._num_computed_LB[n]
         return tuple((row, num_computed_B[row] + begin, num_computed_B[row] + end) for row, begin, end in spans)
 

@@ -1,4 +1,4 @@
-"""Renders a user turn as token ids: the chat template, with every visual input's placeholder repeated for its tokens."""
+"""Renders a user turn as token ids, with every visual input's placeholder repeated for its tokens."""
 
 from __future__ import annotations
 
@@ -60,9 +60,7 @@ class ChatPrompt:
         """
         media = [part for part in content if not isinstance(part, str)]
         if len(media) != len(num_placeholders):
-            raise RequestError(
-                f"{len(media)} media in the request, but {len(num_placeholders)} numbers of placeholders"
-            )
+            raise RequestError(f"{len(media)} media in the request, but {len(num_placeholders)} counts of placeholders")
         waiting = {kind: [n for n, m in enumerate(media) if m.kind == kind] for kind in self._kind_of_id.values()}
         token_ids: list[int] = []
         spans: list[tuple[int, int]] = [(-1, 0)] * len(media)

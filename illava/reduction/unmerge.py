@@ -131,17 +131,17 @@ class Unmerging:
 
 
 def _nearest(
-    token_TD: Tensor, survivor_KD: Tensor, lengths: tuple[int, ...], kept: tuple[int, ...], num_neighbours: int
+    token_TD: Tensor, kept_KD: Tensor, lengths: tuple[int, ...], kept: tuple[int, ...], num_neighbours: int
 ) -> tuple[Tensor, Tensor]:
     """int64 [T, n], nearest first, and how many of them count: [T, 1]. No N x M map is ever whole.
 
     A segment of fewer than n kept tokens repeats its nearest.
     """
-    token_SND, survivor_SMD = pad(unit(token_TD), lengths, 0.0), pad(unit(survivor_KD), kept, 0.0)
-    outside_S1M = ~inside(kept, survivor_SMD.shape[1], token_TD.device)[:, None]
+    token_SND, kept_SMD = pad(unit(token_TD), lengths, 0.0), pad(unit(kept_KD), kept, 0.0)
+    outside_S1M = ~inside(kept, kept_SMD.shape[1], token_TD.device)[:, None]
     num_near, best = min(num_neighbours, max(kept)), []
     for block_SBD in token_SND.split(_BLOCK_ROWS, dim=1):
-        cosine_SBM = torch.bmm(block_SBD, survivor_SMD.transpose(1, 2)).masked_fill_(outside_S1M, float("-inf"))
+        cosine_SBM = torch.bmm(block_SBD, kept_SMD.transpose(1, 2)).masked_fill_(outside_S1M, float("-inf"))
         best.append(cosine_SBM.topk(num_near, dim=-1).indices)
     own_S11 = torch.tensor(kept, device=token_TD.device).clamp(max=num_near)[:, None, None]
     near_SNn = torch.cat(best, 1)

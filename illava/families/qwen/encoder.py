@@ -49,8 +49,8 @@ class NativeEncoder:
         tiles, factor = mm_item.tiles, self._geometry.factor_px
         if tiles.dtype != np.uint8 or tiles.ndim != 4 or tiles.shape[1] % factor or tiles.shape[2] % factor:
             raise RequestError(
-                f"a visual input has tiles {tiles.dtype} {list(tiles.shape)}, this model takes uint8 [n, height, width, "
-                f"3] with sides that are multiples of {factor} px; was it prepared by another model's preprocessor?"
+                f"a visual input has tiles {tiles.dtype} {list(tiles.shape)}, this model takes uint8 [n, height, "
+                f"width, 3], sides multiples of {factor} px; was it prepared by another model's preprocessor?"
             )
         return self._geometry.grid(mm_item.kind, *tiles.shape[:3])
 

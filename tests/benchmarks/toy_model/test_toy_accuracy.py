@@ -102,13 +102,13 @@ def test_a_small_run_writes_json_table_and_plot_and_goes_on(tmp_path: Path, caps
     command = ["--scale", "0.001", "--work-dir", str(tmp_path / "work"), "--json", str(result), "--svg", str(plot)]
     accuracy.main([*command, "--plans", "least_attended@0.5"])
     next((tmp_path / "work").rglob("clips_*.json")).unlink()  # as if the run had been stopped
-    asked: list[Unit] = []
+    answered: list[Unit] = []
     answer = accuracy.answer_units
-    monkeypatch.setattr(accuracy, "answer_units", lambda *what: asked.extend(what[1]) or answer(*what))
+    monkeypatch.setattr(accuracy, "answer_units", lambda *what: answered.extend(what[1]) or answer(*what))
     plans = ["none", "least_attended@0.5", "illava-small"]
     accuracy.main([*command, "--plans", *plans])
-    assert len(asked) == 3, "what lay there is answered again, or what was missing is not"
-    assert {unit.group for unit in asked if unit.plan != "illava-small"} == {"clips"}
+    assert len(answered) == 3, "what lay there is answered again, or what was missing is not"
+    assert {unit.group for unit in answered if unit.plan != "illava-small"} == {"clips"}
     found = json.loads(result.read_text())
     assert list(found["plans"]) == plans
     assert found["asked_again"] >= 3
