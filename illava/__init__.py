@@ -1,4 +1,4 @@
-"""Token reduction and fast generation for pretrained vision-language models.
+"""Reduces the tokens of pretrained vision-language models, and generates with them fast.
 
 Public names load on first use, so that configuration and preprocessing never import torch.
 """

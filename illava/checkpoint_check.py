@@ -1,7 +1,7 @@
-"""Refuses checkpoints whose files hold something else than the parameters' own values: quantised ones and adapters.
+"""Refuses checkpoints whose files hold something else than the parameters' own values: quantised weights and adapters.
 
 A number that is cast to a parameter without its scale, or that no parameter takes, gives answers that look right and
-are not. Torch-free; told what the files say, it reads none of them.
+are not. Torch-free: the caller reads the files, and hands their content in.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def check_encoding(folder: Path, config: Mapping[str, Any], side: Mapping[str, M
     Args:
         folder: for messages.
         config: config.json; empty where there is none.
-        side: those of `SIDE_FILES` that stand beside it.
+        side: content of those of `SIDE_FILES` that are beside it.
 
     Raises:
-        ModelLoadError: names the file, the key and the method, and what to take instead.
+        ModelLoadError: names the file, the key and the method, and says what to take instead.
     """
     for where, section, default in _declared(config, side):
         raise ModelLoadError(
@@ -72,7 +72,7 @@ def check_stored(model_id: str, dtypes: Mapping[str, str]) -> None:
         dtypes: every stored tensor's name -> its dtype as safetensors writes it, such as ``BF16``.
 
     Raises:
-        ModelLoadError: names one of them, and what to take instead.
+        ModelLoadError: names one of the tensors, and says what to take instead.
     """
     if adapted := [name for name in dtypes if _ADAPTER_NAME.search(name)]:
         raise ModelLoadError(
@@ -96,7 +96,7 @@ def check_used(model_id: str, unused: Iterable[str]) -> None:
     """Refuse weight files with tensors that no parameter of the model takes.
 
     Raises:
-        ModelLoadError: there are some.
+        ModelLoadError: names one of the tensors.
     """
     if names := sorted(unused):
         raise ModelLoadError(
@@ -109,7 +109,7 @@ def check_used(model_id: str, unused: Iterable[str]) -> None:
 def _declared(
     config: Mapping[str, Any], side: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[tuple[str, Any, str | None]]:
-    """Every place that says how the weights are encoded: where, what it says, the method to assume."""
+    """Every declaration of how the weights are encoded: where it is, what it says, the method to assume."""
     for path, value in _walk(config):
         if path[-1] in _SECTIONS and value is not None:
             yield f"config.json: {'.'.join(path)}", value, _SECTIONS[path[-1]]

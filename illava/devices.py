@@ -1,4 +1,4 @@
-"""Which device a name means here, or in words why it means none. Asked before anything of a model is loaded."""
+"""Turns a device name into a device, or says why there is no such device, before anything of a model is loaded."""
 
 from __future__ import annotations
 

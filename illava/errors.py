@@ -1,13 +1,13 @@
-"""Errors of the model side. Each message says what, where, why and what to do next.
+"""Defines the errors of the model side. Each message says what, where, why and what to do next.
 
-Knows nothing of storage, rows or Ray: the pipeline maps these onto its closed list of row error types.
+Knows nothing of storage, rows or Ray: the pipeline maps these errors onto its closed list of row error types.
 """
 
 from __future__ import annotations
 
 # As the device's allocator, its libraries and the host's allocator say it.
 _OUT_OF_MEMORY_SIGNS = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
-_CAPTURE_SIGN = "captur"  # stands in the words of every cudaErrorStreamCapture*
+_CAPTURE_SIGN = "captur"  # in the message of every cudaErrorStreamCapture*
 
 
 class ILLaVAError(Exception):
@@ -15,46 +15,46 @@ class ILLaVAError(Exception):
 
 
 class PlanError(ILLaVAError, ValueError):
-    """A reduction plan that cannot be carried out: unknown stage, layer out of range, reducer at the wrong place."""
+    """A reduction plan cannot be carried out: unknown stage, layer out of range, reducer at the wrong stage."""
 
 
 class ReductionDidNotFireError(ILLaVAError, RuntimeError):
-    """A configured reduction step removed nothing at run time. Never a slow success."""
+    """A configured reduction step was a no-op at run time: it removed nothing, so the request was not reduced."""
 
 
 class RequestError(ILLaVAError, ValueError):
-    """A request this model cannot answer: no media where one is needed, prompt too long, placeholder in the text."""
+    """A request cannot be answered by this model: media missing, prompt too long, placeholder in the text."""
 
 
 class PreprocessError(ILLaVAError, ValueError):
-    """Frames that cannot be brought to model size: wrong dtype, shape or an empty list."""
+    """Frames cannot be brought to model size: wrong dtype, wrong shape or an empty list."""
 
 
 class ModelLoadError(ILLaVAError, RuntimeError):
-    """Weights or configuration that cannot be loaded: not safetensors, unknown family, missing file."""
+    """Weights or configuration cannot be loaded: not safetensors, unknown family, missing file."""
 
 
 class DeviceError(ILLaVAError, ValueError):
-    """A device that is not known, or that this process does not have."""
+    """A device is unknown, or this process does not have it."""
 
 
 class RandomWeightsError(ILLaVAError, ValueError):
-    """Quality was asked of a model whose folder declares random weights: they are for speed and say nothing else."""
+    """Quality was to be measured on a model whose folder declares random weights; those are for speed alone."""
 
 
 class RequestTooLargeError(RequestError):
-    """One request needs more key/value pages than the whole pool has."""
+    """One request needs more key/value blocks than the whole pool has."""
 
 
 class NumericalError(ILLaVAError, ArithmeticError):
-    """Logits that are not finite. Carries the request so that its neighbours can go on."""
+    """The logits of one request are not finite; the other requests of its batch go on."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the device or the host had no memory left; by name, since torch is not loaded here.
+    """Whether an error says that the device or the host ran out of memory; by name, since torch is not loaded here.
 
-    Where memory runs out while a CUDA graph is captured, ending the capture fails as well. Its RuntimeError names the
-    capture alone; the error that it follows tells why.
+    When memory runs out while a CUDA graph is captured, ending the capture fails as well. That RuntimeError names the
+    capture alone; its cause or context is the error that tells why.
     """
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True

@@ -1,7 +1,7 @@
-"""Finds and reads the JSON files of a model folder or hub id: what a model is, without its weights.
+"""Finds and reads the JSON files of a model folder or hub id, without its weights.
 
-Imports neither torch nor transformers, so readers, `--plan` and config checks may use it. What the keys mean is the
-reader's business; this module knows where they stand and says which one is missing.
+Imports neither torch nor transformers, so readers, dry runs and config checks may use it. The module finds keys and
+says which one is missing; its callers know what the keys mean.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NAMES = ("config.json", "preprocessor_config.json", "video_preprocessor_config.
 
 @dataclass(frozen=True, slots=True)
 class JsonSection:
-    """A JSON object that knows where it stands, so that a missing key is named with its file."""
+    """Holds a JSON object and where it was found, so that a missing key is named with its file."""
 
     where: str
     content: Mapping[str, Any]
@@ -46,7 +46,7 @@ class JsonSection:
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """The configuration files of one model.
+    """Holds the configuration files of one model.
 
     Attributes:
         model_id: as given; for messages.
@@ -56,7 +56,7 @@ class ModelFiles:
         processor: processor_config.json, empty where there is none.
 
     Raises:
-        ModelLoadError: on use of a processor that the folder lacks; whoever asks no processor does not need its file.
+        ModelLoadError: on use of a processor that the folder lacks; other uses do not need its file.
     """
 
     model_id: str
@@ -107,7 +107,7 @@ def load_model_files(model_id: str, *, revision: str | None = None) -> ModelFile
 
 
 def declared_dtype(model_id: str, *, revision: str | None = None) -> str | None:
-    """The dtype that a model's config.json names, its language model's where it names none; None where neither does.
+    """The dtype that a model's config.json names for the model, else for its language model; None without either.
 
     Raises:
         ModelLoadError: as `load_model_files`.
@@ -125,7 +125,7 @@ def require_trained(model_id: str, *, revision: str | None = None) -> None:
     """Refuse a model whose folder declares random weights, before anything of it is loaded.
 
     Raises:
-        RandomWeightsError: it does.
+        RandomWeightsError: the folder declares random weights.
         ModelLoadError: as `load_model_files`.
     """
     if load_model_files(model_id, revision=revision).has_random_weights:
@@ -158,7 +158,7 @@ def _folder(model_id: str, revision: str | None) -> Path:
 
 
 def _config(folder: Path) -> JsonSection:
-    """config.json, once the files beside it say that the weights are plain."""
+    """Read config.json, after checking that the files beside it declare plain weights."""
     config = _read(folder, "config.json")
     side = {name: found.content for name in SIDE_FILES if (found := _read(folder, name)) is not None}
     check_encoding(folder, {} if config is None else config.content, side)

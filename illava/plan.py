@@ -1,6 +1,6 @@
-"""What is reduced where: steps and plans. Torch-free, so that a config is checked at once.
+"""Defines reduction plans and their steps: what is reduced where. Torch-free, so that a config is checked at once.
 
-A plan names no model. Whether it makes sense for one is the family's `check`.
+A plan names no model. A family's `check` says whether the plan makes sense for its model.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from illava.reducers import AnyReducer, Stage
 
 Layout = Literal["geometric", "released"]
 
-_LATER_FIELDS = ("unmerge", "budget", "epsilon")  # not in the digest of a plan that does not use them
+_LATER_FIELDS = ("unmerge", "budget", "epsilon")  # left out of the digest of a plan that does not use them
 _LAYERED: frozenset[Stage] = frozenset({"vision_block", "decoder_layer"})
 
 
 class ReductionStep(BaseModel):
-    """One reducer at one stage.
+    """Puts one reducer at one stage.
 
     Attributes:
         stage: ``media`` (before the tower), ``vision_block`` (inside a block, between attention and MLP),
@@ -42,8 +42,8 @@ class ReductionStep(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> ReductionStep:
         if self.stage not in self.reducer.stages:
-            places = ", ".join(sorted(self.reducer.stages))
-            raise ValueError(f"reducer {self.reducer.kind!r} cannot act at stage {self.stage!r}; it can at: {places}")
+            sites = ", ".join(sorted(self.reducer.stages))
+            raise ValueError(f"reducer {self.reducer.kind!r} cannot act at stage {self.stage!r}; it can at: {sites}")
         if self.stage in _LAYERED and not self.layers:
             raise ValueError(f"stage {self.stage!r} needs `layers`, 0-based, such as [5, 6, 7, 8]")
         if self.stage not in _LAYERED and self.layers:
@@ -61,14 +61,14 @@ class ReductionStep(BaseModel):
 
 
 class Unmerge(BaseModel):
-    """The whole grid wanted back behind the tower's last block, before pooling or the 2x2 merger.
+    """Restores the whole grid behind the tower's last block, before pooling or the 2x2 merger.
 
-    The tower saves what it saves; what enters the LLM is as many tokens as without reduction, unless a later step
-    reduces them. See `illava.reduction.unmerge`.
+    The tower saves its time; as many tokens enter the LLM as without reduction, unless a later step reduces them. See
+    `illava.reduction.unmerge`.
 
     Attributes:
-        kind: ``knn_delta``: a dropped cell takes over the mean change of the survivors most like it.
-        num_neighbours: survivors it follows.
+        kind: ``knn_delta``: a dropped cell takes over the mean change of the kept tokens most like it.
+        num_neighbours: kept tokens that a dropped cell follows.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -78,14 +78,15 @@ class Unmerge(BaseModel):
 
 
 class ReductionPlan(BaseModel):
-    """Every reduction a request goes through. The empty plan is the unreduced model.
+    """Lists every reduction of a request. The empty plan is the unreduced model.
 
     Attributes:
-        layout: ``geometric`` keeps survivors at their true places; ``released`` re-reads them as a k x k
+        layout: ``geometric`` keeps tokens at their true coordinates; ``released`` re-reads them as a k x k
             pseudo-image, as the released code does, and needs square counts.
         unmerge: whether and how the tower's steps are undone behind its last block.
-        budget, epsilon: ``auto`` and its one knob, instead of steps; see `illava.engine.media_phase`.
-        steps: in the order of the data flow; within a stage and layer, one step.
+        budget, epsilon: an adaptive budget (``auto``) and its error bound, instead of steps; see
+            `illava.engine.media_phase`.
+        steps: in the order of the data flow; one step for each stage and layer.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -99,7 +100,7 @@ class ReductionPlan(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _expand_preset(cls, data: object) -> object:
-        """`{preset: NAME}` or `{preset: NAME, layout: ...}` stands for the preset's plan."""
+        """Expand `{preset: NAME}` or `{preset: NAME, layout: ...}` to the preset's plan."""
         if isinstance(data, dict) and data.get("preset") is not None:
             if data.get("steps"):
                 raise ValueError("give either `preset` or `steps`, not both")
@@ -113,11 +114,11 @@ class ReductionPlan(BaseModel):
     def _one_step_a_place(self) -> ReductionPlan:
         seen: set[tuple[Stage, int | None]] = set()
         for step in self.steps:
-            for place in [(step.stage, layer) for layer in step.layers or (None,)]:
-                if place in seen:
-                    where = place[0] if place[1] is None else f"{place[0]} {place[1]}"
-                    raise ValueError(f"two reduction steps at {where}; one step a place")
-                seen.add(place)
+            for site in [(step.stage, layer) for layer in step.layers or (None,)]:
+                if site in seen:
+                    where = site[0] if site[1] is None else f"{site[0]} {site[1]}"
+                    raise ValueError(f"two reduction steps at {where}; there can be only one")
+                seen.add(site)
         return self
 
     @model_validator(mode="after")
@@ -140,22 +141,22 @@ class ReductionPlan(BaseModel):
         behind = self.at("vision_output")
         chain = in_blocks if behind is None or self.unmerge is not None else [*in_blocks, behind]
         for before, reducer in pairwise(reducer for reducer in chain if reducer is not None):
-            if reducer.joins_frames and not before.joins_frames:
+            if reducer.merges_frames and not before.merges_frames:
                 raise ValueError(
-                    f"{reducer.kind!r} joins frames cell by cell, but {before.kind!r} before it leaves other cells in "
-                    "every frame: put the joining first"
+                    f"{reducer.kind!r} merges frames cell by cell, but {before.kind!r} before it leaves other cells in "
+                    "every frame: put the merging first"
                 )
         return self
 
     def at(self, stage: Stage, layer: int | None = None) -> AnyReducer | None:
-        """The reducer at a place, or None."""
+        """The reducer at a stage and layer, or None."""
         for step in self.steps:
             if step.stage == stage and (layer is None or layer in step.layers):
                 return step.reducer
         return None
 
     def layers(self, stage: Stage) -> tuple[int, ...]:
-        """All layers of a stage where something happens, ascending."""
+        """All layers of a stage that have a step, ascending."""
         return tuple(sorted(layer for step in self.steps if step.stage == stage for layer in step.layers))
 
     def digest(self) -> str:
@@ -164,7 +165,7 @@ class ReductionPlan(BaseModel):
 
 
 def dump_digest(dump: dict[str, Any]) -> str:
-    """`ReductionPlan.digest` of a plan's JSON dump, also where another version dumped it."""
+    """`ReductionPlan.digest` of a plan's JSON dump, also of a dump that another version wrote."""
     fields = {key: value for key, value in dump.items() if key not in _LATER_FIELDS or value is not None}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -1,7 +1,8 @@
-"""Frames to one model's input size: uint8 in, uint8 out. Runs in the readers: imports neither torch nor transformers.
+"""Defines preprocessors, which bring frames to one model's input size: uint8 in, uint8 out.
 
-What every family's preprocessor is; `illava.families.load_preprocessor` makes one. Rescaling and normalisation happen
-later, on the device; the preprocessor only carries their constants. Knows nothing of files, of tokens or of reduction.
+They run in the readers, so this module imports neither torch nor transformers. `illava.families.load_preprocessor`
+makes the preprocessor of a model. Rescaling and normalisation happen later, on the device; the preprocessor only holds
+their constants.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ from illava.errors import PreprocessError
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VisualInput:
-    """One medium at model size.
+    """One image or video at model size: a visual input of a request.
 
     Attributes:
         kind: ``image`` or ``video``.
         tiles: uint8 [n, H, W, 3], RGB: an image's tiles, base tile first; or a video's frames.
         original_size: (height, width) px before any resize.
         timestamps_s: seconds of each frame of a video; empty where not known.
-        representative: int64, by cell (`Preprocessor.cells`): the cell that stands for it where stage ``media`` keeps
-            it out of the tower, itself where it goes in, -1 where none does. None: every cell goes in.
+        representative: int64, for each cell (`Preprocessor.cells`) the cell that represents it: itself for a cell that
+            enters the tower, another cell or -1 (none) for a cell that stage ``media`` leaves out. None: every cell
+            enters.
     """
 
     kind: Literal["image", "video"]
@@ -52,13 +54,13 @@ class VisualInput:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VisualCells:
-    """A medium at model size as the smallest pieces that can be kept out of the tower: patches, or groups of them.
+    """A visual input in cells, the smallest parts that can be left out of the tower: patches, or groups of them.
 
     Attributes:
-        pixels_TX: uint8, each cell's pixels; of a video's cell, those of all frames that its temporal patch spans.
+        pixels_TX: uint8, each cell's pixels; for a video, those of all frames that its temporal patch spans.
         coord_T3: int64 (frame or tile, row, col), ascending; a frame is a temporal patch here.
-        lengths: cells of each sequence of frames: a video is one, every tile of an image is its own.
-        padding_T: bool, beside the picture, where the model itself drops it.
+        lengths: cells of each sequence of frames: a video is one sequence, every tile of an image is its own.
+        padding_T: bool, cells beside the picture that the model itself drops.
     """
 
     pixels_TX: np.ndarray
@@ -69,7 +71,7 @@ class VisualCells:
 
 @dataclass(frozen=True, slots=True)
 class Preprocessor(ABC):
-    """Brings decoded frames to one model's input size. Small, picklable, without state.
+    """Brings decoded frames to one model's input size. It is small, picklable and has no state.
 
     Attributes:
         model_type: of the family, as in config.json.
@@ -89,26 +91,26 @@ class Preprocessor(ABC):
 
     @abstractmethod
     def images(self, frames: Sequence[np.ndarray]) -> tuple[VisualInput, ...]:
-        """The images of one request, in order; uint8 [H, W, 3] RGB each, of any sizes."""
+        """Prepare the images of one request, in order; uint8 [H, W, 3] RGB each, of any sizes."""
 
     @abstractmethod
     def video(self, frames: np.ndarray | Sequence[np.ndarray]) -> VisualInput:
-        """A video's frames: uint8 [F, H, W, 3] RGB, or F frames of one size."""
+        """Prepare a video's frames: uint8 [F, H, W, 3] RGB, or F frames of one size."""
 
     @abstractmethod
-    def cells(self, visual: VisualInput) -> VisualCells:
-        """A prepared medium cut into cells."""
+    def cells(self, mm_item: VisualInput) -> VisualCells:
+        """Cut a prepared visual input into cells."""
 
     @abstractmethod
-    def with_frames(self, visual: VisualInput, frames: Sequence[int]) -> VisualInput:
-        """A prepared video of these frames alone (of its cells: temporal patches, where a model has them)."""
+    def with_frames(self, mm_item: VisualInput, frames: Sequence[int]) -> VisualInput:
+        """Keep these frames of a prepared video (temporal patches, where a model has them)."""
 
     @abstractmethod
-    def shrink(self, visual: VisualInput, ratio: float) -> VisualInput:
-        """A prepared medium at a lower resolution: about this share of its patches, never more.
+    def shrink(self, mm_item: VisualInput, ratio: float) -> VisualInput:
+        """Lower the resolution of a prepared visual input to about this share of its patches, never more.
 
         Raises:
-            PreprocessError: this model reads such a medium at one size only.
+            PreprocessError: this model reads such an input at one size only.
         """
 
     @abstractmethod
@@ -117,12 +119,12 @@ class Preprocessor(ABC):
 
 
 def resize(frame: np.ndarray, height: int, width: int, resample: int) -> np.ndarray:
-    """A frame at ``height`` x ``width`` px by Pillow's filter of that number."""
+    """Resize a frame to ``height`` x ``width`` px by Pillow's filter of that number."""
     return np.asarray(Image.fromarray(frame).resize((width, height), resample=Image.Resampling(resample)))
 
 
 def check_images(frames: Sequence[np.ndarray]) -> None:
-    """Refuse what cannot be the images of a request.
+    """Refuse frames that cannot be the images of a request.
 
     Raises:
         PreprocessError: no image, or one of the wrong dtype or shape.
@@ -134,7 +136,7 @@ def check_images(frames: Sequence[np.ndarray]) -> None:
 
 
 def check_video(frames: np.ndarray | Sequence[np.ndarray]) -> None:
-    """Refuse what cannot be the frames of a video.
+    """Refuse frames that cannot be the frames of a video.
 
     Raises:
         PreprocessError: no frames, frames of the wrong dtype or shape, or of different sizes.

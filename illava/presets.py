@@ -1,4 +1,4 @@
-"""The shipped plans by name, as plain dicts: what `illava.plan.preset` builds a plan from.
+"""Lists the shipped plans by name, as plain dicts; `illava.plan.preset` builds a plan from them.
 
 Source: arXiv 2412.06263v1 and the README of hulianyuyy/iLLaVA@4068149.
 """
@@ -73,7 +73,7 @@ PRESETS: dict[str, Any] = {
     "illava-video": lambda layout: _with_frame_budget(_video(), layout, 100),
     "illava-draw": lambda layout: _draw(8),
     "illava-draw-video": lambda layout: _with_frame_budget(_draw(2), layout, 49),
-    # No release for LLaVA-NeXT: illava-image's places, and the equal cut that comes nearest to half: 576 -> 288.
+    # No release for LLaVA-NeXT: illava-image's layers, and the equal cut that comes nearest to half: 576 -> 288.
     "illava-next-image": lambda layout: _paper_plan([5, 6, 7, 8], 72, 8, 0.70, score="released"),
     # Shares of whole 2x2 groups, in the README; the block numbers of Qwen2.5-VL are its full-attention blocks.
     "illava-qwen2-vl": lambda layout: _shares([12, 13, 14, 15], 0.84, [6, 7, 8], 0.90),

@@ -1,6 +1,6 @@
-"""What goes into a model and what comes out: requests, generations, their counts, times and traces.
+"""Defines the input and output of a model: requests, generations, their counts, times and traces.
 
-Torch appears only in the trace. Knows nothing of storage, items or rows.
+Only the trace holds tensors. Knows nothing of storage, items or rows.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from illava.preprocess import VisualInput
 
 FinishReason = Literal["stop", "length"]
-ContentKind = Literal["document", "image", "video"]  # what the media of a request are, as told by their pixels
+ContentKind = Literal["document", "image", "video"]  # what a request's media are, judged by their pixels
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the answer is drawn. Temperature 0 is greedy.
+    """Says how the answer is drawn. Temperature 0 is greedy.
 
     Attributes:
         max_new_tokens: generation stops after this many.
@@ -41,13 +41,13 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One question about some media.
+    """Asks one question about some media.
 
     Attributes:
         request_id: names the request; part of the random seed of its draws.
         content: text and media of one user turn, in the order they are read.
         sampling: how the answer is drawn.
-        trace: record which patches every kept token is made of (costs host copies).
+        trace: record the patches that every kept token is made of (costs host copies).
     """
 
     request_id: str
@@ -58,7 +58,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class TokenUsage:
-    """Counts read off tensor shapes while the request ran.
+    """Counts tokens, as read from tensor shapes while the request ran.
 
     Attributes:
         num_patches: tokens entering the vision tower.
@@ -67,7 +67,7 @@ class TokenUsage:
         num_decoder_tokens_kept: visual tokens in the LLM's last layer.
         num_prompt_tokens: all tokens entering the LLM's first layer.
         num_generated_tokens: tokens drawn, the stop token included.
-        content: what `budget: auto` took the media for and chose the plan by; None under any other plan.
+        content: the content kind by which `budget: auto` chose the plan; None under any other plan.
     """
 
     num_patches: int
@@ -81,13 +81,13 @@ class TokenUsage:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Wall seconds of one request, by state; they partition its life from submission to its own last token.
+    """Wall seconds of one request, by phase; they add up to its time from submission to its last token.
 
     Attributes:
-        queue_s: waiting for the tower, for prefill or for pages.
+        queue_s: waiting for the tower, for prefill or for key/value blocks.
         vision_s: in the vision tower, projector and layout.
         prefill_s: in the LLM's prefill.
-        decode_s: from the first token to the last, stalls by other requests' prefill included.
+        decode_s: from the first token to the last, including waits for other requests' prefill.
         device_s: the request's share, by tokens, of the device time of each step it took part in.
     """
 
@@ -100,29 +100,29 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class TraceStep:
-    """One stage's mixing matrix over all visual tokens of a request, on the host.
+    """The mixing matrix of one step over all visual tokens of a request, on the host.
 
     Attributes:
         stage: ``media``, ``vision_block``, ``vision_output``, ``layout`` (projector, pooling, newlines),
             ``decoder_input``, ``decoder_layer``.
         layer: block or layer, where the stage has one.
         matrix: sparse float32 [tokens out, tokens in]; a separator's row is empty.
-        place: int64 [tokens out, 4]: (medium, frame or tile, row, col) each output token stands at.
+        coords: int64 [tokens out, 4]: (visual input, frame or tile, row, col) of each output token.
     """
 
     stage: str
     layer: int | None
     matrix: Tensor
-    place: Tensor
+    coords: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class TokenTrace:
-    """From patches to kept tokens.
+    """Says which patches every kept token is made of.
 
     Attributes:
-        patch_coords: int64 [patches, 4], (medium, frame or tile, row, col) of every patch of the media; those that
-            stage ``media`` keeps out of the tower are gone after the first step.
+        patch_coords: int64 [patches, 4], (visual input, frame or tile, row, col) of every patch of the media; the first
+            step drops those that stage ``media`` leaves out of the tower.
         steps: in the order of the data flow.
     """
 
@@ -146,7 +146,7 @@ class TokenTrace:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """The answer to one request, or the error that ended it (its neighbours are unharmed).
+    """The answer to one request, or the error that ended this request alone.
 
     Attributes:
         request_id: of the request.
@@ -154,9 +154,9 @@ class Generation:
         token_ids: as drawn.
         finish_reason: ``stop`` (a stop token) or ``length``; None where ``error`` is set.
         usage: counts; None where the error came before any were measured.
-        timing: seconds by state.
+        timing: seconds by phase.
         trace: where the request asked for it.
-        error: what went wrong with this request alone.
+        error: the error that ended this request.
         token_logprobs: natural logarithm of each drawn token's probability by the model itself, before temperature and
             top_p; where the request asked for it.
     """
@@ -173,12 +173,12 @@ class Generation:
 
     @classmethod
     def failed(cls, request_id: str, error: Exception, *, queue_s: float = 0.0) -> Generation:
-        """The end of a request that nothing was computed for, after a wait of ``queue_s``."""
+        """Make the generation of a request that failed before anything was computed, after a wait of ``queue_s``."""
         timing = Timing(queue_s=queue_s, vision_s=0.0, prefill_s=0.0, decode_s=0.0, device_s=0.0)
         return cls(request_id, "", (), None, None, timing, error=error)
 
 
 def derive_seed(*parts: int | str) -> int:
-    """63 bits from the parts, the same on every machine and in every process."""
+    """Derive a seed of 63 bits from the parts, the same on every machine and in every process."""
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

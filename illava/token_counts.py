@@ -1,9 +1,8 @@
-"""What a plan will leave of an item's tokens, from geometry alone: for `--plan`, before any weight is loaded.
+"""Computes how many tokens a plan will keep, from geometry alone: for dry runs, before any weight is loaded.
 
-First behind the vision tower, in blocks of known size (tiles in the LLaVA families, whole groups of patches at native
-resolution in the Qwen families), then in the decoder. Torch-free. The columns of a result row are measured, never taken
-from here; tests hold the two equal. A model's depth and geometry stand in `illava.families.model_shape`. Knows nothing
-of prompts, items or storage.
+The module counts first behind the vision tower (per tile in the LLaVA families, per group of patches at native
+resolution in the Qwen families), then in the decoder. Torch-free. A result row's columns are measured, never taken from
+here; tests hold the two equal. `illava.families.model_shape` has a model's depth and geometry.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from illava.reducers import Reducer
 
 
 @dataclass(frozen=True, slots=True)
-class MediumShape:
-    """One medium of a request.
+class VisualShape:
+    """The shape of one visual input.
 
     Attributes:
         kind: ``image`` or ``video``.
-        height, width: px before any resize; of a video they matter at native resolution only.
+        height, width: px before any resize; for a video they matter at native resolution only.
         num_frames: frames given to the model; 1 for an image.
     """
 
@@ -37,17 +36,17 @@ class MediumShape:
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
-    """Visual tokens whose common count is known.
+class TokenGroup:
+    """A group of visual tokens whose common count is known.
 
     Attributes:
-        visual: index, None where the tokens are of several media.
-        frame: index, -1 for what belongs to no frame (separators, a tiled image), None where the tokens are of
-            several frames.
+        mm_index: index of the visual input; None for tokens of several inputs.
+        frame: index of the frame; -1 for tokens of no frame (separators, a tiled image), None for tokens of several
+            frames.
         count: tokens; an upper bound where not ``exact``.
     """
 
-    visual: int | None
+    mm_index: int | None
     frame: int | None
     count: int
     exact: bool = True
@@ -55,24 +54,24 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class TowerCounts:
-    """One request behind tower and layout.
+    """Token counts of one request behind tower and layout.
 
     Attributes:
         num_patches: tokens entering the vision tower.
         num_vision_tokens: visual tokens the unreduced model would give its LLM.
-        blocks: what the plan leaves of them.
+        groups: the tokens that the plan keeps of them.
         exact: False where a count depends on the picture.
     """
 
     num_patches: int
     num_vision_tokens: int
-    blocks: list[Block]
+    groups: list[TokenGroup]
     exact: bool
 
 
 @dataclass(frozen=True, slots=True)
 class TokenCounts:
-    """Expected counts of one request, or of several added up; named as the row's columns.
+    """Expected token counts of one request, or of several added up; named as the row's columns.
 
     Attributes:
         num_patches: tokens entering the vision tower.
@@ -101,17 +100,18 @@ class TokenCounts:
 def expected_counts(
     geometry: AnyresGeometry | NativeGeometry,
     plan: ReductionPlan,
-    media: Sequence[MediumShape],
+    media: Sequence[VisualShape],
     *,
     num_vision_blocks: int,
     num_decoder_layers: int,
 ) -> TokenCounts:
-    """Tokens of one request before and after a plan.
+    """Count the tokens of one request before and after a plan.
 
     Args:
-        geometry: of the model.
-        plan: what is reduced.
-        media: of the request. One image alone is tiled; of several each is one tile, unless the geometry tiles all.
+        geometry: the model's geometry.
+        plan: the plan.
+        media: of the request. One image alone is tiled; of several images each is one tile, unless the geometry tiles
+            every image.
         num_vision_blocks: blocks of the tower.
         num_decoder_layers: layers of the LLM.
 
@@ -123,16 +123,16 @@ def expected_counts(
     _check_layers(plan, "decoder_layer", num_decoder_layers)
     tower = tower_counts(geometry, plan, media)
     exact = tower.exact and plan.epsilon is None and not any(step.stage == "media" for step in plan.steps)
-    blocks = _reduce(tower.blocks, plan.at("decoder_input"))
-    entering = sum(block.count for block in blocks)
+    groups = _reduce(tower.groups, plan.at("decoder_input"))
+    entering = sum(group.count for group in groups)
     for layer in plan.layers("decoder_layer"):
-        blocks = _reduce(blocks, plan.at("decoder_layer", layer))
+        groups = _reduce(groups, plan.at("decoder_layer", layer))
     return TokenCounts(
         num_patches=tower.num_patches,
         num_vision_tokens=tower.num_vision_tokens,
         num_vision_tokens_kept=entering,
-        num_decoder_tokens_kept=sum(block.count for block in blocks),
-        exact=exact and all(block.exact for block in blocks),
+        num_decoder_tokens_kept=sum(group.count for group in groups),
+        exact=exact and all(group.exact for group in groups),
     )
 
 
@@ -142,39 +142,41 @@ def _check_layers(plan: ReductionPlan, stage: Stage, depth: int) -> None:
         raise PlanError(f"the plan reduces at {stage} {beyond}, but this model has 0 to {depth - 1}")
 
 
-def _reduce(blocks: list[Block], reducer: Reducer | None) -> list[Block]:
-    """Counts after one decoder stage. Where a scope's own count is not known, nothing is taken off: an upper bound."""
+def _reduce(groups: list[TokenGroup], reducer: Reducer | None) -> list[TokenGroup]:
+    """Counts after one decoder step. A scope of unknown count is left as it is: an upper bound."""
     if reducer is None:
-        return blocks
-    several = len({block.visual for block in blocks}) > 1
-    untouched: list[Block] = []
-    scopes: dict[tuple[int | None, int | None], list[Block]] = {}
-    for block in blocks:
+        return groups
+    several = len({group.mm_index for group in groups}) > 1
+    untouched: list[TokenGroup] = []
+    scopes: dict[tuple[int | None, int | None], list[TokenGroup]] = {}
+    for group in groups:
         if reducer.per == "prompt":
-            scopes.setdefault((None if several else block.visual, None), []).append(block)
-        elif reducer.per == "frame" and block.frame == -1:
-            untouched.append(block)
-        elif block.visual is None or (reducer.per == "frame" and block.frame is None):
-            untouched.append(Block(block.visual, block.frame, block.count, exact=False))
+            scopes.setdefault((None if several else group.mm_index, None), []).append(group)
+        elif reducer.per == "frame" and group.frame == -1:
+            untouched.append(group)
+        elif group.mm_index is None or (reducer.per == "frame" and group.frame is None):
+            untouched.append(TokenGroup(group.mm_index, group.frame, group.count, exact=False))
         else:
-            scopes.setdefault((block.visual, block.frame if reducer.per == "frame" else None), []).append(block)
+            scopes.setdefault((group.mm_index, group.frame if reducer.per == "frame" else None), []).append(group)
     # Neighbouring media may share a span; how many do depends on the prompt.
     sharp = not (reducer.per == "span" and several)
     reduced = [_reduce_scope(key, members, reducer, sharp) for key, members in scopes.items()]
     return reduced + untouched
 
 
-def _reduce_scope(key: tuple[int | None, int | None], members: list[Block], reducer: Reducer, sharp: bool) -> Block:
-    total = sum(block.count for block in members)
+def _reduce_scope(
+    key: tuple[int | None, int | None], members: list[TokenGroup], reducer: Reducer, sharp: bool
+) -> TokenGroup:
+    total = sum(group.count for group in members)
     kept = reducer.num_kept(total)
-    exact = sharp and kept is not None and all(block.exact for block in members)
-    return Block(*key, total if kept is None else kept, exact=exact)
+    exact = sharp and kept is not None and all(group.exact for group in members)
+    return TokenGroup(*key, total if kept is None else kept, exact=exact)
 
 
 def tower_counts(
-    geometry: AnyresGeometry | NativeGeometry, plan: ReductionPlan, media: Sequence[MediumShape]
+    geometry: AnyresGeometry | NativeGeometry, plan: ReductionPlan, media: Sequence[VisualShape]
 ) -> TowerCounts:
-    """Patches, unreduced vision tokens, and what the plan's tower steps leave.
+    """Count patches, unreduced vision tokens, and the tokens that the plan's tower steps keep.
 
     Raises:
         PlanError: counts the released layout cannot make squares of, or a video for a model that reads images only.
@@ -182,49 +184,49 @@ def tower_counts(
     return _native(geometry, plan, media) if isinstance(geometry, NativeGeometry) else _tiled(geometry, plan, media)
 
 
-def _native(geometry: NativeGeometry, plan: ReductionPlan, media: Sequence[MediumShape]) -> TowerCounts:
-    """Where whole groups are reduced."""
+def _native(geometry: NativeGeometry, plan: ReductionPlan, media: Sequence[VisualShape]) -> TowerCounts:
+    """Counts at native resolution, where whole groups are reduced."""
     if plan.layout == "released":
         raise PlanError("the released layout needs square pictures, but this model reads any shape: use geometric")
-    grids = [geometry.grid_of(visual.kind, visual.num_frames, visual.height, visual.width) for visual in media]
+    grids = [geometry.grid_of(mm_item.kind, mm_item.num_frames, mm_item.height, mm_item.width) for mm_item in media]
     left = [_left_of_tile(grid.num_groups // grid.times, plan) for grid in grids]
-    blocks = [
-        Block(index, time, count, exact)
+    groups = [
+        TokenGroup(index, time, count, exact)
         for index, (grid, (count, exact)) in enumerate(zip(grids, left, strict=True))
         for time in (_frames_left(plan, grid.times) if media[index].kind == "video" else range(grid.times))
     ]
     num_patches, num_groups = sum(grid.num_patches for grid in grids), sum(grid.num_groups for grid in grids)
-    return TowerCounts(num_patches, num_groups, blocks, exact=True)
+    return TowerCounts(num_patches, num_groups, groups, exact=True)
 
 
-def _tiled(geometry: AnyresGeometry, plan: ReductionPlan, media: Sequence[MediumShape]) -> TowerCounts:
-    """Where tiles are reduced."""
-    if not geometry.reads_videos and any(visual.kind == "video" for visual in media):
+def _tiled(geometry: AnyresGeometry, plan: ReductionPlan, media: Sequence[VisualShape]) -> TowerCounts:
+    """Counts in a tiled family, where tiles are reduced."""
+    if not geometry.reads_videos and any(mm_item.kind == "video" for mm_item in media):
         raise PlanError("this model reads images only, but the request holds a video; take a model that reads videos")
-    tiles = [_num_tiles(geometry, visual, media) for visual in media]
+    tiles = [_num_tiles(geometry, mm_item, media) for mm_item in media]
     per_tile, exact = _left_of_tile(geometry.grid**2, plan)
     if plan.layout == "released" and not exact:
         raise PlanError("the released layout needs square counts, but this plan's depend on the picture: use geometric")
-    blocks = [
-        block
-        for index, (visual, num_tiles) in enumerate(zip(media, tiles, strict=True))
-        for block in _layout(geometry, plan, visual, index=index, num_tiles=num_tiles, per_tile=per_tile)
+    groups = [
+        group
+        for index, (mm_item, num_tiles) in enumerate(zip(media, tiles, strict=True))
+        for group in _layout(geometry, plan, mm_item, index=index, num_tiles=num_tiles, per_tile=per_tile)
     ]
     num_vision_tokens = sum(
-        geometry.num_video_tokens(visual.num_frames)
-        if visual.kind == "video"
-        else geometry.num_image_tokens(visual.height, visual.width, num_tiles=num_tiles)
-        for visual, num_tiles in zip(media, tiles, strict=True)
+        geometry.num_video_tokens(mm_item.num_frames)
+        if mm_item.kind == "video"
+        else geometry.num_image_tokens(mm_item.height, mm_item.width, num_tiles=num_tiles)
+        for mm_item, num_tiles in zip(media, tiles, strict=True)
     )
-    return TowerCounts(sum(tiles) * geometry.grid**2, num_vision_tokens, blocks, exact)
+    return TowerCounts(sum(tiles) * geometry.grid**2, num_vision_tokens, groups, exact)
 
 
-def _num_tiles(geometry: AnyresGeometry, visual: MediumShape, media: Sequence[MediumShape]) -> int:
-    if visual.kind == "video":
-        return visual.num_frames
+def _num_tiles(geometry: AnyresGeometry, mm_item: VisualShape, media: Sequence[VisualShape]) -> int:
+    if mm_item.kind == "video":
+        return mm_item.num_frames
     if sum(other.kind == "image" for other in media) > 1 and not geometry.tiles_every_image:
         return 1
-    rows, cols = geometry.tile_grid(visual.height, visual.width)
+    rows, cols = geometry.tile_grid(mm_item.height, mm_item.width)
     return 1 + rows * cols
 
 
@@ -232,14 +234,14 @@ def _left_of_tile(num_patches: int, plan: ReductionPlan) -> tuple[int, bool]:
     """Tokens of one tile or frame after the tower, and whether the plan fixes them."""
     left, exact = num_patches, True
     for reducer in _tower_reducers(plan):
-        if not reducer.joins_frames:
+        if not reducer.merges_frames:
             kept = reducer.num_kept(left)
             left, exact = (left, False) if kept is None else (kept, exact)
     return left, exact
 
 
 def _frames_left(plan: ReductionPlan, num_frames: int) -> tuple[int, ...]:
-    """Which frames of a video still stand after the tower."""
+    """The frames of a video that are kept after the tower."""
     frames = tuple(range(num_frames))
     for reducer in _tower_reducers(plan):
         frames = tuple(frames[n] for n in reducer.frames_kept(len(frames)))
@@ -247,35 +249,39 @@ def _frames_left(plan: ReductionPlan, num_frames: int) -> tuple[int, ...]:
 
 
 def _tower_reducers(plan: ReductionPlan) -> list[Reducer]:
-    """What acts in and behind the tower and is not undone, in order."""
+    """The reducers that act in and behind the tower and are not undone, in order."""
     in_blocks = [] if plan.unmerge else [plan.at("vision_block", block) for block in plan.layers("vision_block")]
     return [reducer for reducer in (*in_blocks, plan.at("vision_output")) if reducer is not None]
 
 
 def _layout(
-    geometry: AnyresGeometry, plan: ReductionPlan, visual: MediumShape, *, index: int, num_tiles: int, per_tile: int
-) -> list[Block]:
-    """Tokens of one medium behind projector, pooling, unpadding and newlines."""
+    geometry: AnyresGeometry, plan: ReductionPlan, mm_item: VisualShape, *, index: int, num_tiles: int, per_tile: int
+) -> list[TokenGroup]:
+    """Tokens of one visual input behind projector, pooling, unpadding and newlines."""
     side = geometry.grid
     if plan.layout == "released":
         side = isqrt(per_tile)
         if side**2 != per_tile:
             raise PlanError(
-                f"the released layout re-reads survivors as a square, but {per_tile} of {geometry.grid**2} tokens are "
-                f"left of each tile; {side**2} or {(side + 1) ** 2} would be one. Change the budgets, or use geometric"
+                f"the released layout re-reads kept tokens as a square, but {per_tile} of {geometry.grid**2} tokens "
+                f"are left of each tile; {side**2} or {(side + 1) ** 2} would be one. Change the budgets, or use "
+                "geometric"
             )
-    separator = Block(index, -1, 1)
-    if visual.kind == "video":
+    separator = TokenGroup(index, -1, 1)
+    if mm_item.kind == "video":
         # Pooling restores the grid in the geometric layout, so every frame is as large as without reduction.
         per_frame = geometry.num_video_tokens(1, side=side) - 1
-        return [*(Block(index, frame, per_frame) for frame in _frames_left(plan, visual.num_frames)), separator]
+        return [
+            *(TokenGroup(index, frame, per_frame) for frame in _frames_left(plan, mm_item.num_frames)),
+            separator,
+        ]
     if num_tiles == 1:
-        return [Block(index, 0, per_tile), separator]
+        return [TokenGroup(index, 0, per_tile), separator]
     if side**2 == per_tile:
-        count = geometry.num_image_tokens(visual.height, visual.width, num_tiles=num_tiles, side=side)
-        return [Block(index, -1, count)]
-    layout = geometry.image_layout(visual.height, visual.width)
+        count = geometry.num_image_tokens(mm_item.height, mm_item.width, num_tiles=num_tiles, side=side)
+        return [TokenGroup(index, -1, count)]
+    layout = geometry.image_layout(mm_item.height, mm_item.width)
     rows, cols = layout.shape
     whole = layout.resized is None and (rows, cols) == (layout.rows, layout.cols)
     kept_tokens = min((num_tiles - 1) * per_tile, rows * cols)
-    return [Block(index, -1, per_tile + kept_tokens + rows, exact=whole)]
+    return [TokenGroup(index, -1, per_tile + kept_tokens + rows, exact=whole)]

@@ -1,4 +1,4 @@
-"""The arithmetic of token reduction: packed tokens, sparse mixing matrices, and what they do to tensors.
+"""Does the arithmetic of token reduction: packed tokens, sparse mixing matrices, and their application to tensors.
 
 Pure torch functions on packed tensors. Knows nothing of attention, of models or of which tokens are worth keeping.
 
@@ -17,13 +17,13 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Tokens of several segments lying end to end; nothing is padded.
+    """Holds tokens of several segments, packed end to end without padding.
 
     Attributes:
         hidden_TD: residual stream.
         lengths: tokens per segment, host integers, ``sum(lengths) == T``. Counts that a plan fixes never need a
             device round trip, so they live on the host.
-        coord_T3: int64 (frame, row, col) that each token stands for; separators carry row = col = -1.
+        coord_T3: int64 (frame, row, col) of each token; separators have row = col = -1.
     """
 
     hidden_TD: Tensor
@@ -33,16 +33,16 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A sparse mixing matrix [K, T]: which input tokens each output token is made of.
+    """A sparse mixing matrix [K, T]: the input tokens that each output token is made of.
 
     Row k is a copy of input ``kept_K[k]`` unless k occurs in ``target_G``; then it is the weighted sum of its edges
-    (and only of these), while still standing at the place of ``kept_K[k]``. Pruning has no edges, merging has one
-    group per merged token, clustering one group per cluster, many-to-many several groups that share sources.
+    (and only of these), at the coordinates of ``kept_K[k]``. Pruning has no edges, merging has one group per merged
+    token, clustering one group per cluster, many-to-many several groups that share sources.
 
     Attributes:
         num_tokens: T, the length before.
         lengths: kept tokens per segment, host integers, ``sum(lengths) == K``.
-        kept_K: int64, ascending: the input token whose place each output token takes.
+        kept_K: int64, ascending: the input token whose coordinates each output token takes.
         source_E: int64 input tokens, grouped by row in the order of ``target_G``.
         weight_E: float32.
         target_G: int64 output rows that are mixtures, each once.
@@ -82,21 +82,22 @@ class Assignment:
 
 
 def prune(kept_K: Tensor, lengths: tuple[int, ...], num_tokens: int) -> Assignment:
-    """An assignment that keeps ``kept_K`` (int64, ascending) unchanged and discards the rest."""
+    """Make the assignment that keeps ``kept_K`` (int64, ascending) unchanged and discards the rest."""
     none = kept_K.new_empty(0)
     return Assignment(num_tokens, lengths, kept_K, none, none.float(), none, none)
 
 
 def identity(lengths: tuple[int, ...], device: torch.device | str = "cpu") -> Assignment:
-    """The assignment that changes nothing."""
+    """Make the assignment that changes nothing."""
     total = sum(lengths)
     return prune(torch.arange(total, device=device), lengths, total)
 
 
 def assign_to_representatives(representative_T: Tensor, lengths: tuple[int, ...]) -> Assignment:
-    """Keep the cells that are their own owner; each other one is an edge of weight 0 of its owner, -1 for none.
+    """Keep the cells that represent themselves; make every other cell an edge of weight 0 of its representative.
 
-    What is kept is exactly what it was; the edges say where the content of a dropped cell is still to be seen.
+    Kept cells are unchanged; the edges say which kept cell shows the content of a dropped cell. A cell whose
+    representative is -1 has none.
     """
     index_T = torch.arange(representative_T.shape[0], device=representative_T.device)
     is_kept_T = representative_T == index_T
@@ -128,7 +129,7 @@ def merge(assignment: Assignment, hidden_TD: Tensor) -> Tensor:
 
 
 def gather_kept(assignment: Assignment, value_T: Tensor) -> Tensor:
-    """Keep what belongs to a place (positions, ids): [T, ...] -> [K, ...]; a mixture takes its own place's value."""
+    """Gather the kept tokens' values (coordinates, ids): [T, ...] -> [K, ...]; a mixture takes its kept token's."""
     return value_T.index_select(0, assignment.kept_K)
 
 
@@ -140,7 +141,7 @@ def compose(first_KT: Tensor, then_MK: Tensor) -> Tensor:
 
 
 def cluster(into_T: Tensor, weight_T: Tensor, lengths: tuple[int, ...], kept: tuple[int, ...]) -> Assignment:
-    """A partition into groups: each group becomes its weighted mean, at the place of its representative.
+    """Make the assignment of a partition: each group becomes its weighted mean, at its representative's coordinates.
 
     Every token is an edge and every row a mixture (a group of one has weight exactly 1), so that the counts stay host
     integers whatever the grouping.
@@ -164,7 +165,7 @@ def cluster(into_T: Tensor, weight_T: Tensor, lengths: tuple[int, ...], kept: tu
 
 
 def merged_sizes(assignment: Assignment, size_T: Tensor) -> Tensor:
-    """How many first tokens each output token stands for, float32 [K]: a mixture stands for all its sources."""
+    """How many original tokens are merged into each output token, float32 [K]: a mixture adds up all its sources."""
     size_K = gather_kept(assignment, size_T.float())
     if assignment.target_G.shape[0] == 0:
         return size_K
@@ -178,13 +179,13 @@ def _group_sums(value_E: Tensor, size_G: Tensor) -> Tensor:
 
 
 def embed_in_batch(assignment: Assignment, index_N: Tensor, num_tokens: int, lengths: tuple[int, ...]) -> Assignment:
-    """Place an assignment over a subset of tokens into the whole packed sequence; all other tokens are kept.
+    """Embed an assignment over a subset of tokens in the whole packed batch; all other tokens are kept.
 
     Args:
         assignment: over the N tokens at ``index_N``.
-        index_N: int64, ascending positions of that subset among ``num_tokens`` tokens.
-        num_tokens: length of the whole sequence.
-        lengths: kept tokens per segment of the whole sequence (host integers).
+        index_N: int64, ascending indices of that subset among ``num_tokens`` tokens.
+        num_tokens: tokens of the whole batch.
+        lengths: kept tokens per segment of the whole batch (host integers).
     """
     keep_T = torch.ones(num_tokens, dtype=torch.bool, device=index_N.device)
     keep_T[index_N] = False
@@ -201,7 +202,7 @@ def embed_in_batch(assignment: Assignment, index_N: Tensor, num_tokens: int, len
 
 @lru_cache(maxsize=256)
 def _ragged_index(lengths: tuple[int, ...], width: int) -> Tensor:
-    """Flat positions of the first ``lengths[s]`` cells of each row of an [S, width] table."""
+    """Flat indices of the first ``lengths[s]`` cells of each row of an [S, width] table."""
     with torch.inference_mode(False):  # cached, and training may use what inference made
         parts = [torch.arange(n) + row * width for row, n in enumerate(lengths)]
         return torch.cat(parts) if parts else torch.empty(0)
@@ -223,7 +224,7 @@ def unpad(value_SN: Tensor, lengths: tuple[int, ...]) -> Tensor:
 
 
 def ragged_index(lengths: tuple[int, ...], width: int, device: torch.device) -> Tensor:
-    """Flat int64 positions of the first ``lengths[s]`` cells of each row of an [S, width] table, on ``device``."""
+    """Flat int64 indices of the first ``lengths[s]`` cells of each row of an [S, width] table, on ``device``."""
     return _ragged_index(lengths, width).long().to(device, non_blocking=True)
 
 

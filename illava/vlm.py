@@ -1,4 +1,4 @@
-"""VLM: one loaded model with its cache and engine; the front door of this package.
+"""Joins a loaded model, its cache and its engine in `VLM`, the main class of this package.
 
 The reduction plan is given per call, so a baseline and a reduced run share one set of weights.
 """
@@ -28,13 +28,13 @@ _FREE_MEMORY_SHARE = 0.6  # of what the weights leave; the rest is for activatio
 
 
 class VLM:
-    """A vision-language model that answers requests under any plan.
+    """Answers requests by a vision-language model under any plan.
 
     Args:
         family: the loaded model.
         engine_config: limits of pool, batches and steps.
-        options: fields of `EngineConfig` by name, as in ``VLM(family, kv_cache_bytes=1 << 30)``; they win over
-            ``engine_config``.
+        options: fields of `EngineConfig` by name, as in ``VLM(family, kv_cache_bytes=1 << 30)``; they take precedence
+            over ``engine_config``.
 
     Attributes:
         family: the loaded model.
@@ -53,8 +53,8 @@ class VLM:
         num_blocks = pool_bytes // block_bytes
         if num_blocks < decoder.num_layers:
             raise ModelLoadError(
-                f"a key/value pool of {pool_bytes} bytes holds {num_blocks} pages of {block_bytes} bytes; one token "
-                f"needs {decoder.num_layers}, a page in each layer: raise kv_cache_bytes, or free memory on the device"
+                f"a key/value pool of {pool_bytes} bytes holds {num_blocks} blocks of {block_bytes} bytes; one token "
+                f"needs {decoder.num_layers}, a block in each layer: raise kv_cache_bytes, or free memory on the device"
             )
         cache = PagedCache(
             num_layers=decoder.num_layers,
@@ -92,7 +92,7 @@ class VLM:
             options: see the class.
 
         Raises:
-            TypeError: an option that `EngineConfig` does not have; said before anything is loaded.
+            TypeError: an option that `EngineConfig` does not have; raised before anything is loaded.
             DeviceError: this process has no such device.
             ModelLoadError: weights, configuration or dtype that cannot be loaded, or no memory left for the cache.
         """
@@ -101,7 +101,7 @@ class VLM:
         return cls(family, config)
 
     def generate(self, requests: Sequence[Request], *, plan: ReductionPlan | str = EMPTY_PLAN) -> list[Generation]:
-        """Answer all requests, in their order; one that fails carries its error and harms no other.
+        """Answer all requests, in their order; a request that fails carries its error and disturbs no other.
 
         Args:
             requests: with distinct ids.
@@ -115,15 +115,15 @@ class VLM:
         return self.engine.generate(requests, preset(plan) if isinstance(plan, str) else plan)
 
     def submit(self, request: Request, *, plan: ReductionPlan | str = EMPTY_PLAN) -> None:
-        """Queue a request for `step`. Raises PlanError or RequestError at once where it cannot be answered."""
+        """Queue a request for `step`. Raises PlanError or RequestError at once if it cannot be answered."""
         self.engine.submit(request, preset(plan) if isinstance(plan, str) else plan)
 
     def step(self) -> list[Generation]:
-        """One round of tower, prefill and decode; the generations that ended in it."""
+        """Run tower, prefill and decode once; returns the generations that ended."""
         return self.engine.step()
 
     def cancel_all(self) -> list[str]:
-        """Drop every request, as after an error raised by `step`; the ids dropped."""
+        """Drop every request, as after an error raised by `step`; returns the dropped ids."""
         return self.engine.cancel_all()
 
     @property
@@ -137,13 +137,13 @@ class VLM:
 
     @property
     def attention_backend(self) -> str:
-        """What serves the decoder's packed attention: ``varlen`` or ``sdpa``."""
+        """The backend of the decoder's packed attention: ``varlen`` or ``sdpa``."""
         decoder = self.family.decoder
         return backend_name(decoder.device, decoder.dtype, decoder.head_dim)
 
     @property
     def backends(self) -> dict[str, str]:
-        """What was chosen on this machine: packed attention, kernels of scores and paged decode, and decode steps."""
+        """The choices on this machine: packed attention, kernels of scores and paged decode, and decode steps."""
         return {
             "attention": self.attention_backend,
             "kernels": kernels_on(self.family.decoder.device),

@@ -1,9 +1,9 @@
-"""What token reduction does to answers: exact match on the toy model's frozen test set, plan by plan, paired.
+"""Measures what token reduction does to answers: paired exact match on the demo model's test set, plan by plan.
 
 Every answer is decoded by `VLM.generate`; the questions of one picture share its tower pass, plans share what they do
 alike (see `answering.py`), and a sample of the questions is asked again without that. Finished work lies in --work-dir
 by weights, plan and samples: the same command again goes on there, another one uses what both have in common. After a
-change of code give another folder. The figures are this project's own toy model's and stand for nothing else.
+change of code give another folder. The figures hold for this project's tiny demo model alone.
 
     python benchmarks/accuracy/accuracy.py --plans sweep --third-party easy_vqa mnist --processes 2 --work-dir
     runs/accuracy \\

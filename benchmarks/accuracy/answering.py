@@ -1,4 +1,4 @@
-"""Answers of the toy model to many questions: `VLM.generate` itself, with one tower pass a picture, not one a question.
+"""Answers many questions by the tiny demo model: `VLM.generate` itself, with one tower pass a picture.
 
 `SharedEncoding` stands before the family: a medium that several requests name goes through the tower once, and the
 blocks before a plan's first step run once for all plans (see `shared_tower.py`). What lies behind it (layout, prompt,
@@ -62,7 +62,7 @@ class SharedEncoding:
         probe: AttentionProbe | None = None,
     ) -> list[EncodedVisual]:
         """See `Family.encode`."""
-        keys = [(id(visual.tiles), id(visual.owner), visual.kind) for visual in media]
+        keys = [(id(mm_item.tiles), id(mm_item.representative), mm_item.kind) for mm_item in media]
         first: dict[Hashable, int] = {}
         for place, key in enumerate(keys):
             if key not in self._known:
@@ -88,7 +88,7 @@ class Answers:
 
 
 class Answerer:
-    """One loaded toy model, asked sample by sample.
+    """Holds the loaded demo model, and answers sample by sample.
 
     Args:
         model: a Hugging Face folder.
@@ -135,7 +135,7 @@ class Answerer:
         """First questions that a plain `VLM.generate` answers in other words.
 
         Args:
-            samples: one question is asked of each, the first: it is the one whose random draws a picture's tower had.
+            samples: the first question of each is answered; a picture's tower pass had its random draws.
             texts: what `answer` said to it.
             plan: the same.
         """

@@ -90,8 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = options.folder.resolve()
     folder.mkdir(parents=True)
     questions = write_task(folder, options.count)
-    asked = [json.loads(line)["question"] for line in questions.read_text().splitlines()]
-    rows = zip(asked, harness_answers(folder), job_answers(folder, questions), strict=True)
+    texts = [json.loads(line)["question"] for line in questions.read_text().splitlines()]
+    rows = zip(texts, harness_answers(folder), job_answers(folder, questions), strict=True)
     answers = [dict(zip(("question", "harness", "job"), row, strict=True)) for row in rows]
     num_same = sum(row["harness"] == row["job"] for row in answers)
     for row in answers:

@@ -84,7 +84,7 @@ def svg_plot(plans: dict[str, Any]) -> str:
         for task, panel in zip(tasks, panels, strict=False):
             _draw_panel(panel, task, plans)
         marks, names = panels[0].get_legend_handles_labels()
-        figure.suptitle("exact match against the share of patches kept; own toy model", fontsize=10)
+        figure.suptitle("exact match against the share of patches kept; own tiny demo model", fontsize=10)
         figure.legend(marks, names, loc="outside lower center", ncols=len(names))
         return svg_of(figure)
 

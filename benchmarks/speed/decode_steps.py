@@ -18,7 +18,7 @@ from transformers import DynamicCache
 from illava import VLM, Request, SamplingParams
 from illava.engine.request_state import RequestState
 from illava.plan import EMPTY_PLAN, ReductionPlan
-from illava.token_counts import MediumShape, expected_counts
+from illava.token_counts import VisualShape, expected_counts
 
 
 def layer_lengths(vlm: VLM, plan: ReductionPlan, *, frames: int, num_text: int) -> list[int]:
@@ -30,7 +30,7 @@ def layer_lengths(vlm: VLM, plan: ReductionPlan, *, frames: int, num_text: int) 
         counts = expected_counts(
             family.preprocessor.geometry,
             plan.model_copy(update={"steps": steps}),
-            [MediumShape("video", side, side, frames)],
+            [VisualShape("video", side, side, frames)],
             num_vision_blocks=10**6,
             num_decoder_layers=family.decoder.num_layers,
         )
@@ -42,11 +42,11 @@ def time_engine(vlm: VLM, lengths: Sequence[int], *, batch: int, steps: int, pla
     """Seconds of one of the engine's decode steps for ``batch`` requests that hold ``lengths`` tokens by layer."""
     engine, sampling = vlm.engine, SamplingParams(max_new_tokens=steps + 2, min_new_tokens=steps + 2)
     for n in range(batch):
-        live = RequestState(Request(str(n), ("decoding",), sampling), plan, (), now=time.perf_counter())
-        live.lengths, live.num_visual, live.token_ids = list(lengths), [0] * len(lengths), [n]
-        live.next_position_P = torch.tensor([lengths[0]])
-        engine.cache.admit(live.request_id, [length + steps + 2 for length in lengths])
-        engine._running.append(live)
+        state = RequestState(Request(str(n), ("decoding",), sampling), plan, (), now=time.perf_counter())
+        state.lengths, state.num_visual, state.token_ids = list(lengths), [0] * len(lengths), [n]
+        state.next_position_P = torch.tensor([lengths[0]])
+        engine.cache.admit(state.request_id, [length + steps + 2 for length in lengths])
+        engine._running.append(state)
     engine.step()  # composes the batch, as the step that ends a prefill does
     started = time.perf_counter()
     for _ in range(steps):

@@ -187,8 +187,8 @@ def main() -> None:
     vlm, model = random_model(args)
     keys = ("size", "preset", "layout", "new_tokens", "rounds", "dtype", "decode_steps")
     result: dict[str, Any] = {"setting": {key: getattr(args, key) for key in keys}, "cells": [], "stage_cells": []}
-    for asked in paired(args.batch, args.frames):
-        clips = clips_of(vlm, *asked)
+    for sizes in paired(args.batch, args.frames):
+        clips = clips_of(vlm, *sizes)
         result["stage_cells"] += measure_stages(vlm, model, clips, args)
         if "whole" in args.stages:
             result["cells"].append(measure_whole(vlm, model, clips, args))

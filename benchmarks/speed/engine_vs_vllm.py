@@ -48,9 +48,9 @@ class VLLMSide:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._answer()
 
-    def time(self, **asked: Any) -> dict[str, Any]:
+    def time(self, **request: Any) -> dict[str, Any]:
         """Seconds of one batch and the tokens counted."""
-        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         return self._answer()
 
@@ -91,11 +91,11 @@ def measure(vllm: VLLMSide, vlm: VLM, stock: Stock, *, batch: int, frames: int, 
     videos = [vlm.family.preprocessor.video(clip) for clip in clips]
     prompt = vlm.family.render((videos[0], PROMPT), [vlm.family.num_vision_tokens(videos[0])])
     ids = unexpanded(prompt.token_ids, args.video_token_id)
-    asked = {"frames": frames, "side": side, "prompt_ids": ids, "seed": 0}
+    request = {"frames": frames, "side": side, "prompt_ids": ids, "seed": 0}
 
     def run(num: int, new_tokens: int, shown: list[VisualInput]) -> dict[str, dict[str, Any]]:
         return {
-            "vllm": vllm.time(batch=num, new_tokens=new_tokens, **asked),
+            "vllm": vllm.time(batch=num, new_tokens=new_tokens, **request),
             "stock": stock.time(shown, new_tokens),
             "empty": time_ours(vlm, shown, new_tokens, EMPTY_PLAN),
             "plan": time_ours(vlm, shown, new_tokens, plan),

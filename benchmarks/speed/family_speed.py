@@ -94,9 +94,9 @@ def measure(vlm: VLM, model: Any, preprocessor: Any, args: argparse.Namespace) -
     pixels = np.random.default_rng(0).integers(0, 256, (side_px, side_px, 3), dtype=np.uint8)
     (image,), (small,) = preprocessor.images([pixels]), preprocessor.images([pixels[: side_px // 2]])
     sides: dict[str, Callable[[VisualInput], dict[str, float]]] = {
-        "stock": lambda visual: time_stock(vlm, model, visual, tower),
-        "empty": lambda visual: time_ours(vlm, visual, EMPTY_PLAN),
-        "plan": lambda visual: time_ours(vlm, visual, preset(name)),
+        "stock": lambda mm_item: time_stock(vlm, model, mm_item, tower),
+        "empty": lambda mm_item: time_ours(vlm, mm_item, EMPTY_PLAN),
+        "plan": lambda mm_item: time_ours(vlm, mm_item, preset(name)),
     }
     for timed in sides.values():
         timed(small)

@@ -78,8 +78,8 @@ def measure(vlm: VLM, model: Any, preprocessor: Preprocessor, args: argparse.Nam
     side = preprocessor.geometry.tile_px
     frames = np.random.default_rng(0).integers(0, 256, (args.frames, side, side, 3), dtype=np.uint8)
     plan = preset(args.preset, layout=args.layout)
-    asked = ("empty", "plan") if args.without_stock else ("stock", "empty", "plan")
-    sides: dict[str, list[dict[str, float]]] = {side: [] for side in asked}
+    side_names = ("empty", "plan") if args.without_stock else ("stock", "empty", "plan")
+    sides: dict[str, list[dict[str, float]]] = {side: [] for side in side_names}
     for _ in range(args.rounds + 1):
         if not args.without_stock:
             sides["stock"].append(time_stock(vlm, model, frames, preprocessor))

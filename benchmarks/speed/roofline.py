@@ -102,7 +102,7 @@ def stages_of_one(engine: Engine, video: VisualInput, plan: ReductionPlan, *, ne
     lengths: list[int] = []
     while engine.has_work:
         done = engine.step()
-        lengths = lengths or next(list(live.lengths) for live in engine._running)
+        lengths = lengths or next(list(state.lengths) for state in engine._running)
     if done[0].error is not None:
         raise done[0].error
     timing = done[0].timing

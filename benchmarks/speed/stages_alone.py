@@ -84,13 +84,13 @@ class Cell:
 
     def _prefill(self, prompts: Sequence[Prompt], plan: ReductionPlan) -> None:
         decoder, cache = self._family.decoder, self._vlm.engine.cache
-        owners = list(range(len(prompts)))
-        for owner, prompt in zip(owners, prompts, strict=True):
-            cache.admit(owner, planned_lengths(prompt.runs, plan, decoder.num_layers))
-        blocks = cache.batch(owners, [[0] * decoder.num_layers] * len(prompts))
-        done = prefill(decoder, pack(prompts), plan, cache, blocks, seeds=owners)
-        for owner in owners:
-            cache.free(owner)
+        request_ids = list(range(len(prompts)))
+        for request_id, prompt in zip(request_ids, prompts, strict=True):
+            cache.admit(request_id, planned_lengths(prompt.token_spans, plan, decoder.num_layers))
+        blocks = cache.batch(request_ids, [[0] * decoder.num_layers] * len(prompts))
+        done = prefill(decoder, pack(prompts), plan, cache, blocks, seeds=request_ids)
+        for request_id in request_ids:
+            cache.free(request_id)
         if done.errors or not done.logits_BV.isfinite().all():
             raise RuntimeError(f"a prefill went wrong: {done.errors or 'its logits are not finite'}")
 

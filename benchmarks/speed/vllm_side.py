@@ -21,15 +21,15 @@ import numpy as np  # noqa: E402
 from vllm import LLM, SamplingParams  # noqa: E402
 
 
-def answer(llm: LLM, asked: dict) -> dict:
+def answer(llm: LLM, request: dict) -> dict:
     """Generate for one batch of random clips, which both sides draw from the same seed."""
-    rng = np.random.default_rng(asked["seed"])
-    shape = (asked["batch"], asked["frames"], asked["side"], asked["side"], 3)
+    rng = np.random.default_rng(request["seed"])
+    shape = (request["batch"], request["frames"], request["side"], request["side"], 3)
     prompts = [
-        {"prompt_token_ids": asked["prompt_ids"], "multi_modal_data": {"video": clip}}
+        {"prompt_token_ids": request["prompt_ids"], "multi_modal_data": {"video": clip}}
         for clip in rng.integers(0, 256, shape, dtype=np.uint8)
     ]
-    sampling = SamplingParams(temperature=0, max_tokens=asked["new_tokens"], ignore_eos=True)
+    sampling = SamplingParams(temperature=0, max_tokens=request["new_tokens"], ignore_eos=True)
     began_s = time.perf_counter()
     outputs = llm.generate(prompts, sampling, use_tqdm=False)
     return {

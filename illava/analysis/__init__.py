@@ -1,1 +1,1 @@
-"""What one looks at, never what an answer depends on: agreement, attention maps, peak memory."""
+"""Measures and shows what a plan does: agreement, attention maps, peak memory. No answer depends on it."""

@@ -1,4 +1,4 @@
-"""Agreement with the unreduced model: what a plan changes about a model's answers, without any label.
+"""Measures agreement with the unreduced model: what a plan changes about a model's answers, without any label.
 
 The unreduced model answers greedily: tokens y_1 .. y_T, the stop token included. Both models then read the same prompt
 and the same y_1 .. y_(t-1) (teacher forcing), the reduced one with its reduced prompt in the cache, and each gives a
@@ -7,11 +7,12 @@ distribution of token t: p_t unreduced, q_t reduced. Then
     top-1 agreement = share of t = 1 .. T where argmax q_t = y_t
     KL = mean over t of sum_v p_t(v) (ln p_t(v) - ln q_t(v)), in nats
 
-Both are 1 and 0 for a plan that changes nothing. They say how far a reduced model departs from the whole one, not
-which of them is right; of random weights they say nothing, so such models are refused. The reference tokens are fed
-one by one behind the prefill: were they part of it, a score that looks at the last prompt token would see the answer.
+A plan that changes nothing has agreement 1 and KL 0. The two figures say how far the reduced model departs from the
+unreduced one, not which of them is right. They say nothing about random weights, so models that declare such weights
+are refused. The reference tokens are fed one by one behind the prefill: within the prefill, a score that looks at the
+last prompt token would see the answer.
 
-Everything runs through the engine's own tower, prefill and decode steps; only the draws are given. Knows no reducer.
+Everything runs through the engine's own tower, prefill and decode steps; only the draws are given.
 
 Shape suffixes: B requests of the running batch, V vocabulary.
 """
@@ -35,19 +36,19 @@ from illava.requests import Generation, Request
 from illava.vlm import VLM
 
 _MAX_LOGIT_BYTES = 512 << 20
-_Place = tuple[str, int]  # request id, number of the token
+_TokenKey = tuple[str, int]  # request id, number of the token
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How far one request's answer is the unreduced model's own.
+    """Says how far one request's answer agrees with the unreduced model's.
 
     Attributes:
         reference: the unreduced model's greedy answer.
         num_tokens: T, 0 where ``error`` is set.
-        num_same: tokens t that the reduced model would have drawn greedily, too.
+        num_same: tokens t that the reduced model would draw greedily as well.
         kl_nats: mean over t of KL(p_t || q_t).
-        error: what ended this request in either model.
+        error: the error that ended this request in either model.
     """
 
     reference: Generation
@@ -69,10 +70,10 @@ def measure_agreement(
     *,
     max_logit_bytes: int = _MAX_LOGIT_BYTES,
 ) -> list[Agreement]:
-    """Agreement of the model under ``plan`` with itself unreduced, a request each, in order; see the module.
+    """Measure the agreement of the model under ``plan`` with itself unreduced, request by request, in order.
 
     Args:
-        vlm: idle.
+        vlm: without requests of its own in flight.
         requests: with distinct ids; their temperature is taken as 0. ``max_new_tokens`` bounds T.
         plan: a plan or the name of a preset.
         max_logit_bytes: of reference logits held at a time; more requests go in several batches.
@@ -113,53 +114,53 @@ def _of_chunk(vlm: VLM, chunk: Sequence[Request], plan: ReductionPlan) -> list[A
         if error is not None:
             found.append(Agreement(answer, 0, 0, 0.0, error))
             continue
-        places = [(request.request_id, step) for step in range(len(answer.token_ids))]
-        kl_nats = sum(teacher.kl_nats[place] for place in places) / len(places)
-        found.append(Agreement(answer, len(places), sum(teacher.same[place] for place in places), kl_nats))
+        keys = [(request.request_id, step) for step in range(len(answer.token_ids))]
+        kl_nats = sum(teacher.kl_nats[key] for key in keys) / len(keys)
+        found.append(Agreement(answer, len(keys), sum(teacher.same[key] for key in keys), kl_nats))
     return found
 
 
 def _engine(vlm: VLM, draw: Draw) -> Engine:
-    """An engine over a VLM's model and cache that draws otherwise."""
+    """Make an engine over a VLM's model and cache that draws by ``draw``."""
     own = vlm.engine
     return Engine(own.family, own.cache, own.config, draw=draw)
 
 
-def _places(group: Sequence[RequestState]) -> list[_Place]:
-    return [(live.request_id, len(live.token_ids)) for live in group]
+def _token_keys(group: Sequence[RequestState]) -> list[_TokenKey]:
+    return [(state.request_id, len(state.token_ids)) for state in group]
 
 
 class _Recorder:
-    """Draws as ever, and keeps every step's logits."""
+    """Draws the next tokens as usual, and records every step's logits."""
 
     def __init__(self) -> None:
-        self.logits: dict[_Place, Tensor] = {}
+        self.logits: dict[_TokenKey, Tensor] = {}
 
     def draw(self, logits_BV: Tensor, sampling: SamplingBatch, group: Sequence[RequestState]) -> Tensor:
         """See `illava.engine.batching.sample_next_token`."""
-        self.logits |= dict(zip(_places(group), logits_BV.clone(), strict=True))
+        self.logits |= dict(zip(_token_keys(group), logits_BV.clone(), strict=True))
         return sample_next_token(logits_BV, sampling, group)
 
 
 class _Teacher:
-    """Draws what it is told, and compares its logits with those of the answers it is told to give."""
+    """Draws the reference answers' tokens, and compares its logits with the reference's."""
 
-    def __init__(self, answers: dict[str, Generation], reference: dict[_Place, Tensor]) -> None:
+    def __init__(self, answers: dict[str, Generation], reference: dict[_TokenKey, Tensor]) -> None:
         self._answers, self._reference = answers, reference
-        self.same: dict[_Place, bool] = {}
-        self.kl_nats: dict[_Place, float] = {}
+        self.same: dict[_TokenKey, bool] = {}
+        self.kl_nats: dict[_TokenKey, float] = {}
 
     def draw(self, logits_BV: Tensor, sampling: SamplingBatch, group: Sequence[RequestState]) -> Tensor:
         """See `illava.engine.batching.sample_next_token`; logits that are not finite still end their request."""
-        places = _places(group)
-        told_B = torch.tensor([self._answers[request_id].token_ids[step] for request_id, step in places])
-        log_p_BV = torch.stack([self._reference[place] for place in places]).float().log_softmax(-1)
+        keys = _token_keys(group)
+        told_B = torch.tensor([self._answers[request_id].token_ids[step] for request_id, step in keys])
+        log_p_BV = torch.stack([self._reference[key] for key in keys]).float().log_softmax(-1)
         log_q_BV = logits_BV.float().log_softmax(-1)
         kl_B = (log_p_BV.exp() * (log_p_BV - log_q_BV)).sum(-1)
         drawn_2B = sample_next_token(logits_BV, sampling, group)
         same_B = drawn_2B[0].cpu() == told_B
-        self.same |= dict(zip(places, same_B.tolist(), strict=True))
-        self.kl_nats |= dict(zip(places, kl_B.tolist(), strict=True))
+        self.same |= dict(zip(keys, same_B.tolist(), strict=True))
+        self.kl_nats |= dict(zip(keys, kl_B.tolist(), strict=True))
         return torch.stack([told_B.to(drawn_2B), drawn_2B[1]])
 
 
@@ -169,16 +170,16 @@ def _run(engine: Engine, requests: Sequence[Request], plan: ReductionPlan) -> di
 
 
 def _chunks(vlm: VLM, requests: Sequence[Request], max_logit_bytes: int) -> Iterator[Sequence[Request]]:
-    """Batches whose reference logits stay within the bound, a request at least."""
-    decoder, held = vlm.family.decoder, 0
+    """Batches of at least one request whose reference logits stay within the bound."""
+    decoder, held_bytes = vlm.family.decoder, 0
     chunk: list[Request] = []
     token_bytes = decoder.lm_head.weight.shape[0] * decoder.dtype.itemsize
     for request in requests:
         own = request.sampling.max_new_tokens * token_bytes
-        if chunk and held + own > max_logit_bytes:
+        if chunk and held_bytes + own > max_logit_bytes:
             yield chunk
-            chunk, held = [], 0
+            chunk, held_bytes = [], 0
         chunk.append(request)
-        held += own
+        held_bytes += own
     if chunk:
         yield chunk

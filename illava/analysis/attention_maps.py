@@ -1,8 +1,8 @@
-"""What a model attends to, layer by layer, on the patches of one request: for pictures, never for a reduction.
+"""Shows what a model attends to, layer by layer, on the patches of one request: for pictures, never for a reduction.
 
-The unreduced model answers with one token while a probe listens: in the tower attention received, in the language
-model the last prompt token's attention to each visual token, given back to the patches that the token is made of.
-Knows no reducer.
+The unreduced model answers with one token while a probe records its attention. In the tower that is the attention
+received; in the language model it is the last prompt token's attention to each visual token, mapped back to the patches
+that the token is made of.
 
 Shape suffixes: T packed tokens, K visual tokens of a request, P patches of a request.
 """
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class AttentionMap:
-    """One layer's attention, on the patches.
+    """The attention of one layer, on the patches.
 
     Attributes:
         stage: ``vision_block`` or ``decoder_layer``.
-        layer: 0-based. Not every tower's blocks can be seen (windows cannot), nor can the decoder's last layer.
+        layer: 0-based. Windowed blocks of a tower, and the decoder's last layer, cannot be shown.
         value_P: float32, in the order of the trace's patches: attention received, mean over heads and queries of the
             patch's tile or frame; or the last prompt token's attention to the token that holds most of the patch.
     """
@@ -39,11 +39,11 @@ class AttentionMap:
 
 
 def attention_maps(vlm: VLM, request: Request) -> tuple[TokenTrace, list[AttentionMap]]:
-    """The unreduced model's trace of a request, and its attention layer by layer.
+    """Run a request through the unreduced model; returns its trace, and its attention layer by layer.
 
     Args:
-        vlm: idle.
-        request: with at least one medium; its sampling is not used.
+        vlm: without requests of its own in flight.
+        request: with at least one visual input; its sampling is not used.
 
     Raises:
         ILLaVAError: the model cannot answer the request.
@@ -65,7 +65,7 @@ def attention_maps(vlm: VLM, request: Request) -> tuple[TokenTrace, list[Attenti
     trace, found = done.trace, []
     of_token_KP = trace.matrix()
     visual_P = trace.patch_coords[:, 0]
-    given_order_P = torch.argsort(visual_P, stable=True)  # the tower reads media as given, the trace as placed
+    given_order_P = torch.argsort(visual_P, stable=True)  # the trace follows the template
     for stage, layer, score_T in seen:
         value_P = torch.empty(visual_P.shape[0])
         if stage == "vision_block":
@@ -77,7 +77,7 @@ def attention_maps(vlm: VLM, request: Request) -> tuple[TokenTrace, list[Attenti
 
 
 def _to_patches(of_token_KP: Tensor, score_K: Tensor) -> Tensor:
-    """A token's score at each patch that weighs most in it; 0 for a patch that no token holds."""
+    """The score of the token in which each patch weighs most; 0 for a patch that is in no token."""
     (token_E, patch_E), weight_E = of_token_KP.indices(), of_token_KP.values()
     order_E = torch.argsort(weight_E, stable=True)  # of equal columns the last write stays: the heaviest
     value = torch.zeros(of_token_KP.shape[1])

@@ -1,7 +1,7 @@
-"""The most memory a stretch of work held: allocated on a GPU, resident in this process on a CPU.
+"""Measures the peak memory of some work: allocated memory on a GPU, resident memory of this process on a CPU.
 
-The two do not compare with each other. On a CPU it is Linux's high-water mark of the whole process, weights included,
-which other threads and freed but unreturned memory raise. Knows nothing of models.
+The two figures do not compare with each other. On a CPU the peak is Linux's high-water mark of the whole process,
+weights included; other threads, and freed memory that was not returned, raise it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _RESET_PEAK = "5"  # proc(5): resets the peak resident set size
 
 
 class PeakMemory:
-    """Use as a context manager around the work.
+    """Measures the peak of the work in its ``with`` block.
 
     Attributes:
         num_bytes: the peak, from the end of the block on; None where this machine does not tell.

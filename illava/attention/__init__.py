@@ -1,1 +1,1 @@
-"""Attention over packed and paged tokens, its scores, and the kernels that serve them."""
+"""Computes attention over packed and paged tokens, and attention scores, by Triton kernels or in torch."""

@@ -1,8 +1,8 @@
-"""Which kernels serve a device: our own in Triton, or their twins in torch.
+"""Chooses the kernels of a device: our own in Triton, or their reference implementations in torch.
 
-Decided once a device. ``ILLAVA_KERNELS`` says otherwise: ``triton`` demands the kernels and is refused where they
-cannot run, ``torch`` forces the twins. Only the files in this folder import triton, and only where it serves. Knows
-nothing of what the kernels compute.
+The choice is made once a device. ``ILLAVA_KERNELS`` overrides it: ``triton`` demands the kernels, and is refused where
+they cannot run; ``torch`` forces the reference implementations. Only the files in this folder import triton, and only
+on a device where it is used.
 """
 
 from __future__ import annotations

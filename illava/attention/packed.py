@@ -1,8 +1,7 @@
-"""Attention over packed sequences: one function for whole segments, one for chunks, backends behind them.
+"""Computes attention over packed sequences: of whole segments, and of chunks, by the backend of the device.
 
-Every caller, tower or decoder, calls these; none asks what machine it runs on. Which backend serves a device is
-decided once, by `backend_name`, from what the installed torch can do there; nothing is tried and silently dropped.
-Knows nothing of models, layers, pages or reduction.
+Towers and decoder call the same functions on every machine. `backend_name` chooses the backend of a device once, from
+what the installed torch can do there; no backend is tried and silently dropped.
 
 Shape suffixes: T tokens packed end to end, H query heads, G key/value heads, d head width.
 """
@@ -61,10 +60,10 @@ def packed_attention(
 
 
 def with_key_bias(q_THd: Tensor, k_TGd: Tensor, key_bias_T: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
-    """Queries and keys whose product is scale q.k + bias_k: packed kernels take no bias, so it rides in extra width.
+    """Queries and keys whose product is scale q.k + bias_k; the bias is in extra channels, since kernels take none.
 
-    The key's extra entry is bias / scale, the query's is 1. In half precision the rounding error of that entry rides in
-    a second one. The width stays a multiple of 8, as the kernels want it.
+    The key's extra entry is bias / scale, the query's is 1. In half precision a second entry holds the rounding error
+    of the first. The width stays a multiple of 8, as the kernels need.
     """
     over_scale_T = key_bias_T / scale
     parts = [over_scale_T.to(k_TGd.dtype)]
@@ -100,7 +99,7 @@ def chunk_attention(
 
 
 def _last_queries(q_CHd: Tensor, k_UGd: Tensor, v_UGd: Tensor, scale: float) -> Tensor:
-    """One segment, a block of queries at a time: SDPA's own causal mask is aligned to the wrong end here."""
+    """One segment, a block of queries at a time, with our own mask: SDPA aligns its causal mask to the wrong end."""
     (num_queries, num_heads, _), (num_keys, num_kv_heads) = q_CHd.shape, k_UGd.shape[:2]
     outputs = []
     for start in range(0, num_queries, _MASKED_QUERIES):
@@ -117,7 +116,7 @@ def _last_queries(q_CHd: Tensor, k_UGd: Tensor, v_UGd: Tensor, scale: float) -> 
 
 
 def backend_name(device: torch.device, dtype: torch.dtype, head_dim: int = 64) -> Backend:
-    """What serves `packed_attention` there: ``varlen`` (torch's packed FlashAttention) or ``sdpa`` (a call a segment).
+    """The backend of `packed_attention` there: ``varlen`` (torch's packed FlashAttention) or ``sdpa``.
 
     ``varlen`` needs CUDA of compute capability 8.0 or more, float16 or bfloat16, and a head width that is a multiple
     of 8 up to 256.
@@ -132,7 +131,7 @@ def backend_name(device: torch.device, dtype: torch.dtype, head_dim: int = 64) -
 def _sdpa(
     q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor, lengths: tuple[int, ...], *, causal: bool, scale: float
 ) -> Tensor:
-    """A call for each stretch of equally long segments, so that a batch of frames is one call, as in transformers."""
+    """Call SDPA once for neighbouring segments of one length: a batch of frames is one call, as in transformers."""
     outputs, start = [], 0
     for length, group in groupby(lengths):
         num_segments = len(list(group))
@@ -152,23 +151,23 @@ def _sdpa(
 
 
 def _shares_heads(device: torch.device) -> bool:
-    """Whether SDPA there shares key heads in a fused kernel; where it does not, it would make an N x N map instead.
+    """Whether SDPA there shares key heads in a fused kernel; elsewhere it would make an N x N map.
 
-    On CUDA only FlashAttention does, and what it can serve never comes here (see `backend_name`).
+    On CUDA only FlashAttention shares heads, and its inputs go to the varlen backend (see `backend_name`).
     """
     return device.type != "cuda"
 
 
 @lru_cache(maxsize=64)
 def _bounds(lengths: tuple[int, ...], device: torch.device) -> Tensor:
-    """Cumulative segment bounds, int32; cached because every layer of a prefill asks for the same ones."""
+    """Cumulative segment bounds, int32; cached, since every layer of a prefill needs the same ones."""
     with torch.inference_mode(False):  # training may save for backward what inference cached
         return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
 
 
 @lru_cache(maxsize=8)
 def _varlen_arguments(device: torch.device, dtype: torch.dtype) -> frozenset[str]:
-    """The arguments of `varlen_attn` that this torch has and this device honours; found by one tiny run.
+    """The arguments of `varlen_attn` that this torch has and this device supports; found by one tiny call.
 
     Between torch 2.10 and 2.13 ``is_causal`` became ``window_size=(-1, 0)``, and ``scale``, ``enable_gqa`` and
     ``num_splits`` came in. ``num_splits=1`` makes a row independent of its batch, but not every kernel takes it.
@@ -196,7 +195,7 @@ def _varlen(
     has: frozenset[str],
     key_lengths: tuple[int, ...] | None = None,
 ) -> Tensor:
-    """One call of torch's packed FlashAttention, said in the words of the installed torch.
+    """Call torch's packed FlashAttention with the argument names of the installed torch.
 
     With more keys than queries in a segment its causal mask is aligned to the ends of both.
     """

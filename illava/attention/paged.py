@@ -1,10 +1,10 @@
-"""Attention of one new query per request over its paged keys: one function, the Triton kernel or its twin behind it.
+"""Computes attention of one new query per request over its paged keys, by the Triton kernel or its torch reference.
 
-The twin reads pages that lie end to end in place, and serves rows that lie alike in one call: on CPU a decode step
-would else spend more on copies of keys than on attention. Knows nothing of models, layers, pages' owners or reduction.
+The reference implementation reads blocks in place where they lie end to end, and computes equally spaced rows in one
+call. Otherwise a decode step on CPU would spend more time on copies of keys than on attention.
 
 Shape suffixes: B requests, N keys of each, H query heads, G key/value heads, h query heads that share one, d head
-width, P pages of the pool, S places of a page, M pages of the longest request.
+width, P blocks of the pool, S slots of a block, M blocks of the longest request.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ def paged_attention(
     host_lengths: Sequence[int],
     host_starts: Sequence[int] | None = None,
 ) -> Tensor:
-    """One new query per request over that request's paged keys: [B, H, d].
+    """Attend with one new query per request over that request's paged keys: [B, H, d].
 
-    Behind it stands the Triton kernel where `kernels_on` says so, else its twin: that runs unmasked attention over
-    exactly each request's tokens, so that a row never depends on its neighbours (a masked batch over the longest is
-    2.4 times slower at 3,000 tokens on CPU). Pages that lie end to end are read in place; others are gathered first.
+    `kernels_on` chooses the Triton kernel or the torch reference. The reference runs unmasked attention over exactly
+    each request's tokens, so that a row never depends on its neighbours (a masked batch over the longest is 2.4 times
+    slower at 3,000 tokens on CPU). It reads blocks in place where they lie end to end, and gathers others first.
 
     Args:
         q_BHd: queries.
-        k_pool_PSGd: the whole pool of key pages.
-        v_pool_PSGd: the whole pool of value pages.
-        block_table_BM: int32 pages of each request in order; what lies behind a request's last page is not read.
-        length_B: int32 keys per request, on the device: what a kernel reads.
+        k_pool_PSGd: the whole pool of key blocks.
+        v_pool_PSGd: the whole pool of value blocks.
+        block_table_BM: int32 blocks of each request in order; entries behind a request's last block are not read.
+        length_B: int32 keys per request, on the device, for the kernel.
         scale: factor on q.k.
-        host_lengths: the same counts as host integers: what the twin reads.
-        host_starts: flat place of each request's first key where its pages lie end to end, else -1; None: not known.
+        host_lengths: the same counts as host integers, for the reference.
+        host_starts: slot of each request's first key where its blocks lie end to end, else -1; None: not known.
     """
     if kernels_on(q_BHd.device) == "triton":
         from illava.attention.triton_paged import paged_decode
@@ -56,13 +56,13 @@ def paged_attention(
                 q_BHd[row:stop], (k_pool_PSGd, v_pool_PSGd), block_table_BM[row:stop], host_lengths[row],
                 start=starts[row], gap=gap, scale=scale,
             )
-            for row, stop, gap in _stretches(host_lengths, starts)
+            for row, stop, gap in _uniform_rows(host_lengths, starts)
         ]
     )  # fmt: skip
 
 
-def _stretches(lengths: Sequence[int], starts: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Rows that one call can serve, equally long and evenly spaced in the pool: first row, end, places between two."""
+def _uniform_rows(lengths: Sequence[int], starts: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Rows that one call can compute, equally long and evenly spaced in the pool: first row, end, slots between two."""
     row = 0
     while row < len(lengths):
         stop, gap = row + 1, 0
@@ -85,10 +85,10 @@ def _paged_sdpa(
     gap: int,
     scale: float,
 ) -> Tensor:
-    """Rows of one length in one call: row n's keys lie at ``start + n gap``; ``start`` < 0: on pages to be gathered."""
+    """Rows of one length in one call: row n's keys begin at slot ``start + n gap``; ``start`` < 0: gather blocks."""
     num_rows, num_heads, head_dim = q_BHd.shape
     block_size, num_kv_heads = pools[0].shape[1:3]
-    # The query heads that share a key head stand side by side as its queries: no head is repeated in memory.
+    # The query heads that share a key head are neighbours, as its queries: no head is repeated in memory.
     q_BGhd = q_BHd.view(num_rows, num_kv_heads, num_heads // num_kv_heads, head_dim)
     if start < 0:
         blocks = block_table_BM[:, : -(-length // block_size)].flatten()
@@ -96,8 +96,8 @@ def _paged_sdpa(
             pool.index_select(0, blocks).view(num_rows, -1, *pool.shape[2:])[:, :length] for pool in pools
         )
     else:
-        place = num_kv_heads * head_dim
-        size, stride = (num_rows, length, num_kv_heads, head_dim), (gap * place, place, head_dim, 1)
-        k_BNGd, v_BNGd = (pool.as_strided(size, stride, pool.storage_offset() + start * place) for pool in pools)
+        token_numel = num_kv_heads * head_dim
+        size, stride = (num_rows, length, num_kv_heads, head_dim), (gap * token_numel, token_numel, head_dim, 1)
+        k_BNGd, v_BNGd = (pool.as_strided(size, stride, pool.storage_offset() + start * token_numel) for pool in pools)
     out = scaled_dot_product_attention(q_BGhd, k_BNGd.transpose(1, 2), v_BNGd.transpose(1, 2), scale=scale)
     return out.reshape(q_BHd.shape)

@@ -1,9 +1,8 @@
-"""Exact attention scores without an N x N map: attention received, its causal forms, and the last query's attention.
+"""Computes exact attention scores without an N x N map: attention received, its causal forms, the last query's.
 
-Post-softmax attention is formed a block of queries at a time, summed over the block at once, and forgotten; what is
-alive at any time is a block times N. Products, softmax and sums are float32 whatever the input's dtype. What stands
-here is the definition and the torch twin; `illava.attention.triton_scores` computes the same where `kernels_on` says
-so. Knows nothing of reducers, layers or what a token stands for.
+Attention after the softmax is formed for a block of queries at a time, summed over the block, and dropped; memory holds
+a block times N at most. Products, softmax and sums are float32 whatever the input's dtype. This module is the
+definition and the torch reference; `illava.attention.triton_scores` computes the same where `kernels_on` says so.
 
 Shape suffixes: T tokens packed end to end, S segments of equal length N, H query heads, J key heads, G query heads per
 key head, d head width, B queries of a block.

@@ -1,12 +1,11 @@
-"""Paged decode attention in Triton: one query a request over its pages, split over keys, in fp32 accumulation.
+"""Computes paged decode attention in Triton: one query a request over its blocks, split over keys, summed in float32.
 
-Every request's keys are cut into `_NUM_SPLITS` stretches by its own length alone, so that the launch has one shape
-whatever the lengths (a captured graph may replay it) and a row's result does not depend on its batch. The query heads
-that share a key head are one tile: each key is read once. Its twin is `illava.attention.paged`. Knows
-nothing of who holds which page.
+The kernel cuts every request's keys into `_NUM_SPLITS` splits by that request's length alone. So the launch has one
+shape whatever the lengths (a captured graph may replay it), and a row's result does not depend on its batch. The query
+heads that share a key head are one tile: each key is read once. `illava.attention.paged` is the reference.
 
-Shape suffixes: B requests, H query heads, G key/value heads, d head width, P pages of the pool, S places of a page, M
-pages of a table, C splits; in kernels N keys of a block and H the query heads of one key head.
+Shape suffixes: B requests, H query heads, G key/value heads, d head width, P blocks of the pool, S slots of a block, M
+blocks of a table, C splits; in kernels N keys of a tile and H the query heads of one key head.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 _NUM_SPLITS = 32  # with 4 key heads one request alone makes 128 programs, about one a multiprocessor
-_BLOCK_BYTES = 128  # of one channel of a block of keys: 64 of them in half precision, 32 in float32
+_BLOCK_BYTES = 128  # of one channel of a tile of keys: 64 keys in half precision, 32 in float32
 _MIN_TILE = 16  # what tl.dot takes at least on each side
 
 
@@ -30,9 +29,9 @@ def paged_decode(
     *,
     scale: float,
 ) -> Tensor:
-    """Attention of each request's query over its first ``length_B`` keys: [B, H, d]; 0 where it has none.
+    """Attend with each request's query over its first ``length_B`` keys: [B, H, d]; 0 for a request without keys.
 
-    Args: see `illava.attention.paged`. Nothing is read on the host; what is allocated depends on B alone.
+    Args: see `illava.attention.paged`. The host reads nothing; allocations depend on B alone.
     """
     (batch, num_heads, head_dim), (block_size, num_kv_heads) = q_BHd.shape, k_pool_PSGd.shape[1:3]
     share = num_heads // num_kv_heads
@@ -64,14 +63,14 @@ def _attend_split(
     """One request, one key head, one split: softmax-weighted values and log-sum-exp of each of its query heads."""
     row, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     num_keys = tl.load(length + row)
-    stretch = tl.cdiv(tl.cdiv(num_keys, SPLITS), BLOCK_N) * BLOCK_N
-    first = split * stretch
-    stop = tl.minimum(first + stretch, num_keys)
+    split_length = tl.cdiv(tl.cdiv(num_keys, SPLITS), BLOCK_N) * BLOCK_N
+    first = split * split_length
+    stop = tl.minimum(first + split_length, num_keys)
     head_H, dim_d = tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_D)
     is_head_H, is_dim_d = head_H < SHARE, dim_d < HEAD_DIM
-    coord_H = ((row * KV_HEADS + kv_head) * SHARE + head_H) * SPLITS + split
+    out_H = ((row * KV_HEADS + kv_head) * SHARE + head_H) * SPLITS + split
     if first >= stop:
-        tl.store(lse + coord_H, tl.full([BLOCK_H], float("-inf"), tl.float32), mask=is_head_H)
+        tl.store(lse + out_H, tl.full([BLOCK_H], float("-inf"), tl.float32), mask=is_head_H)
         return
     q_Hd = tl.load(
         q + row * stride_qb + (kv_head * SHARE + head_H)[:, None] * stride_qh + dim_d[None, :],
@@ -83,22 +82,22 @@ def _attend_split(
     sum_Hd = tl.zeros([BLOCK_H, BLOCK_D], tl.float32)
     for start in range(first, stop, BLOCK_N):
         key_N = start + tl.arange(0, BLOCK_N)
-        held_N = key_N < stop
-        page_N = tl.load(table + row * stride_tb + key_N // BLOCK_SIZE, mask=held_N, other=0).to(tl.int64)
-        at_N = ((page_N * BLOCK_SIZE + key_N % BLOCK_SIZE) * KV_HEADS + kv_head) * HEAD_DIM
-        at_Nd, known_Nd = at_N[:, None] + dim_d[None, :], held_N[:, None] & is_dim_d[None, :]
+        valid_N = key_N < stop
+        block_id_N = tl.load(table + row * stride_tb + key_N // BLOCK_SIZE, mask=valid_N, other=0).to(tl.int64)
+        at_N = ((block_id_N * BLOCK_SIZE + key_N % BLOCK_SIZE) * KV_HEADS + kv_head) * HEAD_DIM
+        at_Nd, known_Nd = at_N[:, None] + dim_d[None, :], valid_N[:, None] & is_dim_d[None, :]
         k_Nd = tl.load(k_pool + at_Nd, mask=known_Nd, other=0.0)
         v_Nd = tl.load(v_pool + at_Nd, mask=known_Nd, other=0.0)
         logit_HN = tl.dot(q_Hd, tl.trans(k_Nd), input_precision="ieee") * scale
-        logit_HN = tl.where(held_N[None, :], logit_HN, float("-inf"))
+        logit_HN = tl.where(valid_N[None, :], logit_HN, float("-inf"))
         new_top_H = tl.maximum(top_H, tl.max(logit_HN, 1))
         fading_H = tl.exp(top_H - new_top_H)
         weight_HN = tl.exp(logit_HN - new_top_H[:, None])
         mass_H = mass_H * fading_H + tl.sum(weight_HN, 1)
         sum_Hd = sum_Hd * fading_H[:, None] + tl.dot(weight_HN.to(v_Nd.dtype), v_Nd, input_precision="ieee")
         top_H = new_top_H
-    tl.store(lse + coord_H, top_H + tl.log(mass_H), mask=is_head_H)
-    at_Hd = coord_H.to(tl.int64)[:, None] * HEAD_DIM + dim_d[None, :]
+    tl.store(lse + out_H, top_H + tl.log(mass_H), mask=is_head_H)
+    at_Hd = out_H.to(tl.int64)[:, None] * HEAD_DIM + dim_d[None, :]
     tl.store(partial + at_Hd, sum_Hd / mass_H[:, None], mask=is_head_H[:, None] & is_dim_d[None, :])
 
 
@@ -106,15 +105,15 @@ def _attend_split(
 def _join_splits(
     partial, lse, out, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, SPLITS: tl.constexpr, BLOCK_D: tl.constexpr
 ):
-    """The splits of one query head, weighed by their log-sum-exps; a split without keys was never written."""
-    place = tl.program_id(0) * HEADS + tl.program_id(1)
+    """Join the splits of one query head, weighted by their log-sum-exps; a split without keys was never written."""
+    out_index = tl.program_id(0) * HEADS + tl.program_id(1)
     split_C, dim_d = tl.arange(0, SPLITS), tl.arange(0, BLOCK_D)
     is_dim_d = dim_d < HEAD_DIM
-    lse_C = tl.load(lse + place * SPLITS + split_C)
-    held_C = lse_C > float("-inf")
-    weight_C = tl.where(held_C, tl.exp(lse_C - tl.max(tl.where(held_C, lse_C, -1.0e30), 0)), 0.0)
-    at_Cd = (place * SPLITS + split_C).to(tl.int64)[:, None] * HEAD_DIM + dim_d[None, :]
-    mean_Cd = tl.load(partial + at_Cd, mask=held_C[:, None] & is_dim_d[None, :], other=0.0)
+    lse_C = tl.load(lse + out_index * SPLITS + split_C)
+    valid_C = lse_C > float("-inf")
+    weight_C = tl.where(valid_C, tl.exp(lse_C - tl.max(tl.where(valid_C, lse_C, -1.0e30), 0)), 0.0)
+    at_Cd = (out_index * SPLITS + split_C).to(tl.int64)[:, None] * HEAD_DIM + dim_d[None, :]
+    mean_Cd = tl.load(partial + at_Cd, mask=valid_C[:, None] & is_dim_d[None, :], other=0.0)
     mass = tl.sum(weight_C, 0)
-    joined_d = tl.sum(weight_C[:, None] * mean_Cd, 0) / tl.where(mass > 0, mass, 1.0)
-    tl.store(out + place * HEAD_DIM + dim_d, joined_d.to(out.dtype.element_ty), mask=is_dim_d)
+    merged_d = tl.sum(weight_C[:, None] * mean_Cd, 0) / tl.where(mass > 0, mass, 1.0)
+    tl.store(out + out_index * HEAD_DIM + dim_d, merged_d.to(out.dtype.element_ty), mask=is_dim_d)

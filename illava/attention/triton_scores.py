@@ -1,9 +1,8 @@
-"""Attention received per key in Triton: two passes over packed segments, never an N x N map.
+"""Computes attention received per key in Triton: two passes over packed segments, never an N x N map.
 
-The first pass leaves each query's log-sum-exp, the second gives every block of keys the sum of what it receives; a
-program owns its outputs, so nothing is added atomically and a score does not depend on its batch. Products,
-exponentials and sums are float32. The twins, and the definitions, are in `illava.attention.scores`. Knows nothing of
-reducers.
+The first pass writes each query's log-sum-exp; the second sums what every block of keys receives. Each program owns its
+outputs, so nothing is added atomically and a score does not depend on its batch. Products, exponentials and sums are
+float32. The definitions and the torch references are in `illava.attention.scores`.
 
 Shape suffixes: T tokens packed end to end, H query heads, J key heads, d head width, R blocks of all segments; in
 kernels I queries and N keys of a block.

@@ -1,1 +1,1 @@
-"""The language model: its block loop, packed prefill, decode steps and the paged KV cache."""
+"""Runs the language model: its layers, packed prefill, decode steps and the paged key/value cache."""

@@ -1,8 +1,7 @@
-"""Decode steps as captured CUDA graphs, one per bucket of batch sizes.
+"""Captures decode steps as CUDA graphs, one per bucket of batch sizes, and replays them.
 
-A composition of the running batch is copied into fixed tensors once, then every step is one replay. A graph's key is
-its bucket alone. What a step is, and why it may be replayed, stands in `illava.decoder.decode`. Knows nothing of
-requests or sampling.
+A composition of the running batch is copied into fixed tensors once; then every step is one replay. A graph's key is
+its bucket alone. `illava.decoder.decode` says what a step is, and why it may be replayed.
 
 Shape suffixes: B requests, V vocabulary.
 """
@@ -29,7 +28,7 @@ class _Captured:
 
 
 class DecodeGraphs:
-    """The captured steps of one decoder over one cache; a bucket is captured when a batch first needs it.
+    """Holds the captured steps of one decoder over one cache; captures a bucket when a batch first needs it.
 
     Args:
         decoder: its layers are captured.
@@ -38,7 +37,7 @@ class DecodeGraphs:
         max_batch: the largest batch.
 
     Raises:
-        ModelLoadError: no CUDA device, or the paged attention there is the twin, which reads lengths on the host.
+        ModelLoadError: no CUDA device, or its paged attention is the torch reference, which reads lengths on the host.
     """
 
     def __init__(self, decoder: Decoder, embed: Embed, cache: PagedCache, *, max_batch: int) -> None:
@@ -53,9 +52,9 @@ class DecodeGraphs:
         self._pool = torch.cuda.graph_pool_handle()
 
     def load(self, inputs: StepInputs) -> tuple[StepInputs, Callable[[], Tensor]]:
-        """Put a composition in place: its tensors there, and the step over them, which gives logits [B, V].
+        """Copy a composition into the fixed tensors; returns these tensors, and a step that gives logits [B, V].
 
-        The logits are overwritten by the next replay of any bucket.
+        The next replay of any bucket overwrites the logits.
         """
         if self._static is None:
             num_axes = inputs.position_PB.shape[0]
@@ -74,7 +73,7 @@ class DecodeGraphs:
         return self._static.rows(num_rows), step
 
     def _capture(self, static: StaticInputs, bucket: int) -> _Captured:
-        """Two steps to compile and to allocate what libraries keep, on a stream of their own; then the captured one."""
+        """Run two steps on a stream of their own, so that libraries compile and allocate; then capture one."""
         inputs, current, warming = static.rows(bucket), torch.cuda.current_stream(), torch.cuda.Stream()
         static.clear()
         warming.wait_stream(current)

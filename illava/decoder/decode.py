@@ -1,10 +1,10 @@
-"""One decode step over tensors on the device, and the fixed tensors that let a captured one be replayed.
+"""Runs one decode step over tensors on the device, and keeps the fixed tensors that let a captured step be replayed.
 
-Nothing in a step depends on a value the host would have to read, and with the Triton kernels nothing on one it holds:
-page tables are as wide as any request's can be, and lengths are read on the device. Rows that fill a bucket up write
-to the cache's spare page, which nobody reads. Knows nothing of graphs, requests or sampling.
+No operation of a step depends on a value that the host would have to read. With the Triton kernels none depends on a
+value that the host holds either: block tables are as wide as any request's can be, and kernels read lengths on the
+device. Rows that only fill a bucket up write to the cache's null block, which nobody reads.
 
-Shape suffixes: L layers, B requests, M pages of a table, P rotary axes, D model width, V vocabulary.
+Shape suffixes: L layers, B requests, M blocks of a table, P rotary axes, D model width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Embed = Callable[[Tensor], Tensor]  # word embeddings: [B] -> [B, D]
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
-    """What a decode step reads and moves on, on the device: newest tokens, their positions and where their keys lie."""
+    """What a decode step reads and advances, on the device: newest tokens, their positions and their block tables."""
 
     blocks: BatchBlockTables
     position_PB: Tensor
@@ -31,39 +31,39 @@ class StepInputs:
 
 
 def decode_step(decoder: Decoder, embed: Embed, cache: PagedCache, inputs: StepInputs) -> Tensor:
-    """One step of every row: logits [B, V]; positions and lengths have grown by one, tokens are the caller's to put."""
+    """Run one step of every row: logits [B, V]. Positions and lengths grow by one; the caller puts the next tokens."""
     logits_BV = decoder.decode(embed(inputs.token_B), inputs.position_PB, cache, inputs.blocks)
     inputs.position_PB.add_(1)
     return logits_BV
 
 
 class StaticInputs:
-    """Fixed tensors for the largest batch; a bucket's are its first rows.
+    """Holds fixed input tensors for the largest batch; a bucket uses their first rows.
 
     Args:
-        decoder: whose steps they feed.
-        cache: whose pages they name.
-        max_batch: rows.
+        decoder: its steps read them.
+        cache: its blocks are named in the tables.
+        max_batch: number of rows.
         num_axes: rotary axes of a position.
     """
 
     def __init__(self, decoder: Decoder, cache: PagedCache, *, max_batch: int, num_axes: int) -> None:
         num_layers, device = decoder.num_layers, decoder.device
-        max_pages = min(-(-decoder.max_positions // cache.block_size), cache.num_blocks)
-        self._spare_page = cache.num_blocks
-        self._table_LBM = torch.empty(num_layers, max_batch, max_pages, dtype=torch.int32, device=device)
+        max_blocks = min(-(-decoder.max_positions // cache.block_size), cache.num_blocks)
+        self._null_block = cache.num_blocks
+        self._table_LBM = torch.empty(num_layers, max_batch, max_blocks, dtype=torch.int32, device=device)
         self._length_LB = torch.empty(num_layers, max_batch, dtype=torch.int32, device=device)
         self._position_PB = torch.empty(num_axes, max_batch, dtype=torch.int64, device=device)
         self._token_B = torch.empty(max_batch, dtype=torch.int64, device=device)
 
     def rows(self, num_rows: int) -> StepInputs:
-        """The first rows, as a step reads them: the host knows no lengths here."""
+        """The first rows, as a step reads them. The host knows no lengths here."""
         unknown: list[list[int]] = [[]] * len(self._table_LBM)
         blocks = BatchBlockTables(self._table_LBM[:, :num_rows], self._length_LB[:, :num_rows], unknown, unknown)
         return StepInputs(blocks, self._position_PB[:, :num_rows], self._token_B[:num_rows])
 
     def load(self, inputs: StepInputs) -> None:
-        """Copy a composition into the first rows; the others become rows that only fill a bucket."""
+        """Copy a composition into the first rows; the other rows become padding."""
         self.clear()
         num_rows, num_blocks = inputs.blocks.table_LBM.shape[1:]
         self._table_LBM[:, :num_rows, :num_blocks] = inputs.blocks.table_LBM
@@ -72,7 +72,7 @@ class StaticInputs:
         self._token_B[:num_rows] = inputs.token_B
 
     def clear(self) -> None:
-        """Make every row one that only fills a bucket."""
-        self._table_LBM.fill_(self._spare_page)
+        """Make every row a padding row, which writes to the null block."""
+        self._table_LBM.fill_(self._null_block)
         for tensor in (self._length_LB, self._position_PB, self._token_B):
             tensor.zero_()

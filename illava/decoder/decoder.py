@@ -1,12 +1,12 @@
-"""The language model's block loop over layers borrowed from Hugging Face: packed prefill and paged decode.
+"""Runs the language model's layers, which are borrowed from Hugging Face, over packed tokens.
 
-Weights, norms, projections, MLPs and rotary tables are the loaded model's own modules; the loop is ours, so that
-prompts of different lengths lie end to end and tokens may be reduced before any layer. With no reduction its logits
-equal the borrowed model's. A packed prefill stands in `illava.decoder.prefill`. Knows no family, no media and no
+Weights, norms, projections, MLPs and rotary tables are the loaded model's own modules. The loop over them is ours, so
+that prompts of different lengths lie end to end and tokens may be reduced before any layer. Without a reduction the
+logits equal the borrowed model's. `illava.decoder.prefill` runs a packed prefill. Knows no family, no media and no
 reducer.
 
 Shape suffixes: T packed tokens, B requests, D model width, H query heads, G key/value heads, d head width, P rotary
-axes, L layers, V vocabulary, M channels within the MLP, X rows of a stretch.
+axes, L layers, V vocabulary, M channels within the MLP, X rows of a slice.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ _CPU_ROWS = 64  # 1 MiB at Qwen2-0.5B's width: half of an L2 cache
 
 
 class Decoder:
-    """A causal language model: its layers step by step for `illava.decoder.prefill`, and one decode step for a whole
-    batch.
+    """Runs a causal language model: single layers for `illava.decoder.prefill`, and decode steps of a whole batch.
 
     Args:
         text_model: Hugging Face text model with `layers`, `norm`, `rotary_emb` (Qwen2, Llama, Mistral, Qwen3, ...).
@@ -70,7 +69,7 @@ class Decoder:
 
     @torch.inference_mode()
     def decode(self, hidden_BD: Tensor, position_PB: Tensor, cache: PagedCache, blocks: BatchBlockTables) -> Tensor:
-        """One more token for each request: its embedding in, logits [B, V] out; the pages' counts grow by one."""
+        """Decode one more token of each request: embeddings [B, D] -> logits [B, V]; cached lengths grow by one."""
         blocks.grow()
         slot_LB = cache.last_slots(blocks)
         rotary = self.rotary_at(hidden_BD, position_PB)
@@ -82,7 +81,7 @@ class Decoder:
         return self.lm_head(self.norm(hidden_BD))
 
     def attend_paged(self, q_BHd: Tensor, cache: PagedCache, blocks: LayerBlockTable) -> Tensor:
-        """One query per request over its keys of one layer in the cache."""
+        """Attend with one query per request over its cached keys of one layer."""
         return paged_attention(
             q_BHd,
             cache.k_pool_PSGd,

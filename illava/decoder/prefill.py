@@ -1,9 +1,8 @@
-"""A packed prefill that may be cut into chunks: prompts through all layers, keys and values into the cache.
+"""Prefills packed prompts, whole or in chunks: prompts through all layers, keys and values into the cache.
 
-Layers between two reductions form a group. Within a group any stretch of tokens may go first, since a token sees only
-what lies before it; the next group starts when the whole scope has been scored. So a long video can be prefilled a
-chunk a step while others decode, with the same result. Knows the decoder's layers by its verbs; no family, no media
-and no reducer.
+Layers between two reductions form a group. Within a group a chunk of tokens may run ahead, since a token sees only the
+tokens before it. The next group starts when the whole scope has been scored. So a long video can be prefilled a chunk
+a step while other requests decode, with the same result.
 
 Shape suffixes: T packed tokens, C tokens of a chunk, U keys of a chunk, B requests, D model width, H query heads, G
 key/value heads, d head width.
@@ -36,13 +35,13 @@ _Span = tuple[int, int, int]  # request, its first and its end token
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """What a packed prefill leaves behind. All counts are of the tensors that ran.
+    """The result of a packed prefill. All counts are of the tensors that ran.
 
     Attributes:
         logits_BV: after each request's last token.
-        lengths_LB: tokens of each request that were computed in each layer, by layer.
+        lengths_LB: tokens of each request that were computed, by layer.
         num_visual_LB: visual tokens among them.
-        errors: what ended one request alone; its neighbours' results stand.
+        errors: the error of each request that failed alone; the results of the others are valid.
         traces: decoder steps of the requests that asked for them.
     """
 
@@ -72,24 +71,24 @@ def prefill(
 
 
 class PrefillRun:
-    """The prefill of one packed group of prompts; `advance` until it gives the result.
+    """Prefills one packed group of prompts; call `advance` until it gives the result.
 
-    Between two calls others may decode: the cache's pages of this group are its own.
+    Other requests may decode between two calls: the cache's blocks of this group are its own.
 
     Args:
         decoder: its layers run.
         prompts: B requests; the logits wanted are those of each one's last token.
         plan: its `decoder_input` and `decoder_layer` steps act here.
         cache: receives every layer's keys and values, reduced ones from the reduced layer on.
-        blocks: the requests' page tables; their counts are not read.
+        blocks: the requests' block tables; their counts are not read.
         seeds: an integer per request, the root of what reducers draw.
-        traced: requests, by place in the batch, whose mixing matrices are wanted on the host.
-        num_computed: of each request and layer, the tokens before these prompts' own whose keys and values its pages
-            hold already. No visual token may then follow that a decoder step would have ranked with those.
-        probe: is told the attention of every layer but the last, each of which is a group of its own then.
+        traced: requests, by row of the batch, whose mixing matrices are copied to the host.
+        num_computed: by request and layer, the tokens before these prompts whose keys and values its blocks hold
+            already. Then no visual token may follow that a decoder step would have ranked with those tokens.
+        probe: is given the attention of every layer but the last; every layer is then a group of its own.
 
     Raises:
-        ValueError: a probe, which is told of whole prompts, and tokens that are held already.
+        ValueError: a probe together with cached tokens; a probe needs whole prompts.
     """
 
     @torch.inference_mode()
@@ -106,7 +105,7 @@ class PrefillRun:
         num_computed: Sequence[Sequence[int]] = (),
         probe: AttentionProbe | None = None,
     ) -> None:
-        self._decoder, self._cache, self._pages = decoder, cache, blocks
+        self._decoder, self._cache, self._block_tables = decoder, cache, blocks
         self._reduction = DecoderReduction(plan, seeds=seeds, traced=traced, scale=decoder.scale, probe=probe)
         starts = plan.layers("decoder_layer") if probe is None else range(1, decoder.num_layers)
         self._bounds = [0, *starts, decoder.num_layers]
@@ -114,7 +113,7 @@ class PrefillRun:
             list(zip(*num_computed, strict=True)) or [(0,) * len(prompts.lengths)] * decoder.num_layers
         )
         if probe is not None and any(map(any, self._num_computed_LB)):
-            raise ValueError("a probe is told of whole prompts: nothing of them can be held already")
+            raise ValueError("a probe needs whole prompts: none of their tokens can be cached already")
         self._lengths_LB: list[tuple[int, ...]] = []
         self._num_visual_LB: list[tuple[int, ...]] = []
         self._group = 0
@@ -122,9 +121,9 @@ class PrefillRun:
 
     @torch.inference_mode()
     def advance(self, max_tokens: int | None = None) -> Prefill | None:
-        """Compute what ``max_tokens`` cost in all layers, or at least one token; None means all there is.
+        """Compute as much as ``max_tokens`` tokens cost in all layers, at least one token; None computes everything.
 
-        A chunk of a group that has a part of the layers may be longer in proportion.
+        A group of fewer layers takes a longer chunk in proportion. Returns None while tokens are left.
         """
         layers_left = None if max_tokens is None else max_tokens * self._decoder.num_layers
         while True:
@@ -132,7 +131,7 @@ class PrefillRun:
             taken = self._chunk(None if layers_left is None else max(1, layers_left // depth))
             if layers_left is not None:
                 layers_left -= taken * depth
-            if not self._left:
+            if not self._remaining:
                 if self._group == len(self._bounds) - 2:
                     return self._result()
                 self._next_group()
@@ -140,20 +139,20 @@ class PrefillRun:
                 return None
 
     def _open(self, prompts: PackedPrompts) -> None:
-        """Make the group that starts here ready for its first chunk."""
+        """Prepare the group that starts here for its first chunk."""
         first, stop = self._bounds[self._group : self._group + 2]
         lengths, num_tokens = prompts.lengths, prompts.hidden_TD.shape[0]
         if sum(lengths) != num_tokens:
             raise RuntimeError(f"layer {first} has {num_tokens} tokens; counted were {sum(lengths)}")
         self._prompts, self._starts = prompts, [0, *accumulate(lengths)]
         self._rotary = self._decoder.rotary_at(prompts.hidden_TD, prompts.position_PT)
-        self._left = [(row, 0, stop) for row, stop in enumerate(lengths) if stop]
+        self._remaining = [(row, 0, stop) for row, stop in enumerate(lengths) if stop]
         self._done: list[tuple[Tensor, Tensor, Tensor]] = []  # of each chunk: hidden, queries, keys behind the group
         self._lengths_LB += [lengths] * (stop - first)
         self._num_visual_LB += [prompts.counts.num_visual] * (stop - first)
 
     def _next_group(self) -> None:
-        """Reduce before the first layer of the next group, which all tokens have now reached."""
+        """Reduce before the first layer of the next group, now that all tokens have reached it."""
         hidden_TD, q_THd, k_TGd = (_join(parts) for parts in zip(*self._done, strict=True))
         first, stop = self._bounds[self._group : self._group + 2]
         deepstack = self._prompts.deepstack[stop - first :]
@@ -170,7 +169,7 @@ class PrefillRun:
         self._open(reduced)
 
     def _chunk(self, max_tokens: int | None) -> int:
-        """Run the next tokens through the group's layers; how many."""
+        """Run the next tokens through the group's layers; returns their number."""
         spans = self._take(max_tokens)
         own = [slice(self._starts[row] + begin, self._starts[row] + end) for row, begin, end in spans]
         whole = sum(end - begin for _, begin, end in spans) == self._prompts.hidden_TD.shape[0]
@@ -185,7 +184,7 @@ class PrefillRun:
         for n in range(first, stop):
             layer = self._decoder.layers[n]
             q_CHd, k_CGd, v_CGd = self._decoder.project(layer, hidden_CD, rotary)
-            slot_C = self._cache.span_slots(self._pages.table_LBM[n], self._behind_held(n, spans))
+            slot_C = self._cache.span_slots(self._block_tables.table_LBM[n], self._in_cache(n, spans))
             self._cache.write(slot_C, k_CGd, v_CGd)
             if n == self._decoder.num_layers - 1:
                 break  # only the last tokens' outputs are read there: `_result`
@@ -200,7 +199,7 @@ class PrefillRun:
         return hidden_CD.shape[0]
 
     def _keep_last(self, spans: Sequence[_Span], hidden_CD: Tensor, q_CHd: Tensor) -> None:
-        """Of the last layer keep what enters it and asks in it at each request's last token."""
+        """Keep the last layer's input and query at each request's last token."""
         ends = zip(spans, accumulate(end - begin for _, begin, end in spans), strict=True)
         last = [at - 1 for (row, _, end), at in ends if end == self._prompts.lengths[row]]
         index_B = torch.tensor(last, dtype=torch.long, device=hidden_CD.device)
@@ -209,38 +208,38 @@ class PrefillRun:
     def _take(self, max_tokens: int | None) -> tuple[_Span, ...]:
         """The next spans, in packed order, of no more tokens than given."""
         capacity, spans = max_tokens, []
-        while self._left and (capacity is None or capacity > 0):
-            row, begin, stop = self._left.pop(0)
+        while self._remaining and (capacity is None or capacity > 0):
+            row, begin, stop = self._remaining.pop(0)
             end = stop if capacity is None else min(stop, begin + capacity)
             spans.append((row, begin, end))
             if end < stop:
-                self._left.insert(0, (row, end, stop))
+                self._remaining.insert(0, (row, end, stop))
             capacity = None if capacity is None else capacity - (end - begin)
         return tuple(spans)
 
     def _attend(self, n: int, spans: tuple[_Span, ...], q_CHd: Tensor, k_CGd: Tensor, v_CGd: Tensor) -> Tensor:
-        """Attention of a chunk's queries over their request's keys so far; earlier chunks' lie in the cache."""
+        """Attend with a chunk's queries over their requests' keys so far; earlier chunks' keys lie in the cache."""
         lengths, scale = [end - begin for _, begin, end in spans], self._decoder.scale
-        in_cache = self._behind_held(n, spans)
+        in_cache = self._in_cache(n, spans)
         if all(begin == 0 for _, begin, _ in in_cache):
             return packed_attention(q_CHd, k_CGd, v_CGd, lengths, causal=True, scale=scale)
         so_far = tuple((row, 0, end) for row, _, end in in_cache)
-        k_UGd, v_UGd = self._cache.read(self._cache.span_slots(self._pages.table_LBM[n], so_far))
+        k_UGd, v_UGd = self._cache.read(self._cache.span_slots(self._block_tables.table_LBM[n], so_far))
         key_lengths = [end for _, _, end in in_cache]
         return chunk_attention(q_CHd, k_UGd, v_UGd, lengths, key_lengths, scale=scale)
 
-    def _behind_held(self, n: int, spans: Sequence[_Span]) -> tuple[_Span, ...]:
-        """Where spans of these prompts lie in the cache's layer n: behind what was there before."""
-        held_B = self._num_computed_LB[n]
-        return tuple((row, held_B[row] + begin, held_B[row] + end) for row, begin, end in spans)
+    def _in_cache(self, n: int, spans: Sequence[_Span]) -> tuple[_Span, ...]:
+        """Spans of these prompts as the cache's layer n counts them: behind the tokens cached before."""
+        num_computed_B = self._num_computed_LB[n]
+        return tuple((row, num_computed_B[row] + begin, num_computed_B[row] + end) for row, begin, end in spans)
 
     def _result(self) -> Prefill:
-        """The last layer's outputs are wanted at last tokens only: asked for as a decode step does."""
+        """Finish: the last layer's outputs are needed at last tokens only, so it runs as in a decode step."""
         decoder = self._decoder
         lengths = [n + own for n, own in zip(self._num_computed_LB[-1], self._prompts.lengths, strict=True)]
         hidden_BD, q_BHd, _ = (_join(parts) for parts in zip(*self._done, strict=True))
         length_B = torch.tensor(lengths, dtype=torch.int32, device=decoder.device)
-        blocks = replace(self._pages.layer(-1), length_B=length_B, host_lengths=lengths)
+        blocks = replace(self._block_tables.layer(-1), length_B=length_B, host_lengths=lengths)
         mixed_BHd = decoder.attend_paged(q_BHd, self._cache, blocks)
         logits_BV = decoder.lm_head(decoder.norm(decoder.finish(decoder.layers[-1], hidden_BD, mixed_BHd)))
         found = self._reduction

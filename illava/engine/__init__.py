@@ -1,1 +1,1 @@
-"""Continuous batching: a request from submission to its last token, phase by phase."""
+"""Serves requests by continuous batching, from submission to the last token, phase by phase."""

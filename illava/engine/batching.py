@@ -1,8 +1,6 @@
-"""From single requests to groups: what is refused at once, which go together, who breaks a group's work, and what each
-one's next token is.
+"""Validates requests, puts them into batches, isolates the request that makes a batch fail, and draws next tokens.
 
-A request is refused by its content and its length before anything is computed for it; counts come from geometry. Knows
-requests on their way; nothing of towers, decoders or caches.
+A request is refused by its content and its length before anything is computed for it; counts come from geometry.
 
 Shape suffixes: B requests of a group, V vocabulary.
 """
@@ -21,10 +19,8 @@ from illava.plan import ReductionPlan
 from illava.preprocess import VisualInput
 from illava.requests import Request
 
-Outcome = int | Exception | None  # a drawn token, what ended the request, or neither
-Draw = Callable[
-    [Tensor, SamplingBatch, Sequence[RequestState]], Tensor
-]  # see `sample_next_token`, which it is by default
+Outcome = int | Exception | None  # a drawn token, the error that ended the request, or neither
+Draw = Callable[[Tensor, SamplingBatch, Sequence[RequestState]], Tensor]  # like `sample_next_token`, the default
 
 
 def check_content(request: Request) -> None:
@@ -49,26 +45,26 @@ def check_content(request: Request) -> None:
 
 
 def check_length(request: Request, plan: ReductionPlan, *, num_vision_tokens: int, max_positions: int) -> None:
-    """Refuse media that cannot fit with the answer, whatever the text: no tower runs for them.
+    """Refuse media that cannot fit together with the answer, whatever the text, before the tower runs for them.
 
-    In the geometric layout the media's places are those of the unreduced model. The released layout closes the gaps:
-    there, as for what the text adds and for media that stage ``media`` makes smaller, `illava.engine.prompt.assemble`
-    decides.
+    In the geometric layout the media take the positions of the unreduced model. The released layout closes the gaps.
+    There `illava.engine.prompt.assemble` decides, as it does about the text's tokens and about media that stage
+    ``media`` makes smaller.
 
     Args:
-        request: what is asked.
-        plan: of the request.
+        request: the request.
+        plan: its plan.
         num_vision_tokens: visual tokens of the unreduced model.
-        max_positions: of the decoder.
+        max_positions: positions of the decoder.
 
     Raises:
-        RequestError: by how much, and what to lower.
+        RequestError: the media are too long; says by how much, and what to lower.
     """
     num_new = request.sampling.max_new_tokens
     fixed = plan.layout == "geometric" and plan.at("media") is None
     if fixed and num_vision_tokens + num_new > max_positions:
         raise RequestError(
-            f"request {request.request_id!r}: {num_vision_tokens} prompt places of its media and {num_new} new tokens "
+            f"request {request.request_id!r}: {num_vision_tokens} prompt tokens of its media and {num_new} new tokens "
             f"exceed the model's {max_positions} positions; send fewer frames or images, or lower max_new_tokens"
         )
 
@@ -76,49 +72,49 @@ def check_length(request: Request, plan: ReductionPlan, *, num_vision_tokens: in
 def take_batch(
     queue: Iterable[RequestState], capacity: int, budget: float, weigh: Callable[[RequestState], float]
 ) -> list[RequestState]:
-    """The head of a queue and what follows it with the same plan, while there is room and budget; in order."""
+    """Take the head of a queue, and later requests of the same plan while capacity and budget last; in order."""
     group: list[RequestState] = []
-    for live in queue:
+    for state in queue:
         if len(group) >= capacity:
             break
-        if group and (live.plan != group[0].plan or live.request.trace != group[0].request.trace):
+        if group and (state.plan != group[0].plan or state.request.trace != group[0].request.trace):
             continue
-        budget -= weigh(live)
+        budget -= weigh(state)
         if group and budget < 0:
             break
-        group.append(live)
+        group.append(state)
     return group
 
 
 def run_with_fallback(
     work: Callable[[Sequence[RequestState]], list[Outcome]], group: Sequence[RequestState]
 ) -> list[Outcome]:
-    """Work over a group; where one request breaks it, over each alone, so that only that one ends."""
+    """Run work over a group; if it fails, run it over each request alone, so that only the failing one ends."""
     try:
         return work(group)
     except ILLaVAError as error:
         if len(group) == 1:
             return [error]
-    return [outcome for live in group for outcome in run_with_fallback(work, [live])]
+    return [outcome for state in group for outcome in run_with_fallback(work, [state])]
 
 
 def sample_next_token(logits_BV: Tensor, sampling: SamplingBatch, group: Sequence[RequestState]) -> Tensor:
-    """The next tokens, and whether the logits were finite: int64 [2, B] on the device; nothing waits for it."""
-    steps = [(live.request_id, len(live.token_ids)) for live in group]
+    """Draw next tokens, and tell whether the logits were finite: int64 [2, B], without a host synchronisation."""
+    steps = [(state.request_id, len(state.token_ids)) for state in group]
     return draw_tokens(logits_BV, sampling, sampling.draws(steps))
 
 
 def to_host(drawn_2B: Tensor, group: Sequence[RequestState]) -> list[Outcome]:
-    """The same on the host: a step's one copy, at its end. Log-probabilities go to the requests that asked for them."""
+    """Copy the drawn tokens to the host, once a step; log-probabilities go to the requests that asked for them."""
     drawn_2B = drawn_2B.cpu()
     for logprob_B in drawn_2B[2:].int().view(torch.float32).tolist():
-        for live, logprob in zip(group, logprob_B, strict=True):
-            if live.request.sampling.logprobs:
-                live.token_logprobs[len(live.token_ids) :] = [logprob]
+        for state, logprob in zip(group, logprob_B, strict=True):
+            if state.request.sampling.logprobs:
+                state.token_logprobs[len(state.token_ids) :] = [logprob]
     drawn = zip(group, *drawn_2B[:2].tolist(), strict=True)
-    return [token_id if finite else _not_finite(live) for live, token_id, finite in drawn]
+    return [token_id if finite else _not_finite(state) for state, token_id, finite in drawn]
 
 
-def _not_finite(live: RequestState) -> NumericalError:
-    where = f"request {live.request_id!r}: logits of token {len(live.token_ids)}"
+def _not_finite(state: RequestState) -> NumericalError:
+    where = f"request {state.request_id!r}: logits of token {len(state.token_ids)}"
     return NumericalError(f"{where} are not finite; load the model in bfloat16 or float32")

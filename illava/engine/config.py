@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from dataclasses import dataclass, fields, replace
 from typing import Any
+
+_RENAMED = {"page_size": "block_size"}  # old name -> new name; an old name works for one release
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +17,7 @@ class EngineConfig:
     Attributes:
         kv_cache_bytes: size of the key/value pool; None takes 2 GiB on CPU, 60 % of the free memory on a GPU.
         max_batch_requests: requests encoded or running at a time; beside them those whose media are encoded for these.
-        block_size: tokens of a cache page.
+        block_size: tokens of a key/value block.
         max_vision_patches: patches of one tower call, unless a single request has more.
         max_prefill_tokens: prompt tokens of one prefill, unless a single request has more.
         max_chunk_tokens: prompt tokens of one step while others decode; a longer prefill goes on in the next step.
@@ -44,15 +47,29 @@ class EngineConfig:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
 
     def override(self, **options: Any) -> EngineConfig:
-        """The same with some limits given by name.
+        """Replace some limits, given by name.
 
         Raises:
-            TypeError: a name that is no limit, with the nearest that is.
+            TypeError: a name that is no limit, with the nearest that is; or one limit by its old and its new name.
         """
         known = [field.name for field in fields(self)]
         for name in options:
-            if name not in known:
+            if name not in known and name not in _RENAMED:
                 near = difflib.get_close_matches(name, known, n=1)
                 meant = f", did you mean {near[0]!r}?" if near else "."
                 raise TypeError(f"unknown engine option {name!r}{meant} The options are {', '.join(known)}")
-        return replace(self, **options)
+        return replace(self, **_by_new_names(options))
+
+
+def _by_new_names(options: dict[str, Any]) -> dict[str, Any]:
+    """Warn about every option that is given by its old name, and give it its new one."""
+    for old, new in _RENAMED.items():
+        if old in options:
+            if new in options:
+                raise TypeError(f"engine option {new!r} is given twice: {old!r} is its old name; give {new!r} alone")
+            warnings.warn(
+                f"engine option {old!r} is now called {new!r}; the old name goes with the next release",
+                DeprecationWarning,
+                stacklevel=4,  # the caller of `VLM` or `VLM.from_pretrained`
+            )
+    return {_RENAMED.get(name, name): value for name, value in options.items()}

@@ -1,7 +1,6 @@
-"""The first stage of a request in the engine: media to visual tokens, and the prompt assembled from them.
+"""Runs the first phase of a request in the engine: encodes its media, and assembles its prompt from visual tokens.
 
-Equal media of a group are encoded once. Knows families by their interface; nothing of decoders' layers or of when a
-group's turn comes.
+Equal media of a group are encoded once.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from itertools import islice
 from illava.decoder.kv_cache import PagedCache
 from illava.engine.batching import Outcome, take_batch
 from illava.engine.media_phase import MediaPhase
-from illava.engine.prefix_sharing import MediaDedupCache, encode_once, prefix, visual_keys
+from illava.engine.prefix_sharing import MediaDedupCache, encode_once, mm_keys, prefix
 from illava.engine.prompt import assemble
 from illava.engine.request_state import RequestState
 from illava.errors import RequestError, RequestTooLargeError
@@ -26,40 +25,40 @@ class EncodePhase:
 
     Args:
         family: the loaded model.
-        media: stage ``media`` of its plans.
-        known: the media in flight: what that stage leaves of equal media is equal, too.
+        media_phase: applies stage ``media`` of the plans.
+        dedup: the media in flight; what stage ``media`` leaves of equal media is interned as well.
         cache: the pool that an assembled prompt must fit into.
         max_patches: patches of one tower call, unless a single request has more.
-        max_companions: requests taken beyond the room, since their media are encoded for others.
-        probe: is told the tower's attention.
+        max_companions: requests taken beyond the capacity, since their media are encoded for others.
+        probe: is given the tower's attention.
     """
 
     def __init__(
         self,
         family: Family,
-        media: MediaPhase,
-        known: MediaDedupCache,
+        media_phase: MediaPhase,
+        dedup: MediaDedupCache,
         cache: PagedCache,
         *,
         max_patches: int,
         max_companions: int,
         probe: AttentionProbe | None = None,
     ) -> None:
-        self._family, self._media, self._known, self._cache = family, media, known, cache
+        self._family, self._media_phase, self._dedup, self._cache = family, media_phase, dedup, cache
         self._max_patches, self._max_companions, self._probe = max_patches, max_companions, probe
 
     def choose(self, waiting: Iterable[RequestState], capacity: int) -> list[RequestState]:
-        """The next group; a medium that several of it share weighs once.
+        """Choose the next group; a visual input that several requests share counts once.
 
-        Who asks about the same media comes along where there is no room left: its encoding is there.
+        Requests about the same media join the group beyond its capacity, since their media are encoded for it.
         """
         waiting = list(waiting)
         seen: set[Hashable] = set()
 
-        def new_patches(live: RequestState) -> int:
-            new = {key: n for n, key in enumerate(visual_keys(live)) if key not in seen}
+        def new_patches(state: RequestState) -> int:
+            new = {key: n for n, key in enumerate(mm_keys(state)) if key not in seen}
             seen.update(new)
-            return sum(self._family.num_patches(live.media[n]) for n in new.values())
+            return sum(self._family.num_patches(state.media[n]) for n in new.values())
 
         group = take_batch(waiting, capacity, self._max_patches, new_patches)
         return group + self._companions(group, waiting)
@@ -68,36 +67,36 @@ class EncodePhase:
         """Waiting requests whose media are all among the group's."""
         if not group:
             return []
-        head, keys = group[0], {key for live in group for key in visual_keys(live)}
-        prefix_lengths = (
-            live for live in waiting if live.plan == head.plan and live.request.trace == head.request.trace
+        head, keys = group[0], {key for state in group for key in mm_keys(state)}
+        same_plan = (
+            state for state in waiting if state.plan == head.plan and state.request.trace == head.request.trace
         )
         served = (
-            live for live in prefix_lengths if live not in group and live.media and keys.issuperset(visual_keys(live))
+            state for state in same_plan if state not in group and state.media and keys.issuperset(mm_keys(state))
         )
         return list(islice(served, self._max_companions))
 
     def run(self, group: Sequence[RequestState]) -> list[Outcome]:
-        """Stage ``media``, then tower, projector and layout in packed calls, then each request's prompt."""
-        for live in group:
-            live.show(self._known.intern(self._media.apply(live.request, live.plan)))
-        for live, encoded in zip(group, encode_once(self._family, group, self._probe), strict=True):
-            live.encoded = encoded
-        return [self._assemble(live) for live in group]
+        """Apply stage ``media``, run tower, projector and layout in packed calls, assemble each request's prompt."""
+        for state in group:
+            state.show(self._dedup.intern(self._media_phase.apply(state.request, state.plan)))
+        for state, encoded in zip(group, encode_once(self._family, group, self._probe), strict=True):
+            state.encoded = encoded
+        return [self._assemble(state) for state in group]
 
-    def _assemble(self, live: RequestState) -> Outcome:
-        live.num_patches = sum(visual.num_patches for visual in live.encoded)
+    def _assemble(self, state: RequestState) -> Outcome:
+        state.num_patches = sum(mm_item.num_patches for mm_item in state.encoded)
         try:
-            live.prompt = assemble(self._family, live.shown, live.encoded)
+            state.prompt = assemble(self._family, state.shown, state.encoded)
         except RequestError as error:
             return error
-        live.prefix = prefix(live)
-        lengths = planned_lengths(live.prompt.runs, live.plan, self._family.decoder.num_layers)
-        live.reserved = [n + live.request.sampling.max_new_tokens for n in lengths]
-        needed = self._cache.num_blocks_for(live.reserved)
+        state.prefix = prefix(state)
+        lengths = planned_lengths(state.prompt.token_spans, state.plan, self._family.decoder.num_layers)
+        state.reserved = [n + state.request.sampling.max_new_tokens for n in lengths]
+        needed = self._cache.num_blocks_for(state.reserved)
         if needed > self._cache.num_blocks:
             return RequestTooLargeError(
-                f"request {live.request_id!r} needs {needed} key/value pages, the whole pool has "
+                f"request {state.request_id!r} needs {needed} key/value blocks, the whole pool has "
                 f"{self._cache.num_blocks}; raise kv_cache_bytes, send fewer frames, or lower max_new_tokens"
             )
         return None

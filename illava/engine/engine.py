@@ -1,9 +1,8 @@
-"""Continuous batching: requests are encoded, prefilled and decoded in shared packed calls, joining and leaving freely.
+"""Batches requests continuously: encodes, prefills and decodes them in shared packed calls that they join and leave.
 
-A step runs the tower for one group of waiting requests, prefills one group of encoded ones, and draws one token for
-every running request. A group shares a plan; the running batch may mix plans, since page tables are per request and
-layer. What goes wrong with one request ends that request alone. Knows families and decoders by their interface, and
-nothing of weights, files or processes.
+A step runs the tower for one group of waiting requests, prefills one group of encoded requests, and draws one token for
+every running request. A group shares one plan. The running batch may mix plans, since block tables are per request and
+layer. An error of one request ends that request alone.
 
 Shape suffixes: B requests of the running batch, V vocabulary.
 """
@@ -38,7 +37,7 @@ from illava.engine.media_phase import MediaPhase
 from illava.engine.prefill_phase import PrefillPhase
 from illava.engine.prefix_sharing import MediaDedupCache, patches_per_request
 from illava.engine.prompt import media_of
-from illava.engine.request_state import RequestState, State
+from illava.engine.request_state import Phase, RequestState
 from illava.engine.sampling import SamplingBatch, check_sampling
 from illava.errors import RequestError
 from illava.families.base import Family
@@ -51,24 +50,24 @@ _DEFAULTS = EngineConfig()
 
 @dataclass(frozen=True, slots=True)
 class _RunningBatch:
-    """Device tensors of one composition of the running batch; each step's tokens stay on the device."""
+    """Holds the device tensors of one composition of the running batch; drawn tokens stay on the device."""
 
-    step: Callable[[], Tensor]  # logits [B, V] of the next token; moves on all but the tokens
+    step: Callable[[], Tensor]  # logits [B, V] of the next token; advances everything but the tokens
     token_B: Tensor
     sampling: SamplingBatch
 
 
 class Engine:
-    """The scheduler of one model on one device. Not thread-safe: one owner submits and steps.
+    """Schedules the requests of one model on one device. Not thread-safe: one thread submits and steps.
 
     Args:
         family: the loaded model.
-        cache: its pool of key/value pages.
+        cache: its pool of key/value blocks.
         config: its limits of batches and steps; the pool and the graphs are built already.
         now: a monotonic clock in seconds.
         draw: the next tokens from the logits of a step.
-        graphs: captured decode steps; None runs them operation by operation.
-        probe: is told the attention of tower and prefill, layer by layer; see `illava.analysis.attention_maps`.
+        graphs: captured decode steps; None runs decode steps operation by operation.
+        probe: is given the attention of tower and prefill, layer by layer; see `illava.analysis.attention_maps`.
 
     Attributes:
         device_busy_s: seconds of all tower, prefill and decode steps; equals the sum of `Timing.device_s`.
@@ -89,17 +88,17 @@ class Engine:
         self.config = config
         self.device_busy_s = 0.0
         self._now, self._draw = now, draw
-        self._media, self._known = MediaPhase(family), MediaDedupCache()
-        self._encoding = EncodePhase(
+        self._media_phase, self._dedup = MediaPhase(family), MediaDedupCache()
+        self._encode_phase = EncodePhase(
             family,
-            self._media,
-            self._known,
+            self._media_phase,
+            self._dedup,
             cache,
             max_patches=config.max_vision_patches,
             max_companions=config.max_batch_requests,
             probe=probe,
         )
-        self._prefills = PrefillPhase(
+        self._prefill_phase = PrefillPhase(
             family.decoder,
             cache,
             max_tokens=config.max_prefill_tokens,
@@ -123,25 +122,25 @@ class Engine:
 
         Raises:
             PlanError: the plan makes no sense for this model.
-            RequestError: content or sampling that mean nothing, media that cannot fit, or an id that is in flight.
+            RequestError: invalid content or sampling, media that cannot fit, or an id that is in flight.
         """
-        self._media.check(plan)
+        self._media_phase.check(plan)
         check_sampling(request.sampling)
         check_content(request)
         if request.request_id in self._ids:
             raise RequestError(f"request {request.request_id!r} is in flight already; ids must differ")
-        request = self._known.intern(request)
+        request = self._dedup.intern(request)
         media = media_of(request)
-        now, (plan, content) = self._now(), self._media.route(plan, media)
-        live = RequestState(request, plan, media, content=content, now=now)
-        live.num_patches = sum(map(self.family.num_patches, media))
-        live.num_vision_tokens = count = sum(map(self.family.num_vision_tokens, media))
+        now, (plan, content) = self._now(), self._media_phase.route(plan, media)
+        state = RequestState(request, plan, media, content=content, now=now)
+        state.num_patches = sum(map(self.family.num_patches, media))
+        state.num_vision_tokens = count = sum(map(self.family.num_vision_tokens, media))
         check_length(request, plan, num_vision_tokens=count, max_positions=self.decoder.max_positions)
-        self._waiting.append(live)
+        self._waiting.append(state)
         self._ids.add(request.request_id)
 
     def generate(self, requests: Sequence[Request], plan: ReductionPlan = EMPTY_PLAN) -> list[Generation]:
-        """Answer all requests, in their order; one that fails carries its error and harms no other.
+        """Answer all requests, in their order; a request that fails carries its error and disturbs no other.
 
         Raises:
             PlanError: the plan makes no sense for this model.
@@ -163,16 +162,16 @@ class Engine:
             while self.has_work:
                 done |= {generation.request_id: generation for generation in self.step()}
         except BaseException:
-            self.cancel_all()  # out of memory, an interrupt: nothing of this call may linger in the next
+            self.cancel_all()  # out of memory, an interrupt: no request of this call may stay in the next
             raise
         return [done[request_id] for request_id in ids]
 
     @torch.inference_mode()
     def step(self) -> list[Generation]:
-        """One round of tower, prefill and decode; the generations that ended in it.
+        """Run tower, prefill and decode once; returns the generations that ended.
 
-        Errors of one request end up in its generation. What else is raised (out of memory, a device error) leaves
-        all requests where they were: `cancel_all` frees them.
+        The error of one request is in its generation. Any other error (out of memory, a device error) leaves all
+        requests where they were: `cancel_all` frees them.
         """
         with torch.cuda.device_of(self.cache.k_pool_PSGd):  # our kernels and graphs go to the current device
             self._encode()
@@ -182,8 +181,8 @@ class Engine:
         return finished
 
     def cancel_all(self) -> list[str]:
-        """Drop every request that `step` has not returned, and free its pages; the ids dropped."""
-        dropped = [live.request_id for live in (*self._waiting, *self._encoded, *self._running)]
+        """Drop every request that `step` has not returned, and free its blocks; returns the dropped ids."""
+        dropped = [state.request_id for state in (*self._waiting, *self._encoded, *self._running)]
         dropped += [generation.request_id for generation in self._finished]
         for request_id in dropped:
             self.cache.free(request_id)
@@ -191,35 +190,35 @@ class Engine:
         self._encoded.clear()
         self._ids.clear()
         self._running, self._finished, self._batch = [], [], None
-        self._prefills.drop()
+        self._prefill_phase.drop()
         return dropped
 
     def _encode(self) -> None:
         capacity = self.config.max_batch_requests - len(self._encoded) - len(self._running)
-        group = self._encoding.choose(self._waiting, capacity)
+        group = self._encode_phase.choose(self._waiting, capacity)
         if not group:
             return
         with self._timed("vision", group, patches_per_request(self.family, group)):
-            outcomes = run_with_fallback(self._encoding.run, group)
-        for live in group:
-            self._waiting.remove(live)
-            live.enter("queue", self._now())
+            outcomes = run_with_fallback(self._encode_phase.run, group)
+        for state in group:
+            self._waiting.remove(state)
+            state.enter("queue", self._now())
         self._encoded += self._settle(group, outcomes)
 
     def _prefill(self) -> None:
         capacity = self.config.max_batch_requests - len(self._running)
-        group = self._prefills.choose(self._encoded, self._running, capacity)
+        group = self._prefill_phase.choose(self._encoded, self._running, capacity)
         if not group:
             return
-        with self._timed("prefill", group, [live.prompt.num_tokens - live.num_computed for live in group]):
-            outcomes = self._prefills.advance(decoding=bool(self._running))
-        for live in group:
-            live.enter("queue" if outcomes is None else "decode", self._now())
+        with self._timed("prefill", group, [state.prompt.num_tokens - state.num_computed for state in group]):
+            outcomes = self._prefill_phase.advance(decoding=bool(self._running))
+        for state in group:
+            state.enter("queue" if outcomes is None else "decode", self._now())
         if outcomes is None:
             return
-        for live in group:
-            self._encoded.remove(live)
-            live.release_prompt()
+        for state in group:
+            self._encoded.remove(state)
+            state.release_prompt()
         self._running += self._settle(group, outcomes)
         self._batch = None
 
@@ -240,46 +239,46 @@ class Engine:
         return to_host(drawn_2B, group)
 
     def _compose(self, group: Sequence[RequestState]) -> _RunningBatch:
-        """What stays on the device until a request joins or leaves."""
-        num_computed = [[n + len(live.token_ids) - 1 for n in live.lengths] for live in group]
-        positions = [live.next_position_P + len(live.token_ids) - 1 for live in group]
-        blocks = self.cache.batch([live.request_id for live in group], num_computed)
-        token_B = torch.tensor([live.token_ids[-1] for live in group], device=self.decoder.device)
+        """Make the tensors that stay on the device until a request joins or leaves."""
+        num_computed = [[n + len(state.token_ids) - 1 for n in state.lengths] for state in group]
+        positions = [state.next_position_P + len(state.token_ids) - 1 for state in group]
+        blocks = self.cache.batch([state.request_id for state in group], num_computed)
+        token_B = torch.tensor([state.token_ids[-1] for state in group], device=self.decoder.device)
         inputs = StepInputs(blocks, torch.stack(positions, 1), token_B)
         if self.graphs is None:
             step: Callable[[], Tensor] = partial(decode_step, self.decoder, self.family.embed, self.cache, inputs)
         else:
             inputs, step = self.graphs.load(inputs)
-        sampling = SamplingBatch.of([live.request.sampling for live in group], self.decoder.device)
+        sampling = SamplingBatch.of([state.request.sampling for state in group], self.decoder.device)
         return _RunningBatch(step, inputs.token_B, sampling)
 
     def _settle(self, group: Sequence[RequestState], outcomes: Sequence[Outcome]) -> list[RequestState]:
-        """Take each request's token or error; end those that are done; the others."""
+        """Give each request its token or error, and end those that are done; returns the others."""
         going_on, now = [], self._now()
-        for live, outcome in zip(group, outcomes, strict=True):
+        for state, outcome in zip(group, outcomes, strict=True):
             if isinstance(outcome, Exception):
-                ended = live.fail(outcome, now)
+                ended = state.fail(outcome, now)
             else:
-                reason = None if outcome is None else live.accept(outcome, self.family.stop_token_ids)
+                reason = None if outcome is None else state.accept(outcome, self.family.stop_token_ids)
                 if reason is None:
-                    going_on.append(live)
+                    going_on.append(state)
                     continue
-                ended = live.finish(reason, self.family.decode_text, now)
+                ended = state.finish(reason, self.family.decode_text, now)
             self._finished.append(ended)
-            self._ids.discard(live.request_id)
-            self.cache.free(live.request_id)
+            self._ids.discard(state.request_id)
+            self.cache.free(state.request_id)
         return going_on
 
     @contextmanager
-    def _timed(self, state: State, group: Sequence[RequestState], weights: Sequence[float]) -> Iterator[None]:
-        """Put a group into a state for the time of the block, and share that time by weight."""
+    def _timed(self, phase: Phase, group: Sequence[RequestState], weights: Sequence[float]) -> Iterator[None]:
+        """Put a group into a phase for the time of the ``with`` block, and divide that time by weight."""
         start = self._now()
-        for live in group:
-            live.enter(state, start)
+        for state in group:
+            state.enter(phase, start)
         yield
         if self.decoder.device.type == "cuda":
             torch.cuda.synchronize(self.decoder.device)
         taken_s, total = self._now() - start, sum(weights)
         self.device_busy_s += taken_s
-        for live, weight in zip(group, weights, strict=True):
-            live.device_s += taken_s * (weight / total if total else 1 / len(group))
+        for state, weight in zip(group, weights, strict=True):
+            state.device_s += taken_s * (weight / total if total else 1 / len(group))

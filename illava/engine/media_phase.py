@@ -1,9 +1,8 @@
-"""Stage ``media`` of a plan: a request's pictures to what of them the tower will see.
+"""Applies stage ``media`` of a plan: reduces a request's pictures to the parts that the tower will see.
 
-What is left of a medium is an ordinary medium: of fewer frames or fewer pixels, which the model then reads as if it had
-been given no more, or with `VisualInput.representative` set, whose cells the tower leaves out while all others keep
-their true places. Decided for each medium by itself, on the model's device. Knows no family; reducers by name only as
-the plans of `budget: auto`.
+The result for a visual input is an ordinary visual input. It has fewer frames or fewer pixels, and the model reads it
+as if it had been given no more; or its `VisualInput.representative` is set, and the tower leaves cells out while all
+others keep their true coordinates. Each visual input is reduced by itself, on the model's device.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ DOCUMENT_TOLERANCE = 0.5  # of epsilon
 
 
 class MediaPhase:
-    """Applies the ``media`` step of plans for one model, and holds the text scorers that they name.
+    """Applies the ``media`` steps of plans for one model, and holds the text scorers that the plans name.
 
     Args:
         family: the loaded model; cells are compared and scored on its device, scorers loaded in its dtype.
@@ -45,7 +44,7 @@ class MediaPhase:
         self._scorers: dict[TextScorer, RelevanceModel] = {}
 
     def check(self, plan: ReductionPlan) -> None:
-        """Have the family check the plan (of `budget: auto` see `route`), and load the scorer it names.
+        """Let the family check the plan, and load the scorer that the plan names. See `route` for `budget: auto`.
 
         Raises:
             PlanError: the plan makes no sense for this model.
@@ -55,14 +54,14 @@ class MediaPhase:
         reducer = plan.at("media")
         scorer = None if reducer is None else reducer.text_scorer
         if scorer is not None and scorer not in self._scorers:
-            from illava.families.text_scorer import RelevanceModel  # only who asks for it pays for its import
+            from illava.families.text_scorer import RelevanceModel  # imported only where a plan needs it
 
             self._scorers[scorer] = RelevanceModel(
                 scorer, device=self._family.decoder.device, dtype=self._family.decoder.dtype
             )
 
     def route(self, plan: ReductionPlan, media: Sequence[VisualInput]) -> tuple[ReductionPlan, ContentKind | None]:
-        """The plan of a request with these media, and what chose it where it is `budget: auto`.
+        """Choose the plan of a request with these media; with `budget: auto` returns the content kind that chose it.
 
         Raises:
             PlanError: the plan chosen makes no sense for this model.
@@ -75,11 +74,11 @@ class MediaPhase:
         return chosen, content
 
     def apply(self, request: Request, plan: ReductionPlan) -> Request:
-        """The request as the tower will see it.
+        """Reduce the request to what the tower will see.
 
         Raises:
-            RequestError: a medium cannot be reduced so, or there is no text to compare it with.
-            ReductionDidNotFireError: the step took nothing off this request.
+            RequestError: a visual input cannot be reduced so, or there is no text to compare it with.
+            ReductionDidNotFireError: the step removed nothing from this request.
         """
         reducer = plan.at("media")
         media = [part for part in request.content if not isinstance(part, str)]
@@ -95,51 +94,51 @@ class MediaPhase:
             )
         except PreprocessError as error:
             raise RequestError(f"{name}: {error}") from error
-        touched = [visual for visual in media if visual.kind in reducer.media_kinds]
+        touched = [mm_item for mm_item in media if mm_item.kind in reducer.media_kinds]
         if all(before is after for before, after in zip(request.content, content, strict=True)) and not (
             reducer.may_keep_all and touched
         ):
-            kinds = " and ".join(sorted({visual.kind for visual in media}))
+            kinds = " and ".join(sorted({mm_item.kind for mm_item in media}))
             raise ReductionDidNotFireError(
                 f"{name} took nothing off its {kinds}; lower its budget, or leave the step out of the plan"
             )
         return replace(request, content=content)
 
-    def _reduced(self, visual: VisualInput, reducer: Reducer, text: str) -> VisualInput:
-        """The medium itself where nothing is taken off it."""
-        if visual.kind not in reducer.media_kinds:
-            return visual
+    def _reduced(self, mm_item: VisualInput, reducer: Reducer, text: str) -> VisualInput:
+        """The reduced visual input; the given object itself where nothing is removed."""
+        if mm_item.kind not in reducer.media_kinds:
+            return mm_item
         if reducer.resolution < 1:
-            return self._family.preprocessor.shrink(visual, reducer.resolution)
-        cells = self._family.preprocessor.cells(visual)
+            return self._family.preprocessor.shrink(mm_item, reducer.resolution)
+        cells = self._family.preprocessor.cells(mm_item)
         tokens = Tokens(
             torch.from_numpy(cells.pixels_TX).to(self._family.decoder.device),
             cells.lengths,
             torch.from_numpy(np.ascontiguousarray(cells.coord_T3)).to(self._family.decoder.device),
         )
-        assignment = reducer.assign(tokens, self._evidence(visual, cells, reducer, text), "media")
+        assignment = reducer.assign(tokens, self._evidence(mm_item, cells, reducer, text), "media")
         if assignment.num_kept == assignment.num_tokens:
-            return visual
-        return self._without(visual, cells, assignment)
+            return mm_item
+        return self._without(mm_item, cells, assignment)
 
-    def _evidence(self, visual: VisualInput, cells: VisualCells, reducer: Reducer, text: str) -> Evidence:
+    def _evidence(self, mm_item: VisualInput, cells: VisualCells, reducer: Reducer, text: str) -> Evidence:
         kinds, relevance_T, padding_T = reducer.evidence("media"), None, None
         if "padding" in kinds:
             padding_T = torch.from_numpy(cells.padding_T).to(self._family.decoder.device)
         if reducer.text_scorer is not None:
             frames, rows, cols = (int(axis) + 1 for axis in cells.coord_T3.max(0))
-            shown = torch.tensor(visual.tiles[:: -(-len(visual.tiles) // frames)])  # the first of each pair
+            shown = torch.tensor(mm_item.tiles[:: -(-len(mm_item.tiles) // frames)])  # the first of each pair
             relevance_T = self._scorers[reducer.text_scorer].relevance(shown, text, rows, cols).flatten()
         return Evidence(text_relevance_T=relevance_T, padding_T=padding_T)
 
-    def _without(self, visual: VisualInput, cells: VisualCells, assignment: Assignment) -> VisualInput:
-        """The medium without what was dropped: a video closes up behind frames of which nothing is left."""
+    def _without(self, mm_item: VisualInput, cells: VisualCells, assignment: Assignment) -> VisualInput:
+        """The visual input without the dropped cells; a video loses the frames of which no cell is left."""
         kept_K, row_T = assignment.kept_K.cpu().numpy(), destinations(assignment).cpu().numpy()
         representative = np.where(row_T >= 0, kept_K[row_T.clip(min=0)], -1)
         frame_T = cells.coord_T3[:, 0]
         frames = np.unique(frame_T[kept_K])
         if len(frames) <= frame_T.max():
-            if visual.kind != "video":
+            if mm_item.kind != "video":
                 raise RuntimeError("nothing is left of a tile; a method must keep a cell of each")
             stays_T = np.isin(frame_T, frames)
             new_index = np.cumsum(stays_T) - 1
@@ -147,22 +146,22 @@ class MediaPhase:
             representative = np.where(
                 (representative >= 0) & stays_T[representative.clip(min=0)], new_index[representative.clip(min=0)], -1
             )
-            visual = self._family.preprocessor.with_frames(visual, frames.tolist())
+            mm_item = self._family.preprocessor.with_frames(mm_item, frames.tolist())
         if (representative == np.arange(len(representative))).all():
-            return visual
-        return replace(visual, representative=representative)
+            return mm_item
+        return replace(mm_item, representative=representative)
 
 
 @lru_cache(maxsize=64)
 def plan_for(content: ContentKind, epsilon: float) -> ReductionPlan:
-    """The plan that `{budget: auto, epsilon: E}` stands for, of an item of this kind (see `reduction.content_kind`).
+    """The plan that `{budget: auto, epsilon: E}` means for this content kind (see `reduction.content_kind`).
 
-    It asks for the fewest tokens whose un-merge error stays under E (`reducers.bounded_error`), of every medium by
-    itself:
+    It keeps the fewest tokens whose restoration error stays under E (`reducers.bounded_error`), for every visual input
+    by itself:
 
-    - ``document``: half the error, E / 2; the tower runs whole, for glyphs need it.
+    - ``document``: half the error, E / 2; the tower runs unreduced, since glyphs need it.
     - ``image``: the error E.
-    - ``video``: what stands still, to the last bit of a pixel, enters the tower once; then the error E.
+    - ``video``: cells that repeat the last one to the bit enter the tower once; then the error E.
     """
     tolerance = epsilon * DOCUMENT_TOLERANCE if content == "document" else epsilon
     bound = {"stage": "decoder_input", "reducer": {"kind": "bounded_error", "epsilon": tolerance}}

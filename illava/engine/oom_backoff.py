@@ -1,6 +1,6 @@
-"""A model's running batch that is made smaller when it runs out of memory, until everything is answered.
+"""Makes a model's running batch smaller when it runs out of memory, until every request is answered.
 
-Knows a model by `submit`, `step` and `cancel_all`; knows nothing of items, rows or devices.
+It knows a model by `submit`, `step` and `cancel_all` alone, so any engine of that interface can be backed off.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class StepEngine(Protocol):
-    """What answers requests step by step: a `VLM`, or its engine."""
+    """Answers requests step by step: a `VLM`, or its engine."""
 
     @property
     def has_work(self) -> bool: ...
@@ -35,39 +35,43 @@ class StepEngine(Protocol):
 
 
 @dataclass(slots=True)
-class _Held:
-    """A request that was accepted and not yet returned; `entered_s` is its latest stamp of going into the model."""
+class _Entry:
+    """A request that was accepted and not yet returned; `entered_s` is the time it last entered the model."""
 
     request: Request
     accepted_s: float = field(default_factory=time.perf_counter)
     entered_s: float = 0.0
 
     def failed(self, error: Exception) -> Generation:
-        """Its end, after a wait that was all there was of it in the model."""
+        """End the request with an error; all its time was a wait for the model."""
         return Generation.failed(self.request.request_id, error, queue_s=self.entered_s - self.accepted_s)
 
 
 class OOMBackoff:
-    """Requests on their way through one model, no more inside it at a time than its memory has been seen to take.
+    """Passes requests to one model, no more at a time than fit into its memory so far.
 
-    A step that runs out of memory takes everything out of the model, halves the number that may be inside, and begins
-    those requests again; the same seeds draw the same answers. The limit is remembered, unless a request that does
-    not even fit alone turns out to be what had lowered it: that one ends with a `MemoryError`, and the limit is what
-    it was before.
+    When a step runs out of memory, the class takes every request out of the model, halves the number that may be
+    inside, and begins those requests again; the same seeds draw the same answers. The lower limit stays, unless a
+    request that does not even fit alone had caused it: that request ends with a `MemoryError`, and the former limit is
+    restored.
 
     Args:
         vlm: the model; nobody else submits to it.
-        plan: of every request.
+        plan: the plan of every request.
+
+    Attributes:
+        limit: most requests inside the model; None where no step ran out of memory yet.
+        wasted_s: seconds of steps whose requests had to begin again.
     """
 
     def __init__(self, vlm: StepEngine, plan: ReductionPlan) -> None:
         self._vlm, self._plan = vlm, plan
         self.limit: int | None = None
         self.wasted_s = 0.0
-        self._inside: dict[str, _Held] = {}
-        self._outside: deque[_Held] = deque()
+        self._inside: dict[str, _Entry] = {}
+        self._outside: deque[_Entry] = deque()
         self._limit_before: int | None = None
-        self._did_not_fit: set[str] = set()  # of the batch that lowered the limit, those not answered yet
+        self._did_not_fit: set[str] = set()  # requests of the batch that lowered the limit, not answered yet
         self._answered_s = self._dropped_s = 0.0
 
     @property
@@ -76,22 +80,22 @@ class OOMBackoff:
 
     @property
     def busy_s(self) -> float:
-        """Device seconds of what was answered or still may be; what was dropped is in `wasted_s`."""
+        """Device seconds of requests that are answered or in flight; `wasted_s` has those of dropped requests."""
         return self._vlm.device_busy_s - self._dropped_s
 
     def submit(self, request: Request) -> None:
-        """Take a request over. Raises what the model's `submit` raises, at once or, where it is full, as an answer."""
-        num_computed = _Held(request)
+        """Take a request. An error of the model's `submit` is raised; while the model is full it comes as an answer."""
+        entry = _Entry(request)
         if self._outside or not self._has_room:
-            self._outside.append(num_computed)
+            self._outside.append(entry)
         else:
-            self._enter(num_computed)
+            self._enter(entry)
 
     def step(self) -> list[Generation]:
-        """Advance the batch by one step; the requests that ended in it.
+        """Advance the batch by one step; returns the requests that ended.
 
         Raises:
-            Exception: what the model raises, other than being out of memory.
+            Exception: any error of the model but running out of memory.
         """
         refused = self._fill()
         began_s, busy_s = time.perf_counter(), self._vlm.device_busy_s
@@ -103,12 +107,12 @@ class OOMBackoff:
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
         else:
             return refused + [self._settle(generation) for generation in ended]
-        # Behind the except block: as long as it lasts, the traceback keeps the step's tensors in memory.
+        # Outside the except block, where the traceback would keep the step's tensors in memory.
         failed_s = time.perf_counter() - began_s - (self._vlm.device_busy_s - busy_s)
         return refused + self._shrink(reason, failed_s)
 
     def reset(self) -> None:
-        """Forget every request, and a limit of which it is not known yet whether one of them alone had lowered it."""
+        """Forget every request. Restore the former limit if one of them alone may have lowered it."""
         self._drop(0.0)
         self._outside.clear()
         if self._did_not_fit:
@@ -118,27 +122,27 @@ class OOMBackoff:
     def _has_room(self) -> bool:
         return self.limit is None or len(self._inside) < self.limit
 
-    def _enter(self, num_computed: _Held) -> None:
-        self._vlm.submit(num_computed.request, plan=self._plan)
-        num_computed.entered_s = time.perf_counter()
-        self._inside[num_computed.request.request_id] = num_computed
+    def _enter(self, entry: _Entry) -> None:
+        self._vlm.submit(entry.request, plan=self._plan)
+        entry.entered_s = time.perf_counter()
+        self._inside[entry.request.request_id] = entry
 
     def _fill(self) -> list[Generation]:
         refused = []
         while self._outside and self._has_room:
-            num_computed = self._outside.popleft()
+            entry = self._outside.popleft()
             try:
-                self._enter(num_computed)
+                self._enter(entry)
             except RequestError as error:
-                num_computed.entered_s = time.perf_counter()
-                refused.append(num_computed.failed(error))
+                entry.entered_s = time.perf_counter()
+                refused.append(entry.failed(error))
         return refused
 
     def _settle(self, generation: Generation) -> Generation:
-        num_computed = self._inside.pop(generation.request_id)
+        entry = self._inside.pop(generation.request_id)
         self._did_not_fit.discard(generation.request_id)
         self._answered_s += generation.timing.device_s
-        waited_s, timing = num_computed.entered_s - num_computed.accepted_s, generation.timing
+        waited_s, timing = entry.entered_s - entry.accepted_s, generation.timing
         return replace(generation, timing=replace(timing, queue_s=timing.queue_s + waited_s))
 
     def _shrink(self, reason: str, failed_s: float) -> list[Generation]:
@@ -147,7 +151,7 @@ class OOMBackoff:
             if not self._did_not_fit:
                 self._limit_before, self._did_not_fit = (
                     self.limit,
-                    {num_computed.request.request_id for num_computed in dropped},
+                    {entry.request.request_id for entry in dropped},
                 )
             self.limit = len(dropped) // 2
             self._outside.extendleft(reversed(dropped))
@@ -158,8 +162,8 @@ class OOMBackoff:
         alone.entered_s = time.perf_counter()
         return [alone.failed(MemoryError(f"too large for the device even alone: {reason}"))]
 
-    def _drop(self, failed_s: float) -> list[_Held]:
-        """Take everything out of the model; its device time so far was for nothing."""
+    def _drop(self, failed_s: float) -> list[_Entry]:
+        """Take every request out of the model; count the device time spent on them as wasted."""
         self._vlm.cancel_all()
         dropped_s = self._vlm.device_busy_s - self._answered_s - self._dropped_s
         self._dropped_s += dropped_s

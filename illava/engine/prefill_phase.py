@@ -1,8 +1,7 @@
-"""The second stage of a request in the engine: its prompt through the decoder, pages taken, first token drawn.
+"""Runs the second phase of a request in the engine: allocates its blocks, prefills its prompt, draws its first token.
 
-A group that holds its pages is prefilled at once, or a chunk a step while others decode. Requests whose prompts begin
-alike share the pages of that beginning (see `illava.engine.prefix_sharing`). Knows the decoder and the cache by their
-interface.
+A group whose blocks are allocated is prefilled at once, or a chunk a step while other requests decode. Requests with a
+common prefix share the blocks of that prefix (see `illava.engine.prefix_sharing`).
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ class PrefillPhase:
     """Prefills groups of requests, one group at a time.
 
     Args:
-        decoder: of the model.
-        cache: its pool of pages.
+        decoder: the model's decoder.
+        cache: its pool of blocks.
         max_tokens: prompt tokens of a group, unless a single request has more.
-        max_chunk_tokens: prompt tokens of a call while others decode.
-        draw: the first tokens from the logits.
-        probe: is told the decoder's attention.
+        max_chunk_tokens: prompt tokens of a call while other requests decode.
+        draw: draws the first tokens from the logits.
+        probe: is given the decoder's attention.
     """
 
     def __init__(
@@ -52,20 +51,21 @@ class PrefillPhase:
     def choose(
         self, encoded: Iterable[RequestState], running: Sequence[RequestState], capacity: int
     ) -> list[RequestState]:
-        """The group that is under way, or the next one, its pages taken.
+        """Return the group that is being prefilled; if there is none, choose the next one and allocate its blocks.
 
-        What begins as another of the group does waits until that one runs and its pages can be shared.
+        A request that shares a prefix with another request of the group waits until that request runs and its blocks
+        can be shared.
         """
         if not self._group:
             self._group = self._admit(encoded, running, capacity)
         return self._group
 
     def drop(self) -> None:
-        """Forget the group that is under way; its pages are freed by who cancels its requests."""
+        """Forget the group that is being prefilled; the caller frees its requests' blocks."""
         self._group, self._run = [], None
 
     def advance(self, *, decoding: bool) -> list[Outcome] | None:
-        """Go on with the group that was chosen: its outcomes, or None where more chunks are to come."""
+        """Prefill the chosen group further; returns its outcomes, or None while chunks are left."""
         group = self._group
         try:
             self._run = self._run or self._begin(group)
@@ -81,32 +81,32 @@ class PrefillPhase:
         self, encoded: Iterable[RequestState], running: Sequence[RequestState], capacity: int
     ) -> list[RequestState]:
         group: list[RequestState] = []
-        for live in take_batch(encoded, capacity, self._max_tokens, lambda live: live.prompt.num_tokens):
-            like = max(running, key=lambda other: self._common_prefix_len(live, other), default=live)
-            num_computed = self._common_prefix_len(live, like) if running else 0
-            if any(self._common_prefix_len(live, other) > num_computed for other in group):
+        for state in take_batch(encoded, capacity, self._max_tokens, lambda state: state.prompt.num_tokens):
+            donor = max(running, key=lambda other: self._common_prefix_len(state, other), default=state)
+            num_computed = self._common_prefix_len(state, donor) if running else 0
+            if any(self._common_prefix_len(state, other) > num_computed for other in group):
                 continue
             nothing = [0] * self._decoder.num_layers
-            prefix_lengths, visual = cached_prefix(like, num_computed) if num_computed else (nothing, nothing)
+            prefix_lengths, mm_item = cached_prefix(donor, num_computed) if num_computed else (nothing, nothing)
             shared_blocks = sum(n // self._cache.block_size for n in prefix_lengths)
-            if self._cache.num_blocks_for(live.reserved) - shared_blocks > self._cache.num_free_blocks:
+            if self._cache.num_blocks_for(state.reserved) - shared_blocks > self._cache.num_free_blocks:
                 break
             self._cache.admit(
-                live.request_id,
-                live.reserved,
-                like=like.request_id if num_computed else None,
+                state.request_id,
+                state.reserved,
+                prefix_from=donor.request_id if num_computed else None,
                 prefix_lengths=prefix_lengths,
             )
-            live.num_computed, live.computed_by_layer = num_computed, (prefix_lengths, visual)
-            group.append(live)
+            state.num_computed, state.computed_by_layer = num_computed, (prefix_lengths, mm_item)
+            group.append(state)
         return group
 
-    def _common_prefix_len(self, live: RequestState, other: RequestState) -> int:
-        """Tokens that begin both prompts; the last token is never among them, it has to be computed.
+    def _common_prefix_len(self, state: RequestState, other: RequestState) -> int:
+        """Tokens of the prefix that both prompts share, without the last token, which has to be computed.
 
-        None with a probe: it is told of whole prompts.
+        Returns 0 with a probe, since a probe needs whole prompts.
         """
-        return 0 if self._probe is not None else min(common_prefix_len(live, other), live.prompt.num_tokens - 1)
+        return 0 if self._probe is not None else min(common_prefix_len(state, other), state.prompt.num_tokens - 1)
 
     def _whole(self, group: Sequence[RequestState]) -> list[Outcome]:
         done = self._begin(group).advance()
@@ -118,26 +118,26 @@ class PrefillPhase:
         empty = [[0] * self._decoder.num_layers] * len(group)
         return PrefillRun(
             self._decoder,
-            pack([live.prompt.after(live.num_computed) for live in group]),
+            pack([state.prompt.after(state.num_computed) for state in group]),
             group[0].plan,
             self._cache,
-            self._cache.batch([live.request_id for live in group], empty),
-            seeds=[derive_seed(live.request.sampling.seed, live.request_id) for live in group],
-            traced=[row for row, live in enumerate(group) if live.request.trace],
-            num_computed=[live.computed_by_layer[0] for live in group],
+            self._cache.batch([state.request_id for state in group], empty),
+            seeds=[derive_seed(state.request.sampling.seed, state.request_id) for state in group],
+            traced=[row for row, state in enumerate(group) if state.request.trace],
+            num_computed=[state.computed_by_layer[0] for state in group],
             probe=self._probe,
         )
 
     def _prefilled(self, done: Prefill, group: Sequence[RequestState]) -> list[Outcome]:
-        sampling = SamplingBatch.of([live.request.sampling for live in group], self._decoder.device)
+        sampling = SamplingBatch.of([state.request.sampling for state in group], self._decoder.device)
         outcomes = to_host(self._draw(done.logits_BV, sampling, group), group)
-        for row, live in enumerate(group):
-            num_computed, visual = live.computed_by_layer
-            live.lengths = [n + lengths[row] for n, lengths in zip(num_computed, done.lengths_LB, strict=True)]
-            live.num_visual = [n + counts[row] for n, counts in zip(visual, done.num_visual_LB, strict=True)]
-            live.next_position_P = live.prompt.next_position_P
-            self._cache.trim(live.request_id, [n + live.request.sampling.max_new_tokens for n in live.lengths])
+        for row, state in enumerate(group):
+            num_computed, mm_item = state.computed_by_layer
+            state.lengths = [n + lengths[row] for n, lengths in zip(num_computed, done.lengths_LB, strict=True)]
+            state.num_visual = [n + counts[row] for n, counts in zip(mm_item, done.num_visual_LB, strict=True)]
+            state.next_position_P = state.prompt.next_position_P
+            self._cache.trim(state.request_id, [n + state.request.sampling.max_new_tokens for n in state.lengths])
             if row in done.traces:
-                live.trace = join_trace(live.encoded, live.prompt, done.traces[row])
+                state.trace = join_trace(state.encoded, state.prompt, done.traces[row])
             outcomes[row] = done.errors.get(row, outcomes[row])
         return outcomes

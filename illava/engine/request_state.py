@@ -1,7 +1,7 @@
-"""One request on its way through the engine: its state, its seconds, its tokens, and the generation it ends as.
+"""Keeps the state of one request in the engine: its phase, its seconds, its tokens, and the generation it becomes.
 
-A request is in exactly one state; each transition stamps, so the seconds partition its life. Knows nothing of
-scheduling, caches or models.
+A request is in exactly one phase. Each change of phase takes the time, so the seconds of all phases add up to the
+request's life.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from illava.preprocess import VisualInput
 from illava.requests import ContentKind, FinishReason, Generation, Request, Timing, TokenTrace, TokenUsage, derive_seed
 from illava.visual_tokens import EncodedVisual
 
-State = Literal["queue", "vision", "prefill", "decode"]
+Phase = Literal["queue", "vision", "prefill", "decode"]
 
 
 class RequestState:
-    """A request from submission to its end.
+    """Keeps a request's state from its submission to its end.
 
     Attributes:
         request: as submitted.
-        plan: it goes through; of `budget: auto` the one that its ``content`` chose.
-        shown: the request with what stage ``media`` left of its media.
+        plan: the plan it is reduced by; with `budget: auto` the plan that its ``content`` chose.
+        shown: the request with the media that stage ``media`` left.
         media: the images and videos of ``shown``.
-        num_patches: tokens they bring into the tower.
+        num_patches: tokens that enter the tower.
         num_vision_tokens: visual tokens of the unreduced model.
-        encoded: what the tower made of them, until prefill.
-        prompt: assembled from it; there between the tower and prefill.
-        prefix: what its tokens are, piece by piece; see `illava.engine.prefix_sharing`.
+        encoded: the encoded media, until prefill.
+        prompt: the assembled prompt, between tower and prefill.
+        prefix: the prompt's content, span by span; see `illava.engine.prefix_sharing`.
         num_computed: leading tokens, as assembled, whose keys and values another request has computed.
-        computed_by_layer: of these, what each decoder layer holds; and how many of them are visual.
-        reserved: tokens per decoder layer that pages are taken for, the answer included.
+        computed_by_layer: cached tokens of these per decoder layer, and the visual tokens among them.
+        reserved: tokens per decoder layer that blocks are allocated for, the answer included.
         lengths: tokens per decoder layer that prefill left in the cache.
         num_visual: visual tokens among them, per layer.
-        next_position_P: position of the first generated token; there from prefill on.
-        token_ids: drawn so far.
-        token_logprobs: of these tokens, where the request asked for it.
-        trace: where the request asked for it, from prefill on.
-        device_s: its share of the steps so far.
+        next_position_P: position of the first generated token, from prefill on.
+        token_ids: tokens drawn so far.
+        token_logprobs: their log-probabilities, where the request asked for them.
+        trace: the trace, where the request asked for it, from prefill on.
+        device_s: its share of the steps' device time so far.
     """
 
     def __init__(
@@ -70,8 +70,8 @@ class RequestState:
         self.token_logprobs: list[float] = []
         self.trace: TokenTrace | None = None
         self.device_s = 0.0
-        self._seconds: dict[State, float] = {"queue": 0.0, "vision": 0.0, "prefill": 0.0, "decode": 0.0}
-        self._state: State = "queue"
+        self._seconds: dict[Phase, float] = {"queue": 0.0, "vision": 0.0, "prefill": 0.0, "decode": 0.0}
+        self._phase: Phase = "queue"
         self._since = now
 
     @property
@@ -79,26 +79,26 @@ class RequestState:
         return self.request.request_id
 
     @property
-    def visual_seeds(self) -> tuple[int, ...]:
-        """The root of what reducers draw in the tower, one a medium."""
+    def mm_seeds(self) -> tuple[int, ...]:
+        """The root seed of what reducers draw in the tower, one for each visual input."""
         return tuple(derive_seed(self.request.sampling.seed, self.request_id, n) for n in range(len(self.media)))
 
     def show(self, reduced: Request) -> None:
-        """Take the media that the tower is to see."""
+        """Take the request with the media that the tower will see."""
         self.shown, self.media = reduced, media_of(reduced)
 
-    def enter(self, state: State, now: float) -> None:
-        """Leave the present state for ``state``, which may be the same."""
-        self._seconds[self._state] += now - self._since
-        self._state, self._since = state, now
+    def enter(self, phase: Phase, now: float) -> None:
+        """Leave the present phase for ``phase``, which may be the same one."""
+        self._seconds[self._phase] += now - self._since
+        self._phase, self._since = phase, now
 
     def release_prompt(self) -> None:
-        """Let go of features and embeddings: from here on the cache holds what is needed."""
+        """Drop features and embeddings: from prefill on the cache holds all that is needed."""
         self.encoded.clear()
         del self.prompt
 
     def accept(self, token_id: int, stop_token_ids: frozenset[int]) -> FinishReason | None:
-        """Take a drawn token; why it ends the answer, if it does."""
+        """Take a drawn token; returns why it ends the answer, or None."""
         self.token_ids.append(token_id)
         drawn, sampling = len(self.token_ids), self.request.sampling
         if token_id in stop_token_ids and drawn >= sampling.min_new_tokens:
@@ -106,13 +106,13 @@ class RequestState:
         return "length" if drawn >= sampling.max_new_tokens else None
 
     def finish(self, reason: FinishReason, decode_text: Callable[[Sequence[int]], str], now: float) -> Generation:
-        """The answer."""
+        """End the request with its answer."""
         self.enter("queue", now)
         spoken = self.token_ids[:-1] if reason == "stop" else self.token_ids
         return self._generation(decode_text(spoken), reason, None)
 
     def fail(self, error: Exception, now: float) -> Generation:
-        """The error that ended this request alone."""
+        """End the request with the error that ended it alone."""
         self.enter("queue", now)
         return self._generation("", None, error)
 

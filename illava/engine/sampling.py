@@ -1,7 +1,7 @@
-"""Drawing the next token of every row of a batch: greedy, temperature, top-p.
+"""Draws the next token of every row of a batch: greedy, temperature, top-p.
 
-A row's draw depends on its own logits and on hash(seed, request_id, step) alone, never on a shared generator or on
-its neighbours. Knows nothing of models, caches or scheduling.
+A row's draw depends on its own logits and on hash(seed, request_id, step) alone, never on a shared generator or on the
+other rows.
 
 Shape suffixes: B rows, R rows that are drawn at random, V vocabulary.
 """
@@ -19,10 +19,10 @@ from illava.requests import SamplingParams, derive_seed
 
 
 def check_sampling(params: SamplingParams) -> None:
-    """Refuse parameters that mean nothing.
+    """Refuse parameters out of bounds.
 
     Raises:
-        RequestError: which value, and its bounds.
+        RequestError: names the value and its bounds.
     """
     if params.max_new_tokens < 1:
         raise RequestError(f"max_new_tokens must be at least 1; got {params.max_new_tokens}")
@@ -43,13 +43,13 @@ def uniform_draw(seed: int, request_id: str, step: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class SamplingBatch:
-    """How the rows of a batch are drawn; there as long as its composition stands.
+    """Holds how the rows of a batch are drawn, as long as the batch has this composition.
 
     Attributes:
-        params: of each row.
+        params: parameters of each row.
         random: rows that are drawn at random.
-        index_R: the same on the device.
-        wanted_R2: float32 temperature and top-p of each on the device.
+        index_R: these rows, on the device.
+        wanted_R2: float32 temperature and top-p of these rows, on the device.
     """
 
     params: tuple[SamplingParams, ...]
@@ -59,7 +59,7 @@ class SamplingBatch:
 
     @classmethod
     def of(cls, params: Sequence[SamplingParams], device: torch.device) -> SamplingBatch:
-        """For rows of these parameters."""
+        """Make the batch of rows with these parameters."""
         random = tuple(row for row, own in enumerate(params) if own.temperature > 0)
         wanted = [[params[row].temperature, params[row].top_p] for row in random]
         index_R, wanted_R2 = torch.tensor(random, dtype=torch.long), torch.tensor(wanted).view(-1, 2)
@@ -71,13 +71,13 @@ class SamplingBatch:
 
 
 def draw_tokens(logits_BV: Tensor, batch: SamplingBatch, draws: Sequence[float]) -> Tensor:
-    """The next token of each row, and whether the row's logits were finite: int64 [2, B]. Nothing waits for the device.
+    """Draw the next token of each row, and tell whether its logits were finite: int64 [2, B], without a host sync.
 
-    Where a row wants log-probabilities, a third row has those of all drawn tokens: the bits of a float32.
+    If a row wants log-probabilities, a third row has those of all drawn tokens, as the bits of a float32.
 
     Args:
         logits_BV: any float dtype.
-        batch: of the same rows.
+        batch: how the same rows are drawn.
         draws: a number in [0, 1) for each random row.
     """
     logits_BV = logits_BV.float()
@@ -96,7 +96,7 @@ def draw_tokens(logits_BV: Tensor, batch: SamplingBatch, draws: Sequence[float])
 
 
 def _nucleus(logits_RV: Tensor, temperature_R: Tensor, top_p_R: Tensor, draw_R: Tensor) -> Tensor:
-    """The token whose stretch of the nucleus' cumulative probability the draw falls into: int64 [R].
+    """The token into whose interval of the nucleus' cumulative probability the draw falls: int64 [R].
 
     The nucleus is the shortest prefix, by falling probability, that holds at least top_p.
     """

@@ -1,4 +1,4 @@
-"""The one registry of model families: ``model_type`` of Hugging Face -> what a family is made of, and what loads it.
+"""Registers the model families by ``model_type`` of Hugging Face, and loads models and preprocessors.
 
 A new family is one `FamilySpec` here. Torch-free: every part is named as ``module:name`` and imported on first use.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class FamilySpec:
-    """What one model family is made of.
+    """Names the parts of one model family.
 
     Attributes:
         model_type: as in config.json.
@@ -29,7 +29,7 @@ class FamilySpec:
         geometry: torch-free function, from `ModelFiles` to the family's arithmetic of sizes and counts.
         depth: torch-free function, from `ModelFiles` to (vision blocks that are run, decoder layers).
         preprocessor: torch-free function, from `ModelFiles` and that geometry to a `Preprocessor`.
-        presets: the shipped plans made for its published checkpoints, by name.
+        presets: names of the shipped plans for its published checkpoints.
     """
 
     model_type: str
@@ -86,13 +86,13 @@ FAMILIES = {spec.model_type: spec for spec in _SPECS}
 
 
 def load_part(name: str) -> Any:
-    """A part of a `FamilySpec`, imported."""
+    """Import a part of a `FamilySpec`."""
     module, attribute = name.split(":")
     return getattr(import_module(module), attribute)
 
 
 def load_spec(model_id: str, *, revision: str | None = None) -> tuple[FamilySpec, ModelFiles]:
-    """The family of a model folder or hub id, and the model's JSON files.
+    """Find the family of a model folder or hub id, and read the model's JSON files.
 
     Raises:
         ModelLoadError: the model is of no supported family, or as `load_model_files`.
@@ -110,21 +110,20 @@ def require_supported(model_id: str, *, revision: str | None = None) -> None:
     """Refuse, by its JSON files, a model that cannot be run, before anything is made for it.
 
     Raises:
-        ModelLoadError: another family's, a quantised one, an adapter, or one without a config.json that can be read.
+        ModelLoadError: an unsupported family, quantised weights, an adapter, or no readable config.json.
     """
     load_spec(model_id, revision=revision)
 
 
 def load_preprocessor(model_id: str, *, revision: str | None = None) -> Preprocessor:
-    """The preprocessor of a model folder or hub id, from its JSON files alone (no weights, no torch).
+    """Make the preprocessor of a model folder or hub id, from its JSON files alone (no weights, no torch).
 
     Args:
         model_id: local folder, or hub id.
         revision: hub commit; None for a local folder.
 
     Raises:
-        ModelLoadError: a file or key is missing, the family is unknown, or the files ask for a step that this
-            package does not do.
+        ModelLoadError: a file or key is missing, the family is unknown, or the files ask for an unsupported step.
     """
     spec, files = load_spec(model_id, revision=revision)
     preprocessor: Preprocessor = load_part(spec.preprocessor)(files, load_part(spec.geometry)(files))

@@ -1,8 +1,8 @@
-"""What a model family is to the engine: media to visual tokens, prompt to ids and positions, borrowed decoder layers.
+"""Defines what a model family gives the engine: encoded media, prompt ids and positions, borrowed decoder layers.
 
-What all families do alike is done here; a family adds its tower, its encoder and what it refuses. It knows no reducer:
-it calls the reduction between attention and MLP of its own block loop and gets shorter tokens back. One file a family;
-subclasses are one level deep.
+This module holds what all families share; a family adds its tower, its encoder and its checks. A family knows no
+reducer: its tower calls the reduction between attention and MLP of a block, and gets fewer tokens back. Each family is
+one file; subclasses are one level deep.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from illava.visual_tokens import EncodedVisual
 
 
 class MediaEncoder(Protocol):
-    """Media to visual tokens; see the methods of `Family` of the same names."""
+    """Encodes media to visual tokens; see the methods of `Family` of the same names."""
 
-    def num_patches(self, visual: VisualInput) -> int: ...
+    def num_patches(self, mm_item: VisualInput) -> int: ...
 
-    def num_vision_tokens(self, visual: VisualInput) -> int: ...
+    def num_vision_tokens(self, mm_item: VisualInput) -> int: ...
 
     def encode(
         self,
@@ -42,14 +42,14 @@ class MediaEncoder(Protocol):
 
 
 class Family(ABC):
-    """One model family, holding one loaded Hugging Face model whose sub-modules it borrows.
+    """Holds one loaded Hugging Face model of a family, and borrows its sub-modules.
 
     Attributes:
-        model_class: of transformers.
-        media_kinds: what it reads; each has a placeholder token in config.json.
+        model_class: the class of transformers.
+        media_kinds: the kinds it reads; each has a placeholder token in config.json.
         model_type: as in config.json.
-        tower: the vision tower's block loop.
-        encoder: media to visual tokens.
+        tower: runs the vision tower's blocks.
+        encoder: encodes media to visual tokens.
         has_random_weights: the model's folder declares it.
     """
 
@@ -68,7 +68,7 @@ class Family(ABC):
             preprocessor: of the same model folder; its geometry and normalisation are used.
 
         Raises:
-            ModelLoadError: the configuration asks for what this family does not compute.
+            ModelLoadError: the configuration asks for a feature that this family does not compute.
         """
         config = model.config
         self.check_config(config)
@@ -92,7 +92,7 @@ class Family(ABC):
         dtype: torch.dtype,
         device: torch.device | str,
     ) -> Self:
-        """Load from a local folder or the hub; what cannot be computed is refused before the weights are read.
+        """Load from a local folder or the hub; an unsupported configuration is refused before the weights are read.
 
         Raises:
             ModelLoadError: see `illava.families.load_family`.
@@ -102,38 +102,38 @@ class Family(ABC):
         model = load_weights(cls.model_class, model_id, revision=revision, dtype=dtype, device=device)
         return cls(model, tokenizer, preprocessor)
 
-    @classmethod  # noqa: B027  (most families compute all that their class can hold)
+    @classmethod  # noqa: B027  (most families support every configuration of their class)
     def check_config(cls, config: Any) -> None:
         """Refuse configurations of `model_class` whose features this family does not compute.
 
         Raises:
-            ModelLoadError: which, and what is supported.
+            ModelLoadError: names the feature, and says what is supported.
         """
 
     @abstractmethod
     def build_encoder(self, model: Any) -> tuple[Any, MediaEncoder]:
-        """The tower and the encoder over it, of borrowed modules; decoder and preprocessor stand already."""
+        """Build the tower and the encoder from borrowed modules; decoder and preprocessor are set already."""
 
     @abstractmethod
     def check_vision(self, plan: ReductionPlan) -> None:
-        """`check`, up to the decoder's layers."""
+        """Do the part of `check` that concerns the tower and the decoder's input."""
 
     def check(self, plan: ReductionPlan) -> None:
-        """Refuse, in words, a plan that makes no sense here.
+        """Refuse a plan that makes no sense for this model.
 
         Raises:
-            PlanError: what is wrong, where, and what would be right.
+            PlanError: says what is wrong, where, and what would be right.
         """
         self.check_vision(plan)
         self.decoder.check(plan)
 
-    def num_patches(self, visual: VisualInput) -> int:
-        """Tokens the medium brings into the tower, CLS apart; from geometry, for admission."""
-        return self.encoder.num_patches(visual)
+    def num_patches(self, mm_item: VisualInput) -> int:
+        """Tokens of the visual input that enter the tower, CLS apart; from geometry, for admission."""
+        return self.encoder.num_patches(mm_item)
 
-    def num_vision_tokens(self, visual: VisualInput) -> int:
-        """Visual tokens the unreduced model gives its LLM for this medium; from geometry."""
-        return self.encoder.num_vision_tokens(visual)
+    def num_vision_tokens(self, mm_item: VisualInput) -> int:
+        """Visual tokens that the unreduced model gives its LLM for this input; from geometry."""
+        return self.encoder.num_vision_tokens(mm_item)
 
     @torch.no_grad()
     def encode(
@@ -145,23 +145,23 @@ class Family(ABC):
         seeds: Sequence[int] | None = None,
         probe: AttentionProbe | None = None,
     ) -> list[EncodedVisual]:
-        """Tower, projector and layout over all media in packed calls.
+        """Run tower, projector and layout over all media in packed calls.
 
         Args:
             media: as the family's preprocessor made them.
-            plan: checked before.
+            plan: a plan that `check` accepted.
             trace: whether mixing matrices are copied to the host.
-            seeds: an integer per medium, the root of what reducers draw in the tower; None is 0 for each.
-            probe: is told the tower's attention, block by block.
+            seeds: an integer per visual input, the root of what reducers draw in the tower; None is 0 for each.
+            probe: is given the tower's attention, block by block.
         """
         return self.encoder.encode(media, plan, trace=trace, seeds=seeds, probe=probe)
 
     def render(self, content: Sequence[str | VisualInput], num_placeholders: Sequence[int]) -> RenderedPrompt:
-        """Chat template and tokenizer. ``num_placeholders`` gives each medium's placeholders, in order."""
+        """Apply chat template and tokenizer; ``num_placeholders`` gives each visual input's placeholders, in order."""
         return self._chat.render(content, num_placeholders)
 
     def position_ids(self, prompt: RenderedPrompt, media: Sequence[VisualInput]) -> Tensor:
-        """Rotary positions of every prompt slot: int64 [P, slots], P = 1, or 3 for M-RoPE; here slots are counted.
+        """Rotary positions of every rendered token: int64 [P, S]; P is 1, or 3 for M-RoPE. By default they count up.
 
         A generated token's position follows from the last column: one more on every axis per token.
         """

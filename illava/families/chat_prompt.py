@@ -1,7 +1,4 @@
-"""A user turn as token ids: the tokenizer's chat template with every medium's placeholder repeated for its tokens.
-
-Knows placeholders and counts; nothing of pixels, features or positions.
-"""
+"""Renders a user turn as token ids, with every visual input's placeholder repeated for its tokens."""
 
 from __future__ import annotations
 
@@ -18,12 +15,12 @@ _KNOWN = 256  # turns whose text and ids are remembered
 
 @dataclass(frozen=True, slots=True)
 class RenderedPrompt:
-    """Token ids of a chat turn with every medium's placeholders in place.
+    """Token ids of a chat turn with the placeholders of every visual input in place.
 
     Attributes:
         token_ids: host integers, placeholders repeated ``num_placeholders`` times.
-        spans: (first slot, number) of each medium's placeholders, in the order of the media.
-        starts: of a medium whose frames have text between them, the first slot of each frame; by medium.
+        spans: (first index, number) of each visual input's placeholders, in the order of the media.
+        starts: for each visual input whose frames have text between them, the first index of each frame.
     """
 
     token_ids: tuple[int, ...]
@@ -39,31 +36,31 @@ class ChatPrompt:
 
         Args:
             tokenizer: of Hugging Face.
-            placeholder_ids: token id that stands for a medium of each kind, ``image`` and ``video``.
+            placeholder_ids: placeholder token id of each kind, ``image`` and ``video``.
         """
         self._tokenizer = tokenizer
         self._kind_of_id = {token_id: kind for kind, token_id in placeholder_ids.items()}
         self._placeholders = [tokenizer.convert_ids_to_tokens(token_id) for token_id in placeholder_ids.values()]
-        # A job asks most items in the same words, and a template costs as much as a decode step of a small model.
+        # Most items of a job have the same text, and a template costs as much as a decode step of a small model.
         self._templated, self.tokenize = lru_cache(_KNOWN)(self._apply), lru_cache(_KNOWN)(self._tokenize)
 
     def render(self, content: Sequence[str | VisualInput], num_placeholders: Sequence[int]) -> RenderedPrompt:
-        """Ids of one user turn and the opening of the answer.
+        """Render one user turn and the opening of the answer.
 
-        A template may put media before text, or images before videos: the n-th placeholder of a kind is the n-th
-        medium of that kind, and ``spans`` follows the media's own order.
+        A template may put media before text, or images before videos: the n-th placeholder of a kind belongs to the
+        n-th visual input of that kind, and ``spans`` follows the given order of the media.
 
         Args:
             content: text and media in the order they are given.
-            num_placeholders: placeholders of each medium, in order.
+            num_placeholders: placeholders of each visual input, in order.
 
         Raises:
             RequestError: the text contains a placeholder, or there is nothing to answer.
-            ModelLoadError: the chat template cannot be rendered, or does not place every medium.
+            ModelLoadError: the chat template cannot be rendered, or leaves out a visual input.
         """
         media = [part for part in content if not isinstance(part, str)]
         if len(media) != len(num_placeholders):
-            raise RequestError(f"{len(media)} media in the request, but slots for {len(num_placeholders)} were given")
+            raise RequestError(f"{len(media)} media in the request, but {len(num_placeholders)} counts of placeholders")
         waiting = {kind: [n for n, m in enumerate(media) if m.kind == kind] for kind in self._kind_of_id.values()}
         token_ids: list[int] = []
         spans: list[tuple[int, int]] = [(-1, 0)] * len(media)
@@ -72,9 +69,9 @@ class ChatPrompt:
             if kind is None:
                 token_ids.append(token_id)
             elif waiting[kind]:
-                visual = waiting[kind].pop(0)
-                spans[visual] = (len(token_ids), num_placeholders[visual])
-                token_ids += [token_id] * num_placeholders[visual]
+                index = waiting[kind].pop(0)
+                spans[index] = (len(token_ids), num_placeholders[index])
+                token_ids += [token_id] * num_placeholders[index]
             else:
                 raise ModelLoadError(f"the model's chat template writes more {kind} placeholders than there are media")
         if any(waiting.values()):
@@ -82,7 +79,7 @@ class ChatPrompt:
         return RenderedPrompt(tuple(token_ids), tuple(spans))
 
     def template_text(self, content: Sequence[str | VisualInput]) -> str:
-        """The turn with one placeholder for each medium.
+        """Render the turn with one placeholder for each visual input.
 
         Raises:
             RequestError: the text contains a placeholder, or there is nothing to answer.
@@ -110,7 +107,7 @@ class ChatPrompt:
             ) from error
 
     def _tokenize(self, text: str) -> tuple[int, ...]:
-        """Ids of a turn's text."""
+        """Tokenize a turn's text."""
         # A template may write the first token itself; processors do the same (processing_utils.py:apply_chat_template)
         begun = self._tokenizer.bos_token is not None and text.startswith(self._tokenizer.bos_token)
         return tuple(self._tokenizer(text, add_special_tokens=not begun)["input_ids"])
@@ -119,6 +116,6 @@ class ChatPrompt:
         for placeholder in self._placeholders:
             if placeholder in text:
                 raise RequestError(
-                    f"the text contains {placeholder!r}, which stands for a medium in this model's prompts; remove it. "
+                    f"the text contains {placeholder!r}, the placeholder of media in this model's prompts; remove it. "
                     "Media are given as items of the request's content"
                 )

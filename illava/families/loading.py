@@ -1,6 +1,6 @@
-"""Weights, tokenizer and chat template from a Hugging Face folder or hub id, or an error in words.
+"""Loads weights, tokenizer and chat template from a Hugging Face folder or hub id, or says why it cannot.
 
-Safetensors only; code that comes with a model is never run. Knows no family.
+It reads safetensors only, and never runs code that comes with a model.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 
 
 def load_config(model_class: Any, model_id: str, *, revision: str | None) -> Any:
-    """The model's configuration as transformers reads it, with the defaults of what config.json leaves out.
+    """Load the configuration as transformers reads it, with defaults for keys that config.json leaves out.
 
     Raises:
         ModelLoadError: config.json does not fit the class.
@@ -40,11 +40,12 @@ def load_config(model_class: Any, model_id: str, *, revision: str | None) -> Any
 def load_weights(
     model_class: Any, model_id: str, *, revision: str | None, dtype: torch.dtype, device: torch.device | str
 ) -> Any:
-    """The loaded model in eval mode, without a second copy of the weights in host memory.
+    """Load the model in eval mode, without a second copy of the weights in host memory.
 
-    The files are mapped, not read: a weight's pages come in when it is converted and moved, and those of a shard go
-    when its last weight has moved. Beyond what stays on the host as ``dtype`` that is about one shard; weights that
-    already are what is asked for stay mapped. Files of mixed dtypes are converted while still mapped, all of them.
+    The files are mapped, not read: a weight's memory pages come in when the weight is converted and moved, and a
+    shard's pages go when its last weight has moved. So the host holds about one shard beside the weights that stay
+    there as ``dtype``; weights that have this dtype already stay mapped. Files of mixed dtypes are converted while they
+    are all still mapped.
 
     Raises:
         ModelLoadError: weights are missing, incomplete, corrupt, quantised, of another model or not safetensors.
@@ -57,7 +58,7 @@ def load_weights(
             revision=revision,
             dtype=_one_dtype(stored) or dtype,
             use_safetensors=True,
-            ignore_mismatched_sizes=True,  # refused below, in words
+            ignore_mismatched_sizes=True,  # refused below, with an own message
             output_loading_info=True,
         )
     except ModelLoadError:
@@ -86,7 +87,7 @@ def _refusal(model_class: Any, model_id: str, revision: str | None, error: Excep
 
 
 def _stored_dtypes(model_id: str, revision: str | None) -> dict[str, str]:
-    """Every tensor of the files -> its dtype as safetensors writes it."""
+    """The dtype of every tensor of the files, as safetensors writes it."""
 
     def find(name: str) -> str | None:
         return cached_file(model_id, name, revision=revision, _raise_exceptions_for_missing_entries=False)
@@ -105,13 +106,13 @@ def _stored_dtypes(model_id: str, revision: str | None) -> dict[str, str]:
 
 
 def _one_dtype(stored: Mapping[str, str]) -> torch.dtype | None:
-    """The one dtype of all floating weights in the files, whatever config.json says; None where there are several."""
+    """The common dtype of all floating weights in the files, whatever config.json says; None if there are several."""
     found = set(stored.values()) & FLOATING_DTYPES
     return _FLOATS[found.pop()] if len(found) == 1 else None
 
 
 def load_tokenizer(model_id: str, *, revision: str | None) -> Any:
-    """The tokenizer, its chat template being the one the model's processor would use.
+    """Load the tokenizer, with the chat template that the model's processor would use.
 
     Raises:
         ModelLoadError: no tokenizer, or no chat template.
@@ -157,10 +158,10 @@ def _processor_template(path: Path) -> Any:
 
 
 def stop_token_ids(model: Any) -> frozenset[int]:
-    """Tokens that end an answer: of generation_config.json, else of the text model's configuration.
+    """Tokens that end an answer: from generation_config.json, else from the text model's configuration.
 
     Raises:
-        ModelLoadError: neither names one.
+        ModelLoadError: neither file names one.
     """
     for config in (model.generation_config, model.config.get_text_config()):
         eos = getattr(config, "eos_token_id", None)

@@ -1,7 +1,4 @@
-"""Depth and geometry of a model from its config.json, before any weight is loaded: what counting tokens needs.
-
-Torch-free. Knows no plan and no media.
-"""
+"""Reads a model's depth and geometry from its config.json, before any weight is loaded, to count tokens. Torch-free."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from illava.families.qwen.geometry import NativeGeometry
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """Depth and geometry of one model.
+    """Holds the depth and geometry of one model.
 
     Attributes:
         geometry: tiles and grids.
@@ -28,7 +25,7 @@ class ModelShape:
 
 
 def load_model_shape(model_id: str, *, revision: str | None = None) -> ModelShape:
-    """Depth and geometry from the JSON files alone.
+    """Read depth and geometry from the JSON files alone.
 
     Raises:
         ModelLoadError: a file or key is missing, or the model is of no supported family.

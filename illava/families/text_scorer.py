@@ -1,7 +1,7 @@
-"""How much each part of a picture has to do with a text, by CLIP or CLIPSeg from transformers.
+"""Scores how relevant each part of a picture is to a text, by CLIP or CLIPSeg from transformers.
 
-Weights from safetensors alone, no code of a model's own. A picture is squeezed to the scorer's square input as a whole,
-not cropped, so that every part of it has a relevance. Knows no plan and no reducer's rule.
+It reads safetensors alone, and runs no code of a model's own. A picture is squeezed to the scorer's square input as a
+whole, not cropped, so that every part of it has a relevance.
 
 Shape suffixes: F frames or tiles, P patches of the scorer, D its joint width, R rows, C columns, S side in px.
 """
@@ -25,10 +25,10 @@ _BATCH = 32  # frames scored at a time
 
 
 class RelevanceModel:
-    """One loaded scorer."""
+    """Holds one loaded scorer."""
 
     def __init__(self, scorer: TextScorer, *, device: torch.device, dtype: torch.dtype) -> None:
-        """Load it.
+        """Load the scorer.
 
         Raises:
             ModelLoadError: no such model, of another kind, or files that are missing or no safetensors.
@@ -50,9 +50,9 @@ class RelevanceModel:
 
     @torch.no_grad()
     def relevance(self, frames_FHW3: Tensor, text: str, rows: int, cols: int) -> Tensor:
-        """The relevance of each cell: uint8 [F, H, W, 3] -> float32 [F, rows, cols] in 0 .. 1.
+        """Score each cell: uint8 [F, H, W, 3] -> float32 [F, rows, cols] in 0 .. 1.
 
-        Frames are scored apart from one another. Text beyond the scorer's positions is cut off.
+        Frames are scored separately. Text beyond the scorer's positions is cut off.
         """
         limit = self._model.config.text_config.max_position_embeddings
         ids = self._tokenizer(text, return_tensors="pt", truncation=True, max_length=limit).to(self._device)
@@ -87,5 +87,5 @@ def _known(ids: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _to_grid(map_FRC: Tensor, rows: int, cols: int) -> Tensor:
-    """Bilinear, each cell the average of what it covers where it is coarser."""
+    """Interpolate bilinearly; a coarser cell is the average of what it covers."""
     return interpolate(map_FRC[:, None], size=(rows, cols), mode="bilinear", antialias=True)[:, 0]

@@ -1,4 +1,4 @@
-"""The registry: the union of reducers is what a plan's `reducer:` key may name, told apart by its `kind`.
+"""Registers the reducers: a plan's `reducer:` key names one of them by its `kind`.
 
 A new method is one file here and one word in the union.
 """
@@ -70,7 +70,7 @@ REDUCERS: dict[str, type[Reducer]] = {cls.model_fields["kind"].default: cls for 
 
 
 def _known_kind(data: object) -> object:
-    """Name the kinds before pydantic speaks of tags and discriminators."""
+    """Name the kinds in an error of our own, before pydantic raises one about tags and discriminators."""
     if isinstance(data, dict) and data.get("kind") not in REDUCERS:
         given = data.get("kind")
         near = get_close_matches(str(given), REDUCERS, n=1)

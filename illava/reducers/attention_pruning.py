@@ -1,4 +1,4 @@
-"""Attention pruning: iLLaVA's score without the merged token. The ablation of the paper's Table 4."""
+"""Attention pruning, the ablation of the paper's Table 4: iLLaVA's score without the merged token."""
 
 from __future__ import annotations
 

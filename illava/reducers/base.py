@@ -1,8 +1,8 @@
-"""What a reducer is: a frozen model of its hyper-parameters with one pure function, `assign`.
+"""Defines reducers: a reducer is a frozen model of its hyper-parameters with one pure function, `assign`.
 
-A reducer sees packed tokens and the evidence it asked for; it knows no model family. Its fields are the YAML keys of
-a plan, so the object in the config is the object that runs. Importing a reducer must not import torch (a config is
-validated in well under a second, before any model is loaded): torch is imported inside `assign`.
+A reducer sees packed tokens and the evidence it asked for; it knows no model family. Its fields are the YAML keys of a
+plan, so the object in the config is the object that runs. Importing a reducer must not import torch, since a config is
+validated in well under a second, before any model is loaded: `assign` imports torch inside.
 """
 
 from __future__ import annotations
@@ -54,23 +54,23 @@ _FIELDS: dict[EvidenceKind, str] = {
 
 
 def score_evidence(score: AttentionScore, stage: Stage) -> EvidenceKind:
-    """The evidence that ranks tokens: the variants differ before decoder layers only."""
+    """The evidence that ranks tokens; the variants differ before decoder layers only."""
     return _DECODER_EVIDENCE[score] if stage == "decoder_layer" else "attention_received"
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What was measured for a reducer, aligned with the tokens it is to reduce. Absent unless asked for.
+    """Holds what was measured for a reducer, aligned with its tokens. A kind is absent unless asked for.
 
     Attributes:
         attention_received_T: float32, mean attention a token receives (over heads and queries of its scope).
-        causal_normalised_attention_T: float32, the same freed of the causal mask's bias; decoder stages only.
+        causal_normalised_attention_T: float32, the same without the causal mask's bias; decoder stages only.
         last_query_attention_T: float32, attention of the prompt's last token to each token; decoder stages only.
         own_layer_query_attention_T: float32, the same in the layer about to run; ``decoder_layer`` only.
         keys_THd: keys of the scored attention, before head averaging.
         cls_attention_T: float32, the CLS token's attention, families with one.
-        size_T: float32, how many of the stage's first tokens each token stands for; absent means one each.
-        text_relevance_T: float32 in 0 .. 1, how much each cell has to do with the request's text; ``media`` only.
+        size_T: float32, how many of the stage's first tokens are merged into each token; absent means one each.
+        text_relevance_T: float32 in 0 .. 1, how relevant each cell is to the request's text; ``media`` only.
         padding_T: bool, cells of a canvas beside the picture, which no LLM reads; ``media`` only.
         seeds: one integer a segment, from (seed, item, layer); for reducers that draw.
     """
@@ -103,7 +103,7 @@ class Evidence:
 
 
 class TextScorer(BaseModel):
-    """A model that says how much each part of a picture has to do with a text; safetensors only, no code of its own.
+    """Names a model that scores how relevant each part of a picture is to a text; safetensors only, no own code.
 
     Attributes:
         model_id: folder or hub id; CLIP or CLIPSeg, as the method says.
@@ -130,20 +130,20 @@ class ClipSegScorer(TextScorer):
 
 
 class Reducer(BaseModel, ABC):
-    """Base of all reducers.
+    """Is the base of all reducers.
 
     Class attributes:
         stages: where this method may act.
-        joins_frames: in the tower it sees a whole video as one segment and makes fewer frames of it.
-        may_keep_all: it drops what is redundant and nothing else, so that finding nothing to drop is no failure.
+        merges_frames: in the tower it sees a whole video as one segment and makes fewer frames of it.
+        may_keep_all: it drops redundant tokens only, so dropping nothing is no error.
         drops_cells: at ``media`` it leaves gaps in a frame's grid, rather than fewer frames or fewer pixels.
-        media_kinds: what it acts on at ``media``; other media of the request pass unchanged.
+        media_kinds: the kinds it acts on at ``media``; other media of the request pass unchanged.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     stages: ClassVar[frozenset[Stage]]
-    joins_frames: ClassVar[bool] = False
+    merges_frames: ClassVar[bool] = False
     may_keep_all: ClassVar[bool] = False
     media_kinds: ClassVar[frozenset[MediaKind]] = frozenset({"image", "video"})
     drops_cells: ClassVar[bool] = True
@@ -152,7 +152,7 @@ class Reducer(BaseModel, ABC):
 
     @property
     def resolution(self) -> float:
-        """Share of a picture's patches that is left once it is resampled before the tower; 1 does not resample."""
+        """Share of a picture's patches that is left after resampling before the tower; 1 does not resample."""
         return 1.0
 
     @property
@@ -166,17 +166,17 @@ class Reducer(BaseModel, ABC):
         return False
 
     def frames_kept(self, num_frames: int) -> tuple[int, ...]:
-        """Which of a video's frames still stand; all of them, unless the method joins frames."""
+        """The frames of a video that are kept: all of them, unless the method merges frames."""
         return tuple(range(num_frames))
 
     @abstractmethod
     def evidence(self, stage: Stage) -> frozenset[EvidenceKind]:
-        """The evidence `assign` needs at this stage; nothing else is computed."""
+        """The evidence that `assign` needs at this stage; nothing else is computed."""
 
     @abstractmethod
     def num_kept(self, num_tokens: int) -> int | None:
-        """Tokens left of a segment of ``num_tokens``; None where the data decide."""
+        """Tokens kept of a segment of ``num_tokens``; None where the data decide."""
 
     @abstractmethod
     def assign(self, tokens: Tokens, evidence: Evidence, stage: Stage) -> Assignment:
-        """Decide what every output token is made of. Segments are independent of one another."""
+        """Decide which input tokens every output token is made of. Segments are independent of one another."""

@@ -1,4 +1,4 @@
-"""As few tokens as an error bound allows: what `budget: auto` runs."""
+"""Error-bounded pruning: keep as few tokens as an error bound allows. `budget: auto` runs it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
     from illava.tokens import Assignment, Tokens
 
-_STEPS_BETWEEN_LOOKS = 8  # how often the host asks whether all segments are done
+_STEPS_BETWEEN_LOOKS = 8  # steps between two checks by the host whether the segment is done
 
 
 class BoundedError(Reducer):
-    """The fewest tokens, on the way below, whose un-merge error stays under a bound; decided for each segment.
+    """Keep the fewest tokens, by the traversal below, whose restoration error stays under a bound, in each segment.
 
     With X the n tokens of a segment, merge(X) the means of their groups and unmerge giving each token its group's mean:
 
@@ -25,13 +25,13 @@ class BoundedError(Reducer):
 
     Groups are those of a farthest-first traversal: the first centre is the token nearest to the mean of all, every
     next one the token farthest from its own centre; each token belongs to the nearest centre, among equals to the
-    earlier. The first number of centres that keeps the bound is taken; n centres always do. A group's mean stands at
-    its centre. Ties go to the earlier token. Separators (row = -1) are groups of their own, and not in X.
+    earlier. The first number of centres that keeps the bound is taken; n centres always keep it. A group's mean has its
+    centre's coordinates. Ties go to the earlier token. Separators (row = -1) are groups of their own, and not in X.
 
-    Costs k products of all tokens with one, k tokens kept, and a host synchronisation every few of them.
+    It costs k products of all tokens with one token, for k kept tokens, and a host synchronisation every few of them.
 
     Attributes:
-        epsilon: the bound; nearly 1 would keep a single token, 0 is never under any bound and refused.
+        epsilon: the bound; nearly 1 keeps a single token, 0 could never be kept and is refused.
 
     Source: ours. The traversal is Gonzalez 1985 (k-centre, twice the optimum's radius).
     """

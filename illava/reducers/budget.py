@@ -1,7 +1,4 @@
-"""How many tokens a method keeps: the three ways to say it, shared by every method with a fixed count.
-
-Knows nothing of how tokens are chosen.
-"""
+"""Fixes how many tokens a method keeps, in one of three ways; every method with a fixed count shares it."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from illava.reducers.base import Scope
 
 
 class Budget(BaseModel):
-    """Exactly one of three keys fixes how many tokens of a segment remain.
+    """Fixes how many tokens of a segment remain, by exactly one of three keys.
 
     Attributes:
         per: the scope that is ranked at decoder stages; the tower always ranks within a tile or frame.

@@ -1,4 +1,4 @@
-"""CLIP crop: the part of a picture that CLIP finds nearest to the question."""
+"""CLIP crop: keep the part of a picture that CLIP finds nearest to the question."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class ClipCrop(Reducer):
-    """Only the box of cells that CLIP finds nearest to the request's text enters the tower.
+    """Let only the box of cells that CLIP finds nearest to the request's text enter the tower.
 
     Over all boxes of at most floor(R C ``keep_ratio``) cells of an R x C frame or tile, the one whose relevances sum to
     most is kept, each frame and tile by itself; of equals the flattest, then the topmost, then the leftmost.

@@ -16,10 +16,10 @@ _ROUNDING = 1e-6  # of a distance in float32; two tokens that are each other's n
 
 
 class DivPrune(Budget, Reducer):
-    """Greedy max-min diversity of hidden states under the distance 1 - cosine.
+    """Keep hidden states of greedy max-min diversity under the distance 1 - cosine.
 
     The first pick is the token whose nearest neighbour is farthest; every next pick is the token farthest from its
-    nearest pick. What rounding cannot tell apart is a tie, and goes to the earlier token. Reads nothing but the tokens.
+    nearest pick. Distances that rounding cannot tell apart are a tie, which the earlier token wins.
 
     No n x n map: the first pick compares a block of tokens at a time, a later one only with the newest pick, which
     costs k products of all tokens with one.

@@ -1,4 +1,4 @@
-"""EVS: drop what looks like the previous frame."""
+"""EVS: drop tokens that look like those of the previous frame."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _BITS = 20  # rows and columns stay below a million
 
 
 class EVS(Reducer):
-    """Dissimilarity of a video token = 1 - cosine with the token at the same (row, col) of the frame before.
+    """Keep the tokens of largest dissimilarity: 1 - cosine with the token at the same (row, col) one frame before.
 
     A token without a predecessor (first frame, separators) counts as entirely new. Where an earlier reduction left
-    no token in the frame before, the last earlier frame that has one at this place is compared. For videos: the tiles
-    of one image are no sequence. A segment is one medium; frames are read from the tokens' places.
+    no token in the frame before, the last earlier frame that has one at this (row, col) is compared. For videos: the
+    tiles of one image are no sequence. A segment is one visual input; frames are read from the tokens' coordinates.
 
     Attributes:
-        keep_ratio: keep the round(n * keep_ratio) most dissimilar tokens of a medium; of equals the earlier one.
+        keep_ratio: keep the round(n * keep_ratio) most dissimilar tokens of an input; of equals the earlier one.
         threshold: or drop every token whose cosine with its predecessor is at least this. Counts then depend on the
             data and cost one host synchronisation.
 
@@ -68,7 +68,7 @@ class EVS(Reducer):
 
 
 def _novelty(tokens: Tokens) -> Tensor:
-    """1 - cosine with the predecessor at the same place, float32 [T]; infinite without one."""
+    """1 - cosine with the predecessor at the same (row, col), float32 [T]; infinite without one."""
     import torch
 
     from illava.reducers.ops.similarity import unit, without_rounding
@@ -81,7 +81,7 @@ def _novelty(tokens: Tokens) -> Tensor:
     coord_T = (((segment_T << _BITS) | row_T.clamp(min=0)) << _BITS) | col_T.clamp(min=0)
     coord_T = torch.where(row_T < 0, -1 - torch.arange(total, device=device), coord_T)
     order_T = torch.argsort(frame_T, stable=True)
-    order_T = order_T[torch.argsort(coord_T[order_T], stable=True)]  # by place, then by frame
+    order_T = order_T[torch.argsort(coord_T[order_T], stable=True)]  # by (row, col), then by frame
     unit_TD = unit(tokens.hidden_TD[order_T])
     novelty_T = torch.full((total,), float("inf"), device=device)
     same_T = coord_T[order_T[1:]] == coord_T[order_T[:-1]]

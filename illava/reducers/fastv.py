@@ -1,4 +1,4 @@
-"""FastV: before decoder layer K, keep the visual tokens the prompt's last token looks at."""
+"""FastV: before decoder layer K, keep the visual tokens that the prompt's last token attends to most."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class FastV(Budget, Reducer):
     Attributes:
         per, num_merged, keep_ratio, keep_per_frame: see `Budget`; ``num_merged`` counts the dropped tokens.
 
-    Source: arXiv 2403.06764; pkunlp-icler/FastV. Written from the formula. Deviation: survivors keep their positions.
+    Source: arXiv 2403.06764; pkunlp-icler/FastV. Written from the formula. Deviation: kept tokens keep their positions.
     """
 
     stages: ClassVar[frozenset[Stage]] = frozenset({"decoder_layer"})

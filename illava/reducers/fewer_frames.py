@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 
 class FewerFrames(Reducer):
-    """An evenly spread subset of a video's frames is shown to the model, as if no others had been read.
+    """Show the model an evenly spread subset of a video's frames, as if no others had been read.
 
-    Of F frames n are kept: those numbered floor((i + 1/2) F / n), i = 0 .. n - 1. Where a tower joins frames in pairs
-    (the Qwen families), a pair counts as one frame here. The prompt closes up behind them: the model reads an ordinary
+    Of F frames n are kept: those numbered floor((i + 1/2) F / n), i = 0 .. n - 1. Where a temporal patch spans two
+    frames (the Qwen families), a pair counts as one frame here. The prompt has no gaps: the model reads an ordinary
     video of n frames, with the frames' own times where it reads times. Images pass unchanged.
 
     Attributes:
         keep_ratio: share of the frames, n = max(1, round(F * keep_ratio)).
-        num_frames: or n itself; a video that has no more is no failure.
+        num_frames: or n itself; a video that has no more frames is no error.
 
     Source: a baseline of ours; Tables 4 to 9 of arXiv 2412.06263v1 do not have it.
     """
@@ -61,7 +61,7 @@ class FewerFrames(Reducer):
         return prune(torch.cat(kept_F).nonzero().squeeze(1), tuple(lengths), sum(tokens.lengths))
 
     def _chosen(self, num_frames: int) -> tuple[int, ...]:
-        """Which of so many frames stay."""
+        """The frames, of so many, that are kept."""
         if self.num_frames is not None:
             count = min(num_frames, self.num_frames)
         else:

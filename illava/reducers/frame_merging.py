@@ -1,4 +1,4 @@
-"""Frame merging inside the tower: neighbouring frames of a video become one frame, cell by cell."""
+"""Frame merging inside the tower: merge neighbouring frames of a video into one frame, cell by cell."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ if TYPE_CHECKING:
 
 
 class FrameMerging(Reducer):
-    """Groups of ``num_frames`` neighbouring frames become one frame; frames stay on their grid.
+    """Merge groups of ``num_frames`` neighbouring frames into one frame; frames stay on their grid.
 
-    Frames are counted in the order of their times, f = 0 .. F - 1, and joined as floor(f / num_frames); the last group
-    may be smaller. Every cell (row, col) of the joined frame is the size-weighted mean of that cell in its frames, and
-    stands in the group's middle frame (of two the earlier), whose time it keeps. From the block on the joined frame is
-    a segment like any other: attention runs over one frame's tokens, the MLP over num_frames times fewer. Images pass
+    Frames are counted in the order of their times, f = 0 .. F - 1, and grouped as floor(f / num_frames); the last group
+    may be smaller. Every cell (row, col) of the merged frame is the size-weighted mean of that cell in its frames, and
+    has the time of the group's middle frame (of two the earlier). From the block on the merged frame is a segment like
+    any other: attention runs over one frame's tokens, the MLP over num_frames times fewer. Images pass
     unchanged; a request without a video of two frames is refused. At native resolution a frame is a temporal patch.
 
-    The frames of one video must hold the same cells, so nothing may drop single cells before. How many cells there are
-    depends on places: one host synchronisation.
+    The frames of one video must hold the same cells, so no step may drop single cells before. The number of cells
+    depends on coordinates: one host synchronisation.
 
     Attributes:
         num_frames: frames that become one.
 
-    Source: ours. Joining two neighbouring frames is what the temporal patch of Qwen2-VL (arXiv 2409.12191) does in the
-    embedding; here it is done after a block, by a mean, for any number of frames.
+    Source: ours. The temporal patch of Qwen2-VL (arXiv 2409.12191) merges two neighbouring frames in the embedding;
+    here it is done after a block, by a mean, for any number of frames.
     """
 
     stages: ClassVar[frozenset[Stage]] = frozenset({"vision_block", "vision_output"})
-    joins_frames: ClassVar[bool] = True
+    merges_frames: ClassVar[bool] = True
 
     kind: Literal["frame_merging"] = "frame_merging"
     num_frames: int = Field(default=2, ge=2)
@@ -41,7 +41,7 @@ class FrameMerging(Reducer):
         return frozenset({"sizes"})
 
     def num_kept(self, num_tokens: int) -> None:
-        """None: how many frames the tokens are of decides; see `frames_kept`."""
+        """None: the number of frames decides; see `frames_kept`."""
 
     def frames_kept(self, num_frames: int) -> tuple[int, ...]:
         """The middle frame of each group."""

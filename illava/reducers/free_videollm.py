@@ -1,4 +1,4 @@
-"""Free-VideoLLM: the frames and the part of them that the question is about at full density, all others thinly."""
+"""Free-VideoLLM: keep frames and regions that the question is about densely, all others thinly."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class FreeVideoLLM(Reducer):
-    """Slow: the frames nearest to the text; middle: evenly spread frames; both cropped; fast: every frame, thinned.
+    """Keep three paths. Slow: the frames nearest to the text; middle: evenly spread frames; fast: every frame, thinned.
 
     With the relevance of a cell as in `ClipCrop` and a frame's similarity its mean relevance: the ``num_slow`` frames
     of largest similarity and the ``num_middle`` frames floor((i + 1/2) F / num_middle) keep every second column of
@@ -23,7 +23,7 @@ class FreeVideoLLM(Reducer):
     ``fast_grid`` cells nearest to an even grid: rows floor((i + 1/2) R / r), columns floor((j + 1/2) C / c).
 
     Attributes:
-        num_slow, num_middle: frames of either path; of a shorter video all.
+        num_slow, num_middle: frames of either path; all frames of a shorter video.
         crop: share of a box's sides.
         fast_grid: (rows, columns) of cells of every frame.
         scorer: folder or hub id of a CLIP model, and its commit.
@@ -85,7 +85,7 @@ class FreeVideoLLM(Reducer):
 
 
 def _even(total: int, count: int) -> Tensor:
-    """``count`` of ``total`` places, evenly spread; all of them where there are no more."""
+    """``count`` of ``total`` indices, evenly spread; all of them where there are no more."""
     import torch
 
     count = min(total, count)

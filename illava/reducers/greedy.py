@@ -1,4 +1,4 @@
-"""Greedy merging: the most similar pair merges, r times. The thorough and slow way to merge by similarity."""
+"""Greedy merging: merge the most similar pair, r times. The thorough and slow way to merge by similarity."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Greedy(Budget, Reducer):
-    """r times: the two tokens of largest key cosine become their size-weighted mean, at the earlier one's place.
+    """Merge, r times, the two tokens of largest key cosine into their size-weighted mean, at the earlier one.
 
     The key of a merged token is the size-weighted mean of the two (head-averaged) keys; it may merge again.
 

@@ -1,4 +1,4 @@
-"""iLLaVA: the least attended tokens become one weighted mean. Knows neither model nor tower.
+"""iLLaVA: merge the least attended tokens into one weighted mean.
 
 Source: arXiv 2412.06263v1, section 3; hulianyuyy/iLLaVA@4068149 (read for the settings, written from the formula).
 """
@@ -20,7 +20,7 @@ class ILLaVA(Budget, Reducer):
     """Merge the r + 1 least attended tokens of a scope into one; r fewer tokens remain.
 
     With t_0 .. t_r the tokens of lowest score, ascending, the new token is sum_m w_m x[t_m] with
-    w_m = (r + 1 - m) / ((r + 1)(r + 2) / 2), and stands at the place of t_r; all others keep value and order.
+    w_m = (r + 1 - m) / ((r + 1)(r + 2) / 2), with the coordinates of t_r; all others keep value and order.
 
     Attributes:
         score: what ranks tokens at decoder stages. ``paper``: attention received from the scope's own tokens.

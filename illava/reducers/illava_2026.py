@@ -17,10 +17,10 @@ _NUM_SOURCES = 5
 
 
 class ILLaVA2026(Budget, Reducer):
-    """p tokens remain: the p - c of highest score as they are, the next c = max(1, round(0.05 p)) recycling.
+    """Keep p tokens: the p - c of highest score as they are, the next c = max(1, round(0.05 p)) recycling.
 
     The other n - p tokens are redundant. Each recycling token i takes the five redundant tokens j of largest
-    x_j . x_i and becomes (x_i + sum_j softmax_j(x_j . x_i / sqrt(D)) x_j) / 2, at its own place. Order is kept; a
+    x_j . x_i and becomes (x_i + sum_j softmax_j(x_j . x_i / sqrt(D)) x_j) / 2. Order is kept; a
     redundant token may be taken by several. Where fewer than five are redundant all of them are taken.
 
     No n x n map: recycling tokens against redundant ones.
@@ -66,7 +66,7 @@ def _recycle(tokens: Tokens, score_T: Tensor, kept: tuple[int, ...]) -> Assignme
     first_S1 = kept_S1 - torch.tensor(recycling, device=device)[:, None]
     index_SC = order_SN.gather(1, _counting(first_S1, max(recycling)).clamp(max=rank_SN.shape[1] - 1))
     index_SR = order_SN.gather(1, _counting(kept_S1, max(removed)).clamp(max=rank_SN.shape[1] - 1))
-    last = sum(lengths) - 1  # what lies beyond a short last segment is masked or left out, but read
+    last = sum(lengths) - 1  # entries beyond a short last segment are masked or left out, but read
     packed_SC, packed_SR = ((index + start_S1).clamp(max=last) for index in (index_SC, index_SR))
     source_SCe, weight_SCe = _take_up(tokens.hidden_TD, packed_SC, packed_SR, removed)
 

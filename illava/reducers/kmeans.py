@@ -1,4 +1,4 @@
-"""k-means: tokens become the means of clusters of similar tokens."""
+"""k-means: replace tokens by the means of clusters of similar tokens."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _RESOLUTION = 2**16
 
 
 class KMeans(Budget, Reducer):
-    """Five Lloyd iterations on L2-normalised tokens from evenly spaced centres; k clusters, k tokens.
+    """Run five Lloyd iterations on L2-normalised tokens from evenly spaced centres; k clusters give k tokens.
 
     The first centres are tokens floor((i + 1/2) n / k). An iteration assigns each token to its nearest centre
     (Euclidean) and makes each centre the size-weighted mean of its members. In the end each cluster becomes the
-    size-weighted mean of its members' hidden states, at the place of the member nearest to the centre. A cluster left
-    empty takes the token farthest from its own centre that stands for no cluster, so that k tokens always remain.
+    size-weighted mean of its members' hidden states, with the coordinates of the member nearest to the centre. An empty
+    cluster takes the token farthest from its own centre that represents no cluster, so k tokens always remain.
 
     No n x n map: distances to the k centres, a block of tokens at a time.
 
@@ -76,12 +76,12 @@ def _lloyd(tokens: Tokens, size_T: Tensor, kept: tuple[int, ...]) -> tuple[Tenso
         count_SC = torch.zeros(num_segments * width, device=device).index_add_(0, label_T, torch.ones_like(size_T))
         centre_SCD = torch.where(count_SC.view(num_segments, width, 1) > 0, mean_SCD, centre_SCD)
     offset_TD = unit_TD - centre_SCD.flatten(0, 1)[label_T]
-    # Rounded: the two members of a pair are equally far, and the earlier one shall stand for it whatever the last bit.
+    # Rounded: both members of a pair are equally far; the earlier one shall represent it whatever the last bit.
     return label_T, -offset_TD.square().sum(-1).mul(_RESOLUTION).round()
 
 
 def _representatives(label_T: Tensor, closeness_T: Tensor, lengths: tuple[int, ...], kept: tuple[int, ...]) -> Tensor:
-    """The representative each token joins; as many tokens as there are empty clusters stand alone, farthest first."""
+    """The representative that each token joins; one token alone for each empty cluster, the farthest first."""
     import torch
 
     from illava.reducers.ops.selection import rank_highest

@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 
 class LowerResolution(Reducer):
-    """The picture is resampled before the tower, as if it had been given smaller.
+    """Resample the picture before the tower, as if it had been given smaller.
 
     Towers of native resolution: both sides of every image and frame times sqrt(``keep_ratio``), rounded down to whole
     groups of patches. Towers of fixed input size: the picture is fitted to the best canvas with at most that share of
-    its tiles, base tile counted; the base tile stays. What is in one tile already, or a video's frame, cannot be read
-    smaller there: such a request is refused in words.
+    its tiles, base tile counted; the base tile stays. A picture in one tile, or a video's frame, cannot be read smaller
+    there: such a request is refused.
 
-    The picture is resampled from model size, where the readers leave it.
+    The picture is resampled from model size, to which the readers bring it.
 
     Attributes:
-        keep_ratio: share of a picture's patches; what is kept is the nearest below that the model can read.
+        keep_ratio: share of a picture's patches; the model reads the nearest size below.
 
     Source: a baseline of ours; the model's own resize, at another size.
     """

@@ -1,4 +1,4 @@
-"""Pixel deduplication: what stands still in a video enters the tower once."""
+"""Pixel deduplication: let the still parts of a video enter the tower once."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 class PixelDedup(Reducer):
-    """A cell of a video that still looks like the last one kept at its place does not enter the tower.
+    """Leave out every cell of a video that looks like the last cell kept at its (row, col).
 
     Frame by frame: X at (row, col) is dropped where max |X - Y| <= ``threshold`` over all pixels and colours, Y being
-    the cell last kept at this place in an earlier frame; else X is kept. So no pixel is ever further than the threshold
-    from what stands for it, however slowly a picture drifts. Of a frame that would vanish, the first cell stays: its
-    time is still told. A video's cells are one segment; images, and the tiles of one, pass unchanged.
+    the cell last kept at this (row, col) in an earlier frame; else X is kept. So no pixel is further than the threshold
+    from its representative, however slowly a picture drifts. A frame that would vanish keeps its first cell, so that
+    the model still reads its time. A video's cells are one segment; images, and the tiles of one, pass unchanged.
 
     Attributes:
         threshold: 0 drops exact copies only; 0 to 255.
@@ -47,7 +47,7 @@ class PixelDedup(Reducer):
 
         grid = FrameGrid.of(tokens)
         representative_T = torch.arange(sum(tokens.lengths), device=grid.cell_FRC.device)
-        last_RC = torch.full_like(grid.cell_FRC[0], -1)  # the cell last kept at each place of this segment
+        last_RC = torch.full_like(grid.cell_FRC[0], -1)  # the cell last kept at each (row, col) of this segment
         segments = grid.segment_F.tolist()
         for frame, cell_RC in enumerate(grid.cell_FRC):
             if frame and segments[frame] != segments[frame - 1]:

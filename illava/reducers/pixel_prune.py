@@ -1,4 +1,4 @@
-"""PixelPrune: drop what a lossless image coder would predict without an error."""
+"""PixelPrune: drop the cells that a lossless image coder would predict without an error."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 class PixelPrune(Reducer):
-    """Cells (patches, or 2x2 groups) that the cell to the left or above predicts do not enter the tower.
+    """Leave out cells (patches, or 2x2 groups) that the cell to the left or above predicts.
 
     In raster order, with A the cell to the left, B above, C above left, all as reconstructed: the prediction of X is B
     where C ~ A and not C ~ B (a vertical edge), else A; in the first row A, in the first column B. X is dropped where
     X ~ prediction, and reconstructed as it; else X is kept. U ~ V means max |U - V| <= ``threshold`` over all pixels
-    and colours, so that no pixel is ever further than the threshold from what stands for it. Every frame and tile is
-    coded by itself. Where a cell is missing from its grid, its neighbours are predicted as at an edge.
+    and colours, so no pixel is further than the threshold from its representative. Every frame and tile is coded by
+    itself. Where a cell is missing from its grid, its neighbours are predicted as at an edge.
 
     Padding of an anyres canvas, which the model itself drops behind the tower, never enters it (``skip_padding``).
 
@@ -57,7 +57,7 @@ class PixelPrune(Reducer):
         known_T = torch.ones(sum(tokens.lengths), dtype=torch.bool, device=grid.cell_FRC.device)
         if self.skip_padding:
             known_T = ~evidence.measured("padding")
-        representative_FRC = _owners(tokens.hidden_TD, known_T, grid, self.threshold)
+        representative_FRC = _representatives(tokens.hidden_TD, known_T, grid, self.threshold)
         representative_T = torch.full((sum(tokens.lengths),), -1, device=representative_FRC.device)
         representative_T[grid.cell_FRC[grid.cell_FRC >= 0]] = representative_FRC[grid.cell_FRC >= 0]
         if self.skip_padding:
@@ -65,10 +65,10 @@ class PixelPrune(Reducer):
         return assign_to_representatives(representative_T, tokens.lengths)
 
 
-def _owners(value_TX: Tensor, known_T: Tensor, grid: FrameGrid, threshold: float) -> Tensor:
-    """The packed cell that each place is reconstructed as, int64 [F, R, C]; a diagonal of all frames at a time.
+def _representatives(value_TX: Tensor, known_T: Tensor, grid: FrameGrid, threshold: float) -> Tensor:
+    """The packed cell that represents each cell of the grid, int64 [F, R, C]; a diagonal of all frames at a time.
 
-    What a place is reconstructed as is its owner's value, so that the picture is held once, as it came.
+    A cell is reconstructed as its representative's value, so the picture is in memory once, as it came.
     """
     import torch
 
@@ -97,7 +97,7 @@ def _owners(value_TX: Tensor, known_T: Tensor, grid: FrameGrid, threshold: float
 
 
 def _without_padding(representative_T: Tensor, padding_T: Tensor, grid: FrameGrid) -> Tensor:
-    """Padding has no owner, but for the first cell of a tile that is nothing else."""
+    """Padding has no representative; a tile of padding alone keeps its first cell."""
     import torch
 
     representative_T = torch.where(padding_T, -1, representative_T)

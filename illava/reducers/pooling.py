@@ -1,4 +1,4 @@
-"""Spatial mean pooling on true places: the baseline that keeps nothing but an even, coarser picture."""
+"""Spatial mean pooling on true coordinates: the baseline that keeps an even, coarser picture."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _BITS = 20  # rows and columns stay below a million
 
 
 class Pooling(Reducer):
-    """Each frame's grid is cut into ``grid`` cells; a cell's tokens become their size-weighted mean.
+    """Cut each frame's grid into ``grid`` cells, and replace a cell's tokens by their size-weighted mean.
 
     With R x C the frame's extent (largest row + 1, largest column + 1), a token at (row, col) falls into cell
-    (floor(row r / R), floor(col c / C)) of an r x c grid; a frame smaller than that is left as it is. The mean stands
-    at the member nearest to the cell's centre of mass. Separators (row = -1) are kept.
+    (floor(row r / R), floor(col c / C)) of an r x c grid; a frame smaller than that is left as it is. The mean has
+    the coordinates of the member nearest to the cell's centre of mass. Separators (row = -1) are kept.
 
-    How many cells hold a token depends on places, so counts cost one host synchronisation.
+    How many cells hold a token depends on coordinates, so counts cost one host synchronisation.
 
     Attributes:
         grid: (rows, columns) of every frame or tile afterwards.
@@ -40,7 +40,7 @@ class Pooling(Reducer):
         return frozenset({"sizes"})
 
     def num_kept(self, num_tokens: int) -> None:
-        """None: places decide."""
+        """None: coordinates decide."""
 
     def assign(self, tokens: Tokens, evidence: Evidence, stage: Stage) -> Assignment:
         import torch
@@ -56,7 +56,7 @@ class Pooling(Reducer):
         coord_T2 = tokens.coord_T3[:, 1:].float()
         dense_T = torch.unique(label_T, return_inverse=True)[1]
         centre_T2 = group_mean(coord_T2, coord_T2.new_ones(total), dense_T, total)[dense_T]
-        # Rounded, so that members at equal distance tie exactly and the earlier one stands for the cell.
+        # Rounded, so that members at equal distance tie exactly and the earlier one represents the cell.
         closeness_T = -((coord_T2 - centre_T2) ** 2).sum(1).mul(4096).round()
         into_T = nearest_member(dense_T, closeness_T)
         own_T = into_T == torch.arange(total, device=device)
@@ -65,7 +65,7 @@ class Pooling(Reducer):
         return cluster(into_T, evidence.sizes(tokens), tokens.lengths, kept)
 
     def _cells(self, coord_T3: Tensor, segment_T: Tensor) -> Tensor:
-        """One number a cell of a frame of a segment; separators get one each."""
+        """A number for each cell of a frame of a segment; each separator gets a number of its own."""
         import torch
 
         frame_T, row_T, col_T = coord_T3.unbind(1)

@@ -17,7 +17,7 @@ _BLOCK_ROWS = 256
 
 
 class PruMerge(Reducer):
-    """Centres are the tokens with a_j > Q3 + 1.5 (Q3 - Q1); y_i = x_i + sum of a_j x_j over i's 32 nearest keys.
+    """Keep centres, the tokens with a_j > Q3 + 1.5 (Q3 - Q1): y_i = x_i + sum of a_j x_j over i's 32 nearest keys.
 
     a is the saliency, quartiles are linearly interpolated, neighbours are the other tokens of largest key cosine (all
     heads), centres included. Rows of the mixing matrix therefore sum to a little more than one: 1 + sum a_j.
@@ -32,7 +32,7 @@ class PruMerge(Reducer):
     Source: arXiv 2403.15388; 42Shawn/LLaVA-PruMerge@1ca8b2b:llava/model/multimodal_encoder/clip_encoder.py
     (``token_prune_merge_advanced``, ``token_prune_merge_advanced_plus``). Written from the formula. Deviations: each
     tile or frame finds its own outliers; one without any keeps its most salient token; original order; no extra token
-    for everything else, which stands nowhere.
+    for everything else, which would have no coordinates.
     """
 
     stages: ClassVar[frozenset[Stage]] = frozenset({"vision_block", "vision_output"})

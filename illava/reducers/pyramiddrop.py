@@ -1,4 +1,4 @@
-"""PyramidDrop: at the end of each stage of the decoder, keep a share of the visual tokens its last token looks at."""
+"""PyramidDrop: at the end of each decoder stage, keep a share of the visual tokens that the last token attends to."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class PyramidDrop(Reducer):
         keep_ratio: share of a scope's tokens kept at each layer, n -> round(n * keep_ratio), one at least.
 
     Source: arXiv 2410.17247, section 3.3; Cooperx521/PyramidDrop@3f89f94:llava/model/modeling_llama_pdrop.py
-    (``pdrop_rank_drop``). Written from the formula. Deviations: survivors keep their positions, the release renumbers
-    them; a share is rounded where the release truncates a share of the first count; the last prompt token asks, which
-    in the release is the last token of the instruction.
+    (``pdrop_rank_drop``). Written from the formula. Deviations: kept tokens keep their positions, the release renumbers
+    them; a share is rounded where the release truncates a share of the first count; the query is the last prompt
+    token, in the release the last token of the instruction.
     """
 
     stages: ClassVar[frozenset[Stage]] = frozenset({"decoder_layer"})

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class SCOPE(Budget, Reducer):
-    """Greedy saliency x coverage gain: every pick maximises a_j^alpha sum_i max(0, cos(x_i, x_j) - c_i).
+    """Pick greedily by saliency x coverage gain: a pick maximises a_j^alpha sum_i max(0, cos(x_i, x_j) - c_i).
 
     c_i is the largest cosine of token i with a pick so far, 0 before the first. Ties go to the earlier token.
 

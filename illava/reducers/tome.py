@@ -1,4 +1,4 @@
-"""ToMe: bipartite soft matching. The most similar pairs between two halves of the tokens merge."""
+"""ToMe: merge the most similar pairs between two halves of the tokens (bipartite soft matching)."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 
 class ToMe(Budget, Reducer):
-    """A = tokens at even, B = tokens at odd positions; the r best edges from A into B merge.
+    """Merge the r best edges from A, the tokens at even indices, into B, the tokens at odd indices.
 
     The metric is the mean over heads of the keys. Each a has one edge, to the b of largest cosine similarity; the r
-    edges of largest similarity merge: b becomes the size-weighted mean of itself and every a that points at it. What
-    is left keeps its original order, a mixture stands at b. At most |A| = ceil(n / 2) tokens can go in one step.
+    edges of largest similarity merge: b becomes the size-weighted mean of itself and every a that points at it. Kept
+    tokens keep their order, a mixture has the coordinates of b. At most |A| = ceil(n / 2) tokens can go in one step.
 
     Attributes:
         per, num_merged, keep_ratio, keep_per_frame: see `Budget`; here a ``keep_ratio`` is at least 0.5.
         proportional_attention: every block of the tower behind this one adds the log of a token's size to the scores of
-            its key, so that a merged token weighs as much as the patches it stands for (eq. 1 of the paper); all exact
+            its key, so that a merged token weighs as much as the patches it is made of (eq. 1 of the paper); all exact
             scores measured there follow. In ``vision_block`` only.
 
     Source: arXiv 2210.09461; facebookresearch/ToMe, ``tome/merge.py``. Written from the formula. Deviations: order is

@@ -1,4 +1,4 @@
-"""Uniform stride: evenly spaced tokens. The baseline without any evidence."""
+"""Uniform stride: keep evenly spaced tokens. The baseline without any evidence."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class UniformStride(Budget, Reducer):
 
 @lru_cache(maxsize=256)
 def _spaced(lengths: tuple[int, ...], kept: tuple[int, ...]) -> Tensor:
-    """Packed positions on the host; counts are host integers, and plans repeat them."""
+    """Packed indices on the host; cached, since plans repeat the same counts."""
     import torch
 
     with torch.inference_mode(False):  # cached, and training may use what inference made

@@ -1,4 +1,4 @@
-"""VisionZip: the most attended tokens stay; the rest merge into a few contextual ones."""
+"""VisionZip: keep the most attended tokens, and merge the rest into a few contextual ones."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 class VisionZip(Budget, Reducer):
-    """k tokens = D dominant + C contextual.
+    """Keep k tokens: D dominant and C contextual ones.
 
     Dominant: the D of highest saliency, unchanged. Of the M others in their order, tokens 0, s, 2 s, ... (C of them,
     s = floor(M / C)) are contextual; every other one joins the contextual token of largest key cosine (keys averaged
-    over heads), and each contextual token becomes the mean of its group, itself included, at its own place.
+    over heads), and each contextual token becomes the mean of its group, itself included.
 
     No n x n map: others against contextual tokens, a block at a time.
 

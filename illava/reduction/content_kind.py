@@ -1,7 +1,4 @@
-"""What kind of picture a medium is, from cheap statistics of its pixels: what `budget: auto` is routed by.
-
-Knows no plan, no model and no reducer.
-"""
+"""Tells documents, images and videos apart by cheap statistics of their pixels; `budget: auto` chooses by it."""
 
 from __future__ import annotations
 
@@ -19,13 +16,13 @@ _LEVELS_SHIFT = 4  # 16 levels a colour: a scanner's or a codec's noise makes no
 
 @dataclass(frozen=True, slots=True)
 class ContentStatistics:
-    """Of one medium at model size; cells are patches, or groups of them, at 16 levels a colour.
+    """Statistics of one visual input at model size; cells are patches, or groups of them, at 16 levels a colour.
 
     Attributes:
-        padding_share: cells beside the picture.
+        padding_share: share of cells beside the picture.
         frame_similarity: of cells with a frame before theirs, the share that equals the cell there; 0 for an image.
-        unique_share: of all other cells, the share of different ones; a tile that is the base tile again (a picture no
-            larger than one) is not counted twice.
+        unique_share: of all other cells, the share of different ones. A tile that equals the base tile (of a picture no
+            larger than a tile) is not counted twice.
     """
 
     padding_share: float
@@ -34,7 +31,7 @@ class ContentStatistics:
 
     @classmethod
     def of(cls, cells: VisualCells) -> ContentStatistics:
-        """Of a medium's cells."""
+        """Measure the cells of a visual input."""
         levels_TX = np.ascontiguousarray(cells.pixels_TX >> _LEVELS_SHIFT)
         frame_T = cells.coord_T3[:, 0]
         per_frame = int((frame_T == 0).sum())
@@ -55,12 +52,12 @@ class ContentStatistics:
 
 
 def content_kind(preprocessor: Preprocessor, media: Sequence[VisualInput]) -> ContentKind:
-    """The kind of a request's media: ``document`` if any is, else ``video`` if any is, else ``image``.
+    """The kind of a request's media: ``document`` if any of them is one, else ``video`` if any is one, else ``image``.
 
-    A document is what repeats itself: at most three quarters of its cells differ from one another, those that repeat
-    the frame before and the canvas's padding not counted. So are slides and screens, in videos, too.
+    A document repeats itself: at most three quarters of its cells differ from one another. Cells that repeat the frame
+    before, and the canvas's padding, are not counted. Slides and screens are documents too, also in videos.
     """
-    statistics = [ContentStatistics.of(preprocessor.cells(visual)) for visual in media]
+    statistics = [ContentStatistics.of(preprocessor.cells(mm_item)) for mm_item in media]
     if any(own.unique_share <= UNIQUE_SHARE_OF_DOCUMENTS for own in statistics):
         return "document"
-    return "video" if any(visual.kind == "video" for visual in media) else "image"
+    return "video" if any(mm_item.kind == "video" for mm_item in media) else "image"

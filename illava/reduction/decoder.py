@@ -1,7 +1,8 @@
-"""The reduction call that the decoder's block loop makes: before its first layer, and between two layers.
+"""Reduces tokens in the decoder: before its first layer, and between two layers.
 
-Finds the tokens in scope, computes the evidence the reducer asks for and nothing else, places the assignment in the
-packed batch, notes who lost nothing, and records trace steps. Knows no layer's modules and no reducer by name.
+A reduction finds the tokens in scope, computes the evidence that the reducer asks for and nothing else, and embeds the
+assignment in the packed batch. It notes the requests that lost nothing, and records trace steps. Knows no layer's
+modules and no reducer by name.
 
 Shape suffixes: T packed tokens, N tokens in scope, H query heads, G key/value heads, d head width.
 """
@@ -58,7 +59,7 @@ def check_decoder_steps(plan: ReductionPlan, num_layers: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Site:
-    """One reduction about to happen: where, by what, and over which tokens."""
+    """One reduction step: where it acts, its reducer, and the tokens it may touch."""
 
     stage: Stage
     layer: int | None
@@ -69,17 +70,17 @@ class _Site:
 
 
 class DecoderReduction:
-    """The reductions of one packed prefill.
+    """Carries out the decoder reductions of one packed prefill.
 
     Args:
         plan: the plan of all requests in it.
         seeds: an integer per request, the root of what reducers draw.
-        traced: requests, by place in the batch, whose mixing matrices are copied to the host.
+        traced: requests, by row of the batch, whose mixing matrices are copied to the host.
         scale: factor of the decoder's attention.
-        probe: is told every layer's attention that `apply` is given.
+        probe: is given every layer's attention that `apply` is given.
 
     Attributes:
-        errors: requests that a step removed nothing from although they have visual tokens.
+        errors: requests for which a step was a no-op although they have visual tokens.
         traces: the steps of each traced request.
     """
 
@@ -107,14 +108,14 @@ class DecoderReduction:
         qk: tuple[Tensor, Tensor] | None = None,
         own_qk: Callable[[], tuple[Tensor, Tensor]] | None = None,
     ) -> PackedPrompts:
-        """What enters ``layer``: reduced, where the plan says so; else the same object.
+        """Reduce what enters ``layer`` if the plan says so; else return the same object.
 
         Args:
-            prompts: what leaves the layer before.
+            prompts: the output of the layer before.
             stage: ``decoder_input`` or ``decoder_layer``.
             layer: the layer about to run, at ``decoder_layer``.
             qk: rotated queries and keys of the layer before, which score the tokens.
-            own_qk: makes those of the layer about to run over all these tokens; called where a reducer asks for it.
+            own_qk: computes those of the layer about to run, over all these tokens; called if a reducer asks for it.
         """
         if self._probe is not None and qk is not None and layer is not None:
             seen_T = last_query_attention(*qk, prompts.lengths, scale=self._scale)
@@ -129,18 +130,18 @@ class DecoderReduction:
             self._size_T = prompts.hidden_TD.new_ones(prompts.hidden_TD.shape[0], dtype=torch.float32)
         after = prompts
         if chosen.lengths:
-            scope_T = chosen.scope_T(prompts.run_T)
+            scope_T = chosen.scope_T(prompts.span_T)
             site = _Site(stage, layer, reducer, chosen, scope_T, chosen.index_N(scope_T))
             tokens = Tokens(prompts.hidden_TD[site.index_N], chosen.lengths, prompts.coord_T4[site.index_N, 1:])
             assignment = reducer.assign(tokens, self._evidence(site, prompts, qk, own_qk), stage)
             counts = prompts.counts.reduced(chosen, assignment.lengths)
-            whole = embed_in_batch(assignment, site.index_N, prompts.run_T.shape[0], counts.lengths)
+            whole = embed_in_batch(assignment, site.index_N, prompts.span_T.shape[0], counts.lengths)
             after = prompts.reduced(whole, counts)
             if self._size_T is not None:
                 self._size_T = merged_sizes(whole, self._size_T)
             self._record(site, prompts, after, whole)
         if not reducer.may_keep_all:
-            self._note_idle(prompts, after, f"{reducer.kind!r} at {stage}{'' if layer is None else f' {layer}'}")
+            self._note_noop(prompts, after, f"{reducer.kind!r} at {stage}{'' if layer is None else f' {layer}'}")
         return after
 
     def _evidence(
@@ -179,14 +180,14 @@ class DecoderReduction:
         return Evidence(**found)
 
     def _scope_seeds(self, site: _Site) -> tuple[int, ...]:
-        """A seed for every scope, from its request's root and its place among that request's scopes."""
-        owners = site.chosen.owners
+        """A seed for every scope, from its request's root seed and its number among that request's scopes."""
+        requests = site.chosen.requests
         return tuple(
-            derive_seed(self._seeds[owner], site.stage, site.layer or 0, n - owners.index(owner))
-            for n, owner in enumerate(owners)
+            derive_seed(self._seeds[request], site.stage, site.layer or 0, n - requests.index(request))
+            for n, request in enumerate(requests)
         )
 
-    def _note_idle(self, before: PackedPrompts, after: PackedPrompts, what: str) -> None:
+    def _note_noop(self, before: PackedPrompts, after: PackedPrompts, what: str) -> None:
         pairs = zip(before.counts.num_visual, after.counts.num_visual, strict=True)
         for row, (had, has) in enumerate(pairs):
             if had and has == had:

@@ -1,6 +1,4 @@
-"""Where the content of reduced tokens came from: from an assignment back to the cells of a tile's grid.
-
-Knows nothing of features, layouts or models.
+"""Finds the token that represents each cell of a tile's grid after reductions.
 
 Shape suffixes: T tokens in, K tokens out, E edges, P cells of all tiles, F tiles, R rows, C columns.
 """
@@ -16,10 +14,10 @@ from illava.tokens import Assignment
 
 
 def destinations(assignment: Assignment) -> Tensor:
-    """The output token that each input token went into: int64 [T], -1 where it was discarded.
+    """The output token that each input token went into: int64 [T], -1 for a discarded token.
 
-    A token that keeps its place goes to that place; one that feeds several mixtures, to the one it weighs most in
-    (among equals, the later).
+    A kept token goes to its own output token. A token that is a source of several mixtures goes to the one in which it
+    weighs most (among equals, the later one).
     """
     num_edges = assignment.source_E.shape[0]
     weight_T = assignment.weight_E.new_zeros(assignment.num_tokens)
@@ -32,7 +30,7 @@ def destinations(assignment: Assignment) -> Tensor:
 
 
 def representatives(assignments: Sequence[Assignment], num_cells: int, device: torch.device) -> Tensor:
-    """The token that stands for each cell after all assignments: int64 [P], -1 where nothing of the cell is left."""
+    """The token that represents each cell after all assignments: int64 [P], -1 where nothing of the cell is left."""
     representative_P = torch.arange(num_cells, device=device)
     for assignment in assignments:
         row_T = destinations(assignment)
@@ -41,11 +39,11 @@ def representatives(assignments: Sequence[Assignment], num_cells: int, device: t
 
 
 def fill_gaps(representative_FRC: Tensor) -> Tensor:
-    """Give each ownerless cell (-1, left by pruning) the owner of a cell next to it, growing outwards from survivors.
+    """Give each cell without a representative (-1, left by pruning) that of a neighbour, outwards from kept tokens.
 
-    Of several neighbours the one above, left, below, right comes first. A tile without any survivor stays ownerless.
+    Of several neighbours the one above, left, below, right comes first. A tile without kept tokens stays at -1.
     """
-    for _ in range(sum(representative_FRC.shape[1:])):  # no cell is farther from a survivor
+    for _ in range(sum(representative_FRC.shape[1:])):  # no cell is farther from a kept token
         if not bool((representative_FRC < 0).any()):
             break
         padded = torch.nn.functional.pad(representative_FRC, (1, 1, 1, 1), value=-1)

@@ -1,9 +1,9 @@
-"""The patches of a tower as a reducer sees them, and its decision spread over the patches again.
+"""Shows a tower's patches to a reducer as its tokens, and spreads the reducer's decision over the patches again.
 
 A CLS token that leads every segment is left out. Towers whose merger joins square groups of patches into one vision
-token are reduced by whole groups: a group's hidden state and keys are those of its patches side by side, its score is
-their mean, its place is its own row and column. So a merged group is, corner by corner, the weighted mean of the groups
-it is made of. Knows no tower and no reducer.
+token are reduced by whole groups. A group's hidden state and keys are those of its patches side by side, its score is
+their mean, its coordinates are its own row and column. So a merged group is, corner by corner, the weighted mean of the
+groups it is made of.
 
 Shape suffixes: T patches, those of a group side by side (with a CLS token: all packed tokens, P patches among them); G
 groups, m patches of a group, D channels, H heads, d head width, E edges, K kept.
@@ -19,24 +19,24 @@ from illava.tokens import Assignment, Tokens, offsets
 
 
 def patch_index(lengths: tuple[int, ...], device: torch.device) -> Tensor:
-    """Where the patches lie, CLS being the first token of every segment: int64 [P]."""
+    """Indices of the patches among packed tokens, CLS being the first token of every segment: int64 [P]."""
     is_patch_T = torch.ones(sum(lengths), dtype=torch.bool)
     is_patch_T[offsets(lengths, is_patch_T.device)] = False
     return is_patch_T.nonzero().squeeze(1).to(device, non_blocking=True)
 
 
 def only_patches(patch_P: Tensor | None, value_T: Tensor) -> Tensor:
-    """The patches' share: [T, ...] -> [P, ...]; None where patches are all there is."""
+    """Select the patches' values: [T, ...] -> [P, ...]. ``patch_P`` None: all tokens are patches."""
     return value_T if patch_P is None else value_T.index_select(0, patch_P)
 
 
 def among_all(patch_P: Tensor | None, value_P: Tensor, num_tokens: int) -> Tensor:
-    """What belongs to patches, 0 for CLS: [P] -> [T]."""
+    """Spread the patches' values over all tokens, 0 for CLS: [P] -> [T]."""
     return value_P if patch_P is None else value_P.new_zeros(num_tokens).index_copy_(0, patch_P, value_P)
 
 
 def group_tokens(tokens: Tokens, side: int) -> Tokens:
-    """Groups of ``side`` x ``side`` patches as tokens."""
+    """Make one token of each group of ``side`` x ``side`` patches."""
     if side == 1:
         return tokens
     size = side**2
@@ -47,7 +47,7 @@ def group_tokens(tokens: Tokens, side: int) -> Tokens:
 
 
 def group_evidence(evidence: Evidence, side: int) -> Evidence:
-    """What was measured of patches, of their groups: the mean of scores and sizes, keys side by side; seeds stay."""
+    """Evidence of patches as evidence of their groups: mean scores and sizes, keys side by side; seeds stay."""
     if side == 1:
         return evidence
     keys_THd = evidence.keys_THd
@@ -68,7 +68,7 @@ def group_scores(score_T: Tensor | None, side: int) -> Tensor | None:
 
 
 def spread(assignment: Assignment, side: int) -> Assignment:
-    """An assignment of groups as one of their patches: every corner is kept and mixed as its group is."""
+    """Turn an assignment of groups into one of patches: every corner is kept and mixed as its group is."""
     if side == 1:
         return assignment
     size, device = side**2, assignment.kept_K.device

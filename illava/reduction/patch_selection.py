@@ -1,6 +1,6 @@
-"""Which patches of a packed tower call go in where stage ``media`` keeps some out, and who stands for the rest.
+"""Selects the patches that enter a packed tower call, after stage ``media`` has left some of them out.
 
-Knows no tower, no plan and no reducer: it reads `VisualInput.representative`.
+It reads `VisualInput.representative` alone, which also names the patch that represents each patch left out.
 
 Shape suffixes: P patches of all media, K patches that enter, T tokens (patches, and CLS tokens where there are any),
 C cells, D channels.
@@ -24,15 +24,15 @@ from illava.visual_tokens import EncodedVisual
 
 @dataclass(frozen=True, slots=True)
 class PatchSelection:
-    """The patches of one packed call as they enter the tower.
+    """Holds the patches that enter the tower in one packed call.
 
     Attributes:
         lengths: patches of each segment.
         coord_K3: int64 (frame or tile, row, col).
-        assignment: of all patches to those that enter; None where all do. A patch that stays out is an edge of weight
-            0 of the one that stands for it, if any does.
+        assignment: of all patches to those that enter; None where all do. A patch that is left out is an edge of weight
+            0 of its representative, if it has one.
         lengths_before: patches of each segment of the whole media.
-        num_segments: tiles or frames of each medium.
+        num_segments: tiles or frames of each visual input.
     """
 
     lengths: tuple[int, ...]
@@ -51,22 +51,22 @@ class PatchSelection:
         *,
         group_side: int = 1,
     ) -> PatchSelection:
-        """The entrance of these media.
+        """Select the patches of these media.
 
         Args:
-            media: of the call.
+            media: the visual inputs of the call.
             num_segments: tiles or frames of each.
             lengths: patches of each segment, all media packed.
             coord_P3: int64 (frame or tile, row, col) of every patch, on the tower's device.
             group_side: patches per side of a cell.
         """
         segments = tuple(num_segments)
-        if all(visual.representative is None for visual in media):
+        if all(mm_item.representative is None for mm_item in media):
             return cls(lengths, coord_P3, None, lengths, segments)
         cells = tuple(n // group_side**2 for n in lengths)
         representatives, start = [], 0
-        for visual, count in zip(media, _of_media(cells, segments), strict=True):
-            own_C = torch.arange(count) if visual.representative is None else torch.from_numpy(visual.representative)
+        for mm_item, count in zip(media, _of_media(cells, segments), strict=True):
+            own_C = torch.arange(count) if mm_item.representative is None else torch.from_numpy(mm_item.representative)
             representatives.append(torch.where(own_C >= 0, own_C + start, -1))
             start += count
         assignment = spread(assign_to_representatives(torch.cat(representatives), cells), group_side).to(
@@ -76,11 +76,11 @@ class PatchSelection:
 
     @property
     def steps(self) -> tuple[Assignment, ...]:
-        """What led from all patches to those that enter: one step, or none."""
+        """The step from all patches to those that enter: one assignment, or none."""
         return () if self.assignment is None else (self.assignment,)
 
     def select(self, hidden_TD: Tensor, *, has_cls: bool = False) -> Tensor:
-        """The tokens that enter: [T, D] embedded -> fewer of them; every segment keeps its CLS token."""
+        """Select the tokens that enter, from [T, D] embedded ones; every segment keeps its CLS token."""
         if self.assignment is None:
             return hidden_TD
         kept_K = self.assignment.kept_K
@@ -92,7 +92,7 @@ class PatchSelection:
         return hidden_TD.index_select(0, torch.cat([cls_S, kept_K + segment_P[kept_K] + 1]).sort().values)
 
     def traced(self, encoded: Sequence[EncodedVisual]) -> list[EncodedVisual]:
-        """Traced media with this step before all others; as they are where all cells enter."""
+        """Put this step before all other trace steps of the media; nothing changes where all cells enter."""
         if self.assignment is None:
             return list(encoded)
         before, after = (_of_media(lengths, self.num_segments) for lengths in (self.lengths_before, self.lengths))
@@ -102,5 +102,5 @@ class PatchSelection:
 
 
 def _of_media(lengths: tuple[int, ...], num_segments: tuple[int, ...]) -> tuple[int, ...]:
-    """Sums over each medium's segments."""
+    """Sums over the segments of each visual input."""
     return tuple(sum(lengths[slice(*own)]) for own in pairwise(accumulate(num_segments, initial=0)))

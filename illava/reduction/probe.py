@@ -1,4 +1,4 @@
-"""What listens to attention while a model answers: handed to towers and prefills, which tell it every layer's scores.
+"""Defines the probe of attention: towers and prefills call it with every layer's scores while a model answers.
 
 Shape suffixes: T visual tokens in packed order.
 """
@@ -13,7 +13,7 @@ from illava.reducers import Stage
 
 
 class AttentionProbe(Protocol):
-    """Called once a layer. A prefill with a probe runs layer by layer over whole prompts, so it is slower."""
+    """Is called once a layer. A prefill with a probe runs layer by layer over whole prompts, so it is slower."""
 
     def __call__(self, stage: Stage, layer: int, score_T: Tensor, /) -> None:
         """Take one layer's attention.

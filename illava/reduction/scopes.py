@@ -1,9 +1,8 @@
-"""Which visual tokens of packed prompts are ranked together, and what a reduction does to the packed batch.
+"""Finds the visual tokens of packed prompts that are ranked together, and applies a reduction to the packed batch.
 
-The host knows, run by run, how many visual tokens each frame, span and medium has left; the device carries for every
-token the run it came from. Together they find a scope's tokens without a round trip, text between them included.
-After a reduction over a coarse scope only its total is known: finer counts are then asked of the device.
-Knows nothing of layers, attention or reducers' rules.
+The host knows, span by span, how many visual tokens each frame and each visual input has left; the device keeps, for
+every token, the span it came from. Both together find a scope's tokens without a host synchronisation, also with text
+between them. After a reduction over a coarse scope only its total is known: finer counts are then read from the device.
 
 Shape suffixes: T packed tokens, K kept tokens, N tokens in some scope, D channels, P rotary axes.
 """
@@ -19,111 +18,111 @@ from torch import Tensor
 from illava.plan import ReductionPlan
 from illava.reducers import Reducer, Scope
 from illava.tokens import Assignment, gather_kept, merge
-from illava.visual_tokens import Run
+from illava.visual_tokens import TokenSpan
 
 ScopeKey = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The tokens a step may touch, scope by scope in packed order; host side.
+    """The tokens that a step may touch, scope by scope in packed order; on the host.
 
     Attributes:
-        scope_of_run: scope index of every run of the batch, -1 where out of scope.
+        scope_of_span: scope index of every span of the batch, -1 for a span out of scope.
         lengths: tokens of each scope.
-        owners: the request of each scope.
+        requests: the request of each scope.
     """
 
-    scope_of_run: tuple[int, ...]
+    scope_of_span: tuple[int, ...]
     lengths: tuple[int, ...]
-    owners: tuple[int, ...]
+    requests: tuple[int, ...]
 
-    def scope_T(self, run_T: Tensor) -> Tensor:
+    def scope_T(self, span_T: Tensor) -> Tensor:
         """Scope index of every token: int64 [T], -1 out of scope."""
-        return torch.tensor(self.scope_of_run, device=run_T.device)[run_T]
+        return torch.tensor(self.scope_of_span, device=span_T.device)[span_T]
 
     def index_N(self, scope_T: Tensor) -> Tensor:
-        """Positions of the selected tokens, ascending; a stable sort, so that nothing waits for the device."""
+        """Indices of the selected tokens, ascending; by a stable sort, without a host synchronisation."""
         return torch.argsort((scope_T < 0).byte(), stable=True)[: sum(self.lengths)]
 
 
 @dataclass(frozen=True, slots=True)
 class VisualCounts:
-    """How many visual tokens are left, as far as the host knows.
+    """Counts the visual tokens that are left, as far as the host knows.
 
     Attributes:
-        runs: (request, run) of every run of the batch as it was assembled.
-        blocks: (runs, tokens): sets of visual runs whose common count is known; at first one run each.
+        spans: (request, span) of every span of the batch as it was assembled.
+        groups: (spans, tokens): groups of visual spans whose common count is known; at first one span each.
         num_text: text tokens of each request; never reduced.
     """
 
-    runs: tuple[tuple[int, Run], ...]
-    blocks: tuple[tuple[tuple[int, ...], int], ...]
+    spans: tuple[tuple[int, TokenSpan], ...]
+    groups: tuple[tuple[tuple[int, ...], int], ...]
     num_text: tuple[int, ...]
 
     @classmethod
-    def of(cls, runs_of_request: Sequence[Sequence[Run]]) -> VisualCounts:
-        """Counts of freshly assembled prompts."""
-        runs = tuple((request, run) for request, own in enumerate(runs_of_request) for run in own)
-        blocks = tuple(((n,), run.length) for n, (_, run) in enumerate(runs) if run.visual >= 0)
-        text = tuple(sum(run.length for run in own if run.visual < 0) for own in runs_of_request)
-        return cls(runs, blocks, text)
+    def of(cls, spans_of_request: Sequence[Sequence[TokenSpan]]) -> VisualCounts:
+        """Count the tokens of freshly assembled prompts."""
+        spans = tuple((request, span) for request, own in enumerate(spans_of_request) for span in own)
+        groups = tuple(((n,), span.length) for n, (_, span) in enumerate(spans) if span.mm_index >= 0)
+        text = tuple(sum(span.length for span in own if span.mm_index < 0) for own in spans_of_request)
+        return cls(spans, groups, text)
 
     @property
     def num_visual(self) -> tuple[int, ...]:
         """Visual tokens of each request."""
         totals = [0] * len(self.num_text)
-        for members, count in self.blocks:
-            totals[self.runs[members[0]][0]] += count
+        for members, count in self.groups:
+            totals[self.spans[members[0]][0]] += count
         return tuple(totals)
 
     @property
     def lengths(self) -> tuple[int, ...]:
         """All tokens of each request."""
-        return tuple(text + visual for text, visual in zip(self.num_text, self.num_visual, strict=True))
+        return tuple(text + mm_item for text, mm_item in zip(self.num_text, self.num_visual, strict=True))
 
     def knows(self, per: Scope) -> bool:
         """Whether the count of every such scope is known on the host."""
-        return all(len({_scope_key(*self.runs[n], per) for n in members}) == 1 for members, _ in self.blocks)
+        return all(len({_scope_key(*self.spans[n], per) for n in members}) == 1 for members, _ in self.groups)
 
-    def measured(self, run_T: Tensor) -> VisualCounts:
-        """The same with every run's count read from the device: one round trip."""
-        counts = torch.bincount(run_T, minlength=len(self.runs)).tolist()
-        blocks = tuple(((n,), counts[n]) for n, (_, run) in enumerate(self.runs) if run.visual >= 0)
-        return replace(self, blocks=blocks)
+    def measured(self, span_T: Tensor) -> VisualCounts:
+        """The same with every span's count read from the device: one host synchronisation."""
+        counts = torch.bincount(span_T, minlength=len(self.spans)).tolist()
+        groups = tuple(((n,), counts[n]) for n, (_, span) in enumerate(self.spans) if span.mm_index >= 0)
+        return replace(self, groups=groups)
 
     def select(self, per: Scope) -> Selection:
         """All non-empty scopes of this kind in packed order. Needs `knows(per)`."""
         totals: dict[ScopeKey, int] = {}
-        for members, count in self.blocks:
-            key = _scope_key(*self.runs[members[0]], per)
+        for members, count in self.groups:
+            key = _scope_key(*self.spans[members[0]], per)
             if key is not None and count:
                 totals[key] = totals.get(key, 0) + count
         order = {key: n for n, key in enumerate(totals)}
-        keys = (_scope_key(request, run, per) for request, run in self.runs)
-        scope_of_run = tuple(-1 if key is None else order.get(key, -1) for key in keys)
-        return Selection(scope_of_run, tuple(totals.values()), tuple(key[0] for key in totals))
+        keys = (_scope_key(request, span, per) for request, span in self.spans)
+        scope_of_span = tuple(-1 if key is None else order.get(key, -1) for key in keys)
+        return Selection(scope_of_span, tuple(totals.values()), tuple(key[0] for key in totals))
 
     def reduced(self, selection: Selection, kept: Sequence[int]) -> VisualCounts:
-        """The counts after each selected scope kept ``kept[scope]`` tokens."""
-        outside = [block for block in self.blocks if selection.scope_of_run[block[0][0]] < 0]
+        """The counts after each selected scope has kept ``kept[scope]`` tokens."""
+        outside = [group for group in self.groups if selection.scope_of_span[group[0][0]] < 0]
         members: list[list[int]] = [[] for _ in kept]
-        for n, scope in enumerate(selection.scope_of_run):
+        for n, scope in enumerate(selection.scope_of_span):
             if scope >= 0:
                 members[scope].append(n)
         inside = [(tuple(own), count) for own, count in zip(members, kept, strict=True)]
-        return replace(self, blocks=tuple(sorted(outside + inside)))
+        return replace(self, groups=tuple(sorted(outside + inside)))
 
 
 @dataclass(frozen=True, slots=True)
 class PackedPrompts:
-    """Prompts of several requests lying end to end on their way through the layers.
+    """Prompts of several requests, packed end to end, on their way through the layers.
 
     Attributes:
         hidden_TD: residual stream.
-        position_PT: int64 rotary positions; survivors keep theirs.
-        coord_T4: int64 (medium, frame or tile, row, col), -1 for text.
-        run_T: int64 index of the run each token came from.
+        position_PT: int64 rotary positions; kept tokens keep theirs.
+        coord_T4: int64 (visual input, frame or tile, row, col), -1 for text.
+        span_T: int64 index of the span each token came from.
         score_T: float32 attention received in the tower, for `decoder_input`; None elsewhere.
         counts: what the host knows.
         deepstack: features [T, D] still to be added, the first behind the layer that runs next; 0 for text.
@@ -132,7 +131,7 @@ class PackedPrompts:
     hidden_TD: Tensor
     position_PT: Tensor
     coord_T4: Tensor
-    run_T: Tensor
+    span_T: Tensor
     score_T: Tensor | None
     counts: VisualCounts
     deepstack: tuple[Tensor, ...] = ()
@@ -142,13 +141,13 @@ class PackedPrompts:
         return self.counts.lengths
 
     def visual_index(self, request: int) -> Tensor:
-        """Positions of one request's visual tokens; waits for the device."""
-        own = [owner == request and run.visual >= 0 for owner, run in self.counts.runs]
-        return torch.tensor(own, device=self.run_T.device)[self.run_T].nonzero().squeeze(1)
+        """Indices of one request's visual tokens; waits for the device."""
+        own = [of == request and span.mm_index >= 0 for of, span in self.counts.spans]
+        return torch.tensor(own, device=self.span_T.device)[self.span_T].nonzero().squeeze(1)
 
     def measured(self) -> PackedPrompts:
-        """The same with every run's count known, read from the device."""
-        return replace(self, counts=self.counts.measured(self.run_T))
+        """The same with every span's count known, read from the device."""
+        return replace(self, counts=self.counts.measured(self.span_T))
 
     def reduced(self, assignment: Assignment, counts: VisualCounts) -> PackedPrompts:
         """Apply a mixing matrix over the whole packed batch."""
@@ -156,16 +155,16 @@ class PackedPrompts:
             merge(assignment, self.hidden_TD),
             self.position_PT.index_select(1, assignment.kept_K),
             gather_kept(assignment, self.coord_T4),
-            gather_kept(assignment, self.run_T),
+            gather_kept(assignment, self.span_T),
             None,
             counts,
             tuple(merge(assignment, layer_TD) for layer_TD in self.deepstack),
         )
 
 
-def planned_lengths(runs: Sequence[Run], plan: ReductionPlan, num_layers: int) -> list[int]:
-    """Tokens one prompt will have in each decoder layer, from the plan alone; an upper bound where data decide."""
-    counts = VisualCounts.of([runs])
+def planned_lengths(spans: Sequence[TokenSpan], plan: ReductionPlan, num_layers: int) -> list[int]:
+    """Tokens that one prompt will have in each decoder layer, by the plan alone; an upper bound if data decide."""
+    counts = VisualCounts.of([spans])
     counts = _planned(counts, plan.at("decoder_input"))
     lengths = []
     for layer in range(num_layers):
@@ -182,13 +181,13 @@ def _planned(counts: VisualCounts, reducer: Reducer | None) -> VisualCounts:
     return counts.reduced(selection, [n if k is None else k for n, k in zip(selection.lengths, kept, strict=True)])
 
 
-def _scope_key(request: int, run: Run, per: Scope) -> ScopeKey | None:
-    """What a run belongs to at this grain; None where it belongs to none. The request comes first."""
-    if run.visual < 0 or (per == "frame" and run.frame < 0):
+def _scope_key(request: int, span: TokenSpan, per: Scope) -> ScopeKey | None:
+    """The scope that a span belongs to, its request first; None for a span out of scope."""
+    if span.mm_index < 0 or (per == "frame" and span.frame < 0):
         return None
     return {
-        "frame": (request, run.visual, run.frame),
-        "span": (request, run.span),
-        "medium": (request, run.visual),
+        "frame": (request, span.mm_index, span.frame),
+        "span": (request, span.visual_span),
+        "medium": (request, span.mm_index),
         "prompt": (request,),
     }[per]

@@ -1,6 +1,4 @@
-"""What took place in a tower, as mixing matrices on the host, apart for each medium.
-
-Knows no tower and no reducer.
+"""Records the reductions of a tower as mixing matrices on the host, separately for each visual input.
 
 Shape suffixes: T tokens, K kept tokens.
 """
@@ -22,15 +20,15 @@ from illava.tokens import Assignment
 
 @dataclass(frozen=True, slots=True)
 class VisionStep:
-    """One reduction that took place.
+    """One reduction that was carried out.
 
     Attributes:
         stage: ``vision_block`` or ``vision_output``.
         block: 0-based, None after the tower.
         assignment: over all patches of the packed call; a CLS token is not among them.
         of_groups: the same over whole groups, as the reducer gave it.
-        lengths_before: patches per segment that went in.
-        coord_K3: int64 (tile, row, col) of what came out.
+        lengths_before: patches per segment before it.
+        coord_K3: int64 (tile, row, col) of the patches after it.
     """
 
     stage: Stage
@@ -48,8 +46,8 @@ class PackedTrace:
     Attributes:
         stage, block: as a `TraceStep` names them.
         matrix: makes the sparse float32 matrix [K, T], on any device.
-        coord_K3: int64 (tile, row, col) of what came out.
-        tokens_before, tokens_after: tokens of each medium.
+        coord_K3: int64 (tile, row, col) of the tokens after it.
+        tokens_before, tokens_after: tokens of each visual input.
     """
 
     stage: str
@@ -59,14 +57,14 @@ class PackedTrace:
     tokens_before: tuple[int, ...]
     tokens_after: tuple[int, ...]
 
-    def by_medium(self) -> list[TraceStep]:
-        """The block-diagonal matrix, one sparse block for each medium, copied to the host."""
+    def by_mm_item(self) -> list[TraceStep]:
+        """Split the block-diagonal matrix into one sparse block for each visual input, on the host."""
         matrix = self.matrix().cpu()
         (row, col), value = matrix.indices(), matrix.values()
         row_bounds, col_bounds = starts(self.tokens_after), starts(self.tokens_before)
         edge_bounds = torch.searchsorted(row.contiguous(), torch.tensor(row_bounds)).tolist()
-        places = self.coord_K3.cpu().split(list(self.tokens_after))
-        bounds = zip(pairwise(row_bounds), pairwise(col_bounds), pairwise(edge_bounds), places, strict=True)
+        coords = self.coord_K3.cpu().split(list(self.tokens_after))
+        bounds = zip(pairwise(row_bounds), pairwise(col_bounds), pairwise(edge_bounds), coords, strict=True)
         steps = []
         for rows, cols, edges, coord_K3 in bounds:
             index = torch.stack([row[slice(*edges)] - rows[0], col[slice(*edges)] - cols[0]])
@@ -77,11 +75,11 @@ class PackedTrace:
 
 
 def media_traces(steps: Sequence[PackedTrace], num_media: int) -> list[tuple[TraceStep, ...]]:
-    """The steps of each medium."""
-    apart = [step.by_medium() for step in steps]
-    return [tuple(step[visual] for step in apart) for visual in range(num_media)]
+    """The steps of each visual input."""
+    apart = [step.by_mm_item() for step in steps]
+    return [tuple(step[mm_index] for step in apart) for mm_index in range(num_media)]
 
 
 def visual_coords(coord_K3: Tensor) -> Tensor:
-    """(tile, row, col) -> (medium, tile, row, col) with medium 0, as an `EncodedVisual` carries it."""
+    """(tile, row, col) -> (visual input, tile, row, col) with input 0, as in an `EncodedVisual`."""
     return torch.cat([coord_K3.new_zeros(coord_K3.shape[0], 1), coord_K3], dim=1)

@@ -1,12 +1,12 @@
-"""Un-merging: cells that were dropped or merged away in the tower come back before pooling or the 2x2 merger.
+"""Unmerges: restores cells that the tower dropped or merged away, before pooling or the 2x2 merger.
 
-Each dropped cell keeps what it held when it left and takes over what has happened since to the survivors most like
-it: x_i + mean over k of (x_k' - x_k), k the survivors of largest cosine with x_i in its segment (all of them where it
-has no more), x_k as they left that step, x_k' as they are now. A survivor is as it is now. Steps are undone last
-first. Knows no tower and no reducer.
+A dropped cell keeps its hidden state of the moment it was dropped, and takes over the mean change since then of the
+kept tokens most like it: x_i + mean over k of (x_k' - x_k). Here k are the kept tokens of largest cosine with x_i in
+its segment (all of them if there are no more), x_k their states after that step, x_k' their states now. A kept token is
+as it is now. Steps are undone in reverse order.
 
-Source: a delta reconstruction of ours over nearest survivors; the idea of un-merging a token to its sources' places is
-ToMe's for dense outputs (arXiv 2303.17604, facebookresearch/ToMeSD), which copies the merged token instead.
+Source: a delta reconstruction of ours over nearest kept tokens. The idea to unmerge a token at its sources' positions
+is ToMe's for dense outputs (arXiv 2303.17604, facebookresearch/ToMeSD), which copies the merged token instead.
 
 Shape suffixes: T tokens before a step, K after it, D channels, S segments, N and M tokens of the longest segment
 before and after, n neighbours, B rows of a block.
@@ -27,15 +27,15 @@ _BLOCK_ROWS = 256
 
 @dataclass(frozen=True, slots=True)
 class _Undo:
-    """What undoing one step takes.
+    """Holds what is needed to undo one step.
 
     Attributes:
         assignment: the step, over whole groups where the tower has groups.
-        before_TD: hidden states that went in.
-        after_KD: hidden states that came out.
-        near_Tn: int64, for each token that went in the survivors it follows, nearest first; a survivor's first is
-            itself.
-        num_near_T1: int64, how many of these count: a segment may have fewer survivors than another has neighbours.
+        before_TD: hidden states before the step.
+        after_KD: hidden states after the step.
+        near_Tn: int64, for each token before the step the kept tokens that it follows, nearest first; a kept token's
+            first is itself.
+        num_near_T1: int64, how many of these count: a segment may have fewer kept tokens than neighbours are asked for.
     """
 
     assignment: Assignment
@@ -48,13 +48,13 @@ class _Undo:
     def of(
         cls, assignment: Assignment, lengths: tuple[int, ...], before_TD: Tensor, after_KD: Tensor, num_neighbours: int
     ) -> _Undo:
-        """Find each token's survivors; ``lengths`` as the step's reducer saw them."""
+        """Find the kept tokens that each token follows; ``lengths`` as the step's reducer saw them."""
         near_Tn, num_near_T1 = _nearest(before_TD, after_KD, lengths, assignment.lengths, num_neighbours)
         near_Tn[assignment.kept_K, 0] = torch.arange(assignment.num_kept, device=near_Tn.device)
         return cls(assignment, before_TD, after_KD, near_Tn, num_near_T1)
 
     def apply(self, now_KD: Tensor) -> Tensor:
-        """Hidden states as they are now, [K, D], with the dropped cells restored: [T, D]."""
+        """Restore the dropped cells among the present hidden states: [K, D] -> [T, D]."""
         moved_KD = now_KD.float() - self.after_KD.float()
         moved_TD = moved_KD[self.near_Tn[:, 0]]
         for n in range(1, self.near_Tn.shape[1]):  # a neighbour at a time: no [T, n, D] is ever whole in memory
@@ -77,43 +77,43 @@ class _Undo:
 
 
 class Unmerging:
-    """The undoing of all steps of one packed call of a tower, gathered step by step."""
+    """Undoes all steps of one packed call of a tower; is told of each step as it happens."""
 
     def __init__(self, num_neighbours: int, group_side: int) -> None:
-        """Follow so many survivors; whole groups of ``group_side`` x ``group_side`` patches are restored at a time."""
+        """Follow so many kept tokens; restore whole groups of ``group_side`` x ``group_side`` patches at a time."""
         self._num_neighbours, self._size = num_neighbours, group_side**2
         self._undos: list[_Undo] = []
 
     def add(self, of_groups: Assignment, lengths: tuple[int, ...], before_TD: Tensor, after_KD: Tensor) -> None:
-        """Take note of a step.
+        """Record a step.
 
         Args:
             of_groups: over whole groups.
             lengths: groups per segment, as the step's reducer saw them.
-            before_TD: patches that went in.
-            after_KD: patches that came out.
+            before_TD: patches before the step.
+            after_KD: patches after the step.
         """
         before_GX, after_KX = self._grouped(before_TD), self._grouped(after_KD)
         self._undos.append(_Undo.of(of_groups, lengths, before_GX, after_KX, self._num_neighbours))
 
     def restore(self, now_KD: Tensor) -> Tensor:
-        """Patches as they are now, with every step undone, the last first: [K, D] -> [T, D]."""
+        """Undo every step on the present patches, the last step first: [K, D] -> [T, D]."""
         now_KX = self._grouped(now_KD)
         for undo in reversed(self._undos):
             now_KX = undo.apply(now_KX)
         return now_KX.view(-1, now_KD.shape[1])
 
     def followed(self, value_K: Tensor) -> Tensor:
-        """What belongs to a place, of the survivor that each restored cell follows most: [K, ...] -> [T, ...]."""
+        """Give each restored cell the value of the kept token that it follows most: [K, ...] -> [T, ...]."""
         value_GX = value_K.unflatten(0, (-1, self._size))
         for undo in reversed(self._undos):
             value_GX = value_GX.index_select(0, undo.near_Tn[:, 0])
         return value_GX.flatten(0, 1)
 
     def matrix(self) -> Tensor:
-        """The survivors that each restored cell follows, in equal parts: sparse float32 [T, K].
+        """The kept tokens that each restored cell follows, in equal parts: sparse float32 [T, K].
 
-        What a cell kept of itself is not in it: no matrix over survivors can say so.
+        It leaves out the state that a cell kept of itself: no matrix over kept tokens can express that.
         """
         *first, last = self._undos
         matrix = last.matrix()
@@ -131,17 +131,17 @@ class Unmerging:
 
 
 def _nearest(
-    token_TD: Tensor, survivor_KD: Tensor, lengths: tuple[int, ...], kept: tuple[int, ...], num_neighbours: int
+    token_TD: Tensor, kept_KD: Tensor, lengths: tuple[int, ...], kept: tuple[int, ...], num_neighbours: int
 ) -> tuple[Tensor, Tensor]:
     """int64 [T, n], nearest first, and how many of them count: [T, 1]. No N x M map is ever whole.
 
-    A segment of fewer than n survivors repeats its nearest.
+    A segment of fewer than n kept tokens repeats its nearest.
     """
-    token_SND, survivor_SMD = pad(unit(token_TD), lengths, 0.0), pad(unit(survivor_KD), kept, 0.0)
-    outside_S1M = ~inside(kept, survivor_SMD.shape[1], token_TD.device)[:, None]
+    token_SND, kept_SMD = pad(unit(token_TD), lengths, 0.0), pad(unit(kept_KD), kept, 0.0)
+    outside_S1M = ~inside(kept, kept_SMD.shape[1], token_TD.device)[:, None]
     num_near, best = min(num_neighbours, max(kept)), []
     for block_SBD in token_SND.split(_BLOCK_ROWS, dim=1):
-        cosine_SBM = torch.bmm(block_SBD, survivor_SMD.transpose(1, 2)).masked_fill_(outside_S1M, float("-inf"))
+        cosine_SBM = torch.bmm(block_SBD, kept_SMD.transpose(1, 2)).masked_fill_(outside_S1M, float("-inf"))
         best.append(cosine_SBM.topk(num_near, dim=-1).indices)
     own_S11 = torch.tensor(kept, device=token_TD.device).clamp(max=num_near)[:, None, None]
     near_SNn = torch.cat(best, 1)

@@ -1,19 +1,22 @@
-"""The reduction call that a family's vision tower makes: in a block between attention and MLP, and after the last one.
+"""Reduces tokens in a family's vision tower: in a block between attention and MLP, and after the last block.
 
-Computes the evidence a reducer asks for and nothing else, keeps the assignments that the layout after the tower needs,
-checks that every configured step fired, and turns assignments into trace steps. Knows no tower, no layout and no
-reducer by name.
+The module computes the evidence that a reducer asks for and nothing else, keeps the assignments that the layout after
+the tower needs, checks that no configured step was a no-op, and turns assignments into trace steps. Knows no tower, no
+layout and no reducer by name.
 
-Where a tower has a CLS token, it leads every segment: it is a query and a key of the scored attention like any other
-token (attention received is the mean over all queries of the segment, CLS included), but no reducer sees it, so it is
-never merged, dropped or counted. It leaves behind the last block, before ``vision_output``. What ``vision_output``
-measures (attention received, keys) is the last block's; a token merged there keeps the value of its own place.
-Sizes count the patches (or groups) that a token stands for since the tower's first step; the decoder counts anew.
-Where a tower's merger joins square groups of patches, reducers see whole groups as their tokens
-(`illava.reduction.patch_groups`). A method that joins frames sees a video's frames as one segment; afterwards the
-joined frame is a segment. Under proportional attention (ToMe) every block behind the first such step attends with
-`key_bias_T`, log size, and is scored with it. Under the plan's ``unmerge`` the whole grid is back behind the last block
-(`illava.reduction.unmerge`).
+- A CLS token, where a tower has one, leads every segment. It is a query and a key of the scored attention like any
+  other token: attention received is the mean over all queries of the segment, CLS included. No reducer sees it, so it
+  is never merged, dropped or counted. It is dropped behind the last block, before ``vision_output``.
+- ``vision_output`` uses the last block's evidence (attention received, keys). A token merged there keeps the value of
+  its own position.
+- Sizes count the patches (or groups) that were merged into a token since the tower's first step; the decoder counts
+  anew.
+- If a tower's merger joins square groups of patches, reducers see whole groups as their tokens
+  (`illava.reduction.patch_groups`).
+- A method that merges frames sees a video's frames as one segment; afterwards each merged frame is a segment.
+- Under proportional attention (ToMe) every block behind the first such step attends with `key_bias_T`, the log size,
+  and is scored with it.
+- Under the plan's ``unmerge`` the whole grid is restored behind the last block (`illava.reduction.unmerge`).
 
 Shape suffixes: T tokens packed end to end, P patches among them (all of them without CLS), K kept tokens, D channels,
 H heads, d head width.
@@ -57,7 +60,7 @@ _State = tuple[tuple[int, ...], Tensor, Segments, Tensor | None, Sequence[int] |
 
 
 class VisionReduction:
-    """The reductions of one packed call of a tower.
+    """Carries out the reductions of one packed call of a tower.
 
     Attributes:
         lengths: tokens per segment as they are now, CLS included while it is there: what attention runs over.
@@ -65,9 +68,9 @@ class VisionReduction:
         score_T: float32 attention received in the last block by the patches as they are now; None before that block,
             and where no later stage of the plan asks for it.
         segments: which tile or frame each segment is.
-        steps: what took place since the grid was last whole, in order.
+        steps: the reductions since the grid was last whole, in order.
         key_bias_T: float32 log size of the tokens as they are now, CLS included; None where attention has no bias.
-        idle: by medium, the steps that found nothing to take from it, in words.
+        noop_steps: by visual input, the steps that removed nothing from it, in words.
     """
 
     def __init__(
@@ -90,15 +93,15 @@ class VisionReduction:
             lengths: patches per segment.
             coord_T3: int64 (tile, row, col) of every patch.
             num_blocks: blocks of the tower.
-            has_cls: one more token leads every segment, in no count and no place.
+            has_cls: a CLS token leads every segment; it is not in ``lengths`` or ``coord_T3``.
             group_side: patches per side of a group that is kept or merged as a whole; its patches lie side by side.
             seeds: an integer per segment, the root of what reducers draw there; see `illava.reduction.segments`.
-            segments: which tiles or frames they are; None is tiles of one image.
-            probe: is told every block's attention.
+            segments: the tiles or frames that they are; None: tiles of one image.
+            probe: is given every block's attention.
         """
         self.segments = segments or Segments.of([len(lengths)], [False])
         self.key_bias_T: Tensor | None = None
-        self.idle: list[list[str]] = [[] for _ in self.segments.videos]
+        self.noop_steps: list[list[str]] = [[] for _ in self.segments.videos]
         self._trace: list[PackedTrace] = []
         self._unmerging = None if plan.unmerge is None else Unmerging(plan.unmerge.num_neighbours, group_side)
         self.lengths = tuple(n + has_cls for n in lengths)
@@ -153,12 +156,12 @@ class VisionReduction:
         return self._reduce(reducer, "vision_block", block, hidden_TD, evidence)
 
     def asks(self, block: int) -> bool:
-        """Whether `at` reads this block's queries and keys; where it does not, it has nothing to do."""
+        """Whether `at` needs this block's queries and keys; otherwise it need not be called."""
         measured_later = block == self._last_block and bool(self._later)
         return measured_later or self._plan.at("vision_block", block) is not None or self._probe is not None
 
     def after_tower(self, hidden_TD: Tensor) -> Tensor:
-        """Drop CLS, un-merge and reduce at ``vision_output`` where configured; check that every step of the tower ran.
+        """Drop CLS, unmerge and reduce at ``vision_output`` where configured; check that every step of the tower ran.
 
         Raises:
             ReductionDidNotFireError: a configured block was never run, or a step removed nothing.
@@ -183,22 +186,22 @@ class VisionReduction:
 
     @property
     def unmerges(self) -> bool:
-        """Whether the grid is wanted back behind the last block."""
+        """Whether the plan restores the grid behind the last block."""
         return self._plan.unmerge is not None
 
     def unmerged(self, hidden_TD: Tensor) -> Tensor:
-        """Patches of the whole grid as they are now, for what reads a tower on its way; as given without un-merging."""
+        """Restore the whole grid of the present patches, for deepstack; without ``unmerge`` returns them as given."""
         return hidden_TD if self._unmerging is None else self._unmerging.restore(hidden_TD)
 
     def trace(self) -> list[tuple[TraceStep, ...]]:
-        """The steps as sparse matrices on the host, apart for each medium."""
+        """The steps as sparse matrices on the host, separately for each visual input."""
         return media_traces(self._trace, len(self.segments.videos))
 
     def _reduce(
         self, reducer: Reducer, stage: Stage, block: int | None, hidden_TD: Tensor, evidence: Evidence
     ) -> Tensor:
         num_patches, patch_P = self._num_patches, self._patch_index(hidden_TD.device)
-        scopes = self.segments.scopes(num_patches) if reducer.joins_frames else num_patches
+        scopes = self.segments.scopes(num_patches) if reducer.merges_frames else num_patches
         patches = Tokens(only_patches(patch_P, hidden_TD), scopes, self.coord_T3)
         groups = group_tokens(patches, self._group_side)
         evidence = self._with_history(evidence, reducer, stage, block)
@@ -207,12 +210,12 @@ class VisionReduction:
         if of_groups.num_kept >= of_groups.num_tokens and not self._may_keep_all(reducer, groups.lengths):
             raise ReductionDidNotFireError(
                 f"reducer {where} removed none of {of_groups.num_tokens} tokens ({groups.lengths[0]} in the first "
-                f"{'video or ' if reducer.joins_frames else ''}tile); lower its budget or leave the step out"
+                f"{'video or ' if reducer.merges_frames else ''}tile); lower its budget or leave the step out"
             )
         segments = self.segments
         kept_PD = self._take(stage, block, hidden_TD, of_groups, reducer)
         if not reducer.may_keep_all:
-            self._note_idle(reducer, where, segments.of_media(num_patches))
+            self._note_noop(reducer, where, segments.of_media(num_patches))
         if self._unmerging is not None and stage == "vision_block":
             after_PD = only_patches(self._patch_index(hidden_TD.device), kept_PD)
             self._unmerging.add(of_groups, groups.lengths, patches.hidden_TD, after_PD)
@@ -223,11 +226,11 @@ class VisionReduction:
     def _take(
         self, stage: Stage, block: int | None, hidden_TD: Tensor, of_groups: Assignment, reducer: Reducer
     ) -> Tensor:
-        """Apply what was decided to everything that is kept from step to step."""
+        """Apply an assignment to everything that is kept from step to step."""
         before, num_patches, patch_P = self.segments, self._num_patches, self._patch_index(hidden_TD.device)
         assignment = spread(of_groups, self._group_side)
         lengths = assignment.lengths
-        if reducer.joins_frames:
+        if reducer.merges_frames:
             self.segments, lengths = before.merge_frames(num_patches, lengths, reducer.frames_kept)
             self._seeds = self.segments.select(before, self._seeds)
         self.lengths = tuple(n + self._has_cls for n in lengths)
@@ -246,7 +249,7 @@ class VisionReduction:
         return merge(embed_in_batch(assignment, patch_P, hidden_TD.shape[0], self.lengths), hidden_TD)
 
     def _unmerge(self, unmerging: Unmerging, hidden_TD: Tensor) -> Tensor:
-        """The grid that entered the blocks again; what was measured of a cell is of the survivor it follows most."""
+        """Restore the grid that entered the blocks; a cell takes the evidence of the kept token it follows most."""
         before = self.segments.of_media(self.lengths)
         self.score_T, self._cls_score_T, self._keys_THd = (
             None if value_T is None else unmerging.followed(value_T)
@@ -259,29 +262,29 @@ class VisionReduction:
         return hidden_TD
 
     def _state(self) -> _State:
-        """What un-merging goes back to."""
+        """The state that unmerging restores."""
         return self._num_patches, self.coord_T3, self.segments, self._size_T, self._seeds, list(self.steps)
 
-    def _note_idle(self, reducer: Reducer, where: str, tokens_before: tuple[int, ...]) -> None:
-        """Note which media lost nothing. Whether a whole request did is asked where its prompt is assembled."""
+    def _note_noop(self, reducer: Reducer, where: str, tokens_before: tuple[int, ...]) -> None:
+        """Note the visual inputs that lost nothing. Prompt assembly checks whether a whole request lost nothing."""
         left = self.segments.of_media(self._num_patches)
-        for visual, (had, has) in enumerate(zip(tokens_before, left, strict=True)):
-            own = [n // self._group_side**2 for n in self.segments.counts(visual, self._num_patches)]
+        for mm_index, (had, has) in enumerate(zip(tokens_before, left, strict=True)):
+            own = [n // self._group_side**2 for n in self.segments.counts(mm_index, self._num_patches)]
             if had == has and not self._may_keep_all(reducer, own):
-                self.idle[visual].append(where)
+                self.noop_steps[mm_index].append(where)
 
     def _with_history(self, evidence: Evidence, reducer: Reducer, stage: Stage, block: int | None) -> Evidence:
-        """What a block measured, with sizes and with a seed for every segment and step where they are asked for."""
+        """Add sizes, and a seed for every segment and step, to a block's evidence where the reducer asks for them."""
         kinds, seeds = reducer.evidence(stage), None
         if "seed" in kinds and self._seeds is not None:
             seeds = tuple(derive_seed(root, stage, block or 0) for root in self._seeds)
         return replace(evidence, size_T=self._size_T if "sizes" in kinds else None, seeds=seeds)
 
     def _may_keep_all(self, reducer: Reducer, lengths: Sequence[int]) -> bool:
-        """Whether keeping all these groups is no failure.
+        """Whether it is no error to keep all these groups.
 
-        A method may drop only what is redundant; and pictures of native resolution may have too few groups for a budget
-        to take one of them: no check of the plan could have known, and among larger pictures nobody would object.
+        A method may drop redundant tokens only. And pictures of native resolution may have too few groups for a budget
+        to remove one of them, which no check of the plan could have known.
         """
         too_small = self._group_side > 1 and all(reducer.num_kept(length) == length for length in lengths)
         return reducer.may_keep_all or too_small
@@ -292,7 +295,7 @@ class VisionReduction:
         return tuple(n - self._has_cls for n in self.lengths)
 
     def _patch_index(self, device: torch.device) -> Tensor | None:
-        """Where the patches lie among the packed tokens: int64 [P]; None where they are all there is."""
+        """Indices of the patches among the packed tokens: int64 [P]; None where all tokens are patches."""
         return patch_index(self.lengths, device) if self._has_cls else None
 
 

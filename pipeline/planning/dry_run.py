@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 
 from illava.families.model_shape import ModelShape, load_model_shape
-from illava.token_counts import MediumShape, TokenCounts, expected_counts
+from illava.token_counts import TokenCounts, VisualShape, expected_counts
 from pipeline.config.schema import JobConfig
 from pipeline.runs.run import pending_shards, plan_run
 from pipeline.runs.run_folder import Run
@@ -85,11 +85,11 @@ def _cache_lines(run: Run) -> list[str]:
 def _counts(config: JobConfig, model: ModelShape, shape: _Shape) -> TokenCounts:
     kind, num_objects = shape
     if kind == "video":
-        media = [MediumShape("video", ASSUMED_IMAGE_PX, ASSUMED_IMAGE_PX, num_frames=config.media.num_frames)]
+        media = [VisualShape("video", ASSUMED_IMAGE_PX, ASSUMED_IMAGE_PX, num_frames=config.media.num_frames)]
     elif kind == "document":
-        media = [MediumShape("image", *(round(side * config.media.page_dpi) for side in _A4_INCHES))]
+        media = [VisualShape("image", *(round(side * config.media.page_dpi) for side in _A4_INCHES))]
     else:
-        media = [MediumShape("image", ASSUMED_IMAGE_PX, ASSUMED_IMAGE_PX)] * num_objects
+        media = [VisualShape("image", ASSUMED_IMAGE_PX, ASSUMED_IMAGE_PX)] * num_objects
     per_request = build_task(config.task).media_per_request or len(media)
     total = TokenCounts(0, 0, 0, 0)
     for start in range(0, len(media), per_request):

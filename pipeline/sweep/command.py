@@ -42,7 +42,7 @@ def render_sweep_dry_run(config: SweepConfig) -> str:
         PlanError: a plan that makes no sense for its model.
     """
     from illava.families.model_shape import load_model_shape
-    from illava.token_counts import MediumShape, expected_counts
+    from illava.token_counts import VisualShape, expected_counts
     from pipeline.planning.dry_run import ASSUMED_IMAGE_PX
     from pipeline.sweep.run import open_sweep
 
@@ -55,7 +55,7 @@ def render_sweep_dry_run(config: SweepConfig) -> str:
         counts = expected_counts(
             shape.geometry,
             point.plan,
-            [MediumShape("image", ASSUMED_IMAGE_PX, ASSUMED_IMAGE_PX)],
+            [VisualShape("image", ASSUMED_IMAGE_PX, ASSUMED_IMAGE_PX)],
             num_vision_blocks=shape.num_vision_blocks,
             num_decoder_layers=shape.num_decoder_layers,
         )

@@ -17,7 +17,7 @@ from illava.errors import RandomWeightsError
 from illava.families.model_shape import load_model_shape
 from illava.plan import ReductionPlan
 from illava.reducers import REDUCERS
-from illava.token_counts import MediumShape, expected_counts
+from illava.token_counts import VisualShape, expected_counts
 
 
 def test_every_registered_method_is_compared_or_left_out_with_a_reason() -> None:
@@ -53,14 +53,14 @@ def test_rows_of_one_share_keep_equal_tokens_as_measured() -> None:
 
 def test_rows_of_one_share_keep_equal_tokens_as_counted() -> None:
     shape = load_model_shape(str(accuracy.MODEL))
-    media = {0: MediumShape("image", 112, 112), 1: MediumShape("video", 112, 112, num_frames=8)}
+    media = {0: VisualShape("image", 112, 112), 1: VisualShape("video", 112, 112, num_frames=8)}
     num_counted = 0
     for name, side, plan, share in sides_at_a_share():
-        visual = media[side]
+        mm_item = media[side]
         counts = expected_counts(
             shape.geometry,
             plan,
-            [visual],
+            [mm_item],
             num_vision_blocks=shape.num_vision_blocks,
             num_decoder_layers=shape.num_decoder_layers,
         )

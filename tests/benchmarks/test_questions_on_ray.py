@@ -1,4 +1,4 @@
-"""Questions about clips of the toy's generator through Ray with the bundled model: score, interval, cost, compare."""
+"""Questions about clips of the demo's generator through Ray with the bundled model: score, interval, cost, compare."""
 
 import json
 import subprocess

@@ -23,9 +23,9 @@ from illava.reducers import ILLaVA
 from illava.reduction.decoder import DecoderReduction
 from illava.reduction.vision import VisionReduction
 from illava.tokens import Assignment
-from illava.visual_tokens import Run
+from illava.visual_tokens import TokenSpan
 from tests.support.closeness import assert_close
-from tests.support.models.tiny_decoder import config, make_prompt, plan_of, run_prefill, video_runs
+from tests.support.decoder_cases import config, make_prompt, plan_of, run_prefill, video_spans
 
 SCORES = ["paper", "released", "causal_normalised"]
 VISION = {"stage": "vision_block", "layers": [2, 3, 4, 5], "reducer": {"kind": "illava", "num_merged": 6}}
@@ -97,7 +97,7 @@ class Frozen(ILLaVA):
 @pytest.mark.numeric
 @pytest.mark.parametrize("score", SCORES)
 def test_a_cached_decode_equals_a_recompute_with_the_merge_of_the_prefill_frozen(decoder, score):
-    prompt = make_prompt(video_runs(), seed=1)
+    prompt = make_prompt(video_spans(), seed=1)
     noted = Noted(keep_ratio=0.5, score=score, decided=[])
     done, cache = run_prefill(decoder, [prompt], plan_of(("decoder_layer", (2,), noted)))
     frozen = plan_of(("decoder_layer", (2,), Frozen(keep_ratio=0.5, score=score, decided=noted.decided)))
@@ -112,7 +112,7 @@ def test_a_cached_decode_equals_a_recompute_with_the_merge_of_the_prefill_frozen
             position_PT=torch.cat([longer.position_PT, position + step], 1),
             coord_T4=torch.cat([longer.coord_T4, torch.full((1, 4), -1)]),
             score_T=torch.cat([longer.score_T, torch.zeros(1)]),
-            runs=(*longer.runs, Run(1)),
+            token_spans=(*longer.token_spans, TokenSpan(1)),
         )
         again, _ = run_prefill(decoder, [longer], frozen)
         assert again.lengths_LB[-1][0] == done.lengths_LB[-1][0] + step + 1
@@ -122,7 +122,10 @@ def test_a_cached_decode_equals_a_recompute_with_the_merge_of_the_prefill_frozen
 @pytest.mark.parametrize("score", SCORES)
 def test_a_prefill_that_merges_makes_no_tensor_of_n_by_n(decoder, score):
     num_visual = 1200
-    prompts = [make_prompt((Run(3), Run(num_visual, 0, 1, 0), Run(4))), make_prompt((Run(90, 0, 0, 0), Run(2)), seed=1)]
+    prompts = [
+        make_prompt((TokenSpan(3), TokenSpan(num_visual, 0, 1, 0), TokenSpan(4))),
+        make_prompt((TokenSpan(90, 0, 0, 0), TokenSpan(2)), seed=1),
+    ]
     plan = plan_of(("decoder_layer", (2,), ILLaVA(keep_ratio=0.5, score=score)))
     with Operations() as seen:
         run_prefill(decoder, prompts, plan, block_size=64)
@@ -171,9 +174,9 @@ def test_the_decoder_reduces_all_images_and_tokens_in_the_same_number_of_operati
     )  # by stretches goes the MLP on CPU, not the reduction
 
     def operations(num_images: int, num_tokens: int) -> int:
-        runs = [Run(num_tokens, n, n, -1) for n in range(num_images)]
+        token_spans = [TokenSpan(num_tokens, n, n, -1) for n in range(num_images)]
         reducer = ILLaVA(keep_ratio=0.5, score=score, per="medium")
-        prompt = make_prompt((Run(2), *runs, Run(3)))
+        prompt = make_prompt((TokenSpan(2), *token_spans, TokenSpan(3)))
         with Operations() as seen:
             run_prefill(decoder, [prompt], plan_of(("decoder_layer", (2,), reducer)), block_size=256)
         return seen.count
@@ -186,7 +189,7 @@ def test_the_decoder_reduces_all_images_and_tokens_in_the_same_number_of_operati
 @pytest.mark.parametrize("per", ["frame", "medium", "prompt"])
 def test_reductions_of_fixed_counts_wait_for_no_device(score, per):
     """Scores, choice, mixing and bookkeeping on tensors without values: whatever would read one back fails."""
-    runs = (Run(3), Run(8, 0, 1, 0), Run(6, 0, 1, 1), Run(1, 0, 1, -1), Run(4))
+    token_spans = (TokenSpan(3), TokenSpan(8, 0, 1, 0), TokenSpan(6, 0, 1, 1), TokenSpan(1, 0, 1, -1), TokenSpan(4))
     plan = plan_of(
         ("vision_block", (0,), ILLaVA(keep_ratio=0.5)),
         ("decoder_input", (), ILLaVA(keep_per_frame=5)),
@@ -202,10 +205,10 @@ def test_reductions_of_fixed_counts_wait_for_no_device(score, per):
         return patches_KD.shape, decoder.apply(entering, "decoder_layer", 2, qk=qk).hidden_TD.shape
 
     hidden_TD, (q_THd, k_THd) = torch.randn(22, 32), torch.randn(2, 22, 4, 8)
-    packed = pack([make_prompt(runs)])
+    packed = pack([make_prompt(token_spans)])
     expected = reduce(hidden_TD, q_THd, k_THd, packed)  # fills the caches of host-made indices
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        names = ("hidden_TD", "position_PT", "place_T4", "run_T", "score_T")
+        names = ("hidden_TD", "position_PT", "coord_T4", "span_T", "score_T")
         fake = replace(packed, **{name: mode.from_tensor(getattr(packed, name)) for name in names})
         assert reduce(*map(mode.from_tensor, (hidden_TD, q_THd, k_THd)), fake) == expected
 
@@ -231,7 +234,7 @@ def test_media_that_cannot_fit_are_refused_before_the_tower_runs(vlm, preprocess
     video = preprocessor.video(noise(3, 30, 40))
     monkeypatch.setattr(vlm.family.decoder, "max_positions", 52)  # 3 x 16 + 1 places, 3 new tokens
     monkeypatch.setattr(vlm.family, "encode", lambda *_, **__: pytest.fail("the tower ran"))
-    with pytest.raises(RequestError, match=r"'long': 49 prompt places of its media and 4 new tokens .* 52 positions"):
+    with pytest.raises(RequestError, match=r"'long': 49 prompt tokens of its media and 4 new tokens .* 52 positions"):
         vlm.submit(Request("long", (video, "?"), SamplingParams(max_new_tokens=4)))
     assert not vlm.has_work
     vlm.submit(Request("fits", (video, "?"), SamplingParams(max_new_tokens=3)))

@@ -95,9 +95,9 @@ CUT = "{stage: vision_block, layers: [%s], reducer: {kind: illava, num_merged: 3
 
 def test_frames_are_joined_before_single_cells_go():
     read(f"steps: [{JOIN % '1, 2'}, {CUT % 4}]")
-    refuse(f"steps: [{CUT % 1}, {JOIN % 4}]", "'frame_merging' joins frames cell by cell, but 'illava' before it")
+    refuse(f"steps: [{CUT % 1}, {JOIN % 4}]", "'frame_merging' merges frames cell by cell, but 'illava' before it")
     behind = "{stage: vision_output, reducer: {kind: frame_merging}}"
-    refuse(f"steps: [{CUT % 1}, {behind}]", "put the joining first")
+    refuse(f"steps: [{CUT % 1}, {behind}]", "put the merging first")
     read(f"{{unmerge: {{}}, steps: [{CUT % 1}, {behind}]}}")  # the cells are all back by then
 
 

@@ -77,9 +77,9 @@ def test_several_images_equal_stock(preprocessor, stock):
     ours = preprocessor.images(frames)
     theirs = stock(images=[[Image.fromarray(frame) for frame in frames]], return_tensors="np")
     assert theirs["batch_num_images"].tolist() == [len(frames)]
-    for visual, pixels, size in zip(ours, theirs["pixel_values"], SIZES, strict=True):
-        assert (visual.kind, visual.tiles.shape[0], visual.original_size) == ("image", 1, size)
-        np.testing.assert_allclose(normalised(preprocessor, visual.tiles), pixels, rtol=0, atol=1e-6)
+    for mm_item, pixels, size in zip(ours, theirs["pixel_values"], SIZES, strict=True):
+        assert (mm_item.kind, mm_item.tiles.shape[0], mm_item.original_size) == ("image", 1, size)
+        np.testing.assert_allclose(normalised(preprocessor, mm_item.tiles), pixels, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("height", "width"), [(48, 64), (56, 56), (90, 41)])
@@ -109,7 +109,7 @@ def test_max_nbytes_bounds_every_item(preprocessor):
     assert preprocessor.video(np.zeros((1, 9, 9, 3), np.uint8)).nbytes <= preprocessor.max_nbytes(1)
     assert preprocessor.video(np.zeros((7, 9, 9, 3), np.uint8)).nbytes == preprocessor.max_nbytes(7)
     several = preprocessor.images([picture(9, 9)] * 3)
-    assert sum(visual.nbytes for visual in several) == preprocessor.max_nbytes(3)
+    assert sum(mm_item.nbytes for mm_item in several) == preprocessor.max_nbytes(3)
 
 
 @pytest.mark.parametrize(
@@ -146,8 +146,8 @@ def test_bad_video_frames_are_named(preprocessor, frames, message):
 def test_pickles(preprocessor):
     copy = pickle.loads(pickle.dumps(preprocessor))
     assert copy == preprocessor
-    visual = copy.video(np.zeros((2, 8, 8, 3), np.uint8))
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(visual)).tiles, visual.tiles)
+    mm_item = copy.video(np.zeros((2, 8, 8, 3), np.uint8))
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(mm_item)).tiles, mm_item.tiles)
 
 
 @pytest.fixture

@@ -17,19 +17,19 @@ from illava.families.llava.geometry import AnyresGeometry
 from illava.families.model_shape import load_model_shape
 from illava.plan import EMPTY_PLAN, ReductionPlan, ReductionStep, preset
 from illava.reducers import Reducer
-from illava.token_counts import MediumShape, TokenCounts, expected_counts
+from illava.token_counts import TokenCounts, VisualShape, expected_counts
 from tests.support.models.onevision import make_onevision
 
 CANVASES = tuple((384 * rows, 384 * cols) for rows in range(1, 7) for cols in range(1, 7))
 SEVEN_B = AnyresGeometry(384, 14, CANVASES, 9)
 SMALL = AnyresGeometry(112, 8, ((112, 112),), 9)
 
-CLIP = MediumShape("video", 720, 1280, 32)
-SQUARE = MediumShape("image", 384, 384)
-WIDE = MediumShape("image", 1080, 1920)
+CLIP = VisualShape("video", 720, 1280, 32)
+SQUARE = VisualShape("image", 384, 384)
+WIDE = VisualShape("image", 1080, 1920)
 
 
-def count(plan: ReductionPlan, *media: MediumShape, geometry: AnyresGeometry = SEVEN_B) -> TokenCounts:
+def count(plan: ReductionPlan, *media: VisualShape, geometry: AnyresGeometry = SEVEN_B) -> TokenCounts:
     return expected_counts(geometry, plan, media, num_vision_blocks=26, num_decoder_layers=28)
 
 
@@ -58,7 +58,7 @@ def test_32_frames_of_the_7b(plan, expected):
 
 
 @pytest.mark.parametrize(
-    ("plan", "visual", "expected"),
+    ("plan", "mm_item", "expected"),
     [
         (EMPTY_PLAN, SQUARE, TokenCounts(1458, 1485, 1485, 1485)),  # base 729, one tile 27 x 28
         (released("illava-image"), SQUARE, TokenCounts(1458, 1485, 741, 519)),  # 361 + 19 x 20; 518.7
@@ -67,15 +67,15 @@ def test_32_frames_of_the_7b(plan, expected):
         (released("illava-image"), WIDE, TokenCounts(11664, 7269, 3595, 2516)),  # 361 + 42 x 77; 2516.5 to even
     ],
 )
-def test_one_image_of_the_7b(plan, visual, expected):
-    assert count(plan, visual) == expected
+def test_one_image_of_the_7b(plan, mm_item, expected):
+    assert count(plan, mm_item) == expected
 
 
 def test_padding_makes_geometric_images_an_upper_bound():
-    bound = count(preset("illava-image"), MediumShape("image", 300, 384))
+    bound = count(preset("illava-image"), VisualShape("image", 300, 384))
     # 27 x 27 cells, 21 rows of picture (int(21.09)), 3 rows off each end: all 361 survivors may lie in 21 x 27 cells
     assert bound == TokenCounts(1458, 729 + 21 * 28, 361 + 361 + 21, 520, exact=False)
-    thin = count(preset("illava-image"), MediumShape("image", 60, 384))
+    thin = count(preset("illava-image"), VisualShape("image", 60, 384))
     assert thin.num_vision_tokens_kept == 361 + 5 * 27 + 5  # no more survivors than cells
     assert not thin.exact
 
@@ -87,25 +87,25 @@ def test_several_images_are_one_tile_each():
 
 
 def test_small_model():
-    clip = MediumShape("video", 112, 112, 8)
+    clip = VisualShape("video", 112, 112, 8)
     assert count(preset("illava-small-video"), clip, geometry=SMALL) == TokenCounts(1568, 393, 201, 141)
     assert count(released("illava-small-video"), clip, geometry=SMALL) == TokenCounts(1568, 393, 201, 141)
-    image = MediumShape("image", 112, 112)
+    image = VisualShape("image", 112, 112)
     assert count(released("illava-small"), image, geometry=SMALL) == TokenCounts(392, 406, 210, 147)
     assert count(preset("illava-small"), image, geometry=SMALL) == TokenCounts(392, 406, 214, 150)
 
 
 def test_scopes_round_apart_or_together():
-    small = MediumShape("image", 1, 1)  # several images: 729 + 1 each
+    small = VisualShape("image", 1, 1)  # several images: 729 + 1 each
     half = {"keep_ratio": 0.5}
     frame = plan_of(("decoder_input", [], {**half, "per": "frame"}))
-    visual = plan_of(("decoder_input", [], {**half, "per": "medium"}))
+    per_medium = plan_of(("decoder_input", [], {**half, "per": "medium"}))
     prompt = plan_of(("decoder_input", [], {**half, "per": "prompt"}))
     span = plan_of(("decoder_input", [], {**half, "per": "span"}))
     assert count(frame, small, small, small).num_vision_tokens_kept == 3 * (364 + 1)  # newlines belong to no frame
-    assert count(visual, small, small, small).num_vision_tokens_kept == 3 * 365
+    assert count(per_medium, small, small, small).num_vision_tokens_kept == 3 * 365
     assert count(prompt, small, small, small).num_vision_tokens_kept == 1095
-    assert count(visual, small, small, small).exact
+    assert count(per_medium, small, small, small).exact
     assert not count(span, small, small, small).exact
     assert count(span, CLIP).exact
 
@@ -189,7 +189,7 @@ def test_refusals():
 
 
 def test_counts_add_up():
-    total = count(EMPTY_PLAN, CLIP) + count(preset("illava-image"), MediumShape("image", 300, 384))
+    total = count(EMPTY_PLAN, CLIP) + count(preset("illava-image"), VisualShape("image", 300, 384))
     assert total == TokenCounts(23328 + 1458, 6273 + 1317, 6273 + 743, 6273 + 520, exact=False)
 
 
@@ -225,7 +225,7 @@ def test_equal_to_what_the_model_measures(family, name):
     ones = [list(preprocessor.images([noise(*size)])) for size in ((56, 56), (112, 168), (60, 90), (500, 700))]
     exact = 0
     for media in (clip, pair, *ones):
-        shapes = [MediumShape(m.kind, *m.original_size, len(m.tiles) if m.kind == "video" else 1) for m in media]
+        shapes = [VisualShape(m.kind, *m.original_size, len(m.tiles) if m.kind == "video" else 1) for m in media]
         shape = family.shape
         expected = expected_counts(
             shape.geometry,
@@ -235,9 +235,9 @@ def test_equal_to_what_the_model_measures(family, name):
             num_decoder_layers=shape.num_decoder_layers,
         )
         encoded = family.model.encode(media, PLANS[name], trace=False)
-        measured = sum(visual.feature_KD.shape[0] for visual in encoded)
-        assert expected.num_patches == sum(visual.num_patches for visual in encoded)
-        assert expected.num_vision_tokens == sum(family.model.num_vision_tokens(visual) for visual in media)
+        measured = sum(mm_item.feature_KD.shape[0] for mm_item in encoded)
+        assert expected.num_patches == sum(mm_item.num_patches for mm_item in encoded)
+        assert expected.num_vision_tokens == sum(family.model.num_vision_tokens(mm_item) for mm_item in media)
         bound = expected.num_vision_tokens_kept
         assert measured == bound if expected.exact else 0 < measured <= bound
         exact += expected.exact

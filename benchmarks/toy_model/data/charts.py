@@ -1,4 +1,4 @@
-"""Bar charts: three to six bars of distinct colours and heights over a ticked axis."""
+"""Draws bar charts: three to six bars of distinct colours and heights over a ticked axis."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def make_chart(rng: np.random.Generator) -> Sample:
     canvas = ground(rng, low=170, high=235) if rng.random() < 0.5 else ground(rng, low=15, high=70)
     _draw(rng, canvas, colours, values)
     pixels = canvas.finish(rng)
-    asked = tuple(_questions(rng, colours, values))
-    return Sample("image", pixels[None], canvas.labels[None].copy(), asked, canvas.hints[None])
+    questions = tuple(_questions(rng, colours, values))
+    return Sample("image", pixels[None], canvas.labels[None].copy(), questions, canvas.hints[None])
 
 
 def _draw(rng: np.random.Generator, canvas: Canvas, colours: list[str], values: list[int]) -> None:
@@ -46,21 +46,21 @@ def _draw(rng: np.random.Generator, canvas: Canvas, colours: list[str], values: 
 def _questions(rng: np.random.Generator, colours: list[str], values: list[int]) -> list[Question]:
     tallest, shortest = colours[int(np.argmax(values))], colours[int(np.argmin(values))]
     highest = Question("chart_extreme", "Which bar is the tallest?", tallest)
-    asked = [highest, Question("chart_extreme", "Which bar is the shortest?", shortest)]
-    asked += [
+    questions = [highest, Question("chart_extreme", "Which bar is the shortest?", shortest)]
+    questions += [
         Question("chart_value", f"What is the value of the {colour} bar?", str(value))
         for colour, value in zip(colours, values, strict=True)
     ]
     for _ in range(3):
         first, second = (int(i) for i in rng.permutation(len(colours))[:2])
         answer = "yes" if values[first] > values[second] else "no"
-        asked.append(
+        questions.append(
             Question("chart_compare", f"Is the {colours[first]} bar taller than the {colours[second]} bar?", answer)
         )
     wrong = [str(c) for c in rng.permutation(colours) if c != tallest]
     if len(wrong) >= 3:
-        asked.append(multiple_choice(rng, highest, wrong))
+        questions.append(multiple_choice(rng, highest, wrong))
     prompt = str(rng.choice(IMAGE_CAPTION_PROMPTS))
     text = f"A bar chart with {len(colours)} bars. The {tallest} bar is the tallest."
-    asked.append(Question("caption_chart", prompt, text))
-    return asked
+    questions.append(Question("caption_chart", prompt, text))
+    return questions

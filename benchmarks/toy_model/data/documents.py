@@ -1,4 +1,4 @@
-"""Documents: key-value tables and short text lines, in three fonts, dark on light or light on dark.
+"""Draws documents: key-value tables and short text lines, in three fonts, dark on light or light on dark.
 
 Glyphs are 12 x 20 px cells whose corners fall on a 4 px lattice: this model sees 112 px, a page's worth of words
 would not fit.
@@ -26,7 +26,7 @@ from benchmarks.toy_model.data.vocabulary import (
     IMAGE_CAPTION_PROMPTS,
     KIND_LABELS,
     LETTERS,
-    RELATION_WORDS,
+    LINKED_WORDS,
 )
 
 _LATTICE_PX = 4
@@ -51,7 +51,7 @@ def _label_cell(canvas: Canvas, corner: tuple[int, int], glyph: str, target: str
     rows = [r for r in range(SIZE_PX // PATCH_PX) if y + 2 <= r * PATCH_PX + 3.5 < y + GLYPH_HEIGHT_PX - 2]
     cell = np.s_[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
     canvas.labels[1][cell] = KIND_LABELS.index(glyph)
-    canvas.hints[0][cell] = IGNORE if target == " " else RELATION_WORDS.index(target)
+    canvas.hints[0][cell] = IGNORE if target == " " else LINKED_WORDS.index(target)
 
 
 def _page(rng: np.random.Generator) -> tuple[Canvas, Ink]:
@@ -77,14 +77,18 @@ def make_table(rng: np.random.Generator) -> Sample:
     for row, (key, value) in enumerate(zip(keys, values, strict=True)):
         text, leads_to = key + " " * gap + value, value[0] + " " * gap + key * len(value)
         _write(canvas, zip(text, leads_to, strict=True), (x, y + row * pitch), ink)
-    asked = [Question("document_value", f"What is the value of {k}?", v) for k, v in zip(keys, values, strict=True)]
-    asked += [Question("document_key", f"Which key has the value {v}?", k) for k, v in zip(keys, values, strict=True)]
+    questions = [Question("document_value", f"What is the value of {k}?", v) for k, v in zip(keys, values, strict=True)]
+    questions += [
+        Question("document_key", f"Which key has the value {v}?", k) for k, v in zip(keys, values, strict=True)
+    ]
     absent = str(rng.choice([k for k in LETTERS if k not in keys]))
-    asked.append(Question("document_exists", f"Is there a key {absent}?", "no"))
-    asked.append(Question("document_exists", f"Is there a key {keys[0]}?", "yes"))
+    questions.append(Question("document_exists", f"Is there a key {absent}?", "no"))
+    questions.append(Question("document_exists", f"Is there a key {keys[0]}?", "yes"))
     text = f"A table with {count} rows. The first key is {keys[0]}."
-    asked.append(Question("caption_document", str(rng.choice(IMAGE_CAPTION_PROMPTS)), text))
-    return Sample("image", canvas.finish(rng, 4.0)[None], canvas.labels[None].copy(), tuple(asked), canvas.hints[None])
+    questions.append(Question("caption_document", str(rng.choice(IMAGE_CAPTION_PROMPTS)), text))
+    return Sample(
+        "image", canvas.finish(rng, 4.0)[None], canvas.labels[None].copy(), tuple(questions), canvas.hints[None]
+    )
 
 
 def make_lines(rng: np.random.Generator) -> Sample:
@@ -100,5 +104,9 @@ def make_lines(rng: np.random.Generator) -> Sample:
     for row, line in enumerate(lines):
         _write(canvas, zip(line, line[1:] + " ", strict=True), (x, y + row * pitch), ink)
     names = ("first", "second", "third")
-    asked = [Question("document_line", f"What does the {names[row]} line say?", line) for row, line in enumerate(lines)]
-    return Sample("image", canvas.finish(rng, 4.0)[None], canvas.labels[None].copy(), tuple(asked), canvas.hints[None])
+    questions = [
+        Question("document_line", f"What does the {names[row]} line say?", line) for row, line in enumerate(lines)
+    ]
+    return Sample(
+        "image", canvas.finish(rng, 4.0)[None], canvas.labels[None].copy(), tuple(questions), canvas.hints[None]
+    )

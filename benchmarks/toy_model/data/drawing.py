@@ -1,6 +1,6 @@
-"""Pixels and patch labels: textured grounds, shapes, boxes and glyphs on a 112 px canvas.
+"""Draws pixels and patch labels: textured grounds, shapes, boxes and glyphs on a 112 px canvas.
 
-Knows nothing of questions. A canvas keeps its labels in step with its pixels.
+A canvas keeps its labels in step with its pixels.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.toy_model.data.samples import GRID, PATCH_PX, SIZE_PX
-from benchmarks.toy_model.data.vocabulary import COLOUR_LABELS, COLOURS, IGNORE, KIND_LABELS, RELATION_WORDS
+from benchmarks.toy_model.data.vocabulary import COLOUR_LABELS, COLOURS, IGNORE, KIND_LABELS, LINKED_WORDS
 
 GLYPH_WIDTH_PX, GLYPH_HEIGHT_PX = 12, 20
 FONTS = ("sans", "bold", "bitmap")
@@ -28,9 +28,9 @@ class Canvas:
 
     def copy(self) -> Canvas:
         """An independent canvas with the same content."""
-        twin = Canvas(self.pixels.copy())
-        twin.labels, twin.hints = self.labels.copy(), self.hints.copy()
-        return twin
+        copied = Canvas(self.pixels.copy())
+        copied.labels, copied.hints = self.labels.copy(), self.hints.copy()
+        return copied
 
     def paint(self, alpha: np.ndarray, box: tuple[int, int], colour: np.ndarray, colour_name: str, kind: str) -> None:
         """Blend a patch of alpha [h, w] whose top left corner is at ``box`` (x, y), and label what it covers."""
@@ -59,7 +59,7 @@ class Canvas:
     def hint(self, colour_name: str, *, word: str | None = None, place: int = IGNORE) -> None:
         """Say of every patch of a colour which word it leads to, or where the thing is that it belongs to."""
         mine = self.labels[0] == COLOUR_LABELS.index(colour_name)
-        self.hints[0][mine] = IGNORE if word is None else RELATION_WORDS.index(word)
+        self.hints[0][mine] = IGNORE if word is None else LINKED_WORDS.index(word)
         self.hints[1][mine] = place
 
     def finish(self, rng: np.random.Generator, noise: float = 6.0) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The mixture of sample kinds, and the one door through which samples are made: `make(kind, seed)`."""
+"""Registers the kinds of samples; `make(kind, seed)` makes every sample."""
 
 from __future__ import annotations
 

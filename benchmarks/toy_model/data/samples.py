@@ -1,7 +1,4 @@
-"""What a generated sample is: frames, questions with answers, and a label for every patch.
-
-Knows nothing of how samples are drawn or trained on.
-"""
+"""Defines a generated sample: frames, questions with answers, and a label for every patch."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ SIZE_PX = 112
 PATCH_PX = 8
 GRID = SIZE_PX // PATCH_PX
 
-Medium = Literal["image", "images", "video"]
+InputKind = Literal["image", "images", "video"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +36,16 @@ class Sample:
     """One picture, set of pictures or clip, with everything that is true of it.
 
     Attributes:
-        visual: how the frames reach the model.
+        input_kind: how the frames reach the model.
         frames: uint8 [F, 112, 112, 3].
         labels: int16 [F, 2, 14, 14]: colour and kind of each patch (0 background, `vocabulary.IGNORE` unsure).
         questions: in the order they were made.
         hints: int16 [F or 1, 2, 14, 14], what a patch has to do with its surroundings: a word it leads to (index into
-            `vocabulary.RELATION_WORDS`) and the place of the thing it belongs to (index into `vocabulary.PLACES`);
+            `vocabulary.LINKED_WORDS`) and the place of the thing it belongs to (index into `vocabulary.PLACES`);
             IGNORE where there is none. Training reads them, the benchmark never.
     """
 
-    visual: Medium
+    input_kind: InputKind
     frames: np.ndarray
     labels: np.ndarray
     questions: tuple[Question, ...]

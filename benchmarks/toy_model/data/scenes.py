@@ -1,4 +1,4 @@
-"""Pictures of coloured shapes on textured grounds, small dots among them, and questions about pairs of pictures."""
+"""Draws pictures of coloured shapes and small dots on textured grounds, with questions, also about pairs of them."""
 
 from __future__ import annotations
 
@@ -61,31 +61,31 @@ def _pick(rng: np.random.Generator, names: object, *, but: str) -> str:
 def _thing_questions(rng: np.random.Generator, thing: Thing, things: list[Thing]) -> list[Question]:
     task = "small" if thing.kind == "dot" else "scene"
     place = PLACES[thing.cell]
-    asked = [
+    questions = [
         Question(f"{task}_where", f"Where is the {thing.colour} object?", place),
         Question(f"{task}_colour", f"What color is the object at the {place}?", thing.colour),
         Question(f"{task}_exists", f"Is there a {thing.colour} object?", "yes"),
     ]
     if sum(other.kind == thing.kind for other in things) == 1:
-        asked.append(Question(f"{task}_colour", f"What color is the {thing.kind}?", thing.colour))
-        asked.append(Question(f"{task}_where", f"Where is the {thing.kind}?", place))
+        questions.append(Question(f"{task}_colour", f"What color is the {thing.kind}?", thing.colour))
+        questions.append(Question(f"{task}_where", f"Where is the {thing.kind}?", place))
     if thing.kind != "dot":
-        asked.append(Question("scene_shape", f"What shape is the {thing.colour} object?", thing.kind))
-    colour = asked[1]
+        questions.append(Question("scene_shape", f"What shape is the {thing.colour} object?", thing.kind))
+    colour = questions[1]
     wrong = [str(c) for c in rng.permutation(list(COLOURS)) if c != thing.colour]
-    asked.append(multiple_choice(rng, colour, wrong))
-    return asked
+    questions.append(multiple_choice(rng, colour, wrong))
+    return questions
 
 
 def _absent_questions(rng: np.random.Generator, things: list[Thing]) -> list[Question]:
     absent = [colour for colour in COLOURS if colour not in {thing.colour for thing in things}]
     colour = str(rng.choice(absent))
-    asked = [Question("scene_exists", f"Is there a {colour} object?", "no")]
+    questions = [Question("scene_exists", f"Is there a {colour} object?", "no")]
     if not any(thing.kind == "dot" for thing in things):
-        asked.append(Question("small_exists", "Is there a dot?", "no"))
+        questions.append(Question("small_exists", "Is there a dot?", "no"))
     else:
-        asked.append(Question("small_exists", "Is there a dot?", "yes"))
-    return asked
+        questions.append(Question("small_exists", "Is there a dot?", "yes"))
+    return questions
 
 
 def caption(things: list[Thing]) -> str:
@@ -99,12 +99,12 @@ def make_scene(rng: np.random.Generator) -> Sample:
     dots = int(rng.random() < 0.6)
     things = place_things(rng, int(rng.choice([1, 2, 3, 4, 5], p=[0.15, 0.3, 0.25, 0.15, 0.15])), dots=dots)
     pixels, labels, hints = draw_scene(rng, things)
-    asked = [question for thing in things for question in _thing_questions(rng, thing, things)]
-    asked += _absent_questions(rng, things)
-    asked.append(Question("scene_count", "How many objects are there?", str(len(things))))
+    questions = [question for thing in things for question in _thing_questions(rng, thing, things)]
+    questions += _absent_questions(rng, things)
+    questions.append(Question("scene_count", "How many objects are there?", str(len(things))))
     if len(things) <= 3:
-        asked.append(Question("caption_image", str(rng.choice(IMAGE_CAPTION_PROMPTS)), caption(things)))
-    return Sample("image", pixels[None], labels[None], tuple(asked), hints[None])
+        questions.append(Question("caption_image", str(rng.choice(IMAGE_CAPTION_PROMPTS)), caption(things)))
+    return Sample("image", pixels[None], labels[None], tuple(questions), hints[None])
 
 
 def make_pair(rng: np.random.Generator) -> Sample:
@@ -113,15 +113,15 @@ def make_pair(rng: np.random.Generator) -> Sample:
     cut = int(rng.integers(1, len(things)))
     halves = things[:cut], things[cut:]
     drawn = [draw_scene(rng, half) for half in halves]
-    asked = []
+    questions = []
     for name, half in zip(("first", "second"), halves, strict=True):
         thing = half[int(rng.integers(len(half)))]
         other = halves[1] if name == "first" else halves[0]
-        asked.append(Question("pair", f"Which image has the {thing.colour} object?", name))
+        questions.append(Question("pair", f"Which image has the {thing.colour} object?", name))
         stranger = other[int(rng.integers(len(other)))]
         shown, answer = (thing, "yes") if rng.random() < 0.5 else (stranger, "no")
-        asked.append(Question("pair", f"Is there a {shown.colour} object in the {name} image?", answer))
+        questions.append(Question("pair", f"Is there a {shown.colour} object in the {name} image?", answer))
         if sum(one.kind == thing.kind for one in half) == 1:
-            asked.append(Question("pair", f"What color is the {thing.kind} in the {name} image?", thing.colour))
+            questions.append(Question("pair", f"What color is the {thing.kind} in the {name} image?", thing.colour))
     pixels, labels, hints = (np.stack(part) for part in zip(*drawn, strict=True))
-    return Sample("images", pixels, labels, tuple(asked), hints)
+    return Sample("images", pixels, labels, tuple(questions), hints)

@@ -1,6 +1,6 @@
-"""The frozen test set: which samples, and which questions of each. Split ``test``, which nothing is trained on.
+"""Defines the frozen test set: its samples, and the questions of each. Nothing is trained on split ``test``.
 
-Its digest is pinned by a test. Samples are made when they are asked for, so that a process makes only its own.
+A test pins its digest. Samples are made on demand, so that a process makes only its own.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ SampleName = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class TestSample:
-    """One sample and what is asked about it.
+    """One sample and its test questions.
 
     Attributes:
         sample_id: ``KIND/NUMBER``; questions of one sample are resampled together.
-        sample: pixels and truth.
+        sample: pixels, labels and answers.
         questions: those that count.
     """
 
@@ -74,7 +74,7 @@ class TestSample:
 
     @property
     def is_clip(self) -> bool:
-        return self.sample.visual == "video"
+        return self.sample.input_kind == "video"
 
     def digest(self) -> str:
         """Sixteen hex digits of pixels, questions and answers."""
@@ -89,7 +89,7 @@ def headline(task: str) -> str:
 
 
 def group_of(kind: str) -> str:
-    """Which samples a kind is asked together with: of one medium, and third-party kinds apart."""
+    """The group of samples that a kind is answered with: of one input kind; third-party kinds apart."""
     if kind in THIRD_PARTY:
         return kind
     return GENERATED_GROUPS[kind in CLIPS]
@@ -102,7 +102,7 @@ def choose_questions(sample: Sample, seed: int) -> tuple[Question, ...]:
     for index in rng.permutation(len(sample.questions)):
         groups.setdefault(headline(sample.questions[index].task), []).append(sample.questions[index])
     rows = [str(row) for row in rng.permutation(sorted(groups))]
-    count = _QUESTIONS_A_CLIP if sample.visual == "video" else _QUESTIONS_A_STILL
+    count = _QUESTIONS_A_CLIP if sample.input_kind == "video" else _QUESTIONS_A_STILL
     first = [row for row in rows if row in MEAN_ROWS][: count - 1]
     order = [*first, *(row for row in rows if row not in first)]
     again = [question for row in order for question in groups[row][1:]]

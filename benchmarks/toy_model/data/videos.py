@@ -1,4 +1,4 @@
-"""Short clips: shapes that move, shapes that appear one after another, colours that come and go.
+"""Draws short clips: shapes that move, shapes that appear one after another, colours that come and go.
 
 Scenes are laid out in fractions of the frame, so `draw_clip` can render them at any frame count.
 """
@@ -17,7 +17,7 @@ from benchmarks.toy_model.data.vocabulary import (
     COLOURS,
     DIRECTIONS,
     IGNORE,
-    RELATION_WORDS,
+    LINKED_WORDS,
     SHAPES,
     VIDEO_CAPTION_PROMPTS,
     article,
@@ -93,13 +93,13 @@ def make_motion(rng: np.random.Generator, num_frames: int, *, noise: float = 3.0
     hints = np.full(labels.shape, IGNORE, np.int16)
     for actor, direction in moving:  # the first frame shows no motion
         mine = labels[1:, 0] == COLOUR_LABELS.index(actor.colour)
-        hints[1:, 0][mine] = RELATION_WORDS.index(direction)
-    asked = []
+        hints[1:, 0][mine] = LINKED_WORDS.index(direction)
+    questions = []
     for actor, direction in moving:
         which = Question("video_direction", f"Which way does the {actor.colour} object move?", direction)
         others = [d for d in DIRECTIONS if d != direction]
         other = str(rng.choice(others))
-        asked += [
+        questions += [
             which,
             multiple_choice(rng, which, others),
             Question("video_direction", f"Is the {actor.colour} object moving {direction}?", "yes"),
@@ -107,10 +107,10 @@ def make_motion(rng: np.random.Generator, num_frames: int, *, noise: float = 3.0
             Question("video_what", f"What shape is the {actor.colour} object?", actor.kind),
         ]
     if len(moving) == 1:
-        asked.append(Question("video_what", "What color is the moving object?", moving[0][0].colour))
+        questions.append(Question("video_what", "What color is the moving object?", moving[0][0].colour))
     text = " ".join(f"{article(actor.name)} moves {direction}." for actor, direction in moving)
-    asked.append(Question("caption_video", str(rng.choice(VIDEO_CAPTION_PROMPTS)), text))
-    return Sample("video", frames, labels, tuple(asked), hints)
+    questions.append(Question("caption_video", str(rng.choice(VIDEO_CAPTION_PROMPTS)), text))
+    return Sample("video", frames, labels, tuple(questions), hints)
 
 
 def _spot(rng: np.random.Generator, cell: int) -> tuple[float, float]:
@@ -131,24 +131,24 @@ def make_order(rng: np.random.Generator, num_frames: int, *, noise: float = 3.0)
         actors.append(Actor(colour, str(rng.choice(SHAPES)), float(rng.uniform(9, 14)), show))
     order = list(rng.permutation(count))
     frames, labels = draw_clip(rng, [actors[i] for i in order], num_frames, noise=noise)
-    asked = [
+    questions = [
         Question("video_order", "What color appears first?", colours[0]),
         Question("video_order", "What color appears last?", colours[-1]),
     ]
     for _ in range(2):
         a, b = (int(i) for i in rng.permutation(count)[:2])
         text = f"Does the {colours[a]} object appear before the {colours[b]} object?"
-        asked.append(Question("video_order", text, "yes" if a < b else "no"))
+        questions.append(Question("video_order", text, "yes" if a < b else "no"))
     shown = str(rng.choice(colours))
     absent = str(rng.choice([c for c in COLOURS if c not in colours]))
-    asked.append(Question("video_what", f"Does a {shown} object appear?", "yes"))
-    asked.append(Question("video_what", f"Does a {absent} object appear?", "no"))
+    questions.append(Question("video_what", f"Does a {shown} object appear?", "yes"))
+    questions.append(Question("video_what", f"Does a {absent} object appear?", "no"))
     text = " ".join(
         f"{article(actor.name)} appears." if index == 0 else f"Then {article(actor.name).lower()} appears."
         for index, actor in enumerate(actors)
     )
-    asked.append(Question("caption_video", str(rng.choice(VIDEO_CAPTION_PROMPTS)), text))
-    return Sample("video", frames, labels, tuple(asked))
+    questions.append(Question("caption_video", str(rng.choice(VIDEO_CAPTION_PROMPTS)), text))
+    return Sample("video", frames, labels, tuple(questions))
 
 
 def make_flashes(rng: np.random.Generator, num_frames: int) -> Sample:
@@ -165,7 +165,7 @@ def make_flashes(rng: np.random.Generator, num_frames: int) -> Sample:
         show = lambda t, spot=spot, first=first, last=last: spot if first <= t * 0.999 < last else None  # noqa: E731
         actors.append(Actor(colour, kind, radius, show))
     frames, labels = draw_clip(rng, actors, num_frames)
-    asked = [Question("video_count", f"How many times does {c} appear?", str(flashes.count(c))) for c in pair]
-    asked.append(Question("video_order", "What color appears first?", flashes[0]))
-    asked.append(Question("video_order", "What color appears last?", flashes[-1]))
-    return Sample("video", frames, labels, tuple(asked))
+    questions = [Question("video_count", f"How many times does {c} appear?", str(flashes.count(c))) for c in pair]
+    questions.append(Question("video_order", "What color appears first?", flashes[0]))
+    questions.append(Question("video_order", "What color appears last?", flashes[-1]))
+    return Sample("video", frames, labels, tuple(questions))

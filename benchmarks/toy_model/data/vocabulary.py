@@ -1,6 +1,6 @@
-"""The words of the toy world: colours, shapes, places, glyphs, and the way questions are put.
+"""Lists the words of the generated samples: colours, shapes, places, glyphs, and prompts.
 
-Knows nothing of pixels. Every list is ordered: its order is part of what a seed means.
+Every list is ordered: its order is part of what a seed means.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ OPTION_NAMES = ("A", "B", "C", "D")
 COLOUR_LABELS = ("none", *COLOURS)
 KIND_LABELS = ("none", *SHAPES, "dot", "bar", *GLYPHS)
 IGNORE = -100
-# What open questions turn on: they are understood once the last of these words is read.
-ASKED_WORDS = (*COLOURS, *SHAPES, "dot", *GLYPHS, "top", "bottom", "center", *DIRECTIONS, "first", "second", "third")
-# What a patch can lead to: the way its shape moves, the next glyph, the key of its row, the value of its bar.
-RELATION_WORDS = (*DIRECTIONS, *GLYPHS)
+# Keywords of open questions: the last of them in a question decides what it asks.
+KEYWORDS = (*COLOURS, *SHAPES, "dot", *GLYPHS, "top", "bottom", "center", *DIRECTIONS, "first", "second", "third")
+# The word a patch is linked to: the way its shape moves, the next glyph, the key of its row, the value of its bar.
+LINKED_WORDS = (*DIRECTIONS, *GLYPHS)
 
 IMAGE_CAPTION_PROMPTS = (
     "Describe the image.",

@@ -1,7 +1,6 @@
-"""The toy's architecture, tokenizer and processor files: an untrained Hugging Face folder.
+"""Builds the tiny demo model's architecture, tokenizer and processor files: an untrained Hugging Face folder.
 
-Knows how the folder looks; knows nothing of training. ``python -m benchmarks.toy_model.training.architecture --out
-FOLDER`` writes the untrained model.
+``python -m benchmarks.toy_model.training.architecture --out FOLDER`` writes the untrained model.
 """
 
 from __future__ import annotations

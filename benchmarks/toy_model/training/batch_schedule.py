@@ -1,7 +1,4 @@
-"""What the model is fed at a step: kinds, counts and layouts of a batch, all of it drawn from (seed, step, process).
-
-Knows the proportions of the recipe; knows nothing of the model.
-"""
+"""Schedules the training batches: kinds, counts and layouts of each step's batch, drawn from (seed, step, process)."""
 
 from __future__ import annotations
 
@@ -34,11 +31,11 @@ _BASE_SHARES = [0.0, 0.25, 0.5, 0.75, 1.0]
 _WHOLE_SHARE = 0.12
 
 
-class Diet:
-    """Batches by step number; the same step always gives the same batch.
+class BatchSchedule:
+    """Makes batches by step number; the same step always gives the same batch.
 
     Args:
-        encoder: the tokenizer's door.
+        encoder: encodes questions.
         seed: of the whole training.
         easy_vqa: whether the third-party pictures are in the mixture.
         size: pictures a batch.

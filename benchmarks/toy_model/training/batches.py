@@ -1,8 +1,8 @@
-"""Samples to training batches: which patches the tower sees, which slots the decoder sees, packed questions.
+"""Makes training batches of samples: patches for the tower, placeholders for the decoder, packed questions.
 
 Token layouts are those of Hugging Face's LLaVA-OneVision: a picture is its base tile and the same pixels again as one
 anyres tile with a newline per row; of several pictures each is one tile and one newline; a clip is 7 x 7 pooled tokens
-a frame and one newline. Knows nothing of the model's layers.
+a frame and one newline.
 
 Letters: B samples, F frames, K patches a frame, V visual tokens, T text tokens.
 """
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.toy_model.data.samples import GRID, PATCH_PX, Question, Sample
-from benchmarks.toy_model.data.vocabulary import ASKED_WORDS, COLOUR_LABELS, IGNORE, KIND_LABELS
+from benchmarks.toy_model.data.vocabulary import COLOUR_LABELS, IGNORE, KEYWORDS, KIND_LABELS
 
 PREFIX = "<|im_start|>user "
 NUM_PATCHES = GRID * GRID
@@ -29,17 +29,18 @@ class Batch:
 
     Attributes:
         pixels: uint8 [B, F, K, 192], patches as (channel, row, col).
-        patch: int64 [B, F, K], place of each patch in the 14 x 14 grid.
+        patch: int64 [B, F, K], index of each patch in the 14 x 14 grid.
         label: int64 [B, F, 2, K].
         pooled: whether every four consecutive patches become one token (clips).
         source: int64 [B, V], row of the frames' features, or the last row + 1 for a newline.
-        place: int64 [B, F, K], where the thing is that a patch belongs to (index into PLACES), -100 elsewhere.
-        relation: int64 [B, V], the word a visual token leads to (index into RELATION_WORDS), -100 elsewhere.
-        slot: int64 [B, V], prompt place of each visual token among ``num_placeholders``.
+        place: int64 [B, F, K], where the object is that a patch belongs to (index into PLACES), -100 elsewhere.
+        linked_word: int64 [B, V], the word a visual token leads to (index into LINKED_WORDS), -100 elsewhere.
+        slot: int64 [B, V], placeholder of each visual token among ``num_placeholders``.
         ids, block, step: int64 [B, T]: text tokens, their question (-2 = padding), their place within it.
         target: int64 [B, T], the token that follows, -100 where it is not part of an answer.
-        asked: int64 [B, T], the answer's first token at the word a question turns on, -100 elsewhere.
-        asked_label: int64 [B, T], that word's index in (*COLOUR_LABELS, *KIND_LABELS), -100 of words of place or way.
+        keyword_answer: int64 [B, T], the answer's first token at the question's keyword, -100 elsewhere.
+        keyword_label: int64 [B, T], the keyword's index in (*COLOUR_LABELS, *KIND_LABELS), -100 for words of place or
+            direction.
         tasks: per sample, the questions packed, in block order.
     """
 
@@ -49,15 +50,15 @@ class Batch:
     pooled: bool
     place: Tensor
     source: Tensor
-    relation: Tensor
+    linked_word: Tensor
     slot: Tensor
     num_placeholders: int
     ids: Tensor
     block: Tensor
     step: Tensor
     target: Tensor
-    asked: Tensor
-    asked_label: Tensor
+    keyword_answer: Tensor
+    keyword_label: Tensor
     tasks: tuple[tuple[Question, ...], ...]
 
     def to(self, device: str) -> Batch:
@@ -107,7 +108,7 @@ def num_needed(sample: Sample, *, grouped: bool) -> int:
 
 
 def image_layout(rng: np.random.Generator, patch: np.ndarray, num_base: int, num_tile: int) -> tuple[np.ndarray, ...]:
-    """Slots of one picture's base tile and anyres tile, each patch at least once: (source, slot)."""
+    """Placeholders of one picture's base tile and anyres tile, each patch at least once: (source, placeholder)."""
     order = rng.permutation(len(patch))
     base, tile = np.sort(order[:num_base]), np.sort(order[len(order) - num_tile :])
     place = patch[tile]
@@ -125,7 +126,7 @@ def image_layout(rng: np.random.Generator, patch: np.ndarray, num_base: int, num
 
 
 def images_layout(patch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Slots of several pictures, one tile and one newline each."""
+    """Placeholders of several pictures, one tile and one newline each."""
     num_frames, keep = patch.shape
     newline = num_frames * keep
     source = np.concatenate([np.append(frame * keep + np.arange(keep), newline) for frame in range(num_frames)])
@@ -136,7 +137,7 @@ def images_layout(patch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def video_layout(patch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Slots of a clip: one a 2 x 2 group, and one newline at the end."""
+    """Placeholders of a clip: one a 2 x 2 group, and one newline at the end."""
     num_frames, keep = patch.shape
     half = GRID // 2
     corner = patch[:, ::4]
@@ -145,9 +146,9 @@ def video_layout(patch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return source, np.append(slot.reshape(-1), num_frames * half * half)
 
 
-def relation_labels(relation: np.ndarray, source: np.ndarray, *, pooled: bool) -> np.ndarray:
+def linked_word_labels(linked_word: np.ndarray, source: np.ndarray, *, pooled: bool) -> np.ndarray:
     """The word each visual token leads to, from that of each patch [F, K]: int64 [V]; newlines lead nowhere."""
-    word = relation.reshape(len(relation), -1, 4).max(-1) if pooled else relation
+    word = linked_word.reshape(len(linked_word), -1, 4).max(-1) if pooled else linked_word
     return np.append(word.reshape(-1), IGNORE).astype(np.int64)[source]
 
 
@@ -157,7 +158,7 @@ class QuestionEncoder:
     def __init__(self, tokenizer: object) -> None:
         self._encode = lru_cache(maxsize=65536)(lambda text: tuple(tokenizer(text).input_ids))
         labels = {word: label for label, word in enumerate((*COLOUR_LABELS, *KIND_LABELS)) if word != "none"}
-        self._asked = {self._encode(f"What {word}")[-1]: labels.get(word, IGNORE) for word in ASKED_WORDS}
+        self._keywords = {self._encode(f"What {word}")[-1]: labels.get(word, IGNORE) for word in KEYWORDS}
         self.prefix = self._encode(PREFIX)
 
     def block(self, question: Question) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -184,19 +185,19 @@ class QuestionEncoder:
             target = np.full(len(ids), IGNORE)
             target[len(prompt) - 1 : -1] = answer
             block = np.full(len(ids), len(chosen))
-            asked = self._asked_word(question, prompt, answer)
-            columns.append(np.stack([ids, block, np.arange(len(ids)), target, *asked]))
+            keyword = self._keyword_columns(question, prompt, answer)
+            columns.append(np.stack([ids, block, np.arange(len(ids)), target, *keyword]))
             chosen.append(question)
             used += len(ids)
         return chosen, columns
 
-    def _asked_word(self, question: Question, prompt: tuple[int, ...], answer: tuple[int, ...]) -> np.ndarray:
-        """At the last word that an open question turns on: the answer's first token, its label: [2, len of both]."""
-        asked = np.full((2, len(prompt + answer)), IGNORE)
-        places = [place for place, token in enumerate(prompt) if token in self._asked]
-        if places and question.text.endswith("?"):  # not of options, which come behind the question mark
-            asked[:, places[-1]] = answer[0], self._asked[prompt[places[-1]]]
-        return asked
+    def _keyword_columns(self, question: Question, prompt: tuple[int, ...], answer: tuple[int, ...]) -> np.ndarray:
+        """At an open question's last keyword the answer's first token and the keyword's label: [2, len of both]."""
+        columns = np.full((2, len(prompt + answer)), IGNORE)
+        found = [index for index, token in enumerate(prompt) if token in self._keywords]
+        if found and question.text.endswith("?"):  # not of options, which come behind the question mark
+            columns[:, found[-1]] = answer[0], self._keywords[prompt[found[-1]]]
+        return columns
 
 
 def assemble(
@@ -208,19 +209,19 @@ def assemble(
     split: float | None = None,
     budget: int = 150,
 ) -> Batch:
-    """One batch of samples of one medium and frame count.
+    """One batch of samples of one input kind and frame count.
 
     Args:
-        rng: draws patches, slots and questions.
-        samples: all of one medium.
-        encoder: the tokenizer's door.
+        rng: draws patches, placeholders and questions.
+        samples: all of one input kind.
+        encoder: encodes questions.
         keep: patches a frame; raised to what the fullest frame needs.
         split: None shows both copies of a picture whole; a share in [0, 1] shows that share of the patches in the
             base tile and the rest in the anyres tile.
         budget: text tokens a sample.
     """
-    visual = samples[0].visual
-    grouped = visual == "video"
+    input_kind = samples[0].input_kind
+    grouped = input_kind == "video"
     keep = max(keep, *(num_needed(sample, grouped=grouped) for sample in samples), 4)
     num_base, num_tile = (keep, keep) if split is None else (round(keep * split), keep - round(keep * split))
     rows = []
@@ -229,18 +230,20 @@ def assemble(
         pixels = np.take_along_axis(patchify(sample.frames), patch[:, :, None], 1)
         labels = sample.labels.reshape(len(patch), 2, NUM_PATCHES)
         label = np.take_along_axis(labels, np.broadcast_to(patch[:, None], (len(patch), 2, keep)), 2)
-        if visual == "image":
+        if input_kind == "image":
             layout = image_layout(rng, patch[0], num_base, num_tile)
         else:
             layout = video_layout(patch) if grouped else images_layout(patch)
         hints = np.broadcast_to(sample.hints, sample.labels.shape).reshape(len(patch), 2, NUM_PATCHES)
-        relation, place = (np.take_along_axis(hints[:, plane], patch, 1) for plane in (0, 1))
-        rows.append((pixels, patch, label, *layout, relation_labels(relation, layout[0], pooled=grouped), place))
+        linked_word, place = (np.take_along_axis(hints[:, plane], patch, 1) for plane in (0, 1))
+        rows.append((pixels, patch, label, *layout, linked_word_labels(linked_word, layout[0], pooled=grouped), place))
     packed = [encoder.pack(rng, sample.questions, budget) for sample in samples]
     frames = len(samples[0].frames)
-    slots = {"image": NUM_PATCHES * 2 + GRID, "images": frames * (NUM_PATCHES + 1)}
+    num_of = {"image": NUM_PATCHES * 2 + GRID, "images": frames * (NUM_PATCHES + 1)}
     stacked = [torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True)]
-    ids, block, step, target, asked, asked_label = _pad_text([np.concatenate(columns, 1) for _, columns in packed])
+    ids, block, step, target, keyword_answer, keyword_label = _pad_text(
+        [np.concatenate(columns, 1) for _, columns in packed]
+    )
     return Batch(
         pixels=stacked[0],
         patch=stacked[1].long(),
@@ -248,15 +251,15 @@ def assemble(
         pooled=grouped,
         source=stacked[3].long(),
         slot=stacked[4].long(),
-        relation=stacked[5].long(),
+        linked_word=stacked[5].long(),
         place=stacked[6].long(),
-        num_placeholders=slots.get(visual, frames * (GRID // 2) ** 2 + 1),
+        num_placeholders=num_of.get(input_kind, frames * (GRID // 2) ** 2 + 1),
         ids=ids,
         block=block,
         step=step,
         target=target,
-        asked=asked,
-        asked_label=asked_label,
+        keyword_answer=keyword_answer,
+        keyword_label=keyword_label,
         tasks=tuple(tuple(chosen) for chosen, _ in packed),
     )
 

@@ -1,4 +1,4 @@
-"""A training's log as a result file, a picture and a table: exact match on validation seeds over its minutes.
+"""Turns a training's log into a result file, a picture and a table: exact match on validation seeds over minutes.
 
     python -m benchmarks.toy_model.training.curve --log runs/toy/log.jsonl --json benchmarks/results/toy_training.json
     \\
@@ -71,7 +71,7 @@ def svg_plot(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Read the log; print the table; write what is asked for."""
+    """Read the log; print the table; write the files that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--log", type=Path, required=True, help="log.jsonl of the training's --work-dir")
     parser.add_argument("--command", default="", help="the training's command, for the result file")

@@ -1,6 +1,6 @@
-"""Exact match by teacher forcing: an answer counts where the argmax is right at every one of its tokens.
+"""Measures exact match by teacher forcing: an answer counts if the argmax is right at every one of its tokens.
 
-For watching a training run on validation seeds; the benchmark decodes for real.
+It watches a training on validation seeds; the benchmark decodes for real.
 """
 
 from __future__ import annotations

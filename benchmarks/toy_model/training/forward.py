@@ -1,7 +1,6 @@
-"""The training forward: the toy's own weights, read from the Hugging Face modules, on packed questions.
+"""Runs the training forward: the demo model's own weights, read from the Hugging Face modules, on packed questions.
 
-Two block functions and what surrounds them; equal to Hugging Face's forward where every patch is shown and one
-question is asked (tested). Knows nothing of data or optimisers.
+It equals Hugging Face's forward where every patch is shown and there is one question (tested).
 
 Letters: N frames, P patches a frame, B samples, L tokens, D width, H heads.
 """
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from benchmarks.toy_model.training.batches import Batch
 
 STATE_LAYERS = (1, 3)
-MARKING_BLOCKS = (2, 3, 4, 5)
+FOREGROUND_BLOCKS = (2, 3, 4, 5)
 
 Weights = tuple[Tensor, ...]
 
@@ -65,8 +64,8 @@ def decoder_block(x: Tensor, w: Weights, rotary: tuple[Tensor, Tensor], mask: Te
     q, k, v = _queries_keys_values(x, w, rotary, heads)
     shared = length - mask.shape[2]
     before = F.scaled_dot_product_attention(q[:, :, :shared], k[:, :, :shared], v[:, :, :shared], is_causal=True)
-    asked = F.scaled_dot_product_attention(q[:, :, shared:], k, v, attn_mask=mask)
-    mixed = torch.cat([before, asked], 2).transpose(1, 2).reshape(b, length, d)
+    own = F.scaled_dot_product_attention(q[:, :, shared:], k, v, attn_mask=mask)
+    mixed = torch.cat([before, own], 2).transpose(1, 2).reshape(b, length, d)
     x = x + F.linear(mixed, w[3])
     gate, up = F.linear(_rms(x, w[4]), w[5]).chunk(2, -1)
     return x + F.linear(F.silu(gate) * up, w[6])
@@ -135,7 +134,7 @@ class TrainingForward:
                 layer.mlp.fc2.weight,
                 layer.mlp.fc2.bias,
             )
-            if number in MARKING_BLOCKS:
+            if number in FOREGROUND_BLOCKS:
                 self.received.append(attention_received(x, w, a.num_heads))
             x = vision_block(x, w, a.num_heads)
         return x
@@ -160,8 +159,8 @@ class TrainingForward:
             x = decoder_block(x, self._decoder_weights(number), rotary, mask, self.heads)
             if number in STATE_LAYERS:
                 states.append(x[:, length:])
-        asked = batch.target >= 0
-        return self.read(x[:, length + num_visual :][asked]), batch.target[asked], States(*states)
+        is_answer = batch.target >= 0
+        return self.read(x[:, length + num_visual :][is_answer]), batch.target[is_answer], States(*states)
 
     def words(self) -> Tensor:
         """The word embeddings [vocabulary, D], which are the output's too."""

@@ -1,6 +1,6 @@
-"""What training asks of the toy besides its answers: of patches, of states midway, of attention.
+"""Computes the auxiliary losses of the demo model's training: of patches, of states midway, of attention.
 
-Targets are the generator's labels. Knows nothing of optimisers, nor when which of them is asked.
+Targets are the generator's labels.
 
 Letters: as in `forward`; n queries, K keys, V visual tokens.
 """
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.toy_model.data.samples import GRID
-from benchmarks.toy_model.data.vocabulary import COLOUR_LABELS, IGNORE, KIND_LABELS, RELATION_WORDS
+from benchmarks.toy_model.data.vocabulary import COLOUR_LABELS, IGNORE, KIND_LABELS, LINKED_WORDS
 from benchmarks.toy_model.training.batches import Batch
 from benchmarks.toy_model.training.forward import STATE_LAYERS, States, TrainingForward
 
@@ -23,7 +23,7 @@ _DENSE_SCALE = 4.0
 _BACKGROUND_WEIGHT = 0.2
 _IDENTITY_WEIGHT = 3.0
 _PLACE_SPAN = 4.0
-_MARKING_FACTOR, _MARKING_MASS = 2.0, 0.8
+_FOREGROUND_FACTOR, _FOREGROUND_MASS = 2.0, 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +33,12 @@ class WordIds:
     Attributes:
         patches: colours, kinds; padding means background.
         places: rows (top, center, bottom), columns (left, center, right).
-        relations: in the order of `vocabulary.RELATION_WORDS`.
+        linked: in the order of `vocabulary.LINKED_WORDS`.
     """
 
     patches: tuple[list[int], list[int]]
     places: tuple[list[int], list[int]]
-    relations: list[int]
+    linked: list[int]
 
 
 def word_ids(tokenizer: object) -> WordIds:
@@ -55,7 +55,7 @@ def word_ids(tokenizer: object) -> WordIds:
         return ids
 
     places = first(("top", "center", "bottom")), first(("left", "center", "right"))
-    return WordIds((first(COLOUR_LABELS), first(KIND_LABELS)), places, first(RELATION_WORDS))
+    return WordIds((first(COLOUR_LABELS), first(KIND_LABELS)), places, first(LINKED_WORDS))
 
 
 def _attention_weights(q: Tensor, k: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class Losses:
     def __init__(self, forward: TrainingForward, ids: WordIds) -> None:
         self.forward, self.ids = forward, ids
 
-    def marking(self, batch: Batch) -> Tensor:
+    def foreground_attention(self, batch: Batch) -> Tensor:
         """How far foreground patches fall short of the attention they should receive in blocks 2 to 5.
 
         A foreground patch should receive ``_MARKING_FACTOR`` times what an even spread gives it, or less where the
@@ -88,7 +88,9 @@ class Losses:
         """
         shown = (batch.label.flatten(0, 1) != 0).any(1)
         num_patches, num_shown = shown.shape[1], shown.sum(1, keepdim=True).clamp(min=1)
-        goal = torch.minimum(num_shown.new_tensor(_MARKING_FACTOR).float(), _MARKING_MASS * num_patches / num_shown)
+        goal = torch.minimum(
+            num_shown.new_tensor(_FOREGROUND_FACTOR).float(), _FOREGROUND_MASS * num_patches / num_shown
+        )
         losses = []
         for received in self.forward.received:
             short = (goal / num_patches).log() - received.float().clamp(min=1e-6).log()
@@ -124,32 +126,32 @@ class Losses:
         fine = F.mse_loss(feature[..., :2].flatten(0, 1).float(), _PLACE_SPAN * (place.float() / (GRID - 1) * 2 - 1))
         return coarse + fine / _PLACE_SPAN
 
-    def relation(self, batch: Batch, state: Tensor) -> Tensor:
+    def linked_word(self, batch: Batch, state: Tensor) -> Tensor:
         """The word each visual token leads to, read from the states behind some layer: the way a moving shape goes, the
         key of a digit's row, the first digit behind a key, the next glyph of a line, the value of a bar."""
-        logits = self.forward.read(state[:, : batch.source.shape[1]], self.ids.relations)
-        return F.cross_entropy(logits.flatten(0, 1), batch.relation.flatten(), ignore_index=IGNORE)
+        logits = self.forward.read(state[:, : batch.source.shape[1]], self.ids.linked)
+        return F.cross_entropy(logits.flatten(0, 1), batch.linked_word.flatten(), ignore_index=IGNORE)
 
-    def asked(self, batch: Batch, middle: Tensor) -> Tensor:
+    def keyword(self, batch: Batch, middle: Tensor) -> Tensor:
         """The answer's first token, read in the middle of the decoder at the word a question turns on: the row of a
         number, the place of a colour are to be found there, by the word itself, before the answer is begun."""
-        at = batch.asked >= 0
-        return F.cross_entropy(self.forward.read(middle[:, batch.source.shape[1] :][at]), batch.asked[at])
+        at = batch.keyword_answer >= 0
+        return F.cross_entropy(self.forward.read(middle[:, batch.source.shape[1] :][at]), batch.keyword_answer[at])
 
     def matching(self, batch: Batch, states: States) -> Tensor:
-        """-log of the attention, in the best head, from the asked word to the patches that answer, in layers 0 and 2.
+        """-log of the attention, in the best head, from the keyword to the patches that answer, in layers 0 and 2.
 
-        Of its attention to visual tokens alone: what it pays to text is left to the answers. The patches are those
+        It counts attention to visual tokens alone; attention to text is left to the answers. The patches are those
         labelled with the word, or the ones among them that lead to the answer if there are any: the 7 of 47 in the row
-        whose key is asked for. Layer 0 sees only the word itself and cannot tell two rows with a 7 apart, so there the
+        whose key is the answer. Layer 0 sees only the word itself and cannot tell two rows with a 7 apart, so there the
         loss has a floor; layer 2 can.
 
         Without it the digits of "Which key has the value 47?" never found their row: behind the first layers a digit's
-        state no longer told which digit it is, as nothing that was asked of it so far needed that.
+        state no longer told which digit it is, since no loss so far needed that.
         """
-        at = batch.asked_label >= 0
+        at = batch.keyword_label >= 0
         sample, num_visual = at.nonzero()[:, 0], batch.source.shape[1]
-        same = self._answering_patches(batch, sample, batch.asked_label[at], batch.asked[at])
+        same = self._answering_patches(batch, sample, batch.keyword_label[at], batch.keyword_answer[at])
         losses = []
         for state, number in ((states.start, 0), (states.early, STATE_LAYERS[0] + 1)):
             q, k = self.forward.queries_keys(batch, state, number)
@@ -158,14 +160,16 @@ class Losses:
         return sum(losses)
 
     def copying(self, batch: Batch, middle: Tensor) -> Tensor:
-        """-log of the attention, in the best head of layer 4, from the token before the answer to the asked word, which
-        `asked` has told the answer by then. Of its attention to visual tokens and that word alone."""
+        """-log of the attention, in the best head of layer 4, from the token before the answer to the keyword.
+
+        The keyword's state holds the answer by then (see `keyword`). It counts attention to visual tokens and that word alone.
+        """
         num_visual = batch.source.shape[1]
-        sample, asked = (batch.asked >= 0).nonzero(as_tuple=True)
-        column = torch.arange(batch.target.shape[1], device=asked.device)
-        before = torch.where(batch.target >= 0, column, len(column)).flip(1).cummin(1).values.flip(1)[sample, asked]
+        sample, keyword = (batch.keyword_answer >= 0).nonzero(as_tuple=True)
+        column = torch.arange(batch.target.shape[1], device=keyword.device)
+        before = torch.where(batch.target >= 0, column, len(column)).flip(1).cummin(1).values.flip(1)[sample, keyword]
         q, k = self.forward.queries_keys(batch, middle, STATE_LAYERS[1] + 1)
-        keys = torch.cat([k[:, :num_visual][sample], k[sample, num_visual + asked][:, None]], 1)
+        keys = torch.cat([k[:, :num_visual][sample], k[sample, num_visual + keyword][:, None]], 1)
         return _best_head_nll(_attention_weights(q[sample, num_visual + before], keys)[..., -1])
 
     def _answering_patches(self, batch: Batch, sample: Tensor, label: Tensor, answer: Tensor) -> Tensor:
@@ -175,6 +179,6 @@ class Losses:
         if batch.pooled:
             same = same.unflatten(1, (same.shape[1] // 4, 4)).any(-1)
         same = F.pad(same, (0, 1)).gather(1, batch.source[sample])
-        words = torch.tensor([*self.ids.relations, IGNORE], device=same.device)
-        leads = same & (words[batch.relation.clamp(min=-1)][sample] == answer[:, None])
+        words = torch.tensor([*self.ids.linked, IGNORE], device=same.device)
+        leads = same & (words[batch.linked_word.clamp(min=-1)][sample] == answer[:, None])
         return torch.where(leads.any(1, keepdim=True), leads, same)

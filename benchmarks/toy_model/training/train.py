@@ -1,8 +1,8 @@
-"""Trains the toy: dense patch classification, then packed questions. Resumable; the same command goes on.
+"""Trains the tiny demo model: dense patch classification, then packed questions. The same command resumes it.
 
 The budget is training seconds (CPU seconds of a process on a CPU, so that a paused or crowded machine only takes
 longer); the learning rate is flat for seven tenths of it, then falls linearly to zero. One thread a process; several
-processes (torchrun) share each step, which a crowded machine slows less than threads. Knows nothing of the benchmark.
+processes (torchrun) share each step, which a crowded machine slows less than threads.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from benchmarks.toy_model.training.architecture import (
     let_spaced_words_start_alike,
     write_folder,
 )
-from benchmarks.toy_model.training.batch_schedule import Diet
+from benchmarks.toy_model.training.batch_schedule import BatchSchedule
 from benchmarks.toy_model.training.batches import QuestionEncoder
 from benchmarks.toy_model.training.evaluation import evaluate
 from benchmarks.toy_model.training.forward import TrainingForward
 from benchmarks.toy_model.training.losses import Losses, word_ids
 from benchmarks.toy_model.training.muon import Muon
 
-_DENSE_WEIGHT, _RELATION_WEIGHT, _ASKED_WEIGHT, _MARKING_WEIGHT, _ATTENTION_WEIGHT = 0.2, 0.5, 0.5, 0.3, 0.2
+_DENSE_WEIGHT, _LINKED_WORD_WEIGHT, _KEYWORD_WEIGHT, _FOREGROUND_WEIGHT, _ATTENTION_WEIGHT = 0.2, 0.5, 0.5, 0.3, 0.2
 _FLAT_SHARE = 0.7
-_ASKED_FROM, _ATTENTION_FROM = 1 / 3, 5 / 9  # of the budget; other times were not tried
+_KEYWORDS_FROM, _ATTENTION_FROM = 1 / 3, 5 / 9  # of the budget; other times were not tried
 _WARMUP_STEPS = 60
 _MUON_RATE, _ADAM_RATE = 0.006, 1e-3
 _CLIP_TOWER_EVERY = 3
 
 
 class Trainer:
-    """Model, optimisers, diet and the clock; all of its state fits one checkpoint file."""
+    """Holds model, optimisers, batch schedule and clock; its whole state fits one checkpoint file."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.folder = args, args.work_dir
@@ -63,10 +63,12 @@ class Trainer:
         dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
         self.forward = TrainingForward(self.model, dtype=dtype)
         self.losses = Losses(self.forward, word_ids(self.tokenizer))
-        self.diet = Diet(self.encoder, seed=args.seed, easy_vqa=args.easy_vqa, size=args.batch_size, rank=self.rank)
+        self.schedule = BatchSchedule(
+            self.encoder, seed=args.seed, easy_vqa=args.easy_vqa, size=args.batch_size, rank=self.rank
+        )
         self.optimisers = self._optimisers()
         self.step, self.elapsed_s, self.stage = 0, 0.0, "dense"
-        self.stage_step, self.hints_asked = 0, False
+        self.stage_step, self.keywords_on = 0, False
         self.clock = time.process_time if args.device == "cpu" else time.perf_counter
         self.last_clock = self.clock()
 
@@ -111,7 +113,7 @@ class Trainer:
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         self.step, self.elapsed_s, self.stage = state["step"], state["elapsed_s"], state["stage"]
-        self.stage_step, self.hints_asked = state["stage_step"], state["hints_asked"]
+        self.stage_step, self.keywords_on = state["stage_step"], state["keywords_on"]
         self.log({"resumed_at": self.step})
 
     def save(self) -> None:
@@ -125,7 +127,7 @@ class Trainer:
             "elapsed_s": self.elapsed_s,
             "stage": self.stage,
             "stage_step": self.stage_step,
-            "hints_asked": self.hints_asked,
+            "keywords_on": self.keywords_on,
         }
         torch.save(state, self.folder / "checkpoint.tmp")
         (self.folder / "checkpoint.tmp").replace(self.folder / "checkpoint.pt")
@@ -144,10 +146,10 @@ class Trainer:
         """One batch forward, backward, update."""
         if self.stage == "dense" and self.progress >= self.args.dense_share:
             self.stage, self.stage_step = "questions", 0
-        if not self.hints_asked and self.progress >= _ASKED_FROM:
+        if not self.keywords_on and self.progress >= _KEYWORDS_FROM:
             # Patch classification has drawn the bare words away from the spaced ones, which it never sees.
             let_spaced_words_start_alike(self.model, self.tokenizer, among=KIND_LABELS)
-            self.hints_asked = True
+            self.keywords_on = True
         losses = self._dense_step() if self.stage == "dense" else self._question_step()
         now = self.clock()
         self._share(now - self.last_clock)
@@ -165,19 +167,19 @@ class Trainer:
         return losses
 
     def _dense_step(self) -> dict[str, float]:
-        batch = self.diet.dense(self.step).to(self.args.device)
+        batch = self.schedule.dense(self.step).to(self.args.device)
         loss, colour, kind = self.losses.dense(batch, self.forward.encode(batch))
-        marking = self.losses.marking(batch)
-        (loss + _MARKING_WEIGHT * marking).backward()
+        foreground_attention = self.losses.foreground_attention(batch)
+        (loss + _FOREGROUND_WEIGHT * foreground_attention).backward()
         return {
             "dense": loss.item(),
-            "marking": marking.item(),
+            "foreground_attention": foreground_attention.item(),
             "patch_colour": colour.item(),
             "patch_kind": kind.item(),
         }
 
     def _question_step(self) -> dict[str, float]:
-        batch = self.diet.questions(self.step).to(self.args.device)
+        batch = self.schedule.questions(self.step).to(self.args.device)
         train_tower = not batch.pooled or self.step % _CLIP_TOWER_EVERY == 0
         feature = self.forward.encode(batch, train_tower=train_tower)
         logits, target, states = self.forward.answer_logits(batch, feature, self.prefix)
@@ -186,19 +188,20 @@ class Trainer:
         losses = {name: answer.item(), "patch_colour": colour.item(), "patch_kind": kind.item()}
         loss = answer + _DENSE_WEIGHT * dense
         if train_tower:
-            marking = self.losses.marking(batch)
-            loss, losses["marking"] = loss + _MARKING_WEIGHT * marking, marking.item()
-        if bool((batch.relation >= 0).any()):
-            # A word finds only what its patches say before it looks: relations are read earlier once words are asked.
-            relation = self.losses.relation(batch, states.early if self.hints_asked else states.middle)
-            loss, losses[f"{name}_relation"] = loss + _RELATION_WEIGHT * relation, relation.item()
-        if self.hints_asked and bool((batch.asked >= 0).any()):
-            asked = self.losses.asked(batch, states.middle)
-            loss, losses[f"{name}_asked"] = loss + _ASKED_WEIGHT * asked, asked.item()
+            foreground_attention = self.losses.foreground_attention(batch)
+            loss = loss + _FOREGROUND_WEIGHT * foreground_attention
+            losses["foreground_attention"] = foreground_attention.item()
+        if bool((batch.linked_word >= 0).any()):
+            # A keyword finds what its patches say before it attends: linked words are read earlier once keywords train.
+            linked_word = self.losses.linked_word(batch, states.early if self.keywords_on else states.middle)
+            loss, losses[f"{name}_linked_word"] = loss + _LINKED_WORD_WEIGHT * linked_word, linked_word.item()
+        if self.keywords_on and bool((batch.keyword_answer >= 0).any()):
+            keyword = self.losses.keyword(batch, states.middle)
+            loss, losses[f"{name}_keyword"] = loss + _KEYWORD_WEIGHT * keyword, keyword.item()
             if self.progress >= _ATTENTION_FROM:
                 copying = self.losses.copying(batch, states.middle)
                 loss, losses[f"{name}_copying"] = loss + _ATTENTION_WEIGHT * copying, copying.item()
-                if bool((batch.asked_label >= 0).any()):
+                if bool((batch.keyword_label >= 0).any()):
                     matching = self.losses.matching(batch, states)
                     loss, losses[f"{name}_matching"] = loss + _ATTENTION_WEIGHT * matching, matching.item()
         loss.backward()

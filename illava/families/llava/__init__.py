@@ -1,1 +1,1 @@
-"""LLaVA-OneVision and LLaVA-NeXT: images and frames in tiles of one size."""
+"""Supports LLaVA-OneVision and LLaVA-NeXT, which read images and frames in tiles of one size."""

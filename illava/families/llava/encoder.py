@@ -1,7 +1,7 @@
-"""From tiles to visual tokens: the tower once over all tiles of all media, the projector, and each medium's layout.
+"""Encodes tiles to visual tokens: the tower once over all tiles of all media, the projector, and each input's layout.
 
-Shared by the LLaVA families, which differ in tower and geometry. Knows no reducer: the tower's block loop calls the
-reduction, the layout behind it restores or re-reads what is left.
+The LLaVA families share it; they differ in tower and geometry. It knows no reducer: the tower's blocks call the
+reduction, and the layout behind the tower restores or re-reads the kept tokens.
 
 Shape suffixes: F tiles, R rows, C columns, K kept tokens, D channels, P patches, H height and W width in px.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from illava.errors import RequestError
 from illava.families.llava.geometry import AnyresGeometry
-from illava.families.llava.packing import KeptTokens, lay_out, patch_places
+from illava.families.llava.packing import KeptTokens, lay_out, patch_coords
 from illava.plan import ReductionPlan
 from illava.preprocess import Preprocessor, VisualInput
 from illava.reduction.grid_representatives import fill_gaps, representatives
@@ -30,7 +30,7 @@ from illava.visual_tokens import EncodedVisual
 
 
 class Tower(Protocol):
-    """A vision tower over packed tiles: see `illava.families.llava.towers`."""
+    """Runs a vision tower over packed tiles: see `illava.families.llava.towers`."""
 
     has_cls: bool
     num_blocks: int
@@ -49,8 +49,8 @@ class TileEncoder:
         """Borrow a loaded model's modules.
 
         Args:
-            tower: the vision tower's block loop.
-            projector: patch features to LLM width.
+            tower: runs the vision tower's blocks.
+            projector: maps patch features to LLM width.
             newline_D: the learned newline token.
             preprocessor: of the same model; its geometry and normalisation are used.
         """
@@ -58,15 +58,15 @@ class TileEncoder:
         self._preprocessor = preprocessor
         self._geometry: AnyresGeometry = preprocessor.geometry
 
-    def num_patches(self, visual: VisualInput) -> int:
+    def num_patches(self, mm_item: VisualInput) -> int:
         """See `Family.num_patches`."""
-        return len(visual.tiles) * self._geometry.grid**2
+        return len(mm_item.tiles) * self._geometry.grid**2
 
-    def num_vision_tokens(self, visual: VisualInput) -> int:
+    def num_vision_tokens(self, mm_item: VisualInput) -> int:
         """See `Family.num_vision_tokens`."""
-        if visual.kind == "video":
-            return self._geometry.num_video_tokens(len(visual.tiles))
-        return self._geometry.num_image_tokens(*visual.original_size, num_tiles=len(visual.tiles))
+        if mm_item.kind == "video":
+            return self._geometry.num_video_tokens(len(mm_item.tiles))
+        return self._geometry.num_image_tokens(*mm_item.original_size, num_tiles=len(mm_item.tiles))
 
     def encode(
         self,
@@ -81,8 +81,8 @@ class TileEncoder:
         if not media:
             return []
         grid, device = self._geometry.grid, self._newline_D.device
-        num_tiles = [len(visual.tiles) for visual in media]
-        coord_P3 = torch.cat([patch_places(count, grid) for count in num_tiles]).to(device)
+        num_tiles = [len(mm_item.tiles) for mm_item in media]
+        coord_P3 = torch.cat([patch_coords(count, grid) for count in num_tiles]).to(device)
         patch_selection = PatchSelection.of(media, num_tiles, (grid**2,) * sum(num_tiles), coord_P3)
         reduction = VisionReduction(
             plan,
@@ -91,7 +91,7 @@ class TileEncoder:
             num_blocks=self._tower.num_blocks,
             has_cls=self._tower.has_cls,
             seeds=segment_seeds(seeds, num_tiles),
-            segments=Segments.of(num_tiles, [visual.kind == "video" for visual in media]),
+            segments=Segments.of(num_tiles, [mm_item.kind == "video" for mm_item in media]),
             probe=probe,
         )
         hidden_TD = patch_selection.select(self._tower.embed(self.pixels(media)), has_cls=self._tower.has_cls)
@@ -103,24 +103,24 @@ class TileEncoder:
             representative_FRC = fill_gaps(representative_P.view(-1, grid, grid))
         parts = _apart(feature_KD, reduction, representative_FRC, trace=trace)
         encoded = [
-            lay_out(part, visual, self._geometry, self._newline_D) for part, visual in zip(parts, media, strict=True)
+            lay_out(part, mm_item, self._geometry, self._newline_D) for part, mm_item in zip(parts, media, strict=True)
         ]
         return patch_selection.traced(encoded) if trace else encoded
 
     def pixels(self, media: Sequence[VisualInput]) -> Tensor:
-        """All tiles, rescaled and normalised on the device: float32 [F, 3, H, W].
+        """Rescale and normalise all tiles on the device: float32 [F, 3, H, W].
 
         Raises:
             RequestError: tiles of another size or dtype than this model's.
         """
         side, prep = self._geometry.tile_px, self._preprocessor
-        for visual in media:
-            if visual.tiles.dtype != np.uint8 or visual.tiles.shape[1:] != (side, side, 3):
+        for mm_item in media:
+            if mm_item.tiles.dtype != np.uint8 or mm_item.tiles.shape[1:] != (side, side, 3):
                 raise RequestError(
-                    f"a medium has tiles {visual.tiles.dtype} {list(visual.tiles.shape)}, this model takes uint8 "
-                    f"[n, {side}, {side}, 3]; was it prepared by another model's preprocessor?"
+                    f"a visual input has tiles {mm_item.tiles.dtype} {list(mm_item.tiles.shape)}, this model takes "
+                    f"uint8 [n, {side}, {side}, 3]; was it prepared by another model's preprocessor?"
                 )
-        tiles_FHW3 = torch.from_numpy(np.concatenate([visual.tiles for visual in media])).to(self._newline_D.device)
+        tiles_FHW3 = torch.from_numpy(np.concatenate([mm_item.tiles for mm_item in media])).to(self._newline_D.device)
         mean_3HW, std_3HW = (tiles_FHW3.new_tensor(x, dtype=torch.float32).view(3, 1, 1) for x in (prep.mean, prep.std))
         # transformers rescales in float64 and normalises in float32: so do we, for equal bits
         pixels_F3HW = tiles_FHW3.permute(0, 3, 1, 2).double().mul_(prep.rescale_factor).float()
@@ -130,12 +130,12 @@ class TileEncoder:
 def _apart(
     feature_KD: Tensor, reduction: VisionReduction, representative_FRC: Tensor | None, *, trace: bool
 ) -> list[KeptTokens]:
-    """Each medium's share of the packed result; owners are renumbered to count from its own first token."""
+    """Split the packed result by visual input; representatives then count from the input's own first token."""
     segments = reduction.segments
     bounds = pairwise(accumulate(segments.of_media(reduction.lengths), initial=0))
     steps = reduction.trace() if trace else [None] * len(segments.videos)
     parts = []
-    for visual, (bound, own_steps) in enumerate(zip(bounds, steps, strict=True)):
+    for mm_index, (bound, own_steps) in enumerate(zip(bounds, steps, strict=True)):
         own = slice(*bound)
         parts.append(
             KeptTokens(
@@ -144,10 +144,10 @@ def _apart(
                 reduction.coord_T3[own],
                 None
                 if representative_FRC is None
-                else representative_FRC[list(segments.original_indices(visual))] - own.start,
+                else representative_FRC[list(segments.original_indices(mm_index))] - own.start,
                 own_steps,
-                segments.tiles(visual),
-                tuple(reduction.idle[visual]),
+                segments.tiles(mm_index),
+                tuple(reduction.noop_steps[mm_index]),
             )
         )
     return parts

@@ -1,7 +1,7 @@
-"""Anyres arithmetic of the LLaVA families: which tiles an image becomes, and how their tokens lie afterwards.
+"""Does the anyres arithmetic of the LLaVA families: the tiles of an image, and the layout of their tokens.
 
-Integers only: no pixels, no tensors, no torch, so readers and `--plan` may use it. Knows nothing of reduction; a
-reduced pseudo-grid is laid out by the same functions with its own ``side``.
+Integers only: no pixels, no tensors, no torch, so readers and dry runs may use it. The same functions lay out a reduced
+pseudo-grid, with its own ``side``.
 
 Source: transformers 5.23, models/llava_onevision/{modeling,processing}_llava_onevision.py, the same of llava_next, and
 image_processing_utils.py. Copied in behaviour, down to the rounding, and tested equal.
@@ -22,11 +22,11 @@ _DEFAULT_NUM_LAYERS = {"llama": 32, "mistral": 32}
 
 @dataclass(frozen=True, slots=True)
 class ImageLayout:
-    """How the tiles of one image (base tile apart) become rows of tokens, in cells.
+    """Says how the tiles of one image (base tile apart) become rows of tokens, in cells.
 
     Attributes:
         rows, cols: of the joined grid of all tiles.
-        top, bottom, left, right: what is left of it without padding: rows ``top:bottom``, cols ``left:right``.
+        top, bottom, left, right: the part of it without padding: rows ``top:bottom``, cols ``left:right``.
         resized: (rows, cols) that the unpadded grid is interpolated to where it is over the budget, else None.
     """
 
@@ -52,14 +52,14 @@ class ImageLayout:
 
 @dataclass(frozen=True, slots=True)
 class AnyresGeometry:
-    """Tiles and token grids of one model.
+    """Computes tiles and token grids of one model.
 
     Attributes:
         tile_px: side of a tile, which is the tower's input.
         patch_px: side of a patch.
         pinpoints: (height, width) px of every canvas an image may be fitted to.
         max_tiles: budget of ``anyres_max_N``; a larger unpadded grid is interpolated down. None: no budget.
-        tiles_every_image: each of several images is tiled like one alone; else it is its base tile.
+        tiles_every_image: each of several images is tiled like a single one; else it is its base tile alone.
         reads_videos: frames of videos are read, each pooled by two.
     """
 
@@ -166,7 +166,7 @@ class AnyresGeometry:
 
 
 def onevision_geometry(files: ModelFiles) -> AnyresGeometry:
-    """The geometry a LLaVA-OneVision's config.json describes.
+    """Read the geometry of a LLaVA-OneVision from its config.json.
 
     Raises:
         ModelLoadError: a key is missing, a canvas is no multiple of the tile, or the aspect ratio rule is unknown.
@@ -180,7 +180,7 @@ def onevision_geometry(files: ModelFiles) -> AnyresGeometry:
 
 
 def next_geometry(files: ModelFiles) -> AnyresGeometry:
-    """The geometry of a LLaVA-NeXT: every image is tiled, without a budget, and no video; config.json names no rule.
+    """Read the geometry of a LLaVA-NeXT, which tiles every image, has no tile budget and reads no video.
 
     Raises:
         ModelLoadError: a key is missing, or a canvas is no multiple of the tile.
@@ -189,10 +189,10 @@ def next_geometry(files: ModelFiles) -> AnyresGeometry:
 
 
 def model_depth(files: ModelFiles) -> tuple[int, int]:
-    """Blocks of the tower up to the feature that is used, and layers of the LLM.
+    """Read the blocks of the tower up to the feature that is used, and the layers of the LLM.
 
     Raises:
-        ModelLoadError: a key is missing, or several features are joined.
+        ModelLoadError: a key is missing, or several features are concatenated.
     """
     feature = files.config["vision_feature_layer"]
     num_blocks = files.config.section("vision_config")["num_hidden_layers"]

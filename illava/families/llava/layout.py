@@ -1,13 +1,13 @@
-"""How tile tokens become what the LLM reads in the LLaVA families: pooling, joining, unpadding, newlines, the slots.
+"""Lays out tile tokens as the LLM of a LLaVA reads them: pools, joins and unpads tiles, and adds newlines.
 
-One `TileLayout` is the unreduced model's own arithmetic over full grids of any side and any channels. The released
-layout applies it to the pseudo-grid; the geometric layout to the restored grid, of which it then selects the slots
-where a survivor stands. Knows no tower, no plan and no reducer.
+A `TileLayout` is the unreduced model's own arithmetic over full grids of any side and any channels. The released layout
+applies it to the pseudo-grid. The geometric layout applies it to the restored grid, and then selects the placeholders
+of the kept tokens.
 
 Source: transformers 5.23, models/llava_onevision/modeling_llava_onevision.py: apply_pooling, pack_image_features;
 models/llava_next/modeling_llava_next.py: pack_image_features, the same without pooling and without a budget.
 
-Shape suffixes: F tiles, R rows, C columns, D channels, O prompt slots, P cells of all tiles.
+Shape suffixes: F tiles, R rows, C columns, D channels, O placeholder tokens, P cells of all tiles.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from illava.families.llava.geometry import AnyresGeometry, ImageLayout
 
 @dataclass(frozen=True, slots=True)
 class TileLayout:
-    """The map from full grids of tile cells to prompt slots.
+    """Maps full grids of tile cells to placeholder tokens.
 
     Attributes:
         kind: ``video`` (every tile a frame, pooled), ``image`` (base tile and joined tiles) or ``single`` (one of
             several images: its base tile alone).
         num_tiles: F.
         side: cells per side of a tile.
-        merge_frames: how the tiles behind the base lie, for ``image``.
+        joined: the layout of the tiles behind the base tile, for ``image``.
     """
 
     kind: Literal["video", "image", "single"]
     num_tiles: int
     side: int
-    merge_frames: ImageLayout | None = None
+    joined: ImageLayout | None = None
 
     @classmethod
     def of(
         cls, kind: Literal["video", "image"], num_tiles: int, size: tuple[int, int], geometry: AnyresGeometry, side: int
     ) -> TileLayout:
-        """The layout of one medium of ``size`` (height, width) px; one image in one tile is one of several."""
+        """The layout of one visual input of ``size`` (height, width) px; an image in one tile is one of several."""
         if kind == "video":
             return cls("video", num_tiles, side)
         if num_tiles == 1:
@@ -56,9 +56,9 @@ class TileLayout:
         return -(-self.side // 2)
 
     def apply(self, grid_FRCD: Tensor, newline_D: Tensor) -> Tensor:
-        """Every slot's value: [F, side, side, D] -> [O, D]; separators are ``newline_D``.
+        """Compute every placeholder's value: [F, side, side, D] -> [O, D]; separators are ``newline_D``.
 
-        Memory formats are those of the source, so that interpolation rounds alike.
+        Memory formats are those of the source, so that interpolation rounds the same way.
         """
         if self.kind == "video":
             pooled_FDRC = interpolate(
@@ -66,89 +66,89 @@ class TileLayout:
             )
             return torch.cat([pooled_FDRC.permute(0, 2, 3, 1).flatten(0, 2), newline_D[None]])
         base_PD = grid_FRCD[0].flatten(0, 1)
-        if self.merge_frames is None:
+        if self.joined is None:
             return torch.cat([base_PD, newline_D[None]])
         joined_DRC = self._crop(self._join(grid_FRCD).permute(2, 0, 1).contiguous())
-        if self.merge_frames.resized is not None:
-            joined_DRC = interpolate(joined_DRC[None], size=self.merge_frames.resized, mode="bilinear")[0]
+        if self.joined.resized is not None:
+            joined_DRC = interpolate(joined_DRC[None], size=self.joined.resized, mode="bilinear")[0]
         newline_DRC = newline_D[:, None, None].expand(-1, joined_DRC.shape[1], 1)
         rows_PD = torch.cat([joined_DRC, newline_DRC], dim=2).flatten(1).T
         return torch.cat([base_PD, rows_PD])
 
-    def occupied(self, stands_FRC: Tensor) -> Tensor:
-        """The slots to keep where only some cells hold a survivor: bool [F, side, side] -> bool [O].
+    def occupied(self, kept_FRC: Tensor) -> Tensor:
+        """The placeholders that kept tokens take, from their cells: bool [F, side, side] -> bool [O].
 
-        Pooled frames mix every cell, so all their slots stay, and so does every separator. An image slot stays where a
-        survivor stands in its cell, or, over the budget, in the cell its place is resized to.
+        Pooled frames mix every cell, so they keep all their placeholders; every separator is kept, too. An image's
+        placeholder is kept if its cell holds a kept token; over the tile budget, if its resized cell holds one.
         """
-        keep_1 = stands_FRC.new_ones(1)
+        keep_1 = kept_FRC.new_ones(1)
         if self.kind == "video":
             return keep_1.expand(self.num_tiles * self.pooled**2 + 1)
-        base_P = stands_FRC[0].flatten()
-        if self.merge_frames is None:
+        base_P = kept_FRC[0].flatten()
+        if self.joined is None:
             return torch.cat([base_P, keep_1])
-        joined_RC = self._crop(self._join(stands_FRC[..., None]).permute(2, 0, 1))[0]
-        if self.merge_frames.resized is not None:
-            rows, cols = self.merge_frames.resized
+        joined_RC = self._crop(self._join(kept_FRC[..., None]).permute(2, 0, 1))[0]
+        if self.joined.resized is not None:
+            rows, cols = self.joined.resized
             joined_RC = _into_cells(_into_cells(joined_RC, rows).T, cols).T
         rows_RC = torch.cat([joined_RC, keep_1.expand(joined_RC.shape[0], 1)], dim=1)
         return torch.cat([base_P, rows_RC.flatten()])
 
-    def places(self) -> Tensor:
-        """(frame or part, row, col) of every slot: int64 [O, 3] on the host; separators have row = col = -1.
+    def coords(self) -> Tensor:
+        """(frame or part, row, col) of every placeholder: int64 [O, 3] on the host; separators have row = col = -1.
 
         A video's frames count from 0 on the pooled grid. An image's base tile is part 0, the joined, unpadded and, if
         so, resized grid of its other tiles is part 1.
         """
         if self.kind == "video":
-            return torch.cat([_grid_places(range(self.num_tiles), self.pooled, self.pooled), _separators(-1, 1)])
-        base_P3 = _grid_places(range(1), self.side, self.side)
-        if self.merge_frames is None:
+            return torch.cat([_grid_coords(range(self.num_tiles), self.pooled, self.pooled), _separators(-1, 1)])
+        base_P3 = _grid_coords(range(1), self.side, self.side)
+        if self.joined is None:
             return torch.cat([base_P3, _separators(-1, 1)])
-        rows, cols = self.merge_frames.shape
-        grid_RC3 = _grid_places(range(1, 2), rows, cols).view(rows, cols, 3)
+        rows, cols = self.joined.shape
+        grid_RC3 = _grid_coords(range(1, 2), rows, cols).view(rows, cols, 3)
         rows_RC3 = torch.cat([grid_RC3, _separators(1, rows).view(rows, 1, 3)], dim=1)
         return torch.cat([base_P3, rows_RC3.flatten(0, 1)])
 
     def matrix(self) -> Tensor:
-        """What each slot is made of: sparse float32 [O, P], separators empty rows. For traces, on the host.
+        """The cells that each placeholder is made of: sparse float32 [O, P] on the host, for traces.
 
-        Bilinear interpolation is separable: the weights of a slot are those of its row times those of its column.
+        Rows of separators are empty. Bilinear interpolation is separable: a weight is its row's times its column's.
         """
         cells_FRC = torch.arange(self.num_tiles * self.side**2).view(self.num_tiles, self.side, self.side)
         if self.kind == "video":
             pool_OR = _weights(self.side, self.pooled)
-            slots_FOO = torch.arange(self.num_tiles * self.pooled**2).view(-1, self.pooled, self.pooled)
-            blocks = [_outer(slots_FOO, cells_FRC, pool_OR, pool_OR)]
+            placeholder_FOO = torch.arange(self.num_tiles * self.pooled**2).view(-1, self.pooled, self.pooled)
+            blocks = [_outer(placeholder_FOO, cells_FRC, pool_OR, pool_OR)]
         else:
             blocks = [(cells_FRC[0].flatten(), cells_FRC[0].flatten(), torch.ones(self.side**2))]
-        num_placeholders = self.places().shape[0]
-        if self.merge_frames is not None:
+        num_placeholders = self.coords().shape[0]
+        if self.joined is not None:
             cropped_1RC = self._crop(self._join(cells_FRC[..., None]).permute(2, 0, 1))
-            rows, cols = self.merge_frames.shape
+            rows, cols = self.joined.shape
             row_OR, col_OC = _weights(cropped_1RC.shape[1], rows), _weights(cropped_1RC.shape[2], cols)
-            slots_1OO = torch.arange(self.side**2, num_placeholders).view(1, rows, cols + 1)[:, :, :-1]
-            blocks.append(_outer(slots_1OO, cropped_1RC, row_OR, col_OC))
-        slot, cell, weight = (torch.cat(column) for column in zip(*blocks, strict=True))
+            placeholder_1OO = torch.arange(self.side**2, num_placeholders).view(1, rows, cols + 1)[:, :, :-1]
+            blocks.append(_outer(placeholder_1OO, cropped_1RC, row_OR, col_OC))
+        placeholder, cell, weight = (torch.cat(column) for column in zip(*blocks, strict=True))
         size = (num_placeholders, cells_FRC.numel())
-        return torch.sparse_coo_tensor(torch.stack([slot, cell]), weight, size, check_invariants=False).coalesce()
+        return torch.sparse_coo_tensor(
+            torch.stack([placeholder, cell]), weight, size, check_invariants=False
+        ).coalesce()
 
     def _join(self, grid_FRCD: Tensor) -> Tensor:
-        """All tiles but the base as one grid: [rows, cols, D]."""
-        assert self.merge_frames is not None
-        tile_rows, tile_cols = self.merge_frames.rows // self.side, self.merge_frames.cols // self.side
+        """Join all tiles but the base tile to one grid: [rows, cols, D]."""
+        assert self.joined is not None
+        tile_rows, tile_cols = self.joined.rows // self.side, self.joined.cols // self.side
         tiles = grid_FRCD[1:].unflatten(0, (tile_rows, tile_cols))
-        return tiles.permute(0, 2, 1, 3, 4).reshape(self.merge_frames.rows, self.merge_frames.cols, -1)
+        return tiles.permute(0, 2, 1, 3, 4).reshape(self.joined.rows, self.joined.cols, -1)
 
     def _crop(self, joined_DRC: Tensor) -> Tensor:
-        """The joined grid without the canvas's padding."""
-        assert self.merge_frames is not None
-        return joined_DRC[
-            :, self.merge_frames.top : self.merge_frames.bottom, self.merge_frames.left : self.merge_frames.right
-        ]
+        """Cut the canvas's padding off the joined grid."""
+        assert self.joined is not None
+        return joined_DRC[:, self.joined.top : self.joined.bottom, self.joined.left : self.joined.right]
 
 
-def _grid_places(parts: range, rows: int, cols: int) -> Tensor:
+def _grid_coords(parts: range, rows: int, cols: int) -> Tensor:
     return torch.cartesian_prod(torch.tensor(list(parts)), torch.arange(rows), torch.arange(cols))
 
 
@@ -156,26 +156,26 @@ def _separators(part: int, count: int) -> Tensor:
     return torch.tensor([[part, -1, -1]]).expand(count, 3)
 
 
-def _into_cells(stands_RC: Tensor, num_rows: int) -> Tensor:
-    """Which of ``num_rows`` coarser rows hold a survivor, column by column: a row's centre decides."""
-    fine = stands_RC.shape[0]
-    coarse_R = ((torch.arange(fine, device=stands_RC.device) * 2 + 1) * num_rows) // (2 * fine)
-    out = torch.zeros(num_rows, stands_RC.shape[1], device=stands_RC.device)
-    return out.index_add_(0, coarse_R, stands_RC.float()) > 0
+def _into_cells(kept_RC: Tensor, num_rows: int) -> Tensor:
+    """Whether each of ``num_rows`` coarser rows holds a kept token, column by column; a row's centre decides."""
+    fine = kept_RC.shape[0]
+    coarse_R = ((torch.arange(fine, device=kept_RC.device) * 2 + 1) * num_rows) // (2 * fine)
+    out = torch.zeros(num_rows, kept_RC.shape[1], device=kept_RC.device)
+    return out.index_add_(0, coarse_R, kept_RC.float()) > 0
 
 
 def _weights(num_in: int, num_out: int) -> Tensor:
-    """[num_out, num_in] of linear interpolation; the identity where nothing is resized."""
+    """The weights [num_out, num_in] of linear interpolation; the identity where nothing is resized."""
     if num_in == num_out:
         return torch.eye(num_in)
     return interpolate(torch.eye(num_in)[None], size=num_out, mode="linear")[0].T
 
 
-def _outer(slots_FOO: Tensor, cells_FRC: Tensor, row_OR: Tensor, col_OC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(slot, cell, weight) of every non-zero product of a row weight and a column weight, on every tile."""
+def _outer(placeholder_FOO: Tensor, cells_FRC: Tensor, row_OR: Tensor, col_OC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(placeholder, cell, weight) of every non-zero product of a row weight and a column weight, on every tile."""
     row_out, row_in = row_OR.nonzero().T
     col_out, col_in = col_OC.nonzero().T
-    slot = slots_FOO[:, row_out[:, None], col_out[None]]
+    placeholder = placeholder_FOO[:, row_out[:, None], col_out[None]]
     cell = cells_FRC[:, row_in[:, None], col_in[None]]
     weight = row_OR[row_out, row_in][:, None] * col_OC[col_out, col_in][None]
-    return slot.flatten(), cell.flatten(), weight.expand(slot.shape).flatten()
+    return placeholder.flatten(), cell.flatten(), weight.expand(placeholder.shape).flatten()

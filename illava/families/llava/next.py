@@ -1,7 +1,7 @@
-"""LLaVA-NeXT: CLIP tower, projector, anyres images, Llama, Mistral or another decoder of that shape. Images only.
+"""Supports LLaVA-NeXT: CLIP tower, projector, anyres images, Llama, Mistral or another decoder of that shape.
 
-Borrows the modules of one loaded Hugging Face model; with an empty plan its features equal that model's. Every image
-is tiled, of several too; CLS takes part in the tower's attention and is never reduced. Knows no reducer.
+It borrows the modules of one loaded Hugging Face model; with an empty plan its features equal that model's. It reads
+images only, and tiles each of several images. CLS takes part in the tower's attention and is never reduced.
 
 Source: transformers 5.23, models/llava_next. The paper shows results for this family, but its release has no code for
 it: where and how much to reduce is ours (`plan.py`, ``illava-next-image``).
@@ -22,7 +22,7 @@ from illava.plan import ReductionPlan
 
 
 class LlavaNext(Family):
-    """One loaded LLaVA-NeXT model.
+    """Holds one loaded LLaVA-NeXT model.
 
     Attributes:
         geometry: tiles and grids.

@@ -1,7 +1,6 @@
-"""LLaVA-OneVision: SigLIP tower, projector, pooled video frames, anyres images, Qwen2 decoder.
+"""Supports LLaVA-OneVision: SigLIP tower, projector, pooled video frames, anyres images, Qwen2 decoder.
 
-Borrows the modules of one loaded Hugging Face model; with an empty plan its features equal that model's. Knows no
-reducer: the tower's block loop calls the reduction, the layout behind it restores or re-reads what is left.
+It borrows the modules of one loaded Hugging Face model; with an empty plan its features equal that model's.
 
 Source: transformers 5.23, models/llava_onevision.
 """
@@ -21,7 +20,7 @@ from illava.plan import ReductionPlan
 
 
 class LlavaOnevision(Family):
-    """One loaded LLaVA-OneVision model.
+    """Holds one loaded LLaVA-OneVision model.
 
     Attributes:
         geometry: tiles and grids.

@@ -1,9 +1,8 @@
-"""One medium's surviving tokens, laid out for a LLaVA's LLM: features, slots, frames, places, scores, trace.
+"""Lays out the kept tokens of one visual input for a LLaVA's LLM: features, placeholders, coordinates, scores, trace.
 
-Chooses between reading the survivors in order as full (pseudo-)grids and restoring the true grid first. Knows no
-tower, no plan and no reducer.
+It either reads the kept tokens in order as full (pseudo-)grids, or restores the true grid first.
 
-Shape suffixes: F tiles, R rows, C columns, K tokens, D channels, O prompt slots.
+Shape suffixes: F tiles, R rows, C columns, K tokens, D channels, O placeholder tokens.
 """
 
 from __future__ import annotations
@@ -25,16 +24,16 @@ from illava.visual_tokens import EncodedVisual
 
 @dataclass(frozen=True, slots=True)
 class KeptTokens:
-    """One medium's tokens behind tower and projector.
+    """The tokens of one visual input behind tower and projector.
 
     Attributes:
         feature_KD: at LLM width.
         score_K: float32 attention received in the tower's last block, where the plan needs it.
         coord_K3: int64 (tile, row, col).
-        representative_FRC: int64, the survivor that stands for each cell of the true grid; None where the tokens are
+        representative_FRC: int64, the kept token that represents each cell of the true grid; None where the tokens are
             full square grids to be read in order: those of an unreduced tower, or the released layout's pseudo-grids.
         steps: the tower's trace steps; None where no trace is wanted.
-        tiles: the tiles or frames that still stand.
+        tiles: the tiles or frames that are kept.
         noop_steps: see `EncodedVisual`.
     """
 
@@ -47,22 +46,24 @@ class KeptTokens:
     noop_steps: tuple[str, ...] = ()
 
 
-def lay_out(kept_tokens: KeptTokens, visual: VisualInput, geometry: AnyresGeometry, newline_D: Tensor) -> EncodedVisual:
-    """The medium as the LLM will read it.
+def lay_out(
+    kept_tokens: KeptTokens, mm_item: VisualInput, geometry: AnyresGeometry, newline_D: Tensor
+) -> EncodedVisual:
+    """Lay out the visual input as the LLM will read it.
 
     Scores go through the same map as features; separators score +inf, so that they are never merged away.
     """
-    num_tiles, num_original = len(kept_tokens.tiles), len(visual.tiles)
+    num_tiles, num_original = len(kept_tokens.tiles), len(mm_item.tiles)
     restored = kept_tokens.representative_FRC is not None
     side = geometry.grid if restored else isqrt(kept_tokens.feature_KD.shape[0] // num_tiles)
-    layout = TileLayout.of(visual.kind, num_tiles, visual.original_size, geometry, side)
-    coord_O3 = layout.places()
-    if visual.kind == "video":
+    layout = TileLayout.of(mm_item.kind, num_tiles, mm_item.original_size, geometry, side)
+    coord_O3 = layout.coords()
+    if mm_item.kind == "video":
         coord_O3[:-1, 0] = torch.tensor(kept_tokens.tiles)[coord_O3[:-1, 0]]
     index_K = _filled(layout, kept_tokens, coord_O3.shape[0])
     placeholder_K, num_placeholders = index_K, coord_O3.shape[0]
-    if restored and num_tiles < num_original:  # joined frames: the others leave their slots open
-        placeholder_K, num_placeholders = _frame_slots(layout, kept_tokens, num_original)
+    if restored and num_tiles < num_original:  # frames were merged: the other frames leave their placeholders open
+        placeholder_K, num_placeholders = _frame_placeholders(layout, kept_tokens, num_original)
     score_K = None
     if kept_tokens.score_K is not None:
         separator = kept_tokens.score_K.new_full((1,), float("inf"))
@@ -76,36 +77,36 @@ def lay_out(kept_tokens: KeptTokens, visual: VisualInput, geometry: AnyresGeomet
         frame_counts=_frame_counts(layout, kept_tokens.tiles, index_K.shape[0]),
         coord_K3=coord_K3,
         score_K=score_K,
-        num_patches=num_original * geometry.grid**2 - visual.num_left_out,
+        num_patches=num_original * geometry.grid**2 - mm_item.num_left_out,
         trace=_trace(layout, kept_tokens, index_K, coord_K3),
-        patch_coord_P4=None if kept_tokens.steps is None else visual_coords(patch_places(num_original, geometry.grid)),
+        patch_coord_P4=None if kept_tokens.steps is None else visual_coords(patch_coords(num_original, geometry.grid)),
         noop_steps=kept_tokens.noop_steps,
     )
 
 
-def patch_places(num_tiles: int, grid: int) -> Tensor:
-    """(tile, row, col) of every patch of one medium as it enters the tower: int64 [P, 3] on the host."""
+def patch_coords(num_tiles: int, grid: int) -> Tensor:
+    """(tile, row, col) of every patch of one visual input as it enters the tower: int64 [P, 3] on the host."""
     return torch.cartesian_prod(torch.arange(num_tiles), torch.arange(grid), torch.arange(grid))
 
 
 def _grid(kept_tokens: KeptTokens, value_KD: Tensor, num_tiles: int, side: int) -> Tensor:
-    """Full grids: [K, D] -> [F, side, side, D]."""
+    """Make full grids: [K, D] -> [F, side, side, D]."""
     if kept_tokens.representative_FRC is None:
         return value_KD.view(num_tiles, side, side, -1)
     return value_KD[kept_tokens.representative_FRC]
 
 
 def _filled(layout: TileLayout, kept_tokens: KeptTokens, num_placeholders: int) -> Tensor:
-    """Which of the layout's slots are filled: int64 [K]. Only a restored image leaves some out."""
+    """The placeholders that are taken: int64 [K]. Only a restored image leaves some out."""
     if kept_tokens.representative_FRC is None or layout.kind == "video":
         return torch.arange(num_placeholders, device=kept_tokens.coord_K3.device)
-    stands_FRC = torch.zeros_like(kept_tokens.representative_FRC, dtype=torch.bool)
-    stands_FRC[kept_tokens.coord_K3.unbind(1)] = True
-    return layout.occupied(stands_FRC).nonzero().squeeze(1)
+    kept_FRC = torch.zeros_like(kept_tokens.representative_FRC, dtype=torch.bool)
+    kept_FRC[kept_tokens.coord_K3.unbind(1)] = True
+    return layout.occupied(kept_FRC).nonzero().squeeze(1)
 
 
-def _frame_slots(layout: TileLayout, kept_tokens: KeptTokens, num_frames: int) -> tuple[Tensor, int]:
-    """The prompt slots of the frames that still stand, as in the unreduced video, and how many that has."""
+def _frame_placeholders(layout: TileLayout, kept_tokens: KeptTokens, num_frames: int) -> tuple[Tensor, int]:
+    """The placeholders of the kept frames, as in the unreduced video, and the number of that video's placeholders."""
     per_frame, device = layout.pooled**2, kept_tokens.coord_K3.device
     first_F1 = torch.tensor(kept_tokens.tiles, device=device)[:, None] * per_frame
     placeholder_K = (first_F1 + torch.arange(per_frame, device=device)).flatten()
@@ -114,7 +115,7 @@ def _frame_slots(layout: TileLayout, kept_tokens: KeptTokens, num_frames: int) -
 
 
 def _frame_counts(layout: TileLayout, tiles: tuple[int, ...], num_tokens: int) -> tuple[tuple[int, int], ...]:
-    """Tokens of each frame. The parts of a tiled image are read as one; newlines stand inside it."""
+    """Count the tokens of each frame. The parts of a tiled image are read as one, with newlines inside."""
     if layout.kind == "video":
         return (*((frame, layout.pooled**2) for frame in tiles), (-1, 1))
     if layout.kind == "single":

@@ -1,6 +1,6 @@
-"""Frames to square tiles for the LLaVA families: uint8 in, uint8 out.
+"""Cuts frames into square tiles for the LLaVA families: uint8 in, uint8 out.
 
-Runs in the readers: imports neither torch nor transformers. Knows nothing of tokens or of reduction.
+It runs in the readers, so it imports neither torch nor transformers.
 
 Source: transformers 5.23, models/llava_onevision/image_processing_pil_llava_onevision.py and
 models/llava_next/image_processing_pil_llava_next.py, tested equal to them.
@@ -24,13 +24,13 @@ MAX_SQUARE_PX = 16_384
 
 
 class TilePreprocessor(Preprocessor):
-    """Images to square tiles, and video frames to one tile each."""
+    """Cuts images into square tiles, and makes one tile of each video frame."""
 
     __slots__ = ()
     geometry: AnyresGeometry
 
     def images(self, frames: Sequence[np.ndarray]) -> tuple[VisualInput, ...]:
-        """The images of one request, in order. One alone is tiled; of several each is tiled or one padded square.
+        """Prepare the images of one request, in order. A single image is tiled; each of several is tiled or padded.
 
         Args:
             frames: uint8 [H, W, 3] RGB each, of any sizes.
@@ -43,7 +43,7 @@ class TilePreprocessor(Preprocessor):
         return tuple(VisualInput("image", tile(frame), frame.shape[:2]) for frame in frames)
 
     def video(self, frames: np.ndarray | Sequence[np.ndarray]) -> VisualInput:
-        """A video's frames, each resized to the tower's square input.
+        """Resize each frame of a video to the tower's square input.
 
         Args:
             frames: uint8 [F, H, W, 3] RGB, or F frames of one size.
@@ -64,48 +64,46 @@ class TilePreprocessor(Preprocessor):
             tiles[index] = resize(frame, side, side, self.video_resample)
         return VisualInput("video", tiles, frames[0].shape[:2])
 
-    def cells(self, visual: VisualInput) -> VisualCells:
+    def cells(self, mm_item: VisualInput) -> VisualCells:
         """See `Preprocessor.cells`: a cell is a patch."""
         side, px = self.geometry.grid, self.geometry.patch_px
-        num_tiles = len(visual.tiles)
-        cut = visual.tiles[:, : side * px, : side * px].reshape(num_tiles, side, px, side, px, 3)
+        num_tiles = len(mm_item.tiles)
+        cut = mm_item.tiles[:, : side * px, : side * px].reshape(num_tiles, side, px, side, px, 3)
         padding = np.zeros((num_tiles, side, side), bool)
-        if visual.kind == "image" and num_tiles > 1:
-            layout = self.geometry.image_layout(*visual.original_size)
-            merge_frames = np.ones((layout.rows, layout.cols), bool)
-            merge_frames[layout.top : layout.bottom, layout.left : layout.right] = False
-            padding[1:] = (
-                merge_frames.reshape(layout.rows // side, side, -1, side).swapaxes(1, 2).reshape(-1, side, side)
-            )
+        if mm_item.kind == "image" and num_tiles > 1:
+            layout = self.geometry.image_layout(*mm_item.original_size)
+            is_padding = np.ones((layout.rows, layout.cols), bool)
+            is_padding[layout.top : layout.bottom, layout.left : layout.right] = False
+            padding[1:] = is_padding.reshape(layout.rows // side, side, -1, side).swapaxes(1, 2).reshape(-1, side, side)
         return VisualCells(
             pixels_TX=cut.swapaxes(2, 3).reshape(num_tiles * side**2, -1),
             coord_T3=np.indices((num_tiles, side, side)).reshape(3, -1).T,
-            lengths=(num_tiles * side**2,) if visual.kind == "video" else (side**2,) * num_tiles,
+            lengths=(num_tiles * side**2,) if mm_item.kind == "video" else (side**2,) * num_tiles,
             padding_T=padding.reshape(-1),
         )
 
-    def with_frames(self, visual: VisualInput, frames: Sequence[int]) -> VisualInput:
+    def with_frames(self, mm_item: VisualInput, frames: Sequence[int]) -> VisualInput:
         """See `Preprocessor.with_frames`."""
-        times_s = tuple(visual.timestamps_s[n] for n in frames) if visual.timestamps_s else ()
-        return replace(visual, tiles=visual.tiles[list(frames)], timestamps_s=times_s)
+        times_s = tuple(mm_item.timestamps_s[n] for n in frames) if mm_item.timestamps_s else ()
+        return replace(mm_item, tiles=mm_item.tiles[list(frames)], timestamps_s=times_s)
 
-    def shrink(self, visual: VisualInput, ratio: float) -> VisualInput:
-        """See `Preprocessor.shrink`: the picture on the best canvas of that share of its tiles, the base tile the same.
+    def shrink(self, mm_item: VisualInput, ratio: float) -> VisualInput:
+        """See `Preprocessor.shrink`: fit the picture to the best canvas of that share of its tiles; keep the base tile.
 
-        The picture is taken from its canvas; what comes out is what this model makes of a picture of that size.
+        The picture is taken from its canvas; the result is what this model makes of a picture of that size.
         """
-        most = int(len(visual.tiles) * ratio) - 1
+        most = int(len(mm_item.tiles) * ratio) - 1
         canvases = tuple(size for size in self.geometry.pinpoints if self.geometry.num_canvas_tiles(*size) <= most)
-        if visual.kind == "video" or len(visual.tiles) == 1 or not canvases:
-            what = "a video frame" if visual.kind == "video" else f"an image in {len(visual.tiles)} tiles"
+        if mm_item.kind == "video" or len(mm_item.tiles) == 1 or not canvases:
+            what = "a video frame" if mm_item.kind == "video" else f"an image in {len(mm_item.tiles)} tiles"
             raise PreprocessError(
                 f"{self.model_type} cannot read {what} at {ratio:g} of its patches: its tower takes tiles of one size, "
                 "and there are no fewer of them. Raise keep_ratio, or reduce with another method"
             )
-        side, size = self.geometry.tile_px, visual.original_size
+        side, size = self.geometry.tile_px, mm_item.original_size
         canvas_height, canvas_width = self.geometry.best_resolution(*size)
         rows, cols = canvas_height // side, canvas_width // side
-        canvas = visual.tiles[1:].reshape(rows, cols, side, side, 3).swapaxes(1, 2)
+        canvas = mm_item.tiles[1:].reshape(rows, cols, side, side, 3).swapaxes(1, 2)
         canvas = canvas.reshape(canvas_height, canvas_width, 3)
         height, width = _fit(*size, canvas_height, canvas_width)
         top, left = (canvas_height - height) // 2, (canvas_width - width) // 2
@@ -113,8 +111,8 @@ class TilePreprocessor(Preprocessor):
         small_size = _fit(*size, *smaller.best_resolution(*size))
         small = resize(canvas[top : top + height, left : left + width], *small_size, self.image_resample)
         tiles = self._anyres(small)
-        tiles[0] = visual.tiles[0]
-        return replace(visual, tiles=tiles, original_size=small_size)
+        tiles[0] = mm_item.tiles[0]
+        return replace(mm_item, tiles=tiles, original_size=small_size)
 
     def max_nbytes(self, num_frames: int) -> int:
         """Upper bound of the bytes of a loaded item of ``num_frames`` frames or images, for admission control.
@@ -126,7 +124,7 @@ class TilePreprocessor(Preprocessor):
         return num_tiles * self.geometry.tile_px**2 * 3
 
     def _anyres(self, frame: np.ndarray) -> np.ndarray:
-        """Base tile, then the tiles of the canvas in raster order: [n, side, side, 3]."""
+        """Make the base tile, then the tiles of the canvas in raster order: [n, side, side, 3]."""
         side = self.geometry.tile_px
         original_height, original_width = frame.shape[:2]
         canvas_height, canvas_width = self.geometry.best_resolution(original_height, original_width)
@@ -142,7 +140,7 @@ class TilePreprocessor(Preprocessor):
         return tiles
 
     def _padded_square(self, frame: np.ndarray) -> np.ndarray:
-        """The whole image on a square of mean colour, as one tile: [1, side, side, 3]."""
+        """Put the whole image on a square of mean colour, as one tile: [1, side, side, 3]."""
         height, width = frame.shape[:2]
         longest = max(height, width)
         if longest > MAX_SQUARE_PX:
@@ -170,7 +168,7 @@ def _fit(height: int, width: int, canvas_height: int, canvas_width: int) -> tupl
 
 
 def onevision_preprocessor(files: ModelFiles, geometry: AnyresGeometry) -> TilePreprocessor:
-    """The preprocessor that a LLaVA-OneVision's files describe."""
+    """Make the preprocessor that a LLaVA-OneVision's files describe."""
     image, video = files.image_processor, files.video_processor
     tile = {"height": geometry.tile_px, "width": geometry.tile_px}
     for section in (image, video):
@@ -182,7 +180,7 @@ def onevision_preprocessor(files: ModelFiles, geometry: AnyresGeometry) -> TileP
 
 
 def next_preprocessor(files: ModelFiles, geometry: AnyresGeometry) -> TilePreprocessor:
-    """Tiles come out of the cut at the tower's size already: the resize and crop that follow change nothing then."""
+    """Make the preprocessor of a LLaVA-NeXT; its resize and crop change nothing, since tiles have the tower's size."""
     tile = {"height": geometry.tile_px, "width": geometry.tile_px}
     sizes = {"size": {"shortest_edge": geometry.tile_px}, "crop_size": tile}
     _check_steps(files.image_processor, sizes, crops=True)

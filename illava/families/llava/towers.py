@@ -1,11 +1,10 @@
-"""The SigLIP and CLIP towers: Hugging Face's own embeddings and layers in one block loop, with the reduction inside it.
+"""Runs the SigLIP and CLIP towers: Hugging Face's own embeddings and layers, with the reduction inside each block.
 
-Both have the same layer: attention behind a norm, MLP behind a norm. Sub-modules are borrowed, none is patched or
-copied. Tokens of all tiles lie packed end to end; blocks may shorten them. Knows nothing of media, layouts or the LLM
-behind.
+Both towers have the same layer: attention behind a norm, MLP behind a norm. Sub-modules are borrowed; none is patched
+or copied. Tokens of all tiles are packed end to end, and a block may reduce them.
 
 On CPU each result of tens of MiB is fresh memory, which the operating system zeroes page by page (1.5 us each: up to a
-tenth of a block's time at four so400m frames). So the widest one is used again there, and the others are kept small.
+tenth of a block's time at four so400m frames). So the widest result is reused there, and the others are kept small.
 
 Shape suffixes: T tokens packed end to end, CLS tokens included; K kept patches, F tiles, D channels, M channels within
 the MLP, H heads, d head width.
@@ -29,10 +28,10 @@ _CPU_ACTIVATION_ROWS = 64  # at so400m's width 1 MiB: half of an L2 cache
 
 
 class TileTower(ABC):
-    """Runs the blocks up to the hidden state a model reads; that state is taken before the tower's last norm.
+    """Runs the blocks up to the hidden state that a model reads, which is before the tower's last norm.
 
     Attributes:
-        has_cls: a CLS token stands before the patches of every tile; it is never reduced.
+        has_cls: a CLS token precedes the patches of every tile; it is never reduced.
         num_blocks: blocks that are run.
         grid: patches per side of a tile.
     """
@@ -56,25 +55,25 @@ class TileTower(ABC):
 
     @abstractmethod
     def embed(self, pixels_F3HW: Tensor) -> Tensor:
-        """What enters the blocks: [F, 3, H, W] normalised -> [T, D]."""
+        """Embed what enters the blocks: [F, 3, H, W] normalised -> [T, D]."""
 
     def run(self, hidden_TD: Tensor, reduction: VisionReduction) -> Tensor:
-        """All blocks: [T, D] -> [K, D], reduced as the plan says. With an empty plan equal to Hugging Face's."""
+        """Run all blocks: [T, D] -> [K, D], reduced by the plan. With an empty plan they equal Hugging Face's."""
         return run_blocks(self._blocks, hidden_TD, reduction)
 
 
 class SiglipTower(TileTower):
-    """Of a `SiglipVisionModel`."""
+    """Runs the tower of a `SiglipVisionModel`."""
 
     has_cls = False
 
     def embed(self, pixels_F3HW: Tensor) -> Tensor:
-        """Patches with their position embeddings: [F, 3, H, W] normalised -> [T, D]."""
+        """Embed patches with their positions: [F, 3, H, W] normalised -> [T, D]."""
         return self._embeddings(pixels_F3HW).flatten(0, 1)
 
 
 class ClipTower(TileTower):
-    """Of a `CLIPVisionModel`. CLS takes part in all attention.
+    """Runs the tower of a `CLIPVisionModel`. CLS takes part in all attention.
 
     `VisionReduction` keeps CLS apart and drops it behind the last block, as ``vision_feature_select_strategy: default``
     does.
@@ -89,7 +88,7 @@ class ClipTower(TileTower):
         self._norm = inner.pre_layrnorm
 
     def embed(self, pixels_F3HW: Tensor) -> Tensor:
-        """CLS and patches of every tile with their position embeddings, normed: [F, 3, H, W] normalised -> [T, D]."""
+        """Embed CLS and patches of every tile with their positions, normed: [F, 3, H, W] normalised -> [T, D]."""
         return self._norm(self._embeddings(pixels_F3HW)).flatten(0, 1)
 
 
@@ -134,7 +133,7 @@ def _blocks_up_to(layers: Any, feature_layer: int) -> Any:
 
 
 def run_blocks(blocks: Sequence[Any], hidden_TD: Tensor, reduction: VisionReduction) -> Tensor:
-    """All blocks: [T, D] -> [K, D], reduced as the plan says. With an empty plan equal to Hugging Face's."""
+    """Run all blocks: [T, D] -> [K, D], reduced by the plan. With an empty plan they equal Hugging Face's."""
     wide_TM = None
     if len(blocks) and not hidden_TD.is_cuda:
         wide_TM = hidden_TD.new_empty(len(hidden_TD), blocks[0].mlp.fc1.out_features)
@@ -152,7 +151,7 @@ def run_blocks(blocks: Sequence[Any], hidden_TD: Tensor, reduction: VisionReduct
 def _attend(
     block: Any, hidden_TD: Tensor, lengths: tuple[int, ...], key_bias_T: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A block up to its MLP: the residual stream with attention added, and the queries and keys that made it."""
+    """Run a block up to its MLP: the residual stream with attention added, and the queries and keys that made it."""
     attention = block.self_attn
     normed_TD = block.layer_norm1(hidden_TD)
     q_THd, k_THd, v_THd = (
@@ -166,7 +165,7 @@ def _attend(
 
 
 def _attend_by_segment(block: Any, hidden_TD: Tensor, reduction: VisionReduction) -> Tensor:
-    """The same where nobody asks for queries and keys: on CPU a few segments at a time, in memory that is warm."""
+    """The same where no queries and keys are needed: on CPU a few segments at a time, in memory that is warm."""
     whole, longest = reduction.lengths, max(reduction.lengths, default=1)
     num_together = len(whole) if hidden_TD.is_cuda else max(1, _CPU_ROWS // max(1, longest))
     lengths = [whole[n : n + num_together] for n in range(0, len(whole), num_together)]
@@ -180,7 +179,7 @@ def _attend_by_segment(block: Any, hidden_TD: Tensor, reduction: VisionReduction
 
 
 def _mlp(mlp: Any, normed_TD: Tensor, wide_TM: Tensor | None) -> Tensor:
-    """Hugging Face's own forward, with its widest result in ``wide_TM`` where that is given."""
+    """Run Hugging Face's own forward, with its widest result in ``wide_TM`` if that is given."""
     if wide_TM is None:
         return mlp(normed_TD)
     wide_TM = wide_TM[: len(normed_TD)]

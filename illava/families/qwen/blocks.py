@@ -1,6 +1,6 @@
-"""What all Qwen vision towers share: a tower of native resolution, whose blocks attend with 2-D rotary positions.
+"""Holds what all Qwen vision towers share: native resolution, and blocks that attend with 2-D rotary positions.
 
-Sub-modules are borrowed from Hugging Face, none is patched or copied. Knows nothing of media or of the LLM behind.
+Sub-modules are borrowed from Hugging Face; none is patched or copied.
 
 Shape suffixes: T patches packed end to end, P patches, X values of a patch, K kept groups, D channels, H heads, d head
 width.
@@ -27,25 +27,25 @@ class NativeTower(ABC):
 
     Attributes:
         num_blocks: blocks that are run.
-        last_scored_block: the last whose attention can score patches for later stages.
+        last_scored_block: the last block whose attention can score patches for later stages.
     """
 
-    def __init__(self, visual: Any) -> None:
+    def __init__(self, vision_model: Any) -> None:
         """Borrow the layers of a loaded tower."""
-        self._patch_embed, self._rotary = visual.patch_embed, visual.rotary_pos_emb
-        self._blocks, self._merger = visual.blocks, visual.merger
-        self.num_blocks = len(visual.blocks)
+        self._patch_embed, self._rotary = vision_model.patch_embed, vision_model.rotary_pos_emb
+        self._blocks, self._merger = vision_model.blocks, vision_model.merger
+        self.num_blocks = len(vision_model.blocks)
         self.last_scored_block = self.num_blocks - 1
 
     def embed(self, patch_PX: Tensor, grids: Sequence[PatchGrid]) -> Tensor:
-        """Patches as tokens: [P, X] normalised -> [T, D]."""
+        """Embed patches as tokens: [P, X] normalised -> [T, D]."""
         return self._patch_embed(patch_PX)
 
     @abstractmethod
     def run(self, hidden_TD: Tensor, reduction: VisionReduction) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """All blocks, reduced as the plan says, and the merger: [T, D] -> [K, D], a vision token for each group.
+        """Run all blocks, reduced by the plan, and the merger: [T, D] -> [K, D], a vision token for each group.
 
-        Beside them what some towers give the decoder's layers: as much for each (deepstack).
+        Some towers also give features of the same shape for decoder layers (deepstack).
         """
 
 
@@ -66,14 +66,14 @@ def queries_keys_values(block: Any, hidden_TD: Tensor, rotary: Rotary) -> tuple[
 def attend(
     block: Any, hidden_TD: Tensor, rotary: Rotary, lengths: tuple[int, ...], key_bias_T: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One block up to its MLP: the residual stream with attention added, and the queries and keys that made it.
+    """Run a block up to its MLP: the residual stream with attention added, and the queries and keys that made it.
 
     Args:
         block: Hugging Face's.
-        hidden_TD: what enters it.
+        hidden_TD: the block's input.
         rotary: of `rotary_at`.
         lengths: patches per segment; attention stays within.
-        key_bias_T: what every score of a key is raised by; None for nothing.
+        key_bias_T: added to every score of a key; None adds nothing.
     """
     q_THd, k_THd, v_THd = queries_keys_values(block, hidden_TD, rotary)
     scale = block.attn.scaling
@@ -82,7 +82,7 @@ def attend(
 
 
 def _rotate(x_THd: Tensor, cos_T1d: Tensor, sin_T1d: Tensor) -> Tensor:
-    """Half-split rotation in float32, as the borrowed model does it, in the input's dtype again."""
+    """Rotate half-split in float32, as the borrowed model does; returns the input's dtype."""
     left, right = x_THd.float().chunk(2, -1)
     rotated = torch.cat((left, right), -1) * cos_T1d + torch.cat((-right, left), -1) * sin_T1d
     return rotated.to(x_THd.dtype)

@@ -1,8 +1,8 @@
-"""From pictures of native resolution to vision tokens: the tower once over all media, then each medium apart.
+"""Encodes pictures of native resolution to vision tokens: the tower once over all media, then each input separately.
 
-Shared by the Qwen families, which differ in tower. Every temporal patch of every medium is one segment; groups of
-patches that survive keep their true (time, row, col) and leave gaps in the medium's slots. Knows no reducer: the
-tower's block loop calls the reduction.
+The Qwen families share it; they differ in tower. Every temporal patch of every visual input is one segment. Kept groups
+of patches keep their true (time, row, col), and leave gaps among the input's placeholders. It knows no reducer: the
+tower's blocks call the reduction.
 
 Shape suffixes: F frames, C colours, H height and W width in px, P patches, X values of a patch, K kept groups, D
 channels.
@@ -40,31 +40,31 @@ class NativeEncoder:
         self._tower, self._preprocessor, self._device = tower, preprocessor, device
         self._geometry: NativeGeometry = preprocessor.geometry
 
-    def grid(self, visual: VisualInput) -> PatchGrid:
-        """The medium's patches.
+    def grid(self, mm_item: VisualInput) -> PatchGrid:
+        """The grid of the visual input's patches.
 
         Raises:
             RequestError: tiles of another size or dtype than this model's.
         """
-        tiles, factor = visual.tiles, self._geometry.factor_px
+        tiles, factor = mm_item.tiles, self._geometry.factor_px
         if tiles.dtype != np.uint8 or tiles.ndim != 4 or tiles.shape[1] % factor or tiles.shape[2] % factor:
             raise RequestError(
-                f"a medium has tiles {tiles.dtype} {list(tiles.shape)}, this model takes uint8 [n, height, width, 3] "
-                f"with sides that are multiples of {factor} px; was it prepared by another model's preprocessor?"
+                f"a visual input has tiles {tiles.dtype} {list(tiles.shape)}, this model takes uint8 [n, height, "
+                f"width, 3], sides multiples of {factor} px; was it prepared by another model's preprocessor?"
             )
-        return self._geometry.grid(visual.kind, *tiles.shape[:3])
+        return self._geometry.grid(mm_item.kind, *tiles.shape[:3])
 
-    def num_patches(self, visual: VisualInput) -> int:
+    def num_patches(self, mm_item: VisualInput) -> int:
         """See `Family.num_patches`."""
-        return self.grid(visual).num_patches
+        return self.grid(mm_item).num_patches
 
-    def num_vision_tokens(self, visual: VisualInput) -> int:
+    def num_vision_tokens(self, mm_item: VisualInput) -> int:
         """See `Family.num_vision_tokens`."""
-        return self.grid(visual).num_groups
+        return self.grid(mm_item).num_groups
 
     def encode(
         self,
-        inputs: Sequence[VisualInput],
+        media: Sequence[VisualInput],
         plan: ReductionPlan,
         *,
         trace: bool,
@@ -72,16 +72,16 @@ class NativeEncoder:
         probe: AttentionProbe | None = None,
     ) -> list[EncodedVisual]:
         """See `Family.encode`; the tower runs once over all media."""
-        if not inputs:
+        if not media:
             return []
-        grids = [self.grid(visual) for visual in inputs]
-        coord_P3 = torch.cat([patch_places(grid) for grid in grids]).to(self._device)
+        grids = [self.grid(mm_item) for mm_item in media]
+        coord_P3 = torch.cat([patch_coords(grid) for grid in grids]).to(self._device)
         lengths = tuple(grid.rows * grid.cols for grid in grids for _ in range(grid.times))
         num_blocks = self._tower.last_scored_block + 1
         roots = segment_seeds(seeds, [grid.times for grid in grids])
         group_side = self._geometry.group_side
         patch_selection = PatchSelection.of(
-            inputs, [grid.times for grid in grids], lengths, coord_P3, group_side=group_side
+            media, [grid.times for grid in grids], lengths, coord_P3, group_side=group_side
         )
         reduction = VisionReduction(
             plan,
@@ -90,28 +90,28 @@ class NativeEncoder:
             num_blocks=num_blocks,
             group_side=group_side,
             seeds=roots,
-            segments=Segments.of([grid.times for grid in grids], [visual.kind == "video" for visual in inputs]),
+            segments=Segments.of([grid.times for grid in grids], [mm_item.kind == "video" for mm_item in media]),
             probe=probe,
         )
-        hidden_PD = self._tower.embed(torch.cat([self.patches(visual) for visual in inputs]), grids)
+        hidden_PD = self._tower.embed(torch.cat([self.patches(mm_item) for mm_item in media]), grids)
         feature_KD, deepstack = self._tower.run(patch_selection.select(hidden_PD), reduction)
-        media = self._apart(inputs, feature_KD, reduction, trace=trace)
-        media = patch_selection.traced(media) if trace else media
+        encoded = self._apart(media, feature_KD, reduction, trace=trace)
+        encoded = patch_selection.traced(encoded) if trace else encoded
         if not deepstack:
-            return media
-        counts = [len(visual.placeholder_K) for visual in media]
+            return encoded
+        counts = [len(mm_item.placeholder_K) for mm_item in encoded]
         deep = zip(*(layer_KD.split(counts) for layer_KD in deepstack), strict=True)
-        return [replace(visual, deepstack=own) for visual, own in zip(media, deep, strict=True)]
+        return [replace(mm_item, deepstack=own) for mm_item, own in zip(encoded, deep, strict=True)]
 
-    def patches(self, visual: VisualInput) -> Tensor:
-        """The medium's pixels, rescaled and normalised, in the order the tower reads them: float32 [P, X].
+    def patches(self, mm_item: VisualInput) -> Tensor:
+        """Rescale and normalise the input's pixels, in the order the tower reads them: float32 [P, X].
 
-        The last frame is repeated until it fills its temporal patch; so is an image.
+        The last frame is repeated until it fills its temporal patch, and so is an image.
 
         Source: transformers 5.23, models/qwen2_vl/video_processing_qwen2_vl.py:patchify.
         """
-        grid, prep, geometry = self.grid(visual), self._preprocessor, self._geometry
-        tiles_FHWC = torch.from_numpy(visual.tiles).to(self._device)
+        grid, prep, geometry = self.grid(mm_item), self._preprocessor, self._geometry
+        tiles_FHWC = torch.from_numpy(mm_item.tiles).to(self._device)
         mean_C11, std_C11 = (tiles_FHWC.new_tensor(x, dtype=torch.float32).view(3, 1, 1) for x in (prep.mean, prep.std))
         # transformers rescales in float64 and normalises in float32: so do we, for equal bits
         pixels_FCHW = tiles_FHWC.permute(0, 3, 1, 2).double().mul_(prep.rescale_factor).float()
@@ -125,22 +125,22 @@ class NativeEncoder:
         return blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(grid.num_patches, -1)
 
     def _apart(
-        self, inputs: Sequence[VisualInput], feature_KD: Tensor, reduction: VisionReduction, *, trace: bool
+        self, media: Sequence[VisualInput], feature_KD: Tensor, reduction: VisionReduction, *, trace: bool
     ) -> list[EncodedVisual]:
-        side, grids = self._geometry.group_side, [self.grid(visual) for visual in inputs]
+        side, grids = self._geometry.group_side, [self.grid(mm_item) for mm_item in media]
         coord_K3 = reduction.coord_T3[:: side**2].clone()
         coord_K3[:, 1:] //= side
         score_K = group_scores(reduction.score_T, side)
         counts = [length // side**2 for length in reduction.lengths]
         segments = reduction.segments
         steps = reduction.trace() if trace else [None] * len(grids)
-        media, begin = [], 0
-        for index, (given, grid, own_steps) in enumerate(zip(inputs, grids, steps, strict=True)):
-            in_time = {segments.tile[n]: counts[n] for n, visual in enumerate(segments.visual) if visual == index}
+        encoded, begin = [], 0
+        for index, (mm_item, grid, own_steps) in enumerate(zip(media, grids, steps, strict=True)):
+            in_time = {segments.tile[n]: counts[n] for n, mm_index in enumerate(segments.mm_index) if mm_index == index}
             own = slice(begin, begin + sum(in_time.values()))
             begin = own.stop
             rows, cols = grid.groups
-            media.append(
+            encoded.append(
                 EncodedVisual(
                     feature_KD=feature_KD[own],
                     placeholder_K=(coord_K3[own] * coord_K3.new_tensor([rows * cols, cols, 1])).sum(1),
@@ -148,17 +148,17 @@ class NativeEncoder:
                     frame_counts=tuple((time, in_time.get(time, 0)) for time in range(grid.times)),
                     coord_K3=coord_K3[own],
                     score_K=None if score_K is None else score_K[own],
-                    num_patches=grid.num_patches - given.num_left_out * side**2,
+                    num_patches=grid.num_patches - mm_item.num_left_out * side**2,
                     trace=() if own_steps is None else (*own_steps, _merger_step(coord_K3[own].cpu(), side**2)),
-                    patch_coord_P4=None if own_steps is None else visual_coords(patch_places(grid)),
-                    noop_steps=tuple(reduction.idle[index]),
+                    patch_coord_P4=None if own_steps is None else visual_coords(patch_coords(grid)),
+                    noop_steps=tuple(reduction.noop_steps[index]),
                 )
             )
-        return media
+        return encoded
 
 
-def patch_places(grid: PatchGrid) -> Tensor:
-    """(time, row, col) of every patch of one medium as it enters the tower: group by group, int64 [P, 3], host."""
+def patch_coords(grid: PatchGrid) -> Tensor:
+    """(time, row, col) of every patch of one input as it enters the tower: group by group, int64 [P, 3], host."""
     rows, cols = grid.groups
     axes = (torch.arange(n) for n in (grid.times, rows, cols, grid.side, grid.side))
     time, row, col, inner_row, inner_col = torch.cartesian_prod(*axes).unbind(1)
@@ -166,7 +166,7 @@ def patch_places(grid: PatchGrid) -> Tensor:
 
 
 def _merger_step(coord_K3: Tensor, group_size: int) -> TraceStep:
-    """The merger as a trace step: every vision token is made of the patches of its group, in equal parts."""
+    """Make the merger's trace step: every vision token is made of the patches of its group, in equal parts."""
     num_tokens = coord_K3.shape[0]
     index = torch.stack([torch.arange(num_tokens).repeat_interleave(group_size), torch.arange(num_tokens * group_size)])
     weight, size = torch.full((index.shape[1],), 1 / group_size), (num_tokens, num_tokens * group_size)

@@ -1,6 +1,6 @@
-"""Native-resolution arithmetic of the Qwen towers: the size a picture is brought to, and its grid of patches.
+"""Does the native-resolution arithmetic of the Qwen towers: the size a picture is resized to, and its grid of patches.
 
-Integers only: no pixels, no tensors, no torch, so readers and `--plan` may use it. Knows nothing of reduction.
+Integers only: no pixels, no tensors, no torch, so readers and dry runs may use it.
 
 Source: transformers 5.23, models/qwen2_vl/{image_processing_pil,video_processing}_qwen2_vl.py and
 models/qwen3_vl/video_processing_qwen3_vl.py. Copied in behaviour, down to the rounding, and tested equal.
@@ -21,7 +21,7 @@ MAX_ASPECT_RATIO = 200
 
 @dataclass(frozen=True, slots=True)
 class PixelRange:
-    """How many pixels a resized picture may have; of a video, each frame or the whole clip."""
+    """Bounds the pixels of a resized picture; for a video, of each frame or of the whole clip."""
 
     least: int
     most: int
@@ -29,11 +29,11 @@ class PixelRange:
 
 @dataclass(frozen=True, slots=True)
 class PatchGrid:
-    """Patches of one medium.
+    """Holds the grid of patches of one visual input.
 
     Attributes:
         times: temporal patches; 1 for an image. Each is one segment of the tower's attention.
-        rows, cols: patches of each.
+        rows, cols: rows and columns of patches in each.
         side: patches per side of a group, which the merger joins into one vision token.
     """
 
@@ -58,7 +58,7 @@ class PatchGrid:
 
 @dataclass(frozen=True, slots=True)
 class NativeGeometry:
-    """Sizes and grids of one model.
+    """Computes sizes and grids of one model.
 
     Attributes:
         patch_px: side of a patch.
@@ -97,7 +97,7 @@ class NativeGeometry:
         """
         if self.video_budget == "frame":
             return smart_resize(height, width, factor_px=self.factor_px, pixels=self.video_pixels)
-        # One frame alone stands twice in its temporal patch; transformers refuses it, here it counts as these two.
+        # A single frame is repeated in its temporal patch. Transformers refuses it; here it counts as two frames.
         num_frames = max(num_frames, self.frames_per_patch)
         smallest = min(height, width)
         if smallest < self.factor_px:
@@ -113,12 +113,12 @@ class NativeGeometry:
         )
 
     def grid(self, kind: Literal["image", "video"], num_frames: int, height: int, width: int) -> PatchGrid:
-        """Patches of a medium of ``num_frames`` frames that has its model size already."""
+        """The grid of a visual input of ``num_frames`` frames that has its model size already."""
         times = 1 if kind == "image" else -(-num_frames // self.frames_per_patch)
         return PatchGrid(times, height // self.patch_px, width // self.patch_px, self.group_side)
 
     def grid_of(self, kind: Literal["image", "video"], num_frames: int, height: int, width: int) -> PatchGrid:
-        """Patches of a medium of ``num_frames`` frames before any resize."""
+        """The grid of a visual input of ``num_frames`` frames before any resize."""
         size = self.image_size(height, width) if kind == "image" else self.video_size(num_frames, height, width)
         return self.grid(kind, num_frames, *size)
 
@@ -130,7 +130,7 @@ class NativeGeometry:
         return max(images, num_frames * video)
 
     def _bound(self, pixels: PixelRange) -> int:
-        """Rounding up to whole groups, on a picture as long as is taken, may pass the range."""
+        """Upper bound of one picture: on a long picture, rounding up to whole groups may exceed the range."""
         rounded_up = pixels.least + 15 * self.factor_px * math.isqrt(pixels.least) + self.factor_px**2
         return max(pixels.most, rounded_up, MAX_ASPECT_RATIO * self.factor_px**2)
 
@@ -138,7 +138,7 @@ class NativeGeometry:
 def smart_resize(
     height: int, width: int, *, factor_px: int, pixels: PixelRange, num_frames: int = 1, counted_frames: int = 1
 ) -> tuple[int, int]:
-    """The (height, width) px nearest to a picture's own that are whole groups and within a range of pixels.
+    """Find the (height, width) px nearest to a picture's own that are whole groups and within a range of pixels.
 
     Args:
         height, width: of the picture, px.
@@ -170,22 +170,22 @@ def _whole_groups(rounding: Callable[[float], int], height: float, width: float,
     return max(1, rows) * factor_px, max(1, cols) * factor_px
 
 
-# What transformers' processor takes where a model's files are silent, in all of these families.
+# The default of transformers' processors in all of these families.
 _IMAGE_PIXELS = PixelRange(56**2, 1280 * 28**2)
 
 
 def qwen2_geometry(files: ModelFiles) -> NativeGeometry:
-    """Sizes and grids that the files of a Qwen2-VL or Qwen2.5-VL describe."""
+    """Read sizes and grids from the files of a Qwen2-VL or Qwen2.5-VL."""
     return _load(files, patch_px=14, video=PixelRange(128 * 28**2, 768 * 28**2), video_budget="frame")
 
 
 def qwen3_geometry(files: ModelFiles) -> NativeGeometry:
-    """Sizes and grids that a Qwen3-VL's files describe."""
+    """Read sizes and grids from the files of a Qwen3-VL."""
     return _load(files, patch_px=16, video=PixelRange(128 * 32**2, 768 * 32**2), video_budget="clip")
 
 
 def model_depth(files: ModelFiles) -> tuple[int, int]:
-    """Blocks of the tower, and layers of the LLM, which older files keep beside the tower's section."""
+    """Read the blocks of the tower, and the layers of the LLM, which older files keep beside the tower's section."""
     text = files.config.section("text_config") if files.config.get("text_config") else files.config
     return files.config.section("vision_config")["depth"], text["num_hidden_layers"]
 
@@ -193,7 +193,7 @@ def model_depth(files: ModelFiles) -> tuple[int, int]:
 def _load(
     files: ModelFiles, *, patch_px: int, video: PixelRange, video_budget: Literal["frame", "clip"]
 ) -> NativeGeometry:
-    """The files read; what transformers' classes take where they are silent is given.
+    """Read the files; the arguments are transformers' defaults for keys that the files leave out.
 
     Raises:
         ModelLoadError: the processors' patches are not the tower's.
@@ -222,7 +222,7 @@ def _load(
 
 
 def _pixels(section: JsonSection, default: PixelRange) -> PixelRange:
-    """``min_pixels`` and ``max_pixels`` win over ``size``, as in transformers."""
+    """Read the range; ``min_pixels`` and ``max_pixels`` take precedence over ``size``, as in transformers."""
     size: dict[str, Any] = section.get("size") or {"shortest_edge": default.least, "longest_edge": default.most}
     least = section.get("min_pixels") or size.get("shortest_edge")
     most = section.get("max_pixels") or size.get("longest_edge")

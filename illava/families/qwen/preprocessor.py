@@ -1,7 +1,7 @@
-"""Frames to the native resolution of the Qwen families: uint8 in, uint8 out, of the picture's own shape.
+"""Resizes frames to the native resolution of the Qwen families: uint8 in, uint8 out, of the picture's own shape.
 
-Runs in the readers: imports neither torch nor transformers. A video's frames are not doubled here where their number
-is odd; the device repeats the last one. Knows nothing of patches' order, tokens or reduction.
+It runs in the readers, so it imports neither torch nor transformers. An odd number of video frames stays odd here; the
+device repeats the last one.
 
 Source: transformers 5.23, models/qwen2_vl/image_processing_pil_qwen2_vl.py, tested equal to it; video processors need
 torchvision there, so videos are tested against the formula.
@@ -19,21 +19,21 @@ from illava.families.qwen.geometry import NativeGeometry
 from illava.model_files import JsonSection, ModelFiles
 from illava.preprocess import Preprocessor, VisualCells, VisualInput, check_images, check_video, resize
 
-# What transformers' processor classes take where a model's files are silent: mean and standard deviation.
+# Defaults of transformers' processor classes: mean and standard deviation.
 _CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
 _HALF = ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
 _BICUBIC = 3
 
 
 class NativePreprocessor(Preprocessor):
-    """Every image and frame is resized to whole groups of patches near its own size."""
+    """Resizes every image and frame to whole groups of patches near its own size."""
 
     __slots__ = ()
     geometry: NativeGeometry
     video_resample: int
 
     def images(self, frames: Sequence[np.ndarray]) -> tuple[VisualInput, ...]:
-        """The images of one request, in order, each one tile.
+        """Prepare the images of one request, in order, each as one tile.
 
         Args:
             frames: uint8 [H, W, 3] RGB each, of any sizes.
@@ -49,7 +49,7 @@ class NativePreprocessor(Preprocessor):
         return tuple(media)
 
     def video(self, frames: np.ndarray | Sequence[np.ndarray], *, timestamps_s: Sequence[float] = ()) -> VisualInput:
-        """A video's frames, all brought to one size.
+        """Resize all frames of a video to one size.
 
         Args:
             frames: uint8 [F, H, W, 3] RGB, or F frames of one size.
@@ -68,12 +68,12 @@ class NativePreprocessor(Preprocessor):
             tiles[index] = resize(frame, height, width, self.video_resample)
         return VisualInput("video", tiles, frames[0].shape[:2], tuple(timestamps_s))
 
-    def cells(self, visual: VisualInput) -> VisualCells:
+    def cells(self, mm_item: VisualInput) -> VisualCells:
         """See `Preprocessor.cells`: a cell is a group of patches over the frames of one temporal patch."""
-        depth = 1 if visual.kind == "image" else self.geometry.frames_per_patch
-        num_frames, height, width = visual.tiles.shape[:3]
-        grid, px = self.geometry.grid(visual.kind, num_frames, height, width), self.geometry.factor_px
-        tiles = np.concatenate([visual.tiles, *[visual.tiles[-1:]] * (grid.times * depth - num_frames)])
+        depth = 1 if mm_item.kind == "image" else self.geometry.frames_per_patch
+        num_frames, height, width = mm_item.tiles.shape[:3]
+        grid, px = self.geometry.grid(mm_item.kind, num_frames, height, width), self.geometry.factor_px
+        tiles = np.concatenate([mm_item.tiles, *[mm_item.tiles[-1:]] * (grid.times * depth - num_frames)])
         rows, cols = grid.groups
         cut = tiles.reshape(grid.times, depth, rows, px, cols, px, 3).transpose(0, 2, 4, 1, 3, 5, 6)
         return VisualCells(
@@ -83,48 +83,48 @@ class NativePreprocessor(Preprocessor):
             padding_T=np.zeros(grid.num_groups, bool),
         )
 
-    def with_frames(self, visual: VisualInput, frames: Sequence[int]) -> VisualInput:
+    def with_frames(self, mm_item: VisualInput, frames: Sequence[int]) -> VisualInput:
         """See `Preprocessor.with_frames`: whole temporal patches."""
-        depth, num_frames = self.geometry.frames_per_patch, len(visual.tiles)
+        depth, num_frames = self.geometry.frames_per_patch, len(mm_item.tiles)
         index = [n for frame in frames for n in range(frame * depth, min((frame + 1) * depth, num_frames))]
-        times_s = tuple(visual.timestamps_s[n] for n in index) if visual.timestamps_s else ()
-        return replace(visual, tiles=visual.tiles[index], timestamps_s=times_s)
+        times_s = tuple(mm_item.timestamps_s[n] for n in index) if mm_item.timestamps_s else ()
+        return replace(mm_item, tiles=mm_item.tiles[index], timestamps_s=times_s)
 
-    def shrink(self, visual: VisualInput, ratio: float) -> VisualInput:
-        """See `Preprocessor.shrink`: both sides by the root of the ratio, rounded down to whole groups."""
-        height, width = visual.tiles.shape[1:3]
+    def shrink(self, mm_item: VisualInput, ratio: float) -> VisualInput:
+        """See `Preprocessor.shrink`: multiply both sides by the root of the ratio, rounded down to whole groups."""
+        height, width = mm_item.tiles.shape[1:3]
         factor = self.geometry.factor_px
         low, narrow = (max(1, int(side / factor * ratio**0.5 + 1e-6)) * factor for side in (height, width))
         if (low, narrow) == (height, width):
             raise PreprocessError(
-                f"a {visual.kind} of {width}x{height} px at model size has too few groups of {factor} px to be read at "
-                f"{ratio:g} of them; lower keep_ratio, or reduce with another method"
+                f"a {mm_item.kind} of {width}x{height} px at model size has too few groups of {factor} px to be read "
+                f"at {ratio:g} of them; lower keep_ratio, or reduce with another method"
             )
-        resample = self.image_resample if visual.kind == "image" else self.video_resample
-        return replace(visual, tiles=np.stack([resize(tile, low, narrow, resample) for tile in visual.tiles]))
+        resample = self.image_resample if mm_item.kind == "image" else self.video_resample
+        return replace(mm_item, tiles=np.stack([resize(tile, low, narrow, resample) for tile in mm_item.tiles]))
 
     def max_nbytes(self, num_frames: int) -> int:
-        """See `Preprocessor.max_nbytes`; a count does not say whether it is of images or frames: the larger."""
+        """See `Preprocessor.max_nbytes`; the larger of both bounds, since a count may be of images or of frames."""
         return self.geometry.max_pixels(num_frames) * 3
 
 
 def qwen2_preprocessor(files: ModelFiles, geometry: NativeGeometry) -> NativePreprocessor:
-    """The preprocessor that the files of a Qwen2-VL or Qwen2.5-VL describe."""
+    """Make the preprocessor that the files of a Qwen2-VL or Qwen2.5-VL describe."""
     return _build(files, geometry, video_default=_CLIP)
 
 
 def qwen3_preprocessor(files: ModelFiles, geometry: NativeGeometry) -> NativePreprocessor:
-    """The preprocessor that a Qwen3-VL's files describe: images as in Qwen2-VL, videos by a processor of their own."""
+    """Make the preprocessor of a Qwen3-VL's files: images as in Qwen2-VL, videos by a processor of their own."""
     return _build(files, geometry, video_default=_HALF)
 
 
 def _build(
     files: ModelFiles, geometry: NativeGeometry, *, video_default: tuple[list[float], list[float]]
 ) -> NativePreprocessor:
-    """The files read.
+    """Read the files.
 
     Raises:
-        ModelLoadError: the files contradict one another, or ask for a step that this package does not do.
+        ModelLoadError: the files contradict one another, or ask for a step that is not supported.
     """
     image, video = files.image_processor, files.video_processor
     for section in (image, video):

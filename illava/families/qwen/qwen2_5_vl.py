@@ -1,8 +1,8 @@
-"""Qwen2.5-VL: Qwen2-VL with windowed attention in most blocks of its tower, and video positions that follow time.
+"""Supports Qwen2.5-VL: Qwen2-VL with windowed attention in most blocks, and video positions that follow time.
 
-Borrows the modules of one loaded Hugging Face model; with an empty plan its features equal that model's. Reduction
-works on whole 2x2 groups, in full-attention blocks only: within a window attention says little of the picture. After
-it the windows are those of the survivors' true places. Knows no reducer.
+It borrows the modules of one loaded Hugging Face model; with an empty plan its features equal that model's. Reduction
+works on whole 2x2 groups, in full-attention blocks only: attention within a window says little about the picture. After
+a reduction the windows are those of the kept tokens' true coordinates.
 
 Source: transformers 5.23, models/qwen2_5_vl.
 
@@ -33,13 +33,13 @@ from illava.reduction.vision import VisionReduction
 
 @dataclass(frozen=True, slots=True)
 class _Windows:
-    """Survivors put together by the windows that their true places lie in.
+    """Sorts kept patches by the windows that their true coordinates lie in.
 
     Attributes:
-        order_T: int64, the patch that stands at each place of the order by windows.
-        back_T: int64, where each patch stands in it.
+        order_T: int64, the patch at each index of the order by windows.
+        back_T: int64, the index of each patch in that order.
         lengths: patches of each window that holds any, host integers.
-        rotary: of the patches in this order.
+        rotary: rotary tables of the patches in this order.
         key_bias_T: their `VisionReduction.key_bias_T` in this order.
     """
 
@@ -51,26 +51,26 @@ class _Windows:
 
 
 class Qwen25VLTower(NativeTower):
-    """Of a `Qwen2_5_VisionTransformerPretrainedModel`: most blocks attend within windows, a few over the whole picture.
+    """Runs the tower of a `Qwen2_5_VisionTransformerPretrainedModel`, most of whose blocks attend within windows.
 
     Attributes:
-        full_blocks: blocks that attend over the whole of a segment, ascending: only these can reduce.
+        full_blocks: blocks that attend over a whole segment, ascending; only these can reduce.
         window_patches: patches per side of a window.
         last_scored_block: the last of the full blocks.
     """
 
-    def __init__(self, visual: Any) -> None:
+    def __init__(self, vision_model: Any) -> None:
         """Borrow its layers."""
-        super().__init__(visual)
-        self.full_blocks = tuple(sorted(visual.fullatt_block_indexes))
+        super().__init__(vision_model)
+        self.full_blocks = tuple(sorted(vision_model.fullatt_block_indexes))
         self.last_scored_block = self.full_blocks[-1]
-        groups = visual.window_size // visual.spatial_merge_size // visual.patch_size
-        self.window_patches = groups * visual.spatial_merge_size
+        groups = vision_model.window_size // vision_model.spatial_merge_size // vision_model.patch_size
+        self.window_patches = groups * vision_model.spatial_merge_size
 
     def run(self, hidden_TD: Tensor, reduction: VisionReduction) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See `NativeTower.run`.
 
-        Patches lie by windows from one windowed block to the next, and in their own order in the full blocks between.
+        Patches are sorted by windows in windowed blocks, and in their own order in the full blocks between.
         """
         coord_T3, windowed = None, False
         for index, block in enumerate(self._blocks):
@@ -90,7 +90,7 @@ class Qwen25VLTower(NativeTower):
         return self._merger(reduction.after_tower(hidden_TD)), ()
 
     def _windows(self, reduction: VisionReduction, rotary: Rotary) -> _Windows:
-        """Windows of the patches there are now; waits for the device, once a reduction.
+        """Find the windows of the present patches; waits for the device, once a reduction.
 
         Source: transformers 5.23, vision_utils.py:get_vision_window_index; ragged where patches are gone.
         """
@@ -107,7 +107,7 @@ class Qwen25VLTower(NativeTower):
 
 
 class Qwen25VL(Family):
-    """One loaded Qwen2.5-VL model."""
+    """Holds one loaded Qwen2.5-VL model."""
 
     model_class = Qwen2_5_VLForConditionalGeneration
     tower: Qwen25VLTower
@@ -135,18 +135,18 @@ class Qwen25VL(Family):
             )
 
     def position_ids(self, prompt: RenderedPrompt, media: Sequence[VisualInput]) -> Tensor:
-        """See `Family.position_ids`: three axes, a video's first one in steps of its frames' seconds."""
+        """See `Family.position_ids`: three axes; a video's time axis advances with its frames' seconds."""
         grids = []
-        for (start, _), visual in zip(prompt.spans, media, strict=True):
-            grid = self.encoder.grid(visual)
-            interval = self._tokens_per_second * seconds_per_time(visual, self._frames_per_patch)
+        for (start, _), mm_item in zip(prompt.spans, media, strict=True):
+            grid = self.encoder.grid(mm_item)
+            interval = self._tokens_per_second * seconds_per_time(mm_item, self._frames_per_patch)
             grids.append(TokenGrid(start, grid.times, *grid.groups, interval))
         return mrope_positions(len(prompt.token_ids), grids)
 
 
-def seconds_per_time(visual: VisualInput, frames_per_patch: int) -> float:
-    """Seconds from one temporal patch of a video to the next; 1, as in transformers, where they are not known."""
-    times_s = visual.timestamps_s
+def seconds_per_time(mm_item: VisualInput, frames_per_patch: int) -> float:
+    """Seconds from one temporal patch of a video to the next; 1, as in transformers, if they are not known."""
+    times_s = mm_item.timestamps_s
     if len(times_s) < 2:
         return 1.0
     return frames_per_patch * (times_s[-1] - times_s[0]) / (len(times_s) - 1)

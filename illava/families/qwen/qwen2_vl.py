@@ -1,11 +1,11 @@
-"""Qwen2-VL: a tower of native resolution, a merger of 2x2 patches, and Qwen2 with M-RoPE.
+"""Supports Qwen2-VL: a tower of native resolution, a merger of 2x2 patches, and Qwen2 with M-RoPE.
 
-Borrows the modules of one loaded Hugging Face model; with an empty plan its features equal that model's. Reduction
-works on whole 2x2 groups; survivors keep their rotary and M-RoPE positions, and every temporal patch of a video is a
-segment of its own. Knows no reducer.
+It borrows the modules of one loaded Hugging Face model; with an empty plan its features equal that model's. Reduction
+works on whole 2x2 groups. Kept tokens keep their rotary and M-RoPE positions, and every temporal patch of a video is a
+segment of its own.
 
 Source: transformers 5.23, models/qwen2_vl. The released code of iLLaVA keeps only the first temporal patch of a video,
-gives survivors the first raster positions and tears groups apart; none of that is reproduced.
+gives kept tokens the first raster positions and tears groups apart; none of that is reproduced.
 
 Shape suffixes: T patches packed end to end, K kept groups, D channels.
 """
@@ -30,13 +30,13 @@ from illava.reduction.vision import VisionReduction
 
 
 class Qwen2VLTower(NativeTower):
-    """Of a `Qwen2VisionTransformerPretrainedModel`: all blocks attend over the whole of a segment."""
+    """Runs the tower of a `Qwen2VisionTransformerPretrainedModel`, whose blocks all attend over a whole segment."""
 
     def run(self, hidden_TD: Tensor, reduction: VisionReduction) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See `NativeTower.run`."""
         coord_T3 = None
         for index, block in enumerate(self._blocks):
-            if coord_T3 is not reduction.coord_T3:  # survivors rotate by their own places
+            if coord_T3 is not reduction.coord_T3:  # kept tokens rotate by their own coordinates
                 coord_T3 = reduction.coord_T3
                 rotary = rotary_at(self._rotary, hidden_TD, coord_T3)
             hidden_TD, q_THd, k_THd = attend(block, hidden_TD, rotary, reduction.lengths, reduction.key_bias_T)
@@ -46,7 +46,7 @@ class Qwen2VLTower(NativeTower):
 
 
 class Qwen2VL(Family):
-    """One loaded Qwen2-VL model."""
+    """Holds one loaded Qwen2-VL model."""
 
     model_class = Qwen2VLForConditionalGeneration
     tower: Qwen2VLTower
@@ -64,7 +64,7 @@ class Qwen2VL(Family):
     def position_ids(self, prompt: RenderedPrompt, media: Sequence[VisualInput]) -> Tensor:
         """See `Family.position_ids`: three axes."""
         grids = []
-        for (start, _), visual in zip(prompt.spans, media, strict=True):
-            grid = self.encoder.grid(visual)
+        for (start, _), mm_item in zip(prompt.spans, media, strict=True):
+            grid = self.encoder.grid(mm_item)
             grids.append(TokenGrid(start, grid.times, *grid.groups))
         return mrope_positions(len(prompt.token_ids), grids)

@@ -1,8 +1,8 @@
-"""Qwen3-VL, dense: a tower of native resolution with deepstack, Qwen3 with M-RoPE, and the time before every frame.
+"""Supports Qwen3-VL, dense: a tower of native resolution with deepstack, Qwen3 with M-RoPE, a time before every frame.
 
-Borrows the modules of one loaded Hugging Face model; with an empty plan its features equal that model's. Reduction
-works on whole 2x2 groups; deepstack features follow every later reduction, to the decoder layers that they are added
-behind. The times between a video's frames are text and stay; its frames are one medium all the same. Knows no reducer.
+It borrows the modules of one loaded Hugging Face model; with an empty plan its features equal that model's. Reduction
+works on whole 2x2 groups. Every later reduction applies to deepstack features, too, up to the decoder layers that they
+are added behind. The times between a video's frames are text and stay; its frames are still one visual input.
 
 Source: transformers 5.23, models/qwen3_vl.
 
@@ -33,21 +33,23 @@ from illava.preprocess import Preprocessor, VisualInput
 from illava.reduction.vision import VisionReduction
 from illava.tokens import merge
 
-# Where a video's timestamps are not known, its frames are taken to be so many a second, as in transformers.
+# Assumed frames per second of a video without timestamps, as in transformers.
 _ASSUMED_FPS = 24
 
 
 class Qwen3VLTower(NativeTower):
-    """Of a `Qwen3VLVisionModel`: a merger of its own behind some blocks gives the deepstack features."""
+    """Runs the tower of a `Qwen3VLVisionModel`; mergers behind some blocks give the deepstack features."""
 
-    def __init__(self, visual: Any) -> None:
+    def __init__(self, vision_model: Any) -> None:
         """Borrow its layers."""
-        super().__init__(visual)
-        self._deepstack = dict(zip(visual.deepstack_visual_indexes, visual.deepstack_merger_list, strict=True))
-        self._positions, self._positions_per_side = visual.pos_embed, visual.num_grid_per_side
+        super().__init__(vision_model)
+        self._deepstack = dict(
+            zip(vision_model.deepstack_visual_indexes, vision_model.deepstack_merger_list, strict=True)
+        )
+        self._positions, self._positions_per_side = vision_model.pos_embed, vision_model.num_grid_per_side
 
     def embed(self, patch_PX: Tensor, grids: Sequence[PatchGrid]) -> Tensor:
-        """Patches as tokens, with learned positions stretched over each picture: [P, X] normalised -> [T, D]."""
+        """Embed patches as tokens, with learned positions stretched over each picture: [P, X] normalised -> [T, D]."""
         hidden_PD = self._patch_embed(patch_PX)
         index_P4, weight_P4 = get_vision_interpolation_indices_and_weights(
             torch.tensor([[grid.times, grid.rows, grid.cols] for grid in grids], device=hidden_PD.device),
@@ -60,15 +62,15 @@ class Qwen3VLTower(NativeTower):
         return hidden_PD + position_PD.to(hidden_PD.dtype)
 
     def run(self, hidden_TD: Tensor, reduction: VisionReduction) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """All blocks, reduced as the plan says, and the mergers: [T, D] -> [K, D], and as much for each deepstack.
+        """Run all blocks, reduced by the plan, and the mergers: [T, D] -> [K, D], and as much for each deepstack.
 
-        Deepstack features of an early block go through every later reduction as the tokens they belong to; where the
-        plan un-merges, they are of the whole grid from the start.
+        Deepstack features of an early block go through every later reduction together with their tokens. If the plan
+        unmerges, they are of the whole grid from the start.
         """
         deepstack: list[Tensor] = []
-        coord_T3, num_steps = None, len(reduction.steps)  # what acted before the blocks is behind these tokens
+        coord_T3, num_steps = None, len(reduction.steps)  # steps before the blocks are applied to these tokens already
         for index, block in enumerate(self._blocks):
-            if coord_T3 is not reduction.coord_T3:  # survivors rotate by their own places
+            if coord_T3 is not reduction.coord_T3:  # kept tokens rotate by their own coordinates
                 coord_T3 = reduction.coord_T3
                 rotary = rotary_at(self._rotary, hidden_TD, coord_T3)
             hidden_TD, q_THd, k_THd = attend(block, hidden_TD, rotary, reduction.lengths, reduction.key_bias_T)
@@ -84,14 +86,14 @@ class Qwen3VLTower(NativeTower):
 
 
 def _follow(deepstack: list[Tensor], reduction: VisionReduction, num_steps: int) -> tuple[list[Tensor], int]:
-    """Deepstack features behind the reductions since step ``num_steps``, and the steps there are now."""
+    """Apply the reductions since step ``num_steps`` to deepstack features; also returns the number of steps now."""
     for step in reduction.steps[num_steps:]:
         deepstack = [merge(step.of_groups, feature_KD) for feature_KD in deepstack]
     return deepstack, len(reduction.steps)
 
 
 class Qwen3VL(Family):
-    """One loaded Qwen3-VL model."""
+    """Holds one loaded Qwen3-VL model."""
 
     model_class = Qwen3VLForConditionalGeneration
     tower: Qwen3VLTower
@@ -116,14 +118,14 @@ class Qwen3VL(Family):
         check_native_resolution(plan, self.model_type, num_blocks=self.num_vision_blocks)
 
     def render(self, content: Sequence[str | VisualInput], num_placeholders: Sequence[int]) -> RenderedPrompt:
-        """See `Family.render`. A video's frames stand apart, the time of each written before it.
+        """See `Family.render`. The time of each frame of a video is written before the frame.
 
-        The pair of start and end marks around a video's placeholder makes room for one pair a frame, as in transformers
-        4.57, with which the model came; 5.x leaves that pair around them all.
+        One pair of start and end marks a frame replaces the pair around a video's placeholder, as in transformers 4.57,
+        with which the model came; 5.x leaves that pair around all frames.
         """
         media = [part for part in content if not isinstance(part, str)]
-        images = deque(index for index, visual in enumerate(media) if visual.kind == "image")
-        videos = [index for index, visual in enumerate(media) if visual.kind == "video"]
+        images = deque(index for index, mm_item in enumerate(media) if mm_item.kind == "image")
+        videos = [index for index, mm_item in enumerate(media) if mm_item.kind == "video"]
         before, *behind = self._chat.template_text(content).split(self._frame)
         if len(behind) != len(videos):
             raise ModelLoadError(f"the model's chat template does not write {self._frame!r} once for every video")
@@ -153,17 +155,17 @@ class Qwen3VL(Family):
     def position_ids(self, prompt: RenderedPrompt, media: Sequence[VisualInput]) -> Tensor:
         """See `Family.position_ids`: three axes; every frame of a video is a grid of its own."""
         grids = []
-        for index, ((start, _), visual) in enumerate(zip(prompt.spans, media, strict=True)):
-            rows, cols = self.encoder.grid(visual).groups
+        for index, ((start, _), mm_item) in enumerate(zip(prompt.spans, media, strict=True)):
+            rows, cols = self.encoder.grid(mm_item).groups
             grids += [TokenGrid(begin, 1, rows, cols) for begin in prompt.starts.get(index, (start,))]
         return mrope_positions(len(prompt.token_ids), grids)
 
 
-def frame_times_s(visual: VisualInput, frames_per_patch: int) -> list[float]:
+def frame_times_s(mm_item: VisualInput, frames_per_patch: int) -> list[float]:
     """Seconds of each temporal patch: halfway between its first and its last frame.
 
     Source: transformers 5.23, models/qwen3_vl/processing_qwen3_vl.py:_calculate_timestamps.
     """
-    times_s = list(visual.timestamps_s) or [n / _ASSUMED_FPS for n in range(len(visual.tiles))]
+    times_s = list(mm_item.timestamps_s) or [n / _ASSUMED_FPS for n in range(len(mm_item.tiles))]
     times_s += times_s[-1:] * (-len(times_s) % frames_per_patch)
     return [(times_s[n] + times_s[n + frames_per_patch - 1]) / 2 for n in range(0, len(times_s), frames_per_patch)]

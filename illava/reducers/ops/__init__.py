@@ -1,1 +1,1 @@
-"""What several reducers share: choosing by score, similarity, frames cell by cell, boxes."""
+"""Holds what several reducers share: selection by score, similarity, frame grids, boxes."""

@@ -1,6 +1,4 @@
-"""Boxes of largest relevance: what methods that crop to the part of a picture a text speaks of share.
-
-Knows no scorer and no method.
+"""Finds boxes of largest relevance, for methods that crop a picture to what a text is about.
 
 Shape suffixes: F frames, R rows, C columns.
 """
@@ -51,7 +49,7 @@ def best_boxes(relevance_FRC: Tensor, shapes: Sequence[tuple[int, int]]) -> Tens
 
 
 def crop(tokens: Tokens, relevance_T: Tensor, keep_ratio: float) -> Assignment:
-    """Keep the best box of each frame of packed cells; a frame of whose box no cell is left keeps its first."""
+    """Keep the best box of each frame of packed cells; a frame without a cell in its box keeps its first cell."""
     grid = FrameGrid.of(tokens)
     kept_FRC = torch.zeros_like(grid.cell_FRC, dtype=torch.bool)
     relevance_FRC = grid.values(relevance_T.float(), 0.0)

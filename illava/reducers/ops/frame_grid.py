@@ -1,6 +1,4 @@
-"""Packed cells as whole grids, frame by frame: what methods that compare neighbours at stage ``media`` share.
-
-Knows no method and no model.
+"""Lays packed cells out as grids, frame by frame, for methods that compare neighbours at stage ``media``.
 
 Shape suffixes: T packed cells, F frames or tiles of all segments, R rows, C columns, X values of a cell.
 """
@@ -17,10 +15,10 @@ from illava.tokens import Tokens
 
 @dataclass(frozen=True, slots=True)
 class FrameGrid:
-    """Every frame of every segment on one grid, as large as the largest needs.
+    """Holds every frame of every segment on one grid, as large as the largest frame.
 
     Attributes:
-        cell_FRC: int64 index of the packed cell at each place, -1 where there is none.
+        cell_FRC: int64 index of the packed cell at each (row, col), -1 where there is none.
         segment_F: the segment of each frame; frames of a segment lie in order.
     """
 
@@ -29,7 +27,7 @@ class FrameGrid:
 
     @classmethod
     def of(cls, tokens: Tokens) -> FrameGrid:
-        """The grid of packed cells that lie anywhere on it."""
+        """Make the grid of packed cells."""
         device, total = tokens.coord_T3.device, sum(tokens.lengths)
         segment_T = torch.arange(len(tokens.lengths), device=device).repeat_interleave(
             torch.tensor(tokens.lengths, device=device), output_size=total

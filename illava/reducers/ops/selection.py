@@ -1,4 +1,4 @@
-"""Dropping the lowest-scored tokens of each segment. Knows nothing of what a score means."""
+"""Drops the lowest-scored tokens of each segment, whatever the score means."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def prune_lowest(score_T: Tensor, lengths: tuple[int, ...], kept: tuple[int, ...
     """Keep the ``kept[s]`` highest-scored tokens of each segment, in their order.
 
     Vectorised over segments of any lengths; counts are host integers, so nothing waits for the device. Of equal
-    scores the earlier token stays.
+    scores the earlier token is kept.
 
     Args:
         score_T: float, higher = keep; not NaN.

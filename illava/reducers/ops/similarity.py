@@ -1,4 +1,4 @@
-"""Tensor pieces that similarity-based reducers share. Knows nothing of models, budgets or configs.
+"""Computes similarities, nearest tokens and group means for reducers.
 
 Shape suffixes: S segments, N tokens of the longest segment, A queries, B candidates, D channels, T tokens packed.
 """
@@ -23,16 +23,16 @@ def unit_keys(keys_THd: Tensor) -> Tensor:
 
 
 def without_rounding(cosine: Tensor) -> Tensor:
-    """Cosines in steps of 2^-16, in place: what is equal by its formula is a tie, whatever bits the kernels gave it.
+    """Round cosines to steps of 2^-16, in place, so that equal values tie whatever last bits the kernels gave them.
 
-    Of tokens that look alike, as on a blank page, all cosines are 1 but for those bits. A tie has an order, rounding
-    has none.
+    Tokens that look the same, as on a blank page, have cosines of 1 but for those bits. A tie has a defined order;
+    rounding errors have none.
     """
     return cosine.mul_(_RESOLUTION).round_().div_(_RESOLUTION)
 
 
 def inside(lengths: tuple[int, ...], width: int, device: torch.device) -> Tensor:
-    """bool [S, width]: which cells of a padded table hold a token."""
+    """Mask of the cells of a padded table that hold a token: bool [S, width]."""
     return torch.arange(width, device=device) < torch.tensor(lengths, device=device)[:, None]
 
 

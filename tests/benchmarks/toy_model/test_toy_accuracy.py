@@ -53,7 +53,7 @@ def test_shared_tower_passes_answer_as_plain_generate_does(answerer: Answerer, p
 
 def test_a_picture_goes_through_the_tower_once_a_plan(answerer: Answerer):
     sample = load_sample(("scene", 900_001))
-    visual = answerer._media(sample)[0]
+    mm_item = answerer._media(sample)[0]
     passes = []
 
     class Family:
@@ -62,10 +62,10 @@ def test_a_picture_goes_through_the_tower_once_a_plan(answerer: Answerer):
             return [object() for _ in media]
 
     shared, none, half = SharedEncoding(Family()), plan_named("none"), plan_named("random@0.5")
-    first = shared.encode([visual, visual], none, trace=False, seeds=[7, 8])
-    assert first[0] is first[1] is shared.encode([visual], none, trace=False, seeds=[9])[0]
+    first = shared.encode([mm_item, mm_item], none, trace=False, seeds=[7, 8])
+    assert first[0] is first[1] is shared.encode([mm_item], none, trace=False, seeds=[9])[0]
     shared.forget()
-    assert shared.encode([visual], half, trace=False, seeds=[9])[0] is not first[0]
+    assert shared.encode([mm_item], half, trace=False, seeds=[9])[0] is not first[0]
     assert passes == [(1, none, [7]), (1, half, [9])]
 
 
@@ -102,13 +102,13 @@ def test_a_small_run_writes_json_table_and_plot_and_goes_on(tmp_path: Path, caps
     command = ["--scale", "0.001", "--work-dir", str(tmp_path / "work"), "--json", str(result), "--svg", str(plot)]
     accuracy.main([*command, "--plans", "least_attended@0.5"])
     next((tmp_path / "work").rglob("clips_*.json")).unlink()  # as if the run had been stopped
-    asked: list[Unit] = []
+    answered: list[Unit] = []
     answer = accuracy.answer_units
-    monkeypatch.setattr(accuracy, "answer_units", lambda *what: asked.extend(what[1]) or answer(*what))
+    monkeypatch.setattr(accuracy, "answer_units", lambda *what: answered.extend(what[1]) or answer(*what))
     plans = ["none", "least_attended@0.5", "illava-small"]
     accuracy.main([*command, "--plans", *plans])
-    assert len(asked) == 3, "what lay there is answered again, or what was missing is not"
-    assert {unit.group for unit in asked if unit.plan != "illava-small"} == {"clips"}
+    assert len(answered) == 3, "what lay there is answered again, or what was missing is not"
+    assert {unit.group for unit in answered if unit.plan != "illava-small"} == {"clips"}
     found = json.loads(result.read_text())
     assert list(found["plans"]) == plans
     assert found["asked_again"] >= 3

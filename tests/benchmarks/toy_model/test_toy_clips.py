@@ -20,12 +20,12 @@ from benchmarks.toy_model.data.render_clips import render
 
 
 def test_clips_are_real_files_with_captions_and_questions(tmp_path: Path):
-    asked = render(tmp_path, 8, 0, kinds=("motion", "order"), asked=3)
+    num_questions = render(tmp_path, 8, 0, kinds=("motion", "order"), num_questions=3)
     captions, questions = (
         [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
         for name in ("manifest.jsonl", "questions.jsonl")
     )
-    assert asked == len(questions) == len({(row["uri"], row["question"]) for row in questions}) == 32
+    assert num_questions == len(questions) == len({(row["uri"], row["question"]) for row in questions}) == 32
     assert {row["category"] for row in questions} >= {"caption", "direction", "order"}
     for row in captions:
         assert row["reference"].endswith(".")

@@ -30,8 +30,8 @@ from benchmarks.toy_model.data.vocabulary import (
     GLYPHS,
     IGNORE,
     KIND_LABELS,
+    LINKED_WORDS,
     PLACES,
-    RELATION_WORDS,
 )
 
 
@@ -73,11 +73,11 @@ def test_a_moving_shape_moves_as_the_answer_says():
     checked = 0
     for seed in range(24):
         sample = make("motion", seed, num_frames=8)
-        asked = [q for q in sample.questions if q.text.startswith("Which way") and " A. " not in q.text]
-        if len(asked) != 1:
+        questions = [q for q in sample.questions if q.text.startswith("Which way") and " A. " not in q.text]
+        if len(questions) != 1:
             continue
         places = [np.argwhere(sample.labels[frame, 0] > 0).mean(0) for frame in (0, 7)]
-        along, sign = axis[asked[0].answer]
+        along, sign = axis[questions[0].answer]
         assert (places[1] - places[0])[along] * sign > 1
         checked += 1
     assert checked > 5
@@ -92,24 +92,24 @@ def test_the_tallest_bar_is_the_tallest():
         assert heights[COLOUR_LABELS.index(answer)] == max(heights.values())
 
 
-_ASKED = {
-    "chart": (r"What is the value of the (\w+) bar\?", COLOUR_LABELS, RELATION_WORDS),
-    "table": (r"What is the value of (\w)\?", KIND_LABELS, RELATION_WORDS),
+_LINKED = {
+    "chart": (r"What is the value of the (\w+) bar\?", COLOUR_LABELS, LINKED_WORDS),
+    "table": (r"What is the value of (\w)\?", KIND_LABELS, LINKED_WORDS),
     "scene": (r"Where is the (\w+) object\?", COLOUR_LABELS, PLACES),
-    "motion": (r"Which way does the (\w+) object move\?", COLOUR_LABELS, RELATION_WORDS),
+    "motion": (r"Which way does the (\w+) object move\?", COLOUR_LABELS, LINKED_WORDS),
 }
 
 
-@pytest.mark.parametrize("kind", _ASKED)
+@pytest.mark.parametrize("kind", _LINKED)
 def test_hints_say_what_the_answers_say(kind: str):
     """Every patch of what a question names carries its answer (a table's key the answer's first digit)."""
-    pattern, names, words = _ASKED[kind]
+    pattern, names, words = _LINKED[kind]
     for seed in range(20):
         sample = make(kind, seed, num_frames=4)
         labels = sample.labels[-1, 1 if kind == "table" else 0]
         hints = sample.hints[-1, 1 if kind == "scene" else 0]
-        asked = [(re.fullmatch(pattern, question.text), question.answer) for question in sample.questions]
-        named = {match[1]: answer for match, answer in asked if match}
+        questions = [(re.fullmatch(pattern, question.text), question.answer) for question in sample.questions]
+        named = {match[1]: answer for match, answer in questions if match}
         assert named
         for name, answer in named.items():
             found = hints[(labels == names.index(name)) & (hints != IGNORE)]
@@ -135,5 +135,5 @@ def test_the_test_set_is_frozen():
     """Pixels, questions and answers of the whole set; with another digest, figures measured before mean another set."""
     samples = [load_sample(name) for name in sample_names()]
     assert set_digest({sample.sample_id: sample.digest() for sample in samples}) == DIGEST
-    asked = Counter(headline(question.task) for sample in samples for question in sample.questions)
-    assert min(asked[row] for row in MEAN_ROWS) >= 200
+    questions = Counter(headline(question.task) for sample in samples for question in sample.questions)
+    assert min(questions[row] for row in MEAN_ROWS) >= 200

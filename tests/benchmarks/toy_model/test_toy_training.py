@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.accuracy.findings import compare
 from benchmarks.toy_model.data.mixture import make
 from benchmarks.toy_model.data.samples import Question, Sample
-from benchmarks.toy_model.data.vocabulary import COLOUR_LABELS, KIND_LABELS, RELATION_WORDS
+from benchmarks.toy_model.data.vocabulary import COLOUR_LABELS, KIND_LABELS, LINKED_WORDS
 from benchmarks.toy_model.training.batches import NUM_PATCHES, QuestionEncoder, assemble, num_needed
 from benchmarks.toy_model.training.curve import SHOWN, read_log, svg_plot, table
 from benchmarks.toy_model.training.forward import States, TrainingForward
@@ -44,7 +44,7 @@ def model():
 
 
 def _stock_inputs(sample: Sample, text: str, tokenizer) -> dict:
-    kind = "video" if sample.visual == "video" else "image"
+    kind = "video" if sample.input_kind == "video" else "image"
     content = [{"type": kind}] * (1 if kind == "video" else len(sample.frames)) + [{"type": "text", "text": text}]
     turn = [{"role": "user", "content": content}]
     prompt = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
@@ -95,8 +95,8 @@ def test_the_word_a_question_turns_on_carries_the_answers_first_token(tokenizer)
     encoder = QuestionEncoder(tokenizer)
     for (text, answer), expected in turns_on.items():
         _, [column] = encoder.pack(np.random.default_rng(0), (Question("task", text, answer),), 100)
-        ids, *_, asked, label = column
-        found = [(tokenizer.decode(ids[n]), tokenizer.decode(asked[n])) for n in np.flatnonzero(asked >= 0)]
+        ids, *_, keyword, label = column
+        found = [(tokenizer.decode(ids[n]), tokenizer.decode(keyword[n])) for n in np.flatnonzero(keyword >= 0)]
         assert found == ([] if expected is None else [expected])
         labels = [(*COLOUR_LABELS, *KIND_LABELS)[n] for n in label[label >= 0]]
         assert labels == [word.strip() for word, _ in found if word.strip() in (*COLOUR_LABELS, *KIND_LABELS)]
@@ -106,10 +106,10 @@ class _Attending:
     """A forward whose tokens attend evenly to the chosen ones among those they are shown: bool [B, V + T]."""
 
     def __init__(self, chosen: torch.Tensor, looking: torch.Tensor | None = None) -> None:
-        self.chosen, self.looking, self.asked_of = chosen, looking, []
+        self.chosen, self.looking, self.calls = chosen, looking, []
 
     def queries_keys(self, batch, state, number):
-        self.asked_of.append((state, number))
+        self.calls.append((state, number))
         keys = 40.0 * self.chosen.float()[:, :, None, None]
         looking = torch.ones_like(keys) if self.looking is None else self.looking.float()[:, :, None, None]
         return looking, keys
@@ -147,16 +147,16 @@ def test_matching_asks_for_the_patches_that_answer(tokenizer, kind, text, word, 
     same = right = _by_token(batch, sample.labels[:, plane] == names.index(word))
     if leads_to:
         assert sample.questions[0].answer == leads_to
-        right = same & _by_token(batch, sample.hints[:, 0] == RELATION_WORDS.index(leads_to))
+        right = same & _by_token(batch, sample.hints[:, 0] == LINKED_WORDS.index(leads_to))
         assert 0 < right.sum() < same.sum()
     states = States("start", "early", "middle")
-    visual = torch.arange(same.shape[1])[None] < batch.source.shape[1]
-    for chosen in (right, same, visual, visual & ~right):
+    is_visual = torch.arange(same.shape[1])[None] < batch.source.shape[1]
+    for chosen in (right, same, is_visual, is_visual & ~right):
         forward = _Attending(chosen)
         share = ((chosen & right).sum() / chosen.sum()).item()
         loss = Losses(forward, word_ids(tokenizer)).matching(batch, states).item()
         assert loss == pytest.approx(-2 * np.log(max(share, 1e-6)), abs=1e-2)
-        assert forward.asked_of == [("start", 0), ("early", 2)]
+        assert forward.calls == [("start", 0), ("early", 2)]
 
 
 def test_matching_asks_nothing_where_no_patch_is_labelled(tokenizer):
@@ -170,18 +170,18 @@ def test_copying_asks_the_token_before_the_answer_to_look_at_the_word(tokenizer)
     samples = [make("table", seed) for seed in (0, 1)]
     batch = assemble(np.random.default_rng(0), samples, QuestionEncoder(tokenizer), split=0.5)
     num_visual = batch.source.shape[1]
-    asked, before = torch.zeros(2, 2, num_visual + batch.ids.shape[1], dtype=torch.bool)
-    for row, column in (batch.asked >= 0).nonzero().tolist():
+    keyword, before = torch.zeros(2, 2, num_visual + batch.ids.shape[1], dtype=torch.bool)
+    for row, column in (batch.keyword_answer >= 0).nonzero().tolist():
         of_question = (batch.block[row] == batch.block[row, column]) & (batch.target[row] >= 0)
-        asked[row, num_visual + column] = True
+        keyword[row, num_visual + column] = True
         before[row, num_visual + of_question.nonzero()[0, 0]] = True
-    assert asked.sum() == before.sum() > 8
+    assert keyword.sum() == before.sum() > 8
     ids = word_ids(tokenizer)
-    forward = _Attending(asked, before)
+    forward = _Attending(keyword, before)
     assert Losses(forward, ids).copying(batch, "middle").item() < 1e-3
-    assert forward.asked_of == [("middle", 4)]
-    assert Losses(_Attending(asked.roll(1, 1), before), ids).copying(batch, "middle").item() > 3
-    assert Losses(_Attending(asked, before.roll(1, 1)), ids).copying(batch, "middle").item() > 3
+    assert forward.calls == [("middle", 4)]
+    assert Losses(_Attending(keyword.roll(1, 1), before), ids).copying(batch, "middle").item() > 3
+    assert Losses(_Attending(keyword, before.roll(1, 1)), ids).copying(batch, "middle").item() > 3
 
 
 def test_cutting_patches_keeps_all_foreground(tokenizer):
@@ -249,7 +249,7 @@ def test_smoke_training_writes_a_model_and_goes_on_where_it_stopped(tmp_path: Pa
     resumed = next(record for record in again if "resumed_at" in record)
     assert resumed["resumed_at"] == first[-1]["step"]
     assert again[-1]["step"] > first[-1]["step"]
-    assert any({"still_asked", "still_matching", "still_copying"} <= set(record) for record in again)
+    assert any({"still_keyword", "still_matching", "still_copying"} <= set(record) for record in again)
     losses = [record["still"] for record in again if "still" in record]  # on questions about pictures, both runs
     assert len(losses) >= 3
     assert losses[-1] < 0.9 * losses[0]

@@ -19,7 +19,7 @@ from illava.engine.prompt import assemble, media_of, pack
 from illava.errors import ModelLoadError, RandomWeightsError, RequestError
 from illava.model_files import declare_random_weights, require_trained
 from illava.plan import EMPTY_PLAN, ReductionPlan
-from illava.visual_tokens import Run
+from illava.visual_tokens import TokenSpan
 from tests.support.models.qwen import make_qwen3_vl
 
 pytestmark = pytest.mark.numeric
@@ -74,7 +74,7 @@ def slow_logits(vlm: VLM, request: Request, plan: ReductionPlan, answered: tuple
             position_PT=torch.cat([prompt.position_PT, prompt.next_position_P[:, None] + steps], 1),
             coord_T4=torch.cat([prompt.coord_T4, torch.full((len(answered), 4), -1)]),
             score_T=None,
-            runs=(*prompt.runs, Run(len(answered))),
+            token_spans=(*prompt.token_spans, TokenSpan(len(answered))),
             deepstack=tuple(torch.cat([layer, torch.zeros_like(hidden_TD)]) for layer in prompt.deepstack),
         )
     lengths = [prompt.num_tokens] * decoder.num_layers

@@ -115,7 +115,7 @@ def test_a_reduced_request_reads_fewer_keys_by_the_same_operations(onevision_fol
         for request in requests:
             vlm.submit(request, plan=plan)
         vlm.step()
-        held = sum(n + len(live.token_ids) for live in vlm.engine._running for n in live.lengths)
+        held = sum(n + len(state.token_ids) for state in vlm.engine._running for n in state.lengths)
         with Calls() as calls:
             vlm.step()
         assert calls.num_keys == held

@@ -1,6 +1,6 @@
 """A decode step over fixed tensors may be replayed: the same operations on the same places whatever the batch.
 
-The Triton launches are recorded, not run; what they compute is tested in interpreted_kernels.py.
+The Triton launches are recorded, not run; what they compute is tested in tests/support/kernels/interpreted.py.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_map
 
 from illava.attention import paged as paged_attention
 from illava.decoder.decode import StaticInputs, decode_step
-from tests.support.models.tiny_decoder import composition, make_decoder
+from tests.support.decoder_cases import composition, make_decoder
 
 READS_BACK = {"_local_scalar_dense", "item", "nonzero", "_unique2", "masked_select", "is_nonzero", "equal"}
 

@@ -13,9 +13,9 @@ from illava.errors import ModelLoadError, PlanError
 from illava.plan import EMPTY_PLAN, ReductionPlan
 from illava.reducers.base import Reducer
 from illava.tokens import prune
-from illava.visual_tokens import Run
+from illava.visual_tokens import TokenSpan
 from tests.support.closeness import assert_close
-from tests.support.models.tiny_decoder import TEXT, config, make_prompt, plan_of, run_prefill, video_runs
+from tests.support.decoder_cases import TEXT, config, make_prompt, plan_of, run_prefill, video_spans
 
 pytestmark = pytest.mark.numeric
 
@@ -71,7 +71,11 @@ def illava_plan(layer=2, **fields):
 @pytest.mark.parametrize("rows", [64, 5], ids=["MLP borrowed", "MLP in place"])
 def test_empty_plan_equals_stock_transformers(model, decoder, rows, monkeypatch):
     monkeypatch.setattr("illava.decoder.decoder._CPU_ROWS", rows)
-    prompts = [make_prompt(video_runs(), seed=1), make_prompt((Run(7),), seed=2), make_prompt(video_runs(5), seed=3)]
+    prompts = [
+        make_prompt(video_spans(), seed=1),
+        make_prompt((TokenSpan(7),), seed=2),
+        make_prompt(video_spans(5), seed=3),
+    ]
     done, _ = run_prefill(decoder, prompts)
     for row, prompt in enumerate(prompts):
         stock = stock_logits(model, prompt.hidden_TD, prompt.position_PT[0])[-1]
@@ -80,7 +84,7 @@ def test_empty_plan_equals_stock_transformers(model, decoder, rows, monkeypatch)
 
 
 def test_positions_are_the_prompts_own(model, decoder):
-    prompt = make_prompt(video_runs())
+    prompt = make_prompt(video_spans())
     prompt = replace(prompt, position_PT=prompt.position_PT * 3 + 2)
     done, _ = run_prefill(decoder, [prompt])
     stock = stock_logits(model, prompt.hidden_TD, prompt.position_PT[0])[-1]
@@ -88,7 +92,7 @@ def test_positions_are_the_prompts_own(model, decoder):
 
 
 def test_dropping_at_the_input_is_a_shorter_prompt_with_the_same_positions(model, decoder):
-    prompt = make_prompt(video_runs())
+    prompt = make_prompt(video_spans())
     plan = plan_of(("decoder_input", (), KeepIndices(indices=(0, 2, 5, 6, 11), per="prompt")))
     done, _ = run_prefill(decoder, [prompt], plan)
     kept = torch.tensor([0, 1, 2, 3 + 0, 3 + 2, 3 + 5, 3 + 6, 3 + 11, 16, 17, 18, 19, 20])
@@ -111,7 +115,7 @@ def split_forward(model, prompt, kept, layer):
 
 
 def test_dropping_before_a_layer_equals_stock_layers_over_what_is_left(model, decoder):
-    prompt = make_prompt(video_runs())
+    prompt = make_prompt(video_spans())
     plan = plan_of(("decoder_layer", (2,), KeepIndices(indices=(1, 3), per="frame")))
     done, _ = run_prefill(decoder, [prompt], plan)
     kept = torch.tensor([0, 1, 2, 4, 6, 8, 10, 12, 14, 15, 16, 17, 18, 19, 20])
@@ -156,7 +160,7 @@ def merged_by_formula(model, prompt, *, layer, scope, num_merged, score):
 
 @pytest.mark.parametrize("score", ["paper", "released", "causal_normalised"])
 def test_merging_before_a_layer_equals_the_formula_over_stock_attention(model, decoder, score, monkeypatch):
-    prompt = make_prompt(video_runs(), seed=8)
+    prompt = make_prompt(video_spans(), seed=8)
     done, _ = run_prefill(decoder, [prompt], illava_plan(num_merged=5, keep_ratio=None, score=score, per="medium"))
     monkeypatch.setattr(model.config, "_attn_implementation", "eager")
     expected = merged_by_formula(model, prompt, layer=2, scope=list(range(3, 16)), num_merged=5, score=score)
@@ -166,8 +170,12 @@ def test_merging_before_a_layer_equals_the_formula_over_stock_attention(model, d
 @pytest.mark.parametrize("per", ["frame", "span", "medium", "prompt"])
 @pytest.mark.parametrize("score", ["paper", "released", "causal_normalised"])
 def test_every_row_of_a_batch_equals_the_row_alone(decoder, per, score):
-    two_media = (TEXT, Run(6, 0, 1, 0), Run(2), Run(5, 1, 3, 0), Run(3, 1, 3, 1), Run(4))
-    prompts = [make_prompt(video_runs(4, 6), seed=1), make_prompt((Run(6),), seed=2), make_prompt(two_media, seed=3)]
+    two_media = (TEXT, TokenSpan(6, 0, 1, 0), TokenSpan(2), TokenSpan(5, 1, 3, 0), TokenSpan(3, 1, 3, 1), TokenSpan(4))
+    prompts = [
+        make_prompt(video_spans(4, 6), seed=1),
+        make_prompt((TokenSpan(6),), seed=2),
+        make_prompt(two_media, seed=3),
+    ]
     plan = illava_plan(per=per, score=score)
     together, _ = run_prefill(decoder, prompts, plan)
     assert not together.errors
@@ -178,7 +186,7 @@ def test_every_row_of_a_batch_equals_the_row_alone(decoder, per, score):
 
 
 def test_a_medium_is_ranked_as_one_whatever_text_stands_inside(decoder):
-    split = (TEXT, Run(6, 0, 1, 0), Run(2), Run(6, 0, 2, 1), Run(4))
+    split = (TEXT, TokenSpan(6, 0, 1, 0), TokenSpan(2), TokenSpan(6, 0, 2, 1), TokenSpan(4))
     done, _ = run_prefill(decoder, [make_prompt(split)], illava_plan(num_merged=8, keep_ratio=None))
     assert done.num_visual_LB[-1] == (4,)
     by_span, _ = run_prefill(decoder, [make_prompt(split)], illava_plan(num_merged=8, keep_ratio=None, per="span"))
@@ -188,21 +196,21 @@ def test_a_medium_is_ranked_as_one_whatever_text_stands_inside(decoder):
 def test_a_finer_scope_after_a_coarser_one_counts_what_is_left(decoder):
     drop = KeepIndices(indices=(0, 1, 2, 3, 4, 8), per="prompt")
     plan = plan_of(("decoder_layer", (1,), drop), ("decoder_layer", (2,), KeepIndices(indices=(0, 2), per="frame")))
-    done, _ = run_prefill(decoder, [make_prompt(video_runs())], plan, traced=(0,))
+    done, _ = run_prefill(decoder, [make_prompt(video_spans())], plan, traced=(0,))
     # frames keep 4, 1, 1 of their tokens, the newline goes; then places 0 and 2 of each frame
     assert [n[0] for n in done.num_visual_LB] == [13, 6, 4, 4]
-    assert done.traces[0][-1].place[:, [1, 3]].tolist() == [[0, 0], [0, 2], [1, 0], [2, 0]]
+    assert done.traces[0][-1].coords[:, [1, 3]].tolist() == [[0, 0], [0, 2], [1, 0], [2, 0]]
 
 
 def test_the_input_stage_ranks_by_the_towers_score(decoder):
-    prompt = make_prompt(video_runs(), seed=6)
+    prompt = make_prompt(video_spans(), seed=6)
     step = {"stage": "decoder_input", "reducer": {"kind": "illava", "keep_per_frame": 2}}
     done, _ = run_prefill(decoder, [prompt], ReductionPlan.model_validate({"steps": [step]}), traced=(0,))
     score = prompt.score_T[3:16]
     ranked = [[4 * f + i for i in score[4 * f : 4 * f + 4].argsort().tolist()] for f in range(3)]
     # of four: the three least become one at the place of the third, the best stays
     expected = [*sorted(i for order in ranked for i in order[2:]), 12]
-    assert done.traces[0][0].place.tolist() == prompt.coord_T4[3:16][expected].tolist()
+    assert done.traces[0][0].coords.tolist() == prompt.coord_T4[3:16][expected].tolist()
     assert done.num_visual_LB == [(7,)] * 4
 
 
@@ -222,7 +230,7 @@ class Witness(KeepIndices):
 
 
 def test_a_reducer_sees_its_scopes_tokens_with_place_keys_and_seed(decoder):
-    prompts = [make_prompt(video_runs(2), seed=1), make_prompt(video_runs(1), seed=2)]
+    prompts = [make_prompt(video_spans(2), seed=1), make_prompt(video_spans(1), seed=2)]
     witness = Witness(indices=(0,), per="frame", indices_seen=[])
     run_prefill(decoder, prompts, plan_of(("decoder_layer", (1, 3), witness)))
     (tokens, evidence), (later, later_evidence) = witness.indices_seen
@@ -237,7 +245,7 @@ def test_a_reducer_sees_its_scopes_tokens_with_place_keys_and_seed(decoder):
 
 
 def test_a_cached_decode_equals_a_recompute_with_the_assignment_frozen(model, decoder):
-    prompts = [make_prompt(video_runs(), seed=1), make_prompt(video_runs(6), seed=2)]
+    prompts = [make_prompt(video_spans(), seed=1), make_prompt(video_spans(6), seed=2)]
     first = plan_of(("decoder_layer", (2,), KeepIndices(indices=(0, 3, 4, 9), per="medium")))
     done, cache = run_prefill(decoder, prompts, first)
     lengths = [[layer[row] for layer in done.lengths_LB] for row in range(2)]
@@ -255,15 +263,15 @@ def test_a_cached_decode_equals_a_recompute_with_the_assignment_frozen(model, de
                 position_PT=torch.cat([prompt.position_PT, position[:, row : row + 1] + step], 1),
                 coord_T4=torch.cat([prompt.coord_T4, torch.full((1, 4), -1)]),
                 score_T=torch.cat([prompt.score_T, torch.zeros(1)]),
-                runs=(*prompt.runs, Run(1)),
+                token_spans=(*prompt.token_spans, TokenSpan(1)),
             )
             again, _ = run_prefill(decoder, [longer], first)
             assert_close(logits[row], again.logits_BV[0])
 
 
 def test_a_step_that_removes_nothing_is_that_requests_error(decoder):
-    short, long = (TEXT, Run(2, 0, 1, 0), Run(2)), (TEXT, Run(9, 0, 1, 0), Run(2))
-    prompts = [make_prompt(short), make_prompt(long), make_prompt((Run(4),))]
+    short, long = (TEXT, TokenSpan(2, 0, 1, 0), TokenSpan(2)), (TEXT, TokenSpan(9, 0, 1, 0), TokenSpan(2))
+    prompts = [make_prompt(short), make_prompt(long), make_prompt((TokenSpan(4),))]
     done, _ = run_prefill(decoder, prompts, illava_plan(keep_ratio=None, keep_per_frame=4))
     assert list(done.errors) == [0]
     assert "removed none of 2 visual tokens" in str(done.errors[0])
@@ -271,7 +279,7 @@ def test_a_step_that_removes_nothing_is_that_requests_error(decoder):
 
 
 def test_a_trace_is_the_matrix_that_was_applied(decoder):
-    prompts = [make_prompt((Run(4),)), make_prompt(video_runs(), seed=4)]
+    prompts = [make_prompt((TokenSpan(4),)), make_prompt(video_spans(), seed=4)]
     done, _ = run_prefill(decoder, prompts, illava_plan(layer=1, num_merged=6, keep_ratio=None), traced=(1,))
     (step,) = done.traces[1]
     assert (step.stage, step.layer) == ("decoder_layer", 1)
@@ -313,7 +321,11 @@ def test_a_prefill_in_chunks_equals_one_in_one_piece(decoder, which, max_tokens)
     )
     plans = {"empty": EMPTY_PLAN, "two cuts": two_cuts}
     plan = plans.get(which) or illava_plan(score=which)
-    prompts = [make_prompt(video_runs(), seed=1), make_prompt((Run(7),), seed=2), make_prompt(video_runs(5), seed=3)]
+    prompts = [
+        make_prompt(video_spans(), seed=1),
+        make_prompt((TokenSpan(7),), seed=2),
+        make_prompt(video_spans(5), seed=3),
+    ]
     whole, whole_cache = run_prefill(decoder, prompts, plan)
     done, cache, calls = run_in_chunks(decoder, prompts, plan, max_tokens)
     assert calls > 1
@@ -332,7 +344,7 @@ def test_a_prefill_in_chunks_equals_one_in_one_piece(decoder, which, max_tokens)
 def test_a_chunk_costs_no_more_than_its_budget(decoder, monkeypatch):
     seen, stock = [], decoder.project
     monkeypatch.setattr(decoder, "project", lambda layer, x, rotary: seen.append(len(x)) or stock(layer, x, rotary))
-    prompts = [make_prompt(video_runs(4, 6), seed=1), make_prompt(video_runs(), seed=2)]
+    prompts = [make_prompt(video_spans(4, 6), seed=1), make_prompt(video_spans(), seed=2)]
     _, cache = run_prefill(decoder, prompts)
     blocks = cache.batch(range(2), [[0] * 4] * 2)
     run, done = PrefillRun(decoder, pack(prompts), illava_plan(layer=1), cache, blocks, seeds=[7, 7]), None
@@ -347,7 +359,7 @@ def test_a_chunk_costs_no_more_than_its_budget(decoder, monkeypatch):
 def test_keys_that_are_held_already_are_not_computed_again(decoder, which, max_tokens, monkeypatch):
     """With a step in the decoder, too, that has ranked all visual tokens before: each layer holds its own number."""
     plan = EMPTY_PLAN if which == "empty" else illava_plan(score=which)
-    prompts = [make_prompt(video_runs(), seed=1), make_prompt(video_runs(5), seed=3)]
+    prompts = [make_prompt(video_spans(), seed=1), make_prompt(video_spans(5), seed=3)]
     whole, cache = run_prefill(decoder, prompts, plan)
     num_own = [1, 2] if plan.steps else [20, 2]  # of the last tokens; the first prompt's would be visual
     num_computed = [[layer[row] - n for layer in whole.lengths_LB] for row, n in enumerate(num_own)]

@@ -30,7 +30,7 @@ def test_admission_takes_the_sum_over_layers_of_pages():
 
 def test_admission_beyond_the_pool_changes_nothing():
     cache = make_cache(num_blocks=5)
-    with pytest.raises(MemoryError, match="needs 6 pages, 5 are free"):
+    with pytest.raises(MemoryError, match="needs 6 blocks, 5 are free"):
         cache.admit("a", [8, 8, 8])
     assert cache.num_free_blocks == 5
     cache.check()
@@ -57,8 +57,8 @@ def test_no_page_is_lost_or_shared_whatever_the_order():
 def test_the_check_sees_a_page_given_back_twice():
     cache = make_cache()
     cache.admit("a", [4, 4, 4])
-    cache._give_back(cache._held["a"].blocks())
-    with pytest.raises(RuntimeError, match="60 pages"):
+    cache._give_back(cache._blocks_of["a"].blocks())
+    with pytest.raises(RuntimeError, match="60 blocks"):
         cache.check()
 
 
@@ -96,7 +96,7 @@ def test_what_two_owners_have_in_common_is_shared_by_pages_and_the_rest_copied()
         tag = (100.0 * layer + torch.arange(n))[:, None, None].expand(-1, 1, 2)
         cache.write(cache.prompt_slots(first.table_LBM[layer], (n,)), tag, -tag)
     free = cache.num_free_blocks
-    cache.admit("b", lengths, like="a", prefix_lengths=prefix_lengths)
+    cache.admit("b", lengths, prefix_from="a", prefix_lengths=prefix_lengths)
     assert free - cache.num_free_blocks == (4 - 2) + (4 - 2) + (2 - 1)
     cache.check()
     both = cache.batch(["a", "b"], [prefix_lengths, prefix_lengths])
@@ -112,7 +112,7 @@ def test_what_two_owners_have_in_common_is_shared_by_pages_and_the_rest_copied()
     cache.free("b")
     assert cache.num_free_blocks == 60
     with pytest.raises(ValueError, match="none of its own"):
-        cache.admit("c", [4, 4, 4], like="b", prefix_lengths=[4, 4, 4])
+        cache.admit("c", [4, 4, 4], prefix_from="b", prefix_lengths=[4, 4, 4])
 
 
 def starts(cache, owners):

@@ -192,7 +192,7 @@ def test_logits_that_are_not_finite_fail_that_request_alone(vlm, requests, monke
 
     def decode(hidden_BD, *rest):
         logits_BV = stock_decode(hidden_BD, *rest)
-        ids = [live.request_id for live in vlm.engine._running]
+        ids = [state.request_id for state in vlm.engine._running]
         if len(vlm.engine._running[0].token_ids) == 2 and "c" in ids:
             logits_BV[ids.index("c"), 3] = float("nan")
         return logits_BV
@@ -379,7 +379,7 @@ def test_a_trace_leads_from_patches_to_kept_tokens(vlm, requests):
     assert trace.steps[-2].matrix.shape[0] == generation.usage.num_vision_tokens_kept
     matrix = trace.matrix().to_dense()
     assert tuple(matrix.shape) == (generation.usage.num_decoder_tokens_kept, generation.usage.num_patches)
-    place = trace.steps[-1].place
+    place = trace.steps[-1].coords
     assert place.shape[0] == matrix.shape[0]
     plain = matrix.sum(1)[(place[:, 2] >= 0)]
     assert ((plain - 1).abs() < 1e-5).float().mean() > 0.9  # a mixture that holds a newline weighs less than 1

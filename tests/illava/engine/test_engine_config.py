@@ -41,3 +41,14 @@ def test_a_limit_under_which_nothing_runs_is_refused(name, family):
     with pytest.raises(ValueError, match=f"{name} must be at least 1; got 0"):
         VLM(family, **{name: 0})
     assert Engine(family, VLM(family, kv_cache_bytes=1 << 20).engine.cache).config == EngineConfig()
+
+
+@pytest.mark.parametrize("make", ["init", "from_pretrained"])
+def test_the_old_name_of_block_size_works_for_this_release_and_names_the_new_one(make, family, onevision_folder):
+    call, source = {"init": (VLM, family), "from_pretrained": (VLM.from_pretrained, str(onevision_folder))}[make]
+    with pytest.warns(DeprecationWarning, match="'page_size' is now called 'block_size'") as warned:
+        vlm = call(source, kv_cache_bytes=1 << 20, page_size=8)
+    assert [warning.filename for warning in warned] == [__file__], "one warning, at the line that says page_size"
+    assert (vlm.engine.config.block_size, vlm.engine.cache.block_size) == (8, 8)
+    with pytest.raises(TypeError, match="given twice"):
+        VLM(family, page_size=8, block_size=8)

@@ -97,7 +97,7 @@ def test_cells_left_out_leave_gaps_and_a_batch_equals_its_items_alone(tiny, scor
         assert trace.steps[0].matrix.shape == (usage.num_patches, before.usage.num_patches)
         matrix = trace.steps[0].matrix.to_dense()
         place = trace.patch_coords[matrix.argmax(1)]
-        assert torch.equal(place, trace.steps[0].place)  # what enters stands where it stood
+        assert torch.equal(place, trace.steps[0].coords)  # what enters stands where it stood
         assert torch.equal(matrix.sum(1), torch.ones(len(matrix)))
         tiles = {tuple(p) for p in trace.patch_coords[:, :2].tolist()}
         assert tiles == {tuple(p) for p in place[:, :2].tolist()}  # no tile and no frame is left empty
@@ -160,22 +160,22 @@ def test_fewer_frames_are_an_ordinary_video_of_as_many(tiny):
 def test_lower_resolution_is_the_model_s_own_smaller_picture(tiny):
     plan = plan_of("lower_resolution", keep_ratio=0.5)
     picture = block(112, 112)
-    visual = tiny.pre.images([picture])[0]
-    single = Request("single", (visual, "What?"), SAMPLING)
+    mm_item = tiny.pre.images([picture])[0]
+    single = Request("single", (mm_item, "What?"), SAMPLING)
     if tiny.vlm.family.model_type == "llava_next":  # no canvas of half its tiles
         (refused,) = tiny.vlm.generate([single], plan=plan)
         assert isinstance(refused.error, RequestError)
         assert "its tower takes tiles of one size" in str(refused.error)
         return
-    small = tiny.pre.shrink(visual, 0.5)
+    small = tiny.pre.shrink(mm_item, 0.5)
     (reduced,), (plain,) = (
         tiny.vlm.generate([single], plan=plan),
         tiny.vlm.generate([Request("small", (small, "What?"), SAMPLING)]),
     )
     assert (reduced.error, reduced.token_ids) == (None, plain.token_ids)
     usage = reduced.usage
-    assert usage.num_patches == plain.usage.num_patches <= 0.5 * tiny.vlm.family.num_patches(visual)
-    assert usage.num_vision_tokens == tiny.vlm.family.num_vision_tokens(visual) > usage.num_vision_tokens_kept
+    assert usage.num_patches == plain.usage.num_patches <= 0.5 * tiny.vlm.family.num_patches(mm_item)
+    assert usage.num_vision_tokens == tiny.vlm.family.num_vision_tokens(mm_item) > usage.num_vision_tokens_kept
     if tiny.vlm.family.model_type == "llava_onevision":
         refused = tiny.vlm.generate([tiny.requests["images"], tiny.requests["video"]], plan=plan)
         assert ["a video frame" in str(one.error) or "in 1 tiles" in str(one.error) for one in refused] == [True, True]

@@ -40,13 +40,13 @@ def video(onevision_folder):
     return load_preprocessor(str(onevision_folder)).video(frames)
 
 
-def copied(visual):
+def copied(mm_item):
     """The same content, loaded by somebody else."""
-    return replace(visual, tiles=visual.tiles.copy())
+    return replace(mm_item, tiles=mm_item.tiles.copy())
 
 
-def asked_of(visual):
-    return [Request(str(n), (copied(visual), question), ANSWER) for n, question in enumerate(QUESTIONS)]
+def asked_of(mm_item):
+    return [Request(str(n), (copied(mm_item), question), ANSWER) for n, question in enumerate(QUESTIONS)]
 
 
 class Watch:
@@ -89,8 +89,8 @@ def test_questions_on_one_medium_are_answered_as_if_alone(vlm, video, plan, monk
     assert watch.media == [3 if plan == plan_of(DRAWN) else 1]  # draws differ by request
     decoded = 3 * (ANSWER.max_new_tokens - 1)
     usage = together[0].usage
-    visual = {0: usage.num_vision_tokens_kept, -1: usage.num_decoder_tokens_kept}
-    for layer, kept in visual.items():
+    num_visual = {0: usage.num_vision_tokens_kept, -1: usage.num_decoder_tokens_kept}
+    for layer, kept in num_visual.items():
         text = sum(g.usage.num_prompt_tokens - g.usage.num_vision_tokens_kept for g in together)
         computed = watch.tokens[layer] - decoded
         if plan in ALIKE:  # of the visual tokens once, and of what stands before them
@@ -107,8 +107,8 @@ def test_a_full_batch_does_not_split_the_questions_on_one_medium(vlm, video, pla
     other = replace(video, tiles=255 - video.tiles)
     watch = Watch(vlm.family, monkeypatch)
     requests = [
-        Request(f"{name}{n}", (visual, question), ANSWER)
-        for name, visual in (("a", video), ("b", other))
+        Request(f"{name}{n}", (mm_item, question), ANSWER)
+        for name, mm_item in (("a", video), ("b", other))
         for n, question in enumerate(QUESTIONS)
     ]
     alone = [vlm.generate([request], plan=plan)[0].token_ids for request in requests]
@@ -213,7 +213,7 @@ def test_a_long_prompt_goes_in_by_chunks_while_others_decode(vlm, video, plan):
     told = []
     while engine.has_work:
         done += engine.step()
-        told.append((len(engine._encoded), sum(len(live.token_ids) for live in engine._running[:1])))
+        told.append((len(engine._encoded), sum(len(state.token_ids) for state in engine._running[:1])))
     waiting = [tokens for encoded, tokens in told if encoded]
     assert len(waiting) >= 4  # steps in which the long prompt was under way
     assert waiting == list(range(waiting[0], waiting[0] + len(waiting)))  # and the other drew a token in each

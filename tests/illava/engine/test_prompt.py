@@ -10,7 +10,7 @@ from illava.engine.prompt import assemble, join_trace, pack
 from illava.errors import RequestError
 from illava.families.chat_prompt import RenderedPrompt
 from illava.requests import TraceStep
-from illava.visual_tokens import EncodedVisual, Run
+from illava.visual_tokens import EncodedVisual, TokenSpan
 
 WIDTH = 4
 
@@ -32,7 +32,7 @@ class SpyFamily:
         return token_ids[:, None].expand(-1, WIDTH).float()
 
 
-def visual(tag, slots, num_placeholders, frame_counts, *, score=False, trace=()):
+def encoded_of(tag, slots, num_placeholders, frame_counts, *, score=False, trace=()):
     count = len(slots)
     place = torch.tensor([[0, 0, n] for n in range(count)])
     patches = torch.cat([torch.zeros(count + 1, 1), torch.arange(count + 1)[:, None].expand(-1, 3)], 1).long()
@@ -49,29 +49,39 @@ def assembled(family, encoded, max_new_tokens=5):
 
 def test_only_filled_slots_exist_and_leave_gaps_in_the_positions():
     family = SpyFamily([1, 9, 9, 9, 9, 2, 3], [(1, 4)])
-    prompt = assembled(family, [visual(70, [0, 3], 4, ((0, 1), (-1, 1)))])
+    prompt = assembled(family, [encoded_of(70, [0, 3], 4, ((0, 1), (-1, 1)))])
     assert prompt.hidden_TD[:, 0].tolist() == [1, 70, 70, 2, 3]
     assert prompt.position_PT.tolist() == [[0, 10, 40, 50, 60]]
     assert prompt.next_position_P.tolist() == [61]
-    assert prompt.runs == (Run(1), Run(1, 0, 1, 0), Run(1, 0, 1, -1), Run(2))
+    assert prompt.token_spans == (TokenSpan(1), TokenSpan(1, 0, 1, 0), TokenSpan(1, 0, 1, -1), TokenSpan(2))
     assert prompt.coord_T4[:, 0].tolist() == [-1, 0, 0, -1, -1]
     assert prompt.score_T is None
 
 
 def test_media_stand_where_the_template_puts_them():
     family = SpyFamily([8, 8, 9, 9, 5, 9, 6], [(5, 1), (0, 2), (2, 2)])
-    encoded = [visual(70, [0], 1, ((0, 1),)), visual(71, [0, 1], 2, ((0, 2),)), visual(72, [1], 2, ((0, 0), (1, 1)))]
+    encoded = [
+        encoded_of(70, [0], 1, ((0, 1),)),
+        encoded_of(71, [0, 1], 2, ((0, 2),)),
+        encoded_of(72, [1], 2, ((0, 0), (1, 1))),
+    ]
     prompt = assembled(family, encoded)
     assert prompt.hidden_TD[:, 0].tolist() == [71, 71, 72, 5, 70, 6]
-    # two media without text between are one span; empty frames make no run
-    assert prompt.runs == (Run(2, 1, 0, 0), Run(1, 2, 0, 1), Run(1), Run(1, 0, 1, 0), Run(1))
+    # two media without text between are one span; empty frames make no span
+    assert prompt.token_spans == (
+        TokenSpan(2, 1, 0, 0),
+        TokenSpan(1, 2, 0, 1),
+        TokenSpan(1),
+        TokenSpan(1, 0, 1, 0),
+        TokenSpan(1),
+    )
     assert prompt.coord_T4[:, 0].tolist() == [1, 1, 2, -1, 0, -1]
     assert prompt.media_order == (1, 2, 0)
 
 
 def test_scores_follow_their_tokens():
     family = SpyFamily([1, 9, 9, 2], [(1, 2)])
-    prompt = assembled(family, [visual(70, [0, 1], 2, ((0, 2),), score=True)])
+    prompt = assembled(family, [encoded_of(70, [0, 1], 2, ((0, 2),), score=True)])
     assert prompt.score_T.tolist() == pytest.approx([0, 0, 0.1, 0])
 
 
@@ -84,9 +94,9 @@ def test_a_prompt_longer_than_the_model_is_refused():
 
 def test_packing_labels_every_token_with_its_run():
     family = SpyFamily([1, 9, 9, 2], [(1, 2)])
-    prompt = assembled(family, [visual(70, [0, 1], 2, ((0, 1), (1, 1)))])
+    prompt = assembled(family, [encoded_of(70, [0, 1], 2, ((0, 1), (1, 1)))])
     packed = pack([prompt, prompt])
-    assert packed.run_T.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert packed.span_T.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
     assert packed.lengths == (4, 4)
     assert packed.counts.num_visual == (2, 2)
 
@@ -99,8 +109,8 @@ def step(stage, rows, columns):
 
 def test_traces_of_media_are_joined_in_prompt_order_and_absent_steps_change_nothing():
     family = SpyFamily([9, 9, 9, 5], [(2, 1), (0, 2)])
-    first = visual(70, [0], 1, ((0, 1),), trace=[step("layout", 1, 2)])
-    second = visual(71, [0, 1], 2, ((0, 2),), trace=[step("vision_output", 2, 3), step("layout", 2, 2)])
+    first = encoded_of(70, [0], 1, ((0, 1),), trace=[step("layout", 1, 2)])
+    second = encoded_of(71, [0, 1], 2, ((0, 2),), trace=[step("vision_output", 2, 3), step("layout", 2, 2)])
     encoded = [first, second]
     trace = join_trace(encoded, assembled(family, encoded), [step("decoder_layer", 1, 3)])
     assert trace.patch_coords[:, 0].tolist() == [1, 1, 1, 0, 0]

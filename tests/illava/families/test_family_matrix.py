@@ -75,7 +75,7 @@ def test_what_check_accepts_runs_and_a_batch_equals_its_items_alone(tiny, row):
         for (modality, request), batched in zip(tiny.requests.items(), together, strict=True):
             (alone,) = tiny.vlm.generate([request], plan=plan)
             where = (row, stage, modality)
-            if modality != "video" and REDUCERS[SETTINGS[row]["kind"]].joins_frames:
+            if modality != "video" and REDUCERS[SETTINGS[row]["kind"]].merges_frames:
                 for generation in (alone, batched):  # nothing to join: this request's error, in a batch too
                     assert isinstance(generation.error, ReductionDidNotFireError), where
                 continue

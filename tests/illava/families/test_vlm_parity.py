@@ -49,12 +49,12 @@ def stock_inputs(vlm, request):
     """What `LlavaOnevisionForConditionalGeneration` takes for this request."""
     media = media_of(request)
     encoded = vlm.family.encode(media, EMPTY_PLAN, trace=False)
-    token_ids = vlm.family.render(request.content, [visual.num_placeholders for visual in encoded]).token_ids
+    token_ids = vlm.family.render(request.content, [mm_item.num_placeholders for mm_item in encoded]).token_ids
     inputs = {"input_ids": torch.tensor([token_ids]), "attention_mask": torch.ones(1, len(token_ids), dtype=torch.long)}
-    pixels = [vlm.family.encoder.pixels([visual]) for visual in media]
+    pixels = [vlm.family.encoder.pixels([mm_item]) for mm_item in media]
     if media[0].kind == "video":
         return inputs | {"pixel_values_videos": pixels[0][None]}
-    inputs["image_sizes"] = torch.tensor([visual.original_size for visual in media])
+    inputs["image_sizes"] = torch.tensor([mm_item.original_size for mm_item in media])
     inputs["batch_num_images"] = torch.tensor([len(media)])
     return inputs | {"pixel_values": torch.stack(pixels)}
 

@@ -33,17 +33,17 @@ def resized(picture: np.ndarray, height: int, width: int) -> np.ndarray:
 def test_native_resolution_is_the_largest_whole_number_of_groups_on_either_side(tmp_path, kind, keep):
     pre = load_preprocessor(str(make_folder("qwen2_vl", tmp_path)))
     frames = [noise(160, 240, n) for n in range(4 if kind == "video" else 1)]
-    visual = pre.video(frames, timestamps_s=[0.5 * n for n in range(4)]) if kind == "video" else pre.images(frames)[0]
+    mm_item = pre.video(frames, timestamps_s=[0.5 * n for n in range(4)]) if kind == "video" else pre.images(frames)[0]
     group = pre.geometry.factor_px
     sides = []
-    for side in visual.tiles.shape[1:3]:
+    for side in mm_item.tiles.shape[1:3]:
         small = group
         while (small + group) ** 2 <= keep * side**2 + 1e-6:
             small += group
         sides.append(small)
-    found = pre.shrink(visual, keep)
-    assert found.tiles.shape[1] * found.tiles.shape[2] <= keep * visual.tiles.shape[1] * visual.tiles.shape[2]
-    for before, after in zip(visual.tiles, found.tiles, strict=True):
+    found = pre.shrink(mm_item, keep)
+    assert found.tiles.shape[1] * found.tiles.shape[2] <= keep * mm_item.tiles.shape[1] * mm_item.tiles.shape[2]
+    for before, after in zip(mm_item.tiles, found.tiles, strict=True):
         assert np.array_equal(after, resized(before, *sides))
 
 
@@ -53,7 +53,7 @@ def test_native_resolution_is_the_largest_whole_number_of_groups_on_either_side(
 def test_tiles_are_those_of_the_smaller_picture(tmp_path, size, keep):
     """The picture is cut out of its canvas pixel by pixel, made smaller, and prepared as any picture of that size."""
     pre = load_preprocessor(str(make_folder("llava_onevision", tmp_path)))
-    side, visual = pre.geometry.tile_px, pre.images([noise(*size)])[0]
+    side, mm_item = pre.geometry.tile_px, pre.images([noise(*size)])[0]
 
     def on_canvas(canvases: list[tuple[int, int]]) -> tuple[tuple[int, int], tuple[int, int]]:
         """(canvas, picture on it), most of the picture first, then least waste, then the first listed."""
@@ -73,14 +73,14 @@ def test_tiles_are_those_of_the_smaller_picture(tmp_path, size, keep):
     for r in range(height):
         for c in range(width):
             tile = (top + r) // side * (cols // side) + (left + c) // side
-            picture[r, c] = visual.tiles[1 + tile, (top + r) % side, (left + c) % side]
-    fewer = [c for c in pre.geometry.pinpoints if c[0] * c[1] // side**2 + 1 <= keep * len(visual.tiles)]
+            picture[r, c] = mm_item.tiles[1 + tile, (top + r) % side, (left + c) % side]
+    fewer = [c for c in pre.geometry.pinpoints if c[0] * c[1] // side**2 + 1 <= keep * len(mm_item.tiles)]
     _, small = on_canvas(fewer)
     wanted = pre.images([resized(picture, *small)])[0]
-    found = pre.shrink(visual, keep)
+    found = pre.shrink(mm_item, keep)
     assert found.original_size == small
-    assert len(found.tiles) <= keep * len(visual.tiles)
-    assert np.array_equal(found.tiles[0], visual.tiles[0])
+    assert len(found.tiles) <= keep * len(mm_item.tiles)
+    assert np.array_equal(found.tiles[0], mm_item.tiles[0])
     assert np.array_equal(found.tiles[1:], wanted.tiles[1:])
 
 

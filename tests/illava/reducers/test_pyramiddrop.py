@@ -33,9 +33,9 @@ def slow_places(decoder, prompt) -> list[list[tuple[int, ...]]]:
             )
             k = k.repeat_interleave(q.shape[0] // k.shape[0], 0)
             row = (decoder.scale * torch.einsum("hd,htd->ht", q[:, -1], k)).softmax(-1).mean(0)
-            visual = [t for t in range(len(place)) if place[t, 0] >= 0]
-            best = sorted(visual, key=lambda t: -row[t])[: round(KEEP * len(visual))]
-            stays = sorted({*best, *(t for t in range(len(place)) if t not in visual)})
+            visual_tokens = [t for t in range(len(place)) if place[t, 0] >= 0]
+            best = sorted(visual_tokens, key=lambda t: -row[t])[: round(KEEP * len(visual_tokens))]
+            stays = sorted({*best, *(t for t in range(len(place)) if t not in visual_tokens)})
             hidden, position, place = hidden[:, stays], position[:, stays], place[stays]
             kept.append([tuple(p) for p in place[place[:, 0] >= 0].tolist()])
         size = hidden.shape[1]
@@ -56,5 +56,5 @@ def test_every_step_ranks_by_the_layer_about_to_run(onevision_folder):
     prompt = assemble(vlm.family, request, vlm.family.encode([image], EMPTY_PLAN, trace=False))
     expected = slow_places(vlm.family.decoder, prompt)
     steps = [step for step in done.trace.steps if step.stage == "decoder_layer"]
-    assert [[tuple(p) for p in step.place.tolist()] for step in steps] == expected
+    assert [[tuple(p) for p in step.coords.tolist()] for step in steps] == expected
     assert len(expected[-1]) < len(expected[0]) / 3

@@ -75,7 +75,7 @@ def places_before(trace, stage, layer):
     for step in trace.steps:
         if (step.stage, step.layer) == (stage, layer):
             return before, step
-        before = step.place
+        before = step.coords
     raise AssertionError(f"no step at {stage} {layer}")
 
 
@@ -96,7 +96,9 @@ def test_it_runs_alike_alone_and_in_a_batch_or_is_refused(vlm, requests, stage, 
         with pytest.raises(PlanError, match=f"'{own['kind']}'.* needs {', '.join(sorted(lacking))}: not known"):
             vlm.generate(requests, plan=plan)
         return
-    if reducer.joins_frames:  # of an image alone there is nothing to join; tests/illava/reduction/test_frame_merging.py
+    if (
+        reducer.merges_frames
+    ):  # of an image alone there is nothing to join; tests/illava/reduction/test_frame_merging.py
         requests = [request for request in requests if request.content[0].kind == "video"]
     together = vlm.generate(requests, plan=plan)
     assert [one.error for one in together] == [None] * len(requests)
@@ -110,7 +112,7 @@ def test_it_runs_alike_alone_and_in_a_batch_or_is_refused(vlm, requests, stage, 
             assert num_kept == sum(kept)
     (alone,), beside = vlm.generate(requests[-1:], plan=plan), together[-1]
     assert (beside.token_ids, beside.usage) == (alone.token_ids, alone.usage)
-    kept_tokens = [set(map(tuple, places_before(g.trace, stage, layer)[1].place.tolist())) for g in (alone, beside)]
+    kept_tokens = [set(map(tuple, places_before(g.trace, stage, layer)[1].coords.tolist())) for g in (alone, beside)]
     # products of other shapes differ in last bits, which may decide between near-equal tokens
     assert len(kept_tokens[0] ^ kept_tokens[1]) <= 0.05 * len(kept_tokens[0])
 
@@ -194,7 +196,7 @@ def test_a_draw_in_the_tower_follows_seed_request_medium_tile_and_layer(vlm, req
     def draws(request):
         (one,) = vlm.generate([request], plan=plan)
         assert one.error is None
-        return [places_before(one.trace, stage, layer)[1].place for layer in layers or [None]]
+        return [places_before(one.trace, stage, layer)[1].coords for layer in layers or [None]]
 
     content, sampling = requests[2].content, requests[2].sampling
     twice = (content[2], "and", content[2], "?")
@@ -207,7 +209,7 @@ def test_a_draw_in_the_tower_follows_seed_request_medium_tile_and_layer(vlm, req
     assert not torch.equal(base[0], other_id[0])
     assert not torch.equal(base[0], other_seed[0])
     of_tile = {}
-    for visual, tile, row, col in base[0].tolist():
-        of_tile.setdefault((visual, tile), []).append((row, col))
+    for mm_index, tile, row, col in base[0].tolist():
+        of_tile.setdefault((mm_index, tile), []).append((row, col))
     assert len(of_tile) > 2
     assert len({tuple(places) for places in of_tile.values()}) == len(of_tile)

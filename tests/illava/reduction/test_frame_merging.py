@@ -13,14 +13,14 @@ from illava.errors import PlanError, ReductionDidNotFireError
 from illava.families import FAMILIES
 from illava.families.model_shape import load_model_shape
 from illava.plan import EMPTY_PLAN, ReductionPlan
-from illava.token_counts import MediumShape, expected_counts
+from illava.token_counts import VisualShape, expected_counts
 from tests.support.closeness import assert_close
 from tests.support.models.families import make_folder
 
 BLOCKS = {"llava_onevision": (2, 5), "qwen2_vl": (1, 3), "qwen2_5_vl": (1, 3), "qwen3_vl": (1, 3)}
 
 
-def joining(layers, *others, num_frames=2, **options) -> ReductionPlan:
+def merging(layers, *others, num_frames=2, **options) -> ReductionPlan:
     join = {"kind": "frame_merging", "num_frames": num_frames}
     steps = [{"stage": "vision_block", "layers": list(layers), "reducer": join}, *others]
     return ReductionPlan.model_validate({"steps": steps, **options})
@@ -47,7 +47,7 @@ def still_pairs(vlm, pre, count):
 def test_equal_neighbours_are_joined_without_loss_where_they_stood(loaded):
     vlm, pre, _ = loaded
     image, clip = pre.images([picture(9)])[0], still_pairs(vlm, pre, 3)
-    plan = joining(BLOCKS[vlm.family.model_type][:1])
+    plan = merging(BLOCKS[vlm.family.model_type][:1])
     vlm.family.check(plan)
     (whole_image, whole), (image_again, merge_frames) = (
         vlm.family.encode([image, clip], which, trace=True) for which in (EMPTY_PLAN, plan)
@@ -83,7 +83,7 @@ def test_a_request_without_a_video_is_refused_alone_and_in_a_batch(loaded):
         "one frame": (short, "?"),
     }
     requests = [Request(name, content, sampling) for name, content in contents.items()]
-    plan = joining(BLOCKS[vlm.family.model_type][:1])
+    plan = merging(BLOCKS[vlm.family.model_type][:1])
     together = vlm.generate(requests, plan=plan)
     for request, batched in zip(requests, together, strict=True):
         (alone,) = vlm.generate([request], plan=plan)
@@ -98,13 +98,13 @@ def test_a_request_without_a_video_is_refused_alone_and_in_a_batch(loaded):
 def test_two_joins_and_a_cut_behind_them_count_as_expected(loaded):
     vlm, pre, folder = loaded
     cut = {"stage": "vision_output", "reducer": {"kind": "uniform_stride", "keep_ratio": 0.5}}
-    plan = joining(BLOCKS[vlm.family.model_type], cut)
+    plan = merging(BLOCKS[vlm.family.model_type], cut)
     clip, shape = pre.video([picture(n) for n in range(11)]), load_model_shape(folder)
     request = Request("clip", (clip, "Go"), SamplingParams(max_new_tokens=2, min_new_tokens=2), trace=True)
     (done,) = vlm.generate([request], plan=plan)
     assert done.error is None
     given = {"num_vision_blocks": shape.num_vision_blocks, "num_decoder_layers": shape.num_decoder_layers}
-    counts = expected_counts(shape.geometry, plan, [MediumShape("video", 40, 40, 11)], **given)
+    counts = expected_counts(shape.geometry, plan, [VisualShape("video", 40, 40, 11)], **given)
     usage = done.usage
     assert counts.exact
     assert (counts.num_patches, counts.num_vision_tokens) == (usage.num_patches, usage.num_vision_tokens)
@@ -116,13 +116,13 @@ def test_two_joins_and_a_cut_behind_them_count_as_expected(loaded):
     assert matrix.shape == (usage.num_decoder_tokens_kept, usage.num_patches)
 
 
-def test_the_released_layout_joins_frames_too(onevision_folder):
+def test_the_released_layout_merges_frames_too(onevision_folder):
     vlm, pre = (
         VLM.from_pretrained(str(onevision_folder), kv_cache_bytes=8 << 20),
         load_preprocessor(str(onevision_folder)),
     )
     cut = {"stage": "vision_block", "layers": [4], "reducer": {"kind": "illava", "num_merged": 24}}
-    plan = joining([2], cut, layout="released")
+    plan = merging([2], cut, layout="released")
     vlm.family.check(plan)
     with torch.inference_mode():
         (encoded,) = vlm.family.encode([pre.video([picture(n) for n in range(5)])], plan, trace=True)
@@ -133,6 +133,6 @@ def test_the_released_layout_joins_frames_too(onevision_folder):
 
 def test_a_family_of_images_refuses(tmp_path):
     vlm = VLM.from_pretrained(str(make_folder("llava_next", tmp_path)), kv_cache_bytes=8 << 20)
-    with pytest.raises(PlanError, match="joins a video's frames, but this model reads images only"):
-        vlm.family.check(joining([1]))
+    with pytest.raises(PlanError, match="merges a video's frames, but this model reads images only"):
+        vlm.family.check(merging([1]))
     assert set(FAMILIES) == {*BLOCKS, "llava_next"}

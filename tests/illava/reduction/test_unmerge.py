@@ -12,7 +12,7 @@ from illava import VLM, Request, SamplingParams, load_preprocessor
 from illava.families.model_shape import load_model_shape
 from illava.plan import EMPTY_PLAN, ReductionPlan
 from illava.reduction.unmerge import Unmerging
-from illava.token_counts import MediumShape, expected_counts
+from illava.token_counts import VisualShape, expected_counts
 from illava.tokens import cluster, merge, prune
 from tests.support.closeness import assert_close
 from tests.support.models.families import MAKERS, make_folder
@@ -129,11 +129,11 @@ def test_the_rows_counts_are_the_whole_grids_again(loaded):
     vlm, pre, folder = loaded
     shape = load_model_shape(folder)
     again = {"stage": "vision_output", "reducer": {"kind": "tome", "keep_ratio": 0.6}}
-    kinds = [MediumShape("image", 48, 40), MediumShape("video", 40, 40, 4)]
+    kinds = [VisualShape("image", 48, 40), VisualShape("video", 40, 40, 4)]
     for plan in (plan_of(vlm), plan_of(vlm, again)):
         media = media_of(vlm, pre)
         sampling = SamplingParams(max_new_tokens=2, min_new_tokens=2)
-        requests = [Request(str(n), (visual, "Go"), sampling, trace=True) for n, visual in enumerate(media)]
+        requests = [Request(str(n), (mm_item, "Go"), sampling, trace=True) for n, mm_item in enumerate(media)]
         together = vlm.generate(requests, plan=plan)
         for request, kind, done in zip(requests, kinds, together, strict=False):
             (alone,) = vlm.generate([request], plan=plan)

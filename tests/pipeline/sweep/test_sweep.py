@@ -21,7 +21,7 @@ from illava.errors import RandomWeightsError
 from illava.families.model_shape import load_model_shape
 from illava.model_files import declare_random_weights
 from illava.plan import ReductionPlan
-from illava.token_counts import MediumShape, expected_counts
+from illava.token_counts import VisualShape, expected_counts
 from pipeline.config import load
 from pipeline.config.base import result_field
 from pipeline.config.load import load_as
@@ -256,7 +256,7 @@ def test_the_demo_sweep_fits_the_bundled_model() -> None:
         counts = expected_counts(
             shape.geometry,
             point.plan,
-            [MediumShape("video", 112, 112, num_frames=8)],
+            [VisualShape("video", 112, 112, num_frames=8)],
             num_vision_blocks=shape.num_vision_blocks,
             num_decoder_layers=shape.num_decoder_layers,
         )

@@ -38,7 +38,7 @@ def compile_kernel(kernel: JITFunction, **constants: int) -> None:
 
 
 if __name__ == "__main__":
-    heads = {"SHARE": 7, "KV_HEADS": 4, "HEAD_DIM": 128, "PAGE": 16, "SPLITS": 32}
+    heads = {"SHARE": 7, "KV_HEADS": 4, "HEAD_DIM": 128, "BLOCK_SIZE": 16, "SPLITS": 32}
     compile_kernel(paged_decode._attend_split, **heads, BLOCK_H=16, BLOCK_N=64, BLOCK_D=128)
     compile_kernel(paged_decode._join_splits, HEADS=28, HEAD_DIM=128, SPLITS=32, BLOCK_D=128)
     tower = {"SHARE": 1, "HEAD_DIM": 72, "BLOCK": 64, "BLOCK_D": 128}

@@ -11,7 +11,7 @@ from illava.attention.paged import paged_attention
 from illava.attention.scores import attention_received, causal_attention_received
 from illava.decoder.decode import StaticInputs, decode_step
 from tests.support.closeness import assert_close
-from tests.support.models.tiny_decoder import composition, make_decoder
+from tests.support.decoder_cases import composition, make_decoder
 
 CPU = torch.device("cpu")
 

@@ -33,8 +33,8 @@ def plan(layout: str = "geometric", *, num_merged: int = 6, budget: dict | None 
     return ReductionPlan(layout=layout, steps=steps)
 
 
-def encode_one(family, visual: VisualInput, plan: ReductionPlan, *, trace: bool = False) -> EncodedVisual:
-    (encoded,) = family.encode([visual], plan, trace=trace)
+def encode_one(family, mm_item: VisualInput, plan: ReductionPlan, *, trace: bool = False) -> EncodedVisual:
+    (encoded,) = family.encode([mm_item], plan, trace=trace)
     _check_contract(encoded)
     return encoded
 
@@ -48,17 +48,17 @@ def _check_contract(encoded: EncodedVisual) -> None:
     assert sum(count for _, count in encoded.frame_counts) == num_kept
 
 
-def tower_survivors(family, visual: VisualInput, plan: ReductionPlan) -> tuple[torch.Tensor, list[list], dict]:
+def tower_survivors(family, mm_item: VisualInput, plan: ReductionPlan) -> tuple[torch.Tensor, list[list], dict]:
     """Oracle: projected survivors, the place of each by tile, and the survivor that every cell went into.
 
     Reads the trace's tower matrices only: a cell belongs to the row that its weight ends up in.
     """
-    encoded = encode_one(family, visual, plan, trace=True)
+    encoded = encode_one(family, mm_item, plan, trace=True)
     matrix = torch.eye(encoded.num_patches)
     for step in encoded.trace[:-1]:
         matrix = step.matrix.to_dense() @ matrix
     assert encoded.trace[-1].stage == "layout"
-    place = encoded.trace[-2].place[:, 1:].tolist()
+    place = encoded.trace[-2].coords[:, 1:].tolist()
     owner = {}
     for cell, (_, tile, row, col) in enumerate(encoded.patch_coord_P4.tolist()):
         (rows,) = matrix[:, cell].nonzero(as_tuple=True)
@@ -67,10 +67,10 @@ def tower_survivors(family, visual: VisualInput, plan: ReductionPlan) -> tuple[t
     return matrix, place, owner
 
 
-def projected(family, visual: VisualInput, plan: ReductionPlan) -> torch.Tensor:
+def projected(family, mm_item: VisualInput, plan: ReductionPlan) -> torch.Tensor:
     """Survivors at LLM width in packed order, before any layout."""
     seen = []
     hook = family.encoder._projector.register_forward_hook(lambda module, args, out: seen.append(out))
-    family.encode([visual], plan, trace=False)
+    family.encode([mm_item], plan, trace=False)
     hook.remove()
     return seen[0]

@@ -8,7 +8,7 @@ import torch
 
 from illava.decoder.prefill import prefill as packed_prefill
 from illava.engine.prompt import assemble, media_of, pack
-from illava.visual_tokens import Run
+from illava.visual_tokens import TokenSpan
 
 
 @torch.inference_mode()
@@ -39,7 +39,7 @@ def longer(vlm, prompt, token):
         hidden_TD=torch.cat([prompt.hidden_TD, vlm.family.embed(torch.tensor([token]))]),
         position_PT=torch.cat([prompt.position_PT, prompt.next_position_P[:, None]], 1),
         coord_T4=torch.cat([prompt.coord_T4, torch.full((1, 4), -1)]),
-        runs=(*prompt.runs, Run(1)),
+        token_spans=(*prompt.token_spans, TokenSpan(1)),
         deepstack=tuple(torch.cat([layer, torch.zeros(1, layer.shape[1])]) for layer in prompt.deepstack),
         next_position_P=prompt.next_position_P + 1,
     )

@@ -13,7 +13,7 @@ from illava import VLM, Request, SamplingParams, load_preprocessor
 from illava.engine.prompt import assemble, media_of
 from illava.families.model_shape import load_model_shape
 from illava.plan import EMPTY_PLAN, ReductionPlan
-from illava.token_counts import MediumShape, expected_counts
+from illava.token_counts import VisualShape, expected_counts
 from tests.support.closeness import assert_close
 from tests.support.models.llava_next import IN_ORDER, MISTRAL, VICUNA, make_llava_next
 from tests.support.models.stock_parity import longer, prefill, prompt_of, stock_tokens
@@ -73,15 +73,15 @@ def stock_inputs(vlm, request):
     """What `LlavaNextForConditionalGeneration` takes for this request; missing tiles are black, as in stock."""
     media = media_of(request)
     encoded = vlm.family.encode(media, EMPTY_PLAN, trace=False)
-    token_ids = vlm.family.render(request.content, [visual.num_placeholders for visual in encoded]).token_ids
-    pixels = [vlm.family.encoder.pixels([visual]) for visual in media]
+    token_ids = vlm.family.render(request.content, [mm_item.num_placeholders for mm_item in encoded]).token_ids
+    pixels = [vlm.family.encoder.pixels([mm_item]) for mm_item in media]
     most = max(map(len, pixels))
     pixels = [torch.cat([tiles, tiles.new_zeros(most - len(tiles), *tiles.shape[1:])]) for tiles in pixels]
     return {
         "input_ids": torch.tensor([token_ids]),
         "attention_mask": torch.ones(1, len(token_ids), dtype=torch.long),
         "pixel_values": torch.stack(pixels),
-        "image_sizes": torch.tensor([visual.original_size for visual in media]),
+        "image_sizes": torch.tensor([mm_item.original_size for mm_item in media]),
     }
 
 
@@ -114,7 +114,7 @@ def test_under_a_plan_a_batch_equals_its_items_alone_and_counts_hold(tiny):
         expected = expected_counts(
             tiny.shape.geometry,
             PLAN,
-            [MediumShape("image", *visual.original_size) for visual in media_of(request)],
+            [VisualShape("image", *mm_item.original_size) for mm_item in media_of(request)],
             num_vision_blocks=tiny.shape.num_vision_blocks,
             num_decoder_layers=tiny.shape.num_decoder_layers,
         )
@@ -140,17 +140,17 @@ def test_cached_decode_equals_a_prefill_of_everything_so_far(tiny):
 def test_text_between_images_survives_in_order_and_nothing_moves(tiny):
     vlm, request = tiny.vlm, tiny.requests[2]
     encoded = vlm.family.encode(media_of(request), PLAN, trace=False)
-    rendered = vlm.family.render(request.content, [visual.num_placeholders for visual in encoded])
+    rendered = vlm.family.render(request.content, [mm_item.num_placeholders for mm_item in encoded])
     prompt = assemble(vlm.family, request, encoded)
     expected, is_visual = [], [False] * len(rendered.token_ids)
-    for visual, (start, length) in zip(encoded, rendered.spans, strict=True):
-        expected += [start + slot for slot in visual.placeholder_K.tolist()]
+    for mm_item, (start, length) in zip(encoded, rendered.spans, strict=True):
+        expected += [start + slot for slot in mm_item.placeholder_K.tolist()]
         is_visual[start : start + length] = [True] * length
     text = [n for n, visual in enumerate(is_visual) if not visual]
     assert prompt.position_PT[0].tolist() == sorted(expected + text)
     words_TD = vlm.family.embed(torch.tensor([rendered.token_ids[n] for n in text]))
     assert torch.equal(prompt.hidden_TD[prompt.coord_T4[:, 0] < 0], words_TD)
-    assert [run.visual for run in prompt.runs] == [-1, 0, -1, 1, -1, 2, -1]
+    assert [span.mm_index for span in prompt.token_spans] == [-1, 0, -1, 1, -1, 2, -1]
     # of the three templates only the first keeps the order given; the others put all images first, a line each
     assert (
         vlm.family.decode_text([rendered.token_ids[n] for n in text])

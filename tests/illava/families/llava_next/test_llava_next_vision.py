@@ -19,7 +19,7 @@ from illava.families.model_shape import load_model_shape
 from illava.plan import EMPTY_PLAN, ReductionPlan, ReductionStep
 from illava.preprocess import VisualInput
 from illava.reducers import Reducer
-from illava.token_counts import MediumShape, expected_counts
+from illava.token_counts import VisualShape, expected_counts
 from illava.tokens import prune
 from tests.support.closeness import assert_close
 from tests.support.models.llava_next import make_llava_next
@@ -66,17 +66,17 @@ def merging(layout: str = "geometric", **budget: float) -> ReductionPlan:
 @pytest.mark.parametrize("size", SIZES)
 def test_pixels_and_features_equal_stock(tiny, size):
     frame = picture(*size)
-    (visual,) = tiny.preprocessor.images([frame])
+    (mm_item,) = tiny.preprocessor.images([frame])
     theirs = tiny.processor(images=Image.fromarray(frame), return_tensors="pt")
-    assert visual.original_size == size == tuple(theirs["image_sizes"][0].tolist())
-    assert_close(tiny.family.encoder.pixels([visual]), theirs["pixel_values"][0])
+    assert mm_item.original_size == size == tuple(theirs["image_sizes"][0].tolist())
+    assert_close(tiny.family.encoder.pixels([mm_item]), theirs["pixel_values"][0])
     with torch.no_grad():
         expected = tiny.stock.get_image_features(theirs["pixel_values"], theirs["image_sizes"]).pooler_output[0]
-    (encoded,) = tiny.family.encode([visual], EMPTY_PLAN, trace=False)
+    (encoded,) = tiny.family.encode([mm_item], EMPTY_PLAN, trace=False)
     assert_close(encoded.feature_KD, expected)
-    assert len(expected) == encoded.num_placeholders == tiny.family.num_vision_tokens(visual)
-    assert encoded.num_patches == tiny.family.num_patches(visual) == len(visual.tiles) * GRID**2
-    assert visual.nbytes <= tiny.preprocessor.max_nbytes(1)
+    assert len(expected) == encoded.num_placeholders == tiny.family.num_vision_tokens(mm_item)
+    assert encoded.num_patches == tiny.family.num_patches(mm_item) == len(mm_item.tiles) * GRID**2
+    assert mm_item.nbytes <= tiny.preprocessor.max_nbytes(1)
 
 
 def test_each_of_several_images_is_tiled_and_equals_stock(tiny):
@@ -87,20 +87,20 @@ def test_each_of_several_images_is_tiled_and_equals_stock(tiny):
         expected = tiny.stock.get_image_features(theirs["pixel_values"], theirs["image_sizes"]).pooler_output
     for encoded, one in zip(tiny.family.encode(media, EMPTY_PLAN, trace=False), expected, strict=True):
         assert_close(encoded.feature_KD, one)
-    assert sum(visual.nbytes for visual in media) <= tiny.preprocessor.max_nbytes(3)
+    assert sum(mm_item.nbytes for mm_item in media) <= tiny.preprocessor.max_nbytes(3)
 
 
 # Survivors against a slow tower
 
 
-def slow_tower(tiny, visual: VisualInput, merges: dict[int, int]):
+def slow_tower(tiny, mm_item: VisualInput, merges: dict[int, int]):
     """Stock layers, one tile at a time, with the paper's formula written out; CLS is token 0 and takes no part in it.
 
     Returns projected survivors, (tile, row, col) of each, and the attention each received in the last block.
     """
     tower, features, places, scores = tiny.stock.model.vision_tower, [], [], []
     tower = getattr(tower, "vision_model", tower)
-    for tile, pixels in enumerate(tiny.family.encoder.pixels([visual])):
+    for tile, pixels in enumerate(tiny.family.encoder.pixels([mm_item])):
         x = tower.pre_layrnorm(tower.embeddings(pixels[None]))[0]
         cells = [(tile, row, col) for row in range(GRID) for col in range(GRID)]
         for index, block in enumerate(tower.encoder.layers[:-1]):
@@ -148,10 +148,10 @@ def true_slots(tiny, size: tuple[int, int]) -> dict[tuple[int, int, int], int]:
 @pytest.mark.parametrize("size", [(60, 60), (60, 150), (150, 60), (40, 300)])
 @torch.no_grad()
 def test_survivors_stand_at_their_true_slots_with_the_values_of_a_slow_tower(tiny, size):
-    (visual,) = tiny.preprocessor.images([picture(*size)])
-    (encoded,) = tiny.family.encode([visual], merging(keep_ratio=0.5), trace=True)
-    features, places, scores = slow_tower(tiny, visual, MERGES)
-    assert len(places) == len(visual.tiles) * 16
+    (mm_item,) = tiny.preprocessor.images([picture(*size)])
+    (encoded,) = tiny.family.encode([mm_item], merging(keep_ratio=0.5), trace=True)
+    features, places, scores = slow_tower(tiny, mm_item, MERGES)
+    assert len(places) == len(mm_item.tiles) * 16
     slots = true_slots(tiny, size)
     newline = tiny.stock.model.image_newline
     expected = {slot: (newline, float("inf")) for place, slot in slots.items() if place[0] == -1}
@@ -165,16 +165,16 @@ def test_survivors_stand_at_their_true_slots_with_the_values_of_a_slow_tower(tin
     found = torch.tensor([expected[slot][1] for slot in sorted(expected)])
     assert_close(encoded.score_K, found)
     assert [step.matrix.shape[0] for step in encoded.trace[:-1]] == [
-        len(visual.tiles) * left for left in (31, 27, 21, 16)
+        len(mm_item.tiles) * left for left in (31, 27, 21, 16)
     ]
 
 
 @torch.no_grad()
 def test_released_layout_reads_survivors_as_a_smaller_grid(tiny):
     size = (60, 150)
-    (visual,) = tiny.preprocessor.images([picture(*size)])
-    (encoded,) = tiny.family.encode([visual], merging("released"), trace=False)
-    features, _, _ = slow_tower(tiny, visual, MERGES)
+    (mm_item,) = tiny.preprocessor.images([picture(*size)])
+    (encoded,) = tiny.family.encode([mm_item], merging("released"), trace=False)
+    features, _, _ = slow_tower(tiny, mm_item, MERGES)
     tiles = features.view(-1, 4, 4, features.shape[1])
     joined = tiles[1:].transpose(0, 1).reshape(4, -1, features.shape[1])  # canvas of one row of tiles
     cut = unpad_image(joined.permute(2, 0, 1), size).permute(1, 2, 0)
@@ -185,8 +185,8 @@ def test_released_layout_reads_survivors_as_a_smaller_grid(tiny):
 @pytest.mark.parametrize("layout", ["geometric", "released"])
 def test_media_encoded_together_equal_each_alone(tiny, layout):
     media = tiny.preprocessor.images([picture(60, 150, 4), picture(90, 30, 5)])
-    for encoded, visual in zip(tiny.family.encode(media, merging(layout), trace=False), media, strict=True):
-        (alone,) = tiny.family.encode([visual], merging(layout), trace=False)
+    for encoded, mm_item in zip(tiny.family.encode(media, merging(layout), trace=False), media, strict=True):
+        (alone,) = tiny.family.encode([mm_item], merging(layout), trace=False)
         assert_close(encoded.feature_KD, alone.feature_KD)
         assert torch.equal(encoded.placeholder_K, alone.placeholder_K)
 
@@ -216,7 +216,7 @@ class Witness(Reducer):
 
 @torch.no_grad()
 def test_no_reducer_sees_cls_but_its_attention_counts(tiny):
-    (visual,) = tiny.preprocessor.images([picture(60, 150)])
+    (mm_item,) = tiny.preprocessor.images([picture(60, 150)])
     steps = (
         ReductionStep.model_construct(stage="vision_block", layers=(0,), reducer=Witness()),
         ReductionStep.model_construct(stage="vision_output", layers=(), reducer=Witness()),
@@ -224,14 +224,14 @@ def test_no_reducer_sees_cls_but_its_attention_counts(tiny):
     plan = ReductionPlan.model_construct(layout="geometric", steps=steps)
     tiny.family.check(plan)
     Witness.seen.clear()
-    tiny.family.encode([visual], plan, trace=False)
+    tiny.family.encode([mm_item], plan, trace=False)
     (first, evidence), (last, after) = Witness.seen
-    num_tiles = len(visual.tiles)
+    num_tiles = len(mm_item.tiles)
     assert first.lengths == (36,) * num_tiles
     assert last.lengths == (34,) * num_tiles
     tower = tiny.stock.model.vision_tower
     tower = getattr(tower, "vision_model", tower)
-    x = tower.pre_layrnorm(tower.embeddings(tiny.family.encoder.pixels([visual])))
+    x = tower.pre_layrnorm(tower.embeddings(tiny.family.encoder.pixels([mm_item])))
     own, normed = tower.encoder.layers[0].self_attn, tower.encoder.layers[0].layer_norm1(x)
     q, k = (p(normed).unflatten(2, (own.num_heads, -1)).transpose(1, 2) for p in (own.q_proj, own.k_proj))
     attention = (q @ k.transpose(2, 3) * own.scale).softmax(-1).mean(1)
@@ -253,8 +253,8 @@ def test_published_reducers_take_the_cls_attention_they_were_written_for(tiny, k
     reducer = {"kind": kind, "saliency": "cls_attention", **budget}
     plan = ReductionPlan(steps=[{**stage, "reducer": reducer}])
     tiny.family.check(plan)
-    (visual,) = tiny.preprocessor.images([picture(60, 150)])
-    (encoded,) = tiny.family.encode([visual], plan, trace=False)
+    (mm_item,) = tiny.preprocessor.images([picture(60, 150)])
+    (encoded,) = tiny.family.encode([mm_item], plan, trace=False)
     assert 0 < len(encoded.feature_KD) < encoded.num_placeholders
 
 
@@ -269,7 +269,7 @@ def test_expected_counts_are_what_is_measured(tiny, plan):
         expected = expected_counts(
             tiny.shape.geometry,
             plan,
-            [MediumShape("image", *size) for size in sizes],
+            [VisualShape("image", *size) for size in sizes],
             num_vision_blocks=tiny.shape.num_vision_blocks,
             num_decoder_layers=tiny.shape.num_decoder_layers,
         )
@@ -290,7 +290,7 @@ def test_videos_are_refused_in_words(tiny):
         expected_counts(
             tiny.shape.geometry,
             EMPTY_PLAN,
-            [MediumShape("video", 9, 9, 4)],
+            [VisualShape("video", 9, 9, 4)],
             num_vision_blocks=7,
             num_decoder_layers=4,
         )

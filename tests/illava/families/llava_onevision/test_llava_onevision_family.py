@@ -112,7 +112,7 @@ def test_a_damaged_file_beside_the_weights_is_told_as_the_model_s(onevision_fold
 
 @pytest.mark.parametrize("text", ["an <image> here", "<video>"])
 def test_a_placeholder_in_the_text_is_refused(family, text):
-    with pytest.raises(RequestError, match="stands for a medium"):
+    with pytest.raises(RequestError, match="the placeholder of media"):
         family.render([text], [])
 
 
@@ -139,11 +139,11 @@ def test_only_the_blocks_needed_are_run(onevision_folder, tmp_path, preprocessor
     family = load_family(str(folder), dtype=torch.float32, device="cpu")
     assert family.num_vision_blocks == {-2: 7, 5: 5}[value]
     stock = LlavaOnevisionForConditionalGeneration.from_pretrained(folder).eval()
-    visual = preprocessor.video(clip(1))
-    pixels = torch.from_numpy(visual.tiles).permute(0, 3, 1, 2).float() / 255
+    mm_item = preprocessor.video(clip(1))
+    pixels = torch.from_numpy(mm_item.tiles).permute(0, 3, 1, 2).float() / 255
     with torch.no_grad():
         theirs = stock.get_video_features(((pixels - 0.5) / 0.5)[None]).pooler_output[0]
-    (encoded,) = family.encode([visual], EMPTY_PLAN, trace=False)
+    (encoded,) = family.encode([mm_item], EMPTY_PLAN, trace=False)
     assert_close(encoded.feature_KD[:16], theirs[:16])
 
 

@@ -29,9 +29,9 @@ pytestmark = pytest.mark.numeric
 
 
 def test_released_video_pools_the_pseudo_image(family, preprocessor):
-    visual, which = preprocessor.video(clip(2)), plan("released")
-    encoded = encode_one(family, visual, which)
-    kept_tokens = projected(family, visual, which).view(2, 5, 5, -1)
+    mm_item, which = preprocessor.video(clip(2)), plan("released")
+    encoded = encode_one(family, mm_item, which)
+    kept_tokens = projected(family, mm_item, which).view(2, 5, 5, -1)
     pooled = interpolate(kept_tokens.permute(0, 3, 1, 2), size=(3, 3), mode="bilinear").flatten(2).transpose(1, 2)
     assert_close(encoded.feature_KD[:-1], pooled.flatten(0, 1))
     assert encoded.frame_counts == ((0, 9), (1, 9), (-1, 1))
@@ -41,9 +41,9 @@ def test_released_video_pools_the_pseudo_image(family, preprocessor):
 
 def test_released_image_is_stocks_packing_at_the_pseudo_side(family, preprocessor, stock):
     size = (60, 150)
-    (visual,), which = preprocessor.images([picture(*size)]), plan("released")
-    encoded = encode_one(family, visual, which)
-    kept_tokens = projected(family, visual, which)
+    (mm_item,), which = preprocessor.images([picture(*size)]), plan("released")
+    encoded = encode_one(family, mm_item, which)
+    kept_tokens = projected(family, mm_item, which)
     rows, cols = family.geometry.tile_grid(*size)
     joined = kept_tokens[25:].view(rows, cols, 5, 5, -1).permute(0, 2, 1, 3, 4).reshape(rows * 5, cols * 5, -1)
     new_height = int(round(size[0] * (cols * 5 / size[1]), 7))
@@ -59,10 +59,10 @@ def test_released_image_is_stocks_packing_at_the_pseudo_side(family, preprocesso
 
 
 def test_geometric_video_pools_the_restored_grid(family, preprocessor):
-    visual, which = preprocessor.video(clip(3)), plan("geometric")
-    encoded = encode_one(family, visual, which)
-    _, _, representative = tower_survivors(family, visual, which)
-    kept_tokens = projected(family, visual, which)
+    mm_item, which = preprocessor.video(clip(3)), plan("geometric")
+    encoded = encode_one(family, mm_item, which)
+    _, _, representative = tower_survivors(family, mm_item, which)
+    kept_tokens = projected(family, mm_item, which)
     assert kept_tokens.shape[0] == 3 * 25
     for frame in range(3):
         cells = [representative[frame, row, col] for row in range(GRID) for col in range(GRID)]
@@ -77,10 +77,10 @@ def test_geometric_video_pools_the_restored_grid(family, preprocessor):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_geometric_image_keeps_survivors_at_their_true_slots(family, preprocessor, stock, size):
-    (visual,), which = preprocessor.images([picture(*size)]), plan("geometric")
-    encoded = encode_one(family, visual, which)
-    _, places, _ = tower_survivors(family, visual, which)
-    kept_tokens = projected(family, visual, which)
+    (mm_item,), which = preprocessor.images([picture(*size)]), plan("geometric")
+    encoded = encode_one(family, mm_item, which)
+    _, places, _ = tower_survivors(family, mm_item, which)
+    kept_tokens = projected(family, mm_item, which)
     layout = family.geometry.image_layout(*size)
     assert layout.resized is None
     _, tile_cols = family.geometry.tile_grid(*size)
@@ -98,7 +98,7 @@ def test_geometric_image_keeps_survivors_at_their_true_slots(family, preprocesso
         expected[GRID**2 + row * (width + 1) + width] = stock.model.image_newline.detach()
     assert encoded.placeholder_K.tolist() == sorted(expected)
     assert_close(encoded.feature_KD, torch.stack([expected[slot] for slot in sorted(expected)]))
-    assert encoded.num_placeholders == family.num_vision_tokens(visual)
+    assert encoded.num_placeholders == family.num_vision_tokens(mm_item)
     _check_image_places(encoded, width)
 
 
@@ -116,10 +116,10 @@ def _check_image_places(encoded: EncodedVisual, width: int) -> None:
 @pytest.mark.parametrize("size", [(100, 100), (60, 150), (168, 160)])
 def test_geometric_image_over_the_budget_keeps_the_resized_cells_with_survivors(tight, size):
     stock, family, preprocessor = tight
-    (visual,), which = preprocessor.images([picture(*size)]), plan("geometric")
-    encoded = encode_one(family, visual, which)
-    _, places, representative = tower_survivors(family, visual, which)
-    kept_tokens = projected(family, visual, which)
+    (mm_item,), which = preprocessor.images([picture(*size)]), plan("geometric")
+    encoded = encode_one(family, mm_item, which)
+    _, places, representative = tower_survivors(family, mm_item, which)
+    kept_tokens = projected(family, mm_item, which)
     layout = family.geometry.image_layout(*size)
     tile_rows, tile_cols = family.geometry.tile_grid(*size)
     grid = torch.stack(
@@ -147,13 +147,13 @@ def test_geometric_image_over_the_budget_keeps_the_resized_cells_with_survivors(
         expected[GRID**2 + row * (cols + 1) + cols] = stock.model.image_newline.detach()
     assert encoded.placeholder_K.tolist() == sorted(expected)
     assert_close(encoded.feature_KD, torch.stack([expected[slot] for slot in sorted(expected)]))
-    assert encoded.num_placeholders == family.num_vision_tokens(visual)
+    assert encoded.num_placeholders == family.num_vision_tokens(mm_item)
 
 
 def test_geometric_single_tile_keeps_true_slots(family, preprocessor):
     media, which = preprocessor.images([picture(70, 70), picture(80, 50, seed=4)]), plan("geometric")
-    for encoded, visual in zip(family.encode(media, which, trace=False), media, strict=True):
-        _, places, _ = tower_survivors(family, visual, which)
+    for encoded, mm_item in zip(family.encode(media, which, trace=False), media, strict=True):
+        _, places, _ = tower_survivors(family, mm_item, which)
         assert encoded.placeholder_K.tolist() == [row * GRID + col for _, row, col in places] + [49]
         assert encoded.frame_counts == ((0, 25), (-1, 1))
         assert encoded.num_placeholders == 50
@@ -164,12 +164,12 @@ def test_geometric_single_tile_keeps_true_slots(family, preprocessor):
 
 def test_geometric_video_gives_pruned_cells_to_a_neighbour(family, preprocessor):
     steps = [{"stage": "vision_block", "layers": [6], "reducer": {"kind": "uniform_stride", "keep_ratio": 0.5}}]
-    visual, which = preprocessor.video(clip(2)), ReductionPlan(steps=steps)
+    mm_item, which = preprocessor.video(clip(2)), ReductionPlan(steps=steps)
     family.check(which)
-    encoded = encode_one(family, visual, which, trace=True)
-    kept_tokens = projected(family, visual, which)
+    encoded = encode_one(family, mm_item, which, trace=True)
+    kept_tokens = projected(family, mm_item, which)
     grid = torch.full((2, GRID, GRID), -1)
-    for token, (_, frame, row, col) in enumerate(encoded.trace[0].place.tolist()):
+    for token, (_, frame, row, col) in enumerate(encoded.trace[0].coords.tolist()):
         grid[frame, row, col] = token
     representative = fill_gaps(grid)
     assert (grid < 0).any()

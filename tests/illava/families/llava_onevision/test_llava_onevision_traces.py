@@ -30,8 +30,8 @@ def test_scores_follow_the_layout_and_never_offer_a_separator(family, preprocess
         return seen[-1]
 
     monkeypatch.setattr(vision, "attention_received", spy)
-    visual, which = preprocessor.video(clip(2)), plan(layout, budget={"keep_ratio": 0.5})
-    encoded = encode_one(family, visual, which)
+    mm_item, which = preprocessor.video(clip(2)), plan(layout, budget={"keep_ratio": 0.5})
+    encoded = encode_one(family, mm_item, which)
     assert len(seen) == 5  # four merges and the last block
     last = seen[-1]
     assert last.shape == (50,)
@@ -42,7 +42,7 @@ def test_scores_follow_the_layout_and_never_offer_a_separator(family, preprocess
     if layout == "released":
         grid = last.view(2, 1, 5, 5)
     else:
-        _, _, representative = tower_survivors(family, visual, which)
+        _, _, representative = tower_survivors(family, mm_item, which)
         cells = [representative[f, r, c] for f in range(2) for r in range(GRID) for c in range(GRID)]
         grid = last[cells].view(2, 1, GRID, GRID)
     side = math.ceil(grid.shape[-1] / 2)
@@ -50,22 +50,22 @@ def test_scores_follow_the_layout_and_never_offer_a_separator(family, preprocess
 
 
 def test_scores_are_computed_only_when_asked_for(family, preprocessor):
-    (visual,) = preprocessor.images([picture(60, 60)])
-    assert encode_one(family, visual, plan()).score_K is None
+    (mm_item,) = preprocessor.images([picture(60, 60)])
+    assert encode_one(family, mm_item, plan()).score_K is None
     asked = ReductionPlan(steps=[{"stage": "decoder_input", "reducer": {"kind": "illava", "keep_ratio": 0.5}}])
-    encoded = encode_one(family, visual, asked)
+    encoded = encode_one(family, mm_item, asked)
     separators = encoded.coord_K3[:, 1] < 0
     assert torch.equal(encoded.score_K.isinf(), separators)
     assert encoded.feature_KD.shape[0] == encoded.num_placeholders
 
 
 def test_vision_output_reduces_by_the_last_blocks_attention(family, preprocessor):
-    visual = preprocessor.video(clip(2))
+    mm_item = preprocessor.video(clip(2))
     steps = [
         {"stage": "vision_block", "layers": [7], "reducer": {"kind": "illava", "num_merged": 9}},
         {"stage": "vision_output", "reducer": {"kind": "illava", "num_merged": 4}},
     ]
-    encoded = encode_one(family, visual, ReductionPlan(layout="released", steps=steps), trace=True)
+    encoded = encode_one(family, mm_item, ReductionPlan(layout="released", steps=steps), trace=True)
     assert [(step.stage, step.layer, step.matrix.shape[0]) for step in encoded.trace] == [
         ("vision_block", 7, 80),
         ("vision_output", None, 72),
@@ -88,7 +88,7 @@ def test_the_trace_tells_what_every_token_is_made_of(family, preprocessor, tight
         "video": lambda: [preprocessor.video(clip(2)), preprocessor.video(clip(3))],
     }[kind]()
     which = plan(layout)
-    for encoded, visual in zip(family.encode(media, which, trace=True), media, strict=True):
+    for encoded, mm_item in zip(family.encode(media, which, trace=True), media, strict=True):
         assert [(step.stage, step.layer) for step in encoded.trace] == [
             *(("vision_block", block) for block in (2, 3, 4, 5)),
             ("layout", None),
@@ -96,7 +96,7 @@ def test_the_trace_tells_what_every_token_is_made_of(family, preprocessor, tight
         size, into_tower = encoded.num_patches, torch.eye(encoded.num_patches)
         for step in encoded.trace:
             assert step.matrix.shape[1] == size
-            assert step.place.shape == (step.matrix.shape[0], 4)
+            assert step.coords.shape == (step.matrix.shape[0], 4)
             size = step.matrix.shape[0]
         for step in encoded.trace[:-1]:
             assert_close(step.matrix.to_dense().sum(1), torch.ones(step.matrix.shape[0]))
@@ -104,12 +104,12 @@ def test_the_trace_tells_what_every_token_is_made_of(family, preprocessor, tight
         # in the tower every patch ends in exactly one survivor, which stands at a place of its own content
         assert ((into_tower > 0).sum(0) == 1).all()
         layout_step = encoded.trace[-1]
-        separators = layout_step.place[:, 2] < 0
+        separators = layout_step.coords[:, 2] < 0
         sums = layout_step.matrix.to_dense().sum(1)
         assert_close(sums, (~separators).float())
-        assert torch.equal(layout_step.place[:, 1:], encoded.coord_K3)
+        assert torch.equal(layout_step.coords[:, 1:], encoded.coord_K3)
         # the matrix applied to the projected survivors gives the features
-        mixed = layout_step.matrix.to_dense() @ projected(family, visual, which)
+        mixed = layout_step.matrix.to_dense() @ projected(family, mm_item, which)
         assert_close(mixed[~separators], encoded.feature_KD[~separators])
         assert encoded.patch_coord_P4.shape == (encoded.num_patches, 4)
 
@@ -136,8 +136,8 @@ def test_counts_that_differ_between_tiles(family, preprocessor, layout):
     family.check(which)
     media = [preprocessor.images([picture(60, 150)])[0], preprocessor.video(clip(3))]
     together = family.encode(media, which, trace=True)
-    assert len({int(n) for n in torch.bincount(together[0].trace[0].place[:, 1])}) > 1
-    for encoded, visual in zip(together, media, strict=True):
-        alone = encode_one(family, visual, which)
+    assert len({int(n) for n in torch.bincount(together[0].trace[0].coords[:, 1])}) > 1
+    for encoded, mm_item in zip(together, media, strict=True):
+        alone = encode_one(family, mm_item, which)
         assert_close(encoded.feature_KD, alone.feature_KD)
         assert torch.equal(encoded.placeholder_K, alone.placeholder_K)

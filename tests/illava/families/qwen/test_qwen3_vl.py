@@ -34,7 +34,7 @@ def slow_logits(stock, prompt, deepstack, steps):
     for n, layer in enumerate(model.layers):
         for step in (step for step in steps if step.layer == n):
             before = [place for place in places if place[0] >= 0]
-            weights = dict(zip(map(tuple, step.place.tolist()), step.matrix.to_dense(), strict=True))
+            weights = dict(zip(map(tuple, step.coords.tolist()), step.matrix.to_dense(), strict=True))
             old = dict(zip(places, hidden, strict=True))
             mixed = {own: sum(w * old[p] for w, p in zip(row, before, strict=True)) for own, row in weights.items()}
             deepstack = [
@@ -62,7 +62,7 @@ def test_deepstack_follows_every_reduction_to_its_layer(loaded, layers):
     which, request = ReductionPlan(steps=steps), Request("r", content_of(pre))
     encoded = vlm.family.encode(media_of(request), which, trace=False)
     prompt = assemble(vlm.family, request, encoded)
-    deepstack = [torch.cat(layer) for layer in zip(*(visual.deepstack for visual in encoded), strict=True)]
+    deepstack = [torch.cat(layer) for layer in zip(*(mm_item.deepstack for mm_item in encoded), strict=True)]
     done = prefill(vlm, [prompt], which, traced=[0])
     assert [step.layer for step in done.traces[0]] == layers
     assert_close(done.logits_BV[0], slow_logits(stock, prompt, deepstack, done.traces[0]))
@@ -75,15 +75,15 @@ def test_times_stand_before_the_frames_and_do_not_part_the_video(loaded):
     content = content_of(pre)
     request = Request("r", content)
     encoded = vlm.family.encode(media_of(request), ReductionPlan(), trace=False)
-    ids = vlm.family.render(content, [visual.num_placeholders for visual in encoded]).token_ids
+    ids = vlm.family.render(content, [mm_item.num_placeholders for mm_item in encoded]).token_ids
     text = vlm.family._tokenizer.decode(list(ids), skip_special_tokens=False)
     assert theirs(content[3], encoded[1].num_placeholders) in text
     assert text.count("<|vision_start|>") == 1 + 4
     assert "<0.2 seconds>" in text  # halfway between 0 and 0.5, as they round it
     prompt = assemble(vlm.family, request, encoded)
-    video = [run for run in prompt.runs if run.visual == 1]
-    assert [run.frame for run in video] == [0, 1, 2, 3]
-    assert len({run.span for run in video}) == 4
+    video = [span for span in prompt.token_spans if span.mm_index == 1]
+    assert [span.frame for span in video] == [0, 1, 2, 3]
+    assert len({span.visual_span for span in video}) == 4
     counts = pack([prompt]).counts
     assert [len(counts.select(per).lengths) for per in ("span", "medium", "prompt")] == [5, 2, 1]
 

@@ -48,7 +48,7 @@ def test_survivors_keep_their_true_positions_and_text_its_order(vlm, pre):
     media = media_of(request)
     encoded = encode(vlm, media, which)
     prompt = assemble(vlm.family, request, encoded)
-    ids = vlm.family.render(content, [visual.num_placeholders for visual in encoded]).token_ids
+    ids = vlm.family.render(content, [mm_item.num_placeholders for mm_item in encoded]).token_ids
     to_id = vlm.family._tokenizer.convert_tokens_to_ids
     visual_ids = {to_id("<|image_pad|>"), to_id("<|video_pad|>")}
     grids = prompt_grids(vlm, media)
@@ -56,9 +56,9 @@ def test_survivors_keep_their_true_positions_and_text_its_order(vlm, pre):
     # which slots survive, from places alone
     starts = [n for n, token in enumerate(ids) if token in visual_ids and ids[n - 1] not in visual_ids]
     alive = {n for n, token in enumerate(ids) if token not in visual_ids}
-    for visual, own in zip(encoded, grids, strict=True):
+    for mm_item, own in zip(encoded, grids, strict=True):
         begins, (times, rows, cols, _) = [starts.pop(0) for _ in own], own[0]
-        for time, row, col in visual.coord_K3.tolist():
+        for time, row, col in mm_item.coord_K3.tolist():
             begin, inner = (begins[time], 0) if times == 1 else (begins[0], time)
             alive.add(begin + (inner * rows + row) * cols + col)
     assert not starts
@@ -90,9 +90,9 @@ def test_a_merged_batch_equals_its_items_alone(vlm, pre):
         assert generation.usage == alone.usage
         usage = generation.usage
         assert usage.num_decoder_tokens_kept < usage.num_vision_tokens_kept < usage.num_vision_tokens
-    media = [visual for request in requests for visual in media_of(request)]
-    for joint, visual in zip(encode(vlm, media, which), media, strict=True):
-        (alone,) = encode(vlm, [visual], which)
+    media = [mm_item for request in requests for mm_item in media_of(request)]
+    for joint, mm_item in zip(encode(vlm, media, which), media, strict=True):
+        (alone,) = encode(vlm, [mm_item], which)
         assert_close(joint.feature_KD, alone.feature_KD)
         assert torch.equal(joint.placeholder_K, alone.placeholder_K)
 

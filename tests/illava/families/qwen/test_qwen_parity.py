@@ -45,7 +45,7 @@ def requests(pre):
 def stock_inputs(vlm, request):
     """What stock transformers takes for this request."""
     media, encoder = media_of(request), vlm.family.encoder
-    slots = [vlm.family.num_vision_tokens(visual) for visual in media]
+    slots = [vlm.family.num_vision_tokens(mm_item) for mm_item in media]
     ids = torch.tensor([vlm.family.render(request.content, slots).token_ids])
     config = encoder_tokens(vlm)
     types = (ids == config["image"]).int() + 2 * (ids == config["video"]).int()
@@ -54,13 +54,13 @@ def stock_inputs(vlm, request):
         ("image", "pixel_values", "image_grid_thw"),
         ("video", "pixel_values_videos", "video_grid_thw"),
     ):
-        own = [visual for visual in media if visual.kind == kind]
+        own = [mm_item for mm_item in media if mm_item.kind == kind]
         if own:
-            inputs[pixels] = torch.cat([encoder.patches(visual) for visual in own])
+            inputs[pixels] = torch.cat([encoder.patches(mm_item) for mm_item in own])
             inputs[grid] = torch.tensor([[g.times, g.rows, g.cols] for g in map(encoder.grid, own)])
-    videos = [visual for visual in media if visual.kind == "video"]
+    videos = [mm_item for mm_item in media if mm_item.kind == "video"]
     if videos and vlm.family.model_type == "qwen2_5_vl":
-        steps_s = [2 * visual.timestamps_s[1] if visual.timestamps_s else 1.0 for visual in videos]
+        steps_s = [2 * mm_item.timestamps_s[1] if mm_item.timestamps_s else 1.0 for mm_item in videos]
         inputs["second_per_grid_ts"] = torch.tensor(steps_s)
     return inputs
 

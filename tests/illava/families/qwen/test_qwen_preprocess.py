@@ -13,7 +13,7 @@ from illava.errors import ModelLoadError, PreprocessError
 from illava.families import load_family, load_preprocessor
 from illava.families.model_shape import load_model_shape
 from illava.plan import EMPTY_PLAN
-from illava.token_counts import MediumShape, expected_counts
+from illava.token_counts import VisualShape, expected_counts
 from tests.support.models.qwen import IMAGE_PIXELS, PATCH_PX, VIDEO_PIXELS, make_qwen2_vl
 
 SIZES = [(40, 66), (8, 8), (300, 41), (33, 300), (64, 64), (5, 3), (480, 640), (20, 2000)]
@@ -48,30 +48,30 @@ def stock(pixels):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_image_patches_equal_stock(preprocessor, encoder, size):
-    (visual,) = preprocessor.images([picture(*size)])
+    (mm_item,) = preprocessor.images([picture(*size)])
     theirs = stock(IMAGE_PIXELS)([picture(*size)], return_tensors="pt")
-    grid = encoder.grid(visual)
+    grid = encoder.grid(mm_item)
     assert theirs["image_grid_thw"].tolist() == [[grid.times, grid.rows, grid.cols]]
-    assert torch.equal(encoder.patches(visual), theirs["pixel_values"])  # entry by entry: nothing is summed
-    assert visual.original_size == size
-    assert visual.nbytes <= preprocessor.max_nbytes(1)
+    assert torch.equal(encoder.patches(mm_item), theirs["pixel_values"])  # entry by entry: nothing is summed
+    assert mm_item.original_size == size
+    assert mm_item.nbytes <= preprocessor.max_nbytes(1)
 
 
 @pytest.mark.parametrize(("size", "count"), [((24, 40), 4), ((100, 70), 5), ((7, 9), 1)])
 def test_video_patches_are_those_of_pairs_of_frames(preprocessor, encoder, size, count):
     """A temporal patch holds two frames; the last is repeated. Stock gives a still image's frame twice: take one."""
     frames = [picture(*size, seed=n) for n in range(count)]
-    visual = preprocessor.video(frames, timestamps_s=range(count))
+    mm_item = preprocessor.video(frames, timestamps_s=range(count))
     single, shape = [], (-1, 3, 2, PATCH_PX, PATCH_PX)
     for frame in [*frames, frames[-1]][: count + count % 2]:
         out = stock(VIDEO_PIXELS)([frame], return_tensors="pt")
         single.append(out["pixel_values"].view(shape)[:, :, 0])
     expected = [torch.stack(pair, 2) for pair in zip(single[::2], single[1::2], strict=True)]
-    grid = encoder.grid(visual)
+    grid = encoder.grid(mm_item)
     assert [grid.times, grid.rows, grid.cols] == [len(expected), *out["image_grid_thw"][0, 1:].tolist()]
-    assert torch.equal(encoder.patches(visual).view(shape), torch.cat(expected))
-    assert visual.timestamps_s == tuple(range(count))
-    assert visual.nbytes <= preprocessor.max_nbytes(count)
+    assert torch.equal(encoder.patches(mm_item).view(shape), torch.cat(expected))
+    assert mm_item.timestamps_s == tuple(range(count))
+    assert mm_item.nbytes <= preprocessor.max_nbytes(count)
 
 
 def test_pictures_no_model_takes_are_refused(preprocessor):
@@ -109,15 +109,15 @@ def test_published_files_say_little(folder, tmp_path):
     preprocessor = load_preprocessor(str(copy))
     assert preprocessor.geometry.video_pixels == preprocessor.geometry.image_pixels
     assert preprocessor.mean == (0.48145466, 0.4578275, 0.40821073)
-    (visual,) = preprocessor.images([picture(60, 70)])
+    (mm_item,) = preprocessor.images([picture(60, 70)])
     resized = Image.fromarray(picture(60, 70)).resize((72, 64), Image.Resampling.BICUBIC)
-    assert np.array_equal(visual.tiles[0], np.asarray(resized))
+    assert np.array_equal(mm_item.tiles[0], np.asarray(resized))
 
 
 def test_counts_before_loading_equal_the_grids(folder, preprocessor, encoder):
     shape = load_model_shape(str(folder))
     image, video = preprocessor.images([picture(40, 66)])[0], preprocessor.video([picture(50, 30)] * 5)
-    media = [MediumShape("image", 40, 66), MediumShape("video", 50, 30, num_frames=5)]
+    media = [VisualShape("image", 40, 66), VisualShape("video", 50, 30, num_frames=5)]
     counts = expected_counts(shape.geometry, EMPTY_PLAN, media, num_vision_blocks=1, num_decoder_layers=1)
     grids = [encoder.grid(image), encoder.grid(video)]
     assert counts.exact

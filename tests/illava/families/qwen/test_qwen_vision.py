@@ -55,17 +55,17 @@ def merging(attention, num_groups, keep_ratio):
     return weight_KG, kept
 
 
-def positioned(visual, hidden_ND, places, grid):
+def positioned(tower, hidden_ND, places, grid):
     """Qwen3's learned positions, stretched over the picture from corner to corner."""
-    if not hasattr(visual, "pos_embed"):
+    if not hasattr(tower, "pos_embed"):
         return hidden_ND
-    side = visual.num_grid_per_side
-    table = visual.pos_embed.weight.T.view(1, -1, side, side)
+    side = tower.num_grid_per_side
+    table = tower.pos_embed.weight.T.view(1, -1, side, side)
     stretched = interpolate(table, size=(grid.rows, grid.cols), mode="bilinear", align_corners=True)[0]
     return hidden_ND + torch.stack([stretched[:, row, col] for row, col in places])
 
 
-def slow_segment(visual, hidden_ND, grid, blocks, keep_ratio):
+def slow_segment(tower, hidden_ND, grid, blocks, keep_ratio):
     """One temporal patch through the tower: vision tokens, the places of their groups, deepstack features."""
     places = [
         (2 * row + i, 2 * col + j)
@@ -74,10 +74,10 @@ def slow_segment(visual, hidden_ND, grid, blocks, keep_ratio):
         for i in (0, 1)
         for j in (0, 1)
     ]
-    hidden_ND, deepstack = positioned(visual, hidden_ND, places, grid), []
-    full = getattr(visual, "fullatt_block_indexes", range(len(visual.blocks)))
-    deep_blocks = getattr(visual, "deepstack_visual_indexes", ())
-    for index, block in enumerate(visual.blocks):
+    hidden_ND, deepstack = positioned(tower, hidden_ND, places, grid), []
+    full = getattr(tower, "fullatt_block_indexes", range(len(tower.blocks)))
+    deep_blocks = getattr(tower, "deepstack_visual_indexes", ())
+    for index, block in enumerate(tower.blocks):
         allowed_NN = None
         if index not in full:  # windows of 2 x 2 groups, 4 x 4 patches, by true places
             windows = [(row // 4, col // 4) for row, col in places]
@@ -91,20 +91,20 @@ def slow_segment(visual, hidden_ND, grid, blocks, keep_ratio):
             places = [places[4 * n + corner] for n in kept for corner in range(4)]
         hidden_ND = hidden_ND + block.mlp(block.norm2(hidden_ND))
         if index in deep_blocks:
-            deepstack.append(visual.deepstack_merger_list[deep_blocks.index(index)](hidden_ND))
-    return visual.merger(hidden_ND), [(row // 2, col // 2) for row, col in places[::4]], deepstack
+            deepstack.append(tower.deepstack_merger_list[deep_blocks.index(index)](hidden_ND))
+    return tower.merger(hidden_ND), [(row // 2, col // 2) for row, col in places[::4]], deepstack
 
 
 @torch.no_grad()
 def test_towers_equal_the_slow_one_segment_by_segment(vlm, stock, pre):
     media = [pre.images([picture(56, 40)])[0], video(pre, 5, 24, 40), pre.images([picture(30, 90, 7)])[0]]
-    family, visual = vlm.family, stock.model.visual
-    for encoded, visual in zip(encode(vlm, media, plan(vlm, keep_ratio=0.7)), media, strict=True):
-        grid = family.encoder.grid(visual)
-        segments = visual.patch_embed(family.encoder.patches(visual)).chunk(grid.times)
+    family, tower = vlm.family, stock.model.visual
+    for encoded, mm_item in zip(encode(vlm, media, plan(vlm, keep_ratio=0.7)), media, strict=True):
+        grid = family.encoder.grid(mm_item)
+        segments = tower.patch_embed(family.encoder.patches(mm_item)).chunk(grid.times)
         features, places, deepstacks = [], [], []
         for time, hidden_ND in enumerate(segments):
-            feature, own, deepstack = slow_segment(visual, hidden_ND, grid, BLOCKS[family.model_type], 0.7)
+            feature, own, deepstack = slow_segment(tower, hidden_ND, grid, BLOCKS[family.model_type], 0.7)
             features.append(feature)
             deepstacks.append(deepstack)
             places += [(time, *place) for place in own]
@@ -145,7 +145,7 @@ def test_the_trace_leads_from_patches_to_vision_tokens(vlm, pre):
         for step in encoded.trace:
             total = step.matrix.to_dense() @ total
         assert_close(total.sum(1), torch.ones(len(encoded.placeholder_K)))
-        assert torch.equal(encoded.trace[-1].place[:, 1:], encoded.coord_K3)
+        assert torch.equal(encoded.trace[-1].coords[:, 1:], encoded.coord_K3)
         own = encoded.patch_coord_P4.clone()
         own[:, 2:] //= 2
         for row, place in zip(total, encoded.coord_K3.tolist(), strict=True):
@@ -188,8 +188,8 @@ def test_every_reducer_of_the_tower_works_on_whole_groups(vlm, pre, kind):
         return
     vlm.family.check(which)
     media = [pre.images([picture(56, 40)])[0], video(pre, 3, 24, 40)]
-    for visual, encoded in zip(media, encode(vlm, media, which), strict=True):
-        whole = visual.kind == "image" and REDUCERS[kind].joins_frames
+    for mm_item, encoded in zip(media, encode(vlm, media, which), strict=True):
+        whole = mm_item.kind == "image" and REDUCERS[kind].merges_frames
         assert 0 < len(encoded.placeholder_K) <= encoded.num_placeholders
         assert (len(encoded.placeholder_K) == encoded.num_placeholders) == whole == bool(encoded.noop_steps)
         assert encoded.placeholder_K.tolist() == sorted(set(encoded.placeholder_K.tolist()))

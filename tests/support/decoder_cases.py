@@ -1,4 +1,4 @@
-"""A tiny decoder without a tower: its configuration, prompts of text and visual tokens, and a prefill of them."""
+"""Small decoders, prompts of given spans for them, and one packed prefill: what several decoder tests share."""
 
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -9,9 +9,9 @@ from illava.decoder.kv_cache import PagedCache
 from illava.decoder.prefill import prefill
 from illava.engine.prompt import Prompt, pack
 from illava.plan import EMPTY_PLAN, ReductionPlan, ReductionStep
-from illava.visual_tokens import Run
+from illava.visual_tokens import TokenSpan
 
-TEXT = Run(3)
+TEXT = TokenSpan(3)
 
 
 def config(**changes):
@@ -22,25 +22,25 @@ def config(**changes):
     return Qwen2Config(**{**base, **changes})
 
 
-def make_prompt(runs, *, seed=0, width=32):
+def make_prompt(token_spans, *, seed=0, width=32):
     generator = torch.Generator().manual_seed(seed)
-    place = []
-    for run in runs:
-        place += [[run.visual, run.frame, 0, n] if run.visual >= 0 else [-1] * 4 for n in range(run.length)]
-    length = sum(run.length for run in runs)
+    coords = []
+    for span in token_spans:
+        coords += [[span.mm_index, span.frame, 0, n] if span.mm_index >= 0 else [-1] * 4 for n in range(span.length)]
+    length = sum(span.length for span in token_spans)
     return Prompt(
         torch.randn(length, width, generator=generator),
         torch.arange(length)[None],
-        torch.tensor(place),
+        torch.tensor(coords),
         torch.rand(length, generator=generator),
-        tuple(runs),
+        tuple(token_spans),
         torch.tensor([length]),
     )
 
 
-def video_runs(num_frames=3, per_frame=4):
-    frames = [Run(per_frame, 0, 1, frame) for frame in range(num_frames)]
-    return (TEXT, *frames, Run(1, 0, 1, -1), Run(5))
+def video_spans(num_frames=3, per_frame=4):
+    frames = [TokenSpan(per_frame, 0, 1, frame) for frame in range(num_frames)]
+    return (TEXT, *frames, TokenSpan(1, 0, 1, -1), TokenSpan(5))
 
 
 def run_prefill(decoder, prompts, plan=EMPTY_PLAN, *, block_size=4, **options):
