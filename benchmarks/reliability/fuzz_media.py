@@ -129,7 +129,8 @@ def _drive_on_ray(folder: Path, outcome: Outcome) -> None:
     """Play the run in a driver of its own, and count which of its processes died."""
     (folder / "pids").mkdir()
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-c", "import sys, fuzz_media; sys.exit(fuzz_media.drive(sys.argv[1]))", str(folder)]
+    program = "import sys; from benchmarks.reliability import fuzz_media; sys.exit(fuzz_media.drive(sys.argv[1]))"
+    command = [sys.executable, "-c", program, str(folder)]
     driver = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     started = Counter(path.name.partition("-")[0] for path in (folder / "pids").iterdir())
     for kind, name, num_asked in (("reader", "a reader", NUM_READERS), ("vlm", "a VLM actor", 1)):

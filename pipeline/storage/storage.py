@@ -53,7 +53,7 @@ __all__ = [
     "write_atomic",
 ]
 
-_READ_TRIES = 3
+_TRIES = 3
 _RETRY_S = 0.2
 _SETTLE_S = 2.0
 _ENVIRONMENT = (
@@ -266,7 +266,7 @@ def _open_store(kind: str, _pid: int, _environment: tuple[str | None, ...]) -> O
 
 
 def _on_object(verb: str, uri: str, action: Callable[[], Result]) -> Result:
-    for attempt in range(1, _READ_TRIES):
+    for attempt in range(1, _TRIES):
         try:
             fault_point("read", uri)
             return action()
@@ -283,6 +283,13 @@ def _on_object(verb: str, uri: str, action: Callable[[], Result]) -> Result:
 def _on_store(verb: str, uri: str, action: Callable[[], Result]) -> Result:
     try:
         fault_point("write", uri)
+        for attempt in range(1, _TRIES):
+            try:
+                return action()
+            except Exception as error:
+                if not is_asked_to_wait(error):  # refused before anything was done, so asking again does it once
+                    raise
+                time.sleep(_RETRY_S * 2**attempt)
         return action()
     except Exception as error:
         raise storage_error(verb, uri, error) from error

@@ -83,6 +83,8 @@ def test_one_bad_answer_to_a_head_or_a_write_either(store, kind) -> None:
         lambda: storage.write_atomic(f"{store.bucket}/object", b"data"),
         lambda: storage.stat(f"{store.bucket}/object"),
         lambda: storage.list_names(store.bucket),
+        lambda: storage.create_exclusive(f"{store.bucket}/created", b"data"),
+        lambda: storage.delete(f"{store.bucket}/created"),
     ):
         once = itertools.chain([kind], itertools.repeat(None))
         store.reset(lambda method, path, once=once: next(once))
