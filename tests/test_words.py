@@ -105,7 +105,7 @@ WORDS: dict[tuple[str, ...], dict[str, str]] = {
         "num_entered": "num_original",
         "by_entered": "by_original_index",
     },
-    ("illava/reduction/", "illava/families/", "tests/illava/reduction/"): {
+    ("illava/reduction/", "tests/illava/reduction/"): {
         "standing": "select",
         "joined": "merge_frames",
     },
@@ -174,6 +174,10 @@ WORDS: dict[tuple[str, ...], dict[str, str]] = {
     ("pipeline/execution/", "tests/pipeline/execution/"): {
         "followers": "shared_load_items",
         "settle": "finalize",
+        "tally": "stats",
+        "suspect": "quarantined",
+        "suspects": "quarantined",
+        "follower": "shared_load_item",
         "see": "observe",
         "turn": "poll",
         "room": "capacity",
@@ -202,7 +206,7 @@ TYPED = {
     r"--probe\b": "--estimate",
     r"pipeline adapt\b": "convert",
 }
-TEXTS = (*CODE[1:], "configs/", "README.md", "CONTRIBUTING.md", "Makefile", "pyproject.toml", "mkdocs.yml")
+TEXTS = (*CODE, "configs/", "README.md", "CONTRIBUTING.md", "Makefile", "pyproject.toml", "mkdocs.yml")
 MAY_BE_READ = (
     "docs/glossary.md",
     "pipeline/cli.py",
