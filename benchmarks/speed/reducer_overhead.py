@@ -124,7 +124,7 @@ def measure(keep_ratio: float, num_segments: int, rounds: int, device: str) -> d
             if turn:
                 part_times[name].append(part_s)
         for name, reducer in reducers.items():
-            across = reducer.joins_frames or reducer.stages == {"decoder_input"}
+            across = reducer.merges_frames or reducer.stages == {"decoder_input"}
             tokens = as_one_medium(frames) if across else frames
             stage = sorted(reducer.stages)[0]
             assign_s, assignment = seconds(lambda: reducer.assign(tokens, evidence, stage), device)  # noqa: B023

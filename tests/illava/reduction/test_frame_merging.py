@@ -1,4 +1,4 @@
-"""Joining frames inside every family's tower: equal frames lose nothing, survivors stand where they stood, and an
+"""Joining frames inside every family's tower: equal frames lose nothing, kept tokens stand where they stood, and an
 image alone is refused.
 """
 
