@@ -1,4 +1,4 @@
-"""The plans the accuracy benchmark knows by name: presets, and equal cuts in the tower at a share of patches kept."""
+"""Lists the plans that the accuracy benchmark knows by name: presets, and equal cuts in the tower at a share of patches kept."""
 
 from __future__ import annotations
 

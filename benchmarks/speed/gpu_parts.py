@@ -1,4 +1,4 @@
-"""The parts of benchmarks/speed/gpu_all.py: each measures one thing on a built model and fills in its result as it
+"""Holds the parts of benchmarks/speed/gpu_all.py: each measures one thing on a built model and fills in its result as it
 goes.
 
 A part that is stopped by its budget keeps what it had by then, so results are put in place round by round.
@@ -125,7 +125,7 @@ def _beside_reference(bench: Bench, work: Callable[[], Tensor]) -> dict[str, Any
         reference, reference_s = work(), seconds_each(bench.clock, work, repeats=2, rounds=3)
     return {
         "seconds": own_s,
-        "twin_seconds": reference_s,
+        "reference_seconds": reference_s,
         "speedup": reference_s["median"] / own_s["median"],
         "largest_difference": float((own.float() - reference.float()).abs().max()),
         "largest_value": float(reference.float().abs().max()),

@@ -1,4 +1,4 @@
-"""Time to choose tokens, method by method, as share of the tower's time; to measure evidence and apply the choice.
+"""Times each method's choice of tokens, its evidence and its application, as shares of the tower's time.
 
 Random tokens, keys and scores: what a method picks means nothing here, only what picking costs. The tower's time is
 that of one unreduced block of so400m shape (random weights) times its 26. One step is counted; a plan of four pays

@@ -1,4 +1,4 @@
-"""The Triton kernels: their logic under the interpreter in its own process, and when they or the references are chosen."""
+"""The Triton kernels: their logic under the interpreter in its own process, and when they or references are chosen."""
 
 import os
 import subprocess

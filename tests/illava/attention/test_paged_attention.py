@@ -1,4 +1,4 @@
-"""Paged attention in torch against the plain softmax formula: scattered blocks, blocks end to end, equally spaced rows."""
+"""Paged attention in torch against the softmax formula: scattered blocks, blocks end to end, equally spaced rows."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The Triton kernels against their torch references, under Triton's interpreter; test_kernels.py runs this in a process.
+"""The Triton kernels against their torch references, under Triton's interpreter; test_kernels.py runs this file.
 
 The interpreter is chosen when triton is imported, which another test of the process may have done before.
 """
