@@ -1,4 +1,4 @@
-"""Lists the plans that the accuracy benchmark knows by name: presets, and equal cuts in the tower at a share of patches kept."""
+"""Lists the accuracy benchmark's plans by name: presets, and equal cuts in the tower at a share of patches kept."""
 
 from __future__ import annotations
 

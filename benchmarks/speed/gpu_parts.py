@@ -1,5 +1,5 @@
-"""Holds the parts of benchmarks/speed/gpu_all.py: each measures one thing on a built model and fills in its result as it
-goes.
+"""Holds the parts of benchmarks/speed/gpu_all.py: each measures one thing on a built model and fills in its result as
+it goes.
 
 A part that is stopped by its budget keeps what it had by then, so results are put in place round by round.
 """
