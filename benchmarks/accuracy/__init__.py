@@ -1,1 +1,1 @@
-"""Answers under a plan against answers without."""
+"""Compares answers under a plan with answers without."""

@@ -1,4 +1,4 @@
-"""The plans of configs/compare_methods.yaml by name: every method at equal kept tokens. Knows nothing of questions."""
+"""Lists the plans of configs/compare_methods.yaml by name: every method at equal kept tokens."""
 
 from __future__ import annotations
 

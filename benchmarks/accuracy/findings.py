@@ -1,4 +1,4 @@
-"""From answers to comparisons: each plan against no reduction, plan against plan, and what the instrument must show.
+"""Compares answers: each plan against no reduction, plan against plan, and what the instrument must show.
 
 Works on the parts that `accuracy.py` keeps; knows nothing of models.
 """

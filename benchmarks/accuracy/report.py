@@ -1,4 +1,4 @@
-"""The accuracy benchmark's table and plot, from its JSON alone."""
+"""Makes the accuracy benchmark's table and plot from its JSON alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tower that goes on from where it has been: until a plan first acts, its blocks make the same of a tile.
+"""Shares the tower's first blocks between plans: until a plan first acts, they compute the same for a tile.
 
 Beside the family's own `TileEncoder`: equal tiles (a small picture's two, the same picture under another plan) share
 the blocks before the first that reduces or is measured. Those of one call share the others, too, if every reduction

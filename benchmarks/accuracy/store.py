@@ -1,4 +1,4 @@
-"""Answers on disk, found by what they depend on: weights, plan and samples. Equal work is done once, whoever asks.
+"""Stores answers by what they depend on: weights, plan and samples. Equal work is done once.
 
 A unit's file is named by digests of all that, so that other weights, another plan of that name or another set never
 find it, and two runs over one folder share what they have in common. Knows no model and no metric.

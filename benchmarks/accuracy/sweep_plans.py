@@ -1,4 +1,4 @@
-"""The plans the accuracy benchmark knows by name: presets, and equal cuts in the tower at a share of patches kept."""
+"""Lists the accuracy benchmark's plans by name: presets, and equal cuts in the tower at a share of patches kept."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class LeastAttended(AttentionPruning):
 def plan_named(name: str, *, clip: bool = False, blocks: Sequence[int] = BLOCKS) -> ReductionPlan:
     """A preset's name (``illava-small``, ``illava-small:released``), ``none``, or ``METHOD@SHARE`` such as
     ``random@0.25``: SHARE of the patches left after equal cuts in ``blocks`` of the tower. A preset that has a video
-    twin (``illava-small-video``) uses it for clips.
+    variant (``illava-small-video``) uses it for clips.
 
     Raises:
         SystemExit: no plan of that name.

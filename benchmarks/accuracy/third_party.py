@@ -1,4 +1,4 @@
-"""easy-VQA (PyPI ``easy-vqa``, MIT, by Victor Zhou): pictures and questions nobody here made, official split.
+"""Reads easy-VQA (PyPI ``easy-vqa``, MIT, by Victor Zhou): third-party pictures and questions, official split.
 
 Install it beside the project (``pip install easy-vqa``); nothing of it is vendored.
 """

@@ -1,1 +1,1 @@
-"""Time of tower, prefill, decode and whole answers."""
+"""Measures the time of tower, prefill, decode and whole answers."""

@@ -1,4 +1,4 @@
-"""Decode steps alone, over caches as long as a prompt's: stock `generate`, the engine without and with a plan.
+"""Times decode steps alone, over caches as long as a prompt's: stock `generate`, the engine without, with a plan.
 
 Keys and values are random and lie in the caches before the clock starts, so that neither tower nor prefill has to run:
 a step's time depends on their number alone. The engine decodes by its own `step`, stock by `generate` over a cache that

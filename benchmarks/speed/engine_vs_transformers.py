@@ -1,4 +1,4 @@
-"""The engine against stock transformers `generate`: tower, prefill, decode per step and end to end, by batch size.
+"""Times the engine against stock `generate`: tower, prefill, decode per step and end to end, by batch size.
 
 Same weights, same clips, same prompt ids, same forced number of new tokens, same threads. Three sides by turns in one
 run: stock (SDPA attention), the engine without reduction, the engine under a plan. A round gives a ratio, stock's

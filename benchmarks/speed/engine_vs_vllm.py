@@ -1,4 +1,4 @@
-"""The engine against vLLM and stock transformers: clips/s end to end, by batch size, merging on and off.
+"""Times the engine against vLLM and stock transformers: clips/s end to end, by batch size, merging on and off.
 
 vLLM's CPU build lives in an environment of its own, which `benchmarks/speed/setup_vllm.sh FOLDER` makes:
 

@@ -1,4 +1,4 @@
-"""Time of tower and prefill in the other families: a preset against the empty plan, stock transformers beside it.
+"""Times tower and prefill in the other families: a preset against the empty plan and stock transformers.
 
 As `reduction_speed`: one loaded model of random weights (`random_families`), all sides interleaved, medians of the
 rounds after a warm-up on a small picture. The tower is the published one; the decoder has the published depth but is

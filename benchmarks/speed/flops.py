@@ -1,4 +1,4 @@
-"""Counted FLOPs of tower, prefill and decode: each layer's own modules on meta tensors, under torch's counter.
+"""Counts FLOPs of tower, prefill and decode: each layer's own modules on meta tensors, under torch's counter.
 
 Nothing is computed and no weight is copied. A multiplication and an addition are two, a causal map counts in full, and
 norms, activations, rotary tables and lookups not at all, as `torch.utils.flop_counter` has it.

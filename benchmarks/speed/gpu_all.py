@@ -1,4 +1,4 @@
-"""All GPU figures in one run of under nine minutes, on a machine without a network: LLaVA-OneVision-7B's shapes, bf16.
+"""Measures all GPU figures in one run under nine minutes, without a network: LLaVA-OneVision-7B's shapes, bf16.
 
 Random weights made on the device (they say nothing about quality), forced lengths, sides interleaved in one run,
 medians and spread, CUDA events for stages. Each part has a budget of its own and the file is written after each: what

@@ -1,5 +1,5 @@
-"""The parts of benchmarks/speed/gpu_all.py: each measures one thing on a built model and fills in its result as it
-goes.
+"""Holds the parts of benchmarks/speed/gpu_all.py: each measures one thing on a built model and fills in its result as
+it goes.
 
 A part that is stopped by its budget keeps what it had by then, so results are put in place round by round.
 """
@@ -93,7 +93,7 @@ def machine_ceilings(bench: Bench, result: dict[str, Any]) -> None:
 
 
 def kernels(bench: Bench, result: dict[str, Any]) -> None:
-    """Our kernels beside their torch twins at this model's shapes: seconds, and how far apart they are."""
+    """Our kernels beside their torch references at this model's shapes: seconds, and how far apart they are."""
     tower = bench.vlm.family.tower._blocks[0].self_attn
     decoder, dtype = bench.vlm.family.decoder, bench.vlm.family.decoder.dtype
     heads = decoder.layers[0].self_attn.q_proj.out_features // decoder.head_dim
@@ -106,32 +106,34 @@ def kernels(bench: Bench, result: dict[str, Any]) -> None:
         length = torch.full((batch,), tokens, dtype=torch.int32, device=bench.device)
         args = draw(batch, heads, decoder.head_dim), k_pool, v_pool, table, length
         options = {"scale": decoder.scale, "host_lengths": [tokens] * batch}
-        result[f"paged_decode_{batch}"] = _beside_twin(bench, partial(paged_attention, *args, **options))
+        result[f"paged_decode_{batch}"] = _beside_reference(bench, partial(paged_attention, *args, **options))
     q, k = draw(2, bench.num_frames * grid, tower.num_heads, tower.head_dim).unbind()
     lengths = (grid,) * bench.num_frames
-    result["attention_received"] = _beside_twin(bench, partial(attention_received, q, k, lengths, scale=tower.scale))
+    result["attention_received"] = _beside_reference(
+        bench, partial(attention_received, q, k, lengths, scale=tower.scale)
+    )
     q, k = draw(tokens, heads, decoder.head_dim), draw(tokens, decoder.num_kv_heads, decoder.head_dim)
     scope = torch.zeros(tokens, dtype=torch.int64, device=bench.device)
     causal = partial(causal_attention_received, q, k, (tokens,), scope, scale=decoder.scale, normalised=True)
-    result["causal_attention_received"] = _beside_twin(bench, causal)
+    result["causal_attention_received"] = _beside_reference(bench, causal)
 
 
-def _beside_twin(bench: Bench, work: Callable[[], Tensor]) -> dict[str, Any]:
-    """What serves here and the twin: seconds of each, ratio, and the largest difference."""
+def _beside_reference(bench: Bench, work: Callable[[], Tensor]) -> dict[str, Any]:
+    """The kernel that serves here and the reference: seconds of each, ratio, and the largest difference."""
     own, own_s = work(), seconds_each(bench.clock, work, repeats=5, rounds=5)
-    with _twins():
-        twin, twin_s = work(), seconds_each(bench.clock, work, repeats=2, rounds=3)
+    with _reference_kernels():
+        reference, reference_s = work(), seconds_each(bench.clock, work, repeats=2, rounds=3)
     return {
         "seconds": own_s,
-        "twin_seconds": twin_s,
-        "speedup": twin_s["median"] / own_s["median"],
-        "largest_difference": float((own.float() - twin.float()).abs().max()),
-        "largest_value": float(twin.float().abs().max()),
+        "reference_seconds": reference_s,
+        "speedup": reference_s["median"] / own_s["median"],
+        "largest_difference": float((own.float() - reference.float()).abs().max()),
+        "largest_value": float(reference.float().abs().max()),
     }
 
 
 @contextmanager
-def _twins() -> Iterator[None]:
+def _reference_kernels() -> Iterator[None]:
     before = os.environ.get("ILLAVA_KERNELS")
     os.environ["ILLAVA_KERNELS"] = "torch"
     kernels_on.cache_clear()

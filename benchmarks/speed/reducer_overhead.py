@@ -1,4 +1,4 @@
-"""Time to choose tokens, method by method, as share of the tower's time; to measure evidence and apply the choice.
+"""Times each method's choice of tokens, its evidence and its application, as shares of the tower's time.
 
 Random tokens, keys and scores: what a method picks means nothing here, only what picking costs. The tower's time is
 that of one unreduced block of so400m shape (random weights) times its 26. One step is counted; a plan of four pays
@@ -124,7 +124,7 @@ def measure(keep_ratio: float, num_segments: int, rounds: int, device: str) -> d
             if turn:
                 part_times[name].append(part_s)
         for name, reducer in reducers.items():
-            across = reducer.joins_frames or reducer.stages == {"decoder_input"}
+            across = reducer.merges_frames or reducer.stages == {"decoder_input"}
             tokens = as_one_medium(frames) if across else frames
             stage = sorted(reducer.stages)[0]
             assign_s, assignment = seconds(lambda: reducer.assign(tokens, evidence, stage), device)  # noqa: B023

@@ -1,4 +1,4 @@
-"""Time of tower and prefill: a plan against the empty plan, and the empty plan against stock transformers.
+"""Times tower and prefill: a plan against the empty plan, and the empty plan against stock transformers.
 
 One loaded model with random weights at true shapes; all sides interleaved in one run; medians of the rounds. Random
 weights say nothing about quality. On CPU only the ratios mean something.

@@ -1,4 +1,4 @@
-"""How close tower, prefill and decode come to what this machine can do: counted work over measured ceilings.
+"""Compares tower, prefill and decode with what this machine can do: counted work over measured ceilings.
 
 Ceilings are measured in the same run: the largest rate of one square matrix product, and of copying memory (bytes read
 and written). Work is counted by torch (benchmarks/speed/flops.py); a decode step's bytes are its weights once and

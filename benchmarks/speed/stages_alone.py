@@ -1,4 +1,4 @@
-"""Tower alone, prefill alone, decode steps alone: stock transformers, the engine without and with a plan, as calls.
+"""Times tower, prefill and decode steps alone: stock transformers, the engine without and with a plan, as calls.
 
 The tower is what turns uint8 tiles into visual tokens, projector and layout included; stock is given the pixels that
 the family makes, within its time. Prefill is a packed prompt through the decoder to the logits of its last tokens;

@@ -1,4 +1,4 @@
-"""vLLM's side of `engine_vs_vllm`: run by an environment of its own that has vllm and not this project.
+"""Runs vLLM's side of `engine_vs_vllm`, in an environment of its own that has vllm and not this project.
 
 Reads one JSON object a line from stdin (``batch, frames, side, new_tokens, prompt_ids, seed``) and answers each with
 one line on stdout, behind a mark: seconds of the batch, and the prompt and new tokens it counted.

@@ -169,9 +169,7 @@ def test_the_tower_reduces_all_images_and_tokens_in_the_same_number_of_operation
 
 @pytest.mark.parametrize("score", SCORES)
 def test_the_decoder_reduces_all_images_and_tokens_in_the_same_number_of_operations(decoder, score, monkeypatch):
-    monkeypatch.setattr(
-        "illava.decoder.decoder._CPU_ROWS", 1 << 20
-    )  # by spans goes the MLP on CPU, not the reduction
+    monkeypatch.setattr("illava.decoder.decoder._CPU_ROWS", 1 << 20)  # by spans goes the MLP on CPU, not the reduction
 
     def operations(num_images: int, num_tokens: int) -> int:
         token_spans = [TokenSpan(num_tokens, n, n, -1) for n in range(num_images)]

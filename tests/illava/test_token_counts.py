@@ -73,10 +73,10 @@ def test_one_image_of_the_7b(plan, mm_item, expected):
 
 def test_padding_makes_geometric_images_an_upper_bound():
     bound = count(preset("illava-image"), VisualShape("image", 300, 384))
-    # 27 x 27 cells, 21 rows of picture (int(21.09)), 3 rows off each end: all 361 survivors may lie in 21 x 27 cells
+    # 27 x 27 cells, 21 rows of picture (int(21.09)), 3 rows off each end: all 361 kept tokens may lie in 21 x 27 cells
     assert bound == TokenCounts(1458, 729 + 21 * 28, 361 + 361 + 21, 520, exact=False)
     thin = count(preset("illava-image"), VisualShape("image", 60, 384))
-    assert thin.num_vision_tokens_kept == 361 + 5 * 27 + 5  # no more survivors than cells
+    assert thin.num_vision_tokens_kept == 361 + 5 * 27 + 5  # no more kept tokens than cells
     assert not thin.exact
 
 

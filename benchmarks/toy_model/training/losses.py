@@ -162,8 +162,7 @@ class Losses:
     def copying(self, batch: Batch, middle: Tensor) -> Tensor:
         """-log of the attention, in the best head of layer 4, from the token before the answer to the keyword.
 
-        The keyword's state holds the answer by then (see `keyword`). Attention counts where it goes to visual tokens or
-        to that word.
+        The keyword's state holds the answer by then (see `keyword`). Attention to text beside it does not count.
         """
         num_visual = batch.source.shape[1]
         sample, keyword = (batch.keyword_answer >= 0).nonzero(as_tuple=True)

@@ -1,4 +1,4 @@
-"""The Triton kernels: their logic under the interpreter in its own process, and who is chosen, they or their twins."""
+"""The Triton kernels: their logic under the interpreter in its own process, and when they or references are chosen."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ def _decide_anew(monkeypatch):
 
 
 @pytest.mark.long
-def test_kernels_under_the_interpreter_are_their_twins_and_a_decode_step_is_static():
+def test_kernels_under_the_interpreter_are_their_references_and_a_decode_step_is_static():
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", HERE / "interpreted.py"]
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=HERE.parents[1], check=False)
@@ -74,7 +74,7 @@ def test_decode_graphs_are_refused_where_they_cannot_be_captured(monkeypatch):
     assert can_capture(GPU)
     monkeypatch.setenv("ILLAVA_KERNELS", "torch")
     kernels_on.cache_clear()
-    assert not can_capture(GPU)  # the twin reads lengths on the host
+    assert not can_capture(GPU)  # the reference reads lengths on the host
 
 
 def test_buckets_cover_every_batch_and_waste_less_than_eight_rows():

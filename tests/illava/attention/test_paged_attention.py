@@ -1,4 +1,4 @@
-"""Paged attention's twin against the plain softmax formula: scattered pages, pages end to end, rows that lie alike."""
+"""Paged attention in torch against the softmax formula: scattered blocks, blocks end to end, equally spaced rows."""
 
 import numpy as np
 import pytest
@@ -13,20 +13,20 @@ from tests.support.closeness import assert_close
 
 pytestmark = pytest.mark.numeric
 
-PAGE_SIZE, NUM_KV_HEADS, WIDTH, NUM_PAGES = 4, 2, 8, 40
+BLOCK_SIZE, NUM_KV_HEADS, WIDTH, NUM_BLOCKS = 4, 2, 8, 40
 
 
 def drawn(tables, lengths):
     """Queries, pools that hold NaN but for the requests' keys, table, lengths; and what plain softmax gives."""
     torch.manual_seed(0)
     q = torch.randn(len(lengths), 4, WIDTH)
-    pools = torch.full((2, NUM_PAGES, PAGE_SIZE, NUM_KV_HEADS, WIDTH), float("nan"))
+    pools = torch.full((2, NUM_BLOCKS, BLOCK_SIZE, NUM_KV_HEADS, WIDTH), float("nan"))
     table, expected = torch.zeros(len(lengths), max(map(len, tables)), dtype=torch.int32), torch.empty_like(q)
     for row, n in enumerate(lengths):
         table[row, : len(tables[row])] = torch.tensor(tables[row])
         own = torch.randn(2, n, NUM_KV_HEADS, WIDTH)
         for i in range(n):
-            pools[:, tables[row][i // PAGE_SIZE], i % PAGE_SIZE] = own[:, i]
+            pools[:, tables[row][i // BLOCK_SIZE], i % BLOCK_SIZE] = own[:, i]
         for head in range(4):
             k, v = own[:, :, head // 2]
             expected[row, head] = (k @ q[row, head] * 0.5).softmax(0) @ v
@@ -34,8 +34,8 @@ def drawn(tables, lengths):
 
 
 def places(tables):
-    """Where the twin may begin to read in place."""
-    return [t[0] * PAGE_SIZE if t == list(range(t[0], t[0] + len(t))) else -1 for t in tables]
+    """Where the reference may begin to read in place."""
+    return [t[0] * BLOCK_SIZE if t == list(range(t[0], t[0] + len(t))) else -1 for t in tables]
 
 
 class Calls(TorchDispatchMode):
@@ -77,25 +77,25 @@ def test_each_row_is_softmax_over_its_own_keys(tables, lengths, attended, gather
     assert_close(unknown, expected)
 
 
-def test_the_cache_knows_whose_pages_lie_end_to_end():
+def test_the_cache_knows_whose_blocks_lie_end_to_end():
     cache = PagedCache(
-        num_layers=2, num_kv_heads=1, head_dim=2, num_blocks=16, block_size=PAGE_SIZE,
+        num_layers=2, num_kv_heads=1, head_dim=2, num_blocks=16, block_size=BLOCK_SIZE,
         dtype=torch.float32, device=torch.device("cpu"),
     )  # fmt: skip
     for owner in "abc":
-        cache.admit(owner, [8, 8])  # two pages in each of two layers
+        cache.admit(owner, [8, 8])  # two blocks in each of two layers
     assert cache.batch("abc", [[5, 5]] * 3).host_starts == [[0, 16, 32], [8, 24, 40]]
     cache.free("a")
     cache.admit("c2", [8, 8])
     cache.free("c")
-    cache.free("c2")  # free are now four pages before b, and eight behind it
+    cache.free("c2")  # free are now four blocks before b, and eight behind it
     cache.admit("d", [20, 20])
     starts = cache.batch("d", [[9, 9]]).host_starts
     tables = cache.batch("d", [[9, 9]]).table_LBM[:, 0].tolist()
     assert starts == [[start] for start in places(tables)]
     assert [-1] in starts
     cache.admit("e", [4, 4])
-    cache.trim("d", [4, 4])  # one page a layer is left, which is always in place
+    cache.trim("d", [4, 4])  # one block a layer is left, which is always in place
     assert -1 not in [start for layer in cache.batch("d", [[3, 3]]).host_starts for start in layer]
 
 

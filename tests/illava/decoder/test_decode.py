@@ -73,7 +73,7 @@ def test_a_fixed_step_is_the_same_operations_for_every_batch_and_reads_nothing_b
 
 @torch.inference_mode()
 def test_the_twin_is_seen_to_depend_on_lengths():
-    """That the recorder can fail: the twin gathers as many pages as a request holds."""
+    """That the recorder can fail: the reference gathers as many blocks as a request holds."""
     decoder, embed = make_decoder()
     traces = []
     for lengths in ((3,), (130,)):
@@ -85,13 +85,13 @@ def test_the_twin_is_seen_to_depend_on_lengths():
 
 
 @torch.inference_mode()
-def test_rows_that_fill_a_bucket_write_to_the_spare_page_only():
+def test_rows_that_fill_a_bucket_write_to_the_null_block_only():
     decoder, _ = make_decoder()
     cache, inputs = composition((3,))
     static = StaticInputs(decoder, cache, max_batch=8, num_axes=1)
     static.load(inputs)
     blocks = static.rows(4).blocks
-    for _ in range(20):  # beyond the first page of a table
+    for _ in range(20):  # beyond the first block of a table
         blocks.grow()
         slot_LB = cache.last_slots(blocks)
         assert (slot_LB[:, 1:] // cache.block_size == cache.num_blocks).all()

@@ -300,7 +300,7 @@ def test_plans_and_models_that_cannot_run_are_refused(decoder):
 
 def run_in_chunks(decoder, prompts, plan, max_tokens, *, num_computed=(), cache=None):
     if cache is None:
-        _, cache = run_prefill(decoder, prompts)  # for its pages; what they hold is overwritten
+        _, cache = run_prefill(decoder, prompts)  # for its blocks; what they hold is overwritten
     blocks = cache.batch(range(len(prompts)), [[0] * decoder.num_layers] * len(prompts))
     if not num_computed:
         cache.k_pool_PSGd.fill_(float("nan"))

@@ -1,4 +1,4 @@
-"""Page accounting of the key/value pool."""
+"""Block accounting of the key/value pool."""
 
 import random
 
@@ -36,7 +36,7 @@ def test_admission_beyond_the_pool_changes_nothing():
     cache.check()
 
 
-def test_no_page_is_lost_or_shared_whatever_the_order():
+def test_no_block_is_lost_or_shared_whatever_the_order():
     cache, held, rng = make_cache(num_blocks=200), {}, random.Random(0)
     for step in range(300):
         if held and rng.random() < 0.45:
@@ -54,7 +54,7 @@ def test_no_page_is_lost_or_shared_whatever_the_order():
         assert cache.num_free_blocks == 200 - taken
 
 
-def test_the_check_sees_a_page_given_back_twice():
+def test_the_check_sees_a_block_given_back_twice():
     cache = make_cache()
     cache.admit("a", [4, 4, 4])
     cache._give_back(cache._blocks_of["a"].blocks())
@@ -86,8 +86,8 @@ def test_what_is_written_is_found_through_the_tables():
             assert keys.tolist() == expected
 
 
-def test_what_two_owners_have_in_common_is_shared_by_pages_and_the_rest_copied():
-    """Layers may have different numbers in common; the second owner's writes never reach the first one's pages."""
+def test_what_two_owners_have_in_common_is_shared_by_blocks_and_the_rest_copied():
+    """Layers may have different numbers in common; the second owner's writes never reach the first one's blocks."""
     cache = make_cache()
     prefix_lengths, lengths = [9, 9, 4], [13, 13, 6]
     cache.admit("a", lengths)
@@ -116,7 +116,7 @@ def test_what_two_owners_have_in_common_is_shared_by_pages_and_the_rest_copied()
 
 
 def starts(cache, owners):
-    """Of each layer, the flat place where each owner's pages begin; -1 where they do not lie end to end."""
+    """Of each layer, the flat place where each owner's blocks begin; -1 where they do not lie end to end."""
     return cache.batch(owners, [[1] * cache.num_layers] * len(owners)).host_starts
 
 
@@ -136,15 +136,15 @@ def test_a_pool_that_has_served_other_batches_serves_the_next_as_the_first_one()
             cache.check()
 
 
-def test_pages_lie_in_pieces_only_where_no_run_of_free_ones_is_long_enough():
+def test_blocks_lie_in_pieces_only_where_no_run_of_free_ones_is_long_enough():
     cache = make_cache(num_blocks=18)
     for owner in "abc":
-        cache.admit(owner, [8, 8, 8])  # six pages each
+        cache.admit(owner, [8, 8, 8])  # six blocks each
     cache.free("a")
     cache.free("c")  # twelve are free, six before b and six behind it
     cache.admit("layers", [16, 12, 4])  # no run holds eight; one each holds the first layer and the second
     assert starts(cache, ["layers"]) == [[0], [48], [16]]
-    cache.admit("pieces", [0, 4, 12])  # one page is left before b, three behind it: they hold all of it
+    cache.admit("pieces", [0, 4, 12])  # one block is left before b, three behind it: they hold all of it
     assert starts(cache, ["pieces"])[1:] == [[20], [60]]
     cache.check()
     cache.free("pieces")
@@ -158,7 +158,7 @@ def test_a_request_is_not_scattered_over_holes_where_one_run_holds_all_of_it():
     cache = make_cache(num_blocks=40)
     for owner in ("hole", "stays"):
         cache.admit(owner, [12, 12, 12])
-    cache.free("hole")  # nine pages
+    cache.free("hole")  # nine blocks
     for owner in "ab":
         cache.admit(owner, [20, 12, 8])  # ten, of which any layer would fit the hole
     assert starts(cache, "ab") == [[72, 112], [92, 132], [104, 144]]

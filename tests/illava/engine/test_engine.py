@@ -116,7 +116,7 @@ def test_requests_join_and_leave_a_running_batch(vlm, requests):
     assert [g.request_id for g in generations] != sorted(alone, reverse=True)  # b left before what came earlier
 
 
-def test_pages_are_taken_per_layer_and_all_given_back(vlm, requests):
+def test_blocks_are_taken_per_layer_and_all_given_back(vlm, requests):
     cache, num_new = vlm.engine.cache, SHORT.max_new_tokens
     vlm.submit(requests[0], plan=FULL_PLAN)
     vlm.step()

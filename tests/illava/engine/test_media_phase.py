@@ -104,7 +104,7 @@ def test_cells_left_out_leave_gaps_and_a_batch_equals_its_items_alone(tiny, scor
 
 
 @torch.inference_mode()
-def test_survivors_keep_the_positions_of_the_unreduced_prompt(tiny):
+def test_kept_tokens_keep_the_positions_of_the_unreduced_prompt(tiny):
     stage, family = MediaPhase(tiny.vlm.family), tiny.vlm.family
     for request in tiny.requests.values():
         shown = stage.apply(request, plan_of("pixel_prune"))

@@ -126,7 +126,7 @@ def test_a_full_batch_does_not_split_the_questions_on_one_medium(vlm, video, pla
     assert vlm.engine.cache.num_free_blocks == vlm.engine.cache.num_blocks
 
 
-def test_shared_pages_outlive_the_request_that_made_them(vlm, video):
+def test_shared_blocks_outlive_the_request_that_made_them(vlm, video):
     first, second, _ = asked_of(video)
     first = replace(first, sampling=SamplingParams(max_new_tokens=3, min_new_tokens=3))
     alone = [vlm.generate([request])[0].token_ids for request in (first, second)]

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_every_registered_family_has_a_maker_of_a_tiny_model():
-    """Matrix, media stage, un-merging and FLOPs run over these: see `tests/support/models/families.py`."""
+    """Matrix, media stage, unmerging and FLOPs run over these: see `tests/support/models/families.py`."""
     assert set(MAKERS) == set(FAMILIES)
 
 

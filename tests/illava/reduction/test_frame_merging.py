@@ -1,4 +1,4 @@
-"""Joining frames inside every family's tower: equal frames lose nothing, survivors stand where they stood, and an
+"""Merging frames in every family's tower: equal frames lose nothing, kept tokens keep their coordinates, and an
 image alone is refused.
 """
 

@@ -1,4 +1,4 @@
-"""Which survivor stands for a cell: through merges, shared sources, prunings and chains of them."""
+"""Which kept token represents a cell: through merges, shared sources, prunings and chains of them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_what_is_gone_stays_gone_through_later_steps():
     assert representatives([first, then], 4, torch.device("cpu")).tolist() == [0, -1, 0, 1]
 
 
-def test_gaps_take_the_nearest_survivor_the_one_above_first():
+def test_gaps_take_the_nearest_kept_tokens_the_one_above_first():
     grid = torch.full((2, 3, 3), -1)
     grid[0, 0, 0], grid[0, 2, 2], grid[1, 1, 1] = 4, 9, 7
     filled = fill_gaps(grid)
@@ -58,5 +58,5 @@ def test_gaps_take_the_nearest_survivor_the_one_above_first():
     assert torch.equal(fill_gaps(filled), filled)
 
 
-def test_a_tile_without_survivors_ends():
+def test_a_tile_without_kept_tokens_ends():
     assert (fill_gaps(torch.full((1, 3, 3), -1)) == -1).all()

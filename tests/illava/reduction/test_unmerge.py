@@ -1,4 +1,4 @@
-"""Un-merging against loops over cells, and through every family's tower: the grid is back, survivors unchanged."""
+"""Unmerging against loops over cells, and through every family's tower: the grid is back, kept tokens unchanged."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def media_of(vlm, pre):
 
 
 @torch.inference_mode()
-def test_the_whole_grid_is_back_and_survivors_are_as_they_were(loaded):
+def test_the_whole_grid_is_back_and_kept_tokens_are_as_they_were(loaded):
     vlm, pre, _ = loaded
     media = media_of(vlm, pre)
     plan = plan_of(vlm)

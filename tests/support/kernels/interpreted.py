@@ -1,4 +1,4 @@
-"""The Triton kernels against their torch twins, under Triton's interpreter; run by test_kernels.py in its own process.
+"""The Triton kernels against their torch references, under Triton's interpreter; test_kernels.py runs this file.
 
 The interpreter is chosen when triton is imported, which another test of the process may have done before.
 """
@@ -18,11 +18,11 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def _kernels(monkeypatch):
-    """Kernels by default; `twin` of a call forces the other."""
+    """Kernels by default; `reference` of a call forces the other."""
     monkeypatch.setenv("ILLAVA_KERNELS", "triton")
 
 
-def twin(function, *args, **kwargs):
+def reference(function, *args, **kwargs):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ILLAVA_KERNELS", "torch")
         kernels_on.cache_clear()
@@ -32,7 +32,7 @@ def twin(function, *args, **kwargs):
 
 
 def paged(lengths, *, heads, kv_heads, width, block_size, dtype=torch.float32):
-    """Scattered pages; whatever no request holds is NaN."""
+    """Scattered blocks; whatever no request holds is NaN."""
     draw = torch.Generator().manual_seed(0)
     num_blocks = sum(-(-n // block_size) for n in lengths) + 2
     order = torch.randperm(num_blocks, generator=draw).tolist()
@@ -54,16 +54,16 @@ def paged(lengths, *, heads, kv_heads, width, block_size, dtype=torch.float32):
     [((1,), 4, 2, 8, 4), ((65, 3, 64), 7, 1, 16, 16), ((130, 1), 2, 2, 24, 16), ((2113,), 3, 1, 32, 16)],
     ids=["one key", "groups of seven", "odd width, no sharing", "two blocks in a split"],
 )
-def test_paged_decode_is_its_twin(lengths, heads, kv_heads, width, block_size):
+def test_paged_decode_is_its_reference(lengths, heads, kv_heads, width, block_size):
     args, kwargs = paged(lengths, heads=heads, kv_heads=kv_heads, width=width, block_size=block_size)
     out = paged_attention(*args, **kwargs)
-    assert_close(out, twin(paged_attention, *args, **kwargs))
+    assert_close(out, reference(paged_attention, *args, **kwargs))
 
 
 def test_paged_decode_in_half_precision_accumulates_in_float32():
     """Not in bfloat16: the interpreter of triton 3.9 multiplies its bits as integers."""
     args, kwargs = paged((700,), heads=2, kv_heads=1, width=16, block_size=16, dtype=torch.float16)
-    exact = twin(paged_attention, *(x.float() if x.is_floating_point() else x for x in args), **kwargs)
+    exact = reference(paged_attention, *(x.float() if x.is_floating_point() else x for x in args), **kwargs)
     out = paged_attention(*args, **kwargs)
     assert out.dtype == torch.float16
     assert_close(out.float(), exact, tolerance=1e-3)
@@ -85,31 +85,31 @@ def qk(num_tokens, *, heads=2, key_heads=2, width=6):
 
 
 @pytest.mark.parametrize("lengths", [(1,), (64, 65), (30, 30)])
-def test_attention_received_is_its_twin(lengths):
+def test_attention_received_is_its_reference(lengths):
     q, k = qk(sum(lengths))
     score = attention_received(q, k, lengths, scale=0.4)
-    assert_close(score, twin(attention_received, q, k, lengths, scale=0.4))
+    assert_close(score, reference(attention_received, q, k, lengths, scale=0.4))
     assert_close(torch.stack([part.sum() for part in score.split(lengths)]), torch.ones(len(lengths)))
 
 
-def test_attention_received_with_a_bias_and_strided_keys_is_its_twin():
+def test_attention_received_with_a_bias_and_strided_keys_is_its_reference():
     q, k = qk(2 * 70)
     args, bias = (q[::2], k[::2], (40, 30)), torch.linspace(0, 2, 70)
     score = attention_received(*args, scale=0.4, key_bias_T=bias)
-    expected = twin(attention_received, *args, scale=0.4, key_bias_T=bias)
+    expected = reference(attention_received, *args, scale=0.4, key_bias_T=bias)
     assert_close(score, expected)
 
 
 @pytest.mark.parametrize("normalised", [False, True])
 @pytest.mark.parametrize("key_heads", [2, 1])
-def test_causal_attention_received_is_its_twin(normalised, key_heads):
+def test_causal_attention_received_is_its_reference(normalised, key_heads):
     lengths = (100, 20)
     q, k = qk(sum(lengths), key_heads=key_heads)
     scope = torch.arange(sum(lengths)) // 30 % 3 - 1  # text before, between and behind; scopes span blocks
     args, kwargs = (q, k, lengths, scope), {"scale": 0.4, "normalised": normalised}
     score = causal_attention_received(*args, **kwargs)
     assert (score[scope < 0] == 0).all()
-    assert_close(score, twin(causal_attention_received, *args, **kwargs))
+    assert_close(score, reference(causal_attention_received, *args, **kwargs))
 
 
 def test_flat_attention_scores_one_everywhere_when_normalised():
@@ -122,11 +122,11 @@ def test_flat_attention_scores_one_everywhere_when_normalised():
 @torch.inference_mode()
 def test_a_step_over_fixed_tensors_gives_each_request_what_it_gets_alone():
     decoder, embed = make_decoder()
-    (cache, inputs), (twin_cache, twin_inputs) = (composition((3, 70)) for _ in range(2))
+    (cache, inputs), (reference_cache, reference_inputs) = (composition((3, 70)) for _ in range(2))
     static = StaticInputs(decoder, cache, max_batch=8, num_axes=1)
     static.load(inputs)
     logits = decode_step(decoder, embed, cache, static.rows(4))[:2]
-    expected = twin(decode_step, decoder, embed, twin_cache, twin_inputs)
+    expected = reference(decode_step, decoder, embed, reference_cache, reference_inputs)
     assert_close(logits, expected)
-    held = cache.num_blocks  # the spare page alone may differ: rows without a request wrote there
-    assert_close(cache.k_pool_PSGd[:held], twin_cache.k_pool_PSGd[:held])
+    held = cache.num_blocks  # the null block alone may differ: rows without a request wrote there
+    assert_close(cache.k_pool_PSGd[:held], reference_cache.k_pool_PSGd[:held])

@@ -1,4 +1,4 @@
-"""Media and plans for the tiny LLaVA-OneVision's vision tests, and survivors read off the trace alone."""
+"""Media and plans for the tiny LLaVA-OneVision's vision tests, and kept tokens read off the trace alone."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def _check_contract(encoded: EncodedVisual) -> None:
     assert sum(count for _, count in encoded.frame_counts) == num_kept
 
 
-def tower_survivors(family, mm_item: VisualInput, plan: ReductionPlan) -> tuple[torch.Tensor, list[list], dict]:
-    """Oracle: projected survivors, the place of each by tile, and the survivor that every cell went into.
+def tower_kept_tokens(family, mm_item: VisualInput, plan: ReductionPlan) -> tuple[torch.Tensor, list[list], dict]:
+    """Oracle: projected kept tokens, the place of each by tile, and the kept token that every cell went into.
 
     Reads the trace's tower matrices only: a cell belongs to the row that its weight ends up in.
     """
@@ -68,7 +68,7 @@ def tower_survivors(family, mm_item: VisualInput, plan: ReductionPlan) -> tuple[
 
 
 def projected(family, mm_item: VisualInput, plan: ReductionPlan) -> torch.Tensor:
-    """Survivors at LLM width in packed order, before any layout."""
+    """Kept tokens at LLM width in packed order, before any layout."""
     seen = []
     hook = family.encoder._projector.register_forward_hook(lambda module, args, out: seen.append(out))
     family.encode([mm_item], plan, trace=False)

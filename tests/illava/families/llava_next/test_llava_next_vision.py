@@ -1,4 +1,4 @@
-"""LLaVA-NeXT up to the LLM: pixels and features equal to stock, survivors against a slow tower of stock layers."""
+"""LLaVA-NeXT up to the LLM: pixels and features equal to stock, kept tokens against a slow tower of stock layers."""
 
 from __future__ import annotations
 
@@ -90,13 +90,13 @@ def test_each_of_several_images_is_tiled_and_equals_stock(tiny):
     assert sum(mm_item.nbytes for mm_item in media) <= tiny.preprocessor.max_nbytes(3)
 
 
-# Survivors against a slow tower
+# Kept tokens against a slow tower
 
 
 def slow_tower(tiny, mm_item: VisualInput, merges: dict[int, int]):
     """Stock layers, one tile at a time, with the paper's formula written out; CLS is token 0 and takes no part in it.
 
-    Returns projected survivors, (tile, row, col) of each, and the attention each received in the last block.
+    Returns projected kept tokens, (tile, row, col) of each, and the attention each received in the last block.
     """
     tower, features, places, scores = tiny.stock.model.vision_tower, [], [], []
     tower = getattr(tower, "vision_model", tower)
@@ -147,7 +147,7 @@ def true_slots(tiny, size: tuple[int, int]) -> dict[tuple[int, int, int], int]:
 
 @pytest.mark.parametrize("size", [(60, 60), (60, 150), (150, 60), (40, 300)])
 @torch.no_grad()
-def test_survivors_stand_at_their_true_slots_with_the_values_of_a_slow_tower(tiny, size):
+def test_kept_tokens_stand_at_their_true_slots_with_the_values_of_a_slow_tower(tiny, size):
     (mm_item,) = tiny.preprocessor.images([picture(*size)])
     (encoded,) = tiny.family.encode([mm_item], merging(keep_ratio=0.5), trace=True)
     features, places, scores = slow_tower(tiny, mm_item, MERGES)
@@ -170,7 +170,7 @@ def test_survivors_stand_at_their_true_slots_with_the_values_of_a_slow_tower(tin
 
 
 @torch.no_grad()
-def test_released_layout_reads_survivors_as_a_smaller_grid(tiny):
+def test_released_layout_reads_kept_tokens_as_a_smaller_grid(tiny):
     size = (60, 150)
     (mm_item,) = tiny.preprocessor.images([picture(*size)])
     (encoded,) = tiny.family.encode([mm_item], merging("released"), trace=False)

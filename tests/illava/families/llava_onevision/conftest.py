@@ -1,4 +1,4 @@
-"""The tiny LLaVA-OneVision: its stock twin, the family, its preprocessor, and all three at a budget of one tile."""
+"""The tiny LLaVA-OneVision: its stock model, the family, its preprocessor, and all three at a budget of one tile."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""LLaVA-OneVision's layouts of survivors, released and geometric, against slow oracles."""
+"""LLaVA-OneVision's layouts of kept tokens, released and geometric, against slow oracles."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.models.onevision_tower import (
     picture,
     plan,
     projected,
-    tower_survivors,
+    tower_kept_tokens,
 )
 
 pytestmark = pytest.mark.numeric
@@ -61,7 +61,7 @@ def test_released_image_is_stocks_packing_at_the_pseudo_side(family, preprocesso
 def test_geometric_video_pools_the_restored_grid(family, preprocessor):
     mm_item, which = preprocessor.video(clip(3)), plan("geometric")
     encoded = encode_one(family, mm_item, which)
-    _, _, representative = tower_survivors(family, mm_item, which)
+    _, _, representative = tower_kept_tokens(family, mm_item, which)
     kept_tokens = projected(family, mm_item, which)
     assert kept_tokens.shape[0] == 3 * 25
     for frame in range(3):
@@ -76,10 +76,10 @@ def test_geometric_video_pools_the_restored_grid(family, preprocessor):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_geometric_image_keeps_survivors_at_their_true_slots(family, preprocessor, stock, size):
+def test_geometric_image_keeps_kept_tokens_at_their_true_slots(family, preprocessor, stock, size):
     (mm_item,), which = preprocessor.images([picture(*size)]), plan("geometric")
     encoded = encode_one(family, mm_item, which)
-    _, places, _ = tower_survivors(family, mm_item, which)
+    _, places, _ = tower_kept_tokens(family, mm_item, which)
     kept_tokens = projected(family, mm_item, which)
     layout = family.geometry.image_layout(*size)
     assert layout.resized is None
@@ -114,11 +114,11 @@ def _check_image_places(encoded: EncodedVisual, width: int) -> None:
 
 
 @pytest.mark.parametrize("size", [(100, 100), (60, 150), (168, 160)])
-def test_geometric_image_over_the_budget_keeps_the_resized_cells_with_survivors(tight, size):
+def test_geometric_image_over_the_budget_keeps_the_resized_cells_with_kept_tokens(tight, size):
     stock, family, preprocessor = tight
     (mm_item,), which = preprocessor.images([picture(*size)]), plan("geometric")
     encoded = encode_one(family, mm_item, which)
-    _, places, representative = tower_survivors(family, mm_item, which)
+    _, places, representative = tower_kept_tokens(family, mm_item, which)
     kept_tokens = projected(family, mm_item, which)
     layout = family.geometry.image_layout(*size)
     tile_rows, tile_cols = family.geometry.tile_grid(*size)
@@ -153,7 +153,7 @@ def test_geometric_image_over_the_budget_keeps_the_resized_cells_with_survivors(
 def test_geometric_single_tile_keeps_true_slots(family, preprocessor):
     media, which = preprocessor.images([picture(70, 70), picture(80, 50, seed=4)]), plan("geometric")
     for encoded, mm_item in zip(family.encode(media, which, trace=False), media, strict=True):
-        _, places, _ = tower_survivors(family, mm_item, which)
+        _, places, _ = tower_kept_tokens(family, mm_item, which)
         assert encoded.placeholder_K.tolist() == [row * GRID + col for _, row, col in places] + [49]
         assert encoded.frame_counts == ((0, 25), (-1, 1))
         assert encoded.num_placeholders == 50

@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 from illava.errors import PlanError
 from illava.plan import ReductionPlan
 from tests.support.closeness import assert_close
-from tests.support.models.onevision_tower import GRID, clip, encode_one, picture, plan, projected, tower_survivors
+from tests.support.models.onevision_tower import GRID, clip, encode_one, picture, plan, projected, tower_kept_tokens
 
 pytestmark = pytest.mark.numeric
 
@@ -42,7 +42,7 @@ def test_scores_follow_the_layout_and_never_offer_a_separator(family, preprocess
     if layout == "released":
         grid = last.view(2, 1, 5, 5)
     else:
-        _, _, representative = tower_survivors(family, mm_item, which)
+        _, _, representative = tower_kept_tokens(family, mm_item, which)
         cells = [representative[f, r, c] for f in range(2) for r in range(GRID) for c in range(GRID)]
         grid = last[cells].view(2, 1, GRID, GRID)
     side = math.ceil(grid.shape[-1] / 2)
@@ -101,14 +101,14 @@ def test_the_trace_tells_what_every_token_is_made_of(family, preprocessor, tight
         for step in encoded.trace[:-1]:
             assert_close(step.matrix.to_dense().sum(1), torch.ones(step.matrix.shape[0]))
             into_tower = step.matrix.to_dense() @ into_tower
-        # in the tower every patch ends in exactly one survivor, which stands at a place of its own content
+        # in the tower every patch ends in exactly one kept token, which stands at a place of its own content
         assert ((into_tower > 0).sum(0) == 1).all()
         layout_step = encoded.trace[-1]
         separators = layout_step.coords[:, 2] < 0
         sums = layout_step.matrix.to_dense().sum(1)
         assert_close(sums, (~separators).float())
         assert torch.equal(layout_step.coords[:, 1:], encoded.coord_K3)
-        # the matrix applied to the projected survivors gives the features
+        # the matrix applied to the projected kept tokens gives the features
         mixed = layout_step.matrix.to_dense() @ projected(family, mm_item, which)
         assert_close(mixed[~separators], encoded.feature_KD[~separators])
         assert encoded.patch_coord_P4.shape == (encoded.num_patches, 4)

@@ -1,4 +1,4 @@
-"""A tiny Qwen model of every family, with its stock twin and its preprocessor."""
+"""A tiny Qwen model of every family, with its stock model and its preprocessor."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What survivors of the Qwen towers keep in the decoder: positions, the order of text, answers in batches."""
+"""What kept tokens of the Qwen towers keep in the decoder: positions, the order of text, answers in batches."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def prompt_grids(vlm, media):
     return grids
 
 
-def test_survivors_keep_their_true_positions_and_text_its_order(vlm, pre):
+def test_kept_tokens_keep_their_true_positions_and_text_its_order(vlm, pre):
     first, second = pre.images([picture(40, 66), picture(64, 30)])
     content = ("A ", first, " in between ", second, video(pre, 8, 24, 40), " end?")
     request, which = Request("r", content), plan(vlm)
