@@ -51,7 +51,7 @@ class Session:
 
     def _write(self, spent: Spending | None) -> None:
         record = {
-            "began_at": self._began.isoformat(timespec="seconds"),
+            "began_at": self._began.isoformat(timespec="milliseconds"),
             "attempt": self._attempt,
             "illava_version": __version__,
             **self._placement,
@@ -81,13 +81,13 @@ def run_spending(run_uri: str) -> tuple[Spending, int, int]:
 
 
 def run_placements(run_uri: str) -> list[dict[str, Any]]:
-    """List where the run's sessions had their models: each device and GPUs per actor, with the number of sessions.
+    """List where the run's sessions had their models, the first session first: device, GPUs per actor, how many.
 
     Raises:
         StorageError: a session's file cannot be read.
     """
     counts: Counter[tuple[Any, ...]] = Counter()
-    for _, record in _records(run_uri):
+    for record in sorted((record for _, record in _records(run_uri)), key=lambda one: one.get("began_at") or ""):
         counts[record.get("device"), record.get("gpus_per_actor")] += 1
     return [
         {"device": device, "gpus_per_actor": gpus, "num_sessions": count} for (device, gpus), count in counts.items()
