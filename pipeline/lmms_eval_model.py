@@ -152,8 +152,8 @@ def content_of(context: str, media: Sequence[VisualInput]) -> tuple[str | Visual
     if len(texts) - 1 != len(media):
         raise RequestError(f"the prompt has {len(texts) - 1} times {IMAGE} for {len(media)} media")
     parts: list[str | VisualInput] = [texts[0]]
-    for text, medium in zip(texts[1:], media, strict=True):
-        parts += [medium, text]
+    for text, mm_item in zip(texts[1:], media, strict=True):
+        parts += [mm_item, text]
     return tuple(part for part in parts if not isinstance(part, str) or part)
 
 

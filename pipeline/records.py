@@ -173,7 +173,7 @@ class LoadedItem:
 
     @property
     def nbytes(self) -> int:
-        return sum(medium.nbytes for medium in self.media)
+        return sum(mm_item.nbytes for mm_item in self.media)
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,6 +166,7 @@ WORDS: dict[tuple[str, ...], dict[str, str]] = {
         "spare": "null_block",
         "PAGE": "BLOCK_SIZE",
     },
+    ("pipeline/",): {"medium": "mm_item", "truth": "references"},
     PIPELINE: {
         "dismiss": "release",
         "dismissed": "released",

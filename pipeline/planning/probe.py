@@ -161,8 +161,8 @@ def _groups(run: Run, start: int) -> Iterator[tuple[str, _Group]]:
     columns = run.manifest.table.select(LOAD_FIELDS)
     media = columns.slice(start, run.items_per_shard).to_pylist()
     first = 0
-    for place, medium in enumerate(media[1:], start=1):
-        if medium != media[first] or place - first == run.config.model.max_batch_requests:
+    for place, mm_item in enumerate(media[1:], start=1):
+        if mm_item != media[first] or place - first == run.config.model.max_batch_requests:
             yield media[first]["media_kind"], [*range(start + first, start + place)]
             first = place
     yield media[first]["media_kind"], [*range(start + first, start + len(media))]

@@ -55,8 +55,8 @@ def test_the_demo_captions_on_local_ray_and_the_same_command_recomputes_nothing(
     assert any(f"{Path(row['uri']).name}: {' '.join(row['text'].split())}"[:150] in example for row in rows)
     assert all(row["num_decoder_tokens_kept"] < 0.31 * row["num_vision_tokens"] for row in rows), "merging is on"
     lines = (ROOT / "configs/demo/clips/manifest.jsonl").read_text().splitlines()
-    truth = {line["uri"]: line["reference"] for line in map(json.loads, lines)}
-    num_true = sum(row["text"].strip() == truth[Path(row["uri"]).name] for row in rows)
+    references = {line["uri"]: line["reference"] for line in map(json.loads, lines)}
+    num_true = sum(row["text"].strip() == references[Path(row["uri"]).name] for row in rows)
     assert num_true >= 5, "7 where it was made; a near-tie may fall the other way on another machine"
     assert not (tmp_path / ".ray").exists(), "no default token is left in the user's home"
     again = run(*command, HOME=str(tmp_path))

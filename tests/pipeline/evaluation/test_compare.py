@@ -113,7 +113,7 @@ def simulated(scores, media, latencies_s):
     columns = {name: [1.0] * count for name in MEASURED}
     columns |= {
         "item_id": [str(n) for n in range(count)],
-        "uris": [[f"{medium}.mp4"] for medium in media],
+        "uris": [[f"{mm_item}.mp4"] for mm_item in media],
         "status": ["ok"] * count,
         "text": [""] * count,
         "score": list(scores),
@@ -139,8 +139,8 @@ def test_a_seeded_effect_is_covered_in_at_least_90_of_100_simulations():
         first = simulated((draw < ease).astype(float), media, base_s)
         second = simulated((redraw < ease + affected).astype(float), media, base_s + drift_s)
         found = {d.name: d.difference for d in compare_columns(first, second, seed=seed).differences}
-        for name, truth in (("score", effect), ("latency_s", slower_s)):
-            covered[name] += found[name].low <= truth <= found[name].high
+        for name, true_value in (("score", effect), ("latency_s", slower_s)):
+            covered[name] += found[name].low <= true_value <= found[name].high
     assert covered["score"] >= 90
     assert covered["latency_s"] >= 90
     assert max(covered.values()) < 100, "an interval that always covers is too wide"

@@ -84,8 +84,8 @@ def test_images_keep_their_order_and_one_image_is_tiled(open_loader, preprocesso
         Image.new("RGB", (80, 60), (shade, 0, 0)).save(tmp_path / f"{shade}.png")
     loader = open_loader(preprocessor)
     several = loader.load(item_of(*(tmp_path / f"{shade}.png" for shade in (240, 10, 120)), kind="images"))
-    assert [medium.tiles[0, 28, 28, 0] for medium in several.media] == [240, 10, 120]
-    assert [medium.original_size for medium in several.media] == [(60, 80)] * 3
+    assert [mm_item.tiles[0, 28, 28, 0] for mm_item in several.media] == [240, 10, 120]
+    assert [mm_item.original_size for mm_item in several.media] == [(60, 80)] * 3
     assert (several.stats.decoder, several.frame_timestamps_s) == ("pillow", ())
     (alone,) = loader.load(item_of(tmp_path / "10.png", kind="image")).media
     expected = preprocessor.images([np.array(Image.open(tmp_path / "10.png"))])[0]

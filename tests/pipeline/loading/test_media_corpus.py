@@ -73,8 +73,8 @@ def test_outcome(load, file) -> None:
 
 
 def _check_frames(file: AdversarialFile, loaded: LoadedItem) -> None:
-    (medium,) = loaded.media
-    frames = [file.undo(frame) for frame in medium.tiles]
+    (mm_item,) = loaded.media
+    frames = [file.undo(frame) for frame in mm_item.tiles]
     assert len(loaded.frame_timestamps_s) == len(frames)
     assert all(0 <= a < b for a, b in zip(loaded.frame_timestamps_s, loaded.frame_timestamps_s[1:], strict=False))
     numbers = [read_frame_number(frame) for frame in frames]

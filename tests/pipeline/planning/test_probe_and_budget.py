@@ -55,9 +55,11 @@ def run(config, **options):
 
 def question_items(folder) -> dict:
     """238 questions about 64 media, 1 to 6 on each or 9, which is more than one batch; every third an image."""
-    numbers = [9 if medium % 16 == 5 else medium * 7 % 6 + 1 for medium in range(64)]
+    numbers = [9 if mm_item % 16 == 5 else mm_item * 7 % 6 + 1 for mm_item in range(64)]
     uris = [
-        f"{medium}.{'png' if medium % 3 == 0 else 'mp4'}" for medium, count in enumerate(numbers) for _ in range(count)
+        f"{mm_item}.{'png' if mm_item % 3 == 0 else 'mp4'}"
+        for mm_item, count in enumerate(numbers)
+        for _ in range(count)
     ]
     lines = [json.dumps({"id": f"item-{n}", "uri": uri}) for n, uri in enumerate(uris)]
     (folder / "items.jsonl").write_text("\n".join(lines))

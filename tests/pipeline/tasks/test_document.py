@@ -53,7 +53,7 @@ def corners(picture: np.ndarray) -> tuple:
 def test_pages_come_in_order_right_side_up(loader, tmp_path) -> None:
     turned = [page(n, rotate=rotate) for n, rotate in enumerate((0, 90, 180, 270, -90))]
     loaded = loader.load(item_of(write_pdf(tmp_path / "turned.pdf", turned)))
-    pictures = [medium.tiles[0] for medium in loaded.media]
+    pictures = [mm_item.tiles[0] for mm_item in loaded.media]
     wide, high = (72, 144, 3), (144, 72, 3)
     assert [picture.shape for picture in pictures] == [wide, high, wide, high, high]
     assert [int(p[p.shape[0] // 2, p.shape[1] // 2, 0]) for p in pictures] == [pdf_files.shade(n) for n in range(5)]
@@ -79,7 +79,7 @@ def test_every_picture_of_a_tiff_is_a_page(loader, tmp_path) -> None:
     pictures[1].getexif()[0x0112] = 6
     pictures[0].save(tmp_path / "scan.tiff", save_all=True, append_images=pictures[1:])
     loaded = loader.load(item_of(tmp_path / "scan.tiff"))
-    assert [int(medium.tiles[0, 2, 2, 0]) for medium in loaded.media] == [0, 40, 80]
+    assert [int(mm_item.tiles[0, 2, 2, 0]) for mm_item in loaded.media] == [0, 40, 80]
     too_long = [Image.new("L", (4, 4))] * 21
     too_long[0].save(tmp_path / "long.tiff", save_all=True, append_images=too_long[1:])
     with pytest.raises(ItemError, match="21 pages; max_pages is 20"):
@@ -91,7 +91,7 @@ def test_page_images_are_a_document_and_a_broken_one_is_a_failed_page(loader, tm
         Image.new("RGB", (9, 9), (50 * n, 0, 0)).save(tmp_path / f"{n}.png")
     (tmp_path / "1.png").write_bytes(b"no picture")
     loaded = loader.load(item_of(*(tmp_path / f"{n}.png" for n in range(3)), kind="images"))
-    assert [int(medium.tiles[0, 0, 0, 0]) for medium in loaded.media] == [0, 100]
+    assert [int(mm_item.tiles[0, 0, 0, 0]) for mm_item in loaded.media] == [0, 100]
     assert [(failed.page, failed.error_type) for failed in loaded.failed_pages] == [(1, "unsupported_media")]
 
 
@@ -103,7 +103,7 @@ def test_a_preprocessor_sees_as_many_pages_at_once_as_the_model_will(onevision_f
     tiles = {}
     for size in (1, 2, None):
         with Loader(media, preprocessor, pages_per_request=size) as loader:
-            tiles[size] = [len(medium.tiles) for medium in loader.load(item_of(path)).media]
+            tiles[size] = [len(mm_item.tiles) for mm_item in loader.load(item_of(path)).media]
     assert min(tiles[1]) > 1, "a page that is seen alone is tiled"
     assert tiles[2] == [1, 1, tiles[1][2]]
     assert tiles[None] == [1, 1, 1]
