@@ -266,16 +266,12 @@ def _open_store(kind: str, _pid: int, _environment: tuple[str | None, ...]) -> O
 
 
 def _on_object(verb: str, uri: str, action: Callable[[], Result]) -> Result:
-    for attempt in range(1, _TRIES):
-        try:
-            fault_point("read", uri)
-            return action()
-        except Exception as error:
-            if not (body_ended_early(error) or is_asked_to_wait(error)):
-                raise item_error(verb, uri, error) from error
-            time.sleep(_RETRY_S * 2**attempt)
-    try:
+    def read() -> Result:
+        fault_point("read", uri)
         return action()
+
+    try:
+        return _ask_again(read, lambda error: body_ended_early(error) or is_asked_to_wait(error))
     except Exception as error:
         raise item_error(verb, uri, error) from error
 
@@ -283,13 +279,18 @@ def _on_object(verb: str, uri: str, action: Callable[[], Result]) -> Result:
 def _on_store(verb: str, uri: str, action: Callable[[], Result]) -> Result:
     try:
         fault_point("write", uri)
-        for attempt in range(1, _TRIES):
-            try:
-                return action()
-            except Exception as error:
-                if not is_asked_to_wait(error):  # refused before anything was done, so asking again does it once
-                    raise
-                time.sleep(_RETRY_S * 2**attempt)
-        return action()
+        return _ask_again(action, is_asked_to_wait)  # refused before anything was done, so asking again does it once
     except Exception as error:
         raise storage_error(verb, uri, error) from error
+
+
+def _ask_again(action: Callable[[], Result], may_pass: Callable[[Exception], bool]) -> Result:
+    """Run an action, up to `_TRIES` times where its error may pass, with exponential back-off."""
+    for attempt in range(1, _TRIES):
+        try:
+            return action()
+        except Exception as error:
+            if not may_pass(error):
+                raise
+            time.sleep(_RETRY_S * 2**attempt)
+    return action()
