@@ -5,32 +5,38 @@ points each command is killed, its store or its loader fails. The same command i
 follows until no row is failed. Model and loader are the tests' fakes; manifest, shards, scheduler, sink, storage and
 `verify` are the pipeline's own.
 
-    python benchmarks/reliability/chaos.py --seeds 0:200 [--root s3://bucket/prefix] [--json FILE]
+    python benchmarks/reliability/chaos.py --seeds 0:200 [--one-thread] [--root s3://bucket/prefix] [--json FILE]
 
 The death of other processes (actors, decoder children) cannot be shown here: a kill is an exception, after which every
 further fault point raises too (tests/pipeline/execution/test_runner_ray.py kills real processes). Publishing has a
-thread of its own: on a replay, a kill at `read` or `write` may come one call earlier or later.
+thread of its own, whose pace is not the seed's: a kill in one thread meets the other wherever it stands. With
+``--one-thread`` shards are published by the event loop itself, and a seed does the same on every replay.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import re
 import socket
 import sys
 import tempfile
 import time
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 from benchmarks.common.machine import write_json
 from pipeline.config.schema import JobConfig
 from pipeline.errors import ItemError, PipelineError
+from pipeline.execution import publisher
 from pipeline.execution.runner import continue_run, run_job
 from pipeline.faults import FAULT_POINTS, FaultPoint, injected
 from pipeline.runs.parquet_sink import list_parts, read_parts
@@ -80,7 +86,7 @@ class Faults:
             if name == "write":
                 _leave_torn_write(subject)
             raise KilledError
-        place = f"{name} {subject.rpartition('/')[2].partition('-')[0]}"  # without numbers and hashes
+        place = f"{name} {_kind_of_file(subject)}"
         self.calls[place] += 1
         draws = random.Random(f"{self.seed} {place} {self.calls[place]}")
         draw = draws.random()
@@ -97,6 +103,12 @@ class Faults:
             raise RuntimeError("made to fail")
 
 
+def _kind_of_file(subject: str) -> str:
+    """Return a file's name without numbers, hashes and times; its folder's where nothing else is in the name."""
+    *folders, name = subject.split("/")
+    return re.split(r"[-\d]", name)[0] or (folders or [""])[-1]
+
+
 @dataclass(slots=True)
 class Outcome:
     """Holds the result of one seed."""
@@ -109,8 +121,43 @@ class Outcome:
     violations: list[str] = field(default_factory=list)
 
 
-def play(seed: int, root: str) -> Outcome:
-    """Play one seed against a new run below ``root``; the outcome has no violations where all invariants hold."""
+class _CallingThread(Executor):
+    """Runs what is submitted at once, in the thread that submits it."""
+
+    def __init__(self, **_: Any) -> None:
+        pass
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(function(*args, **kwargs))
+        except BaseException as error:
+            future.set_exception(error)
+        return future
+
+
+@contextmanager
+def _published_by(*, one_thread: bool) -> Iterator[None]:
+    if not one_thread:
+        yield
+        return
+    with mock.patch.object(publisher, "ThreadPoolExecutor", _CallingThread):
+        yield
+
+
+def play(seed: int, root: str, *, one_thread: bool = False) -> Outcome:
+    """Play one seed against a new run below ``root``; the outcome has no violations where all invariants hold.
+
+    Args:
+        seed: decides the run and its faults.
+        root: where the run is made.
+        one_thread: the event loop publishes the shards itself, and the outcome is the seed's alone.
+    """
+    with _published_by(one_thread=one_thread):
+        return _play(seed, root)
+
+
+def _play(seed: int, root: str) -> Outcome:
     draws = random.Random(seed)
     num_items = draws.randint(1, 30)
     per_medium = random.Random(f"{seed} per medium").choice([1, 1, 2, 5])  # neighbours that ask about one medium
@@ -209,6 +256,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0:200", metavar="A:B", help="A to B - 1")
     parser.add_argument("--root", metavar="URI", help="where runs are made; a temporary folder by default")
+    parser.add_argument("--one-thread", action="store_true", help="publish in the event loop: a replay is exact")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="seeds played at a time")
     parser.add_argument("--json", metavar="FILE", help="where to write the sums")
     options = parser.parse_args()
@@ -216,7 +264,8 @@ def main() -> int:
     began_s = time.perf_counter()
     outcomes = []
     with tempfile.TemporaryDirectory() as temporary, ProcessPoolExecutor(options.processes) as pool:
-        for outcome in pool.map(partial(play, root=options.root or temporary), range(first, last)):
+        play_seed = partial(play, root=options.root or temporary, one_thread=options.one_thread)
+        for outcome in pool.map(play_seed, range(first, last)):
             outcomes.append(outcome)
             for violation in outcome.violations:
                 seed = outcome.seed
