@@ -43,7 +43,7 @@ FLOORS = {
         ["config", "exit_codes"],
         ["storage", "known_errors"],
         ["errors", "json_schema", "faults"],
-        ["records"],
+        ["records", "log"],
         ["redaction", "missing_packages", "old_names"],
     ],
 }
