@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 from pipeline.redaction import visible
 
 STYLES = ("auto", "plain", "json")
-_stray = logging.getLogger("pipeline.stderr")
-_OWN = ("illava", "pipeline")
+_stray = logging.getLogger("stderr")
+_OWN = ("illava", "pipeline", "stderr")
 _FLAG = re.compile(r"--log?(?:=(.*))?")  # as argparse takes it, abbreviated too
 
 
