@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -52,7 +51,7 @@ def missing_package(error: ImportError) -> str | None:
 
 def install_extra(extra: str) -> str:
     """Return the command that installs an extra of this project into this Python."""
-    return _pip(_project(extra))
+    return _pip(f"-e {shlex.quote(f'{_ROOT}[{extra}]')}")
 
 
 def _here() -> str:
@@ -70,30 +69,14 @@ def _command(name: str, text: str) -> str:
         return f"install it: {install_extra(_EXTRAS[name])}"
     environment = _ROOT / ".venv"
     python = environment / "bin" / "python"
-    if Path(sys.prefix) == environment or not _is_checkout():
-        return f"install what the project needs: {_pip(_project())}"
+    if Path(sys.prefix) == environment:
+        return f"install what the project needs: {_pip(f'-e {shlex.quote(str(_ROOT))}')}"
     return (
         f"the project's packages are in {environment} (`make demo` installs them there): run\n"
         f"  {shlex.join([_short(python), *_arguments()])}\n"
         f"or, for `ray job submit`, start Ray with them: . {_short(environment)}/bin/activate && ray start --head\n"
-        f"or install them into this Python: {_pip(_project())}"
+        f"or install them into this Python: {_pip(f'-e {shlex.quote(str(_ROOT))}')}"
     )
-
-
-def _is_checkout() -> bool:
-    return (_ROOT / "pyproject.toml").is_file()
-
-
-def _project(extra: str = "") -> str:
-    """What pip is to install: this checkout; of an installed wheel, the packages that it asks for."""
-    try:
-        wanted = [] if _is_checkout() else [line.partition(";") for line in requires("illava") or ()]
-    except PackageNotFoundError:  # a folder that was copied without pyproject.toml
-        wanted = []
-    if not wanted:
-        return f"-e {shlex.quote(f'{_ROOT}[{extra}]' if extra else str(_ROOT))}"
-    asked = [name.strip() for name, _, marker in wanted if ("extra" in marker) == bool(extra) and extra in marker]
-    return shlex.join(asked)
 
 
 def _pip(what: str) -> str:

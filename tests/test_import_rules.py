@@ -30,8 +30,6 @@ DOORS: dict[str, set[str]] = {
     "jinja2": {"pipeline/report/html.py"},
     "matplotlib": {"pipeline/sweep/picture.py", "pipeline/sweep/svg.py"},
     "rapidfuzz": {"pipeline/tasks/metrics.py"},
-    "rich": {"pipeline/log.py"},
-    "tqdm": {"pipeline/execution/progress.py"},
     "scipy": {"pipeline/evaluation/statistics.py", "pipeline/planning/estimate.py"},
     "torch": {"illava/", "pipeline/execution/ray/actors.py", "pipeline/execution/worker.py"},
     "transformers": {"illava/"},

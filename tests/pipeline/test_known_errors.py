@@ -7,10 +7,8 @@ import errno
 import io
 import json
 import os
-import shlex
 import subprocess
 import sys
-import tomllib
 import venv
 from importlib import import_module
 from pathlib import Path
@@ -20,7 +18,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import yaml
-from packaging.requirements import Requirement
 from PIL import Image
 from safetensors import safe_open
 
@@ -118,19 +115,6 @@ def test_each_missing_package_has_its_command(error, command) -> None:
     assert known.exit_code == 2
     assert command in known.words
     assert not known.words.startswith("\n")
-
-
-@pytest.mark.parametrize(("module", "extra"), [("matplotlib", "plots"), ("s3fs", "s3"), ("numpy", "")])
-def test_an_installed_wheel_names_the_packages_that_it_asks_for(module, extra, tmp_path, monkeypatch) -> None:
-    """It has no checkout to install from."""
-    monkeypatch.setattr("pipeline.missing_packages._ROOT", tmp_path)
-    said = known_error(ModuleNotFoundError(f"No module named {module!r}", name=module)).words
-    assert str(tmp_path) not in said
-    asked = [Requirement(word) for word in shlex.split(said.partition("-m pip install ")[2])]
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = project["optional-dependencies"][extra] if extra else project["dependencies"]
-    assert {one.name for one in asked} == {Requirement(one).name for one in wanted}
-    assert all(one.specifier and one.marker is None for one in asked)
 
 
 def _of(function, *arguments) -> Exception:
