@@ -33,10 +33,11 @@ test: $(VENV)/.dev  ## the CPU suite, at most 10 minutes
 test-long: $(VENV)/.dev  ## chaos, fuzz, matrices, training smoke, at most 20 minutes
 	$(RUN) -m pytest -m long --durations=15
 
-check: $(VENV)/.dev  ## ruff and types
+check: $(VENV)/.dev  ## ruff, types and who may import what
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports --no-logo
 
 bench: $(VENV)/.dev  ## the CPU benchmarks; JSON into benchmarks/results/, tables into README.md and docs/
 	$(RUN) benchmarks/speed/reduction_speed.py --json benchmarks/results/reduction_speed_cpu_fp32.json

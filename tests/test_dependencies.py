@@ -132,7 +132,7 @@ def test_every_dependency_has_a_pin_inside_its_bounds(group, machine) -> None:
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_what_the_dependencies_lead_to_is_pinned_too(machine) -> None:
-    """A file of direct dependencies alone would let every other package float; those that are installed here have pins."""
+    """A file of direct dependencies alone would let every other package float."""
     pinned, here = pins_on(machine, PINS), {canonicalize_name(one.name) for one in PINS}
     assert all(len(versions) == 1 for versions in pinned.values())
     for line in (line for name in ("dependencies", "dev", "lmms-eval") for line in GROUPS[name]):
