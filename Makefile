@@ -5,7 +5,7 @@ RUN    := $(VENV)/bin/python
 export HF_HUB_DISABLE_TELEMETRY := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test test-long check bench docs lock help
+.PHONY: demo test test-long check bench docs lock wheel help
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -50,3 +50,7 @@ lock:  ## pin every package that pyproject.toml leads to in constraints.txt; UPG
 	$(PYTHON) -m venv build/uv && build/uv/bin/pip install -q "uv>=0.13,<0.14"
 	build/uv/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-annotate -q \
 	  --custom-compile-command "make lock" --output-file constraints.txt $(UPGRADE)
+
+wheel: | $(VENV)/.base  ## dist/illava-*.whl
+	$(VENV)/bin/pip wheel -q --no-deps --wheel-dir dist .
+	rm -r build/lib build/bdist.*
