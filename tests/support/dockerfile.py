@@ -1,4 +1,4 @@
-"""Carries out a Dockerfile without Docker: in a folder for its root, and a fresh virtual environment for its base image."""
+"""Carries out a Dockerfile without Docker: a folder stands for its root, a fresh virtual environment for its base."""
 
 from __future__ import annotations
 
@@ -44,7 +44,10 @@ class Image:
         subprocess.run([sys.executable, "-m", "venv", base], check=True)
         self.environment = {
             name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))
-        } | {"PATH": f"{base / 'bin'}{os.pathsep}{os.defpath}", "PIP_NO_COMPILE": "1"}  # which saves a third of the time
+        } | {
+            "PATH": f"{base / 'bin'}{os.pathsep}{os.defpath}",
+            "PIP_NO_COMPILE": "1",
+        }  # which saves a third of the time
         self.program = base / "bin"
 
     def take(self, step: Step) -> None:
