@@ -2,6 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 RUN    := $(VENV)/bin/python
+# A file's tests stay in one process, and so do all that start a Ray cluster: tests/conftest.py.
+IN_PROCESSES := -n $(or $(PROCESSES),2) --dist loadgroup
 export HF_HUB_DISABLE_TELEMETRY := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
@@ -27,11 +29,11 @@ $(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/.base
 demo: | $(VENV)/.base  ## captions and answers beside their references by the bundled model, with merging and without, on local Ray, CPU
 	$(RUN) jobs/demo.py
 
-test: $(VENV)/.dev  ## the CPU suite, at most 10 minutes
-	$(RUN) -m pytest -m "not long" --durations=15
+test: $(VENV)/.dev  ## the CPU suite, at most 5 minutes on two idle cores
+	$(RUN) -m pytest -m "not long" $(IN_PROCESSES) --durations=15
 
-test-long: $(VENV)/.dev  ## chaos, fuzz, matrices, training smoke, at most 20 minutes
-	$(RUN) -m pytest -m long --durations=15
+test-long: $(VENV)/.dev  ## chaos, fuzz, matrices, training smoke, at most 15 minutes on two idle cores
+	$(RUN) -m pytest -m long $(IN_PROCESSES) --durations=15
 
 check: $(VENV)/.dev  ## ruff, types and who may import what
 	$(RUN) -m ruff check .

@@ -14,6 +14,14 @@ from tests.support.models.onevision import make_onevision
 os.environ.setdefault("RAY_AUTH_TOKEN", "0" * 64)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a file's tests in one of pytest-xdist's processes; those that start a Ray cluster share the group "ray"."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
 @pytest.fixture(autouse=True)
 def _isolated_process():
     with isolated_process():

@@ -29,7 +29,8 @@ sys.exit(pytest.main(sys.argv[1:]))
 def test_the_numeric_tests_pass(kernels, num_threads):
     order = ("-p", "randomly", "--randomly-seed=20261130", "--randomly-dont-reset-seed")
     which = (ROOT / "tests" / "illava", "-m", "numeric and not long", "-p", "no:cacheprovider", "--maxfail=5")
-    environment = os.environ | KERNELS[kernels] | {"OMP_NUM_THREADS": str(num_threads), "OMP_WAIT_POLICY": "passive"}
+    outer = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    environment = outer | KERNELS[kernels] | {"OMP_NUM_THREADS": str(num_threads), "OMP_WAIT_POLICY": "passive"}
     command = [sys.executable, "-c", RUN, *order, *which]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

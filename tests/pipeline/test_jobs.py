@@ -16,6 +16,8 @@ from pipeline.runs.verify import verify_run
 from tests.support.media import clips
 from tests.support.runs.fakes import read_rows
 
+pytestmark = pytest.mark.xdist_group("ray")  # one local cluster at a time
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -15,6 +15,8 @@ import torch
 from illava.attention import packed as attention
 from illava.attention.backend import kernels_on
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes: more threads than cores wait for each other
+    torch.set_num_threads(1)
 _NUM_THREADS = torch.get_num_threads()
 _CSV_FIELD_CHARS = csv.field_size_limit()
 # They keep what was read from the environment or tried on the device; all other caches hold what depends on nothing.

@@ -1,6 +1,7 @@
 """Every family x every registered method x every modality, as `check` promises.
 
-What it accepts runs through `VLM.generate`, a batch equals its items alone, and all else is refused in words.
+What it accepts runs through `VLM.generate`, a batch equals its items alone, and all else is refused in words. A tiled
+and a native-resolution family run in `make test`, all five in `make test-long`; what is refused is asked of all.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from tests.support.models.families import MAKERS, make_folder
 NUM_NEW = 3
 POOLS_VIDEO = {"llava_onevision"}  # restores a frame's grid behind the tower and pools it: its count stays
 IN_TOWER = ("vision_block", "vision_output")
+IN_MAKE_TEST = {"llava_onevision", "qwen2_5_vl"}  # tiled; native resolution with windows
+FAMILIES_TO_RUN = [name if name in IN_MAKE_TEST else pytest.param(name, marks=pytest.mark.long) for name in MAKERS]
 
 
 @dataclass
@@ -67,6 +70,7 @@ def requests_of(preprocessor, *, video: bool) -> dict[str, Request]:
     return {modality: Request(modality, parts, sampling) for modality, parts in content.items()}
 
 
+@pytest.mark.parametrize("tiny", FAMILIES_TO_RUN, indirect=True, scope="module")
 @pytest.mark.parametrize("row", SETTINGS)
 def test_what_check_accepts_runs_and_a_batch_equals_its_items_alone(tiny, row):
     for stage in set(stages_of(tiny.vlm.family, SETTINGS[row])) - {"media"}:  # tests/illava/engine/test_media_phase.py

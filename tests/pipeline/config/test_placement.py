@@ -22,6 +22,8 @@ from pipeline.execution.runner import run_job
 from tests.support.runs import fakes
 from tests.support.runs.fakes import DEMO_MODEL, job_config, numbered_items, read_rows, violations
 
+pytestmark = pytest.mark.xdist_group("ray")  # one local cluster at a time
+
 ROOT = Path(__file__).resolve().parents[3]
 
 

@@ -17,6 +17,8 @@ from pipeline.execution.runner import run_job
 from tests.support.runs import fakes
 from tests.support.runs.fakes import fixed, job_config, numbered_items, read_rows, violations
 
+pytestmark = pytest.mark.xdist_group("ray")  # one local cluster at a time
+
 NUM_ITEMS = 96
 ROOT = Path(__file__).resolve().parents[3]
 DRIVER = """

@@ -19,6 +19,8 @@ from tests.support.models import misbehaving_models
 from tests.support.runs import fakes
 from tests.support.runs.fakes import job_config, numbered_items, read_rows, violations
 
+pytestmark = pytest.mark.xdist_group("ray")  # one local cluster at a time
+
 ITEM_TIMEOUT_S = 4.0
 
 

@@ -21,6 +21,8 @@ from tests.support.models import misbehaving_models
 from tests.support.runs import fakes, one_of_two_drivers
 from tests.support.runs.fakes import fixed, job_config, numbered_items, read_rows, violations
 
+pytestmark = pytest.mark.xdist_group("ray")  # one local cluster at a time
+
 SIZE = {"num_cpus": 3, "object_store_memory": 100_000_000}
 
 ROOT = Path(__file__).resolve().parents[3]

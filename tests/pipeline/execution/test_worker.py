@@ -17,6 +17,7 @@ from pipeline.execution.rows import RunInfo, classify
 from pipeline.execution.worker import VLMWorker
 from pipeline.records import MediaItem
 from tests.support.runs.fakes import FakeLoader, FakeVLM, job_config
+from tests.support.timing import holds_in_one_of_three
 
 RUN = RunInfo("recipe", "fingerprint")
 
@@ -96,26 +97,30 @@ def test_a_refused_request_is_a_row_but_a_senseless_plan_is_nobodys_row(tmp_path
 
 @pytest.mark.parametrize("state", ["vision_s", "prefill_s", "decode_s"])
 def test_a_known_sleep_appears_in_its_state_only(tmp_path, state) -> None:
-    subject = worker(tmp_path, sleeps={state: 0.4})
-    subject.add(loaded(5), attempts=1, shard_index=0)
-    row = run_all(subject)["item-5"]
-    seconds = {name: getattr(row, name) for name in ("queue_s", "vision_s", "prefill_s", "decode_s")}
-    assert 0.4 <= seconds.pop(state) < 0.6
-    assert max(seconds.values()) < 0.2
-    assert row.latency_s >= 0.4
+    @holds_in_one_of_three
+    def attempt(number) -> None:
+        subject = worker(tmp_path, sleeps={state: 0.4})
+        subject.add(loaded(5), attempts=1, shard_index=0)
+        row = run_all(subject)["item-5"]
+        seconds = {name: getattr(row, name) for name in ("queue_s", "vision_s", "prefill_s", "decode_s")}
+        assert 0.4 <= seconds.pop(state) < 0.6
+        assert max(seconds.values()) < 0.2
+        assert row.latency_s >= 0.4
 
 
 def test_busy_idle_and_start_seconds_make_up_the_wall_time(tmp_path) -> None:
     import time
 
-    subject = worker(tmp_path, sleeps={"decode_s": 0.3})
-    subject.add(loaded(5), attempts=1, shard_index=0)
-    time.sleep(0.3)
-    row = run_all(subject)["item-5"]
-    usage = subject.usage()
-    assert usage.idle_s >= 0.3
-    assert usage.busy_s == pytest.approx(row.gpu_s)
-    assert usage.busy_s + usage.idle_s + usage.start_s == pytest.approx(usage.wall_s, rel=0.02)
+    @holds_in_one_of_three
+    def attempt(number) -> None:
+        subject = worker(tmp_path, sleeps={"decode_s": 0.3})
+        subject.add(loaded(5), attempts=1, shard_index=0)
+        time.sleep(0.3)
+        row = run_all(subject)["item-5"]
+        usage = subject.usage()
+        assert usage.idle_s >= 0.3
+        assert usage.busy_s == pytest.approx(row.gpu_s)
+        assert usage.busy_s + usage.idle_s + usage.start_s == pytest.approx(usage.wall_s, rel=0.02)
 
 
 def test_a_real_model_makes_the_rows_a_direct_call_makes(tmp_path, onevision_folder) -> None:

@@ -19,6 +19,8 @@ from pipeline.execution.runner import run_job
 from tests.support.runs import fakes
 from tests.support.runs.fakes import job_config, numbered_items, violations
 
+pytestmark = pytest.mark.xdist_group("ray")  # one local cluster at a time
+
 SIDE_PX = 1024  # two frames: 6.3 MB an item
 ITEM_BYTES = 2 * SIDE_PX * SIDE_PX * 3
 NUM_ITEMS = 40

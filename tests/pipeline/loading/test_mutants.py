@@ -31,6 +31,7 @@ def test_a_thousand_mutants_have_their_rows(tmp_path) -> None:
     check(range(1000), tmp_path)
 
 
+@pytest.mark.xdist_group("ray")
 @pytest.mark.long
 def test_on_ray_no_mutant_ends_a_reader_or_the_driver(tmp_path) -> None:
     outcome = fuzz_media.play(range(60), tmp_path, "ray")

@@ -89,6 +89,7 @@ def test_what_a_retry_replaces_and_what_a_killed_session_spent_is_not_hidden(tmp
     assert not run_status(str(tmp_path / "out")).finished
 
 
+@pytest.mark.xdist_group("ray")
 @pytest.mark.long
 def test_a_ray_run_of_several_actors_sums_up_and_is_seen_by_prometheus(tmp_path, media, monkeypatch) -> None:
     import ray

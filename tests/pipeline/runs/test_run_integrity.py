@@ -186,6 +186,7 @@ def test_every_key_stands_in_the_config_that_docs_name() -> None:
 # --- on Ray
 
 
+@pytest.mark.xdist_group("ray")
 @pytest.mark.parametrize("worker", [fakes.barcode_worker, pytest.param(VLMWorker, marks=pytest.mark.long)])
 def test_s3_in_and_out_on_ray_gives_the_rows_of_a_local_run(
     tmp_path, s3_bucket, s3_environment, monkeypatch, worker

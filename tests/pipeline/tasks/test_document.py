@@ -282,6 +282,7 @@ def test_videos_among_documents_are_refused(tmp_path) -> None:
     assert [item.media_kind for item in build_manifest(narrow).items] == ["document"]
 
 
+@pytest.mark.xdist_group("ray")
 @pytest.mark.long
 def test_documents_through_ray(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(Path(__file__).resolve().parent)]))
