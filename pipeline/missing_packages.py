@@ -113,6 +113,8 @@ def _arguments() -> list[str]:
     program = Path(sys.argv[0]).resolve()
     if program.name == "__main__.py":
         return ["-m", program.parent.name, *sys.argv[1:]]
+    if program.name == "illava":  # the console command of another Python
+        return ["-m", "pipeline", *sys.argv[1:]]
     return [_short(program), *sys.argv[1:]]
 
 

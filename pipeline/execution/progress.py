@@ -1,11 +1,12 @@
 """Shows the progress of a run: how far it is, and what limits it.
 
-Draws a bar on a terminal and prints one line every 30 seconds elsewhere, to stderr only. Where the run's items are
+Draws a bar on a terminal, on stderr, and logs one line every 30 seconds elsewhere. Where the run's items are
 tells what limits the run.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable
@@ -16,8 +17,10 @@ from tqdm import tqdm
 
 from pipeline.execution.lease import QueueDepths
 from pipeline.execution.summary import RunStats
+from pipeline.log import draws_bars
 from pipeline.records import ResultRow
 
+logger = logging.getLogger(__name__)
 Limit = Literal["readers", "model", "store"]
 
 LINE_EVERY_S = 30.0
@@ -30,12 +33,12 @@ class Progress:
     Args:
         total: items that this command has to do.
         stats: sums over the rows so far; `add` updates them.
-        terminal: whether to draw a bar; by default where stderr is a terminal.
+        terminal: whether to draw a bar; by default where stderr is a terminal that gets no JSON lines.
     """
 
     def __init__(self, total: int, stats: RunStats, *, terminal: bool | None = None) -> None:
         self._total, self._stats = total, stats
-        terminal = sys.stderr.isatty() if terminal is None else terminal
+        terminal = draws_bars() if terminal is None else terminal
         self._bar = tqdm(total=total, unit="item", file=sys.stderr, dynamic_ncols=True) if terminal else None
         self._bottleneck, self._waits_for = Bottleneck(), ""
         self._began_s = self._said_s = self._looked_s = time.monotonic()
@@ -49,7 +52,7 @@ class Progress:
             self._bar.update(1)
 
     def tick(self, depths: Callable[[], QueueDepths]) -> None:
-        """Sample where the items are, and print the line when it is due; to be called often."""
+        """Sample where the items are, and log the line when it is due; to be called often."""
         now_s = time.monotonic()
         if now_s - self._looked_s >= LOOK_EVERY_S:
             self._bottleneck.observe(depths(), now_s - self._looked_s)
@@ -57,7 +60,7 @@ class Progress:
         if now_s - self._said_s >= LINE_EVERY_S:
             self._said_s, self._waits_for = now_s, self._bottleneck.verdict()
             if self._bar is None:
-                print(self.line(now_s - self._began_s), file=sys.stderr, flush=True)
+                logger.info("%s", self.line(now_s - self._began_s))
 
     def line(self, elapsed_s: float) -> str:
         """Return the state in one line."""
