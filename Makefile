@@ -54,5 +54,5 @@ lock:  ## pin every package that pyproject.toml leads to in constraints.txt; UPG
 	  --custom-compile-command "make lock" --output-file constraints.txt $(UPGRADE)
 
 wheel: | $(VENV)/.base  ## dist/illava-*.whl
+	rm -rf build/lib build/bdist.*
 	$(VENV)/bin/pip wheel -q --no-deps --wheel-dir dist .
-	rm -r build/lib build/bdist.*
