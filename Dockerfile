@@ -1,7 +1,7 @@
 # The image of KubeRay's examples: `docker build -t registry.example.com/illava:0.1.0 .`
-# Unbuilt: no Docker was at hand where this was written. tests/release/test_release.py executes its steps in an empty
-# Python 3.11 on Debian 12, which the base image is, and runs a job there.
-# Not the slim image: on a GPU, Triton compiles with gcc as the job begins.
+# Unbuilt: no base image could be pulled where this was written. tests/release/test_release.py executes its steps in an
+# empty Python 3.11 on Debian 12, which the base image is, and runs a job there.
+# Not the slim image: on a GPU, Triton compiles with gcc as the job begins, and KubeRay's probes call wget.
 # torch of PyPI brings the libraries of CUDA 13.0. The host gives its driver (580 or later) by NVIDIA's container toolkit.
 FROM python:3.11-bookworm
 WORKDIR /app

@@ -75,7 +75,7 @@ def job(image, tmp_path_factory) -> Path:
     config = yaml.safe_load((image.folder / "configs" / "demo.yaml").read_text())
     config["input"]["uri"] = str(image.folder / "configs" / "demo" / "clips")
     config["model"]["model_id"] = str(image.folder / "configs" / "demo" / "model")
-    config["media"]["decoder"] = "pyav"
+    config["media"]["decoder"] = "auto"  # where there is no decord: PyAV
     config["runtime"]["executor"] = "local"
     config["output"]["uri"] = "out"
     folder = tmp_path_factory.mktemp("job")
