@@ -58,7 +58,7 @@ def build_parser() -> CommandParser:
     parser.commands = commands.choices
     for add in (_add_jobs, _add_sweep, _add_draw, _add_status, _add_verify, _add_retry, _add_report, _add_compare):
         add(commands)
-    for add in (_add_convert, _add_judge):
+    for add in (_add_export, _add_convert, _add_judge):
         add(commands)
     return parser
 
@@ -221,6 +221,23 @@ def _compare(options: argparse.Namespace) -> int:
     from pipeline.evaluation.compare import compare_runs, render_comparison
 
     print(visible(render_comparison(compare_runs(options.first, options.second))))
+    return 0
+
+
+def _add_export(commands: Any) -> None:
+    text = "a run's rows as CSV, JSON, JSON lines or Markdown; of each document a Markdown file with its pages in order"
+    command = _command(commands, "export", _export, text)
+    command.add_argument("uri", metavar="RUN_URI", help="finished or not")
+    command.add_argument(
+        "--format", required=True, choices=("csv", "json", "jsonl", "md"), help="md: a table of answers"
+    )
+    command.add_argument("--to", required=True, metavar="URI", help="file to write; a folder for documents as md")
+
+
+def _export(options: argparse.Namespace) -> int:
+    from pipeline.runs.export import export_run
+
+    print(visible(export_run(options.uri, options.format, options.to)))
     return 0
 
 

@@ -13,7 +13,7 @@ import re
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
@@ -104,11 +104,6 @@ def add_log_fields(**fields: str) -> None:
         words.fields.update({name: visible(value) for name, value in fields.items()})
 
 
-def draws_bars() -> bool:
-    """Return whether a progress bar may be drawn: stderr is a terminal, and no JSON lines go there."""
-    return sys.stderr.isatty() and not isinstance(_formatter(), JsonFormatter)
-
-
 class PlainFormatter(logging.Formatter):
     """Gives the words alone; in front of an own error "error: ", and its traceback above it."""
 
@@ -150,7 +145,8 @@ class JsonFormatter(logging.Formatter):
 class _StrayLines(io.TextIOBase):
     """Stands for ``sys.stderr`` while JSON lines are written: what a library writes there is logged line by line.
 
-    Of a progress bar, its last state is a line. Passes everything on once it no longer stands there.
+    It is no terminal, so no progress bar is drawn; of one that is drawn all the same, its last state is a line. Passes
+    everything on once it no longer stands there.
     """
 
     def __init__(self) -> None:
@@ -189,6 +185,20 @@ class _JsonHandler(logging.StreamHandler):
             super().handleError(record)
 
 
+class _PlainHandler(logging.StreamHandler):
+    """Writes words alone, above a progress bar where there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with _bar_wiped():
+            super().emit(record)
+
+
+def _bar_wiped() -> AbstractContextManager[Any]:
+    """While a line is written, tqdm's bar is gone; afterwards it stands below the line."""
+    loaded = sys.modules.get("tqdm")
+    return loaded.tqdm.external_write_mode(file=sys.stderr) if loaded else nullcontext()
+
+
 def _formatter() -> PlainFormatter | JsonFormatter | None:
     """The formatter of this process's command; None where none has set logging up."""
     found = [handler.formatter for handler in logging.getLogger().handlers]
@@ -198,7 +208,7 @@ def _formatter() -> PlainFormatter | JsonFormatter | None:
 def _handler(style: str) -> logging.Handler:
     handler = _terminal_handler() if style == "auto" and sys.stderr.isatty() else None
     if handler is None:
-        handler = _JsonHandler() if style == "json" else logging.StreamHandler()
+        handler = _JsonHandler() if style == "json" else _PlainHandler()
         handler.setFormatter(JsonFormatter() if style == "json" else PlainFormatter())
     return handler
 
@@ -213,15 +223,14 @@ def _terminal_handler() -> logging.Handler | None:
         return None
 
     class TerminalHandler(RichHandler):
-        """Breaks no line at the terminal's width, so that commands can be copied, and none of a progress bar."""
+        """Breaks no line at the terminal's width, so that commands can be copied."""
 
         def render(self, *, record: logging.LogRecord, traceback: object, message_renderable: Any) -> Text:
             time = datetime.fromtimestamp(record.created).strftime("%H:%M:%S ")
             return Text.assemble((time, "log.time"), self.get_level_text(record), " ", message_renderable)
 
         def emit(self, record: logging.LogRecord) -> None:
-            drawn = sys.modules.get("tqdm")
-            with drawn.tqdm.external_write_mode(file=sys.stderr) if drawn else nullcontext():
+            with _bar_wiped():
                 super().emit(record)
 
     handler = TerminalHandler(console=Console(stderr=True, soft_wrap=True))

@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from pipeline.execution.lease import QueueDepths
 from pipeline.execution.summary import RunStats
-from pipeline.log import draws_bars
 from pipeline.records import ResultRow
 
 logger = logging.getLogger(__name__)
@@ -33,12 +32,12 @@ class Progress:
     Args:
         total: items that this command has to do.
         stats: sums over the rows so far; `add` updates them.
-        terminal: whether to draw a bar; by default where stderr is a terminal that gets no JSON lines.
+        terminal: whether to draw a bar; by default where stderr is a terminal.
     """
 
     def __init__(self, total: int, stats: RunStats, *, terminal: bool | None = None) -> None:
         self._total, self._stats = total, stats
-        terminal = draws_bars() if terminal is None else terminal
+        terminal = sys.stderr.isatty() if terminal is None else terminal
         self._bar = tqdm(total=total, unit="item", file=sys.stderr, dynamic_ncols=True) if terminal else None
         self._bottleneck, self._waits_for = Bottleneck(), ""
         self._began_s = self._said_s = self._looked_s = time.monotonic()

@@ -92,16 +92,15 @@ def check(words: list[str], jobs: Path) -> None:
     match words:
         case ["ray", "job", "submit", "--working-dir", ".", "--", *rest]:
             check(rest, jobs)
-        case ["python", "-m", "pipeline", *rest] | ["illava", *rest]:
-            options = parser_of_module("pipeline").parse_args(rest)
-            if hasattr(options, "config"):
-                load(options.config, options, jobs, SweepConfig if options.command == "sweep" else JobConfig)
+        case ["illava", *rest]:
+            check(["python", "-m", "pipeline", *rest], jobs)
         case ["python", "-m", module, *rest]:
-            parser_of_module(module).parse_args(rest)
+            options = parser_of_module(module).parse_args(rest)
+            load(options, jobs, SweepConfig if rest[0] == "sweep" else JobConfig)
         case ["python", script, *rest] if script.endswith(".py"):
             options = parser_of_script(script).parse_args(rest)
-            if script.startswith("jobs/") and hasattr(options, "config"):
-                load(options.config, options, jobs, SweepConfig if "sweep" in script else JobConfig)
+            if script.startswith("jobs/"):
+                load(options, jobs, SweepConfig if "sweep" in script else JobConfig)
         case ["lmms-eval", "--model", "illava", "--model_args", arguments, "--tasks", _]:
             config, *overrides = arguments.removeprefix("config=").split(",")
             load_config(str(ROOT / config), overrides)
@@ -122,8 +121,10 @@ def check(words: list[str], jobs: Path) -> None:
             raise AssertionError(f"no check is known for: {' '.join(words)}")
 
 
-def load(name: str, options: Any, jobs: Path, schema: type) -> None:
-    """The configuration with what the command line overrides."""
+def load(options: Any, jobs: Path, schema: type) -> None:
+    """The command's configuration, where it has one, with what the command line overrides."""
+    if (name := getattr(options, "config", None)) is None:
+        return
     path = jobs / name if (jobs / name).is_file() else ROOT / name
     overrides = [*options.overrides, *([] if options.limit is None else [f"input.limit={options.limit}"])]
     load_as(schema, str(path), overrides)
