@@ -150,7 +150,7 @@ def test_a_missing_pin_and_one_out_of_bounds_are_seen() -> None:
 
 
 def test_pytest_xdist_keeps_a_group_in_one_process(request) -> None:
-    """pytest-xdist 3.8 writes a test's group behind its id, in a way that pytest 9.2 does not see: no group was kept."""
+    """pytest-xdist 3.8 writes a group behind a test's id, where pytest 9.2 does not look: none was kept together."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         pytest.skip("this is no process of pytest-xdist")
     assert request.node.nodeid.endswith("@tests/test_dependencies.py")
