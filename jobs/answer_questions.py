@@ -5,6 +5,7 @@
 
 A benchmark's files become a manifest by `python -m pipeline convert`; two runs are compared by
 `python -m pipeline compare RUN_A RUN_B`. The same command again resumes.
+The same as `illava answer`, for `ray job submit`.
 """
 
 import sys

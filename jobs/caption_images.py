@@ -6,6 +6,7 @@
 
 Each listed image is one item; several images make one item where a manifest gives them in a column `uris`.
 The same command again resumes; `python -m pipeline verify OUTPUT` checks what was written.
+The same as `illava caption`, for `ray job submit`.
 """
 
 import sys

@@ -5,6 +5,7 @@
   ray job submit --working-dir . -- python jobs/caption_videos.py --config configs/demo.yaml
 
 The same command again resumes; `python -m pipeline verify OUTPUT` checks what was written.
+The same as `illava caption`, for `ray job submit`.
 """
 
 import sys

@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python jobs/x.py` puts only jobs/ on the path
 
 import pipeline
-from pipeline.exit_codes import guarded
+from pipeline.cli import CommandParser, add_log_flags, add_set_flag, run_options
 
 
 def demo(config: str, overrides: list[str]) -> int:
@@ -34,6 +34,7 @@ def demo(config: str, overrides: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
-    sys.exit(guarded(lambda: demo("configs/demo_questions.yaml", parser.parse_args().overrides), debug=False))
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_set_flag(parser, "override one key of both runs, such as runtime.executor=local; may be given several times")
+    add_log_flags(parser)
+    sys.exit(run_options(parser.parse_args(), lambda options: demo("configs/demo_questions.yaml", options.overrides)))

@@ -5,23 +5,15 @@
 
 Takes any job's configuration. Writes PNG files and `kept_tokens.html`, which needs no network. Merged groups share a
 colour, what is gone is dark.
+The same as `illava draw`, for `ray job submit`.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python jobs/x.py` puts only jobs/ on the path
 
-from pipeline.cli import config_cli
-
-
-def draw(options: argparse.Namespace) -> int:
-    """Draw a job's items and print what was written."""
-    from pipeline.report.draw import run_drawing
-
-    return run_drawing(options)
-
+from pipeline.report.command import draw_cli
 
 if __name__ == "__main__":
-    sys.exit(config_cli(__doc__, draw))
+    sys.exit(draw_cli(__doc__))

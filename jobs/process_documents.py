@@ -6,6 +6,7 @@
 
 Each listed file is one document; page images make one document where a manifest gives them in a column `uris`.
 The same command again resumes; `python -m pipeline verify OUTPUT` checks what was written.
+The same as `illava documents`, for `ray job submit`.
 """
 
 import sys

@@ -5,6 +5,7 @@
 
 Quality is accuracy where the manifest has references, and agreement with the unreduced model always; models of random
 weights are refused unless `quality: false` asks for speed only. The same command goes on where it was stopped.
+The same as `illava sweep`, for `ray job submit`.
 """
 
 import sys

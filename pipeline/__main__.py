@@ -1,7 +1,7 @@
-"""Runs `python -m pipeline COMMAND`: what can be done with run folders and benchmarks.
+"""Runs `illava COMMAND`, or `python -m pipeline COMMAND`: jobs, and what can be done with run folders and benchmarks.
 
-Each command's flags stand above what it does; heavy imports wait for it. Jobs have their command line in
-`pipeline.cli`.
+Each command's flags stand above what it does; heavy imports wait for it. The flags that jobs share, and what they do,
+are in `pipeline.cli`; the scripts under jobs/ run the same.
 """
 
 from __future__ import annotations
@@ -11,38 +11,133 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pipeline.exit_codes import EXIT_CODES, guarded
+from illava import __version__
+from pipeline.cli import (
+    CommandParser,
+    add_common_flags,
+    add_job_flags,
+    add_log_flags,
+    add_set_flag,
+    job_command,
+    run_options,
+)
+from pipeline.exit_codes import EXIT_CODES
+from pipeline.log import add_log_fields
 from pipeline.old_names import COMMANDS, tell_new_name
 from pipeline.redaction import visible
+from pipeline.report.command import draw_command
+from pipeline.sweep.command import sweep_command
+
+_Run = Callable[[argparse.Namespace], int]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and run one command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline", description="Look after run folders; turn benchmarks into manifests."
-    )
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    old = arguments[0] if arguments and arguments[0] in COMMANDS else None
+    parser = build_parser()
+    options = parser.parse_args([COMMANDS[old], *arguments[1:]] if old else arguments)
+
+    def run(options: argparse.Namespace) -> int:
+        if old:
+            tell_new_name(f"`{parser.prog} {old}`", f"`{parser.prog} {COMMANDS[old]}`")
+        if hasattr(options, "uri"):
+            add_log_fields(run=options.uri)
+        return options.run(options)
+
+    return run_options(options, run)
+
+
+def build_parser() -> CommandParser:
+    """Build the parser of all commands."""
+    as_module = sys.argv[0] == __file__
+    text = "Run jobs over videos, images and documents; look after their run folders; turn benchmarks into manifests."
+    parser = CommandParser(prog="python -m pipeline" if as_module else "illava", description=text)
+    parser.add_argument("--version", action="version", version=f"illava {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_verify, _add_status, _add_retry, _add_report, _add_compare, _add_convert, _add_judge):
+    parser.commands = commands.choices
+    for add in (_add_jobs, _add_sweep, _add_draw, _add_status, _add_verify, _add_retry, _add_report, _add_compare):
         add(commands)
-    options = parser.parse_args(_todays_command(sys.argv[1:] if argv is None else argv))
-    return guarded(lambda: options.run(options), debug=options.debug)
+    for add in (_add_export, _add_convert, _add_judge):
+        add(commands)
+    return parser
 
 
-def _todays_command(arguments: Sequence[str]) -> Sequence[str]:
-    if not arguments or arguments[0] not in COMMANDS:
-        return arguments
-    old, *rest = arguments
-    tell_new_name(f"`python -m pipeline {old}`", f"`python -m pipeline {COMMANDS[old]}`")
-    return [COMMANDS[old], *rest]
-
-
-def _command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str, *, exit_codes: str | None = None
-) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, epilog=exit_codes)
-    command.add_argument("--debug", action="store_true", help="tracebacks")
+def _command(commands: Any, name: str, run: _Run, text: str, *, exit_codes: str | None = None) -> CommandParser:
+    command: CommandParser = commands.add_parser(name, help=text, description=text, epilog=exit_codes)
+    add_log_flags(command)
     command.set_defaults(run=run)
     return command
+
+
+def _configured(commands: Any, name: str, run: _Run, text: str, more: str) -> CommandParser:
+    """A command that has a configuration; its flags are the caller's to add."""
+    command: CommandParser = commands.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.\n\n{more}",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+_JOBS = {
+    "caption": (
+        "caption videos, images and image sets: one text an item, from object storage to Parquet",
+        """\
+  illava caption --config configs/demo.yaml
+  illava caption --config configs/caption_videos_llava_onevision.yaml --dry-run
+  illava caption --config configs/caption_images_llava_onevision.yaml --set input.uri=photos/ --limit 10
+
+The same command again resumes; `illava verify OUTPUT` checks what was written.""",
+    ),
+    "answer": (
+        "answer questions about videos and images: a manifest of media and questions in, answers with scores out",
+        """\
+  illava answer --config configs/answer_questions.yaml --dry-run
+
+A benchmark's files become a manifest by `illava convert`; two runs are compared by `illava compare RUN_A RUN_B`.
+The same command again resumes.""",
+    ),
+    "documents": (
+        "read documents: PDFs, TIFFs and page images in, one row a document with every page's markdown or JSON out",
+        """\
+  illava documents --config configs/process_documents.yaml --dry-run
+  illava documents --config configs/process_documents.yaml --set input.uri=papers/ --limit 10
+
+Each listed file is one document; page images make one document where a manifest gives them in a column `uris`.
+The same command again resumes; `illava verify OUTPUT` checks what was written.""",
+    ),
+}
+
+
+def _add_jobs(commands: Any) -> None:
+    for name, (text, more) in _JOBS.items():
+        add_job_flags(_configured(commands, name, job_command, text, more))
+
+
+def _add_sweep(commands: Any) -> None:
+    text = "measure plans x settings x models on one set of items: one Parquet, one picture and one table a table"
+    more = """\
+  illava sweep --config configs/sweep_demo.yaml
+  illava sweep --config configs/sweep_paper.yaml --set only=[table-4] --dry-run
+
+Quality is accuracy where the manifest has references, and agreement with the unreduced model always; models of random
+weights are refused unless `quality: false` asks for speed only. The same command goes on where it was stopped."""
+    add_common_flags(_configured(commands, "sweep", sweep_command, text, more))
+
+
+def _add_draw(commands: Any) -> None:
+    text = "draw what a reduction keeps of some items: the input, each block of the tower, the language model"
+    more = """\
+  illava draw --config configs/draw_demo.yaml
+  illava draw --config configs/caption_videos_qwen2_vl.yaml --limit 2 --set output.uri=runs/drawn
+
+Takes any job's configuration. Writes PNG files and `kept_tokens.html`, which needs no network. Merged groups share a
+colour, what is gone is dark."""
+    add_common_flags(_configured(commands, "draw", draw_command, text, more))
 
 
 def _add_verify(commands: Any) -> None:
@@ -83,14 +178,8 @@ def _add_retry(commands: Any) -> None:
     command = _command(commands, "retry", _retry, text, exit_codes=EXIT_CODES)
     command.add_argument("uri", metavar="RUN_URI", help="a run whose parts are all published")
     command.add_argument("--only", default="", metavar="TYPE,...", help="error types, such as store_error,load_timeout")
-    command.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override one key that changes no row, such as media.load_timeout_s=600; may be given several times",
-    )
+    text = "override one key that changes no row, such as media.load_timeout_s=600; may be given several times"
+    add_set_flag(command, text)
 
 
 def _retry(options: argparse.Namespace) -> int:
@@ -135,8 +224,25 @@ def _compare(options: argparse.Namespace) -> int:
     return 0
 
 
+def _add_export(commands: Any) -> None:
+    text = "a run's rows as CSV, JSON, JSON lines or Markdown; of each document a Markdown file with its pages in order"
+    command = _command(commands, "export", _export, text)
+    command.add_argument("uri", metavar="RUN_URI", help="finished or not")
+    command.add_argument(
+        "--format", required=True, choices=("csv", "json", "jsonl", "md"), help="md: a table of answers"
+    )
+    command.add_argument("--to", required=True, metavar="URI", help="file to write; a folder for documents as md")
+
+
+def _export(options: argparse.Namespace) -> int:
+    from pipeline.runs.export import export_run
+
+    print(visible(export_run(options.uri, options.format, options.to)))
+    return 0
+
+
 def _add_convert(commands: Any) -> None:
-    text = "a benchmark's published files to a manifest for jobs/answer_questions.py"
+    text = "a benchmark's published files to a manifest for `illava answer`"
     command = _command(commands, "convert", _convert, text)
     command.add_argument("benchmark", metavar="BENCHMARK", help="such as mmbench or videomme; a wrong name lists all")
     command.add_argument("source", metavar="SOURCE", help="a published file, or a prefix with several")

@@ -2,37 +2,44 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-import traceback
 from collections.abc import Callable
 
 from illava.errors import ILLaVAError
 from pipeline.errors import ItemError, PipelineError
 from pipeline.known_errors import known_error
-from pipeline.redaction import visible
+from pipeline.log import log_to_stderr
 
+logger = logging.getLogger(__name__)
 _OLDEST_PYTHON = (3, 11)
 EXIT_CODES = """\
 exit codes: 0 all ok · 2 usage or configuration · 3 finished, with failed items · 4 refused (another run's output) ·
 5 infrastructure · 6 stopped at its budget · 130/143 interrupted; after 6, 130 and 143 the same command resumes"""
 
 
-def guarded(command: Callable[[], int], *, debug: bool) -> int:
-    """Run a command; its errors become words on stderr and an exit code, with a traceback only in debug mode."""
-    if sys.version_info < _OLDEST_PYTHON:
-        print(f"error: {sys.executable} is Python {sys.version.split()[0]}; 3.11 or newer is needed", file=sys.stderr)
-        return 2
-    try:
-        return command()
-    except KeyboardInterrupt:
-        print("interrupted; the same command resumes", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if debug:
-            traceback.print_exc()
-        words, exit_code = _told(error, debug=debug)
-        print(visible(f"error: {words}"), file=sys.stderr)
-        return exit_code
+def guarded(command: Callable[[], int], *, debug: bool, log: str = "auto") -> int:
+    """Run a command; its errors become words on stderr and an exit code, with a traceback only in debug mode.
+
+    Args:
+        command: returns the exit code.
+        debug: show tracebacks.
+        log: style of what is said on stderr, one of `pipeline.log.STYLES`.
+    """
+    with log_to_stderr(log, debug=debug):
+        if sys.version_info < _OLDEST_PYTHON:
+            version = sys.version.split()[0]
+            logger.error("%s is Python %s; 3.11 or newer is needed", sys.executable, version)
+            return 2
+        try:
+            return command()
+        except KeyboardInterrupt:
+            logger.warning("interrupted; the same command resumes")
+            return 130
+        except Exception as error:
+            words, exit_code = _told(error, debug=debug)
+            logger.error("%s", words, exc_info=debug)
+            return exit_code
 
 
 def _told(error: Exception, *, debug: bool) -> tuple[str, int]:

@@ -14,7 +14,7 @@ Source of the interface: lmms-eval 0.7.3, ``lmms_eval/api/model.py`` (class ``lm
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -34,7 +34,9 @@ from pipeline.errors import ItemError
 from pipeline.execution.worker import load_vlm
 from pipeline.loading.loader import Loader
 from pipeline.records import MediaItem
+from pipeline.redaction import visible
 
+logger = logging.getLogger(__name__)
 IMAGE = "<image>"
 _UNDERSTOOD = {"max_new_tokens", "temperature", "top_p", "do_sample", "num_beams", "until"}
 _DEFAULT_NEW_TOKENS = 1024  # of lmms-eval's own models
@@ -130,7 +132,7 @@ class HarnessModel(lmms):
             raise RequestError("num_beams: answers are drawn token by token; set --gen_kwargs num_beams=1")
         if unknown := options.keys() - _UNDERSTOOD - self._not_heeded:
             self._not_heeded |= unknown
-            print(f"illava: generation_kwargs {sorted(unknown)} have no meaning here and are left out", file=sys.stderr)
+            logger.warning("illava: generation_kwargs %s have no meaning here and are left out", sorted(unknown))
         drawn = options.get("do_sample", bool(options.get("temperature")))
         return SamplingParams(
             max_new_tokens=options.get("max_new_tokens") or _DEFAULT_NEW_TOKENS,
@@ -178,7 +180,7 @@ def _answer(generation: Generation, until: str | Sequence[str] | None) -> Genera
 
 
 def _failed(name: str, error: Exception) -> GenerationResult:
-    print(f'illava: {name} failed and is answered by "": {type(error).__name__}: {error}', file=sys.stderr)
+    logger.warning('illava: %s failed and is answered by "": %s: %s', name, type(error).__name__, visible(str(error)))
     return GenerationResult("")
 
 

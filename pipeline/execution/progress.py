@@ -1,11 +1,12 @@
 """Shows the progress of a run: how far it is, and what limits it.
 
-Draws a bar on a terminal and prints one line every 30 seconds elsewhere, to stderr only. Where the run's items are
+Draws a bar on a terminal, on stderr, and logs one line every 30 seconds elsewhere. Where the run's items are
 tells what limits the run.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from pipeline.execution.lease import QueueDepths
 from pipeline.execution.summary import RunStats
 from pipeline.records import ResultRow
 
+logger = logging.getLogger(__name__)
 Limit = Literal["readers", "model", "store"]
 
 LINE_EVERY_S = 30.0
@@ -49,7 +51,7 @@ class Progress:
             self._bar.update(1)
 
     def tick(self, depths: Callable[[], QueueDepths]) -> None:
-        """Sample where the items are, and print the line when it is due; to be called often."""
+        """Sample where the items are, and log the line when it is due; to be called often."""
         now_s = time.monotonic()
         if now_s - self._looked_s >= LOOK_EVERY_S:
             self._bottleneck.observe(depths(), now_s - self._looked_s)
@@ -57,7 +59,7 @@ class Progress:
         if now_s - self._said_s >= LINE_EVERY_S:
             self._said_s, self._waits_for = now_s, self._bottleneck.verdict()
             if self._bar is None:
-                print(self.line(now_s - self._began_s), file=sys.stderr, flush=True)
+                logger.info("%s", self.line(now_s - self._began_s))
 
     def line(self, elapsed_s: float) -> str:
         """Return the state in one line."""

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
+import logging
 import math
-import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
@@ -32,6 +32,7 @@ from pipeline.execution.worker import VLMWorker, WorkerUsage
 from pipeline.inputs.build_manifest import media_roots
 from pipeline.loading.load_report import ItemLoader, ReadingUsage
 from pipeline.loading.loader import Loader
+from pipeline.log import add_log_fields
 from pipeline.records import MediaItem, ResultRow, RowErrorType
 from pipeline.runs.parquet_sink import ParquetSink
 from pipeline.runs.retry import RetrySink
@@ -41,6 +42,7 @@ from pipeline.runs.sessions import Session
 from pipeline.runs.totals import run_totals
 from pipeline.tasks.build import build_task
 
+logger = logging.getLogger(__name__)
 WorkerFactory = Callable[[JobConfig, RunInfo], VLMWorker]
 LoaderFactory = Callable[[JobConfig, Preprocessor], ItemLoader]
 
@@ -95,6 +97,7 @@ def continue_run(
     """Process the items of a planned or opened run that have no row yet; otherwise as `run_job`."""
     began_s = time.perf_counter()
     config = run.config
+    add_log_fields(run=run.uri)
     done = _Work()
     with Interruption() as interruption:
         if pending_shards(run):
@@ -103,7 +106,7 @@ def continue_run(
                 interruption.reinstall()
                 # Only now is run.json created. One of a job that cannot start would refuse the corrected job.
                 run = open_planned(run)
-                print(f"{config.name}: the model is on {said(config)}", file=sys.stderr)
+                logger.info("%s: the model is on %s", config.name, said(config))
                 executor = partial(
                     open_executor,
                     config,
@@ -180,6 +183,7 @@ def _work(
     num_pending = sink.count_items(pending)
     unfinish(run)
     record = Session(run)
+    add_log_fields(session=record.name)
     budget_guard = BudgetGuard(config, budget, stats)
     progress = Progress(num_pending, stats)
     scheduler = _scheduler(run, pending, sink, preprocessor, [progress.add, *listeners])

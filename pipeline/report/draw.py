@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -138,19 +138,3 @@ def _facts(config: JobConfig, request: Request, done: Generation, whole: Generat
 
 def _title(one: LoadedItem) -> str:
     return " ".join(uri.rsplit("/", 1)[-1] for uri in one.item.uris)
-
-
-def run_drawing(options: Any) -> int:
-    """Draw what parsed flags ask for; the exit code."""
-    from pipeline.cli import overrides_of
-    from pipeline.config.load import load_config
-
-    config = load_config(options.config, overrides_of(options))
-    if options.dry_run:
-        from pipeline.planning.dry_run import render_dry_run
-
-        print(render_dry_run(config))
-        return 0
-    for uri in draw_job(config):
-        print(uri)
-    return 0

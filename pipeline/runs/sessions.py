@@ -31,6 +31,9 @@ class Session:
 
     Args:
         run: the opened and placed run; the file is written at once.
+
+    Attributes:
+        name: of the file, without its ending.
     """
 
     def __init__(self, run: Run) -> None:
@@ -41,8 +44,8 @@ class Session:
             "gpus_per_actor": run.config.runtime.gpus_per_actor,
             "dtype": run.config.model.dtype,
         }
-        name = f"{self._began:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}.json"
-        self._uri = storage.join(run.uri, FOLDER, name)
+        self.name = f"{self._began:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
+        self._uri = storage.join(run.uri, FOLDER, f"{self.name}.json")
         self._write(None)
 
     def end(self, spent: Spending) -> None:

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 def sweep_cli(description: str, argv: Sequence[str] | None = None) -> int:
     """Run a sweep's whole command, or its dry run, and return the exit code."""
-    return config_cli(description, _run, argv)
+    return config_cli(description, sweep_command, argv)
 
 
-def _run(options: argparse.Namespace) -> int:
+def sweep_command(options: argparse.Namespace) -> int:
+    """Run the sweep that the flags of `pipeline.cli.add_common_flags` ask for, and print its tables."""
     from pipeline.config.load import load_as
     from pipeline.sweep.config import SweepConfig
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ from pipeline.sweep.measure import build_requests, measure_point
 from pipeline.sweep.point_record import PointRecord, point_record
 from pipeline.sweep.results import Key, SweepRow, read_results, take_over, write_results
 
+logger = logging.getLogger(__name__)
 Measure = Callable[..., dict[str, Any]]
 
 
@@ -91,7 +92,7 @@ def run_sweep(config: SweepConfig, *, measure: Measure = measure_point) -> int:
                 break
     _draw(sweep, draw_sweep)
     if interruption.signal is not None:
-        print(f"interrupted by {interruption.signal.name}; the same command goes on", file=sys.stderr)
+        logger.warning("interrupted by %s; the same command goes on", interruption.signal.name)
         return interruption.exit_code
     return 3 if any(row.num_failed or row.num_not_loaded for row in sweep.done) else 0
 
@@ -115,7 +116,7 @@ def _measure_model(sweep: Sweep, points: Sequence[Point], measure: Measure, inte
     for number, point in enumerate(points, 1):
         if interruption.signal is not None:
             return
-        print(f"{point.model} {number}/{len(points)}: {point.table} / {point.row}", file=sys.stderr, flush=True)
+        logger.info("%s %d/%d: %s / %s", point.model, number, len(points), point.table, point.row)
         row = SweepRow(
             table=point.table,
             row=point.row,
@@ -147,7 +148,7 @@ def _load(job: JobConfig, items: Sequence[MediaItem]) -> tuple[list[LoadedItem],
             except ItemError as error:
                 problems.append(str(error))
     for problem in problems[:3]:
-        print(f"left out of the sweep: {problem}", file=sys.stderr)
+        logger.warning("left out of the sweep: %s", problem)
     if not found:
         raise InputError(f"none of {len(items)} items can be loaded; the first: {problems[0]}")
     return found, len(problems)

@@ -92,12 +92,15 @@ def check(words: list[str], jobs: Path) -> None:
     match words:
         case ["ray", "job", "submit", "--working-dir", ".", "--", *rest]:
             check(rest, jobs)
+        case ["illava", *rest]:
+            check(["python", "-m", "pipeline", *rest], jobs)
         case ["python", "-m", module, *rest]:
-            parser_of_module(module).parse_args(rest)
+            options = parser_of_module(module).parse_args(rest)
+            load(options, jobs, SweepConfig if rest[0] == "sweep" else JobConfig)
         case ["python", script, *rest] if script.endswith(".py"):
             options = parser_of_script(script).parse_args(rest)
-            if script.startswith("jobs/") and hasattr(options, "config"):
-                load(options.config, options, jobs, SweepConfig if "sweep" in script else JobConfig)
+            if script.startswith("jobs/"):
+                load(options, jobs, SweepConfig if "sweep" in script else JobConfig)
         case ["lmms-eval", "--model", "illava", "--model_args", arguments, "--tasks", _]:
             config, *overrides = arguments.removeprefix("config=").split(",")
             load_config(str(ROOT / config), overrides)
@@ -118,8 +121,10 @@ def check(words: list[str], jobs: Path) -> None:
             raise AssertionError(f"no check is known for: {' '.join(words)}")
 
 
-def load(name: str, options: Any, jobs: Path, schema: type) -> None:
-    """The configuration with what the command line overrides."""
+def load(options: Any, jobs: Path, schema: type) -> None:
+    """The command's configuration, where it has one, with what the command line overrides."""
+    if (name := getattr(options, "config", None)) is None:
+        return
     path = jobs / name if (jobs / name).is_file() else ROOT / name
     overrides = [*options.overrides, *([] if options.limit is None else [f"input.limit={options.limit}"])]
     load_as(schema, str(path), overrides)
@@ -132,10 +137,10 @@ def test_shell_lines_would_begin(block, job_files) -> None:
 
 
 def test_commands_in_sentences_have_flags_that_exist(tmp_path) -> None:
-    """`python jobs/...` and `python -m pipeline ...` in backticks, with the placeholders RUN and TYPE."""
+    """`python jobs/...`, `illava ...` and `python -m pipeline ...` in backticks, with the placeholders RUN and TYPE."""
     for page in PAGES:
-        for command in re.findall(r"`(python (?:jobs/|-m pipeline )[^`]*)`", page.read_text("utf-8")):
-            words = command.replace("\\|", "|").split()
+        for command in re.findall(r"`((?:illava |python jobs/|python -m pipeline )[^`]*)`", page.read_text("utf-8")):
+            words = re.sub(r"^illava ", "python -m pipeline ", command.replace("\\|", "|")).split()
             if len(words) > 2 and "..." not in command and "COMMAND" not in command and "--" in command:
                 parser = parser_of_script(words[1]) if words[1] != "-m" else parser_of_module("pipeline")
                 parser.parse_args(words[2 if words[1] != "-m" else 3 :])
@@ -147,7 +152,7 @@ def test_retries_that_errors_names_set_only_what_changes_no_row() -> None:
     told = "".join(words.then for words in ROWS.values())
     sets = [
         key
-        for retry in re.findall(r"`(python -m pipeline retry [^`]*)`", told)
+        for retry in re.findall(r"`((?:python -m pipeline|illava) retry [^`]*)`", told)
         for key in re.findall(r"--set ([\w.]+)=", retry)
     ]
     assert len(sets) > 4
@@ -162,6 +167,9 @@ def test_retries_that_errors_names_set_only_what_changes_no_row() -> None:
         ("python jobs/caption_videos.py --config configs/demo.yaml --set media.frames=3", ConfigError),
         ("python jobs/none.py --config configs/demo.yaml", FileNotFoundError),
         ("python -m pipeline verifies runs/x", SystemExit),
+        ("illava verifies runs/x", SystemExit),
+        ("illava verify runs/x --sample 3", SystemExit),
+        ("illava caption --config configs/demo.yaml --set media.frames=3", ConfigError),
         ("ray job submit --working-dir . -- python jobs/caption_videos.py --plans", SystemExit),
         ("lmms-eval --model illava --model_args config=configs/demo.yaml,media.frames=3 --tasks mme", ConfigError),
         ("pip install -e .[none]", AssertionError),

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+import tomllib
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,9 @@ import pytest
 import yaml
 
 import pipeline
+from docs.generators.parsers import parser_of_script
 from illava.errors import PlanError
+from pipeline.__main__ import build_parser
 from pipeline.__main__ import main as pipeline_main
 from pipeline.cli import run_cli
 from pipeline.errors import CredentialsError, InterruptedRunError, PipelineError, RefusedError
@@ -57,6 +60,99 @@ def test_help_answers_in_under_a_second_and_loads_nothing_heavy(module) -> None:
     assert done.returncode == 0, done.stderr
     assert "usage:" in done.stdout
     assert seconds < 1.0
+
+
+def test_each_command_helps_in_no_time_and_loads_nothing_heavy() -> None:
+    """All of them in one process, in under a second together."""
+    code = (
+        "import sys; from pipeline.__main__ import build_parser, main\n"
+        "for name in build_parser().commands:\n"
+        "    try: main([name, '--help'])\n"
+        "    except SystemExit: print(f'{name} is shown')\n"
+        "heavy = {'torch', 'ray', 'decord', 'av', 'pyarrow', 'transformers', 'numpy', 'rich'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)\n"
+    )
+    seconds, done = _timed(code)
+    assert done.returncode == 0, done.stderr
+    shown = set(re.findall(r"^(\S+) is shown$", done.stdout, flags=re.M))
+    assert shown == set(build_parser().commands)
+    assert {"caption", "answer", "documents", "sweep", "draw", "status", "verify", "retry", "report"} < shown
+    assert {"compare", "export", "convert", "export-for-judge"} < shown
+    assert seconds < 1.0
+
+
+def test_the_console_command_is_the_module() -> None:
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"] == {
+        "illava": "pipeline.__main__:main"
+    }
+
+
+COMMAND_OF_JOB = {
+    "answer_questions": "answer",
+    "caption_images": "caption",
+    "caption_videos": "caption",
+    "draw_kept_tokens": "draw",
+    "process_documents": "documents",
+    "sweep_reduction": "sweep",
+}
+
+
+@pytest.mark.parametrize("job", COMMAND_OF_JOB)
+def test_a_job_has_the_flags_of_the_command_that_it_names(job) -> None:
+    """Their help, default and form, too."""
+
+    def flags(parser) -> list[dict]:
+        parts = ("option_strings", "dest", "default", "type", "choices", "required", "help", "metavar", "nargs")
+        return [{part: getattr(action, part) for part in parts} for action in parser._actions]
+
+    script = parser_of_script(f"jobs/{job}.py")
+    assert flags(script) == flags(build_parser().commands[COMMAND_OF_JOB[job]])
+    assert f"The same as `illava {COMMAND_OF_JOB[job]}`" in script.description
+
+
+def test_every_job_but_the_demo_is_a_command() -> None:
+    assert {path.stem for path in (ROOT / "jobs").glob("*.py")} == COMMAND_OF_JOB.keys() | {"demo"}
+
+
+@pytest.mark.parametrize("command", ["caption", "answer", "documents"])
+def test_a_command_runs_what_its_job_runs(command, tmp_path, capsys) -> None:
+    """The same words and the same exit codes, for a dry run and for a mistake."""
+    path = tmp_path / "job.yaml"
+    config = job_config(tmp_path / "out", numbered_items(tmp_path, 3), model={"model_id": f"{ROOT}/configs/demo/model"})
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    for flags in (["--dry-run"], ["--dry", "--limit", "2"], ["--set", "media.frames=3"], ["--plan"], ["--probe", "4"]):
+        ours = pipeline_main([command, "--config", str(path), *flags]), capsys.readouterr()
+        assert (run_cli("job", ["--config", str(path), *flags]), capsys.readouterr()) == ours
+        assert ours[0] == (2 if flags[0] in ("--set", "--probe") else 0)
+
+
+def test_sweeps_and_drawings_are_commands(in_root, capsys) -> None:
+    for command, config in (("sweep", "configs/sweep_demo.yaml"), ("draw", "configs/draw_demo.yaml")):
+        assert pipeline_main([command, "--config", config, "--dry-run", "--limit", "1"]) == 0
+        assert "output" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "who", "said"),
+    [
+        ("verfy x", "illava", "unknown command 'verfy'; did you mean verify?"),
+        ("zzz", "illava", "unknown command 'zzz'"),
+        ("", "illava", "the following arguments are required: COMMAND"),
+        ("verify x --dbug", "illava verify", "unknown argument --dbug; by --dbug, did you mean --debug?"),
+        (
+            "caption --confg=a",
+            "illava caption",
+            "the following arguments are required: --config; by --confg, did you mean --config?",
+        ),
+        ("status x y", "illava status", "unknown argument y"),
+        ("caption --config x --limit many", "illava caption", "argument --limit: invalid int value: 'many'"),
+    ],
+)
+def test_a_wrong_command_line_ends_with_2_and_says_what_was_meant(arguments, who, said, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        pipeline_main(arguments.split())
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"error: {who}: {said}; what there is: {who} --help\n"
 
 
 def test_an_unknown_key_is_refused_in_under_a_second_with_its_path_and_the_nearest_key() -> None:

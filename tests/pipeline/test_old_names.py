@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from pipeline.__main__ import main as pipeline_main
+from pipeline.__main__ import main
 from pipeline.cli import run_cli
 from pipeline.config.load import load_as, load_config, parse_config
 from pipeline.errors import ConfigError
@@ -20,6 +20,18 @@ from tests.support.runs.fakes import job_config, numbered_items
 
 NOTE = "note: {} is called {} now; the next release no longer knows the old name\n"
 SAID = NOTE.format("input.skip_done_in", "input.exclude_runs")
+
+
+@pytest.fixture
+def logged(caplog):
+    """What was logged since the last call."""
+
+    def read() -> str:
+        lines = "".join(f"{line}\n" for line in caplog.messages)
+        caplog.clear()
+        return lines
+
+    return read
 
 
 @pytest.fixture
@@ -37,29 +49,29 @@ def job_file(tmp_path):
     return write
 
 
-def test_an_old_key_in_a_file_is_todays_key_with_one_line(job_file, capsys) -> None:
+def test_an_old_key_in_a_file_is_todays_key_with_one_line(job_file, logged) -> None:
     todays = load_config(job_file(exclude_runs="runs/"))
-    assert capsys.readouterr().err == ""
+    assert logged() == ""
     assert load_config(job_file(skip_done_in="runs/")) == todays
-    assert capsys.readouterr().err == SAID
+    assert logged() == SAID
 
 
 @pytest.mark.parametrize("override", ["input.skip_done_in=there/", " input.skip_done_in =there/"])
-def test_an_old_key_in_set_is_todays_key_with_one_line(override, job_file, capsys) -> None:
+def test_an_old_key_in_set_is_todays_key_with_one_line(override, job_file, logged) -> None:
     """It wins over the file, whichever name that has; two old names are told once."""
     for path in (job_file(), job_file(exclude_runs="here/"), job_file(skip_done_in="here/")):
         assert load_config(path, [override]).input.exclude_runs == "there/"
-        assert capsys.readouterr().err == SAID
+        assert logged() == SAID
 
 
-def test_an_old_key_in_a_whole_section_of_set_is_found(job_file, capsys) -> None:
+def test_an_old_key_in_a_whole_section_of_set_is_found(job_file, logged) -> None:
     assert load_config(job_file(), ["input={uri: x, skip_done_in: there/}"]).input.exclude_runs == "there/"
-    assert capsys.readouterr().err == SAID
+    assert logged() == SAID
 
 
-def test_todays_key_in_set_wins_over_the_old_one_in_the_file(job_file, capsys) -> None:
+def test_todays_key_in_set_wins_over_the_old_one_in_the_file(job_file, logged) -> None:
     assert load_config(job_file(skip_done_in="here/"), ["input.exclude_runs=there/"]).input.exclude_runs == "there/"
-    assert capsys.readouterr().err == SAID
+    assert logged() == SAID
 
 
 def test_both_names_at_once_are_refused(job_file) -> None:
@@ -73,13 +85,13 @@ def test_both_names_at_once_are_refused(job_file) -> None:
             load_config(job_file(), ["input.skip_done_in=a/", "input.exclude_runs=b/"][::order])
 
 
-def test_a_sweep_takes_an_old_key_too(tmp_path, capsys) -> None:
+def test_a_sweep_takes_an_old_key_too(tmp_path, logged) -> None:
     data = {"input": {"uri": "in", "skip_done_in": "there/"}, "models": {"m": {"model_id": "model"}}}
     data |= {"tables": {"t": [{"name": "none", "plan": {}}]}, "output": {"uri": "out"}}
     path = tmp_path / "sweep.yaml"
     path.write_text(yaml.safe_dump(data))
     assert load_as(SweepConfig, str(path)).input.exclude_runs == "there/"
-    assert capsys.readouterr().err == SAID
+    assert logged() == SAID
 
 
 def test_an_unknown_key_of_input_is_still_refused_with_the_nearest(job_file) -> None:
@@ -87,12 +99,12 @@ def test_an_unknown_key_of_input_is_still_refused_with_the_nearest(job_file) -> 
         load_config(job_file(exclude_run="there/"))
 
 
-def test_a_frozen_configuration_is_read_in_silence(capsys) -> None:
+def test_a_frozen_configuration_is_read_in_silence(logged) -> None:
     frozen = {"input": {"uri": "in", "skip_done_in": "there/"}, "model": {"model_id": "m"}, "output": {"uri": "out"}}
     assert recorded_config({"config": frozen}, source="run.json").input.exclude_runs == "there/"
-    assert capsys.readouterr().err == ""
+    assert logged() == ""
     assert parse_config(frozen, source="a file").input.exclude_runs == "there/"  # what is not frozen is told
-    assert capsys.readouterr().err == SAID
+    assert logged() == SAID
 
 
 def test_every_old_key_is_known_in_frozen_configurations_for_ever() -> None:
@@ -147,17 +159,17 @@ def test_plan_of_what_is_no_job_is_a_dry_run_with_one_line(monkeypatch, capsys) 
 
 
 def test_adapt_is_convert_with_one_line(tmp_path, capsys) -> None:
-    assert pipeline_main(["convert", "nothing", "a", "--media", "b", "--manifest", "c.jsonl"]) == 2
+    assert main(["convert", "nothing", "a", "--media", "b", "--manifest", "c.jsonl"]) == 2
     todays = capsys.readouterr()
     assert "no converter for benchmark 'nothing'" in todays.err
-    assert pipeline_main(["adapt", "nothing", "a", "--media", "b", "--manifest", "c.jsonl"]) == 2
-    note = NOTE.format("`python -m pipeline adapt`", "`python -m pipeline convert`")
+    assert main(["adapt", "nothing", "a", "--media", "b", "--manifest", "c.jsonl"]) == 2
+    note = NOTE.format("`illava adapt`", "`illava convert`")
     assert capsys.readouterr() == (todays.out, note + todays.err)
 
 
 @pytest.mark.parametrize("command", ["", "retry"])
 def test_help_names_no_old_name(command, capsys) -> None:
-    for run in (lambda: run_cli("job", ["--help"]), lambda: pipeline_main([*command.split(), "--help"])):
+    for run in (lambda: run_cli("job", ["--help"]), lambda: main([*command.split(), "--help"])):
         with pytest.raises(SystemExit):
             run()
         said = capsys.readouterr().out

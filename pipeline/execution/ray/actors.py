@@ -33,6 +33,7 @@ from pipeline.config.schema import JobConfig, RuntimeConfig
 from pipeline.errors import ClusterError, MissingPackageError, PipelineError
 from pipeline.known_errors import known_error
 from pipeline.loading.load_report import ItemLoader, LoadReport, load_reported
+from pipeline.log import LogSettings, log_like, log_settings
 from pipeline.records import LoadedItem, MediaItem, ResultRow
 
 if TYPE_CHECKING:
@@ -84,7 +85,8 @@ class StepResult:
 class ReaderActor:
     """Holds one loader. `start` makes it, so that its errors arrive as errors and not as the actor's death."""
 
-    def __init__(self, make_loader: Callable[[], ItemLoader]) -> None:
+    def __init__(self, make_loader: Callable[[], ItemLoader], log: LogSettings | None = None) -> None:
+        log_like(log)
         self._make_loader = make_loader
 
     def start(self) -> int:
@@ -104,7 +106,8 @@ class ReaderActor:
 class VLMActor:
     """Holds one worker. `start` makes it and so loads the model."""
 
-    def __init__(self, make_worker: Callable[[], VLMWorker]) -> None:
+    def __init__(self, make_worker: Callable[[], VLMWorker], log: LogSettings | None = None) -> None:
+        log_like(log)
         self._make_worker = make_worker
 
     def start(self) -> int:
@@ -141,12 +144,12 @@ class RayCluster:
 
     def spawn_reader(self, make_loader: Callable[[], ItemLoader]) -> Any:
         """Start a reader on one CPU core."""
-        return ray.remote(ReaderActor).options(num_cpus=1, max_restarts=0).remote(make_loader)
+        return ray.remote(ReaderActor).options(num_cpus=1, max_restarts=0).remote(make_loader, log_settings())
 
     def spawn_vlm(self, config: JobConfig, make_worker: Callable[[], VLMWorker]) -> Any:
         """Start a VLM actor on the cores and GPUs that a placed job gives each."""
         needs = {"num_cpus": config.runtime.cpus_per_actor, "num_gpus": gpus_of(config)}
-        return ray.remote(VLMActor).options(**needs, max_restarts=0).remote(make_worker)
+        return ray.remote(VLMActor).options(**needs, max_restarts=0).remote(make_worker, log_settings())
 
     def placed(self, actor: Any) -> Any:
         """Return a reference that is ready when the actor has a process, before any of its calls is answered."""

@@ -7,7 +7,7 @@ never sees pixels.
 
 from __future__ import annotations
 
-import sys
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -32,6 +32,7 @@ from pipeline.execution.worker import VLMWorker, WorkerUsage
 from pipeline.loading.load_report import ItemLoader, ReadingUsage
 from pipeline.redaction import redacted, visible
 
+logger = logging.getLogger(__name__)
 # Items that a VLM actor holds beyond its batch, so that a freed place is filled within the same call.
 LOOKAHEAD_ITEMS = 4
 POLL_S = 0.2
@@ -152,7 +153,8 @@ class RayExecutor:
 
     def _reader_lost(self, reader: ReaderHandle, reason: Exception) -> None:
         num_items = sum(len(lease.group) for lease in reader.queue)
-        print(f"a reader was lost ({visible(str(reason))}); its {num_items} items are started again", file=sys.stderr)
+        said = visible(str(reason))
+        logger.warning("a reader was lost (%s); its %d items are started again", said, num_items)
         self._forget(reader)
         self._readers.remove(reader)
         self._scheduler.reader_lost(reader.queue)
@@ -233,7 +235,7 @@ class RayExecutor:
     def _vlm_lost(self, vlm: VLMHandle, reason: Exception, *, timed_out: bool = False) -> None:
         num_items = self._scheduler.num_running(vlm.name)
         said = visible(str(reason))
-        print(f"a VLM actor was lost ({said}); its {num_items} items are started again", file=sys.stderr)
+        logger.warning("a VLM actor was lost (%s); its %d items are started again", said, num_items)
         self._forget(vlm)
         self._vlms.remove(vlm)
         self._past_usage.append(vlm.usage)
@@ -259,7 +261,7 @@ class RayExecutor:
             handle.placed = True
 
     def _resize(self) -> None:
-        """Request the missing actors in the order in which work can start; print a line while too few are ready."""
+        """Request the missing actors in the order in which work can start; log a line while too few are ready."""
         now_s = time.monotonic()
         vlms, readers = PoolState.of(self._vlms, self._max_vlms), PoolState.of(self._readers, self._max_readers)
         for_vlms, for_readers = self._autoscaler.decide(vlms, readers, now_s=now_s)
@@ -267,7 +269,7 @@ class RayExecutor:
         self._scale(self._readers, for_readers, self._spawn_reader, now_s=now_s)
         resources = self._cluster.resources
         if line := self._autoscaler.waiting_message(vlms, readers, resources=resources, now_s=now_s):
-            print(line, file=sys.stderr)
+            logger.warning("%s", line)
 
     def _scale(
         self,

@@ -206,7 +206,8 @@ def run_fake(config, **options):
     return run_job(config, worker_factory=worker, loader_factory=loader, **options)
 
 
-def test_a_run_begun_on_a_gpu_goes_on_without_one_and_says_both(tmp_path, gpu_cluster, capsys, monkeypatch) -> None:
+def test_a_run_begun_on_a_gpu_goes_on_without_one_and_says_both(tmp_path, gpu_cluster, caplog, monkeypatch) -> None:
+    caplog.set_level("INFO", "pipeline")
     items = {"source": numbered_items(tmp_path, 40), "out": tmp_path / "out"}
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -214,10 +215,11 @@ def test_a_run_begun_on_a_gpu_goes_on_without_one_and_says_both(tmp_path, gpu_cl
         )  # the first shards, no others
         first = run_fake(job(**items, runtime={"max_open_shards": 1}), budget=Budget(1.0, "s"))
     assert 0 < first.num_left < 40
-    assert "the model is on cuda, 1 GPU an actor" in capsys.readouterr().err
+    assert "the model is on cuda, 1 GPU an actor" in caplog.text
+    caplog.clear()
     rest = run_fake(job(**items, executor="local"))
     assert (rest.exit_code, rest.num_done_before) == (0, 40 - first.num_left)
-    assert "the model is on cpu, " in capsys.readouterr().err
+    assert "the model is on cpu, " in caplog.text
     placements = json.loads((tmp_path / "out/_RUN.json").read_text())["placements"]
     assert placements == [
         {"device": "cuda", "gpus_per_actor": 1.0, "num_sessions": 1},

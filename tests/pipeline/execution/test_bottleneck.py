@@ -79,10 +79,12 @@ def test_the_scheduler_says_where_its_items_are() -> None:
     assert scheduler.queue_depths(capacity=8) == QueueDepths(1, 0, 1, 1, 8)
 
 
-def test_the_line_names_it(monkeypatch, capsys) -> None:
+def test_the_line_names_it(monkeypatch, caplog) -> None:
     clock = SimpleNamespace(now_s=0.0)
     monkeypatch.setattr("pipeline.execution.progress.time", SimpleNamespace(monotonic=lambda: clock.now_s))
     progress = Progress(10, RunStats(), terminal=False)
+    caplog.set_level("INFO", "pipeline")
     for clock.now_s in range(1, 31):
         progress.tick(lambda: replace(IDLE, num_loaded=1))
-    assert "waits for the model (100%)" in capsys.readouterr().err
+    [line] = caplog.messages
+    assert "waits for the model (100%)" in line
