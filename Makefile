@@ -7,23 +7,23 @@ IN_PROCESSES := -n $(or $(PROCESSES),2) --dist loadgroup
 export HF_HUB_DISABLE_TELEMETRY := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test test-long check bench docs help
+.PHONY: demo test test-long check bench docs lock wheel help
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
-$(VENV)/.base: pyproject.toml
+$(VENV)/.base: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install -q -e .
+	$(VENV)/bin/pip install -q -c constraints.txt -e .
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml | $(VENV)/.base
-	$(VENV)/bin/pip install -q -e ".[dev,lmms-eval]"
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.base
+	$(VENV)/bin/pip install -q -c constraints.txt -e ".[dev,lmms-eval]"
 	$(VENV)/bin/pip install -q --no-deps lmms-eval==0.7.3  # asks for av < 16; see pyproject.toml
 	@touch $@
 
-$(VENV)/.docs: pyproject.toml | $(VENV)/.base
-	$(VENV)/bin/pip install -q -e ".[docs]"
+$(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/.base
+	$(VENV)/bin/pip install -q -c constraints.txt -e ".[docs]"
 	@touch $@
 
 demo: | $(VENV)/.base  ## captions and answers beside their references by the bundled model, with merging and without, on local Ray, CPU
@@ -35,10 +35,11 @@ test: $(VENV)/.dev  ## the CPU suite, at most 5 minutes on two idle cores
 test-long: $(VENV)/.dev  ## chaos, fuzz, matrices, training smoke, at most 15 minutes on two idle cores
 	$(RUN) -m pytest -m long $(IN_PROCESSES) --durations=15
 
-check: $(VENV)/.dev  ## ruff and types
+check: $(VENV)/.dev  ## ruff, types and who may import what
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports --no-logo
 
 bench: $(VENV)/.dev  ## the CPU benchmarks; JSON into benchmarks/results/, tables into README.md and docs/
 	$(RUN) benchmarks/speed/reduction_speed.py --json benchmarks/results/reduction_speed_cpu_fp32.json
@@ -46,3 +47,12 @@ bench: $(VENV)/.dev  ## the CPU benchmarks; JSON into benchmarks/results/, table
 
 docs: $(VENV)/.docs  ## the documentation into build/site; fails on a broken link
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
+lock:  ## pin every package that pyproject.toml leads to in constraints.txt; UPGRADE=--upgrade takes the newest of each
+	$(PYTHON) -m venv build/uv && build/uv/bin/pip install -q "uv>=0.13,<0.14"
+	build/uv/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-annotate -q \
+	  --custom-compile-command "make lock" --output-file constraints.txt $(UPGRADE)
+
+wheel: | $(VENV)/.base  ## dist/illava-*.whl
+	rm -rf build/lib build/bdist.*
+	$(VENV)/bin/pip wheel -q --no-deps --wheel-dir dist .

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
-_ROOT = Path(__file__).resolve().parents[1]
+_ROOT = Path(__file__).resolve().parents[1]  # the repository, or the site-packages that a wheel was installed in
 _OWN = ("illava", "pipeline", "jobs")
 # What the project itself does not install: packages of an extra, and those that a checkpoint or a machine may ask for.
 _EXTRAS = {
@@ -51,7 +52,7 @@ def missing_package(error: ImportError) -> str | None:
 
 def install_extra(extra: str) -> str:
     """Return the command that installs an extra of this project into this Python."""
-    return _pip(f"-e {shlex.quote(f'{_ROOT}[{extra}]')}")
+    return _install_project(extra)
 
 
 def _here() -> str:
@@ -69,14 +70,38 @@ def _command(name: str, text: str) -> str:
         return f"install it: {install_extra(_EXTRAS[name])}"
     environment = _ROOT / ".venv"
     python = environment / "bin" / "python"
-    if Path(sys.prefix) == environment:
-        return f"install what the project needs: {_pip(f'-e {shlex.quote(str(_ROOT))}')}"
+    if Path(sys.prefix) == environment or not _is_checkout():
+        return f"install what the project needs: {_install_project()}"
     return (
         f"the project's packages are in {environment} (`make demo` installs them there): run\n"
         f"  {shlex.join([_short(python), *_arguments()])}\n"
         f"or, for `ray job submit`, start Ray with them: . {_short(environment)}/bin/activate && ray start --head\n"
-        f"or install them into this Python: {_pip(f'-e {shlex.quote(str(_ROOT))}')}"
+        f"or install them into this Python: {_install_project()}"
     )
+
+
+def _is_checkout() -> bool:
+    return (_ROOT / "pyproject.toml").is_file()
+
+
+def _install_project(extra: str = "") -> str:
+    """The command that installs an extra, or all that the project cannot do without.
+
+    A checkout installs itself. Beside a wheel no folder is known to install, and the project's name may be another's
+    on a package index, so the packages are named themselves.
+    """
+    if _is_checkout():
+        return _pip(f"-e {shlex.quote(f'{_ROOT}[{extra}]' if extra else str(_ROOT))}")
+    try:
+        lines = requires("illava") or []
+    except PackageNotFoundError:
+        lines = []
+    if extra:
+        marked = (line.replace('"', "'").partition(";") for line in lines)
+        wanted = [name.strip() for name, _, marker in marked if f"extra == '{extra}'" in marker]
+    else:
+        wanted = [line for line in lines if "extra ==" not in line]
+    return _pip(shlex.join(wanted)) if wanted else f"the wheel of illava again, with {extra or 'its dependencies'}"
 
 
 def _pip(what: str) -> str:

@@ -13,7 +13,16 @@ import yaml
 from tests.support.docs_pages import PAGES, ROOT, links, modules_named, paths_named, tables
 
 # Pages that stand beside what they describe.
-OTHER_PAGES = [ROOT / name for name in ("CHANGELOG.md", "benchmarks/README.md", "benchmarks/toy_model/README.md")]
+OTHER_PAGES = [
+    ROOT / name
+    for name in (
+        "CHANGELOG.md",
+        "SECURITY.md",
+        "THIRD_PARTY_LICENSES.md",
+        "benchmarks/README.md",
+        "benchmarks/toy_model/README.md",
+    )
+]
 README_LINES, LARGE_TABLE, LARGE_TABLES = 230, 6, 2
 
 

@@ -7,6 +7,8 @@ import errno
 import io
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import venv
@@ -21,9 +23,10 @@ import yaml
 from PIL import Image
 from safetensors import safe_open
 
-from pipeline import known_errors
+from pipeline import known_errors, missing_packages
 from pipeline.exit_codes import guarded
 from pipeline.known_errors import known_error
+from pipeline.missing_packages import missing_package
 from pipeline.report.html import render_html
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,6 +118,18 @@ def test_each_missing_package_has_its_command(error, command) -> None:
     assert known.exit_code == 2
     assert command in known.words
     assert not known.words.startswith("\n")
+
+
+def test_beside_a_wheel_the_packages_are_named_themselves(monkeypatch, tmp_path) -> None:
+    """No folder is there to install from, and `pip install illava` would be whatever an index has of that name."""
+    monkeypatch.setattr(missing_packages, "_ROOT", tmp_path)
+    extra = shlex.split(missing_packages.install_extra("s3"))[4:]
+    assert [re.match(r"\w+", word)[0] for word in extra] == ["s3fs", "aiobotocore"]
+    words = missing_package(ModuleNotFoundError("No module named 'PIL'", name="PIL"))
+    packages = shlex.split(words.partition(" -m pip install ")[2])
+    assert {"pillow", "torch", "decord"} <= {re.match(r"[\w-]+", word)[0] for word in packages}
+    assert len(packages) > 15
+    assert str(tmp_path) not in words
 
 
 def _of(function, *arguments) -> Exception:
