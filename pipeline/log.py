@@ -172,7 +172,7 @@ class _StrayLines(io.TextIOBase):
             *lines, self._begun = (self._begun + text).split("\n")
         for line in lines:
             if said := line.rstrip().rpartition("\r")[2]:
-                _stray.info("%s", said)
+                _stray.info("%s", visible(said))
         return len(text)
 
     def fileno(self) -> int:
