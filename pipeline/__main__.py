@@ -267,8 +267,9 @@ def _convert(options: argparse.Namespace) -> int:
     if table.note:
         print(f"note: {table.note}")
     print(
-        f"next: jobs/answer_questions.py with input.uri={options.media} input.manifest={written.uri} "
-        f"task.choice_template=null task.open_template=null sampling.max_new_tokens={table.max_new_tokens}"
+        f"next: illava answer --config configs/answer_questions.yaml --set input.uri={options.media} "
+        f"--set input.manifest={written.uri} --set task.choice_template=null --set task.open_template=null "
+        f"--set sampling.max_new_tokens={table.max_new_tokens}"
     )
     return 0
 

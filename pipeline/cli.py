@@ -13,6 +13,7 @@ from pipeline.errors import ConfigError
 from pipeline.exit_codes import EXIT_CODES, guarded
 from pipeline.log import STYLES, asked_style, log_to_stderr
 from pipeline.old_names import tell_new_name
+from pipeline.redaction import visible
 
 if TYPE_CHECKING:
     from pipeline.config.schema import JobConfig
@@ -43,7 +44,8 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say what is wrong on stderr, in the style that ``--log`` asks for, and exit with 2."""
         with log_to_stderr(asked_style(self._given)):
-            logger.error("%s: %s%s; what there is: %s --help", self.prog, message, self._meant(), self.prog)
+            said = visible(f"{message}{self._meant()}")
+            logger.error("%s: %s; what there is: %s --help", self.prog, said, self.prog)
         sys.exit(2)
 
     def _check_command(self, name: str) -> None:

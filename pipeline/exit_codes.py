@@ -10,6 +10,7 @@ from illava.errors import ILLaVAError
 from pipeline.errors import ItemError, PipelineError
 from pipeline.known_errors import known_error
 from pipeline.log import log_to_stderr
+from pipeline.redaction import visible
 
 logger = logging.getLogger(__name__)
 _OLDEST_PYTHON = (3, 11)
@@ -38,7 +39,7 @@ def guarded(command: Callable[[], int], *, debug: bool, log: str = "auto") -> in
             return 130
         except Exception as error:
             words, exit_code = _told(error, debug=debug)
-            logger.error("%s", words, exc_info=debug)
+            logger.error("%s", visible(words), exc_info=debug)  # whoever else handles it gets no secrets either
             return exit_code
 
 

@@ -149,9 +149,11 @@ class _StrayLines(io.TextIOBase):
     everything on once it no longer stands there.
     """
 
+    encoding = "utf-8"
+
     def __init__(self) -> None:
         super().__init__()
-        self._stderr, self._begun, self._lock, self._ended = sys.stderr, "", threading.RLock(), False
+        self._stderr, self._begun, self._lock, self._ended = sys.stderr, "", threading.Lock(), False
 
     def __enter__(self) -> _StrayLines:
         sys.stderr = self
@@ -166,15 +168,20 @@ class _StrayLines(io.TextIOBase):
     def write(self, text: str) -> int:
         if self._ended:
             return self._stderr.write(text)
-        with self._lock:
+        with self._lock:  # and not while it is logged, which takes locks of its own
             *lines, self._begun = (self._begun + text).split("\n")
-            for line in lines:
-                if said := line.rstrip().rpartition("\r")[2]:
-                    _stray.info("%s", said)
+        for line in lines:
+            if said := line.rstrip().rpartition("\r")[2]:
+                _stray.info("%s", visible(said))
         return len(text)
 
     def fileno(self) -> int:
         return self._stderr.fileno()
+
+    @property
+    def buffer(self) -> Any:
+        """For bytes, which pass."""
+        return self._stderr.buffer
 
 
 class _JsonHandler(logging.StreamHandler):

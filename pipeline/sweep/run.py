@@ -18,6 +18,7 @@ from pipeline.execution.signals import Interruption
 from pipeline.execution.worker import load_vlm
 from pipeline.inputs.build_manifest import build_manifest
 from pipeline.records import LoadedItem, MediaItem
+from pipeline.redaction import visible
 from pipeline.runs.earlier_runs import done_ids
 from pipeline.storage import storage
 from pipeline.sweep.config import Point, SweepConfig
@@ -148,7 +149,7 @@ def _load(job: JobConfig, items: Sequence[MediaItem]) -> tuple[list[LoadedItem],
             except ItemError as error:
                 problems.append(str(error))
     for problem in problems[:3]:
-        logger.warning("left out of the sweep: %s", problem)
+        logger.warning("left out of the sweep: %s", visible(problem))
     if not found:
         raise InputError(f"none of {len(items)} items can be loaded; the first: {problems[0]}")
     return found, len(problems)

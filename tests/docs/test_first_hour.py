@@ -17,7 +17,7 @@ from tests.support.docs_pages import ROOT, blocks, commands_of
 
 pytestmark = pytest.mark.long
 FIRST_HOUR = {"docs/quickstart.md": 5, "docs/recipes/evaluate-a-plan.md": 5}
-OUTSIDE = ("s3://", "huggingface_hub", "--estimate", "configs/answer_questions.yaml", "mmvet", "sweep_reduction")
+OUTSIDE = ("s3://", "huggingface_hub", "--estimate", "configs/answer_questions.yaml", "mmvet", "illava sweep")
 
 
 @pytest.fixture
@@ -37,11 +37,11 @@ def test_the_commands_of_a_page_run_in_their_order(page, checkout) -> None:
                 (checkout / "my_job.yaml").write_text(block.text)
             continue
         for words in commands_of(block.text):
-            if words[0] != "python" or any(sign in " ".join(words) for sign in OUTSIDE):
+            if words[0] != "illava" or any(sign in " ".join(words) for sign in OUTSIDE):
                 continue
-            local = ["--set", "runtime.executor=local"] if words[1].startswith("jobs/") else []
+            local = ["--set", "runtime.executor=local"] if words[1] in ("caption", "answer", "draw") else []
             ended = subprocess.run(
-                [sys.executable, *words[1:], *local],
+                [sys.executable, "-m", "pipeline", *words[1:], *local],
                 cwd=checkout,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
                 capture_output=True,

@@ -62,6 +62,8 @@ def test_every_job_is_asked() -> None:
 
 COMMANDS = [[f"jobs/{job}.py", *arguments] for job, arguments in JOBS.items()]
 COMMANDS += [["-m", "pipeline", *rest] for rest in (["verify", "x"], ["status", "x"], ["retry", "x"], ["report", "x"])]
+COMMANDS += [["-m", "pipeline", "caption", *JOBS["caption_videos"]]]
+COMMANDS += [["-m", "pipeline", "export", "x", "--format", "csv", "--to", "x.csv"]]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command[:3]))

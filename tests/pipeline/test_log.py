@@ -41,6 +41,8 @@ class Terminal(io.StringIO):
 
 def on_terminal(monkeypatch) -> Terminal:
     """Called by the test itself: pytest puts its own stderr back between a fixture and its test."""
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TQDM_DISABLE"):
+        monkeypatch.delenv(name, raising=False)
     for name, value in {"TERM": "xterm-256color", "COLUMNS": "40"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("NO_COLOR", raising=False)

@@ -93,7 +93,7 @@ def test_short_values_do_not_blot_out_words(monkeypatch) -> None:
     assert redacted("it is true") == "it is true"
 
 
-def test_a_terminal_shows_control_characters_and_marks_that_reorder(capsys) -> None:
+def test_a_terminal_shows_control_characters_and_marks_that_reorder(capsys, caplog) -> None:
     text = "a\x1b[2J\x1b]0;title\x07b\r\x9bc\u202ed\u2028e\ud800\nnext line\tend"
     assert visible(text) == r"a\x1b[2J\x1b]0;title\x07b\x0d\x9bc\x202ed\x2028e\ud800" + "\nnext line\tend"
 
@@ -102,6 +102,8 @@ def test_a_terminal_shows_control_characters_and_marks_that_reorder(capsys) -> N
 
     guarded(fail, debug=False)
     assert "\x1b" not in capsys.readouterr().err
+    [line] = caplog.messages
+    assert line == visible(text), "whatever else handles the line gets no other one"
 
 
 @pytest.fixture

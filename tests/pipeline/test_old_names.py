@@ -117,8 +117,9 @@ def test_plan_is_a_dry_run_with_one_line(job_file, tmp_path, capsys) -> None:
     todays = capsys.readouterr()
     assert "nothing is run or written" in todays.out
     assert todays.err == ""
-    assert run_cli("job", [*job, "--plan"]) == 0
-    assert capsys.readouterr() == (todays.out, NOTE.format("--plan", "--dry-run"))
+    for run in (lambda: run_cli("job", [*job, "--plan"]), lambda: main(["caption", *job, "--plan"])):
+        assert run() == 0
+        assert capsys.readouterr() == (todays.out, NOTE.format("--plan", "--dry-run"))
     assert not (tmp_path / "out").exists()
 
 
