@@ -9,7 +9,7 @@ from illava.plan import ReductionPlan
 from illava.reducers import Evidence, Ward
 from illava.reducers.ops import agglomeration
 from illava.reduction.vision import VisionReduction
-from illava.tokens import Tokens, merged_sizes
+from illava.tokens import Tokens, merged_sizes, pad
 from tests.illava.reducers.test_properties import LargestTensor
 from tests.support.closeness import assert_close
 from tests.support.reducer_cases import assign_each, dense, groups_matrix, ragged, segments
@@ -206,16 +206,20 @@ def test_costs_that_rounding_made_unequal_both_ways_do_no_harm(monkeypatch):
     gen = torch.Generator().manual_seed(6)
 
     def arbitrary(points, square_SN, weight_SN):
-        num = weight_SN.shape[1]
-        off = torch.randint(1, num, weight_SN.shape, generator=gen)
-        return torch.rand(weight_SN.shape, generator=gen).mul(3).floor(), (torch.arange(num) + off) % num
+        num = torch.tensor(tokens.lengths)[:, None]
+        off = (torch.rand(weight_SN.shape, generator=gen) * (num - 1)).long() + 1
+        near_SN = (torch.arange(weight_SN.shape[1]) + off) % num
+        cost_SN = torch.rand(weight_SN.shape, generator=gen).mul(3).floor()
+        return cost_SN.masked_fill(square_SN.isinf(), torch.inf), near_SN
 
     monkeypatch.setattr(agglomeration, "_nearest", arbitrary)
-    tokens, evidence = ragged(54, ((1, 5, 5), (1, 5, 5)))
-    for kept in range(1, 25):
-        for block in assign_each(Ward(num_merged=25 - kept), tokens, evidence, "vision_block"):
-            assert block.shape == (kept, 25)
-            assert torch.equal((block > 0).sum(0), torch.ones(25, dtype=torch.long))
+    tokens, _ = ragged(54, ((1, 5, 5), (1, 5, 5), (1, 2, 3)))
+    points = agglomeration._ByChannels(pad(tokens.hidden_TD, tokens.lengths, 0.0))
+    for left in range(1, 25):
+        after = (left, left, min(left, 6))
+        into_SN = agglomeration._joins(points, torch.ones(3, 25), tokens.lengths, after)
+        assert torch.equal(into_SN.gather(1, into_SN), into_SN)
+        assert tuple(len(row[:n].unique()) for row, n in zip(into_SN, tokens.lengths, strict=True)) == after
 
 
 def test_a_long_segment_is_compared_by_blocks(monkeypatch):
