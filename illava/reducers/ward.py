@@ -46,7 +46,7 @@ class Ward(Budget, Reducer):
     stages: ClassVar[frozenset[Stage]] = frozenset({"vision_block", "vision_output", "decoder_input", "decoder_layer"})
 
     kind: Literal["ward"] = "ward"
-    alpha: float = Field(default=0.0, ge=0.0)
+    alpha: float = Field(default=0.0, ge=0.0, le=2.0)
     proportional_attention: bool | None = None
 
     @property

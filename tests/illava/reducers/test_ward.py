@@ -173,6 +173,13 @@ def test_attended_tokens_stay_apart():
         matrix_KN = dense(Ward(keep_ratio=0.3, alpha=alpha).assign(tokens, evidence, "vision_block"))
         most = matrix_KN[:, attended].amax(0)  # its share of the token that it is in
         assert bool((most > 0.9).all()) == apart
+    unseen = Evidence(attention_received_T=torch.zeros(64), size_T=torch.ones(64))
+    for alpha in (0.5, 2.0):  # no weight is nothing, and products of weights are still numbers
+        spotted = Evidence(attention_received_T=(torch.arange(64) == 9).float(), size_T=torch.ones(64))
+        for measured in (unseen, spotted):
+            weights_E = Ward(keep_ratio=0.3, alpha=alpha).assign(tokens, measured, "vision_block").weight_E
+            assert (weights_E > 0).all()
+            assert (weights_E <= 1).all()
     assert Ward(num_merged=1).evidence("vision_block") == {"sizes"}
     assert Ward(num_merged=1, alpha=0.5).evidence("decoder_input") == {"sizes", "attention_received"}
     assert Ward(num_merged=1, alpha=0.5).evidence("decoder_layer") == {"sizes", "causal_normalised_attention"}
