@@ -50,7 +50,7 @@ class ReductionStep(BaseModel):
             raise ValueError(f"stage {self.stage!r} takes no `layers`; got {list(self.layers)}")
         if any(n < 0 for n in self.layers) or list(self.layers) != sorted(set(self.layers)):
             raise ValueError(f"`layers` must be distinct, ascending and not negative; got {list(self.layers)}")
-        if self.reducer.biases_attention and self.stage != "vision_block":
+        if getattr(self.reducer, "proportional_attention", None) and self.stage != "vision_block":
             raise ValueError(
                 f"proportional attention acts in the blocks behind a vision_block step; behind {self.stage!r} there "
                 "are none, and the decoder's cache holds keys of the model's own width: leave it out"

@@ -14,6 +14,7 @@ _INKS = {
     "illava": "#1f6fb4",
     "attention_pruning": "#8e6bbf",
     "tome": "#2e8b57",
+    "ward": "#c77c1e",
     "random": "#d1495b",
     "least_attended": "#b0708a",
     "illava-small": "#111111",

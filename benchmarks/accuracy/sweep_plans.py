@@ -14,7 +14,7 @@ from illava.tokens import Assignment, Tokens
 
 BLOCKS = (2, 3, 4, 5)
 NUM_PATCHES = 196
-METHODS = ("illava", "attention_pruning", "tome", "random", "least_attended")
+METHODS = ("illava", "attention_pruning", "tome", "ward", "random", "least_attended")
 SWEEP = (
     "none",
     "illava-small",

@@ -4,7 +4,8 @@ Random tokens, keys and scores: what a method picks means nothing here, only wha
 that of one unreduced block of so400m shape (random weights) times its 26. One step is counted; a plan of four pays
 four times. Methods of stage ``media`` act on pixels in the readers and are not in it. All methods take turns in every
 round; medians of the rounds. On CPU the seconds are CPU seconds of all threads, which a busy machine disturbs less than
-wall time, and only the ratios mean something.
+wall time, and only the ratios mean something. ``kernels`` counts the operations of one choice that compute something,
+views and empty tensors left out: about as many kernels as a GPU would run.
 
     python benchmarks/speed/reducer_overhead.py --segments 8 --rounds 5 --json
     benchmarks/results/reducer_overhead_cpu.json
@@ -22,6 +23,7 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import SiglipVisionConfig
 from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
@@ -37,6 +39,16 @@ from illava.tokens import Tokens, merge
 
 GRID, DIM, HEADS, MLP_DIM, NUM_BLOCKS = 27, 1152, 16, 4304, 26
 REFERENCE = "illava"
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations that compute something."""
+
+    num_ops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.num_ops += not (func.is_view or "empty" in func.__name__ or func.__name__.startswith("_unsafe_view"))
+        return func(*args, **(kwargs or {}))
 
 
 def method_configs(keep_ratio: float) -> dict[str, dict[str, Any]]:
@@ -116,6 +128,7 @@ def measure(keep_ratio: float, num_segments: int, rounds: int, device: str) -> d
     reducers = {name: adapter.validate_python(config) for name, config in method_configs(keep_ratio).items()}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in reducers}
     counts: dict[str, int] = {}
+    num_ops: dict[str, int] = {}
     parts = tower_parts(frames, device)
     part_times: dict[str, list[float]] = {name: [] for name in parts}
     for turn in range(rounds + 1):
@@ -130,6 +143,10 @@ def measure(keep_ratio: float, num_segments: int, rounds: int, device: str) -> d
             assign_s, assignment = seconds(lambda: reducer.assign(tokens, evidence, stage), device)  # noqa: B023
             merge_s, _ = seconds(lambda: merge(assignment, tokens.hidden_TD), device)  # noqa: B023
             counts[name] = assignment.num_kept
+            if not turn:
+                with Operations() as operations:
+                    reducer.assign(tokens, evidence, stage)
+                num_ops[name] = operations.num_ops
             if turn:  # the first turn warms up
                 times[name].append((assign_s, merge_s))
     middle = {
@@ -150,6 +167,7 @@ def measure(keep_ratio: float, num_segments: int, rounds: int, device: str) -> d
             "select_ratio": round(assign_s / middle[REFERENCE][0], 2),
             "merge_s": round(merge_s, 6),
             "tokens_kept": counts[name],
+            "kernels": num_ops[name],
         }
         for name, (assign_s, merge_s) in middle.items()
     }
@@ -169,7 +187,7 @@ def main() -> None:
         cost = (
             f"{1e3 * row['select_s']:9.2f} ms  x{row['select_ratio']:<8} {100 * row['tower_share']:6.2f} % of the tower"
         )
-        print(f"{name:20} {cost}, kept {row['tokens_kept']}")
+        print(f"{name:20} {cost}, kept {row['tokens_kept']}, {row['kernels']} kernels")
     if args.json is not None:
         result = {"benchmark": "reducer_overhead", "device": args.device, "rounds": args.rounds}
         write_json(args.json, {**result, **settings, "reference": REFERENCE, "methods": methods})

@@ -37,6 +37,7 @@ from illava.reducers.tome import ToMe
 from illava.reducers.uniform_stride import UniformStride
 from illava.reducers.vidcom2 import VidCom2
 from illava.reducers.visionzip import VisionZip
+from illava.reducers.ward import Ward
 
 _Union = (
     ILLaVA
@@ -65,6 +66,7 @@ _Union = (
     | BoundedError
     | PyramidDrop
     | FrameMerging
+    | Ward
 )
 REDUCERS: dict[str, type[Reducer]] = {cls.model_fields["kind"].default: cls for cls in get_args(_Union)}
 
@@ -116,4 +118,5 @@ __all__ = [
     "UniformStride",
     "VidCom2",
     "VisionZip",
+    "Ward",
 ]

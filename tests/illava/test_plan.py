@@ -121,6 +121,10 @@ def test_proportional_attention_is_for_blocks_of_the_tower():
     read(f"steps: [{{stage: vision_block, layers: [1], {tome}}}]")
     refuse(f"steps: [{{stage: decoder_layer, layers: [1], {tome}}}]", "the decoder's cache holds keys of")
     refuse(f"steps: [{{stage: vision_output, {tome}}}]", "behind 'vision_output' there are none")
+    read("steps: [{stage: vision_output, reducer: {kind: ward, num_merged: 3}}]")  # on where it can be, unasked
+    ward = "reducer: {kind: ward, num_merged: 3, proportional_attention: true}"
+    read(f"steps: [{{stage: vision_block, layers: [1], {ward}}}]")
+    refuse(f"steps: [{{stage: vision_output, {ward}}}]", "behind 'vision_output' there are none")
 
 
 def test_every_preset_is_in_the_table_and_geometric_unless_asked():

@@ -50,6 +50,8 @@ CONFIGS = [
     {"kind": "frame_merging"},
     {"kind": "frame_merging", "num_frames": 3},
     {"kind": "tome", "keep_ratio": 0.6, "proportional_attention": True},
+    {"kind": "ward", "keep_ratio": 0.3},
+    {"kind": "ward", "num_merged": 5, "alpha": 0.5},
 ]
 # (frames, rows, columns) of each segment
 SHAPES = ((2, 4, 5), (1, 3, 3), (3, 2, 4), (1, 1, 1), (2, 5, 5))

@@ -68,15 +68,22 @@ def nearest_member(label_T: Tensor, closeness_T: Tensor) -> Tensor:
 
 def group_mean(value_TD: Tensor, weight_T: Tensor, label_T: Tensor, num_groups: int) -> Tensor:
     """Weighted mean of each group, float32 [num_groups, D], zero for an empty one. Sums run in token order, always."""
+    return group_mean_and_weight(value_TD, weight_T, label_T, num_groups)[0]
+
+
+def group_mean_and_weight(
+    value_TD: Tensor, weight_T: Tensor, label_T: Tensor, num_groups: int
+) -> tuple[Tensor, Tensor]:
+    """The same, and the weight of each group: float32 [num_groups]."""
     order_T = torch.argsort(label_T, stable=True)
     count_G = torch.zeros(num_groups, dtype=torch.long, device=label_T.device)
     count_G.index_add_(0, label_T, torch.ones_like(label_T))
     weight_T = weight_T.float()[order_T]
-    total_G1 = torch.segment_reduce(weight_T[:, None], "sum", lengths=count_G, axis=0)
+    total_G = torch.segment_reduce(weight_T[:, None], "sum", lengths=count_G, axis=0, unsafe=True).squeeze(1)
     sum_GD = torch.nn.functional.embedding_bag(  # gathers, weighs and sums in one pass
         order_T, value_TD.float(), count_G.cumsum(0) - count_G, mode="sum", per_sample_weights=weight_T
     )
-    return sum_GD / total_G1.clamp(min=torch.finfo(torch.float32).tiny)
+    return sum_GD / total_G.clamp(min=torch.finfo(torch.float32).tiny)[:, None], total_G
 
 
 def nearest_other(unit_SND: Tensor, inside_SN: Tensor) -> Tensor:

@@ -128,7 +128,7 @@ def _lacking(stage, own):
     return plan_of(stage, own).steps[0].reducer.evidence(stage) - MEASURED[stage]
 
 
-PARTITIONS = ({"kind": "tome"}, {"kind": "greedy"}, {"kind": "kmeans"})
+PARTITIONS = ({"kind": "tome"}, {"kind": "greedy"}, {"kind": "kmeans"}, {"kind": "ward"})
 
 
 @pytest.mark.parametrize("stage", LAYERS)

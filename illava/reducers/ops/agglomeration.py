@@ -1,0 +1,192 @@
+"""Merges points by agglomeration: in rounds, each point or group of points joins the one that it costs least to join.
+
+The cost of joining a and b is w_a w_b / (w_a + w_b) |x_a - x_b|^2, with w their weights and x their weighted means:
+what it adds to the squared error of replacing every point by the mean of its group (Ward's criterion).
+
+Shape suffixes: S segments, N points of the longest segment, K those after a round, R points of a block of rows, Q joins
+of the segment with most of them, D channels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from illava.reducers.ops.similarity import group_mean_and_weight, inside
+
+# At most this share of the points joins in a round, and there are some rounds at least. One join a round is the
+# thorough way, in as many rounds as points go; a sixteenth stays within a few per cent of its error.
+_ROUND_RATIO, _LEAST_ROUNDS = 1 / 16, 3
+_BLOCK_ROWS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _ByChannels:
+    """Holds the points of long segments; their products are made in every round, a block of rows at a time."""
+
+    point_SND: Tensor
+
+    def products(self, rows: slice) -> Tensor:
+        """Products of a block of points with all points: [S, R, N]."""
+        return torch.bmm(self.point_SND[:, rows], self.point_SND.transpose(1, 2))
+
+    def squares(self) -> Tensor:
+        """Product of each point with itself: [S, N]."""
+        return self.point_SND.square().sum(-1)
+
+    def products_with(self, other_SN: Tensor) -> Tensor:
+        """Product of each point with one other: [S, N]."""
+        other_SND = self.point_SND.gather(1, other_SN[..., None].expand_as(self.point_SND))
+        return (self.point_SND * other_SND).sum(-1)
+
+    def joined(self, number_SN: Tensor, weight_SN: Tensor, width: int) -> tuple[_ByChannels, Tensor]:
+        """The means of groups, and their weights [S, K]; see `_means`."""
+        mean_SKD, weight_SK = _means(self.point_SND, number_SN, weight_SN, width)
+        return _ByChannels(mean_SKD), weight_SK
+
+
+@dataclass(frozen=True, slots=True)
+class _ByProducts:
+    """Holds all products of the points of short segments; those of means are means of products."""
+
+    product_SNN: Tensor
+
+    def products(self, rows: slice) -> Tensor:
+        return self.product_SNN[:, rows]
+
+    def squares(self) -> Tensor:
+        return self.product_SNN.diagonal(dim1=1, dim2=2)
+
+    def products_with(self, other_SN: Tensor) -> Tensor:
+        return self.product_SNN.gather(2, other_SN[..., None]).squeeze(2)
+
+    def joined(self, number_SN: Tensor, weight_SN: Tensor, width: int) -> tuple[_ByProducts, Tensor]:
+        mean_SKN, weight_SK = _means(self.product_SNN, number_SN, weight_SN, width)
+        mean_SKK, _ = _means(mean_SKN.transpose(1, 2), number_SN, weight_SN, width)
+        return _ByProducts(mean_SKK), weight_SK
+
+
+_Points = _ByChannels | _ByProducts
+
+
+def agglomerate(point_SND: Tensor, weight_SN: Tensor, lengths: tuple[int, ...], kept: tuple[int, ...]) -> Tensor:
+    """Join each segment's points until ``kept[s]`` groups are left: the group of each point, int64 [S, N].
+
+    A segment has rounds of its own, whatever stands beside it; their counts are host integers, so that nothing waits
+    for the device. Groups are counted within their segment.
+
+    Args:
+        point_SND: float32.
+        weight_SN: float32, positive.
+        lengths: points per segment.
+        kept: groups to be left per segment, ``1 <= kept[s] <= lengths[s]`` (0 only for an empty segment).
+    """
+    width = point_SND.shape[1]
+    points: _Points = _ByChannels(point_SND)
+    if width <= _BLOCK_ROWS:
+        points = _ByProducts(points.products(slice(None)))
+    group_SN = torch.arange(width, device=point_SND.device).repeat(len(lengths), 1)
+    for before, after in _rounds(lengths, kept):
+        into_SN = _joins(points, weight_SN, before, after)
+        number_SN = _numbers(into_SN, before, max(after))
+        points, weight_SN = points.joined(number_SN, weight_SN, max(after))
+        group_SN = number_SN.clamp(max=max(after) - 1).gather(1, group_SN)
+    return group_SN
+
+
+def _rounds(lengths: tuple[int, ...], kept: tuple[int, ...]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Points per segment before and after each round: by equal factors, as few as are allowed."""
+    schedules = []
+    for n, k in zip(lengths, kept, strict=True):
+        rounds = max(_LEAST_ROUNDS, math.ceil(math.log(n / k) / -math.log(1 - _ROUND_RATIO))) if k < n else 0
+        counts = [round(n * (k / n) ** (r / rounds)) for r in range(rounds)] + [k]
+        schedules.append(list(dict.fromkeys(counts)))  # of few points a factor may take none
+    longest = max(map(len, schedules), default=1)
+    left = zip(*(own + own[-1:] * (longest - len(own)) for own in schedules), strict=True)
+    return list(pairwise(left))
+
+
+def _joins(points: _Points, weight_SN: Tensor, before: tuple[int, ...], after: tuple[int, ...]) -> Tensor:
+    """The point that each one becomes a part of in this round, itself if it stays: int64 [S, N].
+
+    A point may join its nearest, by `_nearest`. If that one would rather join a third, the cost is that of joining both
+    of them. The joins that cost least are taken. A point joins one whose own nearest is nearer, or of two that are each
+    other's nearest the later joins the earlier, so that no joins go round in a circle. Where ties or rounding leave too
+    few such joins, points join the one whose nearest is nearest of all.
+    """
+    device, (num_segments, width) = weight_SN.device, weight_SN.shape
+    index_SN, inside_SN = torch.arange(width, device=device).expand(num_segments, -1), inside(before, width, device)
+    square_SN = points.squares().masked_fill(~inside_SN, float("inf"))
+    cost_SN, near_SN = _nearest(points, square_SN, weight_SN)
+    may_SN, both_SN = _prices(points, square_SN, weight_SN, cost_SN, near_SN)
+    first_S1 = cost_SN.argmin(1, keepdim=True)
+    rank_SN = both_SN.masked_fill(~may_SN & inside_SN, torch.finfo(both_SN.dtype).max)
+    order_SN = rank_SN.scatter_(1, first_S1, float("inf")).argsort(dim=1, stable=True)
+
+    num_joins = tuple(n - k for n, k in zip(before, after, strict=True))
+    source_SQ = order_SN[:, : max(num_joins)]
+    target_SQ = torch.where(may_SN, near_SN, first_S1).gather(1, source_SQ)
+    target_SQ = torch.where(inside(num_joins, target_SQ.shape[1], device), target_SQ, source_SQ)
+    into_SN = index_SN.scatter(1, source_SQ, target_SQ)
+    for _ in range((max(num_joins) - 1).bit_length()):  # to the end of every chain of joins
+        into_SN = into_SN.gather(1, into_SN)
+    return into_SN
+
+
+def _nearest(points: _Points, square_SN: Tensor, weight_SN: Tensor) -> tuple[Tensor, Tensor]:
+    """What it costs least to join, and the first such point: [S, N] each; infinite where there is none.
+
+    A block of rows at a time, so that no N x N map of a longer segment is ever whole in memory.
+
+    Args:
+        points: as they are in this round.
+        square_SN: their products with themselves; infinite behind a segment's end.
+        weight_SN: their weights.
+    """
+    inverse_SN, best = weight_SN.reciprocal(), []
+    for start in range(0, weight_SN.shape[1], _BLOCK_ROWS):
+        rows = slice(start, start + _BLOCK_ROWS)
+        cost_SRN = square_SN[:, rows, None] + square_SN[:, None]
+        cost_SRN.sub_(points.products(rows), alpha=2)
+        cost_SRN.div_(inverse_SN[:, rows, None] + inverse_SN[:, None])
+        cost_SRN.diagonal(offset=start, dim1=1, dim2=2).fill_(float("inf"))
+        best.append(cost_SRN.min(-1))
+    return torch.cat([b.values for b in best], 1), torch.cat([b.indices for b in best], 1)
+
+
+def _prices(
+    points: _Points, square_SN: Tensor, weight_SN: Tensor, cost_SN: Tensor, near_SN: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Whether each point may join its nearest, and at what cost: [S, N] each; see `_joins`."""
+    index_SN = torch.arange(near_SN.shape[1], device=near_SN.device)
+    third_SN, near_cost_SN = near_SN.gather(1, near_SN), cost_SN.gather(1, near_SN)
+    may_SN = (near_cost_SN < cost_SN) | ((near_cost_SN == cost_SN) & (near_SN < index_SN))
+    near_weight_SN, third_weight_SN = weight_SN.gather(1, near_SN), weight_SN.gather(1, third_SN)
+    distance_SN = square_SN + square_SN.gather(1, third_SN) - 2 * points.products_with(third_SN)
+    with_near_SN = weight_SN + near_weight_SN
+    # Lance and Williams: the cost of joining the union of two points, from those among the three
+    both_SN = with_near_SN * cost_SN + weight_SN * third_weight_SN * distance_SN - weight_SN * near_cost_SN
+    both_SN = both_SN / (with_near_SN + third_weight_SN)
+    return may_SN, torch.where(third_SN == index_SN, cost_SN, both_SN)
+
+
+def _numbers(into_SN: Tensor, lengths: tuple[int, ...], width: int) -> Tensor:
+    """The group of each point after a round, int64 [S, N]; ``width`` behind a segment's end."""
+    own_SN = into_SN == torch.arange(into_SN.shape[1], device=into_SN.device)
+    number_SN = (own_SN.cumsum(1) - 1).gather(1, into_SN)
+    return number_SN.masked_fill(~inside(lengths, into_SN.shape[1], into_SN.device), width)
+
+
+def _means(value_SNX: Tensor, number_SN: Tensor, weight_SN: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Weighted mean and weight of each group: [S, ``width``, X] and [S, ``width``]; weight 1 where there is none."""
+    num_segments = len(number_SN)
+    row_SN = number_SN + (width + 1) * torch.arange(num_segments, device=number_SN.device)[:, None]
+    mean_GX, weight_G = group_mean_and_weight(
+        value_SNX.flatten(0, 1), weight_SN.flatten(), row_SN.flatten(), num_segments * (width + 1)
+    )
+    mean_SKX, weight_SK = (value.unflatten(0, (num_segments, -1))[:, :width] for value in (mean_GX, weight_G))
+    return mean_SKX, weight_SK.masked_fill(weight_SK == 0, 1.0)

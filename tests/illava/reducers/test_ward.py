@@ -1,0 +1,253 @@
+"""Ward against its rounds done slowly, and against one join at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from illava.plan import ReductionPlan
+from illava.reducers import Evidence, Ward
+from illava.reducers.ops import agglomeration
+from illava.reduction.vision import VisionReduction
+from illava.tokens import Tokens, merged_sizes, pad
+from tests.illava.reducers.test_properties import LargestTensor
+from tests.support.closeness import assert_close
+from tests.support.reducer_cases import assign_each, dense, groups_matrix, ragged, segments
+
+pytestmark = pytest.mark.numeric
+
+SHAPES = ((2, 4, 5), (1, 3, 3), (1, 1, 1), (1, 1, 2), (1, 5, 9))
+
+
+def on_grid(hidden_ND):
+    return ((torch.nn.functional.normalize(hidden_ND.float(), dim=1) * 4096).round() / 4096).double()
+
+
+def slow_cost(a, b):
+    """What joining two groups adds to the squared error; a group is (mean, weight, members)."""
+    return a[1] * b[1] / (a[1] + b[1]) * float(((a[0] - b[0]) ** 2).sum())
+
+
+def slow_join(groups):
+    weight = sum(g[1] for g in groups)
+    return sum(g[1] * g[0] for g in groups) / weight, weight, sorted(m for g in groups for m in g[2])
+
+
+def slow_round(groups, left):
+    """A group joins its nearest one, or that one and the third which that would rather join; the cheapest do."""
+    if len(groups) == left:
+        return groups
+    everyone = range(len(groups))
+    near = [min((j for j in everyone if j != i), key=lambda j, i=i: slow_cost(groups[i], groups[j])) for i in everyone]
+    price = {}
+    for i, j in enumerate(near):
+        if near[j] != i:
+            price[i] = slow_cost(groups[i], slow_join([groups[j], groups[near[j]]]))
+        elif j < i:
+            price[i] = slow_cost(groups[i], groups[j])
+    root = list(everyone)
+    for i in sorted(price, key=lambda i: price[i])[: len(groups) - left]:
+        root[i] = near[i]
+    for _ in everyone:
+        root = [root[r] for r in root]
+    return [slow_join([g for g, r in zip(groups, root, strict=True) if r == own]) for own in sorted(set(root))]
+
+
+def slow_ward(hidden_ND, weights, kept):
+    num = len(weights)
+    groups = [(x, w, [n]) for n, (x, w) in enumerate(zip(on_grid(hidden_ND), weights, strict=True))]
+    if kept < num:
+        rounds = next(r for r in range(3, 30 * num) if (kept / num) ** (1 / r) >= 15 / 16)
+        for r in range(1, rounds + 1):
+            groups = slow_round(groups, kept if r == rounds else round(num * (kept / num) ** (r / rounds)))
+    points = on_grid(hidden_ND)
+    found = {}
+    for mean, _, members in groups:
+        distance = {m: round(float(((points[m] - mean) ** 2).sum()) * 2**16) for m in members}
+        found[min(members, key=lambda m: (distance[m], m))] = members
+    return groups_matrix(found, weights, num)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+@pytest.mark.parametrize("budget", [{"keep_ratio": 0.3}, {"keep_ratio": 0.8}, {"num_merged": 5}, {"keep_per_frame": 1}])
+def test_rounds_are_those_of_the_slow_way(budget, alpha):
+    tokens, evidence = ragged(50, SHAPES)
+    reducer = Ward(alpha=alpha, **budget)
+    blocks = assign_each(reducer, tokens, evidence, "vision_block")
+    for block, (own_tokens, own) in zip(blocks, segments(tokens, evidence), strict=True):
+        (n,) = own_tokens.lengths
+        score = own.attention_received_T
+        weights = (own.size_T * (score / score.mean()) ** alpha).tolist()
+        assert_close(block, slow_ward(own_tokens.hidden_TD, weights, reducer.num_kept(n)))
+        assert torch.equal((block > 0).sum(0), torch.ones(n, dtype=torch.long)), "each token is in one group"
+
+
+def one_join_at_a_time(point_ND, weight_N, kept):
+    """The whole squared error of the thorough way."""
+    points, weights = list(point_ND.double()), weight_N.double().tolist()
+    x, w = torch.stack(points), torch.tensor(weights, dtype=torch.float64)
+    cost = w[:, None] * w / (w[:, None] + w) * (x[:, None] - x).square().sum(-1)
+    cost.fill_diagonal_(torch.inf)
+    total = 0.0
+    for _ in range(len(x) - kept):
+        i, j = divmod(int(cost.argmin()), len(x))
+        total += float(cost[i, j])
+        x[i], w[i] = (w[i] * x[i] + w[j] * x[j]) / (w[i] + w[j]), w[i] + w[j]
+        x[j] = torch.inf
+        cost[j] = cost[:, j] = torch.inf
+        row = w[i] * w / (w[i] + w) * (x[i] - x).square().sum(-1)
+        row[i] = torch.inf
+        cost[i] = cost[:, i] = row
+    return total
+
+
+def error_of(point_ND, weight_N, matrix_KN):
+    group_N = (matrix_KN > 0).float().argmax(0)
+    return float((weight_N[:, None] * (point_ND - (matrix_KN @ point_ND)[group_N]).square()).sum())
+
+
+def pictures():
+    """Token grids of several kinds, 12 x 12."""
+    gen = torch.Generator().manual_seed(3)
+    coarse = torch.randn(1, 32, 5, 5, generator=gen)
+    smooth_ND = torch.nn.functional.interpolate(coarse, size=(12, 12), mode="bicubic")[0].flatten(1).T
+    clusters_ND = torch.randn(9, 32, generator=gen)[torch.randint(0, 9, (144,), generator=gen)]
+    page_ND = torch.randn(144, 32, generator=gen)
+    page_ND[:90] = page_ND[0]
+    return {
+        "smooth": smooth_ND + 0.1 * torch.randn(144, 32, generator=gen),
+        "clusters": clusters_ND + 0.1 * torch.randn(144, 32, generator=gen),
+        "noise": torch.randn(144, 32, generator=gen),
+        "few directions": torch.randn(144, 4, generator=gen),
+        "a blank page with some text": page_ND,
+    }
+
+
+@pytest.mark.parametrize("keep_ratio", [0.85, 0.5, 0.25, 0.12])
+def test_the_whole_error_is_near_that_of_one_join_at_a_time(keep_ratio):
+    for sizes in (torch.ones(144), torch.randint(1, 5, (144,), generator=torch.Generator().manual_seed(4)).float()):
+        for name, hidden_ND in pictures().items():
+            reducer = Ward(keep_ratio=keep_ratio)
+            tokens = Tokens(hidden_ND, (144,), torch.zeros(144, 3, dtype=torch.long))
+            matrix_KN = dense(reducer.assign(tokens, Evidence(size_T=sizes), "vision_output"))
+            point_ND = on_grid(hidden_ND).float()
+            least = one_join_at_a_time(point_ND, sizes, reducer.num_kept(144))
+            assert error_of(point_ND, sizes, matrix_KN) <= 1.05 * least + 1e-5, name
+
+
+def test_the_order_of_tokens_does_not_matter():
+    tokens, evidence = ragged(51, ((1, 6, 7),))
+    order = torch.randperm(42, generator=torch.Generator().manual_seed(5))
+    turned = Tokens(tokens.hidden_TD[order], (42,), tokens.coord_T3[order])
+    reducer = Ward(keep_ratio=0.3, alpha=0.5)
+    evidence = Evidence(attention_received_T=evidence.attention_received_T, size_T=evidence.size_T)
+    other = Evidence(attention_received_T=evidence.attention_received_T[order], size_T=evidence.size_T[order])
+    first, second = (dense(reducer.assign(*given, "vision_block")) for given in ((tokens, evidence), (turned, other)))
+    back = torch.zeros_like(second)
+    back[:, order] = second
+    assert_close(first[first.argmax(1).argsort()].sort(0).values, back[back.argmax(1).argsort()].sort(0).values)
+    groups = [{frozenset(row.nonzero().flatten().tolist()) for row in matrix} for matrix in (first, back)]
+    assert groups[0] == groups[1]
+
+
+def test_sizes_add_up_over_two_cuts_and_weigh_what_joins():
+    tokens, evidence = ragged(52, ((1, 6, 6), (2, 2, 5)))
+    assignment = Ward(keep_ratio=0.5).assign(tokens, evidence, "vision_block")
+    size_K = merged_sizes(assignment, evidence.size_T)
+    assert size_K[:18].sum() == evidence.size_T[:36].sum()
+    assert size_K[18:].sum() == evidence.size_T[36:].sum()
+    # of two equally near pairs the one of smaller tokens joins
+    point_TD = torch.eye(4)
+    pairs = Tokens(point_TD, (4,), torch.zeros(4, 3, dtype=torch.long))
+    for sizes, gone in (([1, 1, 9, 9], {0, 1}), ([9, 9, 1, 1], {2, 3})):
+        found = dense(Ward(num_merged=1).assign(pairs, Evidence(size_T=torch.tensor(sizes).float()), "vision_block"))
+        (joined,) = [set(row.nonzero().flatten().tolist()) for row in found if (row > 0).sum() > 1]
+        assert joined == gone
+
+
+def test_attended_tokens_stay_apart():
+    tokens, evidence = ragged(53, ((1, 8, 8),))
+    attended = torch.arange(64) % 8 == 0
+    evidence = Evidence(attention_received_T=torch.where(attended, 1.0, 1e-4), size_T=torch.ones(64))
+    for alpha, apart in ((0.0, False), (1.0, True)):
+        matrix_KN = dense(Ward(keep_ratio=0.3, alpha=alpha).assign(tokens, evidence, "vision_block"))
+        most = matrix_KN[:, attended].amax(0)  # its share of the token that it is in
+        assert bool((most > 0.9).all()) == apart
+    unseen = Evidence(attention_received_T=torch.zeros(64), size_T=torch.ones(64))
+    for alpha in (0.5, 2.0):  # no weight is nothing, and products of weights are still numbers
+        spotted = Evidence(attention_received_T=(torch.arange(64) == 9).float(), size_T=torch.ones(64))
+        for measured in (unseen, spotted):
+            weights_E = Ward(keep_ratio=0.3, alpha=alpha).assign(tokens, measured, "vision_block").weight_E
+            assert (weights_E > 0).all()
+            assert (weights_E <= 1).all()
+    assert Ward(num_merged=1).evidence("vision_block") == {"sizes"}
+    assert Ward(num_merged=1, alpha=0.5).evidence("decoder_input") == {"sizes", "attention_received"}
+    assert Ward(num_merged=1, alpha=0.5).evidence("decoder_layer") == {"sizes", "causal_normalised_attention"}
+
+
+def test_equal_tokens_join_first():
+    hidden_ND = pictures()["a blank page with some text"]
+    hidden_ND[:90] *= torch.linspace(0.5, 2.0, 90)[:, None]  # in one direction: equal but for their lengths
+    tokens = Tokens(hidden_ND, (144,), torch.zeros(144, 3, dtype=torch.long))
+    matrix_KN = dense(Ward(num_merged=89).assign(tokens, Evidence(), "vision_block"))
+    groups = sorted((row.nonzero().flatten().tolist() for row in matrix_KN), key=len)
+    assert groups[:-1] == [[n] for n in range(90, 144)]
+    assert groups[-1] == list(range(90))
+    assert Ward(num_merged=89).assign(tokens, Evidence(), "vision_block").kept_K[0] == 0
+
+
+def test_the_budget_is_met_whatever_ties_there_are():
+    """Tokens at right angles, and one that is equally near to all of them, in every place."""
+    for place in range(9):
+        hidden_ND = torch.eye(8)
+        hidden_ND = torch.cat([hidden_ND[:place], hidden_ND.sum(0, keepdim=True), hidden_ND[place:]])
+        tokens = Tokens(hidden_ND, (9,), torch.zeros(9, 3, dtype=torch.long))
+        for kept in range(1, 9):
+            assignment = Ward(num_merged=9 - kept).assign(tokens, Evidence(), "vision_block")
+            assert dense(assignment).shape == (kept, 9)
+            assert torch.equal((dense(assignment) > 0).sum(0), torch.ones(9, dtype=torch.long))
+
+
+def test_costs_that_rounding_made_unequal_both_ways_do_no_harm(monkeypatch):
+    """Joins never go round in a circle, whatever a product's last bits say; here they say anything."""
+    gen = torch.Generator().manual_seed(6)
+
+    def arbitrary(points, square_SN, weight_SN):
+        num = torch.tensor(tokens.lengths)[:, None]
+        off = (torch.rand(weight_SN.shape, generator=gen) * (num - 1)).long() + 1
+        near_SN = (torch.arange(weight_SN.shape[1]) + off) % num
+        cost_SN = torch.rand(weight_SN.shape, generator=gen).mul(3).floor()
+        return cost_SN.masked_fill(square_SN.isinf(), torch.inf), near_SN
+
+    monkeypatch.setattr(agglomeration, "_nearest", arbitrary)
+    tokens, _ = ragged(54, ((1, 5, 5), (1, 5, 5), (1, 2, 3)))
+    points = agglomeration._ByChannels(pad(tokens.hidden_TD, tokens.lengths, 0.0))
+    for left in range(1, 25):
+        after = (left, left, min(left, 6))
+        into_SN = agglomeration._joins(points, torch.ones(3, 25), tokens.lengths, after)
+        assert torch.equal(into_SN.gather(1, into_SN), into_SN)
+        assert tuple(len(row[:n].unique()) for row, n in zip(into_SN, tokens.lengths, strict=True)) == after
+
+
+def test_a_long_segment_is_compared_by_blocks(monkeypatch):
+    tokens, evidence = ragged(55, ((1, 30, 40), (1, 4, 5)), dim=8)
+    reducer = Ward(num_merged=300)
+    with LargestTensor() as largest:
+        found = reducer.assign(tokens, evidence, "decoder_input")
+    assert largest.numel <= 2 * 1024 * 1200
+    monkeypatch.setattr(agglomeration, "_BLOCK_ROWS", 100)
+    in_small_blocks = reducer.assign(tokens, evidence, "decoder_input")
+    assert torch.equal(found.kept_K, in_small_blocks.kept_K)
+    assert torch.equal(found.source_E, in_small_blocks.source_E)
+
+
+@pytest.mark.parametrize(("proportional", "biased"), [({}, True), ({"proportional_attention": False}, False)])
+def test_blocks_behind_attend_by_log_size_unless_told_otherwise(proportional, biased):
+    reducer = {"kind": "ward", "num_merged": 20, **proportional}
+    plan = ReductionPlan.model_validate({"steps": [{"stage": "vision_block", "layers": [0], "reducer": reducer}]})
+    tokens, _ = ragged(56, ((1, 6, 6),) * 2)
+    reduction = VisionReduction(plan, tokens.lengths, tokens.coord_T3, num_blocks=2, has_cls=False)
+    reduction.at(0, tokens.hidden_TD, None, None, scale=1.0)
+    assert (reduction.key_bias_T is not None) == biased
+    if biased:
+        assert_close(reduction.key_bias_T.exp().view(2, 16).sum(1), torch.full((2,), 36.0))
