@@ -6,7 +6,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
 
 from illava.engine.penalties import History
-from illava.engine.sampling import SamplingBatch, check_sampling, draw_tokens, own_first_tokens, uniform_draw
+from illava.engine.sampling import (
+    SamplingBatch,
+    _limited,
+    check_sampling,
+    draw_tokens,
+    own_first_tokens,
+    uniform_draw,
+)
 from illava.errors import RequestError
 from illava.requests import SamplingParams, derive_seed
 from tests.support.operations import Operations
@@ -192,6 +199,17 @@ def test_rows_of_all_kinds_in_one_batch_draw_what_they_draw_alone():
             if own.penalised:
                 mixed = batch.penalties.apply(logits)[row]
                 assert torch.equal(alone.penalties.apply(logits[row : row + 1])[0], mixed)
+
+
+def test_a_row_without_limits_keeps_its_very_numbers_beside_one_that_has_some():
+    """A sum of probabilities is 1 but for rounding: not to be multiplied by."""
+    probability = torch.randn(50, 300).softmax(-1).sort(-1, descending=True).values
+    top_p = torch.full((50, 1), 0.9)
+    unlimited = torch.tensor([[float("inf"), 0.0]] * 49 + [[3.0, 0.0]])
+    kept, scaled = _limited(probability, top_p, unlimited)
+    assert torch.equal(kept[:49], probability[:49])
+    assert torch.equal(scaled[:49], top_p[:49])
+    assert (int((kept[49] > 0).sum()), bool(scaled[49] < 0.9)) == (3, True)
 
 
 def test_a_token_that_begins_two_options_tells_nothing_of_either():

@@ -375,6 +375,8 @@ def _judge_todays_program(name: str) -> None:
     write_report(name)
     assert {line.partition(":")[0] for line in violations(name)} == {"newer_schema", "wrong_totals"}
     before = parts(name)
-    with pytest.raises(RefusedError, match=f"rows of schema version {SCHEMA_VERSION + 1}; this program knows {SCHEMA_VERSION}"):
+    with pytest.raises(
+        RefusedError, match=f"rows of schema version {SCHEMA_VERSION + 1}; this program knows {SCHEMA_VERSION}"
+    ):
         continue_run(begin_retry(name))
     assert parts(name) == before
