@@ -157,7 +157,7 @@ def test_what_was_drawn_counts_from_the_next_token_on():
         ({"top_k": 4, "min_p": 0.3}, [MinPLogitsWarper(0.3), TopKLogitsWarper(4)]),
         ({"top_k": 1}, [TopKLogitsWarper(1)]),
     ],
-    ids=str,
+    ids=["top_k", "min_p", "top_k top_p", "min_p top_k", "top_k 1"],
 )
 def test_what_may_be_drawn_is_what_transformers_leaves(changes, warpers):
     logits = torch.randn(1, 20)
