@@ -324,9 +324,18 @@ class JobConfig(Section):
         return {"kind": "caption", **task} if isinstance(task, dict) else task
 
 
+_OF_LOOPS = frozenset({"sampling.loop_tokens", "sampling.on_loop"})
+
+
 def result_fields(config: JobConfig) -> dict[str, Any]:
-    """Map the dotted key of every field that can change a row to its value, as JSON types."""
-    return dict(_walk(config, ""))
+    """Map the dotted key of every field that can change a row to its value, as JSON types.
+
+    A field that is off is left out, and so is what happens to loops where no answer is long enough for one.
+    """
+    fields, sampling = dict(_walk(config, "")), config.sampling
+    if sampling.loop_tokens is None or sampling.loop_tokens > sampling.max_new_tokens:
+        fields = {key: value for key, value in fields.items() if key not in _OF_LOOPS}
+    return fields
 
 
 def _walk(section: Section, prefix: str) -> Iterator[tuple[str, Any]]:

@@ -196,15 +196,16 @@ def test_what_changes_a_row_is_refused_of_an_old_run_and_nothing_else_is_named(f
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_from_before_loops_were_looked_for_goes_on_without(folder, name) -> None:
-    """`loop_tokens` is 256 by default: who wants that asks for a run of its own, and who resumes is told the key."""
+    """`loop_tokens` is 256 by default. Where answers are shorter that is no other run; else the key is named."""
     config = job(name)
     assert config.sampling.loop_tokens is None
     before = {key for key in read_run_file(name)["recipe"] if key.startswith("sampling.")}
     assert {key for key in result_fields(config) if key.startswith("sampling.")} == before, "what is off is left out"
+    assert plan_run(job(name, "sampling", loop_tokens=256, on_loop="cut")).resumed, "an answer has 4 tokens"
     with pytest.raises(RefusedError) as caught:
-        plan_run(job(name, "sampling", loop_tokens=256))
+        plan_run(job(name, "sampling", loop_tokens=4))
     assert [line for line in str(caught.value).splitlines() if line.startswith("  ")] == [
-        "  sampling.loop_tokens: null there, 256 here"
+        "  sampling.loop_tokens: null there, 4 here"
     ]
 
 
