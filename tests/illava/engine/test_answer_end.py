@@ -1,4 +1,4 @@
-"""How answers end, and what their text is: loops, stop texts, and rows of all kinds in one batch. Takes 8 s.
+"""How answers end, and what their text is: loops, stop texts, rows of all kinds in one batch. Takes 10 s of one core.
 
 On a family of tiles and one of native resolution. Where tokens must be known they are told; the engine is the real one.
 """
