@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from illava.preprocess import VisualInput
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "loop"]
+OnLoop = Literal["stop", "cut", "keep"]
 ContentKind = Literal["document", "image", "video"]  # what a request's media are, judged by their pixels
 
 
@@ -26,9 +27,22 @@ class SamplingParams:
         max_new_tokens: generation stops after this many.
         temperature: 0 for greedy, else the divisor of the logits.
         top_p: nucleus share in (0, 1].
+        top_k: draw from so many of the most probable tokens; 0 from all.
+        min_p: draw from tokens at least this share as probable as the most probable one.
+        repetition_penalty: divides the positive logits of tokens that stand in the prompt's text or the answer so far,
+            and multiplies the negative ones; 1 changes nothing.
+        presence_penalty: subtracted from the logits of tokens that stand in the answer so far.
+        frequency_penalty: subtracted once for each time a token stands in the answer so far.
+        stop: texts that end the answer, which is cut before them.
+        loop_tokens: an answer whose last so many tokens repeat a period of at most 64 tokens is a loop; None looks for
+            none. See `illava.engine.loop_detector`.
+        on_loop: ``stop`` ends a loop and leaves its text whole; ``cut`` ends it and cuts the text to the first period;
+            ``keep`` lets it go on, and tells of it if it lasts to the end.
         seed: every draw comes from hash(seed, request_id, step), never from a shared generator.
         min_new_tokens: stop tokens are ignored before this many (for timing at forced lengths).
         logprobs: give `Generation.token_logprobs`.
+        choices: of each option, the texts by which an answer may name it: gives `Generation.choice_probabilities`;
+            needs ``logprobs``.
     """
 
     max_new_tokens: int = 128
@@ -37,6 +51,21 @@ class SamplingParams:
     seed: int = 0
     min_new_tokens: int = 0
     logprobs: bool = False
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    stop: tuple[str, ...] = ()
+    loop_tokens: int | None = None
+    on_loop: OnLoop = "stop"
+    choices: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def penalised(self) -> bool:
+        """Whether tokens that were drawn or read before count."""
+        penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
+        return penalties != (1.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,13 +181,17 @@ class Generation:
         request_id: of the request.
         text: decoded, special tokens removed.
         token_ids: as drawn.
-        finish_reason: ``stop`` (a stop token) or ``length``; None where ``error`` is set.
+        finish_reason: ``stop`` (a stop token or stop text), ``length``, or ``loop`` (the answer repeats itself); None
+            where ``error`` is set.
         usage: counts; None where the error came before any were measured.
         timing: seconds by phase.
         trace: where the request asked for it.
         error: the error that ended this request.
         token_logprobs: natural logarithm of each drawn token's probability by the model itself, before temperature and
             top_p; where the request asked for it.
+        choice_probabilities: of each of `SamplingParams.choices`, the probability by the model itself that the answer
+            begins with it, judged by its first token; what begins no option is the rest to 1. None where an option has
+            no first token that is its own.
     """
 
     request_id: str
@@ -170,6 +203,7 @@ class Generation:
     trace: TokenTrace | None = None
     error: Exception | None = None
     token_logprobs: tuple[float, ...] | None = None
+    choice_probabilities: tuple[float, ...] | None = None
 
     @classmethod
     def failed(cls, request_id: str, error: Exception, *, queue_s: float = 0.0) -> Generation:

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from illava.preprocess import VisualInput
 
 MediaKind = Literal["video", "image", "images", "document"]
-SCHEMA_VERSION = 2  # of `ResultRow`; stands in every part's metadata, and changes no run's fingerprint
+SCHEMA_VERSION = 3  # of `ResultRow`; stands in every part's metadata, and changes no run's fingerprint
 FIRST_SCHEMA_VERSION = 2  # the oldest whose parts are read
 # Column (or ``pages.NAME``) -> the version that brought it: null in older parts, so it may be null. An entry raises the
 # version.
-LATER_COLUMNS: dict[str, int] = {}
+LATER_COLUMNS: dict[str, int] = {"answer_logprob": 3, "option_probabilities": 3}
 
 
 RowErrorType = Literal[
@@ -193,6 +193,8 @@ class ResultRow:
     answer: str | None
     reference: str | None
     score: float | None
+    answer_logprob: float | None
+    option_probabilities: tuple[float, ...] | None
     pages: tuple[dict, ...] | None
     fields: dict[str, str]
     status: Literal["ok", "partial", "failed"]

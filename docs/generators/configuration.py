@@ -27,12 +27,27 @@ MEANINGS = {
     ("FpsSampling", "kind"): "Frames at a rate.",
     ("FpsSampling", "fps"): "Frames a second.",
     ("KeyframeSampling", "kind"): "Key frames.",
-    ("SamplingConfig", "max_new_tokens"): "Tokens of an answer, at most.",
-    ("SamplingConfig", "temperature"): "0 is greedy; else the divisor of the logits.",
-    ("SamplingConfig", "top_p"): "Share of the probability that is drawn from.",
     ("PricesConfig", "gpu_hour_usd"): "A GPU for an hour.",
     ("PricesConfig", "cpu_hour_usd"): "A CPU core for an hour.",
     ("PricesConfig", "storage_request_usd"): "One request to the store.",
+}
+# Under a section's table; with every key of the section.
+EXAMPLES = {
+    "sampling": """\
+sampling:
+  max_new_tokens: 512
+  temperature: 0.7
+  top_p: 0.9
+  top_k: 40
+  min_p: 0.05
+  repetition_penalty: 1.05
+  presence_penalty: 0.2
+  frequency_penalty: 0.1
+  stop: ["</answer>", "\\n\\n\\n"]
+  loop_tokens: 256
+  on_loop: retry
+  logprobs: true
+"""
 }
 # Keys that many reducers share.
 COMMON = {
@@ -54,6 +69,7 @@ def page() -> str:
     parts = [GENERATED, "# Configuration", _INTRODUCTION, "## The file", _overview()]
     for key, section in sections(JobConfig):
         parts += [f"## `{key}`", summary(section.__doc__), _section(section)]
+        parts += [f"```yaml\n{EXAMPLES[key]}```"] if key in EXAMPLES else []
     parts += ["## `reduction.steps[].reducer`", _REDUCERS, *(_reducer(kind) for kind in REDUCERS)]
     parts += ["## A sweep", summary(SweepConfig.__doc__), _SWEEP, _section(SweepConfig, affects=False)]
     return "\n\n".join(parts) + "\n"

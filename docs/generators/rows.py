@@ -58,10 +58,20 @@ GROUPS: dict[str, dict[str, Column]] = {
             "The answer against the reference by the task's metric.",
             "null without a reference, for metrics over a whole run, and where the item failed",
         ),
+        "answer_logprob": Column(
+            "nats",
+            "Mean log-probability of the answer's tokens by the model itself, before temperature and penalties.",
+            "null without `sampling.logprobs`, and where the model gave no answer",
+        ),
+        "option_probabilities": Column(
+            "share",
+            "Of each of `options`, or of yes and no for the metric `yes_no`: the probability that the answer begins with it, judged by its first token. What begins no option is the rest to 1.",
+            "null without `sampling.logprobs`, for other questions, and where two options begin with the same token",
+        ),
         "pages": Column("", "One entry a page, see below.", "null unless the job is `process_documents`"),
         "finish_reason": Column(
             "",
-            "`stop`: the model ended; `length`: cut at `sampling.max_new_tokens`.",
+            "`stop`: the model ended, or wrote a text of `sampling.stop`; `length`: cut at `sampling.max_new_tokens`; `loop`: the answer repeats itself, see `sampling.loop_tokens`.",
             "null where the model gave no answer",
         ),
         "error_type": Column("", "One of the types in [errors](errors.md).", "null unless `status` is `failed`"),

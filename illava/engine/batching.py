@@ -104,13 +104,25 @@ def sample_next_token(logits_BV: Tensor, sampling: SamplingBatch, group: Sequenc
     return draw_tokens(logits_BV, sampling, sampling.draws(steps))
 
 
+def sampling_of(group: Sequence[RequestState], device: torch.device, *, first: bool = False) -> SamplingBatch:
+    """Make the sampling of a group's rows; ``first`` where their first tokens are drawn, which tell of the options."""
+    return SamplingBatch.of(
+        [state.request.sampling for state in group],
+        device,
+        histories=lambda row: group[row].history(),
+        choice_ids=[state.choice_ids for state in group] if first else (),
+    )
+
+
 def to_host(drawn_2B: Tensor, group: Sequence[RequestState]) -> list[Outcome]:
-    """Copy the drawn tokens to the host, once a step; log-probabilities go to the requests that asked for them."""
+    """Copy the drawn tokens to the host, once a step; probabilities go to the requests that asked for them."""
     drawn_2B = drawn_2B.cpu()
-    for logprob_B in drawn_2B[2:].int().view(torch.float32).tolist():
-        for state, logprob in zip(group, logprob_B, strict=True):
-            if state.request.sampling.logprobs:
-                state.token_logprobs[len(state.token_ids) :] = [logprob]
+    told = drawn_2B[2:].int().view(torch.float32).tolist()  # log-probabilities, then a row for each option
+    for state, logprob, *options in zip(group, *told, strict=True) if told else ():
+        if state.request.sampling.logprobs:
+            state.token_logprobs[len(state.token_ids) :] = [logprob]
+        if options and state.choice_ids and all(state.choice_ids):
+            state.choice_probabilities = tuple(options[: len(state.choice_ids)])
     drawn = zip(group, *drawn_2B[:2].tolist(), strict=True)
     return [token_id if finite else _not_finite(state) for state, token_id, finite in drawn]
 

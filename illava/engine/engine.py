@@ -29,6 +29,7 @@ from illava.engine.batching import (
     check_length,
     run_with_fallback,
     sample_next_token,
+    sampling_of,
     to_host,
 )
 from illava.engine.config import EngineConfig
@@ -38,7 +39,7 @@ from illava.engine.prefill_phase import PrefillPhase
 from illava.engine.prefix_sharing import MediaDedupCache, patches_per_request
 from illava.engine.prompt import media_of
 from illava.engine.request_state import Phase, RequestState
-from illava.engine.sampling import SamplingBatch, check_sampling
+from illava.engine.sampling import SamplingBatch, check_sampling, own_first_tokens
 from illava.errors import RequestError
 from illava.families.base import Family
 from illava.plan import EMPTY_PLAN, ReductionPlan
@@ -133,6 +134,7 @@ class Engine:
         media = media_of(request)
         now, (plan, content) = self._now(), self._media_phase.route(plan, media)
         state = RequestState(request, plan, media, content=content, now=now)
+        state.choice_ids = own_first_tokens(request.sampling.choices, self.family.first_token)
         state.num_patches = sum(map(self.family.num_patches, media))
         state.num_vision_tokens = count = sum(map(self.family.num_vision_tokens, media))
         check_length(request, plan, num_vision_tokens=count, max_positions=self.decoder.max_positions)
@@ -236,6 +238,7 @@ class Engine:
         batch = self._batch = self._batch or self._compose(group)
         drawn_2B = self._draw(batch.step(), batch.sampling, group)
         batch.token_B.copy_(drawn_2B[0])
+        batch.sampling.count(batch.token_B)
         return to_host(drawn_2B, group)
 
     def _compose(self, group: Sequence[RequestState]) -> _RunningBatch:
@@ -249,8 +252,7 @@ class Engine:
             step: Callable[[], Tensor] = partial(decode_step, self.decoder, self.family.embed, self.cache, inputs)
         else:
             inputs, step = self.graphs.load(inputs)
-        sampling = SamplingBatch.of([state.request.sampling for state in group], self.decoder.device)
-        return _RunningBatch(step, inputs.token_B, sampling)
+        return _RunningBatch(step, inputs.token_B, sampling_of(group, self.decoder.device))
 
     def _settle(self, group: Sequence[RequestState], outcomes: Sequence[Outcome]) -> list[RequestState]:
         """Give each request its token or error, and end those that are done; returns the others."""
@@ -259,11 +261,12 @@ class Engine:
             if isinstance(outcome, Exception):
                 ended = state.fail(outcome, now)
             else:
-                reason = None if outcome is None else state.accept(outcome, self.family.stop_token_ids)
+                decode_text = self.family.decode_text
+                reason = None if outcome is None else state.accept(outcome, self.family.stop_token_ids, decode_text)
                 if reason is None:
                     going_on.append(state)
                     continue
-                ended = state.finish(reason, self.family.decode_text, now)
+                ended = state.finish(reason, decode_text, now)
             self._finished.append(ended)
             self._ids.discard(state.request_id)
             self.cache.free(state.request_id)

@@ -11,11 +11,18 @@ from collections.abc import Iterable, Sequence
 from illava.decoder.decoder import Decoder
 from illava.decoder.kv_cache import PagedCache
 from illava.decoder.prefill import Prefill, PrefillRun
-from illava.engine.batching import Draw, Outcome, run_with_fallback, sample_next_token, take_batch, to_host
+from illava.engine.batching import (
+    Draw,
+    Outcome,
+    run_with_fallback,
+    sample_next_token,
+    sampling_of,
+    take_batch,
+    to_host,
+)
 from illava.engine.prefix_sharing import cached_prefix, common_prefix_len
 from illava.engine.prompt import join_trace, pack
 from illava.engine.request_state import RequestState
-from illava.engine.sampling import SamplingBatch
 from illava.errors import ILLaVAError
 from illava.reduction.probe import AttentionProbe
 from illava.requests import derive_seed
@@ -129,7 +136,7 @@ class PrefillPhase:
         )
 
     def _prefilled(self, done: Prefill, group: Sequence[RequestState]) -> list[Outcome]:
-        sampling = SamplingBatch.of([state.request.sampling for state in group], self._decoder.device)
+        sampling = sampling_of(group, self._decoder.device, first=True)
         outcomes = to_host(self._draw(done.logits_BV, sampling, group), group)
         for row, state in enumerate(group):
             num_computed, mm_item = state.computed_by_layer

@@ -6,12 +6,15 @@ request's life.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Literal
 
 from torch import Tensor
 
-from illava.engine.prompt import Prompt, media_of
+from illava.engine.answer_end import AnswerEnd, DecodeText
+from illava.engine.penalties import History
+from illava.engine.prompt import Prompt, TextSpan, media_of
+from illava.engine.sampling import ChoiceIds
 from illava.plan import ReductionPlan
 from illava.preprocess import VisualInput
 from illava.requests import ContentKind, FinishReason, Generation, Request, Timing, TokenTrace, TokenUsage, derive_seed
@@ -41,6 +44,8 @@ class RequestState:
         next_position_P: position of the first generated token, from prefill on.
         token_ids: tokens drawn so far.
         token_logprobs: their log-probabilities, where the request asked for them.
+        choice_ids: of each option the request asks about, the first tokens of its texts.
+        choice_probabilities: of these options, from the first token on.
         trace: the trace, where the request asked for it, from prefill on.
         device_s: its share of the steps' device time so far.
     """
@@ -68,11 +73,14 @@ class RequestState:
         self.next_position_P: Tensor
         self.token_ids: list[int] = []
         self.token_logprobs: list[float] = []
+        self.choice_ids: ChoiceIds = ()
+        self.choice_probabilities: tuple[float, ...] | None = None
         self.trace: TokenTrace | None = None
         self.device_s = 0.0
         self._seconds: dict[Phase, float] = {"queue": 0.0, "vision": 0.0, "prefill": 0.0, "decode": 0.0}
         self._phase: Phase = "queue"
         self._since = now
+        self._end = AnswerEnd(request.sampling)
 
     @property
     def request_id(self) -> str:
@@ -97,19 +105,20 @@ class RequestState:
         self.encoded.clear()
         del self.prompt
 
-    def accept(self, token_id: int, stop_token_ids: frozenset[int]) -> FinishReason | None:
+    def history(self) -> History:
+        """The tokens of the prompt's text and of the answer so far; from assembly on."""
+        spans = (span for span, _ in self.prefix if isinstance(span, TextSpan))
+        return History(tuple(token_id for span in spans for token_id in span.token_ids), tuple(self.token_ids))
+
+    def accept(self, token_id: int, stop_token_ids: frozenset[int], decode_text: DecodeText) -> FinishReason | None:
         """Take a drawn token; returns why it ends the answer, or None."""
         self.token_ids.append(token_id)
-        drawn, sampling = len(self.token_ids), self.request.sampling
-        if token_id in stop_token_ids and drawn >= sampling.min_new_tokens:
-            return "stop"
-        return "length" if drawn >= sampling.max_new_tokens else None
+        return self._end.reason(self.token_ids, stop_token_ids, decode_text)
 
-    def finish(self, reason: FinishReason, decode_text: Callable[[Sequence[int]], str], now: float) -> Generation:
+    def finish(self, reason: FinishReason, decode_text: DecodeText, now: float) -> Generation:
         """End the request with its answer."""
         self.enter("queue", now)
-        spoken = self.token_ids[:-1] if reason == "stop" else self.token_ids
-        return self._generation(decode_text(spoken), reason, None)
+        return self._generation(self._end.text(self.token_ids, decode_text), reason, None)
 
     def fail(self, error: Exception, now: float) -> Generation:
         """End the request with the error that ended it alone."""
@@ -133,4 +142,6 @@ class RequestState:
         drawn, logprobs = tuple(self.token_ids), None
         if self.request.sampling.logprobs:
             logprobs = tuple(self.token_logprobs[: len(drawn)])
-        return Generation(self.request_id, text, drawn, reason, usage, timing, self.trace, error, logprobs)
+        return Generation(
+            self.request_id, text, drawn, reason, usage, timing, self.trace, error, logprobs, self.choice_probabilities
+        )

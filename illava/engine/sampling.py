@@ -1,21 +1,27 @@
-"""Draws the next token of every row of a batch: greedy, temperature, top-p.
+"""Draws the next token of every row of a batch: greedy, temperature, min-p, top-k, top-p; with penalties, if any.
 
 A row's draw depends on its own logits and on hash(seed, request_id, step) alone, never on a shared generator or on the
 other rows.
 
-Shape suffixes: B rows, R rows that are drawn at random, V vocabulary.
+Shape suffixes: B rows, R rows that are drawn at random, V vocabulary, K options, M texts of an option.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from illava.engine.loop_detector import MIN_LOOP_TOKENS
+from illava.engine.penalties import History, Penalties
 from illava.errors import RequestError
-from illava.requests import SamplingParams, derive_seed
+from illava.requests import OnLoop, SamplingParams, derive_seed
+
+ChoiceIds = tuple[tuple[int, ...], ...]  # of each option, the first tokens of its texts
 
 
 def check_sampling(params: SamplingParams) -> None:
@@ -34,6 +40,27 @@ def check_sampling(params: SamplingParams) -> None:
         raise RequestError(f"temperature must be 0 (greedy) or a positive number; got {params.temperature}")
     if not 0.0 < params.top_p <= 1.0:
         raise RequestError(f"top_p must lie in (0, 1]; got {params.top_p}")
+    if params.top_k < 0:
+        raise RequestError(f"top_k must be 0 (all tokens) or a positive number; got {params.top_k}")
+    if not 0.0 <= params.min_p <= 1.0:
+        raise RequestError(f"min_p must lie in [0, 1]; got {params.min_p}")
+    _check_penalties(params)
+    if any(not text for text in params.stop):
+        raise RequestError("stop holds an empty text, which would end every answer; leave it out")
+    if params.loop_tokens is not None and params.loop_tokens < MIN_LOOP_TOKENS:
+        raise RequestError(f"loop_tokens must be None or at least {MIN_LOOP_TOKENS}; got {params.loop_tokens}")
+    if params.on_loop not in get_args(OnLoop):
+        raise RequestError(f"on_loop must be one of {', '.join(get_args(OnLoop))}; got {params.on_loop!r}")
+    if params.choices and not params.logprobs:
+        raise RequestError("choices are told together with log-probabilities: set logprobs=True")
+
+
+def _check_penalties(params: SamplingParams) -> None:
+    if not 0.0 < params.repetition_penalty < float("inf"):
+        raise RequestError(f"repetition_penalty must be a positive number; got {params.repetition_penalty}")
+    for name in ("presence_penalty", "frequency_penalty"):
+        if not -2.0 <= getattr(params, name) <= 2.0:
+            raise RequestError(f"{name} must lie in [-2, 2]; got {getattr(params, name)}")
 
 
 def uniform_draw(seed: int, request_id: str, step: int) -> float:
@@ -50,20 +77,54 @@ class SamplingBatch:
         random: rows that are drawn at random.
         index_R: these rows, on the device.
         wanted_R2: float32 temperature and top-p of these rows, on the device.
+        limits_R2: float32 top-k (the vocabulary where it is off) and min-p; None where no row has any.
+        penalties: of the rows that have any; None where no row has.
+        choice_ids: int64 [B, K, M] first tokens of the options' texts, and whether one stands there; None where no row
+            has options.
     """
 
     params: tuple[SamplingParams, ...]
     random: tuple[int, ...]
     index_R: Tensor
     wanted_R2: Tensor
+    limits_R2: Tensor | None = None
+    penalties: Penalties | None = None
+    choice_ids: tuple[Tensor, Tensor] | None = None
 
     @classmethod
-    def of(cls, params: Sequence[SamplingParams], device: torch.device) -> SamplingBatch:
-        """Make the batch of rows with these parameters."""
+    def of(
+        cls,
+        params: Sequence[SamplingParams],
+        device: torch.device,
+        *,
+        histories: Callable[[int], History] = lambda row: History(),
+        choice_ids: Sequence[ChoiceIds] = (),
+    ) -> SamplingBatch:
+        """Make the batch of rows with these parameters.
+
+        Args:
+            params: of each row.
+            device: where the logits are.
+            histories: what a row's penalties count so far; asked of rows with penalties only.
+            choice_ids: first tokens of the options of each row, where the rows' first tokens are drawn.
+        """
         random = tuple(row for row, own in enumerate(params) if own.temperature > 0)
         wanted = [[params[row].temperature, params[row].top_p] for row in random]
         index_R, wanted_R2 = torch.tensor(random, dtype=torch.long), torch.tensor(wanted).view(-1, 2)
-        return cls(tuple(params), random, index_R.to(device), wanted_R2.to(device))
+        limits_R2 = None
+        if any(params[row].top_k or params[row].min_p for row in random):
+            limits = [[params[row].top_k or float("inf"), params[row].min_p] for row in random]
+            limits_R2 = torch.tensor(limits).to(device)
+        penalties = None
+        if any(own.penalised for own in params):
+            penalties = Penalties(params, histories, device)
+        choices = _padded_choices(choice_ids, device) if any(choice_ids) else None
+        return cls(tuple(params), random, index_R.to(device), wanted_R2.to(device), limits_R2, penalties, choices)
+
+    def count(self, token_B: Tensor) -> None:
+        """Take the tokens that the rows were given, for their penalties."""
+        if self.penalties is not None:
+            self.penalties.count(token_B)
 
     def draws(self, steps: Sequence[tuple[str, int]]) -> list[float]:
         """The numbers that decide for the random rows; ``steps`` gives every row's request id and step."""
@@ -73,7 +134,8 @@ class SamplingBatch:
 def draw_tokens(logits_BV: Tensor, batch: SamplingBatch, draws: Sequence[float]) -> Tensor:
     """Draw the next token of each row, and tell whether its logits were finite: int64 [2, B], without a host sync.
 
-    If a row wants log-probabilities, a third row has those of all drawn tokens, as the bits of a float32.
+    If a row wants log-probabilities, a third row has those of all drawn tokens, as the bits of a float32; K more rows
+    have the options' probabilities, if any row has options.
 
     Args:
         logits_BV: any float dtype.
@@ -82,30 +144,83 @@ def draw_tokens(logits_BV: Tensor, batch: SamplingBatch, draws: Sequence[float])
     """
     logits_BV = logits_BV.float()
     finite_B = logits_BV.isfinite().all(-1)
-    token_B = logits_BV.argmax(-1)
+    wanted_BV = logits_BV if batch.penalties is None else batch.penalties.apply(logits_BV)
+    token_B = wanted_BV.argmax(-1)
     if batch.random:
         draw_R = torch.tensor(draws, dtype=torch.float32).to(logits_BV.device, non_blocking=True)
         temperature_R, top_p_R = batch.wanted_R2[:, 0], batch.wanted_R2[:, 1]
-        chosen_R = _nucleus(logits_BV.index_select(0, batch.index_R), temperature_R, top_p_R, draw_R)
+        chosen_R = _nucleus(wanted_BV.index_select(0, batch.index_R), temperature_R, top_p_R, draw_R, batch.limits_R2)
         token_B = token_B.index_copy(0, batch.index_R, chosen_R)
     drawn = [token_B, finite_B.long()]
     if any(own.logprobs for own in batch.params):
-        logprob_B = logits_BV.gather(1, token_B[:, None]).squeeze(1) - logits_BV.logsumexp(-1)
-        drawn.append(logprob_B.view(torch.int32).long())
+        total_B = logits_BV.logsumexp(-1)
+        drawn.append(_as_bits(logits_BV.gather(1, token_B[:, None]).squeeze(1) - total_B))
+        if batch.choice_ids is not None:
+            drawn += map(_as_bits, _choice_probabilities(logits_BV, total_B, *batch.choice_ids))
     return torch.stack(drawn)
 
 
-def _nucleus(logits_RV: Tensor, temperature_R: Tensor, top_p_R: Tensor, draw_R: Tensor) -> Tensor:
+def _as_bits(value_B: Tensor) -> Tensor:
+    return value_B.view(torch.int32).long()
+
+
+def _choice_probabilities(logits_BV: Tensor, total_B: Tensor, id_BKM: Tensor, stands_BKM: Tensor) -> Tensor:
+    """The probability of each option, of all first tokens that begin it: float32 [K, B]."""
+    logits_BKM = logits_BV.gather(1, id_BKM.flatten(1)).view(id_BKM.shape)
+    return ((logits_BKM - total_B[:, None, None]).exp() * stands_BKM).sum(-1).t().contiguous()
+
+
+def own_first_tokens(choices: Sequence[Sequence[str]], first_token: Callable[[str], int | None]) -> ChoiceIds:
+    """Of each option, the tokens that begin one of its texts and no text of another option; each token once."""
+    found = [{token for text in texts if (token := first_token(text)) is not None} for texts in choices]
+    times = Counter(token for tokens in found for token in tokens)
+    return tuple(tuple(sorted(token for token in tokens if times[token] == 1)) for tokens in found)
+
+
+def _padded_choices(choice_ids: Sequence[ChoiceIds], device: torch.device) -> tuple[Tensor, Tensor]:
+    num_options = max(map(len, choice_ids))
+    num_texts = max(len(ids) for own in choice_ids for ids in own)
+    id_BKM = torch.zeros(len(choice_ids), num_options, num_texts, dtype=torch.long)
+    stands_BKM = torch.zeros(len(choice_ids), num_options, num_texts)
+    for row, own in enumerate(choice_ids):
+        for option, ids in enumerate(own):
+            id_BKM[row, option, : len(ids)] = torch.tensor(ids)
+            stands_BKM[row, option, : len(ids)] = 1.0
+    return id_BKM.to(device), stands_BKM.to(device)
+
+
+def _nucleus(
+    logits_RV: Tensor, temperature_R: Tensor, top_p_R: Tensor, draw_R: Tensor, limits_R2: Tensor | None
+) -> Tensor:
     """The token into whose interval of the nucleus' cumulative probability the draw falls: int64 [R].
 
-    The nucleus is the shortest prefix, by falling probability, that holds at least top_p.
+    The nucleus is the shortest prefix, by falling probability, that holds at least top_p of what min-p and top-k leave.
     """
     logits_RV = (logits_RV - logits_RV.amax(-1, keepdim=True)) / temperature_R[:, None]
     logits_RV = logits_RV.nan_to_num(0.0)  # a row that is not finite is reported, and must not break its neighbours
     probability_RV, order_RV = logits_RV.softmax(-1).sort(dim=-1, descending=True, stable=True)
+    top_p_R1 = top_p_R[:, None]
+    if limits_R2 is not None:
+        probability_RV, top_p_R1 = _limited(probability_RV, top_p_R1, limits_R2)
     upto_RV = probability_RV.cumsum(-1)
-    inside_RV = upto_RV - probability_RV < top_p_R[:, None]
+    inside_RV = upto_RV - probability_RV < top_p_R1
     mass_R1 = (probability_RV * inside_RV).sum(-1, keepdim=True)
     rank_R1 = (upto_RV <= draw_R[:, None] * mass_R1).sum(-1, keepdim=True)
-    rank_R1 = torch.minimum(rank_R1, inside_RV.sum(-1, keepdim=True) - 1)
+    num_inside_R1 = inside_RV.sum(-1, keepdim=True)
+    if limits_R2 is not None:
+        num_inside_R1 = (inside_RV & (probability_RV > 0)).sum(-1, keepdim=True)
+    rank_R1 = torch.minimum(rank_R1, num_inside_R1 - 1)
     return order_RV.gather(1, rank_R1).squeeze(1)
+
+
+def _limited(probability_RV: Tensor, top_p_R1: Tensor, limits_R2: Tensor) -> tuple[Tensor, Tensor]:
+    """Set what min-p and top-k leave out to 0, and scale top-p to what they leave.
+
+    A row without limits keeps its very numbers, so that it draws what it draws alone.
+    """
+    top_k_R1, min_p_R1 = limits_R2.split(1, dim=-1)
+    rank_V = torch.arange(probability_RV.shape[-1], device=probability_RV.device)
+    kept_RV = (rank_V < top_k_R1) & (probability_RV >= min_p_R1 * probability_RV[:, :1])
+    probability_RV = probability_RV * kept_RV
+    limited_R1 = (top_k_R1 < float("inf")) | (min_p_R1 > 0)
+    return probability_RV, torch.where(limited_R1, top_p_R1 * probability_RV.sum(-1, keepdim=True), top_p_R1)

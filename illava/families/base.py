@@ -171,6 +171,10 @@ class Family(ABC):
         """Word embeddings: [T] -> [T, D]."""
         return self._embedding(token_ids)
 
+    def first_token(self, text: str) -> int | None:
+        """The id of the first token of an answer that begins with this text."""
+        return next(iter(self._tokenizer(text, add_special_tokens=False)["input_ids"]), None)
+
     def decode_text(self, token_ids: Sequence[int]) -> str:
         """Token ids to text without special tokens."""
         return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)

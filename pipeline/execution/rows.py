@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from illava.requests import Generation, Timing, TokenUsage
@@ -76,6 +77,8 @@ class RowMaker:
                 "answer": parsed.answer,
                 "score": parsed.score,
                 "finish_reason": whole.finish_reason,
+                "answer_logprob": fmean(whole.token_logprobs) if whole.token_logprobs else None,
+                "option_probabilities": whole.choice_probabilities,
             }
         if pages is not None:
             measured |= {"pages": pages, **pages_outcome(pages)}
@@ -152,6 +155,8 @@ _EMPTY: dict[str, Any] = {
     "error_type": None,
     "error_message": None,
     "finish_reason": None,
+    "answer_logprob": None,
+    "option_probabilities": None,
     "frame_timestamps_s": (),
     "kept_ratio": 0.0,
     **dict.fromkeys((*_NO_COUNTS, *_NO_TOKENS), 0),
@@ -186,18 +191,34 @@ def merge_chunk_results(generations: Sequence[Generation]) -> Generation:
     if len(generations) == 1:
         return generations[0]
     answered = [generation for generation in generations if generation.error is None]
-    usages = [generation.usage for generation in generations if generation.usage is not None]
-    cut = any(generation.finish_reason == "length" for generation in answered)
-    reason: FinishReason = "length" if cut else "stop"
+    reasons = {generation.finish_reason for generation in answered}
+    reason: FinishReason = "loop" if "loop" in reasons else "length" if "length" in reasons else "stop"
+    told = [generation.token_logprobs for generation in answered if generation.token_logprobs is not None]
     return Generation(
         request_id=generations[0].request_id,
         text="\n\n".join(generation.text for generation in answered),
         token_ids=tuple(token for generation in answered for token in generation.token_ids),
         finish_reason=reason if answered else None,
-        usage=TokenUsage(*(sum(getattr(u, name) for u in usages) for name in _COUNTS)) if usages else None,
-        timing=Timing(*(sum(getattr(g.timing, f.name) for g in generations) for f in fields(Timing))),
+        usage=_sum_of_usages(generations),
+        timing=_sum_of_timings(generations),
         error=None if answered else generations[0].error,
+        token_logprobs=tuple(logprob for one in told for logprob in one) if told else None,
     )
+
+
+def of_two_tries(looped: Generation, again: Generation) -> Generation:
+    """Return a request's second answer, with the counts and seconds of both."""
+    both = (looped, again)
+    return replace(again, usage=_sum_of_usages(both), timing=_sum_of_timings(both))
+
+
+def _sum_of_usages(generations: Sequence[Generation]) -> TokenUsage | None:
+    usages = [generation.usage for generation in generations if generation.usage is not None]
+    return TokenUsage(*(sum(getattr(u, name) for u in usages) for name in _COUNTS)) if usages else None
+
+
+def _sum_of_timings(generations: Sequence[Generation]) -> Timing:
+    return Timing(*(sum(getattr(g.timing, f.name) for g in generations) for f in fields(Timing)))
 
 
 _COUNTS = tuple(f.name for f in fields(TokenUsage) if f.name.startswith("num_"))

@@ -28,6 +28,7 @@ class RunStats:
     num_vision_tokens_kept: int = 0
     num_decoder_tokens_kept: int = 0
     num_generated_tokens: int = 0
+    num_loops: int = 0
     bytes_fetched: int = 0
     gpu_s: float = 0.0
     cpu_s: float = 0.0
@@ -44,6 +45,7 @@ class RunStats:
         self.num_vision_tokens_kept += row.num_vision_tokens_kept
         self.num_decoder_tokens_kept += row.num_decoder_tokens_kept
         self.num_generated_tokens += row.num_generated_tokens
+        self.num_loops += row.finish_reason == "loop"
         self.bytes_fetched += row.bytes_fetched
         self.gpu_s += row.gpu_s
         self.cpu_s += row.cpu_s
@@ -106,6 +108,8 @@ def render_summary(summary: RunSummary) -> str:
         ]
     if stats.num_vision_tokens:
         lines.append(_line("vision tokens", _tokens(stats)))
+    if stats.num_loops:
+        lines.append(_line("loops", f"{stats.num_loops} answers repeat themselves (finish_reason loop)"))
     if stats.error_types:
         lines.append(_line("failures", ", ".join(f"{n} {kind}" for kind, n in stats.error_types.most_common())))
     if stats.num_rows:

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from illava.engine.oom_backoff import OOMBackoff
 from illava.errors import RequestError
-from illava.requests import Generation, Request, SamplingParams
+from illava.requests import Generation, Request
 from pipeline.config.placement import place_here
 from pipeline.config.schema import JobConfig
 from pipeline.execution.item_timing import ItemTimeline
-from pipeline.execution.rows import RowMaker, RunInfo
+from pipeline.execution.rows import RowMaker, RunInfo, of_two_tries
 from pipeline.faults import fault_point
 from pipeline.records import LoadedItem, ResultRow
 from pipeline.runs.config_fingerprint import resolve_dtype
 from pipeline.tasks.build import build_task
+from pipeline.tasks.sampling import after_a_loop, sampling_params
 
 if TYPE_CHECKING:
     from illava import VLM
@@ -43,13 +44,20 @@ class Outcome:
 
 @dataclass(slots=True)
 class _Taken:
-    """Tracks an item on its way through the model, request by request."""
+    """Tracks an item on its way through the model, request by request.
+
+    Attributes:
+        asked: the request in the model.
+        looped: its first answer, where that was a loop and the request is tried again.
+    """
 
     loaded: LoadedItem
     attempts: int
     shard_index: int
     contents: deque[tuple[str | VisualInput, ...]]
     generations: list[Generation] = field(default_factory=list)
+    asked: Request | None = None
+    looped: Generation | None = None
     timeline: ItemTimeline = field(init=False)
 
 
@@ -126,7 +134,11 @@ class VLMWorker:
         for generation in generations:
             taken = self._taken[generation.request_id]
             taken.timeline.answered(generation, step_end_s=self._idle_since_s)
-            taken.generations.append(generation)
+            if self._tries_again(taken, generation):
+                taken.timeline.dispatched()
+                continue
+            taken.generations.append(generation if taken.looped is None else of_two_tries(taken.looped, generation))
+            taken.looped = None
             if taken.contents:
                 self._submit_next(taken)
                 taken.timeline.dispatched()
@@ -148,21 +160,27 @@ class VLMWorker:
 
     def _submit_next(self, taken: _Taken) -> None:
         """Submit an item's next request."""
-        item, sampling = taken.loaded.item, self._config.sampling
-        request = Request(
-            request_id=item.item_id,
-            content=taken.contents.popleft(),
-            sampling=SamplingParams(
-                max_new_tokens=sampling.max_new_tokens,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                seed=self._config.seed + len(taken.generations),  # each request has a seed of its own
-            ),
-        )
+        item = taken.loaded.item
+        seed = self._config.seed + len(taken.generations)  # each request has a seed of its own
+        sampling = sampling_params(self._config.sampling, seed=seed, choices=self._task.choices(item))
+        self._submit(taken, Request(item.item_id, taken.contents.popleft(), sampling))
+
+    def _tries_again(self, taken: _Taken, generation: Generation) -> bool:
+        """Submit a request once more whose answer is a loop, where the job says so."""
+        looped = generation.finish_reason == "loop" and self._config.sampling.on_loop == "retry"
+        if not looped or taken.looped is not None or taken.asked is None:
+            return False
+        taken.looped = generation
+        taken.attempts += 1
+        self._submit(taken, replace(taken.asked, sampling=after_a_loop(taken.asked.sampling)))
+        return True
+
+    def _submit(self, taken: _Taken, request: Request) -> None:
+        taken.asked = request
         try:
             self._batch.submit(request)
         except RequestError as error:
-            self._refused.append(Generation.failed(item.item_id, error))
+            self._refused.append(Generation.failed(request.request_id, error))
 
     def _outcome(self, taken: _Taken) -> Outcome:
         row = self._rows.answered(

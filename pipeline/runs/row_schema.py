@@ -33,6 +33,8 @@ _TYPES: dict[str, pa.DataType] = {
     "uris": pa.list_(_TEXT),
     "options": pa.list_(_TEXT),
     "score": pa.float64(),
+    "answer_logprob": pa.float64(),
+    "option_probabilities": pa.list_(pa.float64()),
     "pages": pa.list_(_PAGE),
     "fields": pa.map_(_TEXT, _TEXT),
     "attempts": pa.int32(),

@@ -25,6 +25,9 @@ RENAMED_KEYS: dict[str, str] = {"input.skip_done_in": "input.exclude_runs"}
 # Keys of earlier fingerprints that change no row by themselves. A device acts through its dtype, which has its own key;
 # a release acts through its changes of behaviour, which have names (`pipeline.runs.config_fingerprint.BEHAVIOUR`).
 _IGNORED_KEYS = frozenset({"schema_version", "model.device", "attention_backend", "kernels", "versions.illava"})
+# Keys whose default is not what was done before they came -> the value that says it. A record that lacks such a key was
+# made with that value; a job that goes on with its run says so too.
+VALUES_BEFORE: dict[str, Any] = {"sampling.loop_tokens": None}
 _RUN_KEYS = {
     "fingerprint": str,
     "recipe_digest": str,
@@ -123,7 +126,7 @@ def wanted_attempts(record: Mapping[str, Any]) -> dict[int, int]:
 
 
 def _renamed(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of a configuration with the current keys."""
+    """Return a copy of a recorded configuration with the current keys."""
     renamed = copy.deepcopy(dict(data))
     for old, new in RENAMED_KEYS.items():
         *parents, last = old.split(".")
@@ -132,6 +135,10 @@ def _renamed(data: Mapping[str, Any]) -> dict[str, Any]:
             place = place.get(name) if isinstance(place, dict) else None
         if isinstance(place, dict) and last in place:
             _put(renamed, new, place.pop(last))
+    for key, value in VALUES_BEFORE.items():
+        section, _, name = key.rpartition(".")
+        if name not in (renamed.get(section) or {}):
+            _put(renamed, key, value)
     return renamed
 
 

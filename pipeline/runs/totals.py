@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.runs.parquet_sink import read_parts
 
+_COUNTED = ["status", "error_type", "finish_reason"]
 _SUMMED = (
     "bytes_fetched",
     "num_patches",
@@ -31,12 +32,14 @@ class Totals:
         num_rows: rows of all parts.
         by_status: number of rows of each status.
         by_error_type: number of failed rows of each type.
+        by_finish_reason: number of answered rows whose answer ended so.
         sums: sums of the columns that can be summed.
     """
 
     num_rows: int = 0
     by_status: dict[str, int] = field(default_factory=dict)
     by_error_type: dict[str, int] = field(default_factory=dict)
+    by_finish_reason: dict[str, int] = field(default_factory=dict)
     sums: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -51,17 +54,18 @@ def run_totals(run_uri: str, indexes: Sequence[int]) -> Totals:
         ItemError, StorageError: a part is absent or cannot be read.
     """
     groups: list[dict[str, Any]] = []
-    for table in read_parts(run_uri, indexes, ["status", "error_type", *_SUMMED]):
+    for table in read_parts(run_uri, indexes, [*_COUNTED, *_SUMMED]):
         summed = [([], "count_all"), *((name, "sum") for name in _SUMMED)]
         # In the calling thread, as `pipeline.storage.parquet` reads.
-        groups += table.group_by(["status", "error_type"], use_threads=False).aggregate(summed).to_pylist()
-    status, errors = Counter[str](), Counter[str]()
+        groups += table.group_by(_COUNTED, use_threads=False).aggregate(summed).to_pylist()
+    counts = {name: Counter[str]() for name in _COUNTED}
     for group in groups:
-        status[group["status"]] += group["count_all"]
-        if group["error_type"] is not None:
-            errors[group["error_type"]] += group["count_all"]
+        for name, counter in counts.items():
+            if group[name] is not None:
+                counter[group[name]] += group["count_all"]
+    status, errors, reasons = (dict(sorted(counter.items())) for counter in counts.values())
     sums: dict[str, float] = {}
     for name in _SUMMED:
         values = [group[f"{name}_sum"] or 0 for group in groups]  # null where no row has a value
         sums[name] = math.fsum(values) if name.endswith(("_s", "_usd")) else sum(values)
-    return Totals(sum(status.values()), dict(sorted(status.items())), dict(sorted(errors.items())), sums)
+    return Totals(sum(status.values()), status, errors, reasons, sums)

@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
+from illava.requests import FinishReason
 from pipeline.records import ROW_ERROR_TYPES, MediaItem
 
 STAGES = ("fetch_s", "load_s", "preprocess_s", "queue_s", "vision_s", "prefill_s", "decode_s")
@@ -119,7 +120,7 @@ def _status_problem(row: Row) -> str | None:
         return f"status {status} with error type {error_type!r}"
     if status == "partial" and not row["error_message"]:
         return "partial without saying why"
-    if status != "failed" and row["finish_reason"] not in {"stop", "length"}:
+    if status != "failed" and row["finish_reason"] not in get_args(FinishReason):
         return f"answered with finish reason {row['finish_reason']!r}"
     return f"attempts is {row['attempts']}" if row["attempts"] < 1 else None
 

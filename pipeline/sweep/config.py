@@ -108,6 +108,10 @@ class SweepConfig(Section):
     def _can_be_measured(self) -> SweepConfig:
         if self.task.kind == "document":
             raise ValueError("task: a sweep asks one request an item, and a document is asked window by window")
+        if self.sampling.on_loop == "retry" or self.sampling.logprobs:
+            raise ValueError(
+                "sampling: a sweep draws each answer once and keeps no rows; on_loop retry and logprobs are a job's"
+            )
         for name in self.only or ():
             if name not in self.tables:
                 raise ValueError(f"only: no table {name!r}; the tables are: {', '.join(self.tables)}")

@@ -15,6 +15,7 @@ from pipeline.records import LoadedItem
 from pipeline.sweep.config import SpeedConfig, SweepConfig
 from pipeline.tasks.base import Task
 from pipeline.tasks.build import build_task
+from pipeline.tasks.sampling import sampling_params
 
 if TYPE_CHECKING:
     from illava import VLM, Agreement
@@ -26,7 +27,7 @@ _STATES = ("vision_s", "prefill_s", "decode_s")
 def build_requests(config: SweepConfig, loaded: Sequence[LoadedItem]) -> list[Request]:
     """Build what the model is asked about each item, in order."""
     task, sampling = build_task(config.task), config.sampling
-    params = SamplingParams(sampling.max_new_tokens, sampling.temperature, sampling.top_p, config.seed)
+    params = sampling_params(sampling, seed=config.seed)
     return [Request(one.item.item_id, task.content(one.item, one.media), params) for one in loaded]
 
 

@@ -38,6 +38,10 @@ class Task(ABC):
     def parse(self, item: MediaItem, text: str) -> ParsedAnswer:
         """Read the answer in the model's text, and score it against the item's reference where there is one."""
 
+    def choices(self, item: MediaItem) -> tuple[tuple[str, ...], ...]:
+        """Return, of each option an answer may begin with, the texts that name it; empty where there are none."""
+        return ()
+
     def content(self, item: MediaItem, media: tuple[VisualInput, ...]) -> tuple[str | VisualInput, ...]:
         """Build one user turn: the media, then the prompt."""
         return (*media, self.prompt(item))

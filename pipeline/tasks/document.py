@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from illava.requests import Generation
 
 _MESSAGE_CHARS = 500
+_WHY: dict[str | None, str] = {
+    "length": "cut at sampling.max_new_tokens; ",
+    "loop": "the answer repeats itself (see sampling.on_loop); ",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +106,7 @@ class Document(Task):
         try:
             return PageRow(page, window, fields=read_json(generation.text, self.config.json_schema), **answer)
         except InvalidAnswerError as error:
-            cut = "cut at sampling.max_new_tokens; " if generation.finish_reason == "length" else ""
-            return _failed(page, window, "invalid_answer", f"{cut}{error}", **answer)
+            return _failed(page, window, "invalid_answer", f"{_WHY.get(generation.finish_reason, '')}{error}", **answer)
 
 
 def pages_outcome(pages: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pipeline.tasks.metrics import METRICS
 
 UNSCORED = frozenset({"caption", "judge"})  # over the whole run, or by somebody else
 KNOWN_METRICS = frozenset({*METRICS, *UNSCORED})
+_YES_NO = tuple((word, f" {word}", word.title(), f" {word.title()}", word.upper()) for word in ("yes", "no"))
 _MAX_OPTIONS = 8  # letters that count where the options stand in the question
 
 
@@ -34,6 +35,13 @@ class Question(Task):
         if not item.options and self.config.open_template is not None:
             return _fill(self.config.open_template, question=asked)
         return asked
+
+    def choices(self, item: MediaItem) -> tuple[tuple[str, ...], ...]:
+        metric = metric_of(self.config.metric, item.fields.get("metric"), item.options)
+        if metric == "multiple_choice":
+            letters = ascii_uppercase[: len(item.options or ())]
+            return tuple((letter, f" {letter}", f"({letter}") for letter in letters)
+        return _YES_NO if metric == "yes_no" else ()
 
     def parse(self, item: MediaItem, text: str) -> ParsedAnswer:
         metric = metric_of(self.config.metric, item.fields.get("metric"), item.options)

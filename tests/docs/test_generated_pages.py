@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
 from benchmarks.tables import readme_tables
 from docs import generate
 from docs.generators import configuration, errors, parsers, rows
+from pipeline.config.schema import JobConfig
 from pipeline.records import ROW_ERROR_TYPES
 from tests.support.docs_pages import ROOT
 
@@ -50,10 +52,17 @@ def test_an_error_type_without_a_text_is_named(monkeypatch) -> None:
 
 def test_a_key_without_a_meaning_is_named(monkeypatch) -> None:
     meanings = {key: text for key, text in configuration.MEANINGS.items() if key != ("JobConfig", "seed")}
-    meanings.pop(("SamplingConfig", "top_p"))
+    meanings.pop(("PricesConfig", "gpu_hour_usd"))
     monkeypatch.setattr(configuration, "MEANINGS", meanings)
-    with pytest.raises(SystemExit, match="top_p"):
+    with pytest.raises(SystemExit, match="gpu_hour_usd"):
         configuration.page()
+
+
+def test_an_example_has_every_key_of_its_section() -> None:
+    """`tests/docs/test_examples.py` validates it, as every block of a page."""
+    for key, text in configuration.EXAMPLES.items():
+        section = dict(configuration.sections(JobConfig))[key]
+        assert yaml.safe_load(text)[key].keys() == section.model_fields.keys()
 
 
 def test_a_parser_is_taken_as_the_command_builds_it() -> None:

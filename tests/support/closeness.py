@@ -10,6 +10,7 @@ ones), and of the same operations on the same shapes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from illava.engine.sampling import SamplingBatch, draw_tokens
 FLOAT32 = 1e-5
 # Two results are at most 2 FLOAT32 apart; a choice that leads by more is the same in both.
 _CLEAR = 5 * FLOAT32
+_NO_PENALTIES: dict[str, float] = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 
 
 def assert_close(got, expected, *, tolerance: float = FLOAT32) -> None:
@@ -40,7 +42,8 @@ def assert_close(got, expected, *, tolerance: float = FLOAT32) -> None:
 def near_ties(logits_BV: Tensor, batch: SamplingBatch, draws: Sequence[float]) -> list[str]:
     """What rounding might decide of this draw: greedy rows without a clear lead, random ones at a token's edge."""
     found, draws = [], dict(zip(batch.random, draws, strict=True))
-    for row, logits_V in enumerate(logits_BV.float()):
+    logits_BV = logits_BV.float() if batch.penalties is None else batch.penalties.apply(logits_BV.float())
+    for row, logits_V in enumerate(logits_BV):
         if not logits_V.isfinite().all():
             continue
         if row not in draws:
@@ -48,7 +51,8 @@ def near_ties(logits_BV: Tensor, batch: SamplingBatch, draws: Sequence[float]) -
             if first - second <= _CLEAR * float(logits_V.abs().max()):
                 found.append(f"{first:.6f} leads {second:.6f}")
             continue
-        alone = SamplingBatch.of([batch.params[row]], logits_V.device)
+        unpenalised = replace(batch.params[row], **_NO_PENALTIES)  # they are in the logits
+        alone = SamplingBatch.of([unpenalised], logits_V.device)
         around = [min(max(draws[row] + shift, 0.0), 1.0 - _CLEAR) for shift in (-_CLEAR, 0.0, _CLEAR)]
         if len({int(draw_tokens(logits_V[None], alone, [draw])[0]) for draw in around}) > 1:
             found.append(f"{draws[row]:.6f} is drawn at the edge of a token's share")

@@ -19,6 +19,7 @@ COUNTERS: dict[str, tuple[str, str | None]] = {
     "illava_vision_tokens_kept": ("Visual tokens that entered the LLM", None),
     "illava_decoder_tokens_kept": ("Visual tokens in the LLM's last layer", None),
     "illava_generated_tokens": ("Tokens generated", None),
+    "illava_loops": ("Answers that repeat themselves", None),
     "illava_fetched_bytes": ("Bytes fetched from the store", None),
     "illava_retries": ("Attempts beyond an item's first", None),
     "illava_items_cost_usd": ("Cost of the rows; loading and waiting not included", None),
@@ -62,6 +63,7 @@ class RowMetrics:
         self._count("illava_vision_tokens_kept", row.num_vision_tokens_kept)
         self._count("illava_decoder_tokens_kept", row.num_decoder_tokens_kept)
         self._count("illava_generated_tokens", row.num_generated_tokens)
+        self._count("illava_loops", int(row.finish_reason == "loop"))
         self._count("illava_fetched_bytes", row.bytes_fetched)
         self._count("illava_retries", row.attempts - 1)
         self._count("illava_items_cost_usd", row.cost_usd)

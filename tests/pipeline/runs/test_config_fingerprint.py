@@ -95,6 +95,19 @@ def test_a_fingerprint_holds_the_row_keys_the_weights_and_the_versions_and_nothi
     )
 
 
+def test_what_is_off_or_can_never_happen_does_not_enter_the_fingerprint(model_folder):
+    def keys(**sampling):
+        fields = resolve_config_fingerprint(make_config(model_folder, sampling=sampling)).fields
+        return {key.removeprefix("sampling.") for key in fields if key.startswith("sampling.")}
+
+    before = {"max_new_tokens", "temperature", "top_p"}
+    assert keys() == keys(max_new_tokens=255, on_loop="cut") == keys(max_new_tokens=999, loop_tokens=None) == before
+    assert keys(max_new_tokens=256) == before | {"loop_tokens"}
+    assert keys(max_new_tokens=256, on_loop="cut") == before | {"loop_tokens", "on_loop"}
+    assert keys(top_k=3, stop=["."], logprobs=True) == before | {"top_k", "stop", "logprobs"}
+    assert keys(presence_penalty=0.0) == before | {"presence_penalty"}
+
+
 def test_versions_and_weights_enter_the_fingerprint(model_folder, monkeypatch):
     from pipeline.runs import config_fingerprint
 

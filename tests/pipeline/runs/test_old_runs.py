@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.config.schema import JobConfig
+from pipeline.config.schema import JobConfig, result_fields
 from pipeline.errors import RefusedError
 from pipeline.evaluation.compare import compare_runs
 from pipeline.evaluation.run_scores import score_run
@@ -120,7 +120,8 @@ def test_an_interrupted_run_resumes_behind_its_published_part(folder) -> None:
     ],
 )
 def test_failed_rows_are_retried_and_the_others_kept(folder, name, num_retried, healed) -> None:
-    kept = [row for row in read_rows(name) if row["status"] != "failed"]
+    later = dict.fromkeys(column for column in LATER_COLUMNS if "." not in column)  # null in what is kept
+    kept = [later | row for row in read_rows(name) if row["status"] != "failed"]
     attempt = 2 if name == "retrying" else read_run_file(name)["attempt"] + 1
     summary = continue_run(begin_retry(name))
     assert summary.stats.num_rows == num_retried
@@ -191,6 +192,21 @@ def test_what_changes_a_row_is_refused_of_an_old_run_and_nothing_else_is_named(f
     ]
     with pytest.raises(RefusedError, match=r"sampling.top_p: 1.0 there, 0.5 here"):
         begin_retry("finished", overrides=["sampling.top_p=0.5"])
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_from_before_loops_were_looked_for_goes_on_without(folder, name) -> None:
+    """`loop_tokens` is 256 by default. Where answers are shorter that is no other run; else the key is named."""
+    config = job(name)
+    assert config.sampling.loop_tokens is None
+    before = {key for key in read_run_file(name)["recipe"] if key.startswith("sampling.")}
+    assert {key for key in result_fields(config) if key.startswith("sampling.")} == before, "what is off is left out"
+    assert plan_run(job(name, "sampling", loop_tokens=256, on_loop="cut")).resumed, "an answer has 4 tokens"
+    with pytest.raises(RefusedError) as caught:
+        plan_run(job(name, "sampling", loop_tokens=4))
+    assert [line for line in str(caught.value).splitlines() if line.startswith("  ")] == [
+        "  sampling.loop_tokens: null there, 4 here"
+    ]
 
 
 def test_a_record_that_was_edited_is_refused(folder) -> None:
@@ -333,7 +349,7 @@ def test_the_next_version_does_all_this_too_and_reads_nulls_in_what_is_new(folde
     assert said["compared"] == ["reduction"]
     assert said["scored"] == 2
     assert (said["num_excluded"], said["num_excluded_under_a_penalty"]) == (2, 0)
-    assert "sampling.repetition_penalty: 1.0 there, 1.5 here\n" in said["refused"]
+    assert "sampling.next_penalty: 1.0 there, 1.5 here\n" in said["refused"]
     assert said["refused"].count(" there, ") == 1
     assert (parts("interrupted") | parts("questions")).items() >= before.items()
     _judge_the_readers("interrupted")
@@ -360,6 +376,8 @@ def _judge_todays_program(name: str) -> None:
     write_report(name)
     assert {line.partition(":")[0] for line in violations(name)} == {"newer_schema", "wrong_totals"}
     before = parts(name)
-    with pytest.raises(RefusedError, match="rows of schema version 3; this program knows 2"):
+    with pytest.raises(
+        RefusedError, match=f"rows of schema version {SCHEMA_VERSION + 1}; this program knows {SCHEMA_VERSION}"
+    ):
         continue_run(begin_retry(name))
     assert parts(name) == before

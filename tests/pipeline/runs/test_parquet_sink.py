@@ -53,7 +53,7 @@ def test_rows_come_back_as_they_were_published(run):
         expected = getattr(rows[0], name)
         assert back[0][name] == (list(expected) if isinstance(expected, tuple) else expected)
     metadata = table.schema.metadata
-    assert metadata[b"illava.schema_version"] == b"2"
+    assert metadata[b"illava.schema_version"] == b"3"
     assert metadata[b"illava.manifest_digest"].decode() == run.manifest.digest
     assert metadata[b"illava.run_fingerprint"].decode() == run.fingerprint
     assert (metadata[b"illava.attempt"], metadata[b"illava.shard_index"]) == (b"1", b"0")

@@ -122,7 +122,7 @@ def test_figures_of_another_configuration_are_refused(folder, onevision_folder) 
 class NextSampling(SamplingConfig):
     """As a later version may have it."""
 
-    repetition_penalty: float = result_field(1.0, ge=1)
+    next_penalty: float = result_field(1.0, ge=1)
 
 
 class NextJob(JobConfig):

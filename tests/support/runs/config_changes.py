@@ -52,6 +52,15 @@ ROWS_VALUES: dict[str, Any] = {
     "sampling.max_new_tokens": 5,
     "sampling.temperature": 0.5,
     "sampling.top_p": 0.5,
+    "sampling.top_k": 5,
+    "sampling.min_p": 0.1,
+    "sampling.repetition_penalty": 1.1,
+    "sampling.presence_penalty": 0.5,
+    "sampling.frequency_penalty": 0.5,
+    "sampling.stop": ["END"],
+    "sampling.loop_tokens": 64,
+    "sampling.on_loop": "cut",
+    "sampling.logprobs": True,
 }
 EXECUTION_VALUES: dict[str, Any] = {
     "name": "other",
@@ -89,6 +98,7 @@ _ALONG = {
     "model.model_id": {"model.revision": "1" * 40, "model.dtype": "float32"},
     "task.output": {"task.json_schema": None},
     "model.device": {"runtime.gpus_per_actor": "auto"},
+    "sampling.on_loop": {"sampling.max_new_tokens": 512},
     "runtime.num_vlm_actors.min": {"runtime.num_vlm_actors.max": 3},
 }
 

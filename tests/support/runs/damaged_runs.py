@@ -73,13 +73,24 @@ def truncate(path):
 
 def flip_a_byte(path, seed=0):
     """Somewhere in the rows; the footer is another matter."""
-    with open(path, "r+b") as file:
+    with open(path, "rb") as file:
         file.seek(-8, 2)
         end_of_rows = file.tell() - int.from_bytes(file.read(4), "little")
-        file.seek(random.Random(seed).randrange(4, end_of_rows))
-        byte = file.read(1)
-        file.seek(-1, 1)
-        file.write(bytes([byte[0] ^ 0xFF]))
+    _flip(path, random.Random(seed).randrange(4, end_of_rows))
+
+
+def flip_a_byte_of_a_page(path):
+    """The last one of the first column: in no page's header, whose bytes are not all used."""
+    column = pq.read_metadata(path).row_group(0).column(0)
+    _flip(path, (column.dictionary_page_offset or column.data_page_offset) + column.total_compressed_size - 1)
+
+
+def _flip(path, place):
+    with open(path, "r+b") as file:
+        file.seek(place)
+        [byte] = file.read(1)
+        file.seek(place)
+        file.write(bytes([byte ^ 0xFF]))
 
 
 def drop_column(path):
@@ -142,7 +153,7 @@ DAMAGES = {
     "part_gone": (on_file(1, os.unlink), "missing_part"),
     "part_truncated": (on_file(0, truncate), "unreadable_part"),
     "part_empty": (on_file(0, empty), "unreadable_part"),
-    "part_with_a_flipped_byte": (on_file(0, flip_a_byte), "unreadable_part"),
+    "part_with_a_flipped_byte": (on_file(0, flip_a_byte_of_a_page), "unreadable_part"),
     "part_with_a_column_less": (on_file(0, drop_column), "wrong_schema"),
     "part_of_another_run": (another_runs_part, "foreign_part"),
     "parts_swapped": (swap_parts, "foreign_part"),

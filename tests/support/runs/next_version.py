@@ -30,8 +30,8 @@ for model in (ToMe, illava.plan.ReductionStep, illava.plan.ReductionPlan):
 step = illava.plan.ReductionStep(stage="vision_block", layers=(1,), reducer=ToMe(num_merged=2))
 assert step.model_dump()["reducer"]["next_knob"] == 0.5
 
-records.SCHEMA_VERSION = 3
-records.LATER_COLUMNS |= {"words_s": 3, "pages.angle": 3}
+records.SCHEMA_VERSION += 1
+records.LATER_COLUMNS |= {"words_s": records.SCHEMA_VERSION, "pages.angle": records.SCHEMA_VERSION}
 records.ResultRow = dataclasses.make_dataclass(
     "ResultRow", [("words_s", "float | None", 7.0)], bases=(records.ResultRow,), frozen=True, slots=True
 )
@@ -42,7 +42,7 @@ renamed = create_model("SamplingConfig", __base__=Section, **fields)
 
 
 class SamplingConfig(renamed):
-    repetition_penalty: float = result_field(1.0, ge=1)
+    next_penalty: float = result_field(1.0, ge=1)
 
     @property
     def top_p(self) -> float:
@@ -128,7 +128,9 @@ def main(names: list[str], versions: dict[str, str]) -> dict:
     later = incremental.input.model_copy(update={"exclude_runs": "retried"})
     incremental = incremental.model_copy(update={"input": later})
     said["num_excluded"] = plan_run(incremental).manifest.num_done
-    penal = incremental.model_copy(update={"sampling": SamplingConfig(max_new_tokens=4, repetition_penalty=1.5)})
+    penal = incremental.model_copy(
+        update={"sampling": SamplingConfig(max_new_tokens=4, loop_tokens=None, next_penalty=1.5)}
+    )
     said["num_excluded_under_a_penalty"] = plan_run(penal).manifest.num_done
     try:
         open_run(penal.model_copy(update={"output": job("finished").output, "input": job("finished").input}))

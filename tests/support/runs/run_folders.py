@@ -48,6 +48,8 @@ def make_row(run, shard_index, item, **changes):
         "answer": None,
         "reference": item.reference,
         "score": None,
+        "answer_logprob": -0.25,
+        "option_probabilities": (0.5, 0.25),
         "pages": None,
         "fields": item.fields,
         "status": "ok",
