@@ -20,7 +20,7 @@ from pipeline.errors import ItemError
 from pipeline.loading.decoding.clip import Clip
 from pipeline.loading.decoding.container import HEAD_BYTES, sniff
 from pipeline.loading.decoding.frame_sampling import choose_frames
-from pipeline.loading.decoding.pyav_video import read_pyav, scan
+from pipeline.loading.decoding.pyav_video import list_frames, read_pyav, scan
 
 if TYPE_CHECKING:
     from pipeline.config.schema import MediaConfig
@@ -66,10 +66,10 @@ def load_video(path: str, media: MediaConfig, *, decoder: DecoderChoice) -> Fram
     """
     with open(path, "rb") as file:
         container = sniff(file.read(HEAD_BYTES))
-    clip, _ = scan(path, container, media)
-    wanted = choose_frames(clip.timeline, media.frame_sampling, num_frames=media.num_frames)
-    if not wanted:
-        raise ItemError("corrupt_media", "the container marks no key frames; use frame_sampling: {kind: uniform}")
+    clip, packets = scan(path, container, media)
+    if clip.unsure_until:
+        clip = list_frames(path, clip, packets)
+    wanted = _choose(clip, media)
     unfit = clip.unfit_for_decord or (None if find_spec("decord") else "it is not installed on this machine")
     if decoder == "decord" and unfit:
         raise ItemError(
@@ -77,16 +77,28 @@ def load_video(path: str, media: MediaConfig, *, decoder: DecoderChoice) -> Fram
             f"decord cannot read this file: {unfit}; use decoder: auto",
         )
     if decoder == "pyav" or unfit:
-        found, name = read_pyav(path, clip, wanted, media), "pyav"
+        found, damage = read_pyav(path, clip, packets, wanted, media)
+        if len(found) < len(wanted) and not damage.is_seen:  # some packets show no frame, and nothing else says so
+            clip = list_frames(path, clip, packets)
+            wanted = _choose(clip, media)
+            found, _ = read_pyav(path, clip, packets, wanted, media)
+        name = "pyav"
     else:
         found, name = _read_decord(path, clip, wanted), "decord"
-    problems = [clip.problem] if clip.problem else []
+    problems = [said for said in (clip.problem, clip.repair) if said]
     if missing := len(wanted) - len(found):
         problems.append(f"{missing} of {len(wanted)} chosen frames cannot be decoded whole")
     if not found:
         raise ItemError("corrupt_media", f"no frame left ({name}): {'; '.join(problems)}")
     times_s = tuple(clip.timeline.timestamps_s[index] for index in sorted(found))
     return Frames([found[index] for index in sorted(found)], times_s, name, "; ".join(problems) or None)
+
+
+def _choose(clip: Clip, media: MediaConfig) -> tuple[int, ...]:
+    wanted = choose_frames(clip.timeline, media.frame_sampling, num_frames=media.num_frames)
+    if not wanted:
+        raise ItemError("corrupt_media", "the container marks no key frames; use frame_sampling: {kind: uniform}")
+    return wanted
 
 
 def load_images(paths: Sequence[str], media: MediaConfig) -> Frames:
