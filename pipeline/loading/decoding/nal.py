@@ -1,8 +1,8 @@
 """Reads the framing of h264 and hevc: which key frames are IDR frames, which orientation and size the stream gives.
 
 No frame after an IDR frame refers to one before it. Containers also mark key frames that are not IDR (open groups of
-pictures, which x265 makes by default; intra refresh). decord 0.6.0 seeks to those and then returns other frames than the
-wanted ones: measured on 60 frames with x265's defaults in Matroska, 43 of 60 selections were wrong, silently.
+pictures, which x265 makes by default; intra refresh). decord 0.6.0 seeks to those and then returns other frames than
+the wanted ones: measured on 60 frames with x265's defaults in Matroska, 43 of 60 selections were wrong, silently.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from pipeline.loading.decoding.media import load_video
 from pipeline.loading.decoding.nal import stream_orientation
 from tests.support.media.clips import read_frame_number
 from tests.support.media.stream_writers import DATA, encrypted_webm, joined, moved, scrambled
-from tests.support.media.video_writers import HEVC, altered, clip, timestamped
+from tests.support.media.video_writers import CLOSED_HEVC, HEVC, altered, clip, timestamped
 
 ALL = MediaConfig(num_frames=200)
 IN_STREAM = "h264_metadata=display_orientation=insert:{}"
@@ -55,9 +55,7 @@ def test_an_orientation_in_the_stream_stands_for_every_frame(tmp_path, name, how
         frames = load_video(str(tmp_path / name), media, decoder="auto")
         numbers = [read_frame_number(undo(frame)) for frame in frames.frames]
         assert numbers == [round(time_s * 10) for time_s in frames.timestamps_s]
-    with pytest.raises(
-        ItemError, match="decord cannot read this file: it ignores an orientation|wrong frames in mpegts"
-    ):
+    with pytest.raises(ItemError, match="ignores an orientation" if name[-2:] != "ts" else "in mpegts"):
         load_video(str(tmp_path / name), ALL, decoder="decord")
 
 
@@ -156,7 +154,7 @@ def test_encrypted_video_has_a_type_of_its_own(tmp_path, write, decoder):
 
 
 @pytest.mark.parametrize(
-    "codec", [{}, {"codec": "libx265", "options": HEVC}, {"codec": "libvpx"}, {"codec": "libvpx-vp9"}]
+    "codec", [{}, {"codec": "libx265", "options": CLOSED_HEVC}, {"codec": "libvpx"}, {"codec": "libvpx-vp9"}]
 )
 def test_decord_scales_no_frames_of_other_sizes(tmp_path, codec):
     suffix = ".mkv" if "vp" in codec.get("codec", "") else ".ts"  # which has the sides with every key frame
@@ -173,8 +171,11 @@ def test_decord_scales_no_frames_of_other_sizes(tmp_path, codec):
             for packet in source.demux(video=0):
                 if packet.size:
                     later = int(2 * place / packet.time_base)
-                    packet.pts, packet.dts = packet.pts + later, (packet.dts or packet.pts) + later
+                    packet.pts, packet.dts = (
+                        packet.pts + later,
+                        (packet.pts if packet.dts is None else packet.dts) + later,
+                    )
                     packet.stream = out
                     both.mux(packet)
-    with pytest.raises(ItemError, match="it scales frames that change their size|not IDR"):
+    with pytest.raises(ItemError, match="it scales frames that change their size"):
         load_video(str(tmp_path / "v.mkv"), ALL, decoder="decord")
