@@ -24,7 +24,7 @@ DOORS: dict[str, set[str]] = {
     "decord": MEDIA,
     "av": {"pipeline/loading/decoding/pyav_video.py"},
     "pypdfium2": {"pipeline/loading/decoding/pages.py"},
-    "PIL": {*MEDIA, "illava/preprocess.py", "pipeline/report/raster.py"},
+    "PIL": {"pipeline/loading/decoding/pictures.py", "illava/preprocess.py", "pipeline/report/raster.py"},
     "lmms_eval": {"pipeline/lmms_eval_model.py"},
     "pyarrow": {"pipeline/inputs/", *(f"pipeline/{name}.py" for name in (*ROWS, *READERS))},
     "jinja2": {"pipeline/report/html.py"},
