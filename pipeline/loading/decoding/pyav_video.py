@@ -362,12 +362,17 @@ def _decode(
             frames = None if number in clip.lost else packet.decode()
         except av.error.EOFError:
             return
-        except av.error.InvalidDataError:
+        except av.error.FFmpegError as error:  # which of its errors, a damaged header decides
+            if isinstance(error, MemoryError):
+                raise
             frames = None
         if frames is None:
             damage.is_seen = True
             damaged.append(_number_of_frame(packets, len(packets) - 1 if number is None else number))
         for frame in frames or ():
+            if frame.opaque is None:  # made up by the decoder in the place of a lost one
+                damage.is_seen = True
+                continue
             if frame.is_corrupt:
                 damage.is_seen = True
                 damaged.append(frame.opaque)

@@ -155,7 +155,7 @@ def _parameter_sets(extradata: bytes) -> Iterator[bytes]:
         for _ in range(count):
             start = place + 2
             place = start + int.from_bytes(extradata[place:start])
-            if start < len(extradata):
+            if start < min(place, len(extradata)):
                 yield extradata[start:place]
 
 

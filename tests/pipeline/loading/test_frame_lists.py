@@ -6,10 +6,12 @@ that stand there twice. Every frame is compared with PyAV's plain decoding. Abou
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import av
 import numpy as np
 import pytest
 
@@ -17,9 +19,12 @@ from pipeline.config.schema import FpsSampling, KeyframeSampling, MediaConfig
 from pipeline.errors import ItemError
 from pipeline.loading.decoding.frame_times import Packet, find_joints, time_frames
 from pipeline.loading.decoding.media import DecordRefusedError, load_video
+from pipeline.loading.decoding.nal import size_mark, stream_orientation
+from pipeline.loading.decoding.shown_packets import is_frame_coded, packet_reader, sequence_sets
 from tests.support.media.clips import read_frame_number
 from tests.support.media.decoded import every_frame
 from tests.support.media.stream_writers import (
+    DATA,
     begun_late,
     from_data,
     hidden,
@@ -193,3 +198,22 @@ def test_no_times_at_all_are_those_of_decoding_or_of_the_rate():
 def test_an_edit_list_that_repeats_frames_is_no_joint():
     assert timed((0, 0), (1, 1), (2, 0), (3, 1)).repair is None
     assert timed((0, 0), (1, 1), (0, 0), (1, 1)).times_s == (0, 1, 2, 3)
+
+
+def test_headers_cut_anywhere_raise_nothing(tmp_path):
+    clip(options={**SLOW_264, "flags": "+ildct+ilme"})(tmp_path / "v.mp4")
+    with av.open(str(tmp_path / "v.mp4")) as file:
+        extradata = file.streams.video[0].codec_context.extradata
+        packet = next(bytes(one) for one in file.demux(video=0))
+    annex_b = next(bytes(one) for one in av.open(io.BytesIO((DATA / "fields.ts").read_bytes())).demux(video=0))
+    for end in range(len(extradata)):
+        for changed in (extradata[:end], extradata[:end] + b"\0" + extradata[end + 1 :], extradata[:end] + bytes(9)):
+            sequence_sets(changed)
+            is_frame_coded(changed)
+            packet_reader("h264", changed)(packet[:200])
+    for codec in ("h264", "vp8", "vp9"):
+        for end in range(1, 100):
+            packet_reader(codec, None)(annex_b[:end])
+            packet_reader(codec, extradata)(packet[:end])
+            size_mark(annex_b[:end], codec=codec, extradata=None)
+            stream_orientation(annex_b[:end], codec=codec, extradata=None)
