@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from pipeline.errors import ItemError
+from pipeline.loading.decoding import mp4_boxes
 from pipeline.loading.decoding.clip import Clip
 from pipeline.loading.decoding.container import HEAD_BYTES, sniff
 from pipeline.loading.decoding.frame_sampling import choose_frames
-from pipeline.loading.decoding.pyav_video import list_frames, read_pyav, scan
+from pipeline.loading.decoding.pyav_video import encrypted, list_frames, read_pyav, scan
 
 if TYPE_CHECKING:
     from pipeline.config.schema import MediaConfig
@@ -86,6 +87,8 @@ def load_video(path: str, media: MediaConfig, *, decoder: DecoderChoice) -> Fram
     if missing := len(wanted) - len(found):
         problems.append(f"{missing} of {len(wanted)} chosen frames cannot be decoded whole")
     if not found:
+        if container == "mov" and mp4_boxes.is_encrypted(path):
+            raise encrypted()
         raise ItemError("corrupt_media", f"no frame left ({name}): {'; '.join(problems)}")
     times_s = tuple(clip.timeline.timestamps_s[index] for index in sorted(found))
     return Frames([found[index] for index in sorted(found)], times_s, name, "; ".join(problems) or None)

@@ -18,6 +18,7 @@ from pipeline.loading.decoding.media import Frames
 
 if TYPE_CHECKING:
     from pipeline.config.schema import MediaConfig
+    from pipeline.records import RowErrorType
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _HEAD_BYTES = 12
@@ -143,8 +144,10 @@ def _opened(path: str, max_pixels: int, formats: Sequence[str]) -> Iterator[Any]
     except (ItemError, MemoryError):
         raise
     except Exception as error:  # Pillow's plugins raise whatever a broken header leads them into
-        kind = _CutShortError if "truncated" in str(error).lower() else ItemError
-        raise kind("corrupt_media", f"the picture cannot be decoded: {error}") from error
+        words = str(error).lower()
+        kind = _CutShortError if "truncated" in words else ItemError
+        error_type: RowErrorType = "unsupported_media" if words.startswith("unsupported") else "corrupt_media"
+        raise kind(error_type, f"the picture cannot be decoded: {error}") from error
 
 
 def _unidentified(head: bytes, formats: Sequence[str]) -> str:

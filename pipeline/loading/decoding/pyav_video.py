@@ -6,7 +6,6 @@ allowed demuxer and with no protocol.
 
 from __future__ import annotations
 
-import mmap
 import os
 import struct
 from collections import deque
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from pipeline.errors import ItemError
+from pipeline.loading.decoding import mp4_boxes
 from pipeline.loading.decoding.clip import Clip, Source, check_duration, check_pixels, describe_clip, identity
 from pipeline.loading.decoding.container import Container
 from pipeline.loading.decoding.frame_times import Packet
@@ -49,33 +49,30 @@ def _opened(path: str, container: Container) -> Iterator[tuple[Any, Any]]:
         except av.error.FFmpegError as error:
             if isinstance(error, MemoryError):
                 raise
+            if container == "mov" and mp4_boxes.is_encrypted(path):
+                raise encrypted() from error
             raise ItemError("corrupt_media", f"the {container} container cannot be read: {error.strerror}") from error
         with file:
-            if not any(one.type != "data" or one.frames or container != "mov" for one in file.streams):
+            if {one.type for one in file.streams} <= {"data"} and (
+                not len(file.streams) or (container == "mov" and mp4_boxes.is_cut(path))
+            ):
                 raise ItemError("corrupt_media", f"the {container} container lists neither pictures nor sound")
             stream = file.streams.best("video")
             if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
                 there = ", ".join(sorted({one.type for one in file.streams if one is not stream})) or "a cover picture"
                 raise ItemError("no_video_stream", f"the file has no video stream, but only: {there}")
-            if "enc_key_id" in stream.metadata or (stream.codec_context is None and _is_fairplay(path)):
-                raise _encrypted()
+            if "enc_key_id" in stream.metadata or (
+                stream.codec_context is None and container == "mov" and mp4_boxes.is_encrypted(path)
+            ):
+                raise encrypted()
             if stream.codec_context is None:
                 raise ItemError("unsupported_media", "there is no decoder for the codec of the video stream")
             stream.codec_context.thread_count = 1
             yield file, stream
 
 
-def _is_fairplay(path: str) -> bool:
-    """Whether the sample entry of a track in an mp4 file is one of FairPlay's, which FFmpeg does not name."""
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        place = -1
-        while (place := data.find(b"stsd", place + 1)) >= 0:
-            if data[place + 16 : place + 20] == b"drmi":
-                return True
-    return False
-
-
-def _encrypted() -> ItemError:
+def encrypted() -> ItemError:
+    """Return the error of a video that needs a key."""
     return ItemError("encrypted_video", "the video is encrypted (DRM) and needs a key; export it without")
 
 
@@ -173,7 +170,7 @@ def _read_packets(file: Any, stream: Any) -> _Scanned:
         if packet.stream_index != stream.index:
             continue
         if packet.has_sidedata("encryption_info"):  # ISO/IEC 23001-7 (CENC)
-            raise _encrypted()
+            raise encrypted()
         data = bytes(packet) if shows or packet.is_keyframe or codec == "hevc" else b""
         starts_gop = packet.is_keyframe and is_idr(data, codec=codec, extradata=extradata)
         flags = packet.is_keyframe, starts_gop, packet.is_corrupt, packet.is_discard

@@ -126,11 +126,30 @@ def test_other_streams_chapters_and_names_change_nothing(tmp_path, name):
 # ---- what is no video ----
 
 
+def test_a_file_of_data_says_so(tmp_path):
+    data = (DATA / "subtitles_only.mp4").read_bytes().replace(b"tx3g", b"wvtt")
+    (tmp_path / "v.mp4").write_bytes(data)
+    with pytest.raises(ItemError, match="no video stream, but only: data") as caught:
+        load_video(str(tmp_path / "v.mp4"), ALL, decoder="auto")
+    assert caught.value.error_type == "no_video_stream"
+
+
 @pytest.mark.parametrize("name", ["subtitles_only.mkv", "subtitles_only.mp4"])
 def test_a_file_of_subtitles_says_so(name):
     with pytest.raises(ItemError, match="no video stream, but only: subtitle") as caught:
         load_video(str(DATA / name), ALL, decoder="auto")
     assert caught.value.error_type == "no_video_stream"
+
+
+def without_tables(data: bytearray) -> bytes:
+    """An encrypted file that does not say what of each frame is encrypted."""
+    return data.replace(b"senc", b"free").replace(b"saiz", b"free").replace(b"saio", b"free")
+
+
+def short_table(data: bytearray) -> None:
+    """An encrypted file whose table says more than it holds."""
+    place = data.index(b"senc")
+    data[place + 8 : place + 12] = b"\0\xff\xff\xff"
 
 
 @pytest.mark.parametrize("decoder", ["pyav", "decord"])
@@ -139,12 +158,23 @@ def test_a_file_of_subtitles_says_so(name):
     [
         clip(container_options=CENC),
         clip(codec="libx265", options=HEVC, container_options=CENC),
+        altered(clip(container_options=CENC), without_tables),
+        altered(clip(container_options={**CENC, "movflags": "frag_keyframe+empty_moov"}), short_table),
         altered(clip(), lambda data: data.replace(b"avc1", b"drmi")),
         altered(clip(), scrambled, ".ts"),
         altered(altered(clip(), scrambled, ".ts"), timestamped, ".ts"),
         encrypted_webm,
     ],
-    ids=["cenc", "cenc hevc", "fairplay", "scrambled", "scrambled m2ts", "webm"],
+    ids=[
+        "cenc",
+        "cenc hevc",
+        "cenc without its tables",
+        "cenc that cannot be opened",
+        "fairplay",
+        "scrambled",
+        "scrambled m2ts",
+        "webm",
+    ],
 )
 def test_encrypted_video_has_a_type_of_its_own(tmp_path, write, decoder):
     write(tmp_path / "v.mp4")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tests.support.media.adversarial_pictures import chunk, png
+from tests.support.media.adversarial_pictures import chunk, encoded, png
 
 GREY, RGB, PALETTE, CMYK, YCBCR, CIELAB = 1, 2, 3, 5, 6, 8
 LEVELS = (0.0, 64 / 255, 191 / 255, 1.0)  # whole numbers in 8 and in 16 bits
@@ -126,8 +126,11 @@ READ = {
         [0, 1, 2, 3], 2, 3, _PLTE, chunk(b"tRNS", b"\0\xff")
     ),
 }  # fmt: skip
+_BMP = encoded("BMP")
+_BMP[28:30] = b"\2\0"
 # Refused: Pillow reads their numbers, and nothing says which one is white; or Pillow has no such layout.
 REFUSED = {
+    "two-bits.bmp": (bytes(_BMP), "Unsupported BMP pixel depth"),
     "float.tif": (tiff(np.float32(LEVELS).tobytes(), bits=(32,), t339=3), "no defined white"),
     "white-is-zero-float.tif": (
         tiff(np.float32(LEVELS).tobytes(), bits=(32,), photometric=0, t339=(3,)), "no defined white"
