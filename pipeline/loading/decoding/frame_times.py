@@ -97,7 +97,8 @@ def time_frames(
     Raises:
         ItemError: ``corrupt_media`` where there are neither times nor a rate.
     """
-    if all(packets[number].pts is None for number in shown):
+    is_guessed = container == "avi" and any(packets[number].pts != packets[number].dts for number in shown)
+    if is_guessed or all(packets[number].pts is None for number in shown):  # AVI has no times of presentation
         return FrameTimes(_times_by_count(packets, shown, time_base, frame_rate), None, None)
     times: list[Fraction | int] = []
     numbers: list[int] = []
@@ -109,12 +110,8 @@ def time_frames(
             continue
         ordered = sorted(zip(_known_pts(packets, inside), inside, strict=True))
         values = [value for value, _ in ordered]
-        if container == "avi":  # FFmpeg makes up its times of presentation; frames lie as far apart as their chunks
-            dts = [value for number in inside if (value := packets[number].dts) is not None]
-            spread = _apart(sorted(dts) if len(dts) == len(inside) else values, rate_step)
-        else:
-            spread = _apart(values, rate_step)
-            num_repaired += sum(a != packets[number].pts for a, (_, number) in zip(spread, ordered, strict=True))
+        spread = _apart(values, rate_step)
+        num_repaired += sum(a != packets[number].pts for a, (_, number) in zip(spread, ordered, strict=True))
         begin = times[-1] + _last_step(times, rate_step) if times else 0
         times += [begin + (value - spread[0]) for value in spread]
         numbers += [number for _, number in ordered]

@@ -68,6 +68,8 @@ CASES = {
     "interlaced.ts": Case(clip(options={**SLOW_264, "flags": "+ildct+ilme"}), TENTHS, TENTHS),
     "dropped.avi": Case(from_data("dropped_frames.avi"), (*range(5), *range(10, 15), *range(20, 30))),
     "dropped-h264.avi": Case(clip(options=NO_B, pts=[*range(5), *range(10, 25)]), (*range(5), *range(10, 25)), TENTHS),
+    "b-frames.avi": Case(clip(options={**SLOW_264, "bf": "3"}), TENTHS, TENTHS),
+    "mpeg4-b-frames.avi": Case(clip(codec="mpeg4", options={"bf": "2"}), TENTHS, TENTHS),
     "dropped-last.avi": Case(clip(codec="mpeg4", pts=[*range(19), 30]), (*range(19), 30), TENTHS),
     "late.ts": Case(
         altered(noisy(options=B, keyframe_interval=8), begun_late(3)), tuple(range(32)), tuple(range(8, 40))
