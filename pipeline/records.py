@@ -28,9 +28,11 @@ RowErrorType = Literal[
     "too_large",  # over a budget of bytes, pixels, duration or images
     "empty_media",  # zero bytes, or no frames
     "unsupported_media",  # container or picture format that is not allowed
-    "no_video_stream",  # audio only
+    "no_video_stream",  # sound, subtitles or data only
     "corrupt_media",  # cannot be decoded
     "encrypted_document",  # opens with a password only
+    "encrypted_video",  # needs a key (DRM)
+    "dynamic_form",  # an XFA form, whose pages only its own reader makes
     "load_timeout",  # deadline passed; the child was killed
     "load_crashed",  # the decoder's child process died
     "load_out_of_memory",  # the child hit its memory limit

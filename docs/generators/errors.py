@@ -59,11 +59,13 @@ ROWS: dict[str, Words] = {
     ),
     "unsupported_media": Words(
         "A container, codec or picture format that is not read.",
-        "GIF, HEIC, raw formats; a codec without a decoder; frames that change their size midway; skewed rotation.",
+        "HEIC, raw formats; a codec without a decoder; frames that change their size or orientation midway; skewed rotation; a picture without a defined white (float, signed, CIELAB).",
         "Convert the file, for instance to H.264 in mp4 or to PNG.",
     ),
     "no_video_stream": Words(
-        "The file has sound and no pictures.", "Audio saved as mp4.", "Leave it out of the manifest."
+        "The file has sound, subtitles or data, and no pictures.",
+        "Audio saved as mp4.",
+        "Leave it out of the manifest.",
     ),
     "corrupt_media": Words(
         "The bytes cannot be decoded.",
@@ -74,6 +76,16 @@ ROWS: dict[str, Words] = {
         "The PDF opens with a password only.",
         "A protected file.",
         "Remove the password, for instance with `qpdf --decrypt`, and run it again.",
+    ),
+    "encrypted_video": Words(
+        "The video needs a key.",
+        "DRM (CENC, FairPlay, encrypted WebM), or a scrambled transport stream.",
+        "Export it without encryption, and run it again; no player's licence is asked for here.",
+    ),
+    "dynamic_form": Words(
+        "The PDF is a dynamic XFA form; its only page says that another reader is needed.",
+        "A form made with Adobe LiveCycle or AEM.",
+        "Open it in Adobe Acrobat and print it to PDF, then run that file.",
     ),
     "load_timeout": Words(
         "The load passed its deadline and its process was killed.",

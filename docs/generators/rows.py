@@ -45,7 +45,10 @@ GROUPS: dict[str, dict[str, Column]] = {
         "fields": Column("", "Every further column of your manifest, as text."),
     },
     "What came out": {
-        "status": Column("", "`ok`; `partial`: truncated media, or a document some of whose pages failed; `failed`."),
+        "status": Column(
+            "",
+            "`ok`; `partial`: truncated media (of a picture at least three quarters of the rows are there), a video some of whose frame times had to be mended, or a document some of whose pages failed; `failed`.",
+        ),
         "text": Column("", "The model's text.", "empty where the model gave no answer"),
         "answer": Column(
             "",

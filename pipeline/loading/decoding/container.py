@@ -35,7 +35,8 @@ def sniff(head: bytes) -> Container:
     """Return the container of a video file, given its first `HEAD_BYTES`.
 
     Raises:
-        ItemError: ``empty_media`` for zero bytes, ``unsupported_media`` for anything but the four containers.
+        ItemError: ``empty_media`` for zero bytes, ``unsupported_media`` for anything but the four containers,
+            ``encrypted_video`` for a scrambled transport stream, in which FFmpeg would find nothing.
     """
     if not head:
         raise ItemError("empty_media", "the file has zero bytes")
@@ -50,7 +51,9 @@ def sniff(head: bytes) -> Container:
         return "matroska"
     if head.startswith(b"RIFF") and head[8:12] == b"AVI ":
         return "avi"
-    if _is_mpegts(head):
+    if (grid := _ts_grid(head)) is not None:
+        if any(head[place + 3] & 0xC0 for place in range(grid[0], len(head) - 3, grid[1])):
+            raise ItemError("encrypted_video", "the transport stream is encrypted (scrambled) and needs a key")
         return "mpegts"
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     for magic, what in _REFUSED:
@@ -59,11 +62,12 @@ def sniff(head: bytes) -> Container:
     raise _refusal(f"of an unknown kind (first bytes {head[:12].hex(' ')})")
 
 
-def _is_mpegts(head: bytes) -> bool:
-    """Whether at least three sync bytes come every 188 bytes, or every 192 bytes after a time stamp of 4 bytes."""
-    return any(
-        len(head) > first + 2 * step and all(byte == 0x47 for byte in head[first::step]) for first, step in _TS_GRIDS
-    )
+def _ts_grid(head: bytes) -> tuple[int, int] | None:
+    """Return place and distance of at least three sync bytes: 188, or 192 with a time stamp of 4 bytes before each."""
+    for first, step in _TS_GRIDS:
+        if len(head) > first + 2 * step and all(byte == 0x47 for byte in head[first::step]):
+            return first, step
+    return None
 
 
 _TS_GRIDS = ((0, 188), (4, 192))

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from pipeline.loading.decoding.clip import Clip, Packet
+from pipeline.loading.decoding.clip import Clip
+from pipeline.loading.decoding.frame_times import Packet
 from pipeline.loading.decoding.mp4_index import RangeReadUnsafeError
 
 _MAX_KEYFRAMES_BACK = 4  # a frame may be coded after a key frame that is shown after it
@@ -47,20 +48,22 @@ def gop_segments(packets: Sequence[Packet], clip: Clip, wanted: Sequence[int]) -
     Raises:
         RangeReadUnsafeError: the frames might differ from those of the whole file; the message gives the reason.
     """
-    if clip.container != "mov" or clip.codec not in _CODECS:
-        raise RangeReadUnsafeError(f"{clip.codec} in {clip.container} has not been tested")
-    if clip.problem or clip.order is None or clip.num_videos != 1:
-        raise RangeReadUnsafeError(clip.problem or "it has no frame times, or several videos")
+    source = clip.source
+    if source.container != "mov" or source.codec not in _CODECS:
+        raise RangeReadUnsafeError(f"{source.codec} in {source.container} has not been tested")
+    if clip.problem or not clip.has_own_times or source.num_videos != 1:
+        raise RangeReadUnsafeError(clip.problem or clip.repair or "it has no frame times, or several videos")
+    if source.needs_bytes or source.is_turned_in_stream or clip.unsure_until or clip.first:
+        raise RangeReadUnsafeError("which frames are shown, or which side of them is up, is seen in their bytes alone")
     if any(packet.is_discard or packet.pts is None or packet.position < 0 for packet in packets):
         raise RangeReadUnsafeError("its edit list cuts frames, or its index is incomplete")
     place_of = {packet.pts: place for place, packet in enumerate(packets)}
-    pts_of = {index: pts for pts, index in clip.order.items()}
     keyframe_index = [place for place, packet in enumerate(packets) if packet.is_indexed_keyframe]
     found: dict[int, dict[int, int]] = {}
     for index in wanted:
-        pts = pts_of[index]
-        key = _keyframe_before(packets, keyframe_index, place_of[pts])
-        found.setdefault(key, {})[pts] = index
+        place = clip.numbers[index]  # type: ignore[index]
+        key = _keyframe_before(packets, keyframe_index, place)
+        found.setdefault(key, {})[packets[place].pts] = index  # type: ignore[index]
     return [_segment(packets, key, found[key], place_of) for key in sorted(found)]
 
 

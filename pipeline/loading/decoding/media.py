@@ -1,4 +1,4 @@
-"""Decodes media files to uint8 RGB frames: checks budgets, then uses decord, PyAV or Pillow. Runs in the sandbox child.
+"""Decodes video files to uint8 RGB frames: checks budgets, then uses decord or PyAV. Runs in the sandbox child.
 
 PyAV first reads the container once without decoding (`pyav_video.scan`). The scan gives every frame's time, what is
 missing, and which frames to take. Both decoders are therefore asked for the same frames, and decord's answers are
@@ -7,27 +7,25 @@ checked against the scan.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from pipeline.errors import ItemError
+from pipeline.loading.decoding import mp4_boxes
 from pipeline.loading.decoding.clip import Clip
 from pipeline.loading.decoding.container import HEAD_BYTES, sniff
 from pipeline.loading.decoding.frame_sampling import choose_frames
-from pipeline.loading.decoding.pyav_video import read_pyav, scan
+from pipeline.loading.decoding.pyav_video import encrypted, list_frames, read_pyav, scan
 
 if TYPE_CHECKING:
     from pipeline.config.schema import MediaConfig
 
 DecoderChoice = Literal["auto", "decord", "pyav"]
 
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _NO_FAULTS = 1e-9  # makes decord raise instead of returning a neighbour for a lost frame; 0 would allow any number
 
 
@@ -66,10 +64,10 @@ def load_video(path: str, media: MediaConfig, *, decoder: DecoderChoice) -> Fram
     """
     with open(path, "rb") as file:
         container = sniff(file.read(HEAD_BYTES))
-    clip, _ = scan(path, container, media)
-    wanted = choose_frames(clip.timeline, media.frame_sampling, num_frames=media.num_frames)
-    if not wanted:
-        raise ItemError("corrupt_media", "the container marks no key frames; use frame_sampling: {kind: uniform}")
+    clip, packets = scan(path, container, media)
+    if clip.unsure_until:
+        clip = list_frames(path, clip, packets)
+    wanted = _choose(clip, media)
     unfit = clip.unfit_for_decord or (None if find_spec("decord") else "it is not installed on this machine")
     if decoder == "decord" and unfit:
         raise ItemError(
@@ -77,102 +75,30 @@ def load_video(path: str, media: MediaConfig, *, decoder: DecoderChoice) -> Fram
             f"decord cannot read this file: {unfit}; use decoder: auto",
         )
     if decoder == "pyav" or unfit:
-        found, name = read_pyav(path, clip, wanted, media), "pyav"
+        found, damage = read_pyav(path, clip, packets, wanted, media)
+        if len(found) < len(wanted) and not damage.is_seen:  # some packets show no frame, and nothing else says so
+            clip = list_frames(path, clip, packets)
+            wanted = _choose(clip, media)
+            found, _ = read_pyav(path, clip, packets, wanted, media)
+        name = "pyav"
     else:
         found, name = _read_decord(path, clip, wanted), "decord"
-    problems = [clip.problem] if clip.problem else []
+    problems = [said for said in (clip.problem, clip.repair) if said]
     if missing := len(wanted) - len(found):
         problems.append(f"{missing} of {len(wanted)} chosen frames cannot be decoded whole")
     if not found:
+        if container == "mov" and mp4_boxes.is_encrypted(path):
+            raise encrypted()
         raise ItemError("corrupt_media", f"no frame left ({name}): {'; '.join(problems)}")
     times_s = tuple(clip.timeline.timestamps_s[index] for index in sorted(found))
     return Frames([found[index] for index in sorted(found)], times_s, name, "; ".join(problems) or None)
 
 
-def load_images(paths: Sequence[str], media: MediaConfig) -> Frames:
-    """Decode pictures to RGB, in order: upright, transparency on white, 16 bit scaled to 8, the first frame only.
-
-    Raises:
-        ItemError: ``too_large``, ``empty_media``, ``unsupported_media`` or ``corrupt_media``, naming the picture.
-    """
-    frames = []
-    for place, path in enumerate(paths):
-        try:
-            frames.append(_load_image(path, media.max_pixels_per_frame))
-        except ItemError as error:
-            where = f"picture {place + 1} of {len(paths)}: " if len(paths) > 1 else ""
-            raise ItemError(error.error_type, f"{where}{error}") from error
-    return Frames(frames, (), "pillow")
-
-
-def load_image_pages(path: str, media: MediaConfig) -> Generator[np.ndarray | ItemError, None, None]:
-    """Yield every picture of a TIFF in order, or the error of one that cannot be read. Raises as `load_images`."""
-    from PIL import ImageOps
-
-    with _opened(path, media.max_pixels_per_frame, ("TIFF",)) as image:
-        num_pages = image.n_frames
-        if num_pages > media.max_pages:
-            raise ItemError("too_large", f"the document has {num_pages:,} pages; max_pages is {media.max_pages:,}")
-    for number in range(num_pages):
-        try:
-            with _opened(path, media.max_pixels_per_frame, ("TIFF",)) as image:
-                image.seek(number)
-                if image.width * image.height > media.max_pixels_per_frame:
-                    raise ItemError("too_large", _too_many_pixels(media.max_pixels_per_frame))
-                page = np.array(_to_rgb(ImageOps.exif_transpose(image)))
-        except ItemError as error:
-            yield error
-        else:
-            yield page
-
-
-def _load_image(path: str, max_pixels: int) -> np.ndarray:
-    from PIL import ImageOps
-
-    with _opened(path, max_pixels, IMAGE_FORMATS) as image:
-        return np.array(_to_rgb(ImageOps.exif_transpose(image)))
-
-
-@contextmanager
-def _opened(path: str, max_pixels: int, formats: Sequence[str]) -> Iterator[Any]:
-    """Open a picture; turn every error about it into an `ItemError`."""
-    from PIL import Image, UnidentifiedImageError
-
-    with open(path, "rb") as file:
-        if not (head := file.read(12)):
-            raise ItemError("empty_media", "the file has zero bytes")
-    Image.MAX_IMAGE_PIXELS = max_pixels
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=tuple(formats)) as image:
-                yield image
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise ItemError("too_large", _too_many_pixels(max_pixels)) from error
-    except UnidentifiedImageError as error:
-        message = f"not a picture of {', '.join(formats)} (first bytes {head.hex(' ')})"
-        raise ItemError("unsupported_media", message) from error
-    except (ItemError, MemoryError):
-        raise
-    except Exception as error:  # Pillow's plugins raise whatever a broken header leads them into
-        raise ItemError("corrupt_media", f"the picture cannot be decoded: {error}") from error
-
-
-def _too_many_pixels(most: int) -> str:
-    return f"the picture has more than max_pixels_per_frame = {most} pixels"
-
-
-def _to_rgb(image: Any) -> Any:
-    from PIL import Image
-
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in {"I", "F"}:
-        raise ItemError("unsupported_media", f"a picture of mode {image.mode} has no defined white; save it as 8 bit")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+def _choose(clip: Clip, media: MediaConfig) -> tuple[int, ...]:
+    wanted = choose_frames(clip.timeline, media.frame_sampling, num_frames=media.num_frames)
+    if not wanted:
+        raise ItemError("corrupt_media", "the container marks no key frames; use frame_sampling: {kind: uniform}")
+    return wanted
 
 
 def _read_decord(path: str, clip: Clip, wanted: Sequence[int]) -> dict[int, np.ndarray]:

@@ -33,6 +33,9 @@ class Orientation:
         return np.ascontiguousarray(picture[rows, columns])
 
 
+UPRIGHT = Orientation()
+
+
 def orientation_of(matrix: Sequence[int]) -> Orientation:
     """Read the nine entries a b u c d v x y w, which show a point (x, y) at (a x + c y, b x + d y).
 
@@ -44,7 +47,7 @@ def orientation_of(matrix: Sequence[int]) -> Orientation:
     a, b, c, d = matrix[0], matrix[1], matrix[3], matrix[4]
     slight = _MAX_SKEW * max(map(abs, (a, b, c, d)))
     if slight == 0:
-        return Orientation()
+        return UPRIGHT
     straight, across = min(abs(a), abs(d)) > slight, min(abs(b), abs(c)) > slight
     if straight == across or (max(abs(b), abs(c)) if straight else max(abs(a), abs(d))) > slight:
         raise ItemError(

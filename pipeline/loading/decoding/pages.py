@@ -17,7 +17,7 @@ import numpy as np
 
 from illava.errors import PreprocessError
 from pipeline.errors import ItemError
-from pipeline.loading.decoding.media import load_image_pages, load_images
+from pipeline.loading.decoding.pictures import Picture, load_image_pages, load_picture
 from pipeline.records import FailedPage
 
 if TYPE_CHECKING:
@@ -33,7 +33,10 @@ _WRONG_PASSWORD = 4  # FPDF_ERR_PASSWORD; 5 is a security handler that PDFium do
 _ENCRYPTED = (_WRONG_PASSWORD, 5)
 _POINTS_PER_INCH = 72
 
-Page = np.ndarray | ItemError
+_REASONS = {1: "PDFium met an unknown error", 3: "it is no PDF, or damaged", 6: "its first page is missing or damaged"}
+_NO_REASON = "its structure is damaged"
+
+Page = Picture | ItemError
 
 
 @dataclass(slots=True)
@@ -43,6 +46,7 @@ class Pages:
     Attributes:
         inputs: one for each page that could be shown, in order, at model size.
         failed: the other pages.
+        cut_short: pages among the first of which a part is missing, each with what is missing.
         decoder: ``pypdfium2`` or ``pillow``.
         preprocess_s: seconds of bringing pages to model size.
     """
@@ -50,16 +54,18 @@ class Pages:
     decoder: str
     inputs: list[VisualInput] = field(default_factory=list)
     failed: list[FailedPage] = field(default_factory=list)
+    cut_short: list[tuple[int, str]] = field(default_factory=list)
     preprocess_s: float = 0.0
 
     @property
     def partial(self) -> str | None:
-        """Names the failed pages; None where there is none."""
-        if not self.failed:
-            return None
-        first = self.failed[0]
-        total = len(self.inputs) + len(self.failed)
-        return f"{len(self.failed)} of {total} pages failed; page {first.page + 1}: {first.message}"
+        """Names the pages that failed or are cut short; None where there is none."""
+        parts = [f"page {page + 1}: {what}" for page, what in self.cut_short]
+        if self.failed:
+            first = self.failed[0]
+            total = len(self.inputs) + len(self.failed)
+            parts.insert(0, f"{len(self.failed)} of {total} pages failed; page {first.page + 1}: {first.message}")
+        return "; ".join(parts) or None
 
 
 def load_pages(
@@ -89,7 +95,9 @@ def load_pages(
             if isinstance(page, ItemError):
                 loaded.failed.append(FailedPage(number, page.error_type, str(page)))
                 continue
-            window.append((number, page))
+            if page.partial:
+                loaded.cut_short.append((number, page.partial))
+            window.append((number, page.pixels))
             if len(window) == pages_per_request:
                 _prepare(window, preprocessor, loaded)
                 window = []
@@ -131,7 +139,7 @@ def _pictures(paths: Sequence[str], media: MediaConfig) -> Generator[Page, None,
     check_num_pages(len(paths), media)
     for path in paths:
         try:
-            yield load_images([path], media).frames[0]
+            yield load_picture(path, media.max_pixels_per_frame)
         except ItemError as error:
             yield error
 
@@ -148,23 +156,48 @@ def _render(path: str, media: MediaConfig) -> Generator[Page, None, None]:
     """Yield a PDF's pages as shown: rotated by their /Rotate, with forms and annotations, on white."""
     import pypdfium2
 
-    try:
-        document = pypdfium2.PdfDocument(path)
-        document.init_forms()  # must come before any other call; the wheels have no JavaScript
-    except pypdfium2.PdfiumError as error:
-        if error.err_code in _ENCRYPTED:
-            why = "a password" if error.err_code == _WRONG_PASSWORD else "a security handler that is not known"
-            raise ItemError("encrypted_document", f"the PDF is encrypted and opens with {why} only") from error
-        raise ItemError("corrupt_media", f"the PDF cannot be opened: {error}") from error
+    document = _open_pdf(path)
     with contextlib.closing(document):
         check_num_pages(len(document), media)
         for number in range(len(document)):
             try:
-                yield _render_page(document, number, media)
-            except pypdfium2.PdfiumError as error:
-                yield ItemError("corrupt_media", f"the page cannot be read: {error}")
+                yield Picture(_render_page(document, number, media))
+            except pypdfium2.PdfiumError:
+                yield ItemError("corrupt_media", f"the page cannot be read: {_NO_REASON}")
             except ItemError as error:
                 yield error
+
+
+def _open_pdf(path: str) -> pypdfium2.PdfDocument:
+    """Open a PDF.
+
+    PDFium keeps the code of its last error, and gives it again for a file that it refuses without a code. So a known
+    error is made first: where its code stands afterwards, PDFium gave none.
+
+    Raises:
+        ItemError: ``encrypted_document``, ``dynamic_form`` or ``corrupt_media``.
+    """
+    import pypdfium2
+    import pypdfium2.raw as pdfium
+
+    pdfium.FPDF_LoadDocument(b"", None)
+    try:
+        document = pypdfium2.PdfDocument(path)
+        if document.get_formtype() == pdfium.FORMTYPE_XFA_FULL:
+            document.close()
+            raise ItemError(
+                "dynamic_form",
+                "the PDF is a dynamic XFA form, whose only page asks for another reader; open it in Adobe Acrobat and "
+                "print it to a PDF",
+            )
+        document.init_forms()  # must come before a page is read; the wheels have no JavaScript
+    except pypdfium2.PdfiumError as error:
+        code = error.err_code
+        if code in _ENCRYPTED:
+            why = "a password" if code == _WRONG_PASSWORD else "a security handler that is not known"
+            raise ItemError("encrypted_document", f"the PDF is encrypted and opens with {why} only") from error
+        raise ItemError("corrupt_media", f"the PDF cannot be opened: {_REASONS.get(code, _NO_REASON)}") from error
+    return document
 
 
 def _render_page(document: pypdfium2.PdfDocument, number: int, media: MediaConfig) -> np.ndarray:

@@ -58,7 +58,7 @@ def load_present(path: str, media: MediaConfig, present: Sequence[Sequence[int]]
     needed = [(packet.position, packet.position + packet.num_bytes) for one in found for packet in one.packets]
     if not is_covered(needed, [(start, end) for start, end in present]):
         raise RangeReadUnsafeError("its index reads otherwise with the frames in place")
-    frames = decode_segments(path, clip.container, found, media)
+    frames = decode_segments(path, clip.source.container, found, media)
     if len(frames) != len(wanted) or len({frame.shape for frame in frames.values()}) != 1:
         raise RangeReadUnsafeError(f"{len(frames)} of {len(wanted)} frames came, or of several sizes")
     times_s = tuple(clip.timeline.timestamps_s[index] for index in wanted)

@@ -94,8 +94,9 @@ def _answer(
 def _load(
     request: dict[str, Any], media: MediaConfig, preprocessor: Preprocessor
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
-    from pipeline.loading.decoding.media import load_images, load_video
+    from pipeline.loading.decoding.media import load_video
     from pipeline.loading.decoding.pages import load_pages
+    from pipeline.loading.decoding.pictures import load_images
     from pipeline.loading.decoding.ranged_video import load_present, needed_ranges
 
     kind, is_video = request["kind"], request["kind"] == "video"

@@ -148,7 +148,7 @@ def test_av1_and_incomplete_files_are_rows(open_loader, preprocessor, tmp_path):
 
 
 def test_what_decord_refuses_is_read_by_pyav(open_loader, tmp_path):
-    item = item_of(write_barcode_video(tmp_path / "no_times.avi", 5))
+    item = item_of(write_barcode_video(tmp_path / "pattern%03d.mp4", 5))
     loaded = open_loader(Untouched()).load(item)
     assert (barcodes(loaded), loaded.stats.decoder) == ({5}, "pyav")
     strict = open_loader(Untouched(), MEDIA.model_copy(update={"decoder": "decord"}))

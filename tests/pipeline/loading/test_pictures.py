@@ -8,7 +8,7 @@ from PIL import Image
 
 from pipeline.config.schema import MediaConfig
 from pipeline.errors import ItemError
-from pipeline.loading.decoding.media import load_images
+from pipeline.loading.decoding.pictures import load_images
 from tests.support.media.clips import write_barcode_video
 
 MEDIA = MediaConfig(num_frames=6)

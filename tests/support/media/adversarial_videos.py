@@ -95,7 +95,6 @@ READABLE = [
     AdversarialFile("wide.mp4", clip(width=2048, height=64), shape=(64, 2048)),
     AdversarialFile("two-videos.mp4", write_two_videos, decoder="pyav", value=1),
     AdversarialFile("sound-first.mp4", write_sound_first),
-    AdversarialFile("sizes-in-one-track.mkv", write_sizes_in_one_track, frames=(0, 6, 2, 9)),
     AdversarialFile("mp4-named.mkv", altered(clip(), bytes, ".mp4")),
     AdversarialFile("mkv-named.mp4", altered(clip(), bytes, ".mkv")),
     AdversarialFile("mp4-named.jpg", altered(clip(), bytes, ".mp4")),
@@ -159,8 +158,11 @@ BROKEN = [
     AdversarialFile("ten-hours-too-long.mp4", write_ten_hours, "too_large", says="max_duration_s"),
     AdversarialFile("audio-only.mp4", write_audio_only, "no_video_stream"),
     AdversarialFile("cover-only.mp4", write_cover_only, "no_video_stream"),
-    AdversarialFile("encrypted.mp4", clip(container_options=CENC), "corrupt_media", says="cannot be decoded"),
+    AdversarialFile("encrypted.mp4", clip(container_options=CENC), "encrypted_video", says="needs a key"),
     AdversarialFile("skewed.mp4", clip(rotation=45), "unsupported_media", says="skewed"),
+    AdversarialFile(
+        "sizes-in-one-track.mkv", write_sizes_in_one_track, "unsupported_media", says="changes its frame size"
+    ),
     AdversarialFile("sizes-in-one-stream.ts", write_two_sizes, "unsupported_media", says="changes its frame size"),
     *(
         AdversarialFile(
