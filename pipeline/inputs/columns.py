@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from typing import NoReturn
 
 import numpy as np
@@ -86,3 +89,24 @@ def refuse_duplicates(ids: pa.ChunkedArray, refuse: Refuse) -> None:
     rows = np.flatnonzero(pc.equal(ids, first).combine_chunks().to_numpy(zero_copy_only=False)).tolist()
     others = f" (and {len(repeated) - 1} more ids)" if len(repeated) > 1 else ""
     refuse(rows, f"the same item id {printable(first)!r}{others}; ids, or media and question, must differ")
+
+
+def hash_ids(uris: Iterable, sizes: Iterable, etags: Iterable, questions: Iterable[str]) -> pa.ChunkedArray:
+    """Make each row's id of its addresses, sizes, entity tags and question; the shortest argument ends the rows."""
+    sha256 = hashlib.sha256
+    rows = zip(uris, sizes, etags, questions, strict=False)
+    ids = [sha256(f"{uri}\x1e{size}\x1e{etag}\x1e{text}".encode()).hexdigest()[:24] for uri, size, etag, text in rows]
+    return pa.chunked_array([pa.array(ids, pa.string())])
+
+
+def as_lists(column: pa.ChunkedArray, counts: Sequence[int] | None = None) -> pa.ChunkedArray:
+    """Cut a column into lists of these lengths; of one each where none are given."""
+    flat = column.combine_chunks()
+    offsets = accumulate([1] * len(flat) if counts is None else counts, initial=0)
+    return pa.chunked_array([pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat)])
+
+
+def as_json(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Write each list of texts as a JSON array."""
+    texts = [None if value is None else json.dumps(value, ensure_ascii=False) for value in column.to_pylist()]
+    return pa.chunked_array([pa.array(texts, pa.string())])

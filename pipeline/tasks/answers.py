@@ -79,7 +79,7 @@ def references_of(reference: str | None) -> tuple[str, ...]:
     if reference.startswith("["):
         try:
             values = json.loads(reference)
-        except ValueError:
+        except (ValueError, RecursionError):
             return (reference,)
         if values and isinstance(values, list) and all(isinstance(value, str) for value in values):
             return tuple(values)
