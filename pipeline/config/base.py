@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+_BOOLEAN_WORDS = ({False: "off", True: "on"}, {False: "no", True: "yes"})  # what YAML 1.1 reads as a boolean
 
 
 def result_field(default: Any = ..., **constraints: Any) -> Any:
@@ -18,6 +23,39 @@ def runtime_field(default: Any = ..., **constraints: Any) -> Any:
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen; an unknown key is refused."""
+    """Base of all sections: frozen; an unknown key is refused, and so is a number that is not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_words_for_booleans(cls, data: Any) -> Any:
+        """Read YAML's booleans as the words they were written as (``off``), where a key takes such a word."""
+        if not isinstance(data, dict):
+            return data
+        fields = cls.model_fields
+        return {
+            key: _word_for(value, fields[key].annotation) if isinstance(value, bool) and key in fields else value
+            for key, value in data.items()
+        }
+
+
+def choices_of(annotation: Any) -> Iterator[Any]:
+    """Yield what a field's type is made of: the members of its unions, and for a `Literal` each of its values."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        for member in typing.get_args(annotation):
+            yield from choices_of(member)
+    elif typing.get_origin(annotation) is Literal:
+        yield from typing.get_args(annotation)
+    else:
+        yield annotation
+
+
+def _word_for(value: bool, annotation: Any) -> Any:
+    choices = list(choices_of(annotation))
+    if bool in choices or Any in choices:
+        return value
+    for words in _BOOLEAN_WORDS:
+        if words[value] in choices:
+            return words[value]
+    return str(value).lower() if int in choices or float in choices else value  # a number would be read as 1 or 0

@@ -116,7 +116,7 @@ class MediaConfig(Section):
     decoder: Literal["auto", "decord", "pyav"] = result_field("auto")
     ranged_reads: Literal["auto", "off"] = result_field("auto")
     verify_md5: Literal["auto", "off"] = runtime_field("auto")
-    load_timeout_s: float = runtime_field(120.0, gt=0)
+    load_timeout_s: float = runtime_field(120.0, gt=0, le=1_000_000)  # poll counts milliseconds in 31 bits
     max_bytes: int = result_field(8_000_000_000, ge=1)
     max_pixels_per_frame: int = result_field(64_000_000, ge=1)
     max_duration_s: float = result_field(6 * 3600.0, gt=0)
