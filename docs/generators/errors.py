@@ -97,12 +97,12 @@ ROWS: dict[str, Words] = {
     ),
     "bad_request": Words(
         "The model cannot take this prompt with these media.",
-        "A model that reads images only was given a video; placeholder text such as `<image>` in the prompt; no text where the plan compares pictures with it.",
+        "A model that reads images only was given a video; no text where the plan compares pictures with it.",
         "Change the manifest or the model; new run.",
     ),
     "prompt_too_long": Words(
         "More tokens than the model's context or the KV cache holds.",
-        "Many frames, images or pages in one request without reduction.",
+        "Many frames, images or pages in one request without reduction; a very long prompt.",
         f"Fewer `media.num_frames`, fewer `task.pages_per_request`, a stronger plan: new run. Where the cache was too small: {_retry('prompt_too_long', more=' --set model.kv_cache_bytes=20_000_000_000')}.",
     ),
     "out_of_memory": Words(
