@@ -17,6 +17,7 @@ from illava.engine.config import EngineConfig
 from illava.plan import ReductionPlan
 from pipeline.config.base import Section, result_field, runtime_field
 from pipeline.config.tasks import CaptionConfig, DocumentConfig, QuestionConfig, TaskConfig
+from pipeline.storage.uris import is_local
 
 __all__ = [
     "READER_AND_DRIVER_BYTES",
@@ -59,6 +60,9 @@ class InputConfig(Section):
         limit: only the first so many items, in manifest order.
         exclude_runs: an earlier run's folder, or one that holds several runs (``output.uri`` may be one of them):
             items with a text there under the same config fingerprint are left out.
+        follow_links: a local folder that links among the media may lead into, such as a Hugging Face cache's
+            ``datasets--owner--name``, whose files are links to ``blobs``. Links within `uri` or the manifest's folder
+            are always followed, links to folders never.
     """
 
     uri: str | None = runtime_field(None)
@@ -66,6 +70,14 @@ class InputConfig(Section):
     manifest: str | None = runtime_field(None)
     limit: int | None = runtime_field(None, ge=1)
     exclude_runs: str | None = runtime_field(None)
+    follow_links: str | None = runtime_field(None, min_length=1)
+
+    @field_validator("follow_links")
+    @classmethod
+    def _is_local(cls, folder: str | None) -> str | None:
+        if folder is not None and not is_local(folder):
+            raise ValueError("a local folder; object stores have no links")
+        return folder
 
 
 class UniformSampling(Section):

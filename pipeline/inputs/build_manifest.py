@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from itertools import repeat
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +16,8 @@ import pyarrow.compute as pc
 
 from pipeline.config.schema import DocumentConfig, JobConfig, QuestionConfig
 from pipeline.errors import ConfigError, InputError, ItemError
-from pipeline.inputs.columns import as_lists, hash_ids, join_relative, kinds_of, refuse_duplicates, refuse_unsafe
+from pipeline.inputs.columns import as_lists, join_relative, refuse_duplicates, refuse_unsafe
+from pipeline.inputs.listing import list_items
 from pipeline.inputs.manifest import FIELD_PREFIX, Manifest, freeze
 from pipeline.inputs.manifest_columns import ManifestColumns
 from pipeline.inputs.manifest_file import parse_manifest_file, text_or_null
@@ -41,17 +41,20 @@ def build_manifest(config: JobConfig, *, done_ids: Sequence[str] | None = None) 
         InputError: there is no item, or rows cannot be used; the message has their line numbers.
         StorageError: the input cannot be listed or read.
     """
-    num_unknown = 0
+    left_out: dict[str, int] = {}
     if config.input.manifest:
         columns = _from_file(config, config.input.manifest)
     elif isinstance(config.task, QuestionConfig):
         raise ConfigError("input.manifest: task.kind question needs a manifest with the columns `uri` and `question`")
     elif config.input.uri:
-        columns, num_unknown = _from_listing(config.input.uri, config.input.pattern)
+        columns, left_out = list_items(config.input.uri, config.input.pattern)
     else:
         raise ConfigError(
             "input: name what to read: `input.uri` (a prefix, such as s3://bucket/videos/) or `input.manifest`"
         )
+    followed = config.input.follow_links
+    if followed and not os.path.isdir(storage.local_path(followed)):
+        raise ConfigError(f"input.follow_links: there is no folder {printable(followed)} on this machine")
     if config.input.exclude_runs and done_ids is None:
         raise ValueError("the config names input.exclude_runs: pass done_ids")
     table, num_done = pa.table(columns), 0
@@ -65,43 +68,23 @@ def build_manifest(config: JobConfig, *, done_ids: Sequence[str] | None = None) 
         table, num_done = left, table.num_rows - left.num_rows
     if config.input.limit is not None:
         table = table.slice(0, config.input.limit)
-    return freeze({n: table[n] for n in table.column_names}, num_unknown=num_unknown, num_done=num_done)
+    return freeze({n: table[n] for n in table.column_names}, left_out=left_out, num_done=num_done)
+
+
+def readable_roots(config: JobConfig) -> tuple[str, ...]:
+    """Return the local folders below which this job's media may lie once their links are resolved."""
+    followed = config.input.follow_links
+    return (*media_roots(config), *([storage.local_path(followed)] if followed else []))
 
 
 def media_roots(config: JobConfig) -> tuple[str, ...]:
-    """Return the local folders below which this job's media may lie; empty where all media are in object stores."""
+    """Return the local folders below which this job's media may be named; empty where all are in object stores."""
     roots = []
     if config.input.uri and storage.is_local(config.input.uri):
         roots.append(storage.local_path(config.input.uri))
     if config.input.manifest and storage.is_local(config.input.manifest):
         roots.append(os.path.dirname(storage.local_path(config.input.manifest)))
     return tuple(roots)
-
-
-def _from_listing(uri: str, pattern: str) -> tuple[dict[str, Any], int]:
-    found = storage.list_objects(uri, pattern)
-    try:
-        uris = pa.chunked_array([pa.array([info.uri for info in found], pa.string())])
-    except UnicodeEncodeError as error:
-        raise InputError(f"input {uri}: a name that is not valid Unicode: {printable(error.object)}") from error
-    kinds = kinds_of(uris)
-    known = pc.is_valid(kinds)
-    num_unknown = len(found) - (pc.sum(known).as_py() or 0)
-    if num_unknown == len(found):
-        seen = f"{len(found)} objects, none with a known media extension" if found else "no objects"
-        raise InputError(f"input {uri} with pattern {pattern!r}: {seen}; check input.uri and input.pattern")
-    sizes = pa.chunked_array([pa.array([info.size for info in found], pa.int64())])
-    etags = pa.chunked_array([pa.array([info.etag for info in found], pa.string())])
-    uris, kinds, sizes, etags = (column.filter(known) for column in (uris, kinds, sizes, etags))
-    ids = hash_ids(uris.to_pylist(), sizes.to_pylist(), etags.to_pylist(), repeat(""))
-    columns = {
-        "item_id": ids,
-        "uris": as_lists(uris),
-        "media_kind": kinds,
-        "sizes": as_lists(sizes),
-        "etags": as_lists(etags),
-    }
-    return columns, num_unknown
 
 
 def _from_file(config: JobConfig, uri: str) -> dict[str, Any]:

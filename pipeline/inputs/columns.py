@@ -16,9 +16,13 @@ import pyarrow.compute as pc
 from pipeline.errors import ItemError
 from pipeline.storage.uris import FORBIDDEN_PATTERN, OBJECT_URI_PATTERN, check_uri, printable
 
+# What the decoders read (`pipeline.loading.decoding`): every container and picture format there under its usual names.
 VIDEO_EXTENSIONS = ("mp4", "mov", "m4v", "mkv", "webm", "avi", "ts", "mts", "m2ts")
 DOCUMENT_EXTENSIONS = ("pdf", "tif", "tiff")
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp")  # gif is left out: the name does not say whether it moves
+# Came later: a listing that an earlier version froze lacks them (`pipeline.inputs.manifest.Manifest.first_extensions`).
+LATER_VIDEO_EXTENSIONS = ("3gp", "3g2", "qt", "f4v", "m2t")
+LATER_IMAGE_EXTENSIONS = ("jpe", "jfif", "dib")
 Refuse = Callable[[list[int], str], NoReturn]
 _SCHEME = r"^[A-Za-z][A-Za-z0-9+.-]*:/"
 
@@ -26,7 +30,11 @@ _SCHEME = r"^[A-Za-z][A-Za-z0-9+.-]*:/"
 def kinds_of(uris: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return ``video``, ``image``, ``document`` or null, by extension."""
     extension = pc.utf8_lower(pc.struct_field(pc.extract_regex(uris, r"\.(?P<ext>[A-Za-z0-9]{1,5})$"), "ext"))
-    known = {"video": VIDEO_EXTENSIONS, "image": IMAGE_EXTENSIONS, "document": DOCUMENT_EXTENSIONS}
+    known = {
+        "video": VIDEO_EXTENSIONS + LATER_VIDEO_EXTENSIONS,
+        "image": IMAGE_EXTENSIONS + LATER_IMAGE_EXTENSIONS,
+        "document": DOCUMENT_EXTENSIONS,
+    }
     kinds = pa.array([kind for kind, extensions in known.items() for _ in extensions])
     place = pc.index_in(extension, value_set=pa.array([name for names in known.values() for name in names]))
     return pa.chunked_array([kinds.take(place.combine_chunks())])
