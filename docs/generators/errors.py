@@ -26,8 +26,8 @@ def _retry(*types: str, more: str = "") -> str:
 ROWS: dict[str, Words] = {
     "unsafe_uri": Words(
         "The address is not one that jobs may read.",
-        "Another scheme than `s3://`, `gs://`, `file:///` or a plain path; `..`, `::`, user info; a local path outside `input.uri`, also through a link.",
-        "Correct the manifest, or set `input.uri` to the folder that holds the media; then run a new job.",
+        "Another scheme than `s3://`, `gs://`, `file:///` or a plain path; `..`, `::`, user info; a local path outside `input.uri`, also through a link; a file's name that is not UTF-8.",
+        f"Links into a folder that may be read: {_retry('unsafe_uri', more=' --set input.follow_links=FOLDER')}. Else correct the manifest, rename the file, or set `input.uri` to the folder that holds the media; then run a new job.",
     ),
     "not_found": Words(
         "The store has no such object.",

@@ -1,7 +1,9 @@
 """Tests that a listing becomes one frozen, validated manifest, and that only allowed addresses are read."""
 
 import os
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +13,7 @@ from PIL import Image
 
 from pipeline.config.schema import MediaConfig
 from pipeline.errors import ConfigError, InputError, ItemError, RefusedError
+from pipeline.execution.summary import RunStats, RunSummary, render_summary
 from pipeline.inputs.build_manifest import build_manifest, media_roots, readable_roots
 from pipeline.inputs.columns import (
     DOCUMENT_EXTENSIONS,
@@ -22,11 +25,14 @@ from pipeline.inputs.columns import (
 from pipeline.inputs.manifest import manifest_bytes, read_manifest, say_left_out
 from pipeline.loading.decoding.media import IMAGE_FORMATS, load_images, load_video
 from pipeline.planning.dry_run import _link_lines
+from pipeline.report.write import write_report
 from pipeline.runs.run import create_or_resume, open_run, plan_run
 from pipeline.runs.run_record import fingerprint_of
 from pipeline.runs.status import render_status, run_status
 from pipeline.storage import storage
 from tests.support.runs.run_folders import put_manifest, put_media
+
+REPOSITORY = Path(__file__).parents[3]
 
 
 def test_a_listing_keeps_known_media_in_order_and_counts_the_rest(config, root):
@@ -108,6 +114,10 @@ def test_what_is_left_out_is_counted_by_extension_and_told(config, tmp_path):
     words = "7 files (2 .heic, 2 no extension, 1 .avif, 1 .gif, 1 .txt): no known media extension"
     assert f"  left out {words}" in render_status(run_status(job.output.uri)).splitlines()
     assert plan_run(job).manifest.left_out == manifest.left_out
+    summary = RunSummary(0, "job", job.output.uri, 1, 0, RunStats(), 1.0, None, left_out=manifest.left_out)
+    assert f"  left out       {words}" in render_summary(summary).splitlines()
+    page = storage.read(write_report(job.output.uri, num_samples=0)).decode()
+    assert f"names no known medium: {words.partition(':')[0]}." in page
     many = {f".{n}": 10 - n for n in range(10)}
     assert say_left_out(many, limit=2) == "55 files (10 .0, 9 .1, 36 others)"
 
@@ -266,3 +276,13 @@ def test_follow_links_names_a_local_folder(config, tmp_path):
     put_media(str(tmp_path / "in"), 1)
     with pytest.raises(ConfigError, match=r"input\.follow_links: there is no folder .*nowhere"):
         build_manifest(config(input={"uri": str(tmp_path / "in"), "follow_links": str(tmp_path / "nowhere")}))
+
+
+def test_the_page_on_listings_names_every_extension():
+    rows = [
+        line.split("|") for line in (REPOSITORY / "docs/manifests.md").read_text().splitlines() if line.startswith("| ")
+    ]
+    named = {row[1].strip(): re.findall(r"`([a-z0-9]+)`", row[2]) for row in rows}
+    assert sorted(named["video"]) == sorted(VIDEO_EXTENSIONS + LATER_VIDEO_EXTENSIONS)
+    assert sorted(named["image"]) == sorted(IMAGE_EXTENSIONS + LATER_IMAGE_EXTENSIONS)
+    assert sorted(named["document"]) == sorted(DOCUMENT_EXTENSIONS)
