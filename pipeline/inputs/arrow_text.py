@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 TEXT, TEXTS = pa.string(), pa.list_(pa.string())
+# What Python's JSON and pandas write for numbers that JSON has none of: NaN is a missing value.
+JSON_CONSTANTS = {"NaN": None, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class UnreadableColumnError(ValueError):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,12 +17,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import InputError
-from pipeline.inputs.arrow_text import TEXT, TEXTS, TextColumn, UnreadableColumnError, json_text, read_as_text
+from pipeline.inputs.arrow_text import (
+    JSON_CONSTANTS,
+    TEXT,
+    TEXTS,
+    TextColumn,
+    UnreadableColumnError,
+    json_text,
+    read_as_text,
+)
 from pipeline.storage.parquet import read_table
 from pipeline.storage.uris import printable
 
-# What Python's JSON and pandas write for numbers that JSON has none of: NaN is a missing value.
-_CONSTANTS = {"NaN": None, "Infinity": math.inf, "-Infinity": -math.inf}
 _ENDINGS = (".parquet", ".jsonl", ".ndjson", ".csv")
 
 
@@ -140,7 +145,7 @@ def _json_records(name: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line or line.isspace():
             continue
         try:
-            record = json.loads(line, parse_constant=_CONSTANTS.get)
+            record = json.loads(line, parse_constant=JSON_CONSTANTS.get)
         except ValueError as error:
             raise InputError(f"manifest {name}, line {number}: not JSON: {error}") from error
         except RecursionError as error:
