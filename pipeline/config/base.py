@@ -40,6 +40,20 @@ class Section(BaseModel):
         }
 
 
+def result_fields(config: Section) -> dict[str, Any]:
+    """Map the dotted key of every field that can change a row to its value, as JSON types."""
+    return dict(_walk(config, ""))
+
+
+def _walk(section: Section, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, info in type(section).model_fields.items():
+        value, key = getattr(section, name), f"{prefix}{name}"
+        if isinstance(value, Section):
+            yield from _walk(value, f"{key}.")
+        elif info.json_schema_extra == {"affects": "rows"}:
+            yield key, value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+
+
 def choices_of(annotation: Any) -> Iterator[Any]:
     """Yield what a field's type is made of: the members of its unions, and for a `Literal` each of its values."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):

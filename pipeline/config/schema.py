@@ -8,14 +8,13 @@ ray.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from illava.engine.config import EngineConfig
 from illava.plan import ReductionPlan
-from pipeline.config.base import Section, result_field, runtime_field
+from pipeline.config.base import Section, result_field, result_fields, runtime_field
 from pipeline.config.tasks import CaptionConfig, DocumentConfig, QuestionConfig, TaskConfig
 from pipeline.storage.uris import is_local
 
@@ -297,17 +296,3 @@ class JobConfig(Section):
     @classmethod
     def _is_a_caption_unless_it_says_otherwise(cls, task: Any) -> Any:
         return {"kind": "caption", **task} if isinstance(task, dict) else task
-
-
-def result_fields(config: JobConfig) -> dict[str, Any]:
-    """Map the dotted key of every field that can change a row to its value, as JSON types."""
-    return dict(_walk(config, ""))
-
-
-def _walk(section: Section, prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, info in type(section).model_fields.items():
-        value, key = getattr(section, name), f"{prefix}{name}"
-        if isinstance(value, Section):
-            yield from _walk(value, f"{key}.")
-        elif info.json_schema_extra == {"affects": "rows"}:
-            yield key, value.model_dump(mode="json") if isinstance(value, BaseModel) else value
