@@ -43,7 +43,7 @@ class RandomWeightsError(ILLaVAError, ValueError):
 
 
 class RequestTooLargeError(RequestError):
-    """One request needs more key/value blocks than the whole pool has."""
+    """One request needs more positions than the model has, or more key/value blocks than the whole pool has."""
 
 
 class NumericalError(ILLaVAError, ArithmeticError):

@@ -33,7 +33,7 @@ class ReductionStep(BaseModel):
         reducer: the method and its hyper-parameters.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     stage: Stage
     layers: tuple[int, ...] = ()
@@ -71,7 +71,7 @@ class Unmerge(BaseModel):
         num_neighbours: kept tokens that a dropped cell follows.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["knn_delta"] = "knn_delta"
     num_neighbours: int = Field(default=4, ge=1)
@@ -89,7 +89,7 @@ class ReductionPlan(BaseModel):
         steps: in the order of the data flow; one step for each stage and layer.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     layout: Layout = "geometric"
     unmerge: Unmerge | None = None

@@ -182,8 +182,9 @@ def _default(info: FieldInfo) -> str:
 
 _INTRODUCTION = """\
 A job is one YAML file. `input`, `model` and `output` are required; everything else has a default. An unknown key is
-refused with the nearest valid one. `--set section.key=value` overrides one key on the command line, its value read as
-YAML: `--set reduction='{preset: none}'`.
+refused with the nearest valid one. `--set section.key=value` overrides one key on the command line. The
+value of a key that holds text is taken as it stands (`--set "input.pattern=**/*.mp4"`), but for quotes around the whole of it and for `null`; any
+other is read as YAML: `--set reduction='{preset: none}'`. Numbers are finite, and YAML's `off` is the word `off`.
 
 "Changes rows" says whether a key can change what stands in a row. Such keys are part of the run's *config fingerprint*: a run that was
 begun with other values is refused, and wants an `output.uri` of its own. The other keys may differ from session to session of

@@ -26,8 +26,8 @@ def _retry(*types: str, more: str = "") -> str:
 ROWS: dict[str, Words] = {
     "unsafe_uri": Words(
         "The address is not one that jobs may read.",
-        "Another scheme than `s3://`, `gs://`, `file:///` or a plain path; `..`, `::`, user info; a local path outside `input.uri`, also through a link.",
-        "Correct the manifest, or set `input.uri` to the folder that holds the media; then run a new job.",
+        "Another scheme than `s3://`, `gs://`, `file:///` or a plain path; `..`, `::`, user info; a local path outside `input.uri`, also through a link; a file's name that is not UTF-8.",
+        f"Links into a folder that may be read: {_retry('unsafe_uri', more=' --set input.follow_links=FOLDER')}. Else correct the manifest, rename the file, or set `input.uri` to the folder that holds the media; then run a new job.",
     ),
     "not_found": Words(
         "The store has no such object.",
@@ -109,12 +109,12 @@ ROWS: dict[str, Words] = {
     ),
     "bad_request": Words(
         "The model cannot take this prompt with these media.",
-        "A model that reads images only was given a video; placeholder text such as `<image>` in the prompt; no text where the plan compares pictures with it.",
+        "A model that reads images only was given a video; no text where the plan compares pictures with it.",
         "Change the manifest or the model; new run.",
     ),
     "prompt_too_long": Words(
         "More tokens than the model's context or the KV cache holds.",
-        "Many frames, images or pages in one request without reduction.",
+        "Many frames, images or pages in one request without reduction; a very long prompt.",
         f"Fewer `media.num_frames`, fewer `task.pages_per_request`, a stronger plan: new run. Where the cache was too small: {_retry('prompt_too_long', more=' --set model.kv_cache_bytes=20_000_000_000')}.",
     ),
     "out_of_memory": Words(

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from illava.errors import ReductionDidNotFireError, RequestError
+from illava.errors import ReductionDidNotFireError, RequestTooLargeError
 from illava.families.base import Family
 from illava.preprocess import VisualInput
 from illava.reduction.scopes import PackedPrompts, VisualCounts
@@ -96,16 +96,17 @@ def assemble(family: Family, request: Request, encoded: Sequence[EncodedVisual])
     """Render the chat turn and put visual tokens in place of placeholders.
 
     Raises:
-        RequestError: prompt and answer are longer than the model's positions.
+        RequestTooLargeError: prompt and answer are longer than the model's positions.
         ReductionDidNotFireError: a step of the tower removed nothing from any of the request's media.
     """
     _refuse_noop(request, encoded)
     rendered = family.render(request.content, [mm_item.num_placeholders for mm_item in encoded])
     num_tokens, limit = len(rendered.token_ids), family.decoder.max_positions
     if num_tokens + request.sampling.max_new_tokens > limit:
-        raise RequestError(
-            f"request {request.request_id!r}: {num_tokens} prompt tokens and {request.sampling.max_new_tokens} "
-            f"new tokens exceed the model's {limit} positions; send fewer frames or images, or lower max_new_tokens"
+        raise RequestTooLargeError(
+            f"request {request.request_id!r}: {num_tokens} prompt tokens and {request.sampling.max_new_tokens} new "
+            f"tokens exceed the model's {limit} positions; send fewer frames or images, shorten the text, or lower "
+            "max_new_tokens"
         )
     device = family.decoder.device
     position_PS = family.position_ids(rendered, media_of(request)).to(device)

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from illava.errors import ModelLoadError, RequestError
+from illava.families.special_tokens import SpecialTokens
 from illava.preprocess import VisualInput
 
 _KNOWN = 256  # turns whose text and ids are remembered
@@ -40,9 +41,9 @@ class ChatPrompt:
         """
         self._tokenizer = tokenizer
         self._kind_of_id = {token_id: kind for kind, token_id in placeholder_ids.items()}
-        self._placeholders = [tokenizer.convert_ids_to_tokens(token_id) for token_id in placeholder_ids.values()]
+        self._special = SpecialTokens(tokenizer, placeholder_ids.values())
         # Most items of a job have the same text, and a template costs as much as a decode step of a small model.
-        self._templated, self.tokenize = lru_cache(_KNOWN)(self._apply), lru_cache(_KNOWN)(self._tokenize)
+        self._templated, self.tokenize = lru_cache(_KNOWN)(self._apply), lru_cache(_KNOWN)(self._special.tokenize)
 
     def render(self, content: Sequence[str | VisualInput], num_placeholders: Sequence[int]) -> RenderedPrompt:
         """Render one user turn and the opening of the answer.
@@ -55,7 +56,7 @@ class ChatPrompt:
             num_placeholders: placeholders of each visual input, in order.
 
         Raises:
-            RequestError: the text contains a placeholder, or there is nothing to answer.
+            RequestError: there is nothing to answer, or the text cannot be told from special tokens.
             ModelLoadError: the chat template cannot be rendered, or leaves out a visual input.
         """
         media = [part for part in content if not isinstance(part, str)]
@@ -79,18 +80,25 @@ class ChatPrompt:
         return RenderedPrompt(tuple(token_ids), tuple(spans))
 
     def template_text(self, content: Sequence[str | VisualInput]) -> str:
-        """Render the turn with one placeholder for each visual input.
+        """Render the turn with one placeholder for each visual input, for `tokenize` alone.
+
+        Special tokens that the text spells are hidden (`SpecialTokens`), so all in the turn are the template's.
 
         Raises:
-            RequestError: the text contains a placeholder, or there is nothing to answer.
+            RequestError: there is nothing to answer, or texts that stand side by side spell a special token.
             ModelLoadError: the chat template cannot be rendered.
         """
         if not content:
             raise RequestError("the request is empty; give some text or media")
-        for part in content:
-            if isinstance(part, str):
-                self._refuse_placeholders(part)
-        return self._templated(tuple(("text", part) if isinstance(part, str) else (part.kind, "") for part in content))
+        parts = tuple(
+            ("text", self._special.hide(part)) if isinstance(part, str) else (part.kind, "") for part in content
+        )
+        turn = self._templated(parts)
+        if sum(kind == "text" for kind, _ in parts) > 1:
+            innocent = self._templated(tuple((kind, text and "x") for kind, text in parts))
+            if self._special.count(turn) != self._special.count(innocent):
+                raise RequestError("two texts side by side spell a special token; join them into one")
+        return turn
 
     def _apply(self, parts: tuple[tuple[str, str], ...]) -> str:
         turn = [{"type": kind, "text": text} if kind == "text" else {"type": kind} for kind, text in parts]
@@ -105,17 +113,3 @@ class ChatPrompt:
                 f"the model's chat template cannot be rendered: {type(error).__name__}: {error}; compare it with the "
                 "published one, or download the model again"
             ) from error
-
-    def _tokenize(self, text: str) -> tuple[int, ...]:
-        """Tokenize a turn's text."""
-        # A template may write the first token itself; processors do the same (processing_utils.py:apply_chat_template)
-        begun = self._tokenizer.bos_token is not None and text.startswith(self._tokenizer.bos_token)
-        return tuple(self._tokenizer(text, add_special_tokens=not begun)["input_ids"])
-
-    def _refuse_placeholders(self, text: str) -> None:
-        for placeholder in self._placeholders:
-            if placeholder in text:
-                raise RequestError(
-                    f"the text contains {placeholder!r}, the placeholder of media in this model's prompts; remove it. "
-                    "Media are given as items of the request's content"
-                )

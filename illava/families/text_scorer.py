@@ -52,10 +52,13 @@ class RelevanceModel:
     def relevance(self, frames_FHW3: Tensor, text: str, rows: int, cols: int) -> Tensor:
         """Score each cell: uint8 [F, H, W, 3] -> float32 [F, rows, cols] in 0 .. 1.
 
-        Frames are scored separately. Text beyond the scorer's positions is cut off.
+        Frames are scored separately. Text beyond the scorer's positions is cut off. Special tokens in it are text, or
+        the end that the text's vector is read at could stand anywhere.
         """
         limit = self._model.config.text_config.max_position_embeddings
-        ids = self._tokenizer(text, return_tensors="pt", truncation=True, max_length=limit).to(self._device)
+        ids = self._tokenizer(
+            text, return_tensors="pt", truncation=True, max_length=limit, split_special_tokens=True
+        ).to(self._device)
         score = self._clip if self._kind == "clip" else self._clipseg
         maps = [score(self._pixels(part), dict(ids)) for part in frames_FHW3.split(_BATCH)]
         return torch.cat([_to_grid(own_FRC, rows, cols) for own_FRC in maps]).clamp(0, 1)

@@ -110,7 +110,7 @@ class TextScorer(BaseModel):
         revision: hub commit; None for a local folder.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
     kind: ClassVar[Literal["clip", "clipseg"]]
     model_id: str
@@ -140,7 +140,7 @@ class Reducer(BaseModel, ABC):
         media_kinds: the kinds it acts on at ``media``; other media of the request pass unchanged.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     stages: ClassVar[frozenset[Stage]]
     merges_frames: ClassVar[bool] = False

@@ -8,12 +8,14 @@ from __future__ import annotations
 import difflib
 import typing
 from collections.abc import Iterator, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from pipeline.config.base import choices_of
 from pipeline.config.schema import JobConfig
 from pipeline.errors import ConfigError
 from pipeline.old_names import KEYS, tell_new_name
@@ -33,7 +35,8 @@ def load_as(schema: type[Schema], path: str, overrides: Sequence[str] = ()) -> S
     Args:
         schema: what the file must be.
         path: of the YAML file.
-        overrides: ``a.b=value``, the value read as YAML; a number as a path segment addresses a list.
+        overrides: ``a.b=value``; a number as a path segment addresses a list. The value of a key that holds text is
+            taken as it stands, but for quotes around the whole of it and for ``null``; any other is read as YAML.
 
     Raises:
         ConfigError: every problem at once, one a line.
@@ -50,7 +53,7 @@ def _validated(schema: type[Schema], data: dict[str, Any], overrides: Sequence[s
     renamed = _rename_keys(data, source)
     for override in overrides:
         todays, old = _todays_override(override, overrides)
-        _apply(data, todays)
+        _apply(data, todays, schema)
         renamed |= old | _rename_keys(data, f"--set {printable(override)}")
     for old_key in sorted(renamed):
         tell_new_name(old_key, KEYS[old_key])
@@ -115,7 +118,7 @@ def _parsed(text: str, where: str) -> Any:
         _refuse_double_keys(yaml.compose(text, Loader=yaml.SafeLoader), where)
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is not YAML: {error}") from error
+        raise ConfigError(f"{where} is not YAML: {error}; put text in quotes") from error
     except RecursionError as error:
         raise ConfigError(f"{where} is nested too deep, or holds itself by an alias") from error
     except ValueError as error:
@@ -139,12 +142,16 @@ def _refuse_double_keys(node: yaml.Node | None, path: str) -> None:
             _refuse_double_keys(entry, path)
 
 
-def _apply(data: dict[str, Any], override: str) -> None:
+def _apply(data: dict[str, Any], override: str, schema: type[BaseModel]) -> None:
     key, equals, text = override.partition("=")
     *parents, last = key.strip().split(".")
     if not equals or not all([*parents, last]):
         raise ConfigError(f"--set {printable(override)}: write it as section.key=value")
-    value = _parsed(text, f"--set {printable(override)}: the value")
+    types = _types_at([*parents, last], schema)
+    if types and all(_is_text(kind) for kind in types):
+        value = _given_text(text if str in types else text.strip(), nullable=type(None) in types)
+    else:
+        value = _parsed(text, f"--set {printable(override)}: the value")
     place: Any = data
     for done, name in enumerate(parents):
         if isinstance(place, dict) and place.get(name) is None:
@@ -155,6 +162,39 @@ def _apply(data: dict[str, Any], override: str) -> None:
     else:
         _entry(place, last, override, ".".join(parents))
         place[int(last)] = value
+
+
+def _types_at(path: Sequence[str], schema: type[BaseModel]) -> list[Any]:
+    """What the key at a path may be, over all members of the unions on the way; empty where no section has it."""
+    models: list[type[BaseModel]] = [schema]
+    for part in path[:-1]:  # one that names no field is the place in a list, or the key of a mapping
+        inner = [m for model in models if part in model.model_fields for m in _models_at(model, part)]
+        models = inner or models
+    fields = [model.model_fields[path[-1]] for model in models if path[-1] in model.model_fields]
+    return [kind for field in fields for kind in choices_of(field.annotation)]
+
+
+def _models_at(model: type[BaseModel], name: str) -> list[type[BaseModel]]:
+    return _models_in(model.model_fields[name].annotation)
+
+
+def _is_text(kind: Any) -> bool:
+    return kind is str or kind is type(None) or isinstance(kind, str)
+
+
+def _given_text(text: str, *, nullable: bool) -> str | None:
+    """The text of an override as it stands, or what stands within quotes around the whole of it."""
+    plain = text.strip()
+    if nullable and plain in {"", "~", "null"}:
+        return None
+    if len(plain) >= 2 and plain[0] == plain[-1] and plain[0] in "'\"":
+        try:
+            node = yaml.compose(plain, Loader=yaml.SafeLoader)
+        except yaml.YAMLError:
+            return text  # such as '"this" or "that"'
+        if isinstance(node, yaml.ScalarNode):
+            return str(node.value)
+    return text
 
 
 def _entry(place: Any, name: str, override: str, where: str) -> Any:
@@ -177,6 +217,8 @@ def _describe(problem: Any, data: dict[str, Any], schema: type[BaseModel]) -> st
         expected = problem["ctx"]["expected_tags"]
         return f"{path}.{problem['ctx']['discriminator'].strip(chr(39))}: one of {expected}"
     given = problem.get("input")
+    if problem["type"] == "string_type" and isinstance(given, (bool, int, float, date)):
+        message += "; put it in quotes"
     shown = "" if isinstance(given, (dict, list)) else f" (got {printable(repr(given), 80)})"
     return f"{path}: {message}{shown}"
 

@@ -8,16 +8,16 @@ ray.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from illava.engine.config import EngineConfig
-from illava.engine.loop_detector import MIN_LOOP_TOKENS
 from illava.plan import ReductionPlan
-from pipeline.config.base import Section, optional_result_field, result_field, runtime_field
+from pipeline.config.base import Section, result_field, result_fields, runtime_field
+from pipeline.config.sampling import SamplingConfig
 from pipeline.config.tasks import CaptionConfig, DocumentConfig, QuestionConfig, TaskConfig
+from pipeline.storage.uris import is_local
 
 __all__ = [
     "READER_AND_DRIVER_BYTES",
@@ -60,6 +60,9 @@ class InputConfig(Section):
         limit: only the first so many items, in manifest order.
         exclude_runs: an earlier run's folder, or one that holds several runs (``output.uri`` may be one of them):
             items with a text there under the same config fingerprint are left out.
+        follow_links: a local folder that links among the media may lead into, such as a Hugging Face cache's
+            ``datasets--owner--name``, whose files are links to ``blobs``. Links within `uri` or the manifest's folder
+            are always followed, links to folders never.
     """
 
     uri: str | None = runtime_field(None)
@@ -67,6 +70,14 @@ class InputConfig(Section):
     manifest: str | None = runtime_field(None)
     limit: int | None = runtime_field(None, ge=1)
     exclude_runs: str | None = runtime_field(None)
+    follow_links: str | None = runtime_field(None, min_length=1)
+
+    @field_validator("follow_links")
+    @classmethod
+    def _is_local(cls, folder: str | None) -> str | None:
+        if folder is not None and not is_local(folder):
+            raise ValueError("a local folder; object stores have no links")
+        return folder
 
 
 class UniformSampling(Section):
@@ -117,7 +128,7 @@ class MediaConfig(Section):
     decoder: Literal["auto", "decord", "pyav"] = result_field("auto")
     ranged_reads: Literal["auto", "off"] = result_field("auto")
     verify_md5: Literal["auto", "off"] = runtime_field("auto")
-    load_timeout_s: float = runtime_field(120.0, gt=0)
+    load_timeout_s: float = runtime_field(120.0, gt=0, le=1_000_000)  # poll counts milliseconds in 31 bits
     max_bytes: int = result_field(8_000_000_000, ge=1)
     max_pixels_per_frame: int = result_field(64_000_000, ge=1)
     max_duration_s: float = result_field(6 * 3600.0, gt=0)
@@ -160,50 +171,6 @@ class ModelConfig(Section):
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"one of auto, cpu, cuda; nothing else runs the models here{hint}")
         return device
-
-
-class SamplingConfig(Section):
-    """Says how text is drawn from the model, and when an answer ends; temperature 0 is greedy.
-
-    Attributes:
-        max_new_tokens: tokens of an answer, at most.
-        temperature: 0 is greedy; else the divisor of the logits.
-        top_p: share of the probability that is drawn from.
-        top_k: draws from so many of the most probable tokens.
-        min_p: draws from tokens at least this share as probable as the most probable one.
-        repetition_penalty: divides the positive logits of tokens of the prompt's text and of the answer so far, and
-            multiplies the negative ones. Penalties harm tables and JSON, whose signs repeat; ``loop_tokens`` does not.
-        presence_penalty: subtracted from the logits of tokens that stand in the answer so far.
-        frequency_penalty: subtracted once for each time a token stands in the answer so far.
-        stop: texts that end an answer; it is cut before them.
-        loop_tokens: an answer whose last so many tokens repeat one period of at most 64 tokens is a loop: it has
-            ``finish_reason`` ``loop``. Rows of a table that differ in one cell are none. null looks for no loops. For
-            documents take 1024, since pages do repeat empty cells and dotted lines.
-        on_loop: ``stop`` ends the answer and keeps its text whole; ``cut`` ends it and cuts the text to the first
-            period; ``keep`` lets it go on, and names it a loop if it still is one at ``max_new_tokens``; ``retry`` asks
-            once more at temperature 0.2 or the configured one if higher. The second answer stands, whatever it is;
-            ``attempts``, counts and seconds cover both.
-        logprobs: fills the columns ``answer_logprob`` and, for multiple choice and yes or no, ``option_probabilities``.
-    """
-
-    max_new_tokens: int = result_field(128, ge=1)
-    temperature: float = result_field(0.0, ge=0)
-    top_p: float = result_field(1.0, gt=0, le=1)
-    top_k: int | None = optional_result_field(ge=1)
-    min_p: float | None = optional_result_field(gt=0, le=1)
-    repetition_penalty: float | None = optional_result_field(gt=0, allow_inf_nan=False)
-    presence_penalty: float | None = optional_result_field(ge=-2, le=2)
-    frequency_penalty: float | None = optional_result_field(ge=-2, le=2)
-    stop: list[Annotated[str, Field(min_length=1)]] | None = optional_result_field(min_length=1)
-    loop_tokens: int | None = optional_result_field(256, ge=MIN_LOOP_TOKENS)
-    on_loop: Literal["stop", "cut", "keep", "retry"] = optional_result_field("stop", off="stop")
-    logprobs: bool = optional_result_field(False, off=False)
-
-    @model_validator(mode="after")
-    def _looks_for_loops_to_act_on(self) -> SamplingConfig:
-        if self.loop_tokens is None and self.on_loop != "stop":
-            raise ValueError(f"on_loop is {self.on_loop}, and loop_tokens null looks for no loops; set loop_tokens")
-        return self
 
 
 class ActorRange(Section):
@@ -322,26 +289,3 @@ class JobConfig(Section):
     @classmethod
     def _is_a_caption_unless_it_says_otherwise(cls, task: Any) -> Any:
         return {"kind": "caption", **task} if isinstance(task, dict) else task
-
-
-_OF_LOOPS = frozenset({"sampling.loop_tokens", "sampling.on_loop"})
-
-
-def result_fields(config: JobConfig) -> dict[str, Any]:
-    """Map the dotted key of every field that can change a row to its value, as JSON types.
-
-    A field that is off is left out, and so is what happens to loops where no answer is long enough for one.
-    """
-    fields, sampling = dict(_walk(config, "")), config.sampling
-    if sampling.loop_tokens is None or sampling.loop_tokens > sampling.max_new_tokens:
-        fields = {key: value for key, value in fields.items() if key not in _OF_LOOPS}
-    return fields
-
-
-def _walk(section: Section, prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, info in type(section).model_fields.items():
-        value, key, extra = getattr(section, name), f"{prefix}{name}", info.json_schema_extra
-        if isinstance(value, Section):
-            yield from _walk(value, f"{key}.")
-        elif isinstance(extra, dict) and extra["affects"] == "rows" and not ("off" in extra and value == extra["off"]):
-            yield key, value.model_dump(mode="json") if isinstance(value, BaseModel) else value

@@ -26,8 +26,8 @@ class QuestionConfig(Section):
 
     Attributes:
         metric: how an answer is scored against ``reference``; ``auto`` takes the row's column ``metric``, else
-            ``multiple_choice`` where it has options and ``exact_match`` where not; ``caption`` and ``judge`` are not
-            scored row by row.
+            ``multiple_choice`` where it has options and ``exact_match`` where not; ``yes_no`` reads the answer in any
+            form, ``mme`` by that benchmark's own rule; ``caption`` and ``judge`` are not scored row by row.
         choice_template: how a question with options is worded, from ``{question}`` and ``{options}``; null asks the
             question as it stands in the manifest.
         open_template: how a question without options is worded, from ``{question}``; null as above.
@@ -38,6 +38,7 @@ class QuestionConfig(Section):
         "auto",
         "multiple_choice",
         "yes_no",
+        "mme",
         "exact_match",
         "vqa_accuracy",
         "anls",

@@ -29,7 +29,7 @@ from pipeline.execution.scheduler import Scheduler
 from pipeline.execution.signals import Interruption
 from pipeline.execution.summary import RunStats, RunSummary
 from pipeline.execution.worker import VLMWorker, WorkerUsage
-from pipeline.inputs.build_manifest import media_roots
+from pipeline.inputs.build_manifest import readable_roots
 from pipeline.loading.load_report import ItemLoader, ReadingUsage
 from pipeline.loading.loader import Loader
 from pipeline.log import add_log_fields
@@ -55,7 +55,7 @@ def build_loader(config: JobConfig, preprocessor: Preprocessor) -> ItemLoader:
         preprocessor,
         cache_dir=runtime.cache_dir,
         cache_bytes=runtime.reader_cache_bytes,
-        allowed_roots=media_roots(config),
+        allowed_roots=readable_roots(config),
         pages_per_request=build_task(config.task).media_per_request,
     )
 
@@ -133,6 +133,7 @@ def continue_run(
         num_items=len(run.manifest),
         num_done_before=len(run.manifest) - done.num_pending,
         num_skipped=run.manifest.num_done,
+        left_out=run.manifest.left_out,
         stats=done.stats,
         wall_s=time.perf_counter() - began_s,
         cost=None if config.prices == PricesConfig() else run_cost(done.spent, done.stats.cost_usd),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from typing import NoReturn
 
 import numpy as np
@@ -13,9 +16,13 @@ import pyarrow.compute as pc
 from pipeline.errors import ItemError
 from pipeline.storage.uris import FORBIDDEN_PATTERN, OBJECT_URI_PATTERN, check_uri, printable
 
+# What the decoders read (`pipeline.loading.decoding`): every container and picture format there under its usual names.
 VIDEO_EXTENSIONS = ("mp4", "mov", "m4v", "mkv", "webm", "avi", "ts", "mts", "m2ts")
 DOCUMENT_EXTENSIONS = ("pdf", "tif", "tiff")
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp")  # gif is left out: the name does not say whether it moves
+# Came later: a listing that an earlier version froze lacks them (`pipeline.inputs.manifest.Manifest.first_extensions`).
+LATER_VIDEO_EXTENSIONS = ("3gp", "3g2", "qt", "f4v", "m2t")
+LATER_IMAGE_EXTENSIONS = ("jpe", "jfif", "dib")
 Refuse = Callable[[list[int], str], NoReturn]
 _SCHEME = r"^[A-Za-z][A-Za-z0-9+.-]*:/"
 
@@ -23,7 +30,11 @@ _SCHEME = r"^[A-Za-z][A-Za-z0-9+.-]*:/"
 def kinds_of(uris: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return ``video``, ``image``, ``document`` or null, by extension."""
     extension = pc.utf8_lower(pc.struct_field(pc.extract_regex(uris, r"\.(?P<ext>[A-Za-z0-9]{1,5})$"), "ext"))
-    known = {"video": VIDEO_EXTENSIONS, "image": IMAGE_EXTENSIONS, "document": DOCUMENT_EXTENSIONS}
+    known = {
+        "video": VIDEO_EXTENSIONS + LATER_VIDEO_EXTENSIONS,
+        "image": IMAGE_EXTENSIONS + LATER_IMAGE_EXTENSIONS,
+        "document": DOCUMENT_EXTENSIONS,
+    }
     kinds = pa.array([kind for kind, extensions in known.items() for _ in extensions])
     place = pc.index_in(extension, value_set=pa.array([name for names in known.values() for name in names]))
     return pa.chunked_array([kinds.take(place.combine_chunks())])
@@ -86,3 +97,24 @@ def refuse_duplicates(ids: pa.ChunkedArray, refuse: Refuse) -> None:
     rows = np.flatnonzero(pc.equal(ids, first).combine_chunks().to_numpy(zero_copy_only=False)).tolist()
     others = f" (and {len(repeated) - 1} more ids)" if len(repeated) > 1 else ""
     refuse(rows, f"the same item id {printable(first)!r}{others}; ids, or media and question, must differ")
+
+
+def hash_ids(uris: Iterable, sizes: Iterable, etags: Iterable, questions: Iterable[str]) -> pa.ChunkedArray:
+    """Make each row's id of its addresses, sizes, entity tags and question; the shortest argument ends the rows."""
+    sha256 = hashlib.sha256
+    rows = zip(uris, sizes, etags, questions, strict=False)
+    ids = [sha256(f"{uri}\x1e{size}\x1e{etag}\x1e{text}".encode()).hexdigest()[:24] for uri, size, etag, text in rows]
+    return pa.chunked_array([pa.array(ids, pa.string())])
+
+
+def as_lists(column: pa.ChunkedArray, counts: Sequence[int] | None = None) -> pa.ChunkedArray:
+    """Cut a column into lists of these lengths; of one each where none are given."""
+    flat = column.combine_chunks()
+    offsets = accumulate([1] * len(flat) if counts is None else counts, initial=0)
+    return pa.chunked_array([pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat)])
+
+
+def as_json(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Write each list of texts as a JSON array."""
+    texts = [None if value is None else json.dumps(value, ensure_ascii=False) for value in column.to_pylist()]
+    return pa.chunked_array([pa.array(texts, pa.string())])

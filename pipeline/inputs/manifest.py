@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -52,16 +53,18 @@ class Manifest:
         table: `COLUMNS`, then one text column ``field:NAME`` for every other column of the user's manifest.
         digest: digest of the content; independent of file format, compression and library versions. The digest of a
             manifest that an earlier version froze covers the columns of that version.
-        num_unknown: listed objects that were left out because their extension names no known medium.
+        left_out: listed objects that were left out because their extension names no known medium, by extension.
         num_done: items that were left out because ``exclude_runs`` holds them.
         digested: columns that ``digest`` covers; None stands for all.
+        first_extensions: whether it was listed before `pipeline.inputs.columns` had its later extensions.
     """
 
     table: pa.Table
     digest: str
-    num_unknown: int = 0
+    left_out: Mapping[str, int] = field(default_factory=dict)
     num_done: int = 0
     digested: tuple[str, ...] | None = None
+    first_extensions: bool = False
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -100,6 +103,13 @@ class Manifest:
             return False
         return _content_digest(other.table.select(names)) == self.digest
 
+    def without(self, extensions: Sequence[str]) -> Manifest:
+        """Return a manifest without the items whose first address ends so, with a digest of its own."""
+        first = pc.list_element(self.table["uris"], 0)
+        pattern = rf"(?i)\.(?:{'|'.join(extensions)})$"
+        table = self.table.filter(pc.invert(pc.match_substring_regex(first, pattern))).combine_chunks()
+        return Manifest(table, _content_digest(table))
+
     def take(self, places: Sequence[int]) -> Manifest:
         """Return a manifest of the items at these places, with a digest of its own."""
         table = self.table.take(pa.array(places, pa.int64())).combine_chunks()
@@ -110,20 +120,20 @@ class Manifest:
         return self.table["item_id"].to_pylist()
 
 
-def freeze(columns: dict[str, Any], *, num_unknown: int = 0, num_done: int = 0) -> Manifest:
+def freeze(columns: dict[str, Any], *, left_out: Mapping[str, int] | None = None, num_done: int = 0) -> Manifest:
     """Make a manifest of Arrow columns; missing optional columns become null, field columns are ordered by name."""
     num_rows = len(columns["item_id"])
     names = [*COLUMNS, *sorted(name for name in columns if name.startswith(FIELD_PREFIX))]
     types = {name: COLUMNS.get(name, _TEXT) for name in names}
     arrays = [columns.get(name, pa.nulls(num_rows, kind)) for name, kind in types.items()]
     table = pa.table(arrays, schema=pa.schema(list(types.items())))
-    return Manifest(table, _content_digest(table), num_unknown, num_done)
+    return Manifest(table, _content_digest(table), left_out or {}, num_done)
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
     """Write a manifest as one Parquet file, which `read_manifest` reads."""
     sink = io.BytesIO()
-    metadata = {"illava.num_unknown": str(manifest.num_unknown), "illava.num_done": str(manifest.num_done)}
+    metadata = {"illava.left_out": json.dumps(dict(manifest.left_out)), "illava.num_done": str(manifest.num_done)}
     pq.write_table(manifest.table.replace_schema_metadata(metadata), sink, compression="zstd")
     return sink.getvalue()
 
@@ -152,10 +162,21 @@ def read_manifest(data: bytes) -> Manifest:
     return Manifest(
         table,
         digest,
-        int(counts.get(b"illava.num_unknown", 0)),
+        json.loads(counts.get(b"illava.left_out", b"{}")),
         int(counts.get(b"illava.num_done", 0)),
         digested,
+        b"illava.left_out" not in counts,
     )
+
+
+def say_left_out(left_out: Mapping[str, int], limit: int = 8) -> str:
+    """Name how many files were left out, by extension, such as ``12 files (9 .heic, 3 no extension)``."""
+    ordered = sorted(left_out.items(), key=lambda entry: (-entry[1], entry[0]))
+    named = [f"{count:,} {extension}" for extension, count in ordered[:limit]]
+    if ordered[limit:]:
+        named.append(f"{sum(count for _, count in ordered[limit:]):,} others")
+    total = sum(left_out.values())
+    return f"{total:,} file{'s' * (total != 1)} ({', '.join(named)})"
 
 
 def _item(row: dict[str, Any]) -> MediaItem:

@@ -10,16 +10,25 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import InputError
+from pipeline.inputs.arrow_text import (
+    JSON_CONSTANTS,
+    TEXT,
+    TEXTS,
+    TextColumn,
+    UnreadableColumnError,
+    json_text,
+    read_as_text,
+)
 from pipeline.storage.parquet import read_table
+from pipeline.storage.uris import printable
 
-_TEXT, _TEXTS = pa.string(), pa.list_(pa.string())
 _ENDINGS = (".parquet", ".jsonl", ".ndjson", ".csv")
 
 
@@ -31,11 +40,13 @@ class UserTable:
         columns: text or list-of-text arrays of equal length.
         lines: 1-based line (row for Parquet) of each row, for messages.
         unit: ``line`` or ``row``.
+        structured: rows of a text column whose text is the JSON of a list or an object, where there are any.
     """
 
     columns: dict[str, pa.ChunkedArray]
     lines: Sequence[int]
     unit: str
+    structured: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def where(self, rows: Sequence[int], limit: int = 5) -> str:
         """Name rows by their lines, such as ``lines 3, 17, 18 and 204 more``."""
@@ -67,28 +78,20 @@ def _parse_parquet(name: str, data: bytes) -> UserTable:
         table = read_table(data)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"manifest {name}: not a readable Parquet file: {error}") from error
-    columns = {}
+    if len(set(table.column_names)) != table.num_columns:
+        raise InputError(f"manifest {name}: two columns of one name in {table.column_names}")
+    read = {}
     for column in table.column_names:
         try:
-            columns[column] = _as_text(table[column])
-        except pa.ArrowException as error:
-            kind = table[column].type
-            raise InputError(f"manifest {name}, column {column!r}: {kind} cannot be read as text: {error}") from error
-    return UserTable(columns, range(1, table.num_rows + 1), "row")
+            read[column] = read_as_text(table[column])
+        except UnreadableColumnError as error:
+            raise InputError(f"manifest {name}, column {printable(column)!r}: {error}") from error
+    return _user_table(read, range(1, table.num_rows + 1), "row")
 
 
-def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        column = column.cast(kind.value_type)
-        kind = column.type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        inner = kind.value_type
-        if pa.types.is_string(inner) or pa.types.is_large_string(inner) or pa.types.is_null(inner):
-            return column.cast(_TEXTS)
-    if pa.types.is_nested(kind):
-        return pa.chunked_array([pa.array([_json_text(value) for value in column.to_pylist()], _TEXT)])
-    return column.cast(_TEXT)
+def _user_table(read: dict[str, TextColumn], lines: Sequence[int], unit: str) -> UserTable:
+    structured = {name: column.structured for name, column in read.items() if column.structured}
+    return UserTable({name: column.values for name, column in read.items()}, lines, unit, structured)
 
 
 def _parse_csv(name: str, text: str) -> UserTable:
@@ -110,7 +113,7 @@ def _parse_csv(name: str, text: str) -> UserTable:
     except csv.Error as error:
         raise InputError(f"manifest {name}, line {reader.line_num}: {error}") from error
     values = zip(*rows, strict=True) if rows else [()] * len(header)
-    columns = {key: pa.chunked_array([pa.array(column, _TEXT)]) for key, column in zip(header, values, strict=True)}
+    columns = {key: pa.chunked_array([pa.array(column, TEXT)]) for key, column in zip(header, values, strict=True)}
     return UserTable(columns, lines, "line")
 
 
@@ -125,14 +128,16 @@ def _parse_jsonl(name: str, text: str) -> UserTable:
             values.extend([None] * (len(lines) - len(values)))
             values.append(value)
         lines.append(number)
-    arrays = {}
+    read = {}
     for key, values in columns.items():
         values.extend([None] * (len(lines) - len(values)))
         try:
-            arrays[key] = pa.chunked_array([_json_column(values)])
-        except UnicodeEncodeError as error:
-            raise InputError(f"manifest {name}, column {key!r}: text that is not valid Unicode: {error}") from error
-    return UserTable(arrays, lines, "line")
+            key.encode()
+            read[key] = _json_column(values)
+        except (UnicodeEncodeError, UnreadableColumnError) as error:
+            reason = "text that is not valid Unicode: " if isinstance(error, UnicodeEncodeError) else ""
+            raise InputError(f"manifest {name}, column {printable(key)!r}: {reason}{error}") from error
+    return _user_table(read, lines, "line")
 
 
 def _json_records(name: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -140,45 +145,56 @@ def _json_records(name: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line or line.isspace():
             continue
         try:
-            record = json.loads(line)
+            record = json.loads(line, parse_constant=JSON_CONSTANTS.get)
         except ValueError as error:
             raise InputError(f"manifest {name}, line {number}: not JSON: {error}") from error
+        except RecursionError as error:
+            raise InputError(f"manifest {name}, line {number}: JSON nested too deep") from error
         if not isinstance(record, dict):
             raise InputError(f"manifest {name}, line {number}: expected an object, got {type(record).__name__}")
         yield number, record
 
 
-def _json_column(values: list[Any]) -> pa.Array:
+def _json_column(values: list[Any]) -> TextColumn:
     present = [value for value in values if value is not None]
     if present and all(isinstance(v, list) and all(isinstance(x, str) for x in v) for v in present):
-        return pa.array(values, _TEXTS)
-    return pa.array([value if isinstance(value, str) else _json_text(value) for value in values], _TEXT)
-
-
-def _json_text(value: Any) -> str | None:
-    return None if value is None else json.dumps(value, ensure_ascii=False, default=str)
+        return TextColumn(pa.chunked_array([pa.array(values, TEXTS)]))
+    texts = [value if isinstance(value, str) else json_text(value) for value in values]
+    structured = tuple(row for row, value in enumerate(values) if isinstance(value, (list, dict)))
+    return TextColumn(pa.chunked_array([pa.array(texts, TEXT)]), structured)
 
 
 def texts_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return a list column as it is; read a text column as JSON arrays of text (empty text is null).
 
     Raises:
-        ValueError: (row, problem) of the first value that is no JSON array of texts.
+        ValueError: (row, problem) of the first value that is no list of texts.
     """
     if pa.types.is_list(column.type):
+        if any(chunk.flatten().null_count for chunk in column.chunks):
+            bad = next(row for row, texts in enumerate(column.to_pylist()) if texts and None in texts)
+            raise ValueError(bad, "a text of the list is missing")
         return column
     values: list[list[str] | None] = []
     for row, text in enumerate(column.to_pylist()):
         try:
             value = json.loads(text) if text else None
-        except ValueError as error:
-            raise ValueError(row, f"not a JSON array of texts: {text!r}") from error
+        except (ValueError, RecursionError) as error:
+            raise ValueError(row, f"not a JSON array of texts: {printable(text)!r}") from error
         if value is not None and not (isinstance(value, list) and all(isinstance(v, str) for v in value)):
-            raise ValueError(row, f"not a JSON array of texts: {text!r}")
+            raise ValueError(row, f"not a JSON array of texts: {printable(text)!r}")
         values.append(value)
-    return pa.chunked_array([pa.array(values, _TEXTS)])
+    try:
+        return pa.chunked_array([pa.array(values, TEXTS)])
+    except UnicodeEncodeError as error:
+        bad = next(row for row, texts in enumerate(values) if texts and _is_not_unicode("".join(texts)))
+        raise ValueError(bad, "text that is not valid Unicode") from error
+
+
+def _is_not_unicode(text: str) -> bool:
+    return any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def text_or_null(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return a text column with empty values as null."""
-    return pc.if_else(pc.equal(column, ""), pa.scalar(None, _TEXT), column)
+    return pc.if_else(pc.equal(column, ""), pa.scalar(None, TEXT), column)

@@ -11,8 +11,13 @@ from collections import Counter
 from illava.families.model_shape import ModelShape, load_model_shape
 from illava.token_counts import TokenCounts, VisualShape, expected_counts
 from pipeline.config.schema import JobConfig
+from pipeline.inputs.build_manifest import readable_roots
+from pipeline.inputs.links import count_links
+from pipeline.inputs.manifest import say_left_out
 from pipeline.runs.run import pending_shards, plan_run
 from pipeline.runs.run_folder import Run
+from pipeline.storage import storage
+from pipeline.storage.uris import printable
 from pipeline.tasks.build import build_task
 
 # The tiles of a single image depend on its size, which is known only once it is read.
@@ -40,6 +45,9 @@ def render_dry_run(config: JobConfig) -> str:
         _line("model", f"{config.model.model_id}" + (f"@{config.model.revision}" if config.model.revision else "")),
         _line("reduction", _reduction(config)),
     ]
+    if run.manifest.left_out:
+        lines.insert(2, _line("left out", f"{say_left_out(run.manifest.left_out)}: no known media extension"))
+    lines += _link_lines(run)
     if num_items:
         lines += _token_lines(config, shapes, num_items)
     lines += _cache_lines(run)
@@ -68,6 +76,29 @@ def _token_lines(config: JobConfig, shapes: Counter[_Shape], num_items: int) -> 
     if any(kind not in {"video", "document"} and count == 1 for kind, count in shapes):
         notes.append(f"images of {ASSUMED_IMAGE_PX} x {ASSUMED_IMAGE_PX} px")
     return [*lines, _line("", "counted for " + " and ".join(notes))] if notes else lines
+
+
+def _link_lines(run: Run) -> list[str]:
+    """Links among the media, and those that will be failed rows."""
+    roots = readable_roots(run.config)
+    if not roots:
+        return []
+    listed = None if run.config.input.manifest else storage.local_path(run.config.input.uri or "")
+    found = count_links(run.manifest, roots, listed=listed)
+    lines = []
+    if found.num_files:
+        lines.append(_line("links", f"{found.num_files:,} objects are links"))
+    if found.num_outside:
+        lines += [
+            _line("", f"{found.num_outside:,} objects lie outside the allowed folders ({', '.join(roots)})"),
+            _line(
+                "",
+                f"and will be failed rows unsafe_uri; --set input.follow_links={printable(found.targets)} allows them",
+            ),
+        ]
+    if found.num_not_followed:
+        lines.append(_line("", f"{found.num_not_followed:,} links to folders or to nothing are left out"))
+    return lines
 
 
 def _cache_lines(run: Run) -> list[str]:

@@ -36,7 +36,7 @@ def allocate(sizes: Sequence[int], num_draws: int) -> list[int]:
 
 def draw(strata: Sequence[Sequence[int]], num_draws: int, *, seed: int) -> list[list[int]]:
     """Draw places from each stratum without replacement, ascending; as `allocate` raises."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed % 2**64)  # a negative one is none to numpy
     counts = allocate([len(stratum) for stratum in strata], num_draws)
     return [
         sorted(rng.choice(np.asarray(stratum), count, replace=False).tolist())

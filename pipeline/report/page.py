@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.inputs.manifest import say_left_out
 from pipeline.report.figures import RunFigures
 from pipeline.report.html import base64_of, render_html
 from pipeline.report.pictures import Picture
@@ -26,7 +27,14 @@ def render_report(figures: RunFigures, pictures: Sequence[Sequence[Picture]]) ->
         "page.html.jinja",
         title=f"{config.get('name', 'run')}: report",
         max_characters=_MAX_CHARACTERS,
-        filters={"seconds": _seconds, "usd": _usd, "count": _count, "share": _share, "size": _size},
+        filters={
+            "seconds": _seconds,
+            "usd": _usd,
+            "count": _count,
+            "share": _share,
+            "size": _size,
+            "left_out": say_left_out,
+        },
         run=figures,
         config=config,
         samples=list(zip(figures.samples, _within_budget(pictures), strict=True)),

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
@@ -30,6 +31,11 @@ _PACKAGES = ("torch", "transformers", "decord", "av", "pillow", "pypdfium2")
 # lacks a name was made before that change. The release number itself decides nothing: CONTRIBUTING.md, "Change what a
 # run records", says when an entry is due.
 BEHAVIOUR: dict[str, int] = {}
+# The same, of one kind of job: name -> the number, and whether a job is of that kind. ``metric: auto`` is not, though a
+# row may name yes_no: few such runs have it in any row.
+_BEHAVIOUR_OF: dict[str, tuple[int, Callable[[JobConfig], bool]]] = {
+    "yes_no": (1, lambda config: config.task.kind == "question" and config.task.metric == "yes_no"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +81,7 @@ def resolve_config_fingerprint(config: JobConfig) -> ConfigFingerprint:
     fields = result_fields(config) | {"model.dtype": resolve_dtype(config), "model.files": files}
     fields |= {f"versions.{name}": _version(name) for name in _PACKAGES}
     fields |= {f"behaviour.{name}": number for name, number in BEHAVIOUR.items()}
+    fields |= {f"behaviour.{name}": number for name, (number, concerns) in _BEHAVIOUR_OF.items() if concerns(config)}
     return ConfigFingerprint(digest_of(fields), dict(sorted(fields.items())))
 
 

@@ -27,6 +27,7 @@ from pipeline.runs.run_record import RUN_FILE, fingerprint_of, read_run_file, re
 from pipeline.storage import storage
 
 _FIXED_KEYS = ("name", "input", "output.uri", "output.items_per_shard")
+_FREE_KEYS = frozenset({"input.follow_links"})  # within those
 
 
 def begin_retry(uri: str, *, only: Collection[str] = (), overrides: Sequence[str] = ()) -> Run:
@@ -131,7 +132,8 @@ def _open(uri: str, overrides: Sequence[str]) -> Run:
     """Open the run with its frozen manifest, even if its input has changed since."""
     for override in overrides:
         key = override.partition("=")[0].strip()
-        if any(key == fixed or key.startswith(f"{fixed}.") for fixed in _FIXED_KEYS):
+        fixed = any(key == fixed or key.startswith(f"{fixed}.") for fixed in _FIXED_KEYS)
+        if fixed and key not in _FREE_KEYS:
             raise ConfigError(f"--set {key}: a retry works on the run's own items, shards and folder; leave it out")
     record = read_run_file(uri)
     config = recorded_config(record, overrides, source=f"the configuration in {storage.join(uri, RUN_FILE)}")

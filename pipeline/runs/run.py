@@ -17,6 +17,7 @@ from illava.families import require_supported
 from pipeline.config.schema import JobConfig
 from pipeline.errors import RefusedError, StorageError
 from pipeline.inputs.build_manifest import build_manifest
+from pipeline.inputs.columns import LATER_IMAGE_EXTENSIONS, LATER_VIDEO_EXTENSIONS
 from pipeline.inputs.manifest import manifest_bytes
 from pipeline.records import SCHEMA_VERSION
 from pipeline.runs.config_fingerprint import ConfigFingerprint, digest_of, resolve_config_fingerprint
@@ -196,9 +197,10 @@ def _has_same_input(run: Run, found: dict[str, Any]) -> bool:
     """Whether the folder's manifest holds this job's items; a manifest of an earlier version may lack columns."""
     if found["manifest_digest"] == run.manifest.digest:
         return True
-    if found["num_items"] != len(run.manifest):
-        return False
-    return read_frozen_manifest(run.uri, found["manifest_digest"]).holds(run.manifest)
+    frozen, mine = read_frozen_manifest(run.uri, found["manifest_digest"]), run.manifest
+    if frozen.first_extensions and not run.config.input.manifest:  # media that a listing left out then
+        mine = mine.without(LATER_VIDEO_EXTENSIONS + LATER_IMAGE_EXTENSIONS)
+    return found["num_items"] == len(mine) and frozen.holds(mine)
 
 
 def _config_mismatch_message(
@@ -238,6 +240,7 @@ def _run_record(run: Run) -> dict[str, Any]:
         "items_per_shard": run.items_per_shard,
         "attempt": run.attempt,
         "nonce": run.nonce,
+        "left_out": dict(run.manifest.left_out),
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "config": run.config.model_dump(mode="json"),
     }

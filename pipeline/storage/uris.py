@@ -64,10 +64,24 @@ def check_uri(uri: str, *, allowed_roots: Sequence[str] | None = None) -> str:
     if not is_local(uri):
         return uri
     path = local_path(uri)
-    if allowed_roots is not None and not _is_below(path, allowed_roots):
+    if allowed_roots is not None and not is_below(path, allowed_roots):
         roots = ", ".join(allowed_roots) or "none"
-        raise ItemError("unsafe_uri", f"refused address {printable(uri)}: outside the allowed folders ({roots})")
+        reason = f"outside the allowed folders ({roots})"
+        if (real := os.path.realpath(path)) != path:
+            reason = (
+                f"it leads by a link to {printable(real)}, {reason}; set input.follow_links to a folder that holds it"
+            )
+        raise ItemError("unsafe_uri", f"refused address {printable(uri)}: {reason}")
     return path
+
+
+def is_below(path: str, roots: Sequence[str]) -> bool:
+    """Whether a path, its links resolved, is one of the folders or lies below one."""
+    real = os.path.realpath(path)
+    return any(
+        real == root or real.startswith(root.rstrip("/") + "/")
+        for root in (os.path.realpath(local_path(r)) for r in roots)
+    )
 
 
 def printable(text: str, limit: int = 300) -> str:
@@ -89,7 +103,7 @@ def _problem(uri: str) -> str | None:
     if _CONTROL.search(uri):
         return "control characters"
     if "\\" in uri:
-        return "backslashes"
+        return "backslashes; rename the file (in a listing, the bytes of a name that is not UTF-8 are written so)"
     if "::" in uri:
         return "'::' chains"
     if _PARENT.search(uri):
@@ -114,11 +128,3 @@ def _scheme_problem(uri: str) -> str | None:
     if re.match(_ADDRESS_BUCKET, uri):
         return "a network address instead of a bucket"
     return None if _OBJECT_URI.match(uri) else "not of the form scheme://bucket/key"
-
-
-def _is_below(path: str, roots: Sequence[str]) -> bool:
-    real = os.path.realpath(path)
-    return any(
-        real == root or real.startswith(root.rstrip("/") + "/")
-        for root in (os.path.realpath(local_path(r)) for r in roots)
-    )

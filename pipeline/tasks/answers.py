@@ -19,6 +19,13 @@ _START = re.compile(r"^[\s\"'*(\[]*([A-Z])(?:$|[.):,;\]*\"'](?![a-z])|\s*\n)")
 _BRACKET = re.compile(r"[(\[]([A-Z])[)\]]")
 _END = re.compile(r"(?:^|[^A-Za-z'])([A-Z])[\s.)\]*\"'!]*$")
 _ALONE = re.compile(r"(?<![A-Za-z'])([A-Z])(?![A-Za-z'])")
+_YES_NO = frozenset({"yes", "no"})
+_YES_NO_PHRASE = re.compile(r"\banswer\b(?:\s+(?:is|would be|should be))?\W{0,8}(yes|no)\b")
+_NO_ANSWER = re.compile(
+    r"\b(?:yes\W{1,4}(?:or|and)\W{1,4}no|no\W{1,4}(?:or|and)\W{1,4}yes|yes\W{0,2}/\W{0,2}no)\b"
+    r"|\bno (?:idea|clue|opinion|information|way (?:to|of))\b"
+)
+_WORD = re.compile(r"[^\W_]+")
 _EDGES = " \t\r\n.,!?;:'\"*"
 
 
@@ -56,10 +63,29 @@ def option_letter(text: str, options: Sequence[str]) -> str | None:
 
 
 def yes_no(text: str) -> str | None:
-    """Read ``yes``, ``no`` or None.
+    """Read ``yes``, ``no`` or None, in any case and whatever marks stand around.
 
-    Source: MME's rule as in lmms-eval ``lmms_eval/tasks/mme/utils.py`` ``parse_pred_ans``: the whole text, one letter,
-        or "yes" / "no" within the first four characters. Full stops are left out before.
+    Tried in this order: a text that is one letter (``Y``); the last yes or no behind the word "answer" ("the answer is
+    **no**"); the first word; the last word, where the other of the two does not occur ("I would say yes."). "Yes or no"
+    repeats the question, and "no idea" and "not sure" answer nothing: none of them is read.
+    """
+    plain = _NO_ANSWER.sub(" ", text.lower())
+    words = _WORD.findall(plain)
+    if len(words) == 1 and len(words[0]) == 1:
+        return {"y": "yes", "n": "no"}.get(words[0])
+    if concluded := _YES_NO_PHRASE.findall(plain):
+        return concluded[-1]
+    first, last = (words[0], words[-1]) if words else ("", "")
+    if first in _YES_NO:
+        return first
+    return last if last in _YES_NO and len(_YES_NO.intersection(words)) == 1 else None
+
+
+def mme_yes_no(text: str) -> str | None:
+    """Read ``yes``, ``no`` or None by MME's own rule, by which "Not sure" is a no and "**Yes**" is not read.
+
+    Source: as in lmms-eval ``lmms_eval/tasks/mme/utils.py`` ``parse_pred_ans``: the whole text, one letter, or "yes" /
+        "no" within the first four characters. Full stops are left out before.
     """
     answer = text.lower().strip().replace(".", "")
     if len(answer) == 1:
@@ -79,7 +105,7 @@ def references_of(reference: str | None) -> tuple[str, ...]:
     if reference.startswith("["):
         try:
             values = json.loads(reference)
-        except ValueError:
+        except (ValueError, RecursionError):
             return (reference,)
         if values and isinstance(values, list) and all(isinstance(value, str) for value in values):
             return tuple(values)

@@ -92,6 +92,7 @@ def mmmu_open(answer: str, references: Sequence[str]) -> float:
 METRICS: Mapping[str, Callable[[str, Sequence[str]], float]] = {
     "multiple_choice": multiple_choice,
     "yes_no": multiple_choice,
+    "mme": multiple_choice,
     "exact_match": exact_match,
     "vqa_accuracy": vqa_accuracy,
     "anls": anls,

@@ -12,13 +12,14 @@ from string import ascii_uppercase
 
 from pipeline.config.schema import QuestionConfig
 from pipeline.records import MediaItem
-from pipeline.tasks.answers import lettered, option_letter, references_of, short_answer, yes_no
+from pipeline.tasks.answers import lettered, mme_yes_no, option_letter, references_of, short_answer, yes_no
 from pipeline.tasks.base import ParsedAnswer, Task
 from pipeline.tasks.metrics import METRICS
 
 UNSCORED = frozenset({"caption", "judge"})  # over the whole run, or by somebody else
 KNOWN_METRICS = frozenset({*METRICS, *UNSCORED})
 _YES_NO = tuple((word, f" {word}", word.title(), f" {word.title()}", word.upper()) for word in ("yes", "no"))
+_READERS = {"yes_no": yes_no, "mme": mme_yes_no}
 _MAX_OPTIONS = 8  # letters that count where the options stand in the question
 
 
@@ -50,7 +51,7 @@ class Question(Task):
         if metric == "multiple_choice":
             answer = option_letter(text, item.options or ("",) * _MAX_OPTIONS)
         else:
-            answer = yes_no(text) if metric == "yes_no" else short_answer(text)
+            answer = _READERS.get(metric, short_answer)(text)
         references = references_of(item.reference)
         if metric == "multiple_choice":
             references = tuple(reference_letter(reference, item.options) or reference for reference in references)
@@ -89,7 +90,7 @@ def question_problem(
     for value in references_of(reference):
         if chosen == "multiple_choice" and reference_letter(value, options) is None:
             return f"reference {value!r} is neither an option's letter nor an option"
-        if chosen == "yes_no" and value.strip().lower() not in {"yes", "no"}:
+        if chosen in _READERS and value.strip().lower() not in {"yes", "no"}:
             return f"reference {value!r} is neither yes nor no"
     return None
 

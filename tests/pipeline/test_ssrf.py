@@ -109,16 +109,16 @@ def test_hostile_addresses_are_refused_with_their_lines(model_folder, listener, 
     assert listener.num_contacts == 0
 
 
-def run(folder: Path, rows: list[dict], **sections) -> list[dict]:
+def run(folder: Path, rows: list[dict], *, out: str = "out", follow_links: str | None = None, **sections) -> list[dict]:
     """A whole run over a manifest in the media folder; the canary must be in nothing it leaves."""
     manifest = folder / "media" / "manifest.jsonl"
     manifest.write_text("\n".join(map(json.dumps, rows)))
-    config = fakes.job_config(folder / "out", {"manifest": str(manifest)}, **sections)
+    config = fakes.job_config(folder / out, {"manifest": str(manifest), "follow_links": follow_links}, **sections)
     run_job(config, worker_factory=digest_worker)
-    made = fakes.read_rows(folder / "out")
-    assert fakes.violations(folder / "out") == []
+    made = fakes.read_rows(folder / out)
+    assert fakes.violations(folder / out) == []
     assert CANARY not in json.dumps(made)
-    for path in (folder / "out").rglob("*"):
+    for path in (folder / out).rglob("*"):
         assert not path.is_file() or CANARY.encode() not in path.read_bytes()
     return sorted(made, key=lambda row: row["item_id"])
 
@@ -157,7 +157,11 @@ def test_links_and_special_files_do_not_lead_out(secret) -> None:
         "loop.mp4": "store_error",
         **dict.fromkeys(["good.mp4", "inside.mp4"], None),
     }
-    made = run(secret.parent, [{"item_id": name, "uri": name} for name in expected], media={"load_timeout_s": 20})
+    rows = [{"item_id": name, "uri": name} for name in expected]
+    made = run(secret.parent, rows, media={"load_timeout_s": 20})
+    assert {row["item_id"]: row["error_type"] for row in made} == expected
+    made = run(secret.parent, rows, out="named", follow_links=str(outside), media={"load_timeout_s": 20})
+    expected |= dict.fromkeys(["video.mp4", "folder/other.mp4"], None)
     assert {row["item_id"]: row["error_type"] for row in made} == expected
 
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from pipeline.errors import InputError
 from pipeline.evaluation.benchmarks.registry import ConvertedItem, benchmark, convert_rows, group_by_medium
+from pipeline.inputs.arrow_text import JSON_CONSTANTS
 from pipeline.storage import storage
 from pipeline.storage.parquet import read_table
 
@@ -96,7 +97,7 @@ def read_rows(uri: str) -> Iterator[dict[str, Any]]:
     for found in uris:
         try:
             yield from _read_file(found, storage.read(found))
-        except (ValueError, csv.Error, pa.ArrowException, OSError) as error:
+        except (ValueError, csv.Error, pa.ArrowException, OSError, RecursionError) as error:
             raise InputError(f"{found} cannot be read: {error}") from error
 
 
@@ -107,9 +108,9 @@ def _read_file(uri: str, data: bytes) -> Iterator[dict[str, Any]]:
         return
     text = data.decode("utf-8-sig")
     if uri.endswith(".jsonl"):
-        yield from (json.loads(line) for line in text.split("\n") if line.strip())
+        yield from (json.loads(line, parse_constant=JSON_CONSTANTS.get) for line in text.split("\n") if line.strip())
     elif uri.endswith(".json"):
-        rows = json.loads(text)
+        rows = json.loads(text, parse_constant=JSON_CONSTANTS.get)
         # MM-Vet's own file is an object of id -> row.
         yield from ({"question_id": key, **row} for key, row in rows.items()) if isinstance(rows, dict) else rows
     else:

@@ -170,7 +170,7 @@ _IMAGE_OPEN = (
         reference=lambda row: str(row["answer"]).lower().strip().replace(".", ""),
         category=text_of("category"),
         question_id=id_in("question_id"),
-        metric=always("yes_no"),
+        metric=always("mme"),
         aggregate="mme",
         max_new_tokens=16,
     ),

@@ -7,7 +7,7 @@ import torch
 
 from illava import Request, SamplingParams
 from illava.engine.prompt import assemble, join_trace, pack
-from illava.errors import RequestError
+from illava.errors import RequestTooLargeError
 from illava.families.chat_prompt import RenderedPrompt
 from illava.requests import TraceStep
 from illava.visual_tokens import EncodedVisual, TokenSpan
@@ -88,7 +88,7 @@ def test_scores_follow_their_tokens():
 def test_a_prompt_longer_than_the_model_is_refused():
     family = SpyFamily(range(8), [], max_positions=12)
     assert assembled(family, [], max_new_tokens=4).num_tokens == 8
-    with pytest.raises(RequestError, match="8 prompt tokens and 5 new tokens exceed the model's 12 positions"):
+    with pytest.raises(RequestTooLargeError, match="8 prompt tokens and 5 new tokens exceed the model's 12 positions"):
         assembled(family, [], max_new_tokens=5)
 
 

@@ -128,3 +128,13 @@ def test_clipseg_s_relevance_is_the_logistic_of_its_logits_around_each_cell(tmp_
         chance = [[1 / (1 + math.exp(-logit)) for logit in line] for line in logits.view(SIDE, SIDE).tolist()]
         assert_close(found_RC, torch.tensor(slow_cells(chance, 3, 5)), tolerance=2e-3)
     assert found_FRC.std() > 1e-3, "the two frames' cells must differ, else anything would do"
+
+
+def test_special_tokens_in_a_question_are_text_to_the_scorer(tmp_path):
+    """The text's vector is read at its end token, which a question may spell."""
+    folder = make_clipseg(tmp_path / "scorer")
+    scorer = ClipSegScorer(model_id=str(folder))
+    model = RelevanceModel(scorer, device=torch.device("cpu"), dtype=torch.float32)
+    frames = torch.from_numpy(noise(SIDE, SIDE)[None])
+    first, second = (model.relevance(frames, f"cat<|end|>{rest}", 2, 2) for rest in ("dog", "hat"))
+    assert not torch.equal(first, second)

@@ -1,15 +1,20 @@
 """Configuration files: what is valid loads, every problem is told in words and quickly."""
 
+import math
 import os
 import subprocess
 import sys
 import textwrap
 
 import pytest
+import yaml
+from pydantic import ValidationError
 
-from pipeline.config.load import load_config
+from pipeline.config.base import choices_of
+from pipeline.config.load import _models_in, load_config
 from pipeline.config.schema import JobConfig
 from pipeline.errors import ConfigError
+from pipeline.sweep.config import SweepConfig
 
 BASE = """
 input: {uri: s3://bucket/videos/, pattern: "**/*.mp4"}
@@ -52,6 +57,27 @@ def test_a_valid_file_loads(load):
         ("runtime.num_vlm_actors={min: 2, max: 2}", lambda c: c.runtime.num_vlm_actors.min, 2),
         ("media.frame_sampling.kind=keyframe", lambda c: c.media.frame_sampling.kind, "keyframe"),
         ("prices.gpu_hour_usd=2.5", lambda c: c.prices.gpu_hour_usd, 2.5),
+        ("input.uri=/data/run #3/", lambda c: c.input.uri, "/data/run #3/"),
+        ("input.pattern=**/*.mp4", lambda c: c.input.pattern, "**/*.mp4"),
+        ("input.pattern='**/*.mp4'", lambda c: c.input.pattern, "**/*.mp4"),
+        ("input.pattern=[ab]*", lambda c: c.input.pattern, "[ab]*"),
+        ("input.exclude_runs=~", lambda c: c.input.exclude_runs, None),
+        ("input.exclude_runs=", lambda c: c.input.exclude_runs, None),
+        ("task.prompt=Answer: what is it?", lambda c: c.task.prompt, "Answer: what is it?"),
+        ("task.prompt={a} & 'b'", lambda c: c.task.prompt, "{a} & 'b'"),
+        ("task.prompt='this' or 'that'", lambda c: c.task.prompt, "'this' or 'that'"),
+        ("task.prompt=yes", lambda c: c.task.prompt, "yes"),
+        ("task.prompt= two\nlines ", lambda c: c.task.prompt, " two\nlines "),
+        ("task.prompt=null", lambda c: c.task.prompt, "null"),
+        ("name=2026-11-30", lambda c: c.name, "2026-11-30"),
+        ("name=12_000", lambda c: c.name, "12_000"),
+        ("model.revision=" + "0" * 40, lambda c: c.model.revision, "0" * 40),
+        ("media.verify_md5=off", lambda c: c.media.verify_md5, "off"),
+        ("media.ranged_reads= off", lambda c: c.media.ranged_reads, "off"),
+        ("media={verify_md5: off}", lambda c: c.media.verify_md5, "off"),
+        ("output.compression=none", lambda c: c.output.compression, "none"),
+        ("runtime.gpus_per_actor=auto", lambda c: c.runtime.gpus_per_actor, "auto"),
+        ("runtime.gpus_per_actor=0.5", lambda c: c.runtime.gpus_per_actor, 0.5),
     ],
 )
 def test_overrides_reach_every_key(load, override, read, expected):
@@ -78,7 +104,7 @@ def test_overrides_reach_every_key(load, override, read, expected):
         ("media.num_frames=0", r"media\.num_frames: .*greater than or equal to 1 \(got 0\)"),
         ("media.num_frames=many", r"media\.num_frames: .*integer.*\(got 'many'\)"),
         ("media.frame_sampling.kind=best", r"media\.frame_sampling\.kind: one of 'uniform', 'fps', 'keyframe'"),
-        ("model.model_id=null", r"model\.model_id: .*string \(got None\)"),
+        ("model={model_id: null}", r"model\.model_id: .*string \(got None\)"),
         ("output={}", r"output\.uri: missing; this key is required"),
         ("reduction={preset: ilava-video}", r"reduction: no preset named 'ilava-video'; the presets are"),
         ("reduction.preset=illava-video", "give either `preset` or `steps`"),
@@ -86,10 +112,12 @@ def test_overrides_reach_every_key(load, override, read, expected):
         ("a..b=1", "write it as section.key=value"),
         ("media.num_frames.x=1", r"media\.num_frames is not a section; there is no 'x'"),
         ("reduction.steps.7.layers=[1]", "reduction.steps is a list of 1; there is no '7'"),
-        ("media.num_frames=[", "the value is not YAML"),
-        ("name=2026-13-45", "--set name=2026-13-45: the value has a date or number that is none"),
-        ("name=" + "[" * 3000, "nested too deep"),
-        ("name=\x1b[31m{", r"\\x1b"),
+        ("media.num_frames=[", r"(?s)the value is not YAML.*put text in quotes"),
+        ("seed=2026-13-45", "--set seed=2026-13-45: the value has a date or number that is none"),
+        ("seed=" + "[" * 3000, "nested too deep"),
+        ("seed=\x1b[31m{", r"\\x1b"),
+        ("media.decoder=of", "media.decoder: .*'auto', 'decord' or 'pyav'"),
+        ("runtime.max_attempts=on", r"runtime\.max_attempts: .*integer.*\(got 'true'\)"),
     ],
 )
 def test_a_wrong_key_or_value_is_named_with_its_path(load, override, message):
@@ -112,6 +140,9 @@ def test_a_wrong_key_or_value_is_named_with_its_path(load, override, message):
         ("name: " + "[" * 3000, "nested too deep"),
         ("a: &a [*a]\n", "by an alias"),
         ("? [a]\n: b\n", "line 1: a key is a name; this one is a sequence"),
+        ("input: {pattern: **/*.mp4}\n", r"(?s)while scanning an alias.*put text in quotes"),
+        ("name: 2026-11-30\n", r"name: .*valid string; put it in quotes \(got datetime"),
+        ("name: 12\n", r"name: .*valid string; put it in quotes \(got 12\)"),
     ],
 )
 def test_a_file_that_is_no_config_is_refused(load, text, message):
@@ -150,3 +181,58 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_utime)
     assert "sede: unknown key; did you mean seed?" in " ".join(message)
     assert loaded == "[]"
     assert float(cpu_s) < 1.0
+
+
+def _fields(schema, seen):
+    """Every field of every section of a schema: (section, name, field), each once."""
+    if schema in seen:
+        return
+    seen.add(schema)
+    for name, info in schema.model_fields.items():
+        yield schema, name, info
+        for inner in _models_in(info.annotation):
+            yield from _fields(inner, seen)
+
+
+FIELDS = [
+    *_fields(JobConfig, set()),
+    *(
+        entry
+        for entry in _fields(SweepConfig, set())
+        if entry[0] not in {owner for owner, *_ in _fields(JobConfig, set())}
+    ),
+]
+
+
+def test_every_number_is_finite():
+    """Whatever key of whatever section takes a float: a deadline that is infinite fails every row."""
+    taking = [(owner, name) for owner, name, info in FIELDS if float in choices_of(info.annotation)]
+    assert len(taking) > 25
+    for owner, name in taking:
+        for value in (math.inf, -math.inf, math.nan):
+            data = {"kind": owner.model_fields["kind"].default} if "kind" in owner.model_fields else {}
+            with pytest.raises(ValidationError) as caught:
+                owner.model_validate({**data, name: value})
+            told = [problem for problem in caught.value.errors() if problem["loc"][:1] == (name,)]
+            assert told, (owner, name, value)
+
+
+def test_every_word_that_yaml_reads_as_a_boolean_is_that_word():
+    """``off`` and its like, in every key of every section that takes such a word."""
+    taking = [
+        (owner, name, word)
+        for owner, name, info in FIELDS
+        for word in choices_of(info.annotation)
+        if isinstance(word, str) and isinstance(yaml.safe_load(word), bool)
+    ]
+    assert {name for _, name, _ in taking} == {"verify_md5", "ranged_reads"}
+    for owner, name, word in taking:
+        assert getattr(owner.model_validate(yaml.safe_load(f"{name}: {word}")), name) == word
+        with pytest.raises(ValidationError, match=f"{name}\n.*Input should be"):
+            owner.model_validate({name: not yaml.safe_load(word)})
+
+
+@pytest.mark.parametrize("value", ["inf", ".inf", "-.inf", ".nan", "2147484"])
+def test_a_deadline_that_never_comes_is_refused_at_the_start(load, value):
+    with pytest.raises(ConfigError, match=r"media\.load_timeout_s: .*(finite|than)"):
+        load(BASE, f"media.load_timeout_s={value}")

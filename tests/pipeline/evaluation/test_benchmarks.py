@@ -244,3 +244,11 @@ def test_mme_by_hand():
     assert scores == {"color": 125.0, "code_reasoning": 0.0, "perception": 125.0, "cognition": 0.0}
     with pytest.raises(ValueError, match="two questions an image"):
         mme_scores([1], ["color"], ["x"])
+
+
+def test_a_missing_value_of_a_published_file_is_null_and_depth_is_refused(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"hint": NaN, "question": "q"}')
+    assert list(read_rows(str(tmp_path / "rows.jsonl"))) == [{"hint": None, "question": "q"}]
+    (tmp_path / "rows.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match=r"rows\.json cannot be read"):
+        list(read_rows(str(tmp_path / "rows.json")))

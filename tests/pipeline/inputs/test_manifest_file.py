@@ -2,6 +2,7 @@
 
 import json
 import time
+import uuid
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,6 +38,12 @@ def as_parquet(rows):
     names = list(dict.fromkeys(name for row in rows for name in row))
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def two_columns_of_one_name():
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table([["a.mp4"], ["b.mp4"]], names=["uri", "uri"]), sink)
     return sink.getvalue().to_pybytes()
 
 
@@ -108,9 +115,36 @@ def test_several_questions_about_one_medium_are_several_items(config, root):
         ("m.csv", "uri,prompt,question\na.mp4,x,y\n", "both columns `prompt` and `question`"),
         ("m.csv", "uri,options\na.mp4,x\n", "line 2: column `options`"),
         ("m.csv", "uri,size\na.mp4,big\n", "line 2: column `size`"),
-        ("m.parquet", as_parquet([{"uri": "a.mp4", "key": b"\xff"}]), "column 'key': binary cannot be read as text"),
+        (
+            "m.parquet",
+            as_parquet([{"uri": "a.mp4", "key": b"\xff"}]),
+            "column 'key': binary whose bytes are not UTF-8.*leave",
+        ),
         ("m.jsonl", '{"uri":["a.mp4"]}', "column `uri` holds lists; name it `uris`"),
-        ("m.jsonl", '{"uri":"a.mp4","reference":["x","y"]}', "column `reference` holds lists; .*one JSON array"),
+        ("m.jsonl", '{"uri":"a.mp4","reference":["x",1]}', "line 1: column `reference`: not a JSON array of texts"),
+        ("m.jsonl", '{"uri":"a.mp4","reference":{"x":1}}', "line 1: column `reference`: not a JSON array of texts"),
+        (
+            "m.jsonl",
+            '{"uri":"a.mp4"}\n{"uri":["b.mp4"]}',
+            "line 2: column `uri` holds lists or objects; name it `uris`",
+        ),
+        ("m.jsonl", '{"uri":"a.mp4"}\n\n{"uri":"b.mp4","prompt":{}}', "line 3: column `prompt` holds lists or objects"),
+        (
+            "m.jsonl",
+            '{"uri":"a.mp4","question":"q"}\n{"uri":"b.mp4","question":["q"]}',
+            "line 2: column `question` holds",
+        ),
+        (
+            "m.parquet",
+            as_parquet([{"uri": "a.mp4", "prompt": {"x": 1}}]),
+            "row 1: column `prompt` holds lists or objects",
+        ),
+        ("m.parquet", as_parquet([{"uris": ["a.jpg"]}, {"uris": ["b.jpg", None]}]), "row 2: column `uris`: .*missing"),
+        ("m.jsonl", "[" * 30000, "line 1: JSON nested too deep"),
+        ("m.jsonl", '{"uri":"a.mp4","\\ud800":1}', "column .*not valid Unicode"),
+        ("m.parquet", two_columns_of_one_name(), "two columns of one name"),
+        ("m.csv", " URI ,x\na.mp4,1\n", "columns are:  URI , x; did you mean ' URI '. rename it"),
+        ("m.csv", "x,path\n1,a.mp4\n", "did you mean 'path'. rename it"),
         *(
             ("m.jsonl", json.dumps({"uri": "a.mp4", name: ["x"]}), "holds lists; give one text a row")
             for name in ("id", "item_id", "prompt", "question", "question_id", "category", "media_kind", "size", "etag")
@@ -121,6 +155,68 @@ def test_a_manifest_that_cannot_be_used_is_refused_with_its_lines(config, tmp_pa
     uri = put_manifest(str(tmp_path), name, content)
     with pytest.raises(InputError, match=message):
         build_manifest(config(input={"manifest": uri}))
+
+
+def test_a_missing_value_is_null_in_every_format_and_depth(config, tmp_path):
+    """NaN is how Python's JSON and pandas write it: it is no question, and no reference to score against."""
+    nan = float("nan")
+    rows = [{"uri": "a.mp4", "prompt": nan, "reference": nan, "n": nan, "deep": {"x": [nan]}}, {"uri": "b.mp4"}]
+    rows[1] |= {"prompt": "ok", "reference": "x", "n": 1.5}
+    texts = {"prompt": [None, "ok"], "reference": [None, "x"]}
+    floats = pa.table({"uri": ["a.mp4", "b.mp4"], **texts, "n": [nan, 1.5], "deep": [{"x": [nan]}, None]})
+    sink = pa.BufferOutputStream()
+    pq.write_table(floats, sink)
+    for name, content in (("m.jsonl", as_jsonl(rows)), ("m.parquet", sink.getvalue().to_pybytes())):
+        first, second = build_manifest(config(input={"manifest": put_manifest(str(tmp_path), name, content)})).items
+        assert (first.prompt, first.reference, first.fields) == (None, None, {"deep": '{"x": [null]}'})
+        assert (second.prompt, second.reference, second.fields) == ("ok", "x", {"n": "1.5"})
+    asked = config(input={"manifest": str(tmp_path / "m.jsonl")}).model_copy(update={"task": QuestionConfig()})
+    with pytest.raises(InputError, match="line 1: no question"):
+        build_manifest(asked)
+
+
+def test_several_accepted_answers_are_a_list_or_its_json(config, tmp_path):
+    rows = [{"uri": "a.mp4", "reference": ["x", "y"]}, {"uri": "b.mp4", "reference": '["x", "y"]'}]
+    rows += [{"uri": "c.mp4", "reference": "x"}, {"uri": "d.mp4", "reference": []}, {"uri": "e.mp4"}]
+    expected = ['["x", "y"]', '["x", "y"]', "x", None, None]
+    uri = put_manifest(str(tmp_path), "m.jsonl", as_jsonl(rows))
+    assert [item.reference for item in build_manifest(config(input={"manifest": uri})).items] == expected
+    lists = [{**row, "reference": None if row.get("reference") == "x" else row.get("reference")} for row in rows]
+    lists[1]["reference"] = ["x", "y"]
+    uri = put_manifest(str(tmp_path), "m.parquet", as_parquet(lists))
+    found = [item.reference for item in build_manifest(config(input={"manifest": uri})).items]
+    assert found == ['["x", "y"]', '["x", "y"]', None, None, None]
+
+
+def test_uuids_are_ids(config, tmp_path):
+    ids = [uuid.UUID(int=n) for n in (1, 2)]
+    stored = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([value.bytes for value in ids], pa.binary(16)))
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"uri": ["a.mp4", "b.mp4"], "item_id": stored}), sink)
+    uri = put_manifest(str(tmp_path), "m.parquet", sink.getvalue().to_pybytes())
+    assert build_manifest(config(input={"manifest": uri})).item_ids() == [str(value) for value in ids]
+
+
+@pytest.mark.parametrize(
+    ("header", "notes"),
+    [
+        ("uri, prompt", [("' prompt'", "'prompt'")]),
+        ("uri,Question", [("'Question'", "'question'")]),
+        ("uri,promt,Item ID", [("'Item ID'", "'item_id'"), ("'promt'", "'prompt'")]),
+        ("uri,questions,references", [("'questions'", "'question'"), ("'references'", "'reference'")]),
+        ("uri,media kind,e-tag", [("'e-tag'", "'etag'"), ("'media kind'", "'media_kind'")]),
+        ("uri,prompt,prompts,split,label,id,ids,uri_of_page", []),
+        ("uri,question,prompt_id,caption,width,answer_type", []),
+    ],
+)
+def test_a_column_that_is_nearly_called_as_one_that_is_read_is_told(config, tmp_path, capsys, header, notes):
+    names = header.split(",")
+    uri = put_manifest(str(tmp_path), "m.csv", f"{header}\n" + ",".join(["a.mp4", *("x" for _ in names[1:])]) + "\n")
+    build_manifest(config(input={"manifest": uri}))
+    told = capsys.readouterr().err.splitlines()
+    assert [line.partition(": column ")[2] for line in told] == [
+        f"{name} is only kept in the rows' `fields`; did you mean {meant}?" for name, meant in notes
+    ]
 
 
 def test_a_metric_for_each_row_is_one_text(config, tmp_path):

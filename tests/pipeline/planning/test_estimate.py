@@ -54,3 +54,8 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
         found = estimate_total([150, 90], samples)
         inside += found.low <= values.sum() <= found.high
     assert 0.90 <= inside / 400 <= 0.99
+
+
+def test_any_seed_draws():
+    strata = [range(10), range(20, 40)]
+    assert draw(strata, 8, seed=-1) == draw(strata, 8, seed=-1) != draw(strata, 8, seed=1)

@@ -190,3 +190,11 @@ def test_fingerprint_and_planning_load_neither_torch_nor_ray(tmp_path, model_fol
 
 def test_sections_are_models():
     assert issubclass(Section, BaseModel)
+
+
+@pytest.mark.parametrize(("metric", "number"), [("yes_no", 1), ("mme", None), ("auto", None), (None, None)])
+def test_a_change_of_one_kind_of_job_orphans_no_other(config, metric, number):
+    job = config()
+    if metric:
+        job = job.model_copy(update={"task": config_module.QuestionConfig(metric=metric)})
+    assert resolve_config_fingerprint(job).fields.get("behaviour.yes_no") == number

@@ -238,8 +238,11 @@ def test_no_override_changes_the_fingerprint_or_the_items(finished, override, er
 
 
 def test_overrides_of_execution_hold_for_the_retry(finished):
-    opened = begin_retry(str(finished), overrides=["runtime.max_attempts=7", "media.load_timeout_s=600"])
+    opened = begin_retry(
+        str(finished), overrides=["runtime.max_attempts=7", "media.load_timeout_s=600", "input.follow_links=/hub"]
+    )
     assert (opened.config.runtime.max_attempts, opened.config.media.load_timeout_s) == (7, 600)
+    assert opened.config.input.follow_links == "/hub"
 
 
 def test_a_run_with_missing_parts_is_finished_first(finished):

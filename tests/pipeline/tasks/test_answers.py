@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.tasks.answers import lettered, option_letter, references_of, short_answer, yes_no
+from pipeline.tasks.answers import lettered, mme_yes_no, option_letter, references_of, short_answer, yes_no
 
 OPTIONS = ["a red car", "a blue bus", "a car", "nothing"]
 
@@ -66,10 +66,45 @@ def test_a_letter_beyond_the_options_is_none():
         ("maybe", None),
         ("", None),
         ("x", None),
+        ("**Yes**", "yes"),
+        ("__No__.", "no"),
+        ("“Yes”", "yes"),
+        ("- (no)", "no"),
+        ("`YES`", "yes"),
+        ("Answer: No", "no"),
+        ("Answer:\n\n**Yes.**", "yes"),
+        ("<answer>no</answer>", "no"),
+        ("The answer is no, since yes would need a cat.", "no"),
+        ("At first the answer is yes, but the final answer would be: No.", "no"),
+        ("I would say yes.", "yes"),
+        ("There is a dog, so the reply is: no!", "no"),
+        ("Yes\n\nThere is no dog.", "yes"),
+        ("Not sure", None),
+        ("Nobody is there", None),
+        ("Nothing of it, yes", "yes"),
+        ("Yesterday", None),
+        ("None", None),
+        ("Yes or no", None),
+        ("yes/no", None),
+        ("Yes and no.", None),
+        ("Yes or no? No.", "no"),
+        ("No idea", None),
+        ("There is no way to tell.", None),
+        ("It says yes here and no there: no", None),
+        ("Y.", "yes"),
+        ("**N**", "no"),
     ],
 )
 def test_yes_and_no(text, answer):
     assert yes_no(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [("Yes", "yes"), ("n.", "no"), ("Not sure", "no"), ("**Yes**", None), ("Answer: No", None)],
+)
+def test_yes_and_no_by_mme_s_rule(text, answer):
+    assert mme_yes_no(text) == answer
 
 
 def test_references_are_one_text_or_a_json_array():

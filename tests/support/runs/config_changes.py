@@ -69,6 +69,7 @@ EXECUTION_VALUES: dict[str, Any] = {
     "input.manifest": "{folder}/copy.jsonl",
     "input.limit": 99,
     "input.exclude_runs": "{folder}",  # the first of the incremental runs
+    "input.follow_links": "{folder}",
     "media.verify_md5": "off",
     "media.load_timeout_s": 1.0,
     "model.device": "cuda",

@@ -188,7 +188,7 @@ IMAGE_ROWS = {
             "prompt": f"Is it red?{PHRASE}",
             "reference": "yes",
             "category": "color",
-            "metric": "yes_no",
+            "metric": "mme",
         },
     ),
     "mmvet": (

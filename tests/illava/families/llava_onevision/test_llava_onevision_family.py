@@ -110,12 +110,6 @@ def test_a_damaged_file_beside_the_weights_is_told_as_the_model_s(onevision_fold
         load_tokenizer(str(folder), revision=None)
 
 
-@pytest.mark.parametrize("text", ["an <image> here", "<video>"])
-def test_a_placeholder_in_the_text_is_refused(family, text):
-    with pytest.raises(RequestError, match="the placeholder of media"):
-        family.render([text], [])
-
-
 def test_an_empty_request_is_refused(family):
     with pytest.raises(RequestError, match="empty"):
         family.render([], [])

@@ -1,0 +1,56 @@
+"""Lists a prefix as columns of items, and counts what is left out because its extension names no known medium."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from itertools import repeat
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.errors import InputError
+from pipeline.inputs.columns import as_lists, hash_ids, kinds_of
+from pipeline.inputs.manifest import say_left_out
+from pipeline.storage import storage
+from pipeline.storage.uris import printable
+
+NO_EXTENSION = "no extension"
+
+
+def list_items(uri: str, pattern: str) -> tuple[dict[str, Any], dict[str, int]]:
+    """Return the columns of the media below a prefix, and how many objects were left out, by extension.
+
+    A name that is not UTF-8 is listed with its bytes as ``\\xNN``: no such address can be read, so that it becomes one
+    failed row.
+
+    Raises:
+        InputError: there is no medium.
+        StorageError: the prefix cannot be listed.
+    """
+    found = storage.list_objects(uri, pattern)
+    names = [os.fsencode(info.uri).decode("utf-8", "backslashreplace") for info in found]
+    uris = pa.chunked_array([pa.array(names, pa.string())])
+    kinds = kinds_of(uris)
+    known = pc.is_valid(kinds)
+    left_out = _by_extension(uris.filter(pc.invert(known)).to_pylist())
+    if sum(left_out.values()) == len(found):
+        seen = f"none of {say_left_out(left_out)} has a known media extension" if found else "no objects"
+        raise InputError(f"input {uri} with pattern {printable(pattern)!r}: {seen}; check input.uri and input.pattern")
+    sizes = pa.chunked_array([pa.array([info.size for info in found], pa.int64())])
+    etags = pa.chunked_array([pa.array([info.etag for info in found], pa.string())])
+    uris, kinds, sizes, etags = (column.filter(known) for column in (uris, kinds, sizes, etags))
+    columns = {
+        "item_id": hash_ids(uris.to_pylist(), sizes.to_pylist(), etags.to_pylist(), repeat("")),
+        "uris": as_lists(uris),
+        "media_kind": kinds,
+        "sizes": as_lists(sizes),
+        "etags": as_lists(etags),
+    }
+    return columns, left_out
+
+
+def _by_extension(uris: list[str]) -> dict[str, int]:
+    extensions = (os.path.splitext(uri.rpartition("/")[2])[1].lower() for uri in uris)
+    return dict(Counter(printable(extension, 20) or NO_EXTENSION for extension in extensions))
