@@ -6,6 +6,7 @@ allowed demuxer and with no protocol.
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 from collections import deque
@@ -34,6 +35,16 @@ _READ_BYTES = 1 << 18
 _MAX_FIRST_PACKETS = 2  # a frame may be two fields with a packet each
 
 
+class _File(io.FileIO):
+    """A file in which seeking to a place that cannot be, as damaged indexes ask for, leads to its end."""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            return super().seek(offset, whence)
+        except (OSError, OverflowError):
+            return super().seek(0, os.SEEK_END)
+
+
 @contextmanager
 def _opened(path: str, container: Container) -> Iterator[tuple[Any, Any]]:
     """Open a container and its video stream; with one demuxer and no protocol, no other file can be opened."""
@@ -41,7 +52,7 @@ def _opened(path: str, container: Container) -> Iterator[tuple[Any, Any]]:
 
     av.logging.set_level(None)
     only = {"protocol_whitelist": "", "format_whitelist": container}
-    with open(path, "rb") as bytes_in:
+    with _File(path, "rb") as bytes_in:
         try:
             file = av.open(
                 bytes_in, "r", format=container, options=only, buffer_size=_READ_BYTES, metadata_errors="replace"

@@ -26,6 +26,10 @@ def test_sixty_mutants_have_their_rows(tmp_path) -> None:
     check(range(60), tmp_path)
 
 
+def test_mutants_that_once_found_a_defect_have_their_rows(tmp_path) -> None:
+    check([116, 1265, 1588, 2785, 4543, 8513], tmp_path)
+
+
 @pytest.mark.long
 def test_a_thousand_mutants_have_their_rows(tmp_path) -> None:
     check(range(1000), tmp_path)
