@@ -32,7 +32,8 @@ class SpecialTokens:
         self._tokenizer = tokenizer
         added = tokenizer.added_tokens_decoder.items()
         self._ids = {str(token): token_id for token_id, token in added if token.special or token_id in placeholder_ids}
-        self._ids |= {tokenizer.convert_ids_to_tokens(token_id): token_id for token_id in placeholder_ids}
+        named = zip(tokenizer.convert_ids_to_tokens(list(placeholder_ids)), placeholder_ids, strict=True)
+        self._ids |= {name: token_id for name, token_id in named if name is not None}
         self._contents = sorted(self._ids, key=len, reverse=True)  # of two that begin alike the longer one is meant
         self._pattern = re.compile("|".join(map(re.escape, self._contents)))
         self._nonce = secrets.token_hex(8)
