@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.runs.verify import verify_run
 from tests.support.media import clips
-from tests.support.runs.fakes import read_rows
+from tests.support.runs.fakes import read_rows, violations
 
 pytestmark = pytest.mark.xdist_group("ray")  # one local cluster at a time
 
@@ -52,7 +51,7 @@ def test_the_demo_captions_on_local_ray_and_the_same_command_recomputes_nothing(
     assert "Traceback" not in first.stderr
     rows = read_rows(tmp_path / "out")
     assert len(rows) == 8
-    assert verify_run(str(tmp_path / "out")) == []
+    assert violations(str(tmp_path / "out")) == []
     [example] = [line for line in first.stdout.splitlines() if line.startswith("  example")]
     assert any(f"{Path(row['uri']).name}: {' '.join(row['text'].split())}"[:150] in example for row in rows)
     assert all(row["num_decoder_tokens_kept"] < 0.31 * row["num_vision_tokens"] for row in rows), "merging is on"

@@ -18,8 +18,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.execution import rows
-from pipeline.runs.verify import verify_run
-from tests.support.runs.fakes import read_rows
+from tests.support.runs.fakes import read_rows, violations
 
 pytestmark = pytest.mark.xdist_group("ray")  # one local cluster at a time
 
@@ -134,4 +133,4 @@ def test_a_submitted_job_runs_the_uploaded_code_and_writes_every_row(cluster, tm
     made = read_rows(output)
     assert len(made) == 8
     assert {row["answer"] for row in made} == {"from the clone"}
-    assert verify_run(str(output)) == []
+    assert violations(str(output)) == []

@@ -23,8 +23,8 @@ from pipeline.report.write import write_report
 from pipeline.runs.parquet_sink import ParquetSink
 from pipeline.runs.run import open_run, pending_shards
 from pipeline.runs.sessions import Session
-from pipeline.runs.verify import verify_run
 from pipeline.storage import storage
+from tests.support.runs.fakes import violations
 from tests.support.runs.run_folders import complete, make_config, make_row, put_media
 
 HOSTILE = "</p><script>alert(1)</script><img src=http://127.0.0.1:9/x onerror=alert(2)>\x1b[31m\u202e\x00 {{ 7 * 7 }}"
@@ -68,7 +68,7 @@ def test_a_finished_run_has_its_report_beside_its_data(opened) -> None:
     complete(opened)
     uri = write_report(opened.uri)
     assert uri == f"{opened.uri}/report.html"
-    assert verify_run(opened.uri) == []
+    assert violations(opened.uri) == []
     page = words(storage.read(uri).decode())
     assert "21 ok, 0 partial, 2 failed" in page
     assert "0.46 items/s" in page
