@@ -263,6 +263,8 @@ def read_pyav(
 
     Frames that cannot be decoded are left out.
     """
+    import av
+
     found: dict[int, np.ndarray] = {}
     damage = Damage()
     for seek_pts in (clip.seek_pts, {}):
@@ -270,7 +272,12 @@ def read_pyav(
             decoded, position = _indexed(_decode(file, stream, clip, packets, damage), clip, damage), -1
             for key, last in clip.gop_spans(wanted):
                 if key > position + 1 and key in seek_pts:
-                    file.seek(seek_pts[key], stream=stream)
+                    try:
+                        file.seek(seek_pts[key], stream=stream)
+                    except av.error.FFmpegError as error:
+                        if isinstance(error, MemoryError):
+                            raise
+                        break  # and decode from the start
                     decoded = _indexed(_decode(file, stream, clip, packets, damage, is_start=False), clip, damage)
                 for position, frame in decoded:
                     if position in wanted:
