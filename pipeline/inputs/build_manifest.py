@@ -6,8 +6,8 @@ by one. The caller passes the ids of items that earlier runs have done.
 
 from __future__ import annotations
 
+import logging
 import os
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,9 +21,10 @@ from pipeline.inputs.listing import list_items
 from pipeline.inputs.manifest import FIELD_PREFIX, Manifest, freeze
 from pipeline.inputs.manifest_columns import ManifestColumns
 from pipeline.inputs.manifest_file import parse_manifest_file, text_or_null
-from pipeline.redaction import visible
 from pipeline.storage import storage
 from pipeline.storage.uris import printable
+
+logger = logging.getLogger(__name__)
 
 
 def build_manifest(config: JobConfig, *, done_ids: Sequence[str] | None = None) -> Manifest:
@@ -98,7 +99,7 @@ def _from_file(config: JobConfig, uri: str) -> dict[str, Any]:
         raise InputError(f"manifest {uri} has no rows")
     source = ManifestColumns(uri, user)
     for note in source.notes():
-        print(visible(f"note: {note}"), file=sys.stderr)
+        logger.info("note: %s", note)
     base = config.input.uri or uri.rpartition("/")[0] or "."
     flat, counts = source.uris()
     flat = join_relative(flat, storage.check_uri(base))

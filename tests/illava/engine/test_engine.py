@@ -223,7 +223,6 @@ def test_a_medium_of_another_model_fails_its_request_alone(vlm, requests, media)
         (Request("x", ("  ",)), "empty"),
         (Request("x", ("hi",), SamplingParams(top_p=2.0)), "top_p"),
         (Request("x", ("hi",), SamplingParams(max_new_tokens=40_000)), "32768 positions"),
-        (Request("x", ("a <video> b",)), "<video>"),
     ],
 )
 def test_requests_that_cannot_be_answered_carry_their_error(vlm, requests, request_, message):

@@ -54,8 +54,13 @@ def test_a_node_is_lost_with_its_actors_and_loaded_media(nodes, tmp_path, monkey
     second = nodes.add_node(**SIZE)
     nodes.wait_for_nodes()
     output, source, lost = tmp_path / "out", numbered_items(tmp_path, 64), []
-    reloaded, dead = [], []  # leases whose media went; VLM actors
+    reloaded, dead, stood = [], [], set()  # leases whose media went; VLM actors that died; those that ever stood
     loaded, payloads_lost, worker_lost = Scheduler.loaded, Scheduler.payloads_lost, Scheduler.worker_lost
+    assign = Scheduler.assign
+
+    def assigned_once_both_stand(scheduler, worker, capacity) -> list:
+        stood.add(worker)
+        return assign(scheduler, worker, capacity) if len(stood) >= 2 else []
 
     def loaded_and_lost(scheduler, lease, nbytes) -> None:
         loaded(scheduler, lease, nbytes)
@@ -64,6 +69,7 @@ def test_a_node_is_lost_with_its_actors_and_loaded_media(nodes, tmp_path, monkey
             lost.append(second)
             nodes.remove_node(second, allow_graceful=False)
 
+    monkeypatch.setattr(Scheduler, "assign", assigned_once_both_stand)
     monkeypatch.setattr(Scheduler, "loaded", loaded_and_lost)
     monkeypatch.setattr(
         Scheduler, "payloads_lost", lambda self, leases: (reloaded.extend(leases), payloads_lost(self, leases))

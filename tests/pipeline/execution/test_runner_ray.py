@@ -78,7 +78,7 @@ def rows_by_actors(cluster, barcode_media, tmp_path_factory) -> Callable[[int], 
     return rows
 
 
-@pytest.mark.parametrize("num_vlms", [1, 2, 4])
+@pytest.mark.parametrize("num_vlms", [1, pytest.param(2, marks=pytest.mark.long), 4])
 def test_no_item_gets_another_ones_frames(rows_by_actors, num_vlms) -> None:
     """Each row's text is the number in its own video, and all but the free columns are what one actor makes."""
     rows = rows_by_actors(num_vlms)

@@ -23,7 +23,8 @@ from pipeline.inputs.columns import (
     VIDEO_EXTENSIONS,
 )
 from pipeline.inputs.manifest import manifest_bytes, read_manifest, say_left_out
-from pipeline.loading.decoding.media import IMAGE_FORMATS, load_images, load_video
+from pipeline.loading.decoding.media import load_video
+from pipeline.loading.decoding.pictures import IMAGE_FORMATS, load_images
 from pipeline.planning.dry_run import _link_lines
 from pipeline.report.write import write_report
 from pipeline.runs.run import create_or_resume, open_run, plan_run

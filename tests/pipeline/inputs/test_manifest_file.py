@@ -209,11 +209,12 @@ def test_uuids_are_ids(config, tmp_path):
         ("uri,question,prompt_id,caption,width,answer_type", []),
     ],
 )
-def test_a_column_that_is_nearly_called_as_one_that_is_read_is_told(config, tmp_path, capsys, header, notes):
+def test_a_column_that_is_nearly_called_as_one_that_is_read_is_told(config, tmp_path, caplog, header, notes):
     names = header.split(",")
     uri = put_manifest(str(tmp_path), "m.csv", f"{header}\n" + ",".join(["a.mp4", *("x" for _ in names[1:])]) + "\n")
-    build_manifest(config(input={"manifest": uri}))
-    told = capsys.readouterr().err.splitlines()
+    with caplog.at_level("INFO", "pipeline"):
+        build_manifest(config(input={"manifest": uri}))
+    told = [record.getMessage() for record in caplog.records]
     assert [line.partition(": column ")[2] for line in told] == [
         f"{name} is only kept in the rows' `fields`; did you mean {meant}?" for name, meant in notes
     ]
