@@ -18,7 +18,7 @@ PLACES = {
     "a reducer is added": ("illava/reducers/base.py", "class Reducer"),
     "tokens are merged in a block": ("illava/reduction/vision.py", "class VisionReduction"),
     "the KV cache lives": ("illava/decoder/kv_cache.py", "class PagedCache"),
-    "frames are chosen": ("pipeline/loading/decoding/frame_sampling.py", "def "),
+    "frames are chosen": ("pipeline/loading/video_index/frame_sampling.py", "def "),
     "a PDF page is rendered": ("pipeline/loading/decoding/pages.py", "def "),
     "a shard is committed": ("pipeline/runs/parquet_sink.py", "class ParquetSink"),
     "a retry is decided": ("pipeline/runs/retry.py", "def "),

@@ -25,10 +25,10 @@ sys.path.insert(0, str(ROOT))
 from illava.families import load_preprocessor  # noqa: E402
 from pipeline.config.schema import MediaConfig  # noqa: E402
 from pipeline.loading.decoding.media import load_video  # noqa: E402
-from pipeline.loading.decoding.mp4_index import fetch_index  # noqa: E402
 from pipeline.loading.decoding.ranged_video import load_present, needed_ranges  # noqa: E402
 from pipeline.loading.sandbox.client import DecoderProcess  # noqa: E402
 from pipeline.loading.sparse_file import SparseCopy  # noqa: E402
+from pipeline.loading.video_index.mp4_index import fetch_index  # noqa: E402
 from pipeline.storage import storage  # noqa: E402
 
 FILES = (  # seconds, px, frames

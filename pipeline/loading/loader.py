@@ -11,12 +11,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from pipeline.errors import ItemError
-from pipeline.loading.decoding.mp4_index import RangeReadUnsafeError
 from pipeline.loading.load_report import LoadMeter
 from pipeline.loading.ranged_read import load_by_ranges
 from pipeline.loading.sandbox.child import DecordFailedError
 from pipeline.loading.sandbox.client import ITEMS_PER_CHILD, MEMORY_BYTES, DecodedMedia, DecoderProcess
 from pipeline.loading.staging import Staging, check_unchanged
+from pipeline.loading.video_index.mp4_index import RangeReadUnsafeError
 from pipeline.records import LoadedItem, MediaItem
 from pipeline.storage.uris import is_local
 

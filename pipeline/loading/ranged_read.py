@@ -7,12 +7,12 @@ ranged read is unsafe, the caller reads the whole object.
 from __future__ import annotations
 
 from pipeline.errors import ItemError
-from pipeline.loading.decoding.mp4_index import RangeReadUnsafeError, fetch_index
 from pipeline.loading.load_report import LoadMeter
 from pipeline.loading.sandbox.child import DecordFailedError
 from pipeline.loading.sandbox.client import DecodedMedia, DecoderProcess
 from pipeline.loading.sparse_file import SparseCopy
 from pipeline.loading.staging import Staging
+from pipeline.loading.video_index.mp4_index import RangeReadUnsafeError, fetch_index
 
 
 def load_by_ranges(copy: SparseCopy, staging: Staging, decoder: DecoderProcess, meter: LoadMeter) -> DecodedMedia:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pipeline.loading.decoding.gop_ranges import merge_ranges
+from pipeline.loading.video_index.gop_ranges import merge_ranges
 from pipeline.storage import storage
 
 

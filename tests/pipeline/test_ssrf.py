@@ -20,9 +20,9 @@ from pipeline.config.schema import MediaConfig
 from pipeline.errors import InputError, ItemError, StorageError
 from pipeline.execution.runner import run_job
 from pipeline.inputs.build_manifest import build_manifest
-from pipeline.loading.decoding.container import Container
-from pipeline.loading.decoding.pyav_video import scan
+from pipeline.loading.decoding.pyav_scan import scan
 from pipeline.loading.loader import Loader
+from pipeline.loading.video_index.container import Container
 from pipeline.records import MediaItem
 from pipeline.storage import storage
 from tests.support.media import adversarial_documents

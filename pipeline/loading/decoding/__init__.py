@@ -1,1 +1,1 @@
-"""Decodes files to frames and pages: containers, decoders, orientation, and the choice of frames."""
+"""Decodes files to frames and pages; runs in the sandbox process only."""

@@ -1,6 +1,6 @@
 """Decodes video files to uint8 RGB frames: checks budgets, then uses decord or PyAV. Runs in the sandbox child.
 
-PyAV first reads the container once without decoding (`pyav_video.scan`). The scan gives every frame's time, what is
+PyAV first reads the container once without decoding (`pyav_scan.scan`). The scan gives every frame's time, what is
 missing, and which frames to take. Both decoders are therefore asked for the same frames, and decord's answers are
 checked against the scan.
 """
@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from pipeline.errors import ItemError
-from pipeline.loading.decoding import mp4_boxes
-from pipeline.loading.decoding.clip import Clip
-from pipeline.loading.decoding.container import HEAD_BYTES, sniff
-from pipeline.loading.decoding.frame_sampling import choose_frames
-from pipeline.loading.decoding.pyav_video import encrypted, list_frames, read_pyav, scan
+from pipeline.loading.decoding.pyav_file import encrypted
+from pipeline.loading.decoding.pyav_scan import scan
+from pipeline.loading.decoding.pyav_video import list_frames, read_pyav
+from pipeline.loading.video_index import mp4_boxes
+from pipeline.loading.video_index.clip import Clip
+from pipeline.loading.video_index.container import HEAD_BYTES, sniff
+from pipeline.loading.video_index.frame_sampling import choose_frames
 
 if TYPE_CHECKING:
     from pipeline.config.schema import MediaConfig

@@ -1,124 +1,25 @@
-"""Reads videos with PyAV: lists a container's frames, and decodes chosen ones. Runs in the sandbox child only.
-
-Listing decodes only the first key frame, which carries the orientation of the picture. Every file is opened with one
-allowed demuxer and with no protocol.
-"""
+"""Decodes chosen frames of a video with PyAV: from the start, after seeking, or out of segments alone."""
 
 from __future__ import annotations
 
-import io
-import os
-import struct
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.errors import ItemError
-from pipeline.loading.decoding import mp4_boxes
-from pipeline.loading.decoding.clip import Clip, Source, check_duration, check_pixels, describe_clip, identity
-from pipeline.loading.decoding.container import Container
-from pipeline.loading.decoding.frame_times import Packet
-from pipeline.loading.decoding.gop_ranges import GopSegment
-from pipeline.loading.decoding.mp4_index import RangeReadUnsafeError
-from pipeline.loading.decoding.nal import is_idr, is_random_access_point, size_mark, stream_orientation
-from pipeline.loading.decoding.orientation import UPRIGHT, Orientation, orientation_of
-from pipeline.loading.decoding.shown_packets import is_frame_coded, packet_reader, sequence_sets
+from pipeline.loading.decoding.pyav_file import demux_all, opened, orientation_in, upright_rgb
+from pipeline.loading.video_index.clip import Clip, describe_clip, identity
+from pipeline.loading.video_index.container import Container
+from pipeline.loading.video_index.frame_times import Packet
+from pipeline.loading.video_index.gop_ranges import GopSegment
+from pipeline.loading.video_index.mp4_index import RangeReadUnsafeError
+from pipeline.loading.video_index.nal import is_random_access_point
 
 if TYPE_CHECKING:
     from pipeline.config.schema import MediaConfig
-
-_READ_BYTES = 1 << 18
-_MAX_FIRST_PACKETS = 2  # a frame may be two fields with a packet each
-
-
-class _File(io.FileIO):
-    """A file in which seeking to a place that cannot be, as damaged indexes ask for, leads to its end."""
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        try:
-            return super().seek(offset, whence)
-        except (OSError, OverflowError):
-            return super().seek(0, os.SEEK_END)
-
-
-@contextmanager
-def _opened(path: str, container: Container) -> Iterator[tuple[Any, Any]]:
-    """Open a container and its video stream; with one demuxer and no protocol, no other file can be opened."""
-    import av
-
-    av.logging.set_level(None)
-    only = {"protocol_whitelist": "", "format_whitelist": container}
-    with _File(path, "rb") as bytes_in:
-        try:
-            file = av.open(
-                bytes_in, "r", format=container, options=only, buffer_size=_READ_BYTES, metadata_errors="replace"
-            )
-        except av.error.FFmpegError as error:
-            if isinstance(error, MemoryError):
-                raise
-            if container == "mov" and mp4_boxes.is_encrypted(path):
-                raise encrypted() from error
-            raise ItemError("corrupt_media", f"the {container} container cannot be read: {error.strerror}") from error
-        with file:
-            if {one.type for one in file.streams} <= {"data"} and (
-                not len(file.streams) or (container == "mov" and mp4_boxes.is_cut(path))
-            ):
-                raise ItemError("corrupt_media", f"the {container} container lists neither pictures nor sound")
-            stream = file.streams.best("video")
-            if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
-                there = ", ".join(sorted({one.type for one in file.streams if one is not stream})) or "a cover picture"
-                raise ItemError("no_video_stream", f"the file has no video stream, but only: {there}")
-            if "enc_key_id" in stream.metadata or (
-                stream.codec_context is None and container == "mov" and mp4_boxes.is_encrypted(path)
-            ):
-                raise encrypted()
-            if stream.codec_context is None:
-                raise ItemError("unsupported_media", "there is no decoder for the codec of the video stream")
-            stream.codec_context.thread_count = 1
-            yield file, stream
-
-
-def encrypted() -> ItemError:
-    """Return the error of a video that needs a key."""
-    return ItemError("encrypted_video", "the video is encrypted (DRM) and needs a key; export it without")
-
-
-def scan(path: str, container: Container, media: MediaConfig) -> tuple[Clip, list[Packet]]:
-    """Check the budgets; return the description of every frame, and the packets in file order.
-
-    Raises:
-        ItemError: ``too_large``, ``no_video_stream``, ``encrypted_video``, ``unsupported_media``, ``corrupt_media`` or
-            ``empty_media``.
-    """
-    with _opened(path, container) as (file, stream):
-        codec = stream.codec_context
-        check_pixels(codec.width, codec.height, most=media.max_pixels_per_frame)
-        declared_s = (file.duration or 0) / 1e6
-        if container != "mpegts":  # which declares nothing: FFmpeg subtracts the file's first time from its last
-            check_duration(declared_s, most_s=media.max_duration_s)
-        num_indexed = sum(entry.size > 0 for entry in stream.index_entries) if container in {"mov", "avi"} else 0
-        name, extradata = codec.codec.canonical_name, codec.extradata
-        found = _read_packets(file, stream)
-        source = Source(
-            container,
-            name,
-            stream.time_base,
-            frame_rate=stream.average_rate,
-            declared_s=declared_s,
-            num_declared=_num_in_cut_avi(stream.frames, found.packets) if _is_cut_avi(path, container) else num_indexed,
-            num_videos=len(file.streams.video),
-            orientation=found.orientation,
-            is_turned_in_stream=found.is_turned_in_stream,
-            may_change_size=found.may_change_size,
-            needs_bytes=name == "h264" and not is_frame_coded(extradata),
-        )
-    clip = describe_clip(found.packets, source, end_s=found.end_s)
-    check_duration(clip.timeline.timestamps_s[-1], most_s=media.max_duration_s)
-    return clip, found.packets
 
 
 def list_frames(path: str, clip: Clip, packets: Sequence[Packet]) -> Clip:
@@ -128,125 +29,12 @@ def list_frames(path: str, clip: Clip, packets: Sequence[Packet]) -> Clip:
     """
     end = clip.unsure_until or len(packets)
     given, damage = set(range(end, len(packets))), Damage()
-    with _opened(path, clip.source.container) as (file, stream):
+    with opened(path, clip.source.container) as (file, stream):
         for number, _ in _decode(file, stream, clip, packets, damage):
             given.add(number)
             if number >= end:
                 break
     return clip if damage.is_seen else describe_clip(packets, clip.source, end_s=clip.end_s, decoded=given)
-
-
-def _is_cut_avi(path: str, container: Container) -> bool:
-    """Whether an AVI file ends before its outermost chunk does; its index then is lost."""
-    with open(path, "rb") as file:
-        return container == "avi" and int.from_bytes(file.read(8)[4:], "little") + 8 > os.path.getsize(path)
-
-
-def _num_in_cut_avi(num_chunks: int, packets: Sequence[Packet]) -> int:
-    """Return how many packets there should be: the times count chunks, and a chunk of no bytes repeats a frame."""
-    last = max((packet.dts for packet in packets if packet.dts is not None), default=-1)
-    return len(packets) + max(0, num_chunks - 1 - last)
-
-
-class _Scanned(NamedTuple):
-    """Holds every packet of the stream, when the last packet of any stream ends, and what `Source` says of the rest."""
-
-    packets: list[Packet]
-    end_s: float
-    orientation: Orientation
-    is_turned_in_stream: bool
-    may_change_size: bool
-
-
-def _read_packets(file: Any, stream: Any) -> _Scanned:
-    """Read the whole file once.
-
-    Raises:
-        ItemError: ``unsupported_media`` where the stream gives several orientations, ``encrypted_video``.
-    """
-    packets: list[Packet] = []
-    first: list[Any] = []
-    end_s, start_s = 0.0, _start_s(file)
-    codec, extradata = stream.codec_context.codec.canonical_name, stream.codec_context.extradata
-    keyframe_index = {entry.pos for entry in stream.index_entries if entry.is_keyframe}
-    shows = packet_reader(codec, extradata)
-    orientations: list[bytes | None] = []
-    sizes: set[Any] = set(sequence_sets(extradata) if codec == "h264" else ())
-    for packet in _demux(file):
-        if not packet.size:
-            continue
-        if packet.dts is not None and not packet.is_corrupt:
-            last = max(packet.dts, packet.pts if packet.pts is not None else packet.dts) + (packet.duration or 0)
-            end_s = max(end_s, float(last * packet.time_base) - start_s)
-        if packet.stream_index != stream.index:
-            continue
-        if packet.has_sidedata("encryption_info"):  # ISO/IEC 23001-7 (CENC)
-            raise encrypted()
-        data = bytes(packet) if shows or packet.is_keyframe or codec == "hevc" else b""
-        starts_gop = packet.is_keyframe and is_idr(data, codec=codec, extradata=extradata)
-        flags = packet.is_keyframe, starts_gop, packet.is_corrupt, packet.is_discard
-        position = -1 if packet.pos is None else packet.pos
-        is_hidden = shows is not None and not shows(data)
-        indexed = position in keyframe_index
-        packets.append(Packet(packet.pts, packet.dts, *flags, indexed, position, packet.size, is_hidden))
-        if first or packet.is_keyframe:
-            orientations.append(stream_orientation(data, codec=codec, extradata=extradata))
-            if packet.is_keyframe:
-                sizes.add(size_mark(data, codec=codec, extradata=extradata))
-            if len(first) < _MAX_FIRST_PACKETS:
-                first.append(packet)
-    given = {message for message in orientations if message}
-    if len(given) > 1 or (given and not orientations[0]):
-        raise ItemError("unsupported_media", "the stream turns its picture midway; no one orientation shows it upright")
-    return _Scanned(packets, end_s, _first_orientation(first), bool(given), len(sizes - {None}) > 1)
-
-
-def _start_s(file: Any) -> float:
-    """Return what must be subtracted from times to compare them with the declared duration.
-
-    The declared duration counts from the first packet. In Matroska files that FFmpeg wrote it counts from zero; such a
-    duration exceeds the start time.
-    """
-    start_s = (file.start_time or 0) / 1e6
-    return 0.0 if "matroska" in file.format.name and (file.duration or 0) / 1e6 > start_s else start_s
-
-
-def _first_orientation(packets: Sequence[Any]) -> Orientation:
-    """Return the orientation of the frame that the first key frame's packet gives, perhaps with the one after it.
-
-    Upright where these cannot be decoded, which `read_pyav` then reports.
-    """
-    import av
-
-    try:
-        for packet in packets:
-            if packet.is_corrupt:
-                break
-            if frames := [*packet.decode(), *packet.stream.codec_context.decode(None)]:
-                return _orientation(frames[0])
-            packet.stream.codec_context.flush_buffers()
-    except av.error.FFmpegError as error:
-        if isinstance(error, MemoryError):
-            raise
-    return UPRIGHT
-
-
-def _orientation(frame: Any) -> Orientation:
-    """Read a frame's display matrix; whatever else the frame carries is passed over."""
-    from av.sidedata.sidedata import Type
-
-    Type._missing_ = classmethod(_unnamed)  # type: ignore[assignment,method-assign]
-    for side_data in frame.side_data:
-        if side_data.type == Type.DISPLAYMATRIX:
-            return orientation_of(struct.unpack("=9i", bytes(side_data)[:36]))
-    return UPRIGHT
-
-
-def _unnamed(names: Any, value: int) -> Any:
-    """Let PyAV list side data of a type for which it has no name: it lists all of a frame, or raises."""
-    member = object.__new__(names)
-    member._name_, member._value_ = f"TYPE_{value}", value
-    return member
 
 
 @dataclass(slots=True)
@@ -268,7 +56,7 @@ def read_pyav(
     found: dict[int, np.ndarray] = {}
     damage = Damage()
     for seek_pts in (clip.seek_pts, {}):
-        with _opened(path, clip.source.container) as (file, stream):
+        with opened(path, clip.source.container) as (file, stream):
             decoded, position = _indexed(_decode(file, stream, clip, packets, damage), clip, damage), -1
             for key, last in clip.gop_spans(wanted):
                 if key > position + 1 and key in seek_pts:
@@ -281,7 +69,7 @@ def read_pyav(
                     decoded = _indexed(_decode(file, stream, clip, packets, damage, is_start=False), clip, damage)
                 for position, frame in decoded:
                     if position in wanted:
-                        found[position] = _rgb(frame, clip.source.orientation, media)
+                        found[position] = upright_rgb(frame, clip.source.orientation, media)
                     if position >= last:
                         break
         if len(found) == len(wanted) or not seek_pts:  # else a frame that was skipped may have been needed
@@ -313,7 +101,7 @@ def decode_segments(
     import av
 
     frames: dict[int, np.ndarray] = {}
-    with _opened(path, container) as (file, stream):
+    with opened(path, container) as (file, stream):
         codec = stream.codec_context
         codec.options = {"err_detect": "explode"}
         try:
@@ -324,7 +112,7 @@ def decode_segments(
                     if frame.is_corrupt:
                         raise RangeReadUnsafeError("a frame is not whole")
                     if frame.pts in one.wanted:
-                        frames[one.wanted[frame.pts]] = _rgb(frame, _orientation(frame), media)
+                        frames[one.wanted[frame.pts]] = upright_rgb(frame, orientation_in(frame), media)
         except av.error.FFmpegError as error:
             if isinstance(error, MemoryError):
                 raise
@@ -401,7 +189,7 @@ def _numbered(file: Any, stream: Any, packets: Sequence[Packet], *, is_start: bo
     """Yield packets with their number in the file; None for the one without bytes that ends the file."""
     known = {} if is_start else {identity(packet): number for number, packet in enumerate(packets)}
     count = 0
-    for packet in _demux(file, stream):
+    for packet in demux_all(file, stream):
         if not packet.size:
             yield None, packet
             continue
@@ -417,19 +205,3 @@ def _number_of_frame(packets: Sequence[Packet], number: int) -> int:
     while number and packets[number].is_hidden:
         number -= 1
     return number
-
-
-def _demux(file: Any, *streams: Any) -> Iterator[Any]:
-    """Yield packets until the file ends, early or not; the counts then show what is missing."""
-    import av
-
-    try:
-        yield from file.demux(*streams)
-    except av.error.FFmpegError as error:
-        if isinstance(error, MemoryError):
-            raise
-
-
-def _rgb(frame: Any, orientation: Orientation, media: MediaConfig) -> np.ndarray:
-    check_pixels(frame.width, frame.height, most=media.max_pixels_per_frame)
-    return orientation.apply(frame.to_ndarray(format="rgb24", threads=1))

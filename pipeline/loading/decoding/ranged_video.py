@@ -10,13 +10,14 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.loading.decoding.clip import Clip
-from pipeline.loading.decoding.container import HEAD_BYTES, sniff
-from pipeline.loading.decoding.frame_sampling import choose_frames
-from pipeline.loading.decoding.gop_ranges import GopSegment, byte_ranges, gop_segments, is_covered
 from pipeline.loading.decoding.media import Frames
-from pipeline.loading.decoding.mp4_index import RangeReadUnsafeError
-from pipeline.loading.decoding.pyav_video import decode_segments, scan
+from pipeline.loading.decoding.pyav_scan import scan
+from pipeline.loading.decoding.pyav_video import decode_segments
+from pipeline.loading.video_index.clip import Clip
+from pipeline.loading.video_index.container import HEAD_BYTES, sniff
+from pipeline.loading.video_index.frame_sampling import choose_frames
+from pipeline.loading.video_index.gop_ranges import GopSegment, byte_ranges, gop_segments, is_covered
+from pipeline.loading.video_index.mp4_index import RangeReadUnsafeError
 
 if TYPE_CHECKING:
     from pipeline.config.schema import MediaConfig

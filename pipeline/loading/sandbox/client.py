@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from pipeline.errors import ItemError
-from pipeline.loading.decoding.mp4_index import RangeReadUnsafeError
 from pipeline.loading.sandbox.child import ChildExitedError, DecordFailedError, SandboxProcess, TimedOutError
+from pipeline.loading.video_index.mp4_index import RangeReadUnsafeError
 from pipeline.records import ROW_ERROR_TYPES, FailedPage
 
 if TYPE_CHECKING:

@@ -68,7 +68,7 @@ def _answer(
     """Return the answer to one request, or the error in its place; and the tiles that follow the answer."""
     from illava.errors import PreprocessError
     from pipeline.loading.decoding.media import DecordRefusedError
-    from pipeline.loading.decoding.mp4_index import RangeReadUnsafeError
+    from pipeline.loading.video_index.mp4_index import RangeReadUnsafeError
 
     try:
         return _load(request, media, preprocessor)

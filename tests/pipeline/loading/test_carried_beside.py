@@ -16,7 +16,7 @@ import pytest
 from pipeline.config.schema import KeyframeSampling, MediaConfig
 from pipeline.errors import ItemError
 from pipeline.loading.decoding.media import load_video
-from pipeline.loading.decoding.nal import stream_orientation
+from pipeline.loading.video_index.nal import stream_orientation
 from tests.support.media.clips import read_frame_number
 from tests.support.media.stream_writers import DATA, encrypted_webm, joined, moved, scrambled
 from tests.support.media.video_writers import CLOSED_HEVC, HEVC, altered, clip, timestamped

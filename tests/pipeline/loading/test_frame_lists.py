@@ -17,10 +17,10 @@ import pytest
 
 from pipeline.config.schema import FpsSampling, KeyframeSampling, MediaConfig
 from pipeline.errors import ItemError
-from pipeline.loading.decoding.frame_times import Packet, find_joints, time_frames
 from pipeline.loading.decoding.media import DecordRefusedError, load_video
-from pipeline.loading.decoding.nal import size_mark, stream_orientation
-from pipeline.loading.decoding.shown_packets import is_frame_coded, packet_reader, sequence_sets
+from pipeline.loading.video_index.frame_times import Packet, find_joints, time_frames
+from pipeline.loading.video_index.nal import size_mark, stream_orientation
+from pipeline.loading.video_index.shown_packets import is_frame_coded, packet_reader, sequence_sets
 from tests.support.media.clips import read_frame_number
 from tests.support.media.decoded import every_frame
 from tests.support.media.stream_writers import (

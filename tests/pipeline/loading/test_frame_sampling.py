@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.config.schema import FpsSampling, KeyframeSampling, UniformSampling
-from pipeline.loading.decoding.frame_sampling import Timeline, choose_frames, spread
+from pipeline.loading.video_index.frame_sampling import Timeline, choose_frames, spread
 
 
 def timeline(num_frames, rate_fps=10.0, keyframe_interval=12):

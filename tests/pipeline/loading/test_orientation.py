@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ItemError
-from pipeline.loading.decoding.orientation import Orientation, orientation_of
+from pipeline.loading.video_index.orientation import Orientation, orientation_of
 
 ONE = 1 << 16
 PICTURE = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)

@@ -13,9 +13,9 @@ from illava.families import load_preprocessor
 from pipeline.config.schema import FpsSampling, KeyframeSampling, MediaConfig
 from pipeline.errors import ItemError
 from pipeline.loading.decoding.media import load_video
-from pipeline.loading.decoding.mp4_index import RangeReadUnsafeError
 from pipeline.loading.loader import Loader
 from pipeline.loading.sparse_file import SparseCopy
+from pipeline.loading.video_index.mp4_index import RangeReadUnsafeError
 from pipeline.records import MediaItem
 from pipeline.storage import storage
 from tests.support.media.clips import write_barcode_video, write_truncated, write_video

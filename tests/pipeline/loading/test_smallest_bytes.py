@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.config.schema import MediaConfig
 from pipeline.loading.decoding.media import load_video
-from pipeline.loading.decoding.mp4_index import RangeReadUnsafeError
+from pipeline.loading.video_index.mp4_index import RangeReadUnsafeError
 from tests.support.media.clips import write_video
 from tests.support.media.long_videos import noisy_frames, write_long_video
 from tests.support.media.ranged_copies import assert_same, ranged

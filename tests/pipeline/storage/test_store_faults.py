@@ -77,7 +77,9 @@ def test_one_bad_answer_is_nobodys_failure(store, kind) -> None:
     assert store.faults == {kind: 1}
 
 
-@pytest.mark.parametrize("kind", ["500", "503", "429", "reset"])
+@pytest.mark.parametrize(
+    "kind", ["429", "reset", pytest.param("500", marks=pytest.mark.long), pytest.param("503", marks=pytest.mark.long)]
+)
 def test_one_bad_answer_to_a_head_or_a_write_either(store, kind) -> None:
     for action in (
         lambda: storage.write_atomic(f"{store.bucket}/object", b"data"),

@@ -8,9 +8,9 @@ import numpy as np
 
 from pipeline.config.schema import MediaConfig
 from pipeline.loading.decoding.media import Frames
-from pipeline.loading.decoding.mp4_index import fetch_index
 from pipeline.loading.decoding.ranged_video import load_present, needed_ranges
 from pipeline.loading.sparse_file import SparseCopy
+from pipeline.loading.video_index.mp4_index import fetch_index
 from pipeline.storage import storage
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pipeline.loading.decoding.nal import length_size, unescaped, unit_type, units
+from pipeline.loading.video_index.nal import length_size, unescaped, unit_type, units
 
 _SLICES, _SPS, _PPS = frozenset({1, 2, 5}), 7, 8
 _HEADER_BYTES = 64  # of a slice: its header is shorter

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from pipeline.loading.decoding.clip import Clip
-from pipeline.loading.decoding.frame_times import Packet
-from pipeline.loading.decoding.mp4_index import RangeReadUnsafeError
+from pipeline.loading.video_index.clip import Clip
+from pipeline.loading.video_index.frame_times import Packet
+from pipeline.loading.video_index.mp4_index import RangeReadUnsafeError
 
 _MAX_KEYFRAMES_BACK = 4  # a frame may be coded after a key frame that is shown after it
 _CODECS = frozenset({"h264", "hevc", "av1", "mpeg4"})

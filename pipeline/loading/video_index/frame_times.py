@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from pipeline.errors import ItemError
-from pipeline.loading.decoding.container import Container
+from pipeline.loading.video_index.container import Container
 
 _JUMP_S = 10.0  # a longer gap in mpegts is a joint, as in FFmpeg's dts_delta_threshold: its clocks begin anywhere
 _UNKNOWN_STEP_S = Fraction(1, 25)  # how long a single frame without a rate is shown
@@ -24,10 +24,10 @@ _BACK_S = 1.0  # matroska has no decoding times; those that FFmpeg makes up may 
 class Packet(NamedTuple):
     """Describes one packet of a video stream, without its bytes; times are in the stream's time base.
 
-    ``is_idr``: a key frame after which no frame refers to one before it (`pipeline.loading.decoding.nal`).
+    ``is_idr``: a key frame after which no frame refers to one before it (`pipeline.loading.video_index.nal`).
     ``is_indexed_keyframe``: the container's keyframe index lists the packet, whatever its bytes say.
     ``position``, ``num_bytes``: where the packet lies in the file; position -1 where the container does not say.
-    ``is_hidden``: the packet begins no frame that is shown (`pipeline.loading.decoding.shown_packets`).
+    ``is_hidden``: the packet begins no frame that is shown (`pipeline.loading.video_index.shown_packets`).
     """
 
     pts: int | None

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from pipeline.errors import ItemError
-from pipeline.loading.decoding.container import Container
-from pipeline.loading.decoding.frame_sampling import Timeline
-from pipeline.loading.decoding.frame_times import FrameTimes, Packet, find_joints, time_frames
-from pipeline.loading.decoding.orientation import UPRIGHT, Orientation
+from pipeline.loading.video_index.container import Container
+from pipeline.loading.video_index.frame_sampling import Timeline
+from pipeline.loading.video_index.frame_times import FrameTimes, Packet, find_joints, time_frames
+from pipeline.loading.video_index.orientation import UPRIGHT, Orientation
 
 _CODECS_FOR_DECORD = frozenset({"h264", "hevc", "vp8", "vp9"})
 _LATE_BY_S = 0.5  # a container whose last packet ends this much before its declared end was cut short
