@@ -5,6 +5,10 @@ About 1 s.
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from PIL import Image
 
@@ -79,6 +83,42 @@ def test_what_a_document_is_told_to_be_does_not_depend_on_the_one_before(tmp_pat
         for path in paths:
             told(before)
             assert told(path) == alone[path], (before.name, path.name)
+
+
+ROOT = Path(__file__).resolve().parents[3]
+DIGESTS = """
+import hashlib, sys
+from pipeline.config.schema import MediaConfig
+from pipeline.loading.decoding.pages import load_pages
+class Digests:
+    def images(self, pages):
+        return [hashlib.sha256(page.tobytes()).hexdigest() for page in pages]
+for path in sys.argv[1:]:
+    print(*load_pages("document", [path], MediaConfig(), Digests(), pages_per_request=1).inputs)
+"""
+
+
+def test_the_font_that_stands_for_a_missing_one_does_not_depend_on_the_document_before(tmp_path):
+    """In a process that has read no PDF: PDFium draws with a font otherwise once it has drawn with it."""
+    text = "BT /F1 24 Tf 20 99 Td (Hamburgefonts) Tj ET"
+    for font in ("Tahoma", "Foo"):
+        (tmp_path / f"{font}.pdf").write_bytes(
+            pdf_bytes(
+                [
+                    "<< /Type /Catalog /Pages 2 0 R >>",
+                    "<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+                    "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 300 200] /Contents 4 0 R "
+                    "/Resources << /Font << /F1 5 0 R >> >> >>",
+                    f"<< /Length {len(text)} >>\nstream\n{text}\nendstream",
+                    f"<< /Type /Font /Subtype /TrueType /BaseFont /{font} >>",
+                ]
+            )
+        )
+    order = [str(tmp_path / f"{font}.pdf") for font in ("Tahoma", "Tahoma", "Foo", "Tahoma", "Foo")]
+    done = subprocess.run([sys.executable, "-c", DIGESTS, *order], capture_output=True, text=True, cwd=ROOT, check=True)
+    first, second, foo, third, again = done.stdout.splitlines()
+    assert first == second == third
+    assert foo == again
 
 
 def test_no_reason_is_success(tmp_path):
