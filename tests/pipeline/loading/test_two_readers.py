@@ -16,8 +16,10 @@ from tests.support.media.adversarial_videos import BROKEN, READABLE, TURNED
 from tests.support.media.decoded import every_frame
 
 SAMPLINGS = ({}, {"frame_sampling": FpsSampling(fps=3)}, {"frame_sampling": KeyframeSampling()})
-LARGE = {"8k.mp4", "ten-hours.mp4", "ten-hours-too-long.mp4"}  # `test_media_corpus` reads them
-FILES = [file for file in (*READABLE, *TURNED, *BROKEN) if file.name not in LARGE]
+LARGE = {"8k.mp4", "ten-hours.mp4", "ten-hours-too-long.mp4"}  # in `make test-long`
+FILES = [
+    pytest.param(file, marks=pytest.mark.long) if file.name in LARGE else file for file in (*READABLE, *TURNED, *BROKEN)
+]
 # decord must read these, and not refuse them all.
 READ_BY_DECORD = {file.name for file in READABLE if file.decoder == "decord"}
 
