@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import ItemError
+from pipeline.inputs.arrow_text import json_text
 from pipeline.storage.uris import FORBIDDEN_PATTERN, OBJECT_URI_PATTERN, check_uri, printable
 
 # What the decoders read (`pipeline.loading.decoding`): every container and picture format there under its usual names.
@@ -116,5 +116,4 @@ def as_lists(column: pa.ChunkedArray, counts: Sequence[int] | None = None) -> pa
 
 def as_json(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Write each list of texts as a JSON array."""
-    texts = [None if value is None else json.dumps(value, ensure_ascii=False) for value in column.to_pylist()]
-    return pa.chunked_array([pa.array(texts, pa.string())])
+    return pa.chunked_array([pa.array([json_text(value) for value in column.to_pylist()], pa.string())])

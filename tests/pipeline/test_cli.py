@@ -26,6 +26,7 @@ from pipeline.execution.runner import run_job
 from pipeline.exit_codes import EXIT_CODES, guarded
 from tests.support.runs import fakes
 from tests.support.runs.fakes import job_config, numbered_items
+from tests.support.timing import holds_in_one_of_three
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = str(ROOT / "configs" / "demo.yaml")
@@ -37,14 +38,16 @@ def in_root(monkeypatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
-def _timed(code: str) -> tuple[float, subprocess.CompletedProcess]:
-    """Best of three, so that a busy machine is not taken for a slow program."""
-    best = (float("inf"), None)
-    for _ in range(3):
+def _in_under_a_second(code: str) -> subprocess.CompletedProcess:
+    done = []
+
+    @holds_in_one_of_three
+    def attempt(number) -> None:
         begin_s = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-        best = min(best, (time.perf_counter() - begin_s, done), key=lambda pair: pair[0])
-    return best
+        done.append(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False))
+        assert time.perf_counter() - begin_s < 1.0
+
+    return done[-1]
 
 
 @pytest.mark.parametrize("module", ["pipeline.cli import run_cli as main", "pipeline.__main__ import main"])
@@ -56,10 +59,9 @@ def test_help_answers_in_under_a_second_and_loads_nothing_heavy(module) -> None:
         "heavy = {'torch', 'ray', 'decord', 'av', 'pyarrow', 'transformers', 'numpy'} & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)\n"
     )
-    seconds, done = _timed(code)
+    done = _in_under_a_second(code)
     assert done.returncode == 0, done.stderr
     assert "usage:" in done.stdout
-    assert seconds < 1.0
 
 
 def test_each_command_helps_in_no_time_and_loads_nothing_heavy() -> None:
@@ -72,13 +74,12 @@ def test_each_command_helps_in_no_time_and_loads_nothing_heavy() -> None:
         "heavy = {'torch', 'ray', 'decord', 'av', 'pyarrow', 'transformers', 'numpy', 'rich'} & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)\n"
     )
-    seconds, done = _timed(code)
+    done = _in_under_a_second(code)
     assert done.returncode == 0, done.stderr
     shown = set(re.findall(r"^(\S+) is shown$", done.stdout, flags=re.M))
     assert shown == set(build_parser().commands)
     assert {"caption", "answer", "documents", "sweep", "draw", "status", "verify", "retry", "report"} < shown
     assert {"compare", "export", "convert", "export-for-judge"} < shown
-    assert seconds < 1.0
 
 
 def test_the_console_command_is_the_module() -> None:
@@ -161,12 +162,11 @@ def test_an_unknown_key_is_refused_in_under_a_second_with_its_path_and_the_neare
         f"code = run_cli('job', ['--config', {DEMO!r}, '--set', 'media.num_frame=4'])\n"
         "sys.exit(code if not {'torch', 'ray', 'decord'} & set(sys.modules) else 99)\n"
     )
-    seconds, done = _timed(code)
+    done = _in_under_a_second(code)
     assert done.returncode == 2
     assert "media.num_frame" in done.stderr
     assert "media.num_frames" in done.stderr.replace("media.num_frame ", "")
     assert "Traceback" not in done.stderr
-    assert seconds < 1.0
 
 
 def test_plan_prints_tokens_and_shards_without_ray_or_torch_and_writes_nothing(tmp_path) -> None:

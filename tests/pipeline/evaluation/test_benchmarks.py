@@ -2,6 +2,7 @@
 
 import base64
 import json
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -152,25 +153,20 @@ def test_subtitles_come_from_their_files(tmp_path):
     (media / "one.srt").write_text(PUBLISHED["videomme_subtitles"][0]["subtitle"])
     rows = [{**PUBLISHED["videomme"][0], "videoID": name} for name in ("one", "two")]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    write_manifest(
+    convert = partial(
+        write_manifest,
         "videomme_subtitles",
         str(tmp_path / "rows.jsonl"),
         media_uri=str(media),
-        manifest_uri=str(tmp_path / "m.jsonl"),
         subtitles_uri=str(media),
     )
+    convert(manifest_uri=str(tmp_path / "m.jsonl"))
     first, second = (row["prompt"].split("\n") for row in read_rows(str(tmp_path / "m.jsonl")))
     assert first[1:3] == ["hello there", "bye"]
     assert second[1] == "No subtitles available"
     (media / "two.srt").write_bytes(b"caf\xe9")
     with pytest.raises(InputError, match=r"two\.srt is not UTF-8"):
-        write_manifest(
-            "videomme_subtitles",
-            str(tmp_path / "rows.jsonl"),
-            media_uri=str(media),
-            manifest_uri=str(tmp_path / "n.jsonl"),
-            subtitles_uri=str(media),
-        )
+        convert(manifest_uri=str(tmp_path / "n.jsonl"))
 
 
 def test_subtitles_at_times():
