@@ -42,7 +42,7 @@ class Question(Task):
         if metric == "multiple_choice":
             letters = ascii_uppercase[: len(item.options or ())]
             return tuple((letter, f" {letter}", f"({letter}") for letter in letters)
-        return _YES_NO if metric == "yes_no" else ()
+        return _YES_NO if metric in _READERS else ()
 
     def parse(self, item: MediaItem, text: str) -> ParsedAnswer:
         metric = metric_of(self.config.metric, item.fields.get("metric"), item.options)

@@ -187,7 +187,8 @@ def test_options_are_named_as_answers_name_them() -> None:
     config = job_config("out", {"uri": "x/"}, task={"kind": "question"})
     task, item = build_task(config.task), MediaItem("a", ("a.png",), "image", (1,), ("",), prompt="Which?")
     assert task.choices(replace(item, options=("x", "y"))) == (("A", " A", "(A"), ("B", " B", "(B"))
-    assert [texts[0] for texts in task.choices(replace(item, fields={"metric": "yes_no"}))] == ["yes", "no"]
+    for metric in ("yes_no", "mme"):
+        assert [texts[0] for texts in task.choices(replace(item, fields={"metric": metric}))] == ["yes", "no"]
     assert task.choices(item) == ()
 
 
