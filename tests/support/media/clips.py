@@ -82,8 +82,11 @@ def write_video(
         "libx264": {"crf": "18", "preset": "ultrafast", "threads": "1"},
         "libsvtav1": {"preset": "12", "crf": "30"},
     }
+    options = options or defaults.get(codec, {})
+    if codec == "libsvtav1":  # its threads, dozens by default, once waited for each other for ever
+        options = {"svtav1-params": "lp=1", **options}
     with av.open(str(path), "w", options=container_options or {}) as container:
-        stream = container.add_stream(codec, rate=fps, options=options or defaults.get(codec, {}))
+        stream = container.add_stream(codec, rate=fps, options=options)
         stream.pix_fmt, stream.codec_context.gop_size = pix_fmt, keyframe_interval
         stream.codec_context.time_base = Fraction(1, fps)
         for index, picture in enumerate(frames):
