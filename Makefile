@@ -2,8 +2,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 RUN    := $(VENV)/bin/python
-# A file's tests stay in one process, and so do all that start a Ray cluster: tests/conftest.py.
-IN_PROCESSES := -n $(or $(PROCESSES),2) --dist loadgroup
+# A file's tests stay in one process, and so do all that start a Ray cluster: tests/conftest.py. A process that ends
+# early ends the suite with its test's name: pytest-xdist 3.8 waits for ever for what the next one would have run.
+IN_PROCESSES := -n $(or $(PROCESSES),2) --dist loadgroup --max-worker-restart 0
 export HF_HUB_DISABLE_TELEMETRY := 1
 export RAY_USAGE_STATS_ENABLED := 0
 

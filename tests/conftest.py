@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.isolation import isolated_process
+from tests.support.isolation import isolated_process, own_temporary_folder
 from tests.support.models.onevision import make_onevision
 
 # Ray reads its token once a process and keeps it: one for all tests. Given none, it leaves one in the home folder.
@@ -22,8 +22,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_temporary_folder(tmp_path_factory: pytest.TempPathFactory):
+    tmp_path_factory.getbasetemp()  # kept where pytest looks for the last three
+    with own_temporary_folder():
+        yield
+
+
 @pytest.fixture(autouse=True)
-def _isolated_process():
+def _isolated_process(_own_temporary_folder):
     with isolated_process():
         yield
 

@@ -2,13 +2,16 @@
 
 import os
 import random
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from illava.attention.backend import kernels_on
-from tests.support.isolation import isolated_process
+from tests.support.isolation import isolated_process, own_temporary_folder
 
 CPU = torch.device("cpu")
 
@@ -58,3 +61,16 @@ def test_every_test_draws_the_same_numbers():
 
 def test_every_test_is_isolated(request):
     assert "_isolated_process" in request.fixturenames
+
+
+def test_every_process_of_tests_has_a_temporary_folder_of_its_own():
+    """Else a test that counts what is left behind finds what another process's test is just using."""
+    command = [sys.executable, "-c", "import tempfile; print(tempfile.gettempdir())"]
+    folder = tempfile.gettempdir()
+    assert folder == os.environ["TMPDIR"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == folder
+    with own_temporary_folder() as other:
+        assert other != Path(folder)
+        assert tempfile.gettempdir() == str(other)
+    assert not other.exists()
+    assert tempfile.gettempdir() == os.environ["TMPDIR"] == folder

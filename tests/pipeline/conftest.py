@@ -1,11 +1,10 @@
 """Fixtures of the pipeline's tests: a real S3 server (moto over HTTP) and a folder or bucket to work in."""
 
 import os
-import socket
+import re
 import subprocess
 import sys
 import time
-import urllib.request
 import uuid
 from functools import partial
 
@@ -18,31 +17,20 @@ from tests.support.stores.wrong_store import WrongStore
 _REGION = "eu-west-1"  # moto refuses a CreateBucket that names us-east-1
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="session")
 def s3_endpoint(tmp_path_factory):
     """URL of a moto_server process of our own, ended by its pid."""
-    port = _free_port()
     log = tmp_path_factory.mktemp("moto") / "log"
-    command = [os.path.join(os.path.dirname(sys.executable), "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
+    command = [os.path.join(os.path.dirname(sys.executable), "moto_server"), "-H", "127.0.0.1", "-p", "0"]
     with open(log, "wb") as output:
         server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + 60
-        while True:
-            try:
-                urllib.request.urlopen(f"{url}/moto-api/", timeout=5).close()
-                break
-            except OSError:
-                if server.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"moto_server did not start: {log.read_text()}") from None
-                time.sleep(0.1)
+        while not (found := re.search(r"Running on (http://\S+)\s", log.read_text())):
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"moto_server did not start: {log.read_text()}")
+            time.sleep(0.1)
+        url = found[1]
         yield url
     finally:
         server.kill()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import random
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,24 @@ _NUM_THREADS = torch.get_num_threads()
 _CSV_FIELD_CHARS = csv.field_size_limit()
 # They keep what was read from the environment or tried on the device; all other caches hold what depends on nothing.
 _CACHES = (kernels_on, attention._varlen_arguments)
+
+
+@contextmanager
+def own_temporary_folder() -> Iterator[Path]:
+    """Points TMPDIR at a folder of this process alone: what a test finds there, no other process has left.
+
+    Its path is short, since Ray's sockets stand below it and a socket's path may have 107 characters.
+    """
+    before = os.environ.get("TMPDIR")
+    with tempfile.TemporaryDirectory(prefix="t", ignore_cleanup_errors=True) as folder:
+        os.environ["TMPDIR"] = tempfile.tempdir = folder
+        try:
+            yield Path(folder)
+        finally:
+            tempfile.tempdir = None
+            del os.environ["TMPDIR"]
+            if before is not None:
+                os.environ["TMPDIR"] = before
 
 
 @contextmanager
