@@ -19,7 +19,7 @@ from illava.preprocess import Preprocessor
 from pipeline.config.placement import said
 from pipeline.config.schema import JobConfig, PricesConfig
 from pipeline.cost import Spending, run_cost, spending
-from pipeline.execution.budget import BUDGET_EXIT_CODE, Budget, BudgetGuard
+from pipeline.execution.budget import BUDGET_EXIT_CODE, Budget, BudgetGuard, said_used_up
 from pipeline.execution.executors import Executor, RowListener, open_executor, placed_run, row_listeners
 from pipeline.execution.lease import Lease
 from pipeline.execution.progress import Progress
@@ -38,7 +38,7 @@ from pipeline.runs.parquet_sink import ParquetSink
 from pipeline.runs.retry import RetrySink
 from pipeline.runs.run import finish, open_planned, pending_shards, plan_run, unfinish
 from pipeline.runs.run_folder import Run, is_finished
-from pipeline.runs.sessions import Session
+from pipeline.runs.sessions import Session, other_sessions
 from pipeline.runs.totals import run_totals
 from pipeline.tasks.build import build_task
 
@@ -74,7 +74,8 @@ def run_job(
         config: the whole job.
         worker_factory: builds a worker inside each VLM actor; must be picklable.
         loader_factory: builds a loader inside each reader; must be picklable.
-        budget: once it is used up no further shard is opened; open shards are finished.
+        budget: once it is used up no further shard is opened; open shards are finished. One of the whole run counts
+            what its other sessions spend, too.
         debug: whether to show the actors' own output.
 
     Raises:
@@ -98,9 +99,9 @@ def continue_run(
     began_s = time.perf_counter()
     config = run.config
     add_log_fields(run=run.uri)
-    done = _Work()
+    done, used_up = _Work(), said_used_up(budget, run.uri)
     with Interruption() as interruption:
-        if pending_shards(run):
+        if pending_shards(run) and not used_up:
             preprocessor = load_preprocessor(config.model.model_id, revision=config.model.revision)
             with placed_run(run, debug=debug) as (config, cluster):
                 interruption.reinstall()
@@ -140,6 +141,7 @@ def continue_run(
         workers=done.workers,
         interrupted_by=interruption.signal.name if interruption.signal else None,
         placed=done.placed,
+        budget_said=done.budget_said or used_up,
     )
     left = pending_shards(run)
     if left and interruption.signal:
@@ -159,6 +161,7 @@ class _Work:
         workers: where the workers' wall time went.
         spent: what the command spent in all.
         placed: the job with the chosen device; None where the command had nothing to do.
+        budget_said: the budget, and what was spent of it; "" without one.
     """
 
     num_pending: int = 0
@@ -166,6 +169,7 @@ class _Work:
     workers: tuple[WorkerUsage, ...] = ()
     spent: Spending = field(default_factory=Spending)
     placed: JobConfig | None = None
+    budget_said: str = ""
 
 
 def _work(
@@ -185,7 +189,8 @@ def _work(
     unfinish(run)
     record = Session(run)
     add_log_fields(session=record.name)
-    budget_guard = BudgetGuard(config, budget, stats)
+    others = partial(other_sessions, run.uri, but=record.name)
+    budget_guard = BudgetGuard(config, budget, stats, began_s=began_s, others=others)
     progress = Progress(num_pending, stats)
     scheduler = _scheduler(run, pending, sink, preprocessor, [progress.add, *listeners])
     with closing(progress), open_executor(scheduler) as executor:
@@ -196,10 +201,11 @@ def _work(
                 progress.tick(lambda: scheduler.queue_depths(capacity=executor.capacity))
                 if not budget_guard.allows_more(scheduler.num_in_work):
                     scheduler.stop_opening()
+                budget_guard.note_in(record)
         workers, reading = executor.usage(), executor.reading
     spent = _spending(config, workers, reading, wall_s=time.perf_counter() - began_s)
     record.end(spent)
-    return _Work(num_pending, stats, tuple(workers), spent, config)
+    return _Work(num_pending, stats, tuple(workers), spent, config, budget_guard.said)
 
 
 def _sink(run: Run) -> ParquetSink | RetrySink:
