@@ -27,7 +27,7 @@ $(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/.base
 	$(VENV)/bin/pip install -q -c constraints.txt -e ".[docs]"
 	@touch $@
 
-demo: | $(VENV)/.base  ## captions and answers beside their references by the bundled model, with merging and without, on local Ray, CPU
+demo: | $(VENV)/.base  ## captions and answers by the bundled model, merged and not, beside their references; a few true-shape layers timed
 	$(RUN) jobs/demo.py
 
 test: $(VENV)/.dev  ## the CPU suite, at most 5 minutes on two idle cores

@@ -46,6 +46,17 @@ def _small() -> dict[str, Any]:
     return _paper_plan([2, 3, 4, 5], 24, 1, 0.70, score="released")
 
 
+def _tome_small_video() -> dict[str, Any]:
+    """What cost the tiny demo model's clips nothing that could be measured: similar patches, then the last tokens."""
+    last = {"kind": "illava", "keep_ratio": 0.30, "score": "causal_normalised", "per": "prompt"}
+    return {
+        "steps": [
+            {"stage": "vision_block", "layers": [2, 3, 4, 5], "reducer": {"kind": "tome", "num_merged": 24}},
+            {"stage": "decoder_layer", "layers": [2], "reducer": last},
+        ]
+    }
+
+
 def _shares(
     vision: list[int], keep: float, decoder: list[int], decoder_keep: float, *, kind: str = "illava"
 ) -> dict[str, Any]:
@@ -84,4 +95,5 @@ PRESETS: dict[str, Any] = {
     "pyramiddrop-28": lambda layout: _pyramid([7, 14, 21]),
     "illava-small": lambda layout: _small(),
     "illava-small-video": lambda layout: _with_frame_budget(_small(), layout, 25),
+    "tome-small-video": lambda layout: _tome_small_video(),
 }

@@ -1,4 +1,4 @@
-"""Counts how often `--estimate N` foretells the next run: estimate and run, each a process of its own, by turns.
+"""Counts how often the interval of `--estimate N` holds the next run; each of both is a process of its own.
 
 A try counts as covered where the run's seconds, as its summary has them, lie in the interval of wall time. The
 machine's other work is part of it: run this beside whatever else runs. The load average is recorded.

@@ -172,7 +172,8 @@ def parse_budget(text: str, config: JobConfig) -> Budget:
             f"--budget {text!r}: give money such as 25USD, or time such as 90m, 3h or 2d, for this command; "
             "25USD/run or 3h/run counts all commands on the run"
         )
-    unit, of = found[2].lower(), "run" if (found[3] or "").lower() == "run" else "command"
+    unit = found[2].lower()
+    of: Literal["command", "run"] = "run" if (found[3] or "").lower() == "run" else "command"
     if unit != "usd":
         return Budget(float(found[1]) * _SECONDS[unit], "s", of)
     if config.prices == PricesConfig():

@@ -84,6 +84,14 @@ def test_pyramiddrop_halves_at_every_quarter_of_the_decoder(name):
     assert left == 576 // 8
 
 
+def test_the_demos_preset_is_the_plan_that_its_accuracy_was_measured_with():
+    steps = (
+        "steps: [{stage: vision_block, layers: [2, 3, 4, 5], reducer: {kind: tome, num_merged: 24}}, {stage: "
+        "decoder_layer, layers: [2], reducer: {kind: illava, keep_ratio: 0.3, score: causal_normalised, per: prompt}}]"
+    )
+    assert preset("tome-small-video").digest() == read(steps).digest()
+
+
 def refuse(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         read(text)
@@ -128,7 +136,7 @@ def test_proportional_attention_is_for_blocks_of_the_tower():
 
 
 def test_every_preset_is_in_the_table_and_geometric_unless_asked():
-    assert set(PRESETS) == {*TABLE, *SHARES, *PYRAMIDS, "none"}
+    assert set(PRESETS) == {*TABLE, *SHARES, *PYRAMIDS, "none", "tome-small-video"}
     assert {preset(name).layout for name in PRESETS} == {"geometric"}
     assert preset("none") == EMPTY_PLAN
 

@@ -50,12 +50,15 @@ def test_the_shipped_questions_are_those_of_the_shipped_captions():
 
 @pytest.mark.long
 def test_the_demo_tells_the_truth_and_recomputes_nothing(tmp_path: Path):
-    command = [sys.executable, "jobs/demo.py", "--set", f"output.uri={tmp_path}/merged"]
+    command = [sys.executable, "jobs/demo.py", "--set", f"output.uri={tmp_path}/merged", "--seconds", "0"]
     first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
     assert first.returncode == 0, first.stderr
     figures = {line.split()[0]: line for line in first.stdout.splitlines() if line.startswith(("whole ", "merged "))}
     assert figures.keys() == {"whole", "merged"}
-    assert "(100%)" in figures["whole"]
+    assert "kept 100.0%" in figures["whole"]
+    assert "kept 30.0%" in figures["merged"]
+    assert "time       this model is too small to gain time" in first.stdout
+    assert f"next       illava compare {tmp_path}/whole {tmp_path}/merged\n" in first.stdout
     for line in figures.values():
         assert " failed" not in line
         right, total = line.split("captions ")[1].split(",")[0].split("/")
