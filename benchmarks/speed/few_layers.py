@@ -75,7 +75,8 @@ def measure_few_layers(seconds: float, *, num_frames: int = 1) -> FewLayers:
         frames = np.random.default_rng(0).integers(0, 256, (num_frames, side, side, 3), dtype=np.uint8)
         sampling = SamplingParams(max_new_tokens=1, min_new_tokens=1)
         request = Request("few", (video.video(frames), "describe the clip"), sampling)
-    plans, ratios, num_threads = (EMPTY_PLAN, preset(PRESET)), [], torch.get_num_threads()
+    plans, num_threads = (EMPTY_PLAN, preset(PRESET)), torch.get_num_threads()
+    ratios: list[float] = []
     until_s = time.perf_counter() + seconds
     torch.set_num_threads(1)  # threads that wait for each other would count as working
     try:

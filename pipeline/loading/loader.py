@@ -6,7 +6,10 @@ one loader.
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -96,6 +99,12 @@ class Loader:
             raise
         stats = meter.spent(preprocess_s=decoded.preprocess_s, decoder=decoded.decoder)
         return LoadedItem(item, decoded.media, decoded.timestamps_s, stats, decoded.partial, decoded.failed_pages)
+
+    def warm_up(self) -> None:
+        """Start the child, by a file of no bytes: for measurements, so that its start counts to no item."""
+        with suppress(ItemError, DecordFailedError):
+            deadline_s = time.monotonic() + self._media.load_timeout_s
+            self._decoder.load("video", [os.devnull], decoder=self._media.decoder, deadline_s=deadline_s)
 
     def close(self) -> None:
         """End the child and remove the staged objects. Another `load` starts both again."""

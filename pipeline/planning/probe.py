@@ -4,9 +4,9 @@ Whole groups are drawn: the neighbours about one image, video or document, which
 of such a group, run alone, would pay for the load that many share. Groups are drawn by seed, stratified by media kind,
 and run as a job of their own in a temporary folder. The job's output is not touched.
 
-The sample is a whole command: what it took beside its items (Ray's and the model's start, the first steps of a cold
-model, the last part) is taken as it was, once; what its items took is scaled, by how much longer than their own seconds
-the workers were at them.
+The sample is a whole command. What it took beside its items (the start of Ray, model and decoders, the first steps of a
+cold model, the last part) is taken as it was, once. What its items took is scaled, by how much longer than the items'
+own seconds the workers were at them.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from illava.preprocess import Preprocessor
 from pipeline.config.schema import JobConfig, PricesConfig
 from pipeline.cost import actors_usd
 from pipeline.errors import ConfigError, InputError, InterruptedRunError
 from pipeline.execution.rows import RunInfo
-from pipeline.execution.runner import WorkerFactory, continue_run
+from pipeline.execution.runner import LoaderFactory, WorkerFactory, build_loader, continue_run
 from pipeline.execution.summary import RunSummary
 from pipeline.execution.worker import VLMWorker
+from pipeline.loading.load_report import ItemLoader
+from pipeline.loading.loader import Loader
 from pipeline.planning.estimate import Estimate, draw, estimate_total
 from pipeline.records import LOAD_FIELDS
 from pipeline.runs.parquet_sink import list_parts, read_parts
@@ -110,7 +113,10 @@ def probe(config: JobConfig, num_groups: int, **options: Any) -> Probe:
 
 def _run_sample(run: Run, places: list[int], options: dict[str, Any]) -> tuple[dict[int, dict[str, Any]], RunSummary]:
     """The rows of these items by place, run in a temporary folder; how that command went."""
-    options = {**options, "worker_factory": partial(_warming, options.get("worker_factory", VLMWorker))}
+    options = options | {
+        "worker_factory": partial(_warming, options.get("worker_factory", VLMWorker)),
+        "loader_factory": partial(_warmed_loader, options.get("loader_factory", build_loader)),
+    }
     with tempfile.TemporaryDirectory(prefix="illava-probe-") as folder:
         manifest, per_shard = run.manifest.take(places), len(places)  # a boundary of shards would part a group
         name, nonce = fingerprint_of(run.config_fingerprint.digest, manifest.digest, per_shard), secrets.token_hex(8)
@@ -129,6 +135,13 @@ def _warming(factory: WorkerFactory, config: JobConfig, run_info: RunInfo) -> VL
     worker = factory(config, run_info)
     worker.warm_up_first()
     return worker
+
+
+def _warmed_loader(factory: LoaderFactory, config: JobConfig, preprocessor: Preprocessor) -> ItemLoader:
+    loader = factory(config, preprocessor)
+    if isinstance(loader, Loader):
+        loader.warm_up()
+    return loader
 
 
 def _estimated(

@@ -203,3 +203,14 @@ def test_budgets(open_loader, tmp_path):
     assert failure(open_loader(Untouched(), MediaConfig(max_images=2)), images).error_type == "too_large"
     outside = open_loader(Untouched(), allowed_roots=[str(tmp_path / "inside")])
     assert failure(outside, item_of(path)).error_type == "unsafe_uri"
+
+
+def test_warming_up_starts_the_child_and_harms_nothing(open_loader, preprocessor, tmp_path):
+    """Its start takes seconds, a load a few hundredths: an estimate must not count it with the items."""
+    loader = open_loader(preprocessor)
+    assert loader.child_pid is None
+    loader.warm_up()
+    pid = loader.child_pid
+    assert pid is not None
+    loaded = loader.load(item_of(write_barcode_video(tmp_path / "v.mp4", 3)))
+    assert (loader.child_pid, loaded.partial, barcodes(loaded)) == (pid, None, {3})
