@@ -12,6 +12,7 @@ _HOME = {
     "VLM": "illava.vlm",
     "EngineConfig": "illava.engine.config",
     "Request": "illava.requests",
+    "Message": "illava.requests",
     "SamplingParams": "illava.requests",
     "Generation": "illava.requests",
     "TokenUsage": "illava.requests",

@@ -22,6 +22,7 @@ RANDOM_WEIGHTS_REASON = (
     "only, or take trained weights"
 )
 _NAMES = ("config.json", "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
+_TEMPLATE_NAMES = ("chat_template.json", "chat_template.jinja", "tokenizer_config.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,10 @@ class ModelFiles:
     def video_processor(self) -> JsonSection:
         own = _nested(self.processor, "video_processor") or _read(self.folder, "video_preprocessor_config.json")
         return own or self.image_processor
+
+    def read(self, name: str) -> JsonSection | None:
+        """Another JSON file of the folder; None where there is none."""
+        return _read(self.folder, name)
 
     @property
     def model_type(self) -> str:
@@ -148,7 +153,7 @@ def _folder(model_id: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
-        return Path(snapshot_download(model_id, revision=revision, allow_patterns=[*_NAMES, *SIDE_FILES]))
+        return Path(snapshot_download(model_id, revision=revision, allow_patterns=[*_NAMES, *_TEMPLATE_NAMES, *SIDE_FILES]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise ModelLoadError(
             f"cannot read model {model_id!r} at revision {revision or 'main'}: it is no local folder, and the hub "

@@ -6,8 +6,9 @@ Only the trace holds tensors. Knows nothing of storage, items or rows.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,6 +70,14 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a conversation: whose it is, and its text and media in the order they are read."""
+
+    role: Literal["system", "user", "assistant"]
+    content: tuple[str | VisualInput, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """Asks one question about some media.
 
@@ -77,12 +86,41 @@ class Request:
         content: text and media of one user turn, in the order they are read.
         sampling: how the answer is drawn.
         trace: record the patches that every kept token is made of (costs host copies).
+        history: the conversation before that turn: a system prompt, earlier turns and their answers.
+        template_args: values of variables of the model's chat template, such as ``enable_thinking``; JSON types.
     """
 
     request_id: str
     content: tuple[str | VisualInput, ...]
     sampling: SamplingParams = field(default_factory=SamplingParams)
     trace: bool = False
+    history: tuple[Message, ...] = ()
+    template_args: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The whole conversation; the last message is the user turn that is answered."""
+        return (*self.history, Message("user", self.content))
+
+    @property
+    def media(self) -> tuple[VisualInput, ...]:
+        """The images and videos in the order they are read."""
+        return tuple(part for one in self.messages for part in one.content if not isinstance(part, str))
+
+    @property
+    def text_beside_media(self) -> tuple[str, ...]:
+        """The texts of the messages that hold media, which the media may be compared with; all texts without media."""
+        with_media = [one for one in self.messages if any(not isinstance(part, str) for part in one.content)]
+        return tuple(part for one in with_media or self.messages for part in one.content if isinstance(part, str))
+
+    def map_media(self, change: Callable[[VisualInput], VisualInput]) -> Request:
+        """The same request with every image and video changed."""
+
+        def changed(content: tuple[str | VisualInput, ...]) -> tuple[str | VisualInput, ...]:
+            return tuple(part if isinstance(part, str) else change(part) for part in content)
+
+        history = tuple(replace(one, content=changed(one.content)) for one in self.history)
+        return replace(self, content=changed(self.content), history=history)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,12 +24,19 @@ Draw = Callable[[Tensor, SamplingBatch, Sequence[RequestState]], Tensor]  # like
 
 
 def check_content(request: Request) -> None:
-    """Refuse content that is not text and prepared media.
+    """Refuse content that is not text and prepared media, and a conversation in which the media are not the user's.
 
     Raises:
         RequestError: one string, an item of another type, or nothing to answer.
     """
-    name, content = f"request {request.request_id!r}", request.content
+    name = f"request {request.request_id!r}"
+    for message in request.messages:
+        _check_message(name, message.content)
+        if message.role != "user" and any(not isinstance(part, str) for part in message.content):
+            raise RequestError(f"{name}: its {message.role} message holds media; media belong into a user turn")
+
+
+def _check_message(name: str, content: Sequence[str | VisualInput]) -> None:
     if isinstance(content, str):
         raise RequestError(
             f"{name}: its content is one string; give a tuple of media and text, as in (video, {content!r})"

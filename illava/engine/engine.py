@@ -37,7 +37,6 @@ from illava.engine.encode_phase import EncodePhase
 from illava.engine.media_phase import MediaPhase
 from illava.engine.prefill_phase import PrefillPhase
 from illava.engine.prefix_sharing import MediaDedupCache, patches_per_request
-from illava.engine.prompt import media_of
 from illava.engine.request_state import Phase, RequestState
 from illava.engine.sampling import SamplingBatch, check_sampling, own_first_tokens
 from illava.errors import RequestError
@@ -128,10 +127,11 @@ class Engine:
         self._media_phase.check(plan)
         check_sampling(request.sampling)
         check_content(request)
+        self.family.check_template_args(request.template_args)
         if request.request_id in self._ids:
             raise RequestError(f"request {request.request_id!r} is in flight already; ids must differ")
         request = self._dedup.intern(request)
-        media = media_of(request)
+        media = request.media
         now, (plan, content) = self._now(), self._media_phase.route(plan, media)
         state = RequestState(request, plan, media, content=content, now=now)
         state.choice_ids = own_first_tokens(request.sampling.choices, self.family.first_token)

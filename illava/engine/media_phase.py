@@ -81,28 +81,26 @@ class MediaPhase:
             ReductionDidNotFireError: the step removed nothing from this request.
         """
         reducer = plan.at("media")
-        media = [part for part in request.content if not isinstance(part, str)]
+        media = request.media
         if reducer is None or not media:
             return request
         name = f"request {request.request_id!r}: {reducer.kind!r} at media"
-        text = " ".join(part.strip() for part in request.content if isinstance(part, str)).strip()
+        text = " ".join(part.strip() for part in request.text_beside_media).strip()
         if reducer.text_scorer is not None and not text:
             raise RequestError(f"{name} compares pictures with a text, but there is none; ask something")
         try:
-            content = tuple(
-                part if isinstance(part, str) else self._reduced(part, reducer, text) for part in request.content
-            )
+            reduced = request.map_media(lambda mm_item: self._reduced(mm_item, reducer, text))
         except PreprocessError as error:
             raise RequestError(f"{name}: {error}") from error
         touched = [mm_item for mm_item in media if mm_item.kind in reducer.media_kinds]
-        if all(before is after for before, after in zip(request.content, content, strict=True)) and not (
+        if all(before is after for before, after in zip(media, reduced.media, strict=True)) and not (
             reducer.may_keep_all and touched
         ):
             kinds = " and ".join(sorted({mm_item.kind for mm_item in media}))
             raise ReductionDidNotFireError(
                 f"{name} took nothing off its {kinds}; lower its budget, or leave the step out of the plan"
             )
-        return replace(request, content=content)
+        return reduced
 
     def _reduced(self, mm_item: VisualInput, reducer: Reducer, text: str) -> VisualInput:
         """The reduced visual input; the given object itself where nothing is removed."""

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from illava.errors import ReductionDidNotFireError, RequestTooLargeError
 from illava.families.base import Family
-from illava.preprocess import VisualInput
 from illava.reduction.scopes import PackedPrompts, VisualCounts
 from illava.requests import Request, TokenTrace, TraceStep
 from illava.visual_tokens import EncodedVisual, TokenSpan
@@ -87,20 +86,20 @@ class Prompt:
         )
 
 
-def media_of(request: Request) -> tuple[VisualInput, ...]:
-    """The request's images and videos in the order they are read."""
-    return tuple(part for part in request.content if not isinstance(part, str))
-
-
 def assemble(family: Family, request: Request, encoded: Sequence[EncodedVisual]) -> Prompt:
-    """Render the chat turn and put visual tokens in place of placeholders.
+    """Render the conversation and put visual tokens in place of placeholders.
 
     Raises:
         RequestTooLargeError: prompt and answer are longer than the model's positions.
         ReductionDidNotFireError: a step of the tower removed nothing from any of the request's media.
     """
     _refuse_noop(request, encoded)
-    rendered = family.render(request.content, [mm_item.num_placeholders for mm_item in encoded])
+    rendered = family.render(
+        request.content,
+        [mm_item.num_placeholders for mm_item in encoded],
+        history=request.history,
+        template_args=request.template_args,
+    )
     num_tokens, limit = len(rendered.token_ids), family.decoder.max_positions
     if num_tokens + request.sampling.max_new_tokens > limit:
         raise RequestTooLargeError(
@@ -109,7 +108,7 @@ def assemble(family: Family, request: Request, encoded: Sequence[EncodedVisual])
             "max_new_tokens"
         )
     device = family.decoder.device
-    position_PS = family.position_ids(rendered, media_of(request)).to(device)
+    position_PS = family.position_ids(rendered, request.media).to(device)
     id_S = torch.tensor(rendered.token_ids, device=device)
     builder = _PromptBuilder(family, id_S, rendered.token_ids, encoded)
     order = sorted(range(len(encoded)), key=rendered.spans.__getitem__)

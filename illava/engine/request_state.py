@@ -13,7 +13,7 @@ from torch import Tensor
 
 from illava.engine.answer_end import AnswerEnd, DecodeText
 from illava.engine.penalties import History
-from illava.engine.prompt import Prompt, TextSpan, media_of
+from illava.engine.prompt import Prompt, TextSpan
 from illava.engine.sampling import ChoiceIds
 from illava.plan import ReductionPlan
 from illava.preprocess import VisualInput
@@ -93,7 +93,7 @@ class RequestState:
 
     def show(self, reduced: Request) -> None:
         """Take the request with the media that the tower will see."""
-        self.shown, self.media = reduced, media_of(reduced)
+        self.shown, self.media = reduced, reduced.media
 
     def enter(self, phase: Phase, now: float) -> None:
         """Leave the present phase for ``phase``, which may be the same one."""

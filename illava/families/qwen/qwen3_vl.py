@@ -12,7 +12,7 @@ Shape suffixes: T patches packed end to end, P patches, X values of a patch, K k
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from transformers.vision_utils import get_vision_interpolation_indices_and_weigh
 
 from illava.errors import ModelLoadError
 from illava.families.base import Family
-from illava.families.chat_prompt import RenderedPrompt
+from illava.families.chat_prompt import RenderedPrompt, media_of
 from illava.families.plan_check import check_native_resolution
 from illava.families.qwen.blocks import NativeTower, attend, rotary_at
 from illava.families.qwen.encoder import NativeEncoder
@@ -31,6 +31,7 @@ from illava.families.qwen.mrope import TokenGrid, mrope_positions
 from illava.plan import ReductionPlan
 from illava.preprocess import Preprocessor, VisualInput
 from illava.reduction.vision import VisionReduction
+from illava.requests import Message
 from illava.tokens import merge
 
 # Assumed frames per second of a video without timestamps, as in transformers.
@@ -117,16 +118,24 @@ class Qwen3VL(Family):
         """See `Family.check_vision`."""
         check_native_resolution(plan, self.model_type, num_blocks=self.num_vision_blocks)
 
-    def render(self, content: Sequence[str | VisualInput], num_placeholders: Sequence[int]) -> RenderedPrompt:
+    def render(
+        self,
+        content: Sequence[str | VisualInput],
+        num_placeholders: Sequence[int],
+        *,
+        history: Sequence[Message] = (),
+        template_args: Mapping[str, Any] | None = None,
+    ) -> RenderedPrompt:
         """See `Family.render`. The time of each frame of a video is written before the frame.
 
         One pair of start and end marks a frame replaces the pair around a video's placeholder, as in transformers 4.57,
         with which the model came; 5.x leaves that pair around all frames.
         """
-        media = [part for part in content if not isinstance(part, str)]
+        media = media_of(content, history)
         images = deque(index for index, mm_item in enumerate(media) if mm_item.kind == "image")
         videos = [index for index, mm_item in enumerate(media) if mm_item.kind == "video"]
-        before, *behind = self._chat.template_text(content).split(self._frame)
+        turns = self._chat.template_text(content, history=history, template_args=template_args)
+        before, *behind = turns.split(self._frame)
         if len(behind) != len(videos):
             raise ModelLoadError(f"the model's chat template does not write {self._frame!r} once for every video")
         text, frames = before, deque[int]()
