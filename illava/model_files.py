@@ -153,7 +153,9 @@ def _folder(model_id: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
-        return Path(snapshot_download(model_id, revision=revision, allow_patterns=[*_NAMES, *_TEMPLATE_NAMES, *SIDE_FILES]))
+        return Path(
+            snapshot_download(model_id, revision=revision, allow_patterns=[*_NAMES, *_TEMPLATE_NAMES, *SIDE_FILES])
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise ModelLoadError(
             f"cannot read model {model_id!r} at revision {revision or 'main'}: it is no local folder, and the hub "

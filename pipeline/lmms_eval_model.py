@@ -35,6 +35,7 @@ from pipeline.execution.worker import load_vlm
 from pipeline.loading.loader import Loader
 from pipeline.records import MediaItem
 from pipeline.redaction import visible
+from pipeline.tasks.asking import request_of
 
 logger = logging.getLogger(__name__)
 IMAGE = "<image>"
@@ -116,7 +117,7 @@ class HarnessModel(lmms):
         context, options, doc_to_visual, doc_id, task, split = instance.args
         visuals = _flat(doc_to_visual(self.task_dict[task][split][doc_id]))
         media = [one for visual in visuals for one in self._media(visual)]
-        return Request(name, content_of(context, media), self._sampling(options))
+        return request_of(self._config.task, name, content_of(context, media), self._sampling(options))
 
     def _media(self, visual: Any) -> tuple[VisualInput, ...]:
         """A picture as the harness decoded it, or a video by its path; of neighbours with one video, loaded once."""

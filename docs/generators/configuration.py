@@ -31,8 +31,21 @@ MEANINGS = {
     ("PricesConfig", "cpu_hour_usd"): "A CPU core for an hour.",
     ("PricesConfig", "storage_request_usd"): "One request to the store.",
 }
-# Under a section's table; with every key of the section.
+# Under a section's table; with every key of the section, in as many documents as it takes.
 EXAMPLES = {
+    "task: {kind: caption}": """\
+task:
+  kind: caption
+  system_prompt: You write the captions of a library's catalogue.
+  turns:
+    - user: "Title: At the sea. Describe the picture in one sentence."
+      assistant: A dog runs along a beach at low tide.
+  template_args: {enable_thinking: false}
+  prompt_template: "Title: {title}. Describe the picture in one sentence."
+---
+task:
+  prompt: Describe the picture in one sentence.
+""",
     "sampling": """\
 sampling:
   max_new_tokens: 512
@@ -47,7 +60,7 @@ sampling:
   loop_tokens: 256
   on_loop: retry
   logprobs: true
-"""
+""",
 }
 # Keys that many reducers share.
 COMMON = {
@@ -67,9 +80,9 @@ _BOUND = {Ge: "ge", Gt: "gt", Le: "le", Lt: "lt", MaxLen: "max_length"}
 def page() -> str:
     """The whole page."""
     parts = [GENERATED, "# Configuration", _INTRODUCTION, "## The file", _overview()]
-    for key, section in sections(JobConfig):
+    for key, section in dict(sections(JobConfig)).items():
         parts += [f"## `{key}`", summary(section.__doc__), _section(section)]
-        parts += [f"```yaml\n{EXAMPLES[key]}```"] if key in EXAMPLES else []
+        parts += [f"```yaml\n{example}```" for example in EXAMPLES.get(key, "").split("---\n") if example]
     parts += ["## `reduction.steps[].reducer`", _REDUCERS, *(_reducer(kind) for kind in REDUCERS)]
     parts += ["## A sweep", summary(SweepConfig.__doc__), _SWEEP, _section(SweepConfig, affects=False)]
     return "\n\n".join(parts) + "\n"
@@ -81,7 +94,11 @@ def sections(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, ty
         inside = _models(info.annotation)
         kinds = len(inside) > 1
         for section in [] if name == "reducer" else inside:  # reducers have headings of their own
-            many = "[]" if get_origin(info.annotation) is tuple else ""
+            many = (
+                "[]"
+                if {tuple, list} & {get_origin(one) for one in (info.annotation, *get_args(info.annotation))}
+                else ""
+            )
             key = f"{prefix}{name}{many}"
             kind = section.model_fields["kind"].default if kinds else None
             yield f"{key}: {{kind: {kind}}}" if kinds else key, section
@@ -103,7 +120,7 @@ def _overview() -> str:
 
 
 def _section(section: type[BaseModel], *, affects: bool = True) -> str:
-    said = attributes(section.__doc__)
+    said = {name: text for one in reversed(section.__mro__) for name, text in attributes(one.__doc__).items()}
     rows = []
     for name, info in section.model_fields.items():
         meaning = said.get(name) or MEANINGS.get((section.__name__, name), "")

@@ -168,9 +168,7 @@ class ChatPrompt:
         messages = [
             {
                 "role": role,
-                "content": [
-                    {"type": kind, "text": text} if kind == "text" else {"type": kind} for kind, text in parts
-                ],
+                "content": [{"type": kind, "text": text} if kind == "text" else {"type": kind} for kind, text in parts],
             }
             for role, parts in turns
         ]

@@ -16,11 +16,13 @@ from illava.errors import RequestError
 from illava.requests import Generation, Request
 from pipeline.config.placement import place_here
 from pipeline.config.schema import JobConfig
+from pipeline.errors import ConfigError
 from pipeline.execution.item_timing import ItemTimeline
 from pipeline.execution.rows import RowMaker, RunInfo, of_two_tries
 from pipeline.faults import fault_point
 from pipeline.records import LoadedItem, ResultRow
 from pipeline.runs.config_fingerprint import resolve_dtype
+from pipeline.tasks.asking import history_of, request_of
 from pipeline.tasks.build import build_task
 from pipeline.tasks.sampling import after_a_loop, sampling_params
 
@@ -163,7 +165,7 @@ class VLMWorker:
         item = taken.loaded.item
         seed = self._config.seed + len(taken.generations)  # each request has a seed of its own
         sampling = sampling_params(self._config.sampling, seed=seed, choices=self._task.choices(item))
-        self._submit(taken, Request(item.item_id, taken.contents.popleft(), sampling))
+        self._submit(taken, request_of(self._config.task, item.item_id, taken.contents.popleft(), sampling))
 
     def _tries_again(self, taken: _Taken, generation: Generation) -> bool:
         """Submit a request once more whose answer is a loop, where the job says so."""
@@ -194,6 +196,7 @@ def load_vlm(config: JobConfig) -> VLM:
 
     Raises:
         ConfigError, DeviceError: this process has no such device; raised before anything is loaded.
+        ConfigError: the model's chat template cannot render the conversation that the job describes.
         ModelLoadError: as `VLM.from_pretrained`.
     """
     device = place_here(config).model.device
@@ -204,7 +207,7 @@ def load_vlm(config: JobConfig) -> VLM:
     # More threads than cores stall each other. The number of threads also moves last digits, so the job sets it.
     torch.set_num_threads(max(1, int(config.runtime.cpus_per_actor)))
     model = config.model
-    return VLM.from_pretrained(
+    vlm = VLM.from_pretrained(
         model.model_id,
         revision=model.revision,
         dtype=resolve_dtype(config),
@@ -212,3 +215,8 @@ def load_vlm(config: JobConfig) -> VLM:
         kv_cache_bytes=model.kv_cache_bytes,
         max_batch_requests=model.max_batch_requests,
     )
+    try:
+        vlm.family.check_conversation(history_of(config.task), config.task.template_args or {})
+    except RequestError as error:
+        raise ConfigError(f"task: {error}") from error
+    return vlm

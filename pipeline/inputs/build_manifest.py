@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.config.prompt_template import template_fields
 from pipeline.config.schema import DocumentConfig, JobConfig, QuestionConfig
 from pipeline.errors import ConfigError, InputError, ItemError
 from pipeline.inputs.columns import as_lists, join_relative, refuse_duplicates, refuse_unsafe
@@ -23,6 +24,7 @@ from pipeline.inputs.manifest_columns import ManifestColumns
 from pipeline.inputs.manifest_file import parse_manifest_file, text_or_null
 from pipeline.storage import storage
 from pipeline.storage.uris import printable
+from pipeline.tasks.base import LISTED_COLUMNS
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +50,7 @@ def build_manifest(config: JobConfig, *, done_ids: Sequence[str] | None = None) 
     elif isinstance(config.task, QuestionConfig):
         raise ConfigError("input.manifest: task.kind question needs a manifest with the columns `uri` and `question`")
     elif config.input.uri:
+        _check_listed(config.task.prompt_template)
         columns, left_out = list_items(config.input.uri, config.input.pattern)
     else:
         raise ConfigError(
@@ -88,6 +91,16 @@ def media_roots(config: JobConfig) -> tuple[str, ...]:
     return tuple(roots)
 
 
+def _check_listed(template: str | None) -> None:
+    """Refuse a prompt template that names columns, where the items are listed."""
+    names = [name for name in template_fields(template or "") if name not in LISTED_COLUMNS]
+    if names:
+        raise ConfigError(
+            f"task.prompt_template names {', '.join(names)}, and items of input.uri have {', '.join(LISTED_COLUMNS)} "
+            "alone; name the media and these columns in a file, and the file in input.manifest"
+        )
+
+
 def _from_file(config: JobConfig, uri: str) -> dict[str, Any]:
     try:
         user = parse_manifest_file(uri, storage.read(uri))
@@ -111,7 +124,9 @@ def _from_file(config: JobConfig, uri: str) -> dict[str, Any]:
     columns["options"] = source.take_texts("options")
     if isinstance(config.task, QuestionConfig):
         source.check_questions(config.task.metric, columns)
-    columns["item_id"] = source.item_ids(columns)
+    template = config.task.prompt_template
+    asked = [] if template is None else source.template_values(template_fields(template), columns)
+    columns["item_id"] = source.item_ids(columns, asked)
     refuse_duplicates(columns["item_id"], source.refuse)
     columns |= {f"{FIELD_PREFIX}{name}": column for name, column in source.rest().items()}
     return {name: column for name, column in columns.items() if column is not None}

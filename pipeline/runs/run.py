@@ -14,6 +14,7 @@ from typing import Any
 
 from illava import __version__
 from illava.families import require_supported
+from pipeline.config.model_check import check_model_options
 from pipeline.config.schema import JobConfig
 from pipeline.errors import RefusedError, StorageError
 from pipeline.inputs.build_manifest import build_manifest
@@ -74,6 +75,7 @@ def plan_run(config: JobConfig) -> Run:
     """Return what `open_run` would return, without writing anything. Raises as `open_run`."""
     uri = storage.check_uri(config.output.uri).rstrip("/")
     config_fingerprint = resolve_config_fingerprint(config)
+    check_model_options(config)
     manifest = build_manifest(config, done_ids=done_ids(config, config_fingerprint))
     items_per_shard = config.output.items_per_shard
     fingerprint = fingerprint_of(config_fingerprint.digest, manifest.digest, items_per_shard)

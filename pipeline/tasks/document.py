@@ -68,8 +68,11 @@ class Document(Task):
     def media_per_request(self) -> int:
         return self.config.pages_per_request
 
+    def own_prompt(self, item: MediaItem) -> str:
+        return item.prompt or self.config.prompt
+
     def prompt(self, item: MediaItem) -> str:
-        asked = item.prompt or self.config.prompt
+        asked = Task.prompt(self, item)
         if self.config.json_schema is None:
             return asked
         schema = json.dumps(self.config.json_schema, ensure_ascii=False)

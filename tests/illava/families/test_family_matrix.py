@@ -126,8 +126,7 @@ def test_text_between_images_and_after_a_video_stays_whole_where_it_was(tiny):
     family, plan = tiny.vlm.family, plan_of(tiny.vlm.family, SETTINGS["illava"], "vision_block")
     for request in tiny.requests.values():
         whole, merged = (
-            assemble(family, request, family.encode(request.media, which, trace=False))
-            for which in (EMPTY_PLAN, plan)
+            assemble(family, request, family.encode(request.media, which, trace=False)) for which in (EMPTY_PLAN, plan)
         )
         is_text, still_text = whole.coord_T4[:, 0] < 0, merged.coord_T4[:, 0] < 0
         assert torch.equal(whole.hidden_TD[is_text], merged.hidden_TD[still_text])

@@ -43,6 +43,10 @@ ROWS_VALUES: dict[str, Any] = {
     "model.dtype": "bfloat16",
     "reduction": {"preset": "illava-video"},
     "task.prompt": "Other.",
+    "task.system_prompt": "You are brief.",
+    "task.turns": [{"user": "And that?", "assistant": "A dog."}],
+    "task.template_args": {"enable_thinking": False},
+    "task.prompt_template": "{{question}} Be brief.",
     "task.metric": "anls",
     "task.choice_template": None,
     "task.open_template": None,
@@ -98,6 +102,7 @@ EXECUTION_VALUES: dict[str, Any] = {
 _ALONG = {
     "model.model_id": {"model.revision": "1" * 40, "model.dtype": "float32"},
     "task.output": {"task.json_schema": None},
+    "task.prompt_template": {"task.prompt": None},  # the default
     "model.device": {"runtime.gpus_per_actor": "auto"},
     "sampling.on_loop": {"sampling.max_new_tokens": 512},
     "runtime.num_vlm_actors.min": {"runtime.num_vlm_actors.max": 3},
@@ -153,6 +158,7 @@ def with_another_value(config: JobConfig, leaf: Leaf, folder) -> JobConfig:
         _put(data, leaf.key, value.format(folder=folder) if isinstance(value, str) else value)
     for key, value in _ALONG.get(leaf.key, {}).items():
         _put(data, key, value)
+    data["task"] = {key: value for key, value in data["task"].items() if (key, value) != ("prompt", None)}
     return JobConfig.model_validate(data)
 
 
