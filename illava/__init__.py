@@ -13,6 +13,7 @@ _HOME = {
     "EngineConfig": "illava.engine.config",
     "Request": "illava.requests",
     "SamplingParams": "illava.requests",
+    "Grammar": "illava.requests",
     "Generation": "illava.requests",
     "TokenUsage": "illava.requests",
     "Timing": "illava.requests",

@@ -156,6 +156,11 @@ class Family(ABC):
         """
         return self.encoder.encode(media, plan, trace=trace, seeds=seeds, probe=probe)
 
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of Hugging Face."""
+        return self._tokenizer
+
     def render(self, content: Sequence[str | VisualInput], num_placeholders: Sequence[int]) -> RenderedPrompt:
         """Apply chat template and tokenizer; ``num_placeholders`` gives each visual input's placeholders, in order."""
         return self._chat.render(content, num_placeholders)
