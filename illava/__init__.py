@@ -14,6 +14,7 @@ _HOME = {
     "Request": "illava.requests",
     "Message": "illava.requests",
     "SamplingParams": "illava.requests",
+    "Grammar": "illava.requests",
     "Generation": "illava.requests",
     "TokenUsage": "illava.requests",
     "Timing": "illava.requests",

@@ -63,6 +63,11 @@ class Decoder:
     def device(self) -> torch.device:
         return self.norm.weight.device
 
+    @property
+    def num_tokens(self) -> int:
+        """Logits of a token; a tokenizer may know fewer."""
+        return self.lm_head.weight.shape[0]
+
     def check(self, plan: ReductionPlan) -> None:
         """Raise PlanError for decoder steps that cannot run here."""
         check_decoder_steps(plan, self.num_layers)

@@ -117,6 +117,7 @@ def sampling_of(group: Sequence[RequestState], device: torch.device, *, first: b
         [state.request.sampling for state in group],
         device,
         histories=lambda row: group[row].history(),
+        grammars=[state.grammar for state in group],
         choice_ids=[state.choice_ids for state in group] if first else (),
     )
 
@@ -131,7 +132,15 @@ def to_host(drawn_2B: Tensor, group: Sequence[RequestState]) -> list[Outcome]:
         if options and state.choice_ids and all(state.choice_ids):
             state.choice_probabilities = tuple(options[: len(state.choice_ids)])
     drawn = zip(group, *drawn_2B[:2].tolist(), strict=True)
-    return [token_id if finite else _not_finite(state) for state, token_id, finite in drawn]
+    return [_outcome(state, token_id, bool(finite)) for state, token_id, finite in drawn]
+
+
+def _outcome(state: RequestState, token_id: int, finite: bool) -> Outcome:
+    if not finite:
+        return _not_finite(state)
+    if state.grammar is not None and state.grammar.problem is not None:
+        return RequestError(f"request {state.request_id!r}: {state.grammar.problem}")
+    return token_id
 
 
 def _not_finite(state: RequestState) -> NumericalError:

@@ -41,6 +41,7 @@ from illava.engine.request_state import Phase, RequestState
 from illava.engine.sampling import SamplingBatch, check_sampling, own_first_tokens
 from illava.errors import RequestError
 from illava.families.base import Family
+from illava.grammar.answer import GrammarCompiler
 from illava.plan import EMPTY_PLAN, ReductionPlan
 from illava.reduction.probe import AttentionProbe
 from illava.requests import Generation, Request
@@ -89,6 +90,7 @@ class Engine:
         self.device_busy_s = 0.0
         self._now, self._draw = now, draw
         self._media_phase, self._dedup = MediaPhase(family), MediaDedupCache()
+        self._grammars = GrammarCompiler(family.tokenizer, family.decoder.num_tokens, family.stop_token_ids)
         self._encode_phase = EncodePhase(
             family,
             self._media_phase,
@@ -122,7 +124,7 @@ class Engine:
 
         Raises:
             PlanError: the plan makes no sense for this model.
-            RequestError: invalid content or sampling, media that cannot fit, or an id that is in flight.
+            RequestError: invalid content, sampling or grammar, media that cannot fit, or an id that is in flight.
         """
         self._media_phase.check(plan)
         check_sampling(request.sampling)
@@ -135,6 +137,8 @@ class Engine:
         now, (plan, content) = self._now(), self._media_phase.route(plan, media)
         state = RequestState(request, plan, media, content=content, now=now)
         state.choice_ids = own_first_tokens(request.sampling.choices, self.family.first_token)
+        if request.sampling.grammar is not None:
+            state.grammar = self._grammars.begin(request.sampling.grammar, state.token_ids)
         state.num_patches = sum(map(self.family.num_patches, media))
         state.num_vision_tokens = count = sum(map(self.family.num_vision_tokens, media))
         check_length(request, plan, num_vision_tokens=count, max_positions=self.decoder.max_positions)

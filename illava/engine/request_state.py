@@ -15,6 +15,7 @@ from illava.engine.answer_end import AnswerEnd, DecodeText
 from illava.engine.penalties import History
 from illava.engine.prompt import Prompt, TextSpan
 from illava.engine.sampling import ChoiceIds
+from illava.grammar.answer import AnswerGrammar
 from illava.plan import ReductionPlan
 from illava.preprocess import VisualInput
 from illava.requests import ContentKind, FinishReason, Generation, Request, Timing, TokenTrace, TokenUsage, derive_seed
@@ -46,6 +47,7 @@ class RequestState:
         token_logprobs: their log-probabilities, where the request asked for them.
         choice_ids: of each option the request asks about, the first tokens of its texts.
         choice_probabilities: of these options, from the first token on.
+        grammar: what the answer must follow, where the request has a grammar; reads ``token_ids``.
         trace: the trace, where the request asked for it, from prefill on.
         device_s: its share of the steps' device time so far.
     """
@@ -75,6 +77,7 @@ class RequestState:
         self.token_logprobs: list[float] = []
         self.choice_ids: ChoiceIds = ()
         self.choice_probabilities: tuple[float, ...] | None = None
+        self.grammar: AnswerGrammar | None = None
         self.trace: TokenTrace | None = None
         self.device_s = 0.0
         self._seconds: dict[Phase, float] = {"queue": 0.0, "vision": 0.0, "prefill": 0.0, "decode": 0.0}
@@ -118,14 +121,17 @@ class RequestState:
     def finish(self, reason: FinishReason, decode_text: DecodeText, now: float) -> Generation:
         """End the request with its answer."""
         self.enter("queue", now)
-        return self._generation(self._end.text(self.token_ids, decode_text), reason, None)
+        text = self._end.text(self.token_ids, decode_text)
+        return self._generation(text, reason, None, None if self.grammar is None else self.grammar.accepts(text))
 
     def fail(self, error: Exception, now: float) -> Generation:
         """End the request with the error that ended it alone."""
         self.enter("queue", now)
         return self._generation("", None, error)
 
-    def _generation(self, text: str, reason: FinishReason | None, error: Exception | None) -> Generation:
+    def _generation(
+        self, text: str, reason: FinishReason | None, error: Exception | None, follows_grammar: bool | None = None
+    ) -> Generation:
         seconds = self._seconds
         timing = Timing(seconds["queue"], seconds["vision"], seconds["prefill"], seconds["decode"], self.device_s)
         usage = None
@@ -143,5 +149,15 @@ class RequestState:
         if self.request.sampling.logprobs:
             logprobs = tuple(self.token_logprobs[: len(drawn)])
         return Generation(
-            self.request_id, text, drawn, reason, usage, timing, self.trace, error, logprobs, self.choice_probabilities
+            self.request_id,
+            text,
+            drawn,
+            reason,
+            usage,
+            timing,
+            self.trace,
+            error,
+            logprobs,
+            self.choice_probabilities,
+            follows_grammar,
         )

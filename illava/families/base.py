@@ -183,6 +183,11 @@ class Family(ABC):
         """
         self._chat.template_text(("x",), history=history, template_args=template_args)
 
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of Hugging Face."""
+        return self._tokenizer
+
     def position_ids(self, prompt: RenderedPrompt, media: Sequence[VisualInput]) -> Tensor:
         """Rotary positions of every rendered token: int64 [P, S]; P is 1, or 3 for M-RoPE. By default they count up.
 

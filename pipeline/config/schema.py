@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from illava.engine.config import EngineConfig
 from illava.plan import ReductionPlan
 from pipeline.config.base import Section, result_field, result_fields, runtime_field
+from pipeline.config.grammar import GrammarConfig
 from pipeline.config.sampling import SamplingConfig
 from pipeline.config.tasks import CaptionConfig, DocumentConfig, QuestionConfig, TaskConfig
 from pipeline.storage.uris import is_local
@@ -26,6 +27,7 @@ __all__ = [
     "DocumentConfig",
     "FpsSampling",
     "FrameSampling",
+    "GrammarConfig",
     "InputConfig",
     "JobConfig",
     "KeyframeSampling",
@@ -283,6 +285,12 @@ class JobConfig(Section):
     def _has_a_gpu_for_cuda(self) -> JobConfig:
         if self.model.device == "cuda" and self.runtime.gpus_per_actor == 0:
             raise ValueError("model.device is cuda and runtime.gpus_per_actor is 0; make one of them auto")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_grammar_for_its_task(self) -> JobConfig:
+        if (grammar := self.sampling.grammar) and (problem := grammar.misfit(self.task)):
+            raise ValueError(problem)
         return self
 
     @field_validator("task", mode="before")

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
+from illava.grammar.check import json_schema_problem
 from pipeline.config.base import Section, optional_result_field, result_field
 from pipeline.config.prompt_template import template_fields
 
@@ -126,6 +127,8 @@ class DocumentConfig(AskConfig):
         output: ``markdown``: the answer as it is; ``json``: one JSON value a window, checked against ``json_schema``.
         json_schema: of one window's answer (draft 2020-12, references within itself only); it is shown to the model
             behind the prompt.
+        enforce_schema: answers are drawn by ``json_schema``, so that none but a cut one can be anything else; false
+            leaves them to the model and to the check, and takes keywords that cannot be enforced.
         pages_per_request: pages the model sees at once. Windows are cut in page order and asked one after the other.
     """
 
@@ -135,6 +138,7 @@ class DocumentConfig(AskConfig):
     prompt: str = result_field("Convert this page to markdown. Answer with the markdown alone.", min_length=1)
     output: Literal["markdown", "json"] = result_field("markdown")
     json_schema: dict[str, JsonValue] | None = result_field(None)
+    enforce_schema: bool = optional_result_field(True, off=False)
     pages_per_request: int = result_field(1, ge=1)
 
     @model_validator(mode="after")
@@ -149,7 +153,18 @@ class DocumentConfig(AskConfig):
 
         if problem := schema_problem(self.json_schema):
             raise ValueError(f"json_schema: {problem}")
+        if self.enforce_schema and (problem := json_schema_problem(self.json_schema)):
+            raise ValueError(f"json_schema: {problem}; enforce_schema: false only checks answers against it")
         return self
+
+    @property
+    def has_grammar(self) -> bool:
+        """Whether answers are drawn by ``json_schema``."""
+        return self.json_schema is not None and self.enforce_schema
+
+    def without_effect(self) -> frozenset[str]:
+        """Without a schema there is none to enforce."""
+        return frozenset() if self.json_schema is not None else frozenset({"enforce_schema"})
 
 
 TaskConfig = Annotated[CaptionConfig | QuestionConfig | DocumentConfig, Field(discriminator="kind")]

@@ -164,7 +164,9 @@ class VLMWorker:
         """Submit an item's next request."""
         item = taken.loaded.item
         seed = self._config.seed + len(taken.generations)  # each request has a seed of its own
-        sampling = sampling_params(self._config.sampling, seed=seed, choices=self._task.choices(item))
+        sampling = sampling_params(
+            self._config.sampling, seed=seed, choices=self._task.choices(item), json_schema=self._task.json_schema
+        )
         self._submit(taken, request_of(self._config.task, item.item_id, taken.contents.popleft(), sampling))
 
     def _tries_again(self, taken: _Taken, generation: Generation) -> bool:

@@ -79,7 +79,9 @@ def resolve_config_fingerprint(config: JobConfig) -> ConfigFingerprint:
     """
     files = _model_files(config)  # before the dtype, which may ask the hub
     fields = result_fields(config) | {"model.dtype": resolve_dtype(config), "model.files": files}
-    fields |= {f"versions.{name}": _version(name) for name in _PACKAGES}
+    has_grammar = config.sampling.grammar or (config.task.kind == "document" and config.task.has_grammar)
+    packages = (*_PACKAGES, "llguidance") if has_grammar else _PACKAGES
+    fields |= {f"versions.{name}": _version(name) for name in packages}
     fields |= {f"behaviour.{name}": number for name, number in BEHAVIOUR.items()}
     fields |= {f"behaviour.{name}": number for name, (number, concerns) in _BEHAVIOUR_OF.items() if concerns(config)}
     return ConfigFingerprint(digest_of(fields), dict(sorted(fields.items())))

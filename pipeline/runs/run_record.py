@@ -28,6 +28,8 @@ _IGNORED_KEYS = frozenset({"schema_version", "model.device", "attention_backend"
 # Keys whose default is not what was done before they came -> the value that says it. A record that lacks such a key was
 # made with that value; a job that goes on with its run says so too.
 VALUES_BEFORE: dict[str, Any] = {"sampling.loop_tokens": None}
+# The same, of keys of one kind of task.
+_VALUES_BEFORE_OF: dict[str, dict[str, Any]] = {"document": {"task.enforce_schema": False}}
 _RUN_KEYS = {
     "fingerprint": str,
     "recipe_digest": str,
@@ -135,7 +137,8 @@ def _renamed(data: Mapping[str, Any]) -> dict[str, Any]:
             place = place.get(name) if isinstance(place, dict) else None
         if isinstance(place, dict) and last in place:
             _put(renamed, new, place.pop(last))
-    for key, value in VALUES_BEFORE.items():
+    kind = (renamed.get("task") or {}).get("kind", "")
+    for key, value in (VALUES_BEFORE | _VALUES_BEFORE_OF.get(kind, {})).items():
         section, _, name = key.rpartition(".")
         if name not in (renamed.get(section) or {}):
             _put(renamed, key, value)

@@ -65,6 +65,11 @@ class Task(ABC):
     def parse(self, item: MediaItem, text: str) -> ParsedAnswer:
         """Read the answer in the model's text, and score it against the item's reference where there is one."""
 
+    @property
+    def json_schema(self) -> dict[str, Any] | None:
+        """The schema by which every answer is drawn; None where ``sampling.grammar`` decides."""
+        return None
+
     def choices(self, item: MediaItem) -> tuple[tuple[str, ...], ...]:
         """Return, of each option an answer may begin with, the texts that name it; empty where there are none."""
         return ()

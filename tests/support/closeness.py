@@ -42,7 +42,7 @@ def assert_close(got, expected, *, tolerance: float = FLOAT32) -> None:
 def near_ties(logits_BV: Tensor, batch: SamplingBatch, draws: Sequence[float]) -> list[str]:
     """What rounding might decide of this draw: greedy rows without a clear lead, random ones at a token's edge."""
     found, draws = [], dict(zip(batch.random, draws, strict=True))
-    logits_BV = logits_BV.float() if batch.penalties is None else batch.penalties.apply(logits_BV.float())
+    logits_BV = batch.wanted(logits_BV.float())
     for row, logits_V in enumerate(logits_BV):
         if not logits_V.isfinite().all():
             continue
@@ -51,7 +51,7 @@ def near_ties(logits_BV: Tensor, batch: SamplingBatch, draws: Sequence[float]) -
             if first - second <= _CLEAR * float(logits_V.abs().max()):
                 found.append(f"{first:.6f} leads {second:.6f}")
             continue
-        unpenalised = replace(batch.params[row], **_NO_PENALTIES)  # they are in the logits
+        unpenalised = replace(batch.params[row], **_NO_PENALTIES)  # they are in the logits, as grammars are
         alone = SamplingBatch.of([unpenalised], logits_V.device)
         around = [min(max(draws[row] + shift, 0.0), 1.0 - _CLEAR) for shift in (-_CLEAR, 0.0, _CLEAR)]
         if len({int(draw_tokens(logits_V[None], alone, [draw])[0]) for draw in around}) > 1:

@@ -52,6 +52,7 @@ ROWS_VALUES: dict[str, Any] = {
     "task.open_template": None,
     "task.output": "markdown",
     "task.json_schema": {"type": "object"},
+    "task.enforce_schema": False,
     "task.pages_per_request": 2,
     "sampling.max_new_tokens": 5,
     "sampling.temperature": 0.5,
@@ -64,6 +65,9 @@ ROWS_VALUES: dict[str, Any] = {
     "sampling.stop": ["END"],
     "sampling.loop_tokens": 64,
     "sampling.on_loop": "cut",
+    "sampling.grammar.json_schema": {"type": "object"},
+    "sampling.grammar.regex": "[a-z]+",
+    "sampling.grammar.choices": ["yes", "no"],
     "sampling.logprobs": True,
 }
 EXECUTION_VALUES: dict[str, Any] = {
@@ -165,5 +169,7 @@ def with_another_value(config: JobConfig, leaf: Leaf, folder) -> JobConfig:
 def _put(data: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     for name in parents:
+        if data.get(name) is None:  # a section that may be left out
+            data[name] = {}
         data = data[name]
     data[last] = value
