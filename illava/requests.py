@@ -154,6 +154,7 @@ class TokenUsage:
 
     Attributes:
         num_patches: tokens entering the vision tower.
+        num_patches_kept: tokens leaving it.
         num_vision_tokens: visual tokens the unreduced model would give its LLM; from geometry.
         num_vision_tokens_kept: visual tokens entering the LLM's first layer.
         num_decoder_tokens_kept: visual tokens in the LLM's last layer.
@@ -163,6 +164,7 @@ class TokenUsage:
     """
 
     num_patches: int
+    num_patches_kept: int
     num_vision_tokens: int
     num_vision_tokens_kept: int
     num_decoder_tokens_kept: int

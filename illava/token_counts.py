@@ -58,12 +58,14 @@ class TowerCounts:
 
     Attributes:
         num_patches: tokens entering the vision tower.
+        num_patches_kept: tokens leaving it.
         num_vision_tokens: visual tokens the unreduced model would give its LLM.
         groups: the tokens that the plan keeps of them.
         exact: False where a count depends on the picture.
     """
 
     num_patches: int
+    num_patches_kept: int
     num_vision_tokens: int
     groups: list[TokenGroup]
     exact: bool
@@ -75,6 +77,7 @@ class TokenCounts:
 
     Attributes:
         num_patches: tokens entering the vision tower.
+        num_patches_kept: tokens leaving it.
         num_vision_tokens: visual tokens the unreduced model would give its LLM.
         num_vision_tokens_kept: visual tokens entering the LLM.
         num_decoder_tokens_kept: visual tokens in the last decoder layer.
@@ -82,6 +85,7 @@ class TokenCounts:
     """
 
     num_patches: int
+    num_patches_kept: int
     num_vision_tokens: int
     num_vision_tokens_kept: int
     num_decoder_tokens_kept: int
@@ -90,10 +94,22 @@ class TokenCounts:
     def __add__(self, other: TokenCounts) -> TokenCounts:
         return TokenCounts(
             self.num_patches + other.num_patches,
+            self.num_patches_kept + other.num_patches_kept,
             self.num_vision_tokens + other.num_vision_tokens,
             self.num_vision_tokens_kept + other.num_vision_tokens_kept,
             self.num_decoder_tokens_kept + other.num_decoder_tokens_kept,
             self.exact and other.exact,
+        )
+
+    def times(self, count: int) -> TokenCounts:
+        """Return the counts of so many equal requests."""
+        return TokenCounts(
+            self.num_patches * count,
+            self.num_patches_kept * count,
+            self.num_vision_tokens * count,
+            self.num_vision_tokens_kept * count,
+            self.num_decoder_tokens_kept * count,
+            self.exact,
         )
 
 
@@ -129,6 +145,7 @@ def expected_counts(
         groups = _reduce(groups, plan.at("decoder_layer", layer))
     return TokenCounts(
         num_patches=tower.num_patches,
+        num_patches_kept=tower.num_patches_kept,
         num_vision_tokens=tower.num_vision_tokens,
         num_vision_tokens_kept=entering,
         num_decoder_tokens_kept=sum(group.count for group in groups),
@@ -196,7 +213,8 @@ def _native(geometry: NativeGeometry, plan: ReductionPlan, media: Sequence[Visua
         for time in (_frames_left(plan, grid.times) if media[index].kind == "video" else range(grid.times))
     ]
     num_patches, num_groups = sum(grid.num_patches for grid in grids), sum(grid.num_groups for grid in grids)
-    return TowerCounts(num_patches, num_groups, groups, exact=True)
+    num_patches_kept = sum(group.count for group in groups) * geometry.group_side**2
+    return TowerCounts(num_patches, num_patches_kept, num_groups, groups, exact=True)
 
 
 def _tiled(geometry: AnyresGeometry, plan: ReductionPlan, media: Sequence[VisualShape]) -> TowerCounts:
@@ -218,7 +236,11 @@ def _tiled(geometry: AnyresGeometry, plan: ReductionPlan, media: Sequence[Visual
         else geometry.num_image_tokens(mm_item.height, mm_item.width, num_tiles=num_tiles)
         for mm_item, num_tiles in zip(media, tiles, strict=True)
     )
-    return TowerCounts(sum(tiles) * geometry.grid**2, num_vision_tokens, groups, exact)
+    num_left = sum(
+        len(_frames_left(plan, num_tiles)) if mm_item.kind == "video" else num_tiles
+        for mm_item, num_tiles in zip(media, tiles, strict=True)
+    )
+    return TowerCounts(sum(tiles) * geometry.grid**2, num_left * per_tile, num_vision_tokens, groups, exact)
 
 
 def _num_tiles(geometry: AnyresGeometry, mm_item: VisualShape, media: Sequence[VisualShape]) -> int:

@@ -48,6 +48,7 @@ class EncodedVisual:
         score_K: float32, attention received in the tower's last block, passed through the same layout; present where
             the plan reduces at ``decoder_input``.
         num_patches: tokens that entered the tower.
+        num_patches_kept: tokens that left it.
         trace: the steps, empty unless asked for. Coordinates name input 0; the engine renumbers them.
         patch_coord_P4: int64, where traced.
         noop_steps: steps of the tower, in words, that removed nothing from this input; see `illava.engine.prompt`.
@@ -61,6 +62,7 @@ class EncodedVisual:
     coord_K3: Tensor
     score_K: Tensor | None
     num_patches: int
+    num_patches_kept: int
     trace: tuple[TraceStep, ...] = ()
     patch_coord_P4: Tensor | None = None
     deepstack: tuple[Tensor, ...] = ()

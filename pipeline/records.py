@@ -16,7 +16,12 @@ SCHEMA_VERSION = 3  # of `ResultRow`; stands in every part's metadata, and chang
 FIRST_SCHEMA_VERSION = 2  # the oldest whose parts are read
 # Column (or ``pages.NAME``) -> the version that brought it: null in older parts, so it may be null. An entry raises the
 # version.
-LATER_COLUMNS: dict[str, int] = {"answer_logprob": 3, "option_probabilities": 3}
+LATER_COLUMNS: dict[str, int] = {
+    "answer_logprob": 3,
+    "option_probabilities": 3,
+    "num_patches_kept": 3,
+    "retention_ratio": 3,
+}
 
 
 RowErrorType = Literal[
@@ -209,10 +214,12 @@ class ResultRow:
     frame_timestamps_s: tuple[float, ...]
     bytes_fetched: int
     num_patches: int
+    num_patches_kept: int | None
     num_vision_tokens: int
     num_vision_tokens_kept: int
     num_decoder_tokens_kept: int
     kept_ratio: float
+    retention_ratio: float | None
     num_prompt_tokens: int
     num_generated_tokens: int
     fetch_s: float

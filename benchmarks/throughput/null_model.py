@@ -20,7 +20,7 @@ from pipeline.execution.worker import VLMWorker
 from pipeline.records import LoadedItem, LoadStats, MediaItem
 
 _MODEL = Path(__file__).resolve().parents[2] / "configs" / "demo" / "model"
-_USAGE = TokenUsage(784, 196, 100, 70, 120, 8)
+_USAGE = TokenUsage(784, 400, 196, 100, 70, 120, 8)
 _TEXT = "a square moves to the left"
 
 

@@ -88,6 +88,11 @@ GROUPS: dict[str, dict[str, Column]] = {
         "num_frames": Column("frames", "Frames, images or pages given to the model.", _FAILED_ZERO),
         "frame_timestamps_s": Column("s", "Time of each frame in the clip.", "empty for images and documents"),
         "num_patches": Column("tokens", "Tokens entering the vision tower.", _FAILED_ZERO),
+        "num_patches_kept": Column(
+            "tokens",
+            "Tokens leaving it: what merging inside the tower left; 0 where the item failed before the model answered.",
+            "null in parts of an earlier version",
+        ),
         "num_vision_tokens": Column(
             "tokens", "Visual tokens the unreduced model would give its language model.", _FAILED_ZERO
         ),
@@ -95,7 +100,16 @@ GROUPS: dict[str, dict[str, Column]] = {
             "tokens", "Kept tokens entering the language model's first layer.", _FAILED_ZERO
         ),
         "num_decoder_tokens_kept": Column("tokens", "Kept tokens in its last layer.", _FAILED_ZERO),
-        "kept_ratio": Column("share", "`num_vision_tokens_kept / num_vision_tokens`.", _FAILED_ZERO),
+        "retention_ratio": Column(
+            "share",
+            "`num_decoder_tokens_kept / num_vision_tokens`: the share that every screen calls kept. Visual tokens in the language model's last layer, of those the unreduced model has there.",
+            "null where the item failed before the model answered, and in parts of an earlier version",
+        ),
+        "kept_ratio": Column(
+            "share",
+            "`num_vision_tokens_kept / num_vision_tokens`: into the language model's first layer. 1 where a video's frames are pooled behind the tower and the plan merges in tower and language model only.",
+            _FAILED_ZERO,
+        ),
         "num_prompt_tokens": Column("tokens", "All tokens entering the language model, text included.", _FAILED_ZERO),
         "num_generated_tokens": Column("tokens", "Tokens drawn, the stop token included.", _FAILED_ZERO),
     },

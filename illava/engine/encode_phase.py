@@ -86,6 +86,7 @@ class EncodePhase:
 
     def _assemble(self, state: RequestState) -> Outcome:
         state.num_patches = sum(mm_item.num_patches for mm_item in state.encoded)
+        state.num_patches_kept = sum(mm_item.num_patches_kept for mm_item in state.encoded)
         try:
             state.prompt = assemble(self._family, state.shown, state.encoded)
         except RequestError as error:

@@ -33,6 +33,7 @@ class RequestState:
         shown: the request with the media that stage ``media`` left.
         media: the images and videos of ``shown``.
         num_patches: tokens that enter the tower.
+        num_patches_kept: tokens that leave it.
         num_vision_tokens: visual tokens of the unreduced model.
         encoded: the encoded media, until prefill.
         prompt: the assembled prompt, between tower and prefill.
@@ -63,7 +64,7 @@ class RequestState:
     ) -> None:
         self.request, self.plan, self.media = request, plan, tuple(media)
         self.shown, self.content = request, content
-        self.num_patches = self.num_vision_tokens = 0
+        self.num_patches = self.num_patches_kept = self.num_vision_tokens = 0
         self.encoded: list[EncodedVisual] = []
         self.prompt: Prompt
         self.prefix: list[tuple[Hashable, int]] = []
@@ -138,6 +139,7 @@ class RequestState:
         if self.lengths:
             usage = TokenUsage(
                 num_patches=self.num_patches,
+                num_patches_kept=self.num_patches_kept,
                 num_vision_tokens=self.num_vision_tokens,
                 num_vision_tokens_kept=self.num_visual[0],
                 num_decoder_tokens_kept=self.num_visual[-1],

@@ -8,10 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pipeline.evaluation.run_columns import RunColumns, read_run_columns
+from pipeline.retention import Retention
 from pipeline.storage.uris import printable
 
 _COLUMNS = ("uris", "status", "prompt", "category", "text", "reference", "score")
-_COUNTS = ("num_vision_tokens", "num_decoder_tokens_kept")
+_COUNTS = (
+    "num_patches",
+    "num_patches_kept",
+    "num_vision_tokens",
+    "num_vision_tokens_kept",
+    "num_decoder_tokens_kept",
+)
 
 
 def render_references(uris: Mapping[str, str], *, num_shown: int = 6) -> str:
@@ -40,7 +47,7 @@ def render_references(uris: Mapping[str, str], *, num_shown: int = 6) -> str:
 
 def _figures(name: str, run: RunColumns, uri: str) -> str:
     columns = run.columns
-    whole, last = (sum(columns[key]) for key in _COUNTS)
+    retention = Retention.of({key: None if None in columns[key] else sum(columns[key]) for key in _COUNTS})
     num_failed = columns["status"].count("failed")
     scores = [
         (category == "caption", score)
@@ -51,6 +58,6 @@ def _figures(name: str, run: RunColumns, uri: str) -> str:
     return (
         f"{name:<10} captions {sum(captions):.0f}/{len(captions)}, answers {sum(answers):.0f}/{len(answers)} right"
         f"{f', {num_failed} failed' if num_failed else ''}; "
-        f"{last:,} of {whole:,} visual tokens in the LLM's last layer ({last / max(whole, 1):.0%}); "
+        f"{retention.brief}; "
         f"{sum(columns['gpu_s']):.1f} s of the model's device; {uri}"
     )

@@ -27,7 +27,7 @@ LOOK_EVERY_S = 0.25
 
 
 class Progress:
-    """Shows items/s, kept ratio, what the run waits for and the time left.
+    """Shows items/s, visual tokens, what the run waits for and the time left.
 
     Args:
         total: items that this command has to do.
@@ -75,7 +75,9 @@ class Progress:
 
     def _notes(self) -> str:
         failed = self._stats.statuses["failed"]
-        notes = [f"kept {self._stats.kept_ratio:.1%}", f"{failed} failed" if failed else "", self._waits_for]
+        retention = self._stats.retention
+        tokens = retention.brief if retention.ratio is not None else ""
+        notes = [tokens, f"{failed} failed" if failed else "", self._waits_for]
         return ", ".join(filter(None, notes))
 
 

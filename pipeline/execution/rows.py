@@ -13,6 +13,7 @@ from pipeline.config.schema import JobConfig
 from pipeline.cost import item_cost_usd
 from pipeline.errors import classify
 from pipeline.records import LoadedItem, LoadStats, MediaItem, ResultRow, RowErrorType
+from pipeline.retention import retention_ratio
 from pipeline.tasks.build import build_task
 from pipeline.tasks.document import pages_outcome
 from pipeline.tasks.grammar import grammar_fault
@@ -148,8 +149,8 @@ class RowMaker:
 
 
 # A row's values where nothing was measured.
-_NO_COUNTS = ("num_frames", "num_patches", "num_vision_tokens", "num_vision_tokens_kept", "num_decoder_tokens_kept")
-_NO_TOKENS = ("num_prompt_tokens", "num_generated_tokens")
+_NO_COUNTS = ("num_frames", "num_patches", "num_patches_kept", "num_vision_tokens", "num_vision_tokens_kept")
+_NO_TOKENS = ("num_decoder_tokens_kept", "num_prompt_tokens", "num_generated_tokens")
 _NO_SECONDS = ("queue_s", "vision_s", "prefill_s", "decode_s", "latency_s", "gpu_s")
 _EMPTY: dict[str, Any] = {
     "text": "",
@@ -163,6 +164,7 @@ _EMPTY: dict[str, Any] = {
     "option_probabilities": None,
     "frame_timestamps_s": (),
     "kept_ratio": 0.0,
+    "retention_ratio": None,
     **dict.fromkeys((*_NO_COUNTS, *_NO_TOKENS), 0),
     **dict.fromkeys(_NO_SECONDS, 0.0),
 }
@@ -175,10 +177,12 @@ def _usage(generation: Generation) -> dict[str, Any]:
     total = usage.num_vision_tokens
     return {
         "num_patches": usage.num_patches,
+        "num_patches_kept": usage.num_patches_kept,
         "num_vision_tokens": total,
         "num_vision_tokens_kept": usage.num_vision_tokens_kept,
         "num_decoder_tokens_kept": usage.num_decoder_tokens_kept,
         "kept_ratio": usage.num_vision_tokens_kept / total if total else 0.0,
+        "retention_ratio": retention_ratio(usage.num_decoder_tokens_kept, total),
         "num_prompt_tokens": usage.num_prompt_tokens,
         "num_generated_tokens": usage.num_generated_tokens,
     }

@@ -11,6 +11,7 @@ from pipeline.config.placement import said
 from pipeline.cost import RunCost
 from pipeline.inputs.manifest import say_left_out
 from pipeline.records import ResultRow
+from pipeline.retention import Retention
 from pipeline.storage.uris import printable
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ class RunStats:
     num_rows: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
     error_types: Counter[str] = field(default_factory=Counter)
+    num_patches: int = 0
+    num_patches_kept: int = 0
     num_vision_tokens: int = 0
     num_vision_tokens_kept: int = 0
     num_decoder_tokens_kept: int = 0
@@ -42,6 +45,8 @@ class RunStats:
         self.statuses[row.status] += 1
         if row.status == "failed" and row.error_type:
             self.error_types[row.error_type] += 1
+        self.num_patches += row.num_patches
+        self.num_patches_kept += row.num_patches_kept or 0
         self.num_vision_tokens += row.num_vision_tokens
         self.num_vision_tokens_kept += row.num_vision_tokens_kept
         self.num_decoder_tokens_kept += row.num_decoder_tokens_kept
@@ -55,9 +60,9 @@ class RunStats:
             self.example = row.uri, row.text
 
     @property
-    def kept_ratio(self) -> float:
-        """Share of the unreduced model's vision tokens that entered the LLM."""
-        return self.num_vision_tokens_kept / self.num_vision_tokens if self.num_vision_tokens else 0.0
+    def retention(self) -> Retention:
+        """What the reduction left of the visual tokens."""
+        return Retention.of(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +114,7 @@ def render_summary(summary: RunSummary) -> str:
             _line("throughput", _throughput(summary)),
             *([_line("device", said(summary.placed))] if summary.placed else []),
         ]
-    if stats.num_vision_tokens:
-        lines.append(_line("vision tokens", _tokens(stats)))
+    lines += [_line(label, text) for label, text in stats.retention.lines]
     if stats.num_loops:
         lines.append(_line("loops", f"{stats.num_loops} answers repeat themselves (finish_reason loop)"))
     if stats.error_types:
@@ -165,14 +169,6 @@ def _throughput(summary: RunSummary) -> str:
 def _share(workers: Sequence[WorkerUsage]) -> float:
     wall_s = sum(worker.wall_s for worker in workers)
     return sum(worker.busy_s for worker in workers) / wall_s if wall_s else 0.0
-
-
-def _tokens(stats: RunStats) -> str:
-    first, last, total = stats.num_vision_tokens_kept, stats.num_decoder_tokens_kept, stats.num_vision_tokens
-    return (
-        f"{first:,} of {total:,} reached the LLM ({stats.kept_ratio:.1%}), {last:,} its last layer "
-        f"({last / total:.1%}; {total - last:,} saved)"
-    )
 
 
 def _cost(summary: RunSummary) -> str:

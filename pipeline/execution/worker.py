@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -69,7 +70,7 @@ class WorkerUsage:
 
     Attributes:
         wall_s: time since construction began.
-        start_s: time of loading the model.
+        start_s: time of loading the model, and of warming it up where `VLMWorker.warm_up_first` asked for it.
         busy_s: device time of all steps that led to an answer.
         idle_s: time between steps, time within a step beyond the device's own, and time of batches that ran out of
             memory and were started again.
@@ -101,6 +102,14 @@ class VLMWorker:
         self._start_s = time.perf_counter() - self._born_s
         self._idle_s = 0.0
         self._idle_since_s = time.perf_counter()
+        self._warms_up, self._warm_busy_s = False, 0.0
+
+    def warm_up_first(self) -> None:
+        """Answer the first item's first request once more, before it is taken over: a model's first steps take longer.
+
+        For measurements: that time, and the wait for the item, count as the worker's start, and no row has them.
+        """
+        self._warms_up = True
 
     @property
     def pending(self) -> int:
@@ -114,6 +123,9 @@ class VLMWorker:
             PlanError: the reduction plan does not fit this model, so that no item can be processed.
         """
         contents = deque(self._task.requests(loaded.item, loaded.media))
+        if self._warms_up:
+            self._warms_up = False
+            self._warm_up(loaded, contents[0])
         taken = _Taken(loaded, attempts, shard_index, contents)
         self._submit_next(taken)
         # The timeline begins after submit, where the request's own clock starts; the time before is the driver's wait.
@@ -152,13 +164,25 @@ class VLMWorker:
         """Return where the wall time went so far."""
         now_s = time.perf_counter()
         idle_s = self._idle_s + now_s - self._idle_since_s + self._batch.wasted_s
-        return WorkerUsage(now_s - self._born_s, self._start_s, self._batch.busy_s, idle_s)
+        return WorkerUsage(now_s - self._born_s, self._start_s, self._batch.busy_s - self._warm_busy_s, idle_s)
 
     def reset(self) -> None:
         """Drop every item; none of them gets a row from this worker."""
         self._batch.reset()
         self._refused.clear()
         self._taken.clear()
+
+    def _warm_up(self, loaded: LoadedItem, content: tuple[str | VisualInput, ...]) -> None:
+        item, busy_s = loaded.item, self._batch.busy_s
+        sampling = sampling_params(self._config.sampling, seed=self._config.seed, choices=self._task.choices(item))
+        with suppress(RequestError):  # the item's row will say it
+            self._batch.submit(Request(item.item_id, content, sampling))
+            while self._batch.has_work:
+                self._batch.step()
+        self._warm_busy_s = self._batch.busy_s - busy_s
+        now_s = time.perf_counter()
+        self._start_s += now_s - self._idle_since_s
+        self._idle_since_s = now_s
 
     def _submit_next(self, taken: _Taken) -> None:
         """Submit an item's next request."""

@@ -14,6 +14,7 @@ from pipeline.config.schema import JobConfig
 from pipeline.inputs.build_manifest import readable_roots
 from pipeline.inputs.links import count_links
 from pipeline.inputs.manifest import say_left_out
+from pipeline.retention import Retention
 from pipeline.runs.run import pending_shards, plan_run
 from pipeline.runs.run_folder import Run
 from pipeline.storage import storage
@@ -57,17 +58,11 @@ def render_dry_run(config: JobConfig) -> str:
 
 def _token_lines(config: JobConfig, shapes: Counter[_Shape], num_items: int) -> list[str]:
     model = load_model_shape(config.model.model_id, revision=config.model.revision)
-    total = TokenCounts(0, 0, 0, 0)
-    for shape, times in shapes.items():
-        total += _times(_counts(config, model, shape), times)
-    kept = total.num_vision_tokens_kept / total.num_vision_tokens if total.num_vision_tokens else 0.0
-    most = "" if total.exact else "at most "
-    lines = [
-        _line("patches", f"{total.num_patches:,} enter the vision tower, {total.num_patches // num_items:,} an item"),
-        _line("tokens before", f"{total.num_vision_tokens:,}, {total.num_vision_tokens // num_items:,} an item"),
-        _line("tokens after", f"{most}{total.num_vision_tokens_kept:,} reach the LLM ({kept:.1%} kept)"),
-        _line("", f"{most}{total.num_decoder_tokens_kept:,} stay in its last layer"),
-    ]
+    total = TokenCounts(0, 0, 0, 0, 0)
+    for shape, count in shapes.items():
+        total += _counts(config, model, shape).times(count)
+    lines = [_line(label, text) for label, text in Retention.of(total).lines]
+    lines.append(_line("an item", Retention.of(total, num_items=num_items).brief))
     notes = []
     if any(kind == "video" for kind, _ in shapes):
         notes.append(f"videos of at least {config.media.num_frames} frames")
@@ -122,7 +117,7 @@ def _counts(config: JobConfig, model: ModelShape, shape: _Shape) -> TokenCounts:
     else:
         media = [VisualShape("image", ASSUMED_IMAGE_PX, ASSUMED_IMAGE_PX)] * num_objects
     per_request = build_task(config.task).media_per_request or len(media)
-    total = TokenCounts(0, 0, 0, 0)
+    total = TokenCounts(0, 0, 0, 0, 0)
     for start in range(0, len(media), per_request):
         total += expected_counts(
             model.geometry,
@@ -132,16 +127,6 @@ def _counts(config: JobConfig, model: ModelShape, shape: _Shape) -> TokenCounts:
             num_decoder_layers=model.num_decoder_layers,
         )
     return total
-
-
-def _times(counts: TokenCounts, times: int) -> TokenCounts:
-    return TokenCounts(
-        counts.num_patches * times,
-        counts.num_vision_tokens * times,
-        counts.num_vision_tokens_kept * times,
-        counts.num_decoder_tokens_kept * times,
-        counts.exact,
-    )
 
 
 def _shapes(run: Run, pending: list[int]) -> Counter[_Shape]:

@@ -3,28 +3,43 @@
 Whole groups are drawn: the neighbours about one image, video or document, which the job will load once. One question
 of such a group, run alone, would pay for the load that many share. Groups are drawn by seed, stratified by media kind,
 and run as a job of their own in a temporary folder. The job's output is not touched.
+
+The sample is a whole command: what it took beside its items (Ray's and the model's start, the first steps of a cold
+model, the last part) is taken as it was, once; what its items took is scaled, by how much longer than their own seconds
+the workers were at them.
 """
 
 from __future__ import annotations
 
+import math
 import secrets
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from pipeline.config.schema import JobConfig, PricesConfig
 from pipeline.cost import actors_usd
 from pipeline.errors import ConfigError, InputError, InterruptedRunError
-from pipeline.execution.runner import continue_run
+from pipeline.execution.rows import RunInfo
+from pipeline.execution.runner import WorkerFactory, continue_run
+from pipeline.execution.summary import RunSummary
+from pipeline.execution.worker import VLMWorker
 from pipeline.planning.estimate import Estimate, draw, estimate_total
 from pipeline.records import LOAD_FIELDS
 from pipeline.runs.parquet_sink import list_parts, read_parts
 from pipeline.runs.run import create_or_resume, pending_shards, plan_run
 from pipeline.runs.run_folder import Run
 from pipeline.runs.run_record import fingerprint_of
+from pipeline.storage.uris import printable
 
 _MIN_GROUPS = 4
+# Two runs of one job on a machine that others use differ by so much: an interval of wall time is never narrower.
+MACHINE_FACTOR = math.sqrt(2)
+_WIDEST = MACHINE_FACTOR**2 * 1.001
+_NUM_SHOWN = 3
 _Group = list[int]  # places in the manifest
 
 
@@ -36,25 +51,34 @@ class Probe:
         num_items: still to do.
         num_probed: of them, run.
         num_groups: media these were about.
-        num_failed: of the items run, failed.
+        failures: of the items run that failed: the address's last part, error type and message.
         device_s: VLM actors' seconds, waiting not counted.
         reader_s: readers' seconds.
-        wall_s: of the whole job with the configured actors and readers: the slower side, and one model start.
+        fixed_s: what the command takes whatever it holds: Ray's and the model's start, its warm-up, the end.
+        wall_s: of the whole command with the configured actors and readers.
         items_usd: sum of the rows' ``cost_usd``.
         load_usd: what all actors' model starts cost.
+        total_usd: of the whole command: items, model starts, and actors that wait.
         priced: whether the configuration sets prices.
     """
 
     num_items: int
     num_probed: int
     num_groups: int
-    num_failed: int
+    failures: tuple[tuple[str, str, str], ...]
     device_s: Estimate
     reader_s: Estimate
+    fixed_s: float
     wall_s: Estimate
     items_usd: Estimate
     load_usd: float
+    total_usd: Estimate
     priced: bool
+
+    @property
+    def num_failed(self) -> int:
+        """Of the items run, failed."""
+        return len(self.failures)
 
 
 def probe(config: JobConfig, num_groups: int, **options: Any) -> Probe:
@@ -78,18 +102,15 @@ def probe(config: JobConfig, num_groups: int, **options: Any) -> Probe:
         raise ConfigError(f"--estimate {num_groups}: this input needs at least {needed}, two of each kind of media")
     drawn = draw([range(len(stratum)) for stratum in strata], num_groups, seed=config.seed)
     chosen = [[stratum[number] for number in numbers] for stratum, numbers in zip(strata, drawn, strict=True)]
-    rows, start_s, placed = _run_sample(
-        run, sorted(place for groups in chosen for group in groups for place in group), options
-    )
+    rows, summary = _run_sample(run, sorted(place for groups in chosen for group in groups for place in group), options)
     sampled = [[[rows[place] for place in group] for group in groups] for groups in chosen]
     num_items = sum(len(group) for stratum in strata for group in stratum)
-    return _estimated(placed, num_items, [len(stratum) for stratum in strata], sampled, start_s=start_s)
+    return _estimated(summary.placed or config, num_items, [len(stratum) for stratum in strata], sampled, summary)
 
 
-def _run_sample(
-    run: Run, places: list[int], options: dict[str, Any]
-) -> tuple[dict[int, dict[str, Any]], float, JobConfig]:
-    """The rows of these items by place, run in a temporary folder; seconds of a model's start; the placed job."""
+def _run_sample(run: Run, places: list[int], options: dict[str, Any]) -> tuple[dict[int, dict[str, Any]], RunSummary]:
+    """The rows of these items by place, run in a temporary folder; how that command went."""
+    options = {**options, "worker_factory": partial(_warming, options.get("worker_factory", VLMWorker))}
     with tempfile.TemporaryDirectory(prefix="illava-probe-") as folder:
         manifest, per_shard = run.manifest.take(places), len(places)  # a boundary of shards would part a group
         name, nonce = fingerprint_of(run.config_fingerprint.digest, manifest.digest, per_shard), secrets.token_hex(8)
@@ -101,9 +122,13 @@ def _run_sample(
     if len(rows) < len(places):
         message = f"the estimate was interrupted after {len(rows)} of {len(places)} items; nothing is estimated"
         raise InterruptedRunError(message, summary.exit_code)
-    start_s = max((worker.start_s for worker in summary.workers), default=0.0)
-    by_place = {place: rows[name] for place, name in zip(places, manifest.item_ids(), strict=True)}
-    return by_place, start_s, summary.placed or run.config
+    return {place: rows[name] for place, name in zip(places, manifest.item_ids(), strict=True)}, summary
+
+
+def _warming(factory: WorkerFactory, config: JobConfig, run_info: RunInfo) -> VLMWorker:
+    worker = factory(config, run_info)
+    worker.warm_up_first()
+    return worker
 
 
 def _estimated(
@@ -111,32 +136,61 @@ def _estimated(
     num_items: int,
     sizes: Sequence[int],
     sampled: Sequence[Sequence[Sequence[dict[str, Any]]]],
-    *,
-    start_s: float,
+    summary: RunSummary,
 ) -> Probe:
     def total(*columns: str) -> Estimate:
         return estimate_total(
             sizes, [[sum(row[name] for row in group for name in columns) for group in groups] for groups in sampled]
         )
 
-    runtime = config.runtime
-    num_actors = runtime.num_vlm_actors.max
-    device_s, reader_s = total("gpu_s"), total("fetch_s", "load_s", "preprocess_s")
-    ends = zip(_ends(device_s), _ends(reader_s), strict=True)
-    slower = [max(device / num_actors, reader / runtime.num_reader_actors) + start_s for device, reader in ends]
     rows = [row for groups in sampled for group in groups for row in group]
+    device_s, reader_s, items_usd = total("gpu_s"), total("fetch_s", "load_s", "preprocess_s"), total("cost_usd")
+    start_s = max((worker.start_s for worker in summary.workers), default=0.0)
+    at_work_s = max((worker.wall_s - worker.start_s for worker in summary.workers), default=0.0)
+    fixed_s, num_actors = summary.wall_s - at_work_s, config.runtime.num_vlm_actors.max
+    own_s = sum(row["gpu_s"] for row in rows), sum(_reader_s(row) for row in rows)
+    num_busy = max(1, sum(worker.busy_s > 0 for worker in summary.workers))
+    longer = max(1.0, at_work_s / max(_side_by_side(config, *own_s, num_actors=num_busy), 1e-9))
+    ends = [
+        longer * _side_by_side(config, device, reader, num_actors=num_actors)
+        for device, reader in zip(_ends(device_s), _ends(reader_s), strict=True)
+    ]
+    waiting_usd = actors_usd(config, max(0.0, num_actors * ends[0] - device_s.total))
+    load_usd = actors_usd(config, start_s * num_actors)
     return Probe(
         num_items=num_items,
         num_probed=len(rows),
         num_groups=sum(map(len, sampled)),
-        num_failed=sum(row["status"] == "failed" for row in rows),
+        failures=tuple(_failure(row) for row in rows if row["status"] == "failed"),
         device_s=device_s,
         reader_s=reader_s,
-        wall_s=Estimate(*slower),
-        items_usd=total("cost_usd"),
-        load_usd=actors_usd(config, start_s * num_actors),
+        fixed_s=fixed_s,
+        wall_s=_on_this_machine(*(fixed_s + end for end in ends)),
+        items_usd=items_usd,
+        load_usd=load_usd,
+        total_usd=_on_this_machine(*(load_usd + waiting_usd + end for end in _ends(items_usd))),
         priced=config.prices != PricesConfig(),
     )
+
+
+def _side_by_side(config: JobConfig, device_s: float, reader_s: float, *, num_actors: int) -> float:
+    """Seconds of work at these items: the local executor takes turns, on Ray the slower side counts."""
+    if config.runtime.executor == "local":
+        return device_s + reader_s
+    return max(device_s / num_actors, reader_s / config.runtime.num_reader_actors)
+
+
+def _on_this_machine(total: float, low: float, high: float) -> Estimate:
+    """An estimate of time or money that a machine's other work may move as well."""
+    return Estimate(total, min(low, total / MACHINE_FACTOR), max(high, total * MACHINE_FACTOR))
+
+
+def _reader_s(row: dict[str, Any]) -> float:
+    return row["fetch_s"] + row["load_s"] + row["preprocess_s"]
+
+
+def _failure(row: dict[str, Any]) -> tuple[str, str, str]:
+    return row["uri"].rpartition("/")[2], row["error_type"], row["error_message"] or ""
 
 
 def _ends(estimate: Estimate) -> tuple[float, float, float]:
@@ -170,22 +224,42 @@ def _groups(run: Run, start: int) -> Iterator[tuple[str, _Group]]:
 
 def render_probe(found: Probe) -> str:
     """Render the estimate as the lines printed below a dry run."""
-    slow = "readers" if found.wall_s.total and found.reader_s.total > found.device_s.total else "model"
     media = f", all about {found.num_groups} media" if found.num_groups < found.num_probed else ""
+    work_s = found.wall_s.total - found.fixed_s
     lines = [
         ("sample", f"{found.num_probed} of {found.num_items:,} items were run{media}, {found.num_failed} failed"),
-        ("time", f"{_span(found.wall_s, _clock)} with the configured actors and readers; one model start included"),
-        ("", f"model {_span(found.device_s, _clock)}, readers {_span(found.reader_s, _clock)} in all; most by {slow}"),
+        *_failure_lines(found),
+        ("time", f"{_span(found.wall_s, _clock)} for the whole command, with the configured actors and readers"),
+        (
+            "",
+            f"{_clock(found.fixed_s)} of it to start (Ray, model, warm-up) and to end, {_clock(work_s)} for the items",
+        ),
+        ("", f"model {_span(found.device_s, _clock)}, readers {_span(found.reader_s, _clock)} in all"),
     ]
     if found.priced:
-        cost = _span(found.items_usd, "${:.4f}".format)
+        dollars = "${:.4f}".format
+        lines.append(("cost", f"{_span(found.total_usd, dollars)} for the whole command"))
         lines.append(
-            ("cost", f"{cost} for the items, ${found.load_usd:.4f} for loading the model; idle time not counted")
+            ("", f"{_span(found.items_usd, dollars)} for the items, {dollars(found.load_usd)} for loading the model")
         )
     else:
         lines.append(("cost", "no prices set; see `prices` in the configuration"))
-    lines.append(("", "95 % intervals, from what these items took on this machine, now"))
+    lines.append(("", "95 % intervals, from what these items took on this machine, now; time and cost of the whole"))
+    lines.append(("", "command span at least a factor of two, as runs of one job on a shared machine do"))
+    if found.wall_s.high > _WIDEST * found.wall_s.low:
+        lines.append(("", f"these media differ much: --estimate {4 * found.num_groups} halves what hangs on the draw"))
     return "\n".join(f"  {label:<14} {value}" for label, value in lines)
+
+
+def _failure_lines(found: Probe) -> list[tuple[str, str]]:
+    """How many failed of each type, and the first of them by name."""
+    if not found.failures:
+        return []
+    types = Counter(error_type for _, error_type, _ in found.failures)
+    lines = [("failures", ", ".join(f"{count} {name}" for name, count in types.most_common()))]
+    for name, error_type, message in found.failures[:_NUM_SHOWN]:
+        lines.append(("", f"{printable(name, 40)}: {error_type}: {printable(message, 160)}"))
+    return lines
 
 
 def _span(estimate: Estimate, show: Any) -> str:

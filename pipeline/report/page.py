@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.inputs.manifest import say_left_out
+from pipeline.records import ResultRow
 from pipeline.report.figures import RunFigures
 from pipeline.report.html import base64_of, render_html
 from pipeline.report.pictures import Picture
+from pipeline.retention import Retention
 
 MAX_BYTES = 10_000_000
 _PICTURE_BYTES = 8_000_000  # as base64; the rest is text
@@ -34,12 +36,14 @@ def render_report(figures: RunFigures, pictures: Sequence[Sequence[Picture]]) ->
             "share": _share,
             "size": _size,
             "left_out": say_left_out,
+            "brief": _brief,
         },
         run=figures,
         config=config,
         samples=list(zip(figures.samples, _within_budget(pictures), strict=True)),
         num_rows=figures.totals.num_rows,
         sums=figures.totals.sums,
+        retention=Retention.of(figures.totals.sums),
         cost=figures.cost,
     )
 
@@ -58,6 +62,10 @@ def _within_budget(pictures: Sequence[Sequence[Picture]]) -> list[list[dict[str,
             shown.append({"caption": picture.caption, "data": data, "reason": reason})
         found.append(shown)
     return found
+
+
+def _brief(row: ResultRow) -> str:
+    return Retention.of(row).brief
 
 
 def _seconds(value: float) -> str:

@@ -42,6 +42,7 @@ _TYPES: dict[str, pa.DataType] = {
     "frame_timestamps_s": pa.list_(pa.float64()),
     "bytes_fetched": _COUNT,
     "kept_ratio": pa.float64(),
+    "retention_ratio": pa.float64(),
     "cost_usd": pa.float64(),
     "shard_index": pa.int32(),
 }

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pipeline.inputs.manifest import say_left_out
+from pipeline.retention import Retention
 from pipeline.runs.parquet_sink import list_parts
 from pipeline.runs.run import done_shards
 from pipeline.runs.run_folder import is_finished
@@ -79,9 +80,7 @@ def render_status(status: RunStatus) -> str:
         lines.append("  failures " + ", ".join(f"{count} {name}" for name, count in totals.by_error_type.items()))
     if status.left_out:
         lines.append(f"  left out {say_left_out(status.left_out)}: no known media extension")
-    kept, total = totals.sums.get("num_vision_tokens_kept", 0), totals.sums.get("num_vision_tokens", 0)
-    if total:
-        lines.append(f"  tokens   {kept:.0f} of {total:.0f} vision tokens kept ({kept / total:.1%})")
+    lines += [f"  {label:<8} {text}" for label, text in Retention.of(totals.sums).lines]
     if status.attempt > 1:
         lines.append(f"  attempt  {status.attempt}")
     return "\n".join(lines)

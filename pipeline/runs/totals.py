@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pipeline.records import LATER_COLUMNS
 from pipeline.runs.parquet_sink import read_parts
 
 _COUNTED = ["status", "error_type", "finish_reason"]
 _SUMMED = (
     "bytes_fetched",
     "num_patches",
+    "num_patches_kept",
     "num_vision_tokens",
     "num_vision_tokens_kept",
     "num_decoder_tokens_kept",
@@ -22,6 +24,7 @@ _SUMMED = (
     "gpu_s",
     "cost_usd",
 )
+_LATER = tuple(name for name in _SUMMED if name in LATER_COLUMNS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,7 @@ class Totals:
         by_status: number of rows of each status.
         by_error_type: number of failed rows of each type.
         by_finish_reason: number of answered rows whose answer ended so.
-        sums: sums of the columns that can be summed.
+        sums: sums of the columns that can be summed; without a later column that any of the rows lacks.
     """
 
     num_rows: int = 0
@@ -55,7 +58,7 @@ def run_totals(run_uri: str, indexes: Sequence[int]) -> Totals:
     """
     groups: list[dict[str, Any]] = []
     for table in read_parts(run_uri, indexes, [*_COUNTED, *_SUMMED]):
-        summed = [([], "count_all"), *((name, "sum") for name in _SUMMED)]
+        summed = [([], "count_all"), *((name, "sum") for name in _SUMMED), *((name, "count") for name in _LATER)]
         # In the calling thread, as `pipeline.storage.parquet` reads.
         groups += table.group_by(_COUNTED, use_threads=False).aggregate(summed).to_pylist()
     counts = {name: Counter[str]() for name in _COUNTED}
@@ -66,6 +69,8 @@ def run_totals(run_uri: str, indexes: Sequence[int]) -> Totals:
     status, errors, reasons = (dict(sorted(counter.items())) for counter in counts.values())
     sums: dict[str, float] = {}
     for name in _SUMMED:
+        if name in _LATER and any(group[f"{name}_count"] < group["count_all"] for group in groups):
+            continue  # of rows that do not all say it there is no sum
         values = [group[f"{name}_sum"] or 0 for group in groups]  # null where no row has a value
         sums[name] = math.fsum(values) if name.endswith(("_s", "_usd")) else sum(values)
     return Totals(sum(status.values()), status, errors, reasons, sums)

@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 from illava.requests import FinishReason
 from pipeline.records import ROW_ERROR_TYPES, MediaItem
+from pipeline.retention import retention_ratio
 
 STAGES = ("fetch_s", "load_s", "preprocess_s", "queue_s", "vision_s", "prefill_s", "decode_s")
 # The machine may give the core to another process for about so long between two readings of the clock.
@@ -20,6 +21,7 @@ _COUNTS = (
     "num_frames",
     "bytes_fetched",
     "num_patches",
+    "num_patches_kept",
     "num_vision_tokens",
     "num_vision_tokens_kept",
     "num_decoder_tokens_kept",
@@ -142,6 +144,19 @@ def _counts_problem(row: Row) -> str | None:
     return None
 
 
+def _retention_problem(row: Row) -> str | None:
+    left, ratio = row["num_patches_kept"], row["retention_ratio"]
+    if left is None:  # of a version without these columns
+        return None
+    if left > row["num_patches"]:
+        return f"{left} of {row['num_patches']} patches left the tower"
+    kept, total = row["num_decoder_tokens_kept"], row["num_vision_tokens"]
+    expected = retention_ratio(kept, total)
+    if (ratio is None) != (expected is None) or not math.isclose(ratio or 0.0, expected or 0.0, abs_tol=1e-9):
+        return f"retention_ratio is {ratio}, the counts say {kept} of {total}"
+    return None
+
+
 def _pages_problem(row: Row) -> str | None:
     pages = row["pages"]
     if pages is None:
@@ -175,6 +190,7 @@ def _times_problem(row: Row) -> str | None:
 _ROW_CHECKS: tuple[tuple[str, Callable[[Row], str | None]], ...] = (
     ("bad_status", _status_problem),
     ("bad_counts", _counts_problem),
+    ("bad_counts", _retention_problem),
     ("bad_seconds", _times_problem),
     ("bad_pages", _pages_problem),
 )

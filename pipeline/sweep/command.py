@@ -45,6 +45,7 @@ def render_sweep_dry_run(config: SweepConfig) -> str:
     from illava.families.model_shape import load_model_shape
     from illava.token_counts import VisualShape, expected_counts
     from pipeline.planning.dry_run import ASSUMED_IMAGE_PX
+    from pipeline.retention import Retention
     from pipeline.sweep.run import open_sweep
 
     sweep = open_sweep(config)
@@ -61,10 +62,8 @@ def render_sweep_dry_run(config: SweepConfig) -> str:
             num_decoder_layers=shape.num_decoder_layers,
         )
         state = "to do" if point.key in pending else "done"
-        most = "" if counts.exact else "at most "
         lines.append(
-            f"  {point.table:10s} {point.model:16s} {point.row:40s} {state:5s} an image: {counts.num_vision_tokens} -> "
-            f"{most}{counts.num_vision_tokens_kept}, {counts.num_decoder_tokens_kept} in the last layer"
+            f"  {point.table:10s} {point.model:16s} {point.row:40s} {state:5s} an image: {Retention.of(counts).brief}"
         )
     return "\n".join([*lines, f"  output     {config.output.uri}"])
 

@@ -45,12 +45,12 @@ def plan_of(*steps: tuple[str, list[int], dict], layout: str = "geometric") -> R
 @pytest.mark.parametrize(
     ("plan", "expected"),
     [
-        (EMPTY_PLAN, TokenCounts(23328, 6273, 6273, 6273)),  # 32 x 729; 32 x 14 x 14 + 1
-        (preset("illava-video"), TokenCounts(23328, 6273, 3201, 2241)),  # 32 x 100 + 1; 2240.7
-        (released("illava-video"), TokenCounts(23328, 6273, 3201, 2241)),  # 361 = 19 x 19 -> 10 x 10
-        (preset("illava-draw-video"), TokenCounts(23328, 6273, 1569, 784)),  # 32 x 49 + 1; 784.5 rounds to even
-        (released("illava-draw-video"), TokenCounts(23328, 6273, 1569, 784)),  # 169 = 13 x 13 -> 7 x 7
-        (preset("illava-image"), TokenCounts(23328, 6273, 6273, 4391)),  # no frame budget: pooling restores; 4391.1
+        (EMPTY_PLAN, TokenCounts(23328, 23328, 6273, 6273, 6273)),  # 32 x 729; 32 x 14 x 14 + 1
+        (preset("illava-video"), TokenCounts(23328, 11552, 6273, 3201, 2241)),  # 32 x 100 + 1; 2240.7
+        (released("illava-video"), TokenCounts(23328, 11552, 6273, 3201, 2241)),  # 361 = 19 x 19 -> 10 x 10
+        (preset("illava-draw-video"), TokenCounts(23328, 5408, 6273, 1569, 784)),  # 32 x 49 + 1; 784.5 rounds to even
+        (released("illava-draw-video"), TokenCounts(23328, 5408, 6273, 1569, 784)),  # 169 = 13 x 13 -> 7 x 7
+        (preset("illava-image"), TokenCounts(23328, 11552, 6273, 6273, 4391)),  # 361 a frame; pooling restores; 4391.1
     ],
 )
 def test_32_frames_of_the_7b(plan, expected):
@@ -60,11 +60,11 @@ def test_32_frames_of_the_7b(plan, expected):
 @pytest.mark.parametrize(
     ("plan", "mm_item", "expected"),
     [
-        (EMPTY_PLAN, SQUARE, TokenCounts(1458, 1485, 1485, 1485)),  # base 729, one tile 27 x 28
-        (released("illava-image"), SQUARE, TokenCounts(1458, 1485, 741, 519)),  # 361 + 19 x 20; 518.7
-        (preset("illava-image"), SQUARE, TokenCounts(1458, 1485, 749, 524)),  # 361 + 361 + 27 newlines; 524.3
-        (EMPTY_PLAN, WIDE, TokenCounts(11664, 7269, 7269, 7269)),  # 16 tiles; 729 + 60 x 109
-        (released("illava-image"), WIDE, TokenCounts(11664, 7269, 3595, 2516)),  # 361 + 42 x 77; 2516.5 to even
+        (EMPTY_PLAN, SQUARE, TokenCounts(1458, 1458, 1485, 1485, 1485)),  # base 729, one tile 27 x 28
+        (released("illava-image"), SQUARE, TokenCounts(1458, 722, 1485, 741, 519)),  # 361 + 19 x 20; 518.7
+        (preset("illava-image"), SQUARE, TokenCounts(1458, 722, 1485, 749, 524)),  # 361 + 361 + 27 newlines; 524.3
+        (EMPTY_PLAN, WIDE, TokenCounts(11664, 11664, 7269, 7269, 7269)),  # 16 tiles; 729 + 60 x 109
+        (released("illava-image"), WIDE, TokenCounts(11664, 5776, 7269, 3595, 2516)),  # 361 + 42 x 77; 2516.5 to even
     ],
 )
 def test_one_image_of_the_7b(plan, mm_item, expected):
@@ -74,25 +74,25 @@ def test_one_image_of_the_7b(plan, mm_item, expected):
 def test_padding_makes_geometric_images_an_upper_bound():
     bound = count(preset("illava-image"), VisualShape("image", 300, 384))
     # 27 x 27 cells, 21 rows of picture (int(21.09)), 3 rows off each end: all 361 kept tokens may lie in 21 x 27 cells
-    assert bound == TokenCounts(1458, 729 + 21 * 28, 361 + 361 + 21, 520, exact=False)
+    assert bound == TokenCounts(1458, 722, 729 + 21 * 28, 361 + 361 + 21, 520, exact=False)
     thin = count(preset("illava-image"), VisualShape("image", 60, 384))
     assert thin.num_vision_tokens_kept == 361 + 5 * 27 + 5  # no more kept tokens than cells
     assert not thin.exact
 
 
 def test_several_images_are_one_tile_each():
-    assert count(EMPTY_PLAN, SQUARE, WIDE) == TokenCounts(1458, 1460, 1460, 1460)
+    assert count(EMPTY_PLAN, SQUARE, WIDE) == TokenCounts(1458, 1458, 1460, 1460, 1460)
     for plan in (preset("illava-image"), released("illava-image")):
-        assert count(plan, SQUARE, WIDE) == TokenCounts(1458, 1460, 724, 507)  # 2 x (361 + 1); 506.8
+        assert count(plan, SQUARE, WIDE) == TokenCounts(1458, 722, 1460, 724, 507)  # 2 x (361 + 1); 506.8
 
 
 def test_small_model():
     clip = VisualShape("video", 112, 112, 8)
-    assert count(preset("illava-small-video"), clip, geometry=SMALL) == TokenCounts(1568, 393, 201, 141)
-    assert count(released("illava-small-video"), clip, geometry=SMALL) == TokenCounts(1568, 393, 201, 141)
+    assert count(preset("illava-small-video"), clip, geometry=SMALL) == TokenCounts(1568, 800, 393, 201, 141)
+    assert count(released("illava-small-video"), clip, geometry=SMALL) == TokenCounts(1568, 800, 393, 201, 141)
     image = VisualShape("image", 112, 112)
-    assert count(released("illava-small"), image, geometry=SMALL) == TokenCounts(392, 406, 210, 147)
-    assert count(preset("illava-small"), image, geometry=SMALL) == TokenCounts(392, 406, 214, 150)
+    assert count(released("illava-small"), image, geometry=SMALL) == TokenCounts(392, 200, 406, 210, 147)
+    assert count(preset("illava-small"), image, geometry=SMALL) == TokenCounts(392, 200, 406, 214, 150)
 
 
 def test_scopes_round_apart_or_together():
@@ -173,7 +173,7 @@ class Undecided(Reducer):
 def test_a_reducer_that_asks_the_data_makes_an_upper_bound(stage):
     step = ReductionStep.model_construct(stage=stage, layers=(2,), reducer=Undecided())
     plan = ReductionPlan.model_construct(layout="geometric", steps=(step,))
-    assert count(plan, CLIP) == TokenCounts(23328, 6273, 6273, 6273, exact=False)
+    assert count(plan, CLIP) == TokenCounts(23328, 23328, 6273, 6273, 6273, exact=False)
 
 
 def test_refusals():
@@ -190,7 +190,7 @@ def test_refusals():
 
 def test_counts_add_up():
     total = count(EMPTY_PLAN, CLIP) + count(preset("illava-image"), VisualShape("image", 300, 384))
-    assert total == TokenCounts(23328 + 1458, 6273 + 1317, 6273 + 743, 6273 + 520, exact=False)
+    assert total == TokenCounts(23328 + 1458, 23328 + 722, 6273 + 1317, 6273 + 743, 6273 + 520, exact=False)
 
 
 def test_model_shape_is_read_from_config_alone(onevision_folder, tmp_path):
@@ -240,6 +240,8 @@ def test_equal_to_what_the_model_measures(family, name):
         assert expected.num_vision_tokens == sum(family.model.num_vision_tokens(mm_item) for mm_item in media)
         bound = expected.num_vision_tokens_kept
         assert measured == bound if expected.exact else 0 < measured <= bound
+        left = sum(mm_item.num_patches_kept for mm_item in encoded)
+        assert left == expected.num_patches_kept  # no reducer here leaves a count to the picture
         exact += expected.exact
     # geometric: one image over the budget of two tiles, one with padding, one with both
     assert exact == (6 if name in {"empty", "released"} else 3)

@@ -179,8 +179,16 @@ def test_plan_prints_tokens_and_shards_without_ray_or_torch_and_writes_nothing(t
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for said in ("8 (8 videos)", "2 of 2 to do", "3,144 reach the LLM (100.0% kept)", "944", "(new)"):
+    assert "8 (8 videos)" in done.stdout
+    assert "2 of 2 to do" in done.stdout
+    for said in (
+        "12,544 -> 6,400 out of the tower",  # 8 clips of 8 frames of 196 patches
+        "3,144 into the LLM -> 944 in its last layer",
+        "30.0% of the 3,144 tokens the unreduced model has there",
+        "patches 1,568 -> 800, tokens 393 -> 118, kept 30.0%",
+    ):
         assert said in done.stdout
+    assert "(new)" in done.stdout
     assert not output.exists()
 
 
@@ -230,7 +238,8 @@ def test_what_the_plan_expects_is_what_the_rows_measure(tmp_path, onevision_fold
         run_job(config)
         [row] = fakes.read_rows(tmp_path / name)
         assert row["status"] == "ok", row["error_message"]
-        for count in ("num_patches", "num_vision_tokens", "num_vision_tokens_kept", "num_decoder_tokens_kept"):
+        counts = ("num_patches", "num_patches_kept", "num_vision_tokens", "num_vision_tokens_kept")
+        for count in (*counts, "num_decoder_tokens_kept"):
             assert f" {row[count]:,}" in planned, (count, row[count], planned)
 
 

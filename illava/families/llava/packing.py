@@ -78,6 +78,7 @@ def lay_out(
         coord_K3=coord_K3,
         score_K=score_K,
         num_patches=num_original * geometry.grid**2 - mm_item.num_left_out,
+        num_patches_kept=kept_tokens.feature_KD.shape[0],
         trace=_trace(layout, kept_tokens, index_K, coord_K3),
         patch_coord_P4=None if kept_tokens.steps is None else visual_coords(patch_coords(num_original, geometry.grid)),
         noop_steps=kept_tokens.noop_steps,

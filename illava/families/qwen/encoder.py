@@ -149,6 +149,7 @@ class NativeEncoder:
                     coord_K3=coord_K3[own],
                     score_K=None if score_K is None else score_K[own],
                     num_patches=grid.num_patches - mm_item.num_left_out * side**2,
+                    num_patches_kept=sum(in_time.values()) * side**2,
                     trace=() if own_steps is None else (*own_steps, _merger_step(coord_K3[own].cpu(), side**2)),
                     patch_coord_P4=None if own_steps is None else visual_coords(patch_coords(grid)),
                     noop_steps=tuple(reduction.noop_steps[index]),

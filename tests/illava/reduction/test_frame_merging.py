@@ -108,6 +108,7 @@ def test_two_joins_and_a_cut_behind_them_count_as_expected(loaded):
     usage = done.usage
     assert counts.exact
     assert (counts.num_patches, counts.num_vision_tokens) == (usage.num_patches, usage.num_vision_tokens)
+    assert counts.num_patches_kept == usage.num_patches_kept < usage.num_patches
     assert (counts.num_vision_tokens_kept, counts.num_decoder_tokens_kept) == (
         usage.num_vision_tokens_kept,
         usage.num_decoder_tokens_kept,

@@ -88,7 +88,7 @@ def plan_and_run(model_type: str, folder: Path, **more: str) -> list[dict]:
         for last in (["--dry-run"], [])
     )
     assert planned.returncode == 0, planned.stderr
-    assert "reach the LLM" in planned.stdout
+    assert "into the LLM -> " in planned.stdout
     assert done.returncode == 0, done.stderr
     result_field = sorted(read_rows(folder / "out"), key=lambda row: row["num_patches"])
     assert [row["error_type"] for row in result_field] == [None, None]

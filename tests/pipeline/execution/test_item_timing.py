@@ -60,7 +60,7 @@ def made_row(rows: RowMaker, timings=TIMINGS, *, stats=STATS, failed=()):
 def answer(timing: Timing, *, failed: bool = False) -> Generation:
     if failed:
         return Generation("item-1", "", (), None, None, timing, error=ValueError("of this request alone"))
-    return Generation("item-1", "1", (1,), "stop", TokenUsage(1, 1, 1, 1, 1, 1), timing)
+    return Generation("item-1", "1", (1,), "stop", TokenUsage(1, 1, 1, 1, 1, 1, 1), timing)
 
 
 def stages_s(row) -> float:

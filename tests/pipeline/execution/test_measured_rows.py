@@ -30,11 +30,12 @@ class Measured:
     """
 
     def __init__(self, family):
-        self.rows: list[tuple[int, int, int]] = []
-        self._patches = self._text = self._first = 0
+        self.rows: list[tuple[int, int, int, int]] = []
+        self._patches = self._left = self._text = self._first = 0
         layers, embeddings = family.decoder.layers, family._embedding
         self._handles = [
             family.tower._embeddings.register_forward_hook(self._tower),
+            family.encoder._projector.register_forward_pre_hook(self._projector),
             embeddings.register_forward_hook(self._embed),
             layers[0].self_attn.k_proj.register_forward_pre_hook(self._enter),
             layers[-1].self_attn.k_proj.register_forward_pre_hook(self._leave),
@@ -42,6 +43,9 @@ class Measured:
 
     def _tower(self, module, args, out):
         self._patches += out.shape[0] * out.shape[1]
+
+    def _projector(self, module, args):
+        self._left += args[0].shape[0]
 
     def _embed(self, module, args, out):
         self._text += args[0].numel()
@@ -51,7 +55,8 @@ class Measured:
 
     def _leave(self, module, args):
         text, self._text, patches, self._patches = self._text, 0, self._patches, 0
-        self.rows.append((patches, self._first - text, args[0].shape[0] - text))
+        left, self._left = self._left, 0
+        self.rows.append((patches, left, self._first - text, args[0].shape[0] - text))
 
     def __enter__(self):
         return self
@@ -87,11 +92,12 @@ def test_counts_in_parquet_are_what_hooks_measured_and_stages_sum_to_the_latency
     for num_frames in (2, 5):
         whole, unreduced = run(f"whole-{num_frames}", {"steps": []}, num_frames)
         rows, reduced = run(f"kept-{num_frames}", {"steps": [VISION, FRAMES, LAYER]}, num_frames)
-        kept = ("num_patches", "num_vision_tokens_kept", "num_decoder_tokens_kept")
+        kept = ("num_patches", "num_patches_kept", "num_vision_tokens_kept", "num_decoder_tokens_kept")
         assert [tuple(row[name] for name in kept) for row in rows] == reduced
         assert [tuple(row[name] for name in kept) for row in whole] == unreduced
-        assert [row["num_vision_tokens"] for row in rows] == [entering for _, entering, _ in unreduced]
-        assert all(few < many for (_, few, _), (_, many, _) in zip(reduced, unreduced, strict=True))
+        assert [row["num_vision_tokens"] for row in rows] == [entering for _, _, entering, _ in unreduced]
+        assert all(few < many for (_, _, few, _), (_, _, many, _) in zip(reduced, unreduced, strict=True))
+        assert all(left < patches for patches, left, _, _ in reduced)
         stages = ("fetch_s", "load_s", "preprocess_s", "queue_s", "vision_s", "prefill_s", "decode_s")
         sums += [(sum(row[name] for name in stages), row["latency_s"]) for row in [*rows, *whole]]
     # As `verify` has it: 2 % or 10 ms; a machine that others use may put a row aside between two stages, but not most.

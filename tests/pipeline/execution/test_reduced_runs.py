@@ -43,7 +43,7 @@ def run(tmp_path: Path, vlm: VLM, folder, pattern: str, reduction: dict) -> dict
     rows = fakes.read_rows(tmp_path / "out")
     assert [row["error_message"] for row in rows] == [None] * len(rows)
     for row in rows:
-        assert row["kept_ratio"] == pytest.approx(row["num_decoder_tokens_kept"] / row["num_vision_tokens"])
+        assert row["retention_ratio"] == pytest.approx(row["num_decoder_tokens_kept"] / row["num_vision_tokens"])
     assert fakes.violations(tmp_path / "out") == []
     return {Path(row["uri"]).name: tuple(row[name] for name in COUNTS) for row in rows}
 

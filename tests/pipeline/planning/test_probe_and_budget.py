@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -12,11 +13,14 @@ import pytest
 from pipeline.errors import ConfigError, InputError
 from pipeline.execution import budget as budgets
 from pipeline.execution.budget import Budget, BudgetGuard, parse_budget
+from pipeline.execution.rows import RunInfo
 from pipeline.execution.runner import run_job
-from pipeline.execution.summary import RunStats, render_line, render_summary
-from pipeline.execution.worker import VLMWorker
+from pipeline.execution.summary import RunStats, RunSummary, render_line, render_summary
+from pipeline.execution.worker import VLMWorker, WorkerUsage
 from pipeline.exit_codes import guarded
-from pipeline.planning.probe import probe, render_probe
+from pipeline.planning.probe import Probe, probe, render_probe
+from pipeline.planning.probe import _estimated as estimated_of
+from pipeline.records import MediaItem
 from tests.support.runs import fakes
 from tests.support.runs.fakes import fake_loader, job_config, read_rows, violations
 
@@ -132,7 +136,67 @@ def test_failed_probes_are_counted_and_unset_prices_are_said(tmp_path) -> None:
 
     found = probe(config, 8, worker_factory=costly_worker, loader_factory=loader)
     assert (found.num_probed, found.num_failed) == (8, 8)
-    assert "no prices set" in render_probe(found)
+    said = render_probe(found)
+    assert "no prices set" in said
+    assert "failures       8 corrupt_media" in said
+    name, _, message = found.failures[0]
+    assert f"{name}: corrupt_media: {message}" in said
+    assert said.count("corrupt_media: ") == 3, "the first few by name"
+
+
+def found_of(config, workers, *, wall_s, num_items=40) -> Probe:
+    """An estimate from eight items of 1 s on the device and 0.5 s of reading, of 40 such items."""
+    row = {"gpu_s": 1.0, "fetch_s": 0.2, "load_s": 0.2, "preprocess_s": 0.1, "cost_usd": 0.01, "status": "ok"}
+    summary = RunSummary(0, "job", "out", 8, 0, RunStats(num_rows=8), wall_s, None, workers)
+    return estimated_of(config, num_items, [num_items], [[[row]] * 8], summary)
+
+
+def test_the_estimate_scales_what_the_items_took_and_takes_the_rest_once(tmp_path) -> None:
+    config = config_of(tmp_path, 1, runtime={"gpus_per_actor": 1, "cpus_per_actor": 0})
+    # 18 s to start and 15 s of work, where the items' own seconds are 12: the executor takes turns
+    found = found_of(config, (WorkerUsage(wall_s=33.0, start_s=18.0, busy_s=8.0),), wall_s=35.0)
+    assert found.fixed_s == pytest.approx(20.0)
+    assert found.wall_s.total == pytest.approx(20.0 + 15.0 * 5)
+    assert found.wall_s.high / found.wall_s.low == pytest.approx(2.0)
+    assert found.wall_s.low < found.wall_s.total < found.wall_s.high
+    # on the one actor: 18 s of start, 75 s of work of which the items have 40
+    assert found.load_usd == pytest.approx(18.0)
+    assert found.total_usd.total == pytest.approx(40 * 0.01 + 18.0 + 75.0 - 40.0)
+
+
+def test_on_ray_the_slower_side_counts_and_actors_share_it(tmp_path) -> None:
+    runtime = {"executor": "ray", "gpus_per_actor": 1, "num_vlm_actors": {"min": 1, "max": 4}, "num_reader_actors": 1}
+    config = config_of(tmp_path, 1, runtime=runtime)
+    # two of the four actors had work, 4 s of their own each, and were 6 s at it
+    usage = WorkerUsage(wall_s=16.0, start_s=10.0, busy_s=4.0)
+    found = found_of(config, (usage, usage, replace(usage, busy_s=0.0)), wall_s=30.0)
+    assert found.wall_s.total == pytest.approx(24.0 + 1.5 * max(40 / 4, 20 / 1))  # the one reader is slower
+
+
+def test_warming_up_answers_the_first_request_twice_and_no_row_has_it(tmp_path) -> None:
+    class Slow(fakes.FakeVLM):
+        num_steps = 0
+
+        def step(self):
+            self.num_steps += 1
+            if self.num_steps == 1:
+                time.sleep(0.5)  # as a model's first steps do
+            return super().step()
+
+    vlm = Slow()
+    worker = VLMWorker(config_of(tmp_path, 1), RunInfo("recipe", "run"), vlm=vlm)
+    worker.warm_up_first()
+    for number in (3, 4):
+        item = MediaItem(f"item-{number}", (f"{number}.mp4",), "video", (1,), ("",))
+        worker.add(fakes.FakeLoader().load(item), attempts=1, shard_index=0)
+    rows = []
+    while worker.pending:
+        rows += [outcome.row for outcome in worker.step()]
+    assert (vlm.num_steps, [row.text for row in rows]) == (3, ["3", "4"])
+    usage = worker.usage()
+    assert usage.start_s >= 0.5
+    assert usage.busy_s == pytest.approx(sum(row.gpu_s for row in rows))
+    assert usage.wall_s == pytest.approx(usage.start_s + usage.busy_s + usage.idle_s, rel=0.05)
 
 
 def test_a_job_stops_at_its_budget_and_the_same_command_goes_on(tmp_path) -> None:

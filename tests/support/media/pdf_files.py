@@ -81,7 +81,9 @@ class PageReader(FakeVLM):
         if not self._broken_pages.isdisjoint(numbers):
             return [Generation(request.request_id, "", (), None, None, timing, error=self._error)]
         text = self._answer.replace("{pages}", ", ".join(map(str, numbers)))
-        usage = TokenUsage(100 * len(media), 25 * len(media), 12 * len(media), 6 * len(media), 100 * len(media), 5)
+        usage = TokenUsage(
+            100 * len(media), 48 * len(media), 25 * len(media), 12 * len(media), 6 * len(media), 100 * len(media), 5
+        )
         return [Generation(request.request_id, text, (1, 2), "stop", usage, timing)]
 
 

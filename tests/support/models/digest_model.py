@@ -42,7 +42,7 @@ class DigestVLM:
         took_s = time.perf_counter() - begin_s
         self.device_busy_s += took_s
         timing = Timing(queue_s=begin_s - since_s, vision_s=took_s, prefill_s=0.0, decode_s=0.0, device_s=took_s)
-        return [Generation(request.request_id, text, (1,), "stop", TokenUsage(49, 49, 49, 49, 60, 1), timing)]
+        return [Generation(request.request_id, text, (1,), "stop", TokenUsage(49, 49, 49, 49, 49, 60, 1), timing)]
 
 
 def pixel_digest(media: list[np.ndarray]) -> str:

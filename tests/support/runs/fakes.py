@@ -120,7 +120,9 @@ class FakeVLM:
         busy_s = stamps["vision_s"] + stamps["prefill_s"] + stamps["decode_s"]
         self.device_busy_s += busy_s
         timing = Timing(**stamps, device_s=busy_s)
-        usage = TokenUsage(len(frames) * 196, len(frames) * 49, len(frames) * 25, len(frames) * 17, 200, 5)
+        usage = TokenUsage(
+            len(frames) * 196, len(frames) * 100, len(frames) * 49, len(frames) * 25, len(frames) * 17, 200, 5
+        )
         if text == self._broken:
             error = ValueError("a defect of this request alone")
             return [Generation(request.request_id, "", (), None, None, timing, error=error)]

@@ -62,10 +62,12 @@ def make_row(run, shard_index, item, **changes):
         "frame_timestamps_s": tuple(n / 2 for n in range(8)),
         "bytes_fetched": max(item.sizes[0], 0),
         "num_patches": 8 * 729,
+        "num_patches_kept": 8 * 361,
         "num_vision_tokens": 1568,
         "num_vision_tokens_kept": 800,
         "num_decoder_tokens_kept": 560,
         "kept_ratio": 800 / 1568,
+        "retention_ratio": 560 / 1568,
         "num_prompt_tokens": 830,
         "num_generated_tokens": 20,
         "fetch_s": 0.1,
@@ -94,6 +96,7 @@ def failed_row(run, shard_index, item, error_type="corrupt_media"):
     nothing = dict.fromkeys(
         ("num_frames", "num_patches", "num_vision_tokens", "num_vision_tokens_kept", "num_decoder_tokens_kept"), 0
     )
+    nothing |= {"num_patches_kept": 0, "retention_ratio": None}
     seconds = dict.fromkeys(("queue_s", "vision_s", "prefill_s", "decode_s", "latency_s", "gpu_s"), 0.0)
     return make_row(
         run,

@@ -275,6 +275,7 @@ def test_expected_counts_are_what_is_measured(tiny, plan):
         )
         encoded = tiny.family.encode(media, plan, trace=False)
         assert expected.num_patches == sum(one.num_patches for one in encoded)
+        assert expected.num_patches_kept == sum(one.num_patches_kept for one in encoded)
         assert expected.num_vision_tokens == sum(tiny.family.num_vision_tokens(one) for one in media)
         measured = sum(len(one.feature_KD) for one in encoded)
         assert measured == expected.num_vision_tokens_kept if expected.exact else measured < expected.num_vision_tokens

@@ -117,6 +117,7 @@ def test_towers_equal_the_slow_one_segment_by_segment(vlm, stock, pre):
         assert encoded.placeholder_K.tolist() == [(t * rows + row) * cols + col for t, row, col in places]
         assert encoded.num_placeholders == grid.times * rows * cols
         assert encoded.num_patches == 4 * encoded.num_placeholders
+        assert encoded.num_patches_kept == 4 * len(places)
 
 
 def test_every_temporal_patch_keeps_tokens(vlm, pre):
