@@ -17,7 +17,7 @@ from illava.plan import ReductionPlan
 from pipeline.config.base import Section, result_field, result_fields, runtime_field
 from pipeline.config.sampling import SamplingConfig
 from pipeline.config.tasks import CaptionConfig, DocumentConfig, QuestionConfig, TaskConfig
-from pipeline.storage.uris import is_local
+from pipeline.storage.uris import is_local, without_extra_slashes
 
 __all__ = [
     "READER_AND_DRIVER_BYTES",
@@ -254,7 +254,7 @@ class OutputConfig(Section):
     """Says where the run folder stands.
 
     Attributes:
-        uri: the run folder; the same configuration resumes there, any other is refused.
+        uri: the run folder; the same configuration resumes there, any other is refused. Slashes too many are left out.
         items_per_shard: items of one Parquet part; fixed for the life of a run, part of its fingerprint.
         compression: of the Parquet parts.
     """
@@ -262,6 +262,11 @@ class OutputConfig(Section):
     uri: str = runtime_field(min_length=1)
     items_per_shard: int = runtime_field(64, ge=1)
     compression: Literal["zstd", "snappy", "gzip", "none"] = runtime_field("zstd")
+
+    @field_validator("uri")
+    @classmethod
+    def _in_normal_form(cls, uri: str) -> str:
+        return without_extra_slashes(uri)
 
 
 class JobConfig(Section):
