@@ -14,6 +14,7 @@ from typing import Any
 from illava import __version__
 from pipeline.cli import (
     CommandParser,
+    add_accept_flag,
     add_common_flags,
     add_job_flags,
     add_log_flags,
@@ -180,6 +181,7 @@ def _add_retry(commands: Any) -> None:
     command.add_argument("--only", default="", metavar="TYPE,...", help="error types, such as store_error,load_timeout")
     text = "override one key that changes no row, such as media.load_timeout_s=600; may be given several times"
     add_set_flag(command, text)
+    add_accept_flag(command)
 
 
 def _retry(options: argparse.Namespace) -> int:
@@ -188,7 +190,8 @@ def _retry(options: argparse.Namespace) -> int:
     from pipeline.runs.retry import begin_retry
 
     only = [name.strip() for name in options.only.split(",") if name.strip()]
-    summary = continue_run(begin_retry(options.uri, only=only, overrides=options.overrides), debug=options.debug)
+    run = begin_retry(options.uri, only=only, overrides=options.overrides, accept=options.accept)
+    summary = continue_run(run, debug=options.debug)
     print(render_summary(summary))
     return summary.exit_code
 

@@ -18,7 +18,7 @@ from pipeline.config.base import Section, result_field, result_fields, runtime_f
 from pipeline.config.grammar import GrammarConfig
 from pipeline.config.sampling import SamplingConfig
 from pipeline.config.tasks import CaptionConfig, DocumentConfig, QuestionConfig, TaskConfig
-from pipeline.storage.uris import is_local
+from pipeline.storage.uris import is_local, without_extra_slashes
 
 __all__ = [
     "READER_AND_DRIVER_BYTES",
@@ -256,7 +256,7 @@ class OutputConfig(Section):
     """Says where the run folder stands.
 
     Attributes:
-        uri: the run folder; the same configuration resumes there, any other is refused.
+        uri: the run folder; the same configuration resumes there, any other is refused. Slashes too many are left out.
         items_per_shard: items of one Parquet part; fixed for the life of a run, part of its fingerprint.
         compression: of the Parquet parts.
     """
@@ -264,6 +264,11 @@ class OutputConfig(Section):
     uri: str = runtime_field(min_length=1)
     items_per_shard: int = runtime_field(64, ge=1)
     compression: Literal["zstd", "snappy", "gzip", "none"] = runtime_field("zstd")
+
+    @field_validator("uri")
+    @classmethod
+    def _in_normal_form(cls, uri: str) -> str:
+        return without_extra_slashes(uri)
 
 
 class JobConfig(Section):

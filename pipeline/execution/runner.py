@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -34,6 +34,7 @@ from pipeline.loading.load_report import ItemLoader, ReadingUsage
 from pipeline.loading.loader import Loader
 from pipeline.log import add_log_fields
 from pipeline.records import MediaItem, ResultRow, RowErrorType
+from pipeline.runs.earlier_runs import log_differences
 from pipeline.runs.parquet_sink import ParquetSink
 from pipeline.runs.retry import RetrySink
 from pipeline.runs.run import finish, open_planned, pending_shards, plan_run, unfinish
@@ -66,6 +67,7 @@ def run_job(
     worker_factory: WorkerFactory = VLMWorker,
     loader_factory: LoaderFactory = build_loader,
     budget: Budget | None = None,
+    accept: Collection[str] = (),
     debug: bool = False,
 ) -> RunSummary:
     """Process the items of a job that have no row yet; the same configuration resumes a run.
@@ -75,15 +77,15 @@ def run_job(
         worker_factory: builds a worker inside each VLM actor; must be picklable.
         loader_factory: builds a loader inside each reader; must be picklable.
         budget: once it is used up no further shard is opened; open shards are finished.
+        accept: keys in which the folder's run, or an earlier one, may differ, as `pipeline.runs.run.plan_run` says.
         debug: whether to show the actors' own output.
 
     Raises:
         PipelineError: the run cannot be opened or cannot go on; the error's `exit_code` says of which kind it is.
             Published shards stay, and the same command resumes from there.
     """
-    return continue_run(
-        plan_run(config), worker_factory=worker_factory, loader_factory=loader_factory, budget=budget, debug=debug
-    )
+    run = plan_run(config, accept=accept)
+    return continue_run(run, worker_factory=worker_factory, loader_factory=loader_factory, budget=budget, debug=debug)
 
 
 def continue_run(
@@ -99,6 +101,7 @@ def continue_run(
     config = run.config
     add_log_fields(run=run.uri)
     done = _Work()
+    log_differences(run.earlier, run.accepted)
     with Interruption() as interruption:
         if pending_shards(run):
             preprocessor = load_preprocessor(config.model.model_id, revision=config.model.revision)

@@ -79,6 +79,11 @@ class Manifest:
         """Bytes of all objects whose size is known."""
         return sum(int(np.maximum(chunk.flatten().to_numpy(), 0).sum()) for chunk in self.table["sizes"].chunks)
 
+    @property
+    def kinds(self) -> frozenset[str]:
+        """The kinds of media among the items."""
+        return frozenset(pc.unique(self.table["media_kind"]).to_pylist())
+
     def num_stored(self, *, above: int, most: int) -> int:
         """Count objects in a store with more than ``above`` and at most ``most`` bytes, where the size is known."""
         count = 0

@@ -7,6 +7,7 @@ what was measured.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 
 from illava.families.model_shape import ModelShape, load_model_shape
 from illava.token_counts import TokenCounts, VisualShape, expected_counts
@@ -15,6 +16,7 @@ from pipeline.inputs.build_manifest import readable_roots
 from pipeline.inputs.links import count_links
 from pipeline.inputs.manifest import say_left_out
 from pipeline.retention import Retention
+from pipeline.runs.earlier_runs import say_earlier_runs
 from pipeline.runs.run import pending_shards, plan_run
 from pipeline.runs.run_folder import Run
 from pipeline.storage import storage
@@ -28,14 +30,14 @@ _A4_INCHES = (11.69, 8.27)  # how many pages a document has is known only once i
 _Shape = tuple[str, int]  # media kind, number of objects
 
 
-def render_dry_run(config: JobConfig) -> str:
-    """Say what the job would do, as text.
+def render_dry_run(config: JobConfig, *, accept: Collection[str] = ()) -> str:
+    """Say what the job would do, as text; ``accept`` is as `pipeline.runs.run.plan_run` takes it.
 
     Raises:
         ConfigError, InputError, RefusedError, StorageError: as the run itself would.
         PlanError, ModelLoadError: the reduction does not fit the model, or its configuration cannot be read.
     """
-    run = plan_run(config)
+    run = plan_run(config, accept=accept)
     pending = pending_shards(run)
     shapes = _shapes(run, pending)
     num_items = sum(shapes.values())
@@ -48,12 +50,20 @@ def render_dry_run(config: JobConfig) -> str:
     ]
     if run.manifest.left_out:
         lines.insert(2, _line("left out", f"{say_left_out(run.manifest.left_out)}: no known media extension"))
+    if config.input.exclude_runs:
+        lines += _labelled("earlier runs", say_earlier_runs(run.earlier))
+    lines += _labelled("accepted", [str(one) for one in run.accepted])
     lines += _link_lines(run)
     if num_items:
         lines += _token_lines(config, shapes, num_items)
     lines += _cache_lines(run)
     lines.append(_line("output", f"{run.uri} ({'resumes' if run.resumed else 'new'})"))
     return "\n".join(lines)
+
+
+def _labelled(label: str, texts: list[str]) -> list[str]:
+    """Lines of which the first has the label."""
+    return [_line("" if number else label, text) for number, text in enumerate(texts)]
 
 
 def _token_lines(config: JobConfig, shapes: Counter[_Shape], num_items: int) -> list[str]:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from illava.plan import ReductionPlan, dump_digest
 from pipeline.config.load import parse_config
 from pipeline.config.schema import JobConfig, result_fields
 from pipeline.errors import ConfigError, ItemError, RefusedError
-from pipeline.runs.config_fingerprint import digest_of, in_config, is_fact
+from pipeline.runs.config_fingerprint import concerning, digest_of, in_config, is_fact
 from pipeline.storage import storage
 
 RUN_FILE = "run.json"
@@ -114,6 +114,19 @@ def config_diff(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, 
         for key in sorted(there.keys() | here.keys())
         if there.get(key) != here.get(key) and not (is_fact(key) and (key not in there or key not in here))
     }
+
+
+def diff_of_kinds(
+    there: Mapping[str, Any], here: Mapping[str, Any], kinds: Collection[str]
+) -> dict[str, tuple[Any, Any]]:
+    """Compare two fingerprints as `config_diff` does, by what can change a row about media of these kinds.
+
+    Args:
+        there: of the earlier run.
+        here: of the present job, with all packages.
+        kinds: of media.
+    """
+    return config_diff(there, concerning(here, kinds, there=there))
 
 
 def recorded_plan_digest(record: Mapping[str, Any]) -> str:

@@ -49,7 +49,7 @@ def run_status(uri: str) -> RunStatus:
         RefusedError: the folder holds no run.
         StorageError: a part cannot be read; ``verify`` names the part.
     """
-    uri = storage.check_uri(uri).rstrip("/")
+    uri = storage.folder_uri(uri)
     record = read_run_file(uri)
     published = [index for index in list_parts(uri) if index < record["num_shards"]]
     done = [index for index in done_shards(uri, wanted_attempts(record)) if index < record["num_shards"]]

@@ -34,7 +34,9 @@ from pipeline.storage import storage
 
 __all__ = ["Violation", "verify_run"]
 
-_EXPECTED_NAMES = re.compile(r"^(run\.json|_RUN\.json|data/|sessions/|report\.html|manifest-[0-9a-f]{32}\.parquet)$")
+_EXPECTED_NAMES = re.compile(
+    r"^(run\.json|_RUN\.json|data/|sessions/|accepted/|heartbeats/|report\.html|manifest-[0-9a-f]{32}\.parquet)$"
+)
 _NUM_READERS = 8
 _MAX_MISFITS = 0.01  # share of answered rows whose stages may miss the latency; one row always may
 
@@ -60,7 +62,7 @@ def verify_run(uri: str) -> list[Violation]:
     Raises:
         CredentialsError: the folder cannot be read.
     """
-    uri = storage.check_uri(uri).rstrip("/")
+    uri = storage.folder_uri(uri)
     try:
         record = read_run_file(uri)
     except CredentialsError:

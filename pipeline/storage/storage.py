@@ -28,7 +28,7 @@ from pipeline.records import ObjectInfo
 from pipeline.storage import local_files
 from pipeline.storage.errors import body_ended_early, is_asked_to_wait, item_error, storage_error
 from pipeline.storage.object_store import ObjectStore
-from pipeline.storage.uris import check_uri, is_local, join, local_path, printable, scheme
+from pipeline.storage.uris import check_uri, folder_uri, is_local, join, local_path, printable, scheme
 
 __all__ = [
     "Fetched",
@@ -39,6 +39,7 @@ __all__ = [
     "delete",
     "exists",
     "fetch",
+    "folder_uri",
     "is_local",
     "join",
     "list_names",
