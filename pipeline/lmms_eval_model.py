@@ -97,7 +97,7 @@ class HarnessModel(lmms):
                     asked[name] = place
             for generation in self._batch.step():
                 place = asked.pop(generation.request_id)
-                answers[place] = _answer(generation, requests[place].args[1].get("until"))
+                answers[place] = _answer(generation)
         return [answers[place] for place in range(len(requests))]
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
@@ -140,6 +140,7 @@ class HarnessModel(lmms):
             temperature=float(options.get("temperature") or 0.0) if drawn else 0.0,
             top_p=float(options.get("top_p") or 1.0) if drawn else 1.0,
             seed=self._config.seed,
+            stop=_stop_texts(options.get("until")),
         )
 
 
@@ -169,15 +170,16 @@ def _flat(visuals: Any) -> Iterable[Any]:
     return [visuals]
 
 
-def _answer(generation: Generation, until: str | Sequence[str] | None) -> GenerationResult:
+def _stop_texts(until: str | Sequence[str] | None) -> tuple[str, ...]:
+    return tuple(mark for mark in ([until] if isinstance(until, str) else until or ()) if mark)
+
+
+def _answer(generation: Generation) -> GenerationResult:
     if generation.error is not None:
         return _failed(generation.request_id, generation.error)
-    text = generation.text
-    for mark in [until] if isinstance(until, str) else until or ():
-        text = text.split(mark)[0] if mark else text
     usage = generation.usage
     counts = TokenCounts(usage.num_prompt_tokens, usage.num_generated_tokens) if usage else None
-    return GenerationResult(text, counts)
+    return GenerationResult(generation.text, counts)
 
 
 def _failed(name: str, error: Exception) -> GenerationResult:

@@ -95,7 +95,7 @@ def _why_not(grammar: Grammar) -> str | None:
 
 
 def _place(schema: dict[str, Any], root: dict[str, Any], why: str) -> tuple[str, str]:
-    """The path to the innermost part of a schema that is refused for this reason when it stands alone, and why."""
+    """The path to the innermost part of a schema that is refused alone, too, and why it is."""
     needed = re.search(r"required property '(.+)' is unsatisfiable", why)
     for path, part in _parts(schema):
         own = _why_not(Grammar(json_schema={"$defs": root.get("$defs", {})} | part)) if isinstance(part, dict) else None

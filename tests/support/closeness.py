@@ -22,6 +22,7 @@ from illava.engine.sampling import SamplingBatch, draw_tokens
 FLOAT32 = 1e-5
 # Two results are at most 2 FLOAT32 apart; a choice that leads by more is the same in both.
 _CLEAR = 5 * FLOAT32
+_FORBIDDEN = torch.finfo(torch.float32).min / 2  # by a row's grammar
 _NO_PENALTIES: dict[str, float] = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 
 
@@ -48,7 +49,7 @@ def near_ties(logits_BV: Tensor, batch: SamplingBatch, draws: Sequence[float]) -
             continue
         if row not in draws:
             first, second = logits_V.topk(2).values.tolist()
-            if first - second <= _CLEAR * float(logits_V.abs().max()):
+            if first - second <= _CLEAR * float(logits_V[logits_V > _FORBIDDEN].abs().max()):
                 found.append(f"{first:.6f} leads {second:.6f}")
             continue
         unpenalised = replace(batch.params[row], **_NO_PENALTIES)  # they are in the logits, as grammars are
