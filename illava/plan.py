@@ -142,13 +142,11 @@ class ReductionPlan(BaseModel):
         if not self.size_bias:
             return self
         if not self.steps:
-            raise ValueError(
-                "`size_bias` biases attention by how much is merged, and the plan merges nothing: leave it out"
-            )
+            raise ValueError("`size_bias` tells the model what is merged, and the plan merges nothing: leave it out")
         if self.layout == "released":
             raise ValueError(
-                "`size_bias` counts the true places that a token stands for, which layout 'released' gives up: use layout "
-                "'geometric'"
+                "`size_bias` counts the true places that a token stands for, which layout 'released' gives up: use "
+                "layout 'geometric'"
             )
         return self
 

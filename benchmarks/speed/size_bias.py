@@ -1,9 +1,8 @@
 """Times prefill and decode steps of language-model layers with a log-size bias against the same without.
 
 Random weights at the layer shapes of Qwen2-0.5B and Qwen2-7B; prompts of so many visual tokens with random sizes, and
-decode steps over them. Both sides take turns, in reverse order every other round, and the ratios of a round's seconds are
-reported with their scatter. Seconds on CPU are CPU seconds of one thread, which a busy machine disturbs least: several
-threads wait for each other in a loop that counts. Without the bias no operation differs from a plan that never heard of it; tests hold that.
+decode steps over them. Both sides take turns, in reverse order every other round, and the ratios of a round's seconds
+are reported with their scatter. Seconds on CPU are CPU seconds of one thread, which a busy machine disturbs least.
 
     python benchmarks/speed/size_bias.py --rounds 15 --json benchmarks/results/size_bias_cpu.json
 """
@@ -137,9 +136,8 @@ def main() -> None:
         for shape, (num_visual, batch) in cases.items()
     }
     if args.json:
-        write_json(
-            args.json, {"benchmark": "size_bias", "num_layers": NUM_LAYERS, "rounds": args.rounds, "shapes": results}
-        )
+        told = {"benchmark": "size_bias", "device": args.device, "num_layers": NUM_LAYERS, "rounds": args.rounds}
+        write_json(args.json, {**told, "threads": args.threads, "shapes": results})
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def paged_attention(
 
 
 def _uniform_rows(lengths: Sequence[tuple[int, int]], starts: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Rows that one call can compute, alike in their counts and evenly spaced in the pool: first row, end, slots between two."""
+    """Rows that one call can compute, of equal counts and evenly spaced in the pool: first row, end, slots between."""
     row = 0
     while row < len(lengths):
         stop, gap = row + 1, 0

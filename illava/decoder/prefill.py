@@ -193,7 +193,7 @@ class PrefillRun:
                 self._cache.write_bias(slot_C, bias_C)
             if n == self._decoder.num_layers - 1:
                 break  # only the last tokens' outputs are read there: `_result`
-            mixed_CHd = self._attend(n, spans, q_CHd, k_CGd, v_CGd, bias_C)
+            mixed_CHd = self._attend(n, spans, (q_CHd, k_CGd, v_CGd), bias_C)
             hidden_CD = self._decoder.finish(layer, hidden_CD, mixed_CHd)
             if n - first < len(deepstack):
                 hidden_CD = hidden_CD + deepstack[n - first]
@@ -223,19 +223,19 @@ class PrefillRun:
         return tuple(spans)
 
     def _attend(
-        self, n: int, spans: tuple[_Span, ...], q_CHd: Tensor, k_CGd: Tensor, v_CGd: Tensor, bias_C: Tensor | None
+        self, n: int, spans: tuple[_Span, ...], qkv: tuple[Tensor, Tensor, Tensor], bias_C: Tensor | None
     ) -> Tensor:
         """Attend with a chunk's queries over their requests' keys so far; earlier chunks' keys lie in the cache."""
         lengths, scale = [end - begin for _, begin, end in spans], self._decoder.scale
         in_cache = self._in_cache(n, spans)
         if all(begin == 0 for _, begin, _ in in_cache):
-            return packed_attention(q_CHd, k_CGd, v_CGd, lengths, causal=True, scale=scale, key_bias_T=bias_C)
+            return packed_attention(*qkv, lengths, causal=True, scale=scale, key_bias_T=bias_C)
         so_far = tuple((row, 0, end) for row, _, end in in_cache)
         slot_U = self._cache.span_slots(self._block_tables.table_LBM[n], so_far)
         k_UGd, v_UGd = self._cache.read(slot_U)
         key_lengths = [end for _, _, end in in_cache]
         bias_U = None if bias_C is None else self._cache.read_bias(slot_U)
-        return chunk_attention(q_CHd, k_UGd, v_UGd, lengths, key_lengths, scale=scale, key_bias_U=bias_U)
+        return chunk_attention(qkv[0], k_UGd, v_UGd, lengths, key_lengths, scale=scale, key_bias_U=bias_U)
 
     def _in_cache(self, n: int, spans: Sequence[_Span]) -> tuple[_Span, ...]:
         """Spans of these prompts as the cache's layer n counts them: behind the tokens cached before."""

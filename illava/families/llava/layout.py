@@ -99,7 +99,7 @@ class TileLayout:
         return torch.cat([base_P, rows_RC.flatten()])
 
     def centres(self) -> tuple[Tensor, Tensor]:
-        """The cell at each placeholder's centre, int64 [O]; and the placeholder each cell lies in, int64 [F, side, side].
+        """The cell at each placeholder's centre: int64 [O]; the placeholder that each cell lies in: [F, side, side].
 
         For images. Cells are counted through all tiles; separators have none, and the canvas's padding is in no
         placeholder (-1). On the host.
