@@ -96,6 +96,9 @@ class Decoder:
             scale=self.scale,
             host_lengths=blocks.host_lengths,
             host_starts=blocks.host_starts,
+            bias_pool_PS=None if blocks.num_biased_B is None else cache.bias_pool_PS,
+            num_biased_B=blocks.num_biased_B,
+            host_num_biased=blocks.host_num_biased,
         )
 
     def rotary_at(self, hidden_TD: Tensor, position_PT: Tensor) -> _Rotary:

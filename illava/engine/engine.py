@@ -249,7 +249,8 @@ class Engine:
         """Make the tensors that stay on the device until a request joins or leaves."""
         num_computed = [[n + len(state.token_ids) - 1 for n in state.lengths] for state in group]
         positions = [state.next_position_P + len(state.token_ids) - 1 for state in group]
-        blocks = self.cache.batch([state.request_id for state in group], num_computed)
+        num_biased = [state.num_biased for state in group]
+        blocks = self.cache.batch([state.request_id for state in group], num_computed, num_biased)
         token_B = torch.tensor([state.token_ids[-1] for state in group], device=self.decoder.device)
         inputs = StepInputs(blocks, torch.stack(positions, 1), token_B)
         if self.graphs is None:

@@ -51,6 +51,7 @@ class Prompt:
         media_order: the request's media in the order of the chat template, which may differ from the given order.
         deepstack: features [T, D] to add behind decoder layer 0, 1, ...; 0 for text.
         content_spans: the contents of the tokens and their numbers: a text's ids, or a part of a visual input.
+        size_T: float32, how many visual tokens each one stands for, 1 for text; None where the plan needs none.
     """
 
     hidden_TD: Tensor
@@ -62,6 +63,7 @@ class Prompt:
     media_order: tuple[int, ...] = ()
     deepstack: tuple[Tensor, ...] = ()
     content_spans: tuple[tuple[TextSpan | VisualSpan, int], ...] = ()
+    size_T: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -83,6 +85,7 @@ class Prompt:
             score_T=None if self.score_T is None else self.score_T[num_tokens:],
             token_spans=tuple(token_spans),
             deepstack=tuple(layer_TD[num_tokens:] for layer_TD in self.deepstack),
+            size_T=None if self.size_T is None else self.size_T[num_tokens:],
         )
 
 
@@ -134,6 +137,7 @@ def assemble(family: Family, request: Request, encoded: Sequence[EncodedVisual])
         tuple(order),
         tuple(torch.cat(layer) for layer in zip(*builder.deepstack, strict=True)),
         tuple(builder.content_spans),
+        torch.cat(builder.sizes) if any(mm_item.size_K is not None for mm_item in encoded) else None,
     )
 
 
@@ -170,6 +174,7 @@ def _visual_spans(
             coord_K3=mm_item.coord_K3[own],
             score_K=None if mm_item.score_K is None else mm_item.score_K[own],
             deepstack=tuple(layer_KD[own] for layer_KD in mm_item.deepstack),
+            size_K=None if mm_item.size_K is None else mm_item.size_K[own],
         )
         yield span, begin, begin + length
 
@@ -187,6 +192,7 @@ class _PromptBuilder:
         self.rendered_indices: list[Tensor] = []
         self.coords: list[Tensor] = []
         self.scores: list[Tensor] = []
+        self.sizes: list[Tensor] = []
         self.token_spans: list[TokenSpan] = []
         self.num_deepstack = max((len(mm_item.deepstack) for mm_item in encoded), default=0)
         self.deepstack: list[tuple[Tensor, ...]] = []
@@ -201,6 +207,7 @@ class _PromptBuilder:
         self.rendered_indices.append(torch.arange(self.cursor, stop, device=device))
         self.coords.append(torch.full((length, 4), -1, device=device))
         self.scores.append(torch.zeros(length, device=device))
+        self.sizes.append(torch.ones(length, device=device))
         self.token_spans.append(TokenSpan(length))
         self.content_spans.append((TextSpan(tuple(self.token_ids[self.cursor : stop])), length))
         self.cursor, self.visual_span = stop, self.visual_span + 1
@@ -213,6 +220,8 @@ class _PromptBuilder:
         self.coords.append(torch.cat([torch.full_like(mm_item.coord_K3[:, :1], own.mm_index), mm_item.coord_K3], 1))
         if mm_item.score_K is not None:
             self.scores.append(mm_item.score_K)
+        if mm_item.size_K is not None:
+            self.sizes.append(mm_item.size_K)
         self.token_spans += [
             TokenSpan(count, own.mm_index, self.visual_span, frame) for frame, count in mm_item.frame_counts if count
         ]
@@ -235,6 +244,17 @@ def pack(prompts: Sequence[Prompt]) -> PackedPrompts:
         torch.cat(scores) if len(scores) == len(prompts) else None,
         counts,
         tuple(torch.cat(layer) for layer in zip(*_deepstacks(prompts), strict=True)),
+        _packed_sizes(prompts),
+    )
+
+
+def _packed_sizes(prompts: Sequence[Prompt]) -> Tensor | None:
+    """Every prompt's sizes; ones for a prompt without vision beside prompts with vision; None where none has any."""
+    if all(prompt.size_T is None for prompt in prompts):
+        return None
+    ones = (prompt.hidden_TD.new_ones(prompt.num_tokens, dtype=torch.float32) for prompt in prompts)
+    return torch.cat(
+        [one if prompt.size_T is None else prompt.size_T for one, prompt in zip(ones, prompts, strict=True)]
     )
 
 

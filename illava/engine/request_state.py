@@ -43,6 +43,7 @@ class RequestState:
         reserved: tokens per decoder layer that blocks are allocated for, the answer included.
         lengths: tokens per decoder layer that prefill left in the cache.
         num_visual: visual tokens among them, per layer.
+        num_biased: leading tokens among them whose keys have a bias, per layer: all or none.
         next_position_P: position of the first generated token, from prefill on.
         token_ids: tokens drawn so far.
         token_logprobs: their log-probabilities, where the request asked for them.
@@ -73,6 +74,7 @@ class RequestState:
         self.reserved: list[int] = []
         self.lengths: list[int] = []
         self.num_visual: list[int] = []
+        self.num_biased: list[int] = []
         self.next_position_P: Tensor
         self.token_ids: list[int] = []
         self.token_logprobs: list[float] = []

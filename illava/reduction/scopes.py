@@ -17,7 +17,7 @@ from torch import Tensor
 
 from illava.plan import ReductionPlan
 from illava.reducers import Reducer, Scope
-from illava.tokens import Assignment, gather_kept, merge
+from illava.tokens import Assignment, gather_kept, merge, merged_sizes
 from illava.visual_tokens import TokenSpan
 
 ScopeKey = tuple[int, ...]
@@ -126,6 +126,7 @@ class PackedPrompts:
         score_T: float32 attention received in the tower, for `decoder_input`; None elsewhere.
         counts: what the host knows.
         deepstack: features [T, D] still to be added, the first behind the layer that runs next; 0 for text.
+        size_T: float32, how many visual tokens each one stands for, 1 for text; None where nothing asks for it.
     """
 
     hidden_TD: Tensor
@@ -135,6 +136,7 @@ class PackedPrompts:
     score_T: Tensor | None
     counts: VisualCounts
     deepstack: tuple[Tensor, ...] = ()
+    size_T: Tensor | None = None
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -159,6 +161,7 @@ class PackedPrompts:
             None,
             counts,
             tuple(merge(assignment, layer_TD) for layer_TD in self.deepstack),
+            None if self.size_T is None else merged_sizes(assignment, self.size_T),
         )
 
 

@@ -96,12 +96,14 @@ class TileEncoder:
         )
         hidden_TD = patch_selection.select(self._tower.embed(self.pixels(media)), has_cls=self._tower.has_cls)
         feature_KD = self._projector(self._tower.run(hidden_TD, reduction))
-        representative_FRC = None
+        representative_FRC = merged_FRC = None
         assignments = [*patch_selection.steps, *(step.assignment for step in reduction.steps)]
         if plan.layout == "geometric" and assignments:
             representative_P = representatives(assignments, coord_P3.shape[0], device)
             representative_FRC = fill_gaps(representative_P.view(-1, grid, grid))
-        parts = _apart(feature_KD, reduction, representative_FRC, trace=trace)
+        if plan.size_bias:
+            merged_FRC = representatives(assignments, coord_P3.shape[0], device).view(-1, grid, grid)
+        parts = _apart(feature_KD, reduction, representative_FRC, merged_FRC, num_tiles, trace=trace)
         encoded = [
             lay_out(part, mm_item, self._geometry, self._newline_D) for part, mm_item in zip(parts, media, strict=True)
         ]
@@ -128,14 +130,21 @@ class TileEncoder:
 
 
 def _apart(
-    feature_KD: Tensor, reduction: VisionReduction, representative_FRC: Tensor | None, *, trace: bool
+    feature_KD: Tensor,
+    reduction: VisionReduction,
+    representative_FRC: Tensor | None,
+    merged_FRC: Tensor | None,
+    num_tiles: Sequence[int],
+    *,
+    trace: bool,
 ) -> list[KeptTokens]:
     """Split the packed result by visual input; representatives then count from the input's own first token."""
     segments = reduction.segments
+    merged = [None] * len(num_tiles) if merged_FRC is None else merged_FRC.split(list(num_tiles))
     bounds = pairwise(accumulate(segments.of_media(reduction.lengths), initial=0))
     steps = reduction.trace() if trace else [None] * len(segments.videos)
     parts = []
-    for mm_index, (bound, own_steps) in enumerate(zip(bounds, steps, strict=True)):
+    for mm_index, (bound, own_steps, own_FRC) in enumerate(zip(bounds, steps, merged, strict=True)):
         own = slice(*bound)
         parts.append(
             KeptTokens(
@@ -148,6 +157,7 @@ def _apart(
                 own_steps,
                 segments.tiles(mm_index),
                 tuple(reduction.noop_steps[mm_index]),
+                None if own_FRC is None else torch.where(own_FRC >= 0, own_FRC - own.start, -1),
             )
         )
     return parts

@@ -22,6 +22,7 @@ from illava.families.qwen.blocks import NativeTower
 from illava.families.qwen.geometry import NativeGeometry, PatchGrid
 from illava.plan import ReductionPlan
 from illava.preprocess import Preprocessor, VisualInput
+from illava.reduction.grid_representatives import merged_counts
 from illava.reduction.patch_groups import group_scores
 from illava.reduction.patch_selection import PatchSelection
 from illava.reduction.probe import AttentionProbe
@@ -97,6 +98,11 @@ class NativeEncoder:
         feature_KD, deepstack = self._tower.run(patch_selection.select(hidden_PD), reduction)
         encoded = self._apart(media, feature_KD, reduction, trace=trace)
         encoded = patch_selection.traced(encoded) if trace else encoded
+        if plan.size_bias:
+            assignments = [*patch_selection.steps, *(step.assignment for step in reduction.steps)]
+            size_K = merged_counts(assignments, len(coord_P3), sum(reduction.lengths), self._device)[:: group_side**2]
+            sizes = size_K.split([len(mm_item.placeholder_K) for mm_item in encoded])
+            encoded = [replace(mm_item, size_K=own) for mm_item, own in zip(encoded, sizes, strict=True)]
         if not deepstack:
             return encoded
         counts = [len(mm_item.placeholder_K) for mm_item in encoded]
