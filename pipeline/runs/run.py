@@ -35,6 +35,7 @@ from pipeline.runs.run_record import (
     wrong_digests,
 )
 from pipeline.runs.sessions import cost_record, run_placements
+from pipeline.runs.takeover import OtherRunError, clear_replaced, resume_or_replace
 from pipeline.runs.totals import run_totals
 from pipeline.storage import storage
 
@@ -63,6 +64,8 @@ def open_planned(run: Run) -> Run:
 
 def create_or_resume(run: Run) -> Run:
     """Freeze the manifest and create ``run.json``, or resume the run that another driver has created meanwhile."""
+    if run.replaces:
+        clear_replaced(run)
     storage.write_atomic(manifest_uri(run.uri, run.manifest.digest), manifest_bytes(run.manifest))
     record = json.dumps(_run_record(run), indent=2, sort_keys=True).encode()
     if storage.create_exclusive(storage.join(run.uri, RUN_FILE), record):
@@ -81,7 +84,8 @@ def plan_run(config: JobConfig) -> Run:
     run = Run(uri, config, config_fingerprint, fingerprint, plan_digest, manifest, items_per_shard, nonce=nonce)
     parts = list_parts(uri)
     if storage.exists(storage.join(uri, RUN_FILE)):
-        return resume_run(run, read_run_file(uri))
+        found = read_run_file(uri)
+        return resume_or_replace(run, found, lambda: resume_run(run, found))
     if parts:  # listed before run.json is looked for, so that another driver starting now causes no false alarm
         raise RefusedError(
             f"{uri} has {len(parts)} parts in data/ and no {RUN_FILE}: whose rows they are cannot be known. Choose a "
@@ -165,7 +169,7 @@ def resume_run(run: Run, found: dict[str, Any]) -> Run:
     diff = config_diff(recorded, run.config_fingerprint.fields)
     same_input = _has_same_input(run, found)
     if diff or not same_input or found["items_per_shard"] != run.items_per_shard:
-        raise RefusedError(_config_mismatch_message(run, found, diff, same_input=same_input))
+        raise OtherRunError(_config_mismatch_message(run, found, diff, same_input=same_input))
     return replace(
         run,
         config_fingerprint=ConfigFingerprint(found["recipe_digest"], found["recipe"]),

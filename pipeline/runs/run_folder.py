@@ -41,6 +41,7 @@ class Run:
         least_attempts: shard -> the attempt in which a retry computes its part again; an older part is pending.
         retry_only: error types that the present attempt computes again; all where empty.
         resumed: whether the run existed before.
+        replaces: nonce of a run that began here, published nothing and is taken over.
     """
 
     uri: str
@@ -55,6 +56,7 @@ class Run:
     least_attempts: Mapping[int, int] = field(default_factory=dict)
     retry_only: tuple[str, ...] = ()
     resumed: bool = False
+    replaces: str = ""
 
     @property
     def num_shards(self) -> int:
