@@ -46,8 +46,8 @@ def resume_or_replace(run: Run, found: dict[str, Any], resume: Callable[[], Run]
         if alive:
             file = storage.join(run.uri, FOLDER, f"{alive[0]}.json")
             raise OtherRunError(
-                f"{mismatch}\nIt has no part yet, and could be taken over, but a job may still be at work there: {file} "
-                "names its machine and process. If it has ended, delete that file, and run this command again"
+                f"{mismatch}\nIt has no part yet, and could be taken over, but a job may still be at work there: "
+                f"{file} names its machine and process. If it has ended, delete that file, and run this command again"
             ) from mismatch
         return replace(run, replaces=found["nonce"])
 
