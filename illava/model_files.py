@@ -21,6 +21,8 @@ RANDOM_WEIGHTS_REASON = (
     "the model's config.json declares random weights, and random weights say nothing about quality; measure speed "
     "only, or take trained weights"
 )
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+_TEMPLATES = ("chat_template.jinja", "chat_template.json")
 _NAMES = ("config.json", "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 _TEMPLATE_NAMES = ("chat_template.json", "chat_template.jinja", "tokenizer_config.json")
 
@@ -135,6 +137,32 @@ def require_trained(model_id: str, *, revision: str | None = None) -> None:
     """
     if load_model_files(model_id, revision=revision).has_random_weights:
         raise RandomWeightsError(f"{model_id}: quality is not measured: {RANDOM_WEIGHTS_REASON}")
+
+
+def is_hub_snapshot(folder: Path) -> bool:
+    """Whether a folder is one of the hub's cache, in which a file may come later."""
+    return folder.parent.name == "snapshots"
+
+
+def require_tokenizer(folder: Path) -> None:
+    """Refuse a model folder without a tokenizer or without a chat template.
+
+    Raises:
+        ModelLoadError: says which files are looked for.
+    """
+    if is_hub_snapshot(folder):
+        return
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        raise ModelLoadError(
+            f"{folder} has no tokenizer (none of {', '.join(_TOKENIZERS)}): copy the files of the published model there"
+        )
+    settings = _read(folder, "tokenizer_config.json")
+    in_settings = settings is not None and settings.get("chat_template") is not None
+    if not in_settings and not any((folder / name).is_file() for name in _TEMPLATES):
+        raise ModelLoadError(
+            f"{folder} has no chat template: neither {', '.join(_TEMPLATES)} nor one in tokenizer_config.json; copy it "
+            "from the published model"
+        )
 
 
 def declare_random_weights(folder: str | Path) -> None:

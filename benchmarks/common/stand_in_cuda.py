@@ -173,7 +173,10 @@ class StandInCuda(TorchDispatchMode):
             args = (args[0], [self._index(part) for part in args[1]], *args[2:])
         if name in _READS_BACK or _has_mask(name, args) or _counts_repeats(name, kwargs):
             self._wait()
-        if name in _PRODUCTS and len(dtypes := {leaf.dtype for leaf in tree_leaves(args) if isinstance(leaf, Tensor)}) > 1:
+        if (
+            name in _PRODUCTS
+            and len(dtypes := {leaf.dtype for leaf in tree_leaves(args) if isinstance(leaf, Tensor)}) > 1
+        ):
             raise RuntimeError(f"{name}: operands of one dtype expected, not {sorted(map(str, dtypes))}")
         known = _known_storages(args, kwargs)
         fake_args, fake_kwargs = tree_map(self._faked, (args, kwargs))

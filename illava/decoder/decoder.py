@@ -21,7 +21,7 @@ from illava.attention.paged import paged_attention
 from illava.decoder.kv_cache import BatchBlockTables, LayerBlockTable, PagedCache
 from illava.errors import ModelLoadError
 from illava.plan import ReductionPlan
-from illava.reduction.decoder import check_decoder_steps
+from illava.reduction.evidence import check_decoder_steps
 
 _Rotary = tuple[Tensor, Tensor]
 _CPU_ROWS = 64  # 1 MiB at Qwen2-0.5B's width: half of an L2 cache

@@ -29,6 +29,7 @@ class FamilySpec:
         geometry: torch-free function, from `ModelFiles` to the family's arithmetic of sizes and counts.
         depth: torch-free function, from `ModelFiles` to (vision blocks that are run, decoder layers).
         preprocessor: torch-free function, from `ModelFiles` and that geometry to a `Preprocessor`.
+        plan_check: torch-free function that refuses a plan which the tower cannot carry out.
         presets: names of the shipped plans for its published checkpoints.
     """
 
@@ -37,6 +38,7 @@ class FamilySpec:
     geometry: str
     depth: str
     preprocessor: str
+    plan_check: str
     presets: tuple[str, ...]
 
 
@@ -47,6 +49,7 @@ _SPECS = (
         geometry="illava.families.llava.geometry:next_geometry",
         depth="illava.families.llava.geometry:model_depth",
         preprocessor="illava.families.llava.preprocessor:next_preprocessor",
+        plan_check="illava.families.llava.plan_check:check_next",
         presets=("illava-next-image",),
     ),
     FamilySpec(
@@ -55,6 +58,7 @@ _SPECS = (
         geometry="illava.families.llava.geometry:onevision_geometry",
         depth="illava.families.llava.geometry:model_depth",
         preprocessor="illava.families.llava.preprocessor:onevision_preprocessor",
+        plan_check="illava.families.llava.plan_check:check_onevision",
         presets=("illava-image", "illava-video"),
     ),
     FamilySpec(
@@ -63,6 +67,7 @@ _SPECS = (
         geometry="illava.families.qwen.geometry:qwen2_geometry",
         depth="illava.families.qwen.geometry:model_depth",
         preprocessor="illava.families.qwen.preprocessor:qwen2_preprocessor",
+        plan_check="illava.families.qwen.plan_check:check_windowed",
         presets=("illava-qwen2.5-vl",),
     ),
     FamilySpec(
@@ -71,6 +76,7 @@ _SPECS = (
         geometry="illava.families.qwen.geometry:qwen2_geometry",
         depth="illava.families.qwen.geometry:model_depth",
         preprocessor="illava.families.qwen.preprocessor:qwen2_preprocessor",
+        plan_check="illava.families.qwen.plan_check:check_qwen",
         presets=("illava-qwen2-vl",),
     ),
     FamilySpec(
@@ -79,6 +85,7 @@ _SPECS = (
         geometry="illava.families.qwen.geometry:qwen3_geometry",
         depth="illava.families.qwen.geometry:model_depth",
         preprocessor="illava.families.qwen.preprocessor:qwen3_preprocessor",
+        plan_check="illava.families.qwen.plan_check:check_qwen",
         presets=("illava-qwen2-vl",),  # none is published for it
     ),
 )

@@ -19,47 +19,17 @@ from torch import Tensor
 from illava.attention.scores import causal_attention_received, last_query_attention
 from illava.errors import PlanError, ReductionDidNotFireError
 from illava.plan import ReductionPlan
-from illava.reducers import Evidence, EvidenceKind, Reducer, Stage
+from illava.reducers import Evidence, Reducer, Stage
+from illava.reduction.evidence import DECODER_EVIDENCE
 from illava.reduction.probe import AttentionProbe
 from illava.reduction.scopes import PackedPrompts, Selection
 from illava.requests import TraceStep, derive_seed
 from illava.tokens import Assignment, Tokens, embed_in_batch
 
-DECODER_EVIDENCE: dict[Stage, frozenset[EvidenceKind]] = {
-    "decoder_input": frozenset({"attention_received", "sizes", "seed"}),
-    "decoder_layer": frozenset(
-        {
-            "attention_received",
-            "causal_normalised_attention",
-            "last_query_attention",
-            "own_layer_query_attention",
-            "keys",
-            "sizes",
-            "seed",
-        }
-    ),
-}
-
 
 def size_bias(plan: ReductionPlan, prompts: PackedPrompts) -> Tensor | None:
     """What every layer adds to the scores of each token's key, float32 [T]; None where the plan has no `size_bias`."""
     return prompts.size_T.log() if plan.size_bias and prompts.size_T is not None else None
-
-
-def check_decoder_steps(plan: ReductionPlan, num_layers: int) -> None:
-    """Refuse decoder steps that cannot run.
-
-    Raises:
-        PlanError: a layer out of range, or evidence that no decoder layer has.
-    """
-    for step in plan.steps:
-        if step.stage not in DECODER_EVIDENCE:
-            continue
-        if step.layers and step.layers[-1] >= num_layers:
-            raise PlanError(f"the plan reduces before decoder layer {step.layers[-1]}; the last is {num_layers - 1}")
-        lacking = step.reducer.evidence(step.stage) - DECODER_EVIDENCE[step.stage]
-        if lacking:
-            raise PlanError(f"{step.reducer.kind!r} needs {', '.join(sorted(lacking))}: not known at {step.stage}")
 
 
 @dataclass(frozen=True, slots=True)

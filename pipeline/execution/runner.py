@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager, closing
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from illava.families import load_preprocessor
 from illava.preprocess import Preprocessor
 from pipeline.config.placement import said
+from pipeline.config.preflight import preflight
 from pipeline.config.schema import JobConfig, PricesConfig
 from pipeline.cost import Spending, run_cost, spending
 from pipeline.execution.budget import BUDGET_EXIT_CODE, Budget, BudgetGuard
@@ -105,6 +106,7 @@ def continue_run(
     with Interruption() as interruption:
         if pending_shards(run):
             preprocessor = load_preprocessor(config.model.model_id, revision=config.model.revision)
+            preflight(config, run.config_fingerprint.fields["model.dtype"])
             with placed_run(run, debug=debug) as (config, cluster):
                 interruption.reinstall()
                 # Only now is run.json created. One of a job that cannot start would refuse the corrected job.
@@ -191,7 +193,7 @@ def _work(
     budget_guard = BudgetGuard(config, budget, stats)
     progress = Progress(num_pending, stats)
     scheduler = _scheduler(run, pending, sink, preprocessor, [progress.add, *listeners])
-    with closing(progress), open_executor(scheduler) as executor:
+    with _ended_if_it_fails(record), closing(progress), open_executor(scheduler) as executor:
         with closing(Publisher(sink, scheduler)) as publisher:
             while not scheduler.done and interruption.signal is None:
                 executor.poll()
@@ -203,6 +205,16 @@ def _work(
     spent = _spending(config, workers, reading, wall_s=time.perf_counter() - began_s)
     record.end(spent)
     return _Work(num_pending, stats, tuple(workers), spent, config)
+
+
+@contextmanager
+def _ended_if_it_fails(record: Session) -> Iterator[None]:
+    """Record that the session ended also where an error ends it: nobody shall take it for one still at work."""
+    try:
+        yield
+    except BaseException:
+        record.end(None)
+        raise
 
 
 def _sink(run: Run) -> ParquetSink | RetrySink:

@@ -15,6 +15,7 @@ from pipeline.config.schema import JobConfig
 from pipeline.inputs.build_manifest import readable_roots
 from pipeline.inputs.links import count_links
 from pipeline.inputs.manifest import say_left_out
+from pipeline.planning.model_fit import model_fit
 from pipeline.retention import Retention
 from pipeline.runs.earlier_runs import say_earlier_runs
 from pipeline.runs.run import pending_shards, plan_run
@@ -47,6 +48,7 @@ def render_dry_run(config: JobConfig, *, accept: Collection[str] = ()) -> str:
         _line("shards", f"{len(pending):,} of {run.num_shards:,} to do, {run.items_per_shard} items each"),
         _line("model", f"{config.model.model_id}" + (f"@{config.model.revision}" if config.model.revision else "")),
         _line("reduction", _reduction(config)),
+        *(_line(*line) for line in model_fit(run)),
     ]
     if run.manifest.left_out:
         lines.insert(2, _line("left out", f"{say_left_out(run.manifest.left_out)}: no known media extension"))
@@ -57,13 +59,19 @@ def render_dry_run(config: JobConfig, *, accept: Collection[str] = ()) -> str:
     if num_items:
         lines += _token_lines(config, shapes, num_items)
     lines += _cache_lines(run)
-    lines.append(_line("output", f"{run.uri} ({'resumes' if run.resumed else 'new'})"))
+    lines.append(_line("output", f"{run.uri} ({_state(run)})"))
     return "\n".join(lines)
 
 
 def _labelled(label: str, texts: list[str]) -> list[str]:
     """Lines of which the first has the label."""
     return [_line("" if number else label, text) for number, text in enumerate(texts)]
+
+
+def _state(run: Run) -> str:
+    if run.replaces:
+        return "takes over from a run of another configuration that published nothing"
+    return "resumes" if run.resumed else "new"
 
 
 def _token_lines(config: JobConfig, shapes: Counter[_Shape], num_items: int) -> list[str]:

@@ -44,6 +44,7 @@ from pipeline.runs.run_record import (
     wrong_digests,
 )
 from pipeline.runs.sessions import cost_record, run_placements
+from pipeline.runs.takeover import OtherRunError, clear_replaced, resume_or_replace
 from pipeline.runs.totals import run_totals
 from pipeline.storage import storage
 
@@ -73,6 +74,8 @@ def open_planned(run: Run) -> Run:
 
 def create_or_resume(run: Run) -> Run:
     """Freeze the manifest and create ``run.json``, or resume the run that another driver has created meanwhile."""
+    if run.replaces:
+        clear_replaced(run)
     storage.write_atomic(manifest_uri(run.uri, run.manifest.digest), manifest_bytes(run.manifest))
     record = json.dumps(_run_record(run), indent=2, sort_keys=True).encode()
     created = storage.create_exclusive(storage.join(run.uri, RUN_FILE), record)
@@ -107,7 +110,10 @@ def plan_run(config: JobConfig, *, accept: Collection[str] = ()) -> Run:
     run = replace(run, earlier=earlier, accepted=earlier.accepted)
     parts = list_parts(uri)
     if storage.exists(storage.join(uri, RUN_FILE)):
-        return resume_run(run, read_run_file(uri), everything=everything.fields, accept=accept)
+        found = read_run_file(uri)
+        return resume_or_replace(
+            run, found, lambda: resume_run(run, found, everything=everything.fields, accept=accept)
+        )
     if parts:  # listed before run.json is looked for, so that another driver starting now causes no false alarm
         raise RefusedError(
             f"{uri} has {len(parts)} parts in data/ and no {RUN_FILE}: whose rows they are cannot be known. Choose a "
@@ -198,7 +204,7 @@ def resume_run(
     diff, taken = _without_accepted(run, diff_of_kinds(recorded, here, run.manifest.kinds), accept)
     same_input = _has_same_input(run, found)
     if diff or not same_input or found["items_per_shard"] != run.items_per_shard:
-        raise RefusedError(_config_mismatch_message(run, found, diff, same_input=same_input))
+        raise OtherRunError(_config_mismatch_message(run, found, diff, same_input=same_input))
     return replace(
         run,
         config_fingerprint=ConfigFingerprint(found["recipe_digest"], found["recipe"]),

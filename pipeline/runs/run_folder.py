@@ -44,6 +44,7 @@ class Run:
         resumed: whether the run existed before.
         earlier: what the runs in ``input.exclude_runs`` have done, and which of them are passed over.
         accepted: differences that this command goes on with, by ``--accept``.
+        replaces: nonce of a run that began here, published nothing and is taken over.
     """
 
     uri: str
@@ -60,6 +61,7 @@ class Run:
     resumed: bool = False
     earlier: DoneItems = field(default_factory=DoneItems)
     accepted: tuple[Difference, ...] = ()
+    replaces: str = ""
 
     @property
     def num_shards(self) -> int:

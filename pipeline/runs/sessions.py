@@ -1,7 +1,8 @@
 """Records what each session of a run spent: one small JSON file per session in ``sessions/``, summed at the end.
 
 A session is one command that had something to do. Its file is written when the session begins and again when it ends,
-so that a killed session counts as one of unknown cost. The file also records the device of the models, which ``auto``
+so that a killed session counts as one of unknown cost. The file names the driver's process, which tells another job
+whether it may still be at work. The file also records the device of the models, which ``auto``
 chooses anew in each session, and the release of the program.
 """
 
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from illava import __version__
 from pipeline.cost import Spending, run_cost
 from pipeline.errors import ItemError, StorageError
+from pipeline.runs.driver import this_driver
 from pipeline.storage import storage
 
 if TYPE_CHECKING:
@@ -48,16 +50,18 @@ class Session:
         self._uri = storage.join(run.uri, FOLDER, f"{self.name}.json")
         self._write(None)
 
-    def end(self, spent: Spending) -> None:
-        """Record that the session ends, and what it spent."""
-        self._write(spent)
+    def end(self, spent: Spending | None) -> None:
+        """Record that the session ends, and what it spent; None where an error ended it before that was known."""
+        self._write(spent, ended_at=datetime.now(UTC))
 
-    def _write(self, spent: Spending | None) -> None:
+    def _write(self, spent: Spending | None, *, ended_at: datetime | None = None) -> None:
         record = {
             "began_at": self._began.isoformat(timespec="milliseconds"),
             "attempt": self._attempt,
             "illava_version": __version__,
             **self._placement,
+            "driver": this_driver(),
+            "ended_at": None if ended_at is None else ended_at.isoformat(timespec="milliseconds"),
             "spent": None if spent is None else asdict(spent),
         }
         storage.write_atomic(self._uri, json.dumps(record, indent=2).encode())
@@ -81,6 +85,19 @@ def run_spending(run_uri: str) -> tuple[Spending, int, int]:
         else:
             total += spent
     return total, num_sessions, num_unknown
+
+
+def unended_sessions(run_uri: str) -> list[tuple[str, dict[str, Any] | None]]:
+    """List the sessions that did not say that they ended: name, and the process that drives or drove each.
+
+    Raises:
+        StorageError: a session's file cannot be read.
+    """
+    return [
+        (uri.rpartition("/")[2].removesuffix(".json"), record.get("driver"))
+        for uri, record in _records(run_uri)
+        if record.get("spent") is None and record.get("ended_at") is None
+    ]
 
 
 def run_placements(run_uri: str) -> list[dict[str, Any]]:

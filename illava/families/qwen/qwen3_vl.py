@@ -23,11 +23,11 @@ from transformers.vision_utils import get_vision_interpolation_indices_and_weigh
 from illava.errors import ModelLoadError
 from illava.families.base import Family
 from illava.families.chat_prompt import RenderedPrompt, media_of
-from illava.families.plan_check import check_native_resolution
 from illava.families.qwen.blocks import NativeTower, attend, rotary_at
 from illava.families.qwen.encoder import NativeEncoder
 from illava.families.qwen.geometry import PatchGrid
 from illava.families.qwen.mrope import TokenGrid, mrope_positions
+from illava.families.qwen.plan_check import check_qwen
 from illava.plan import ReductionPlan
 from illava.preprocess import Preprocessor, VisualInput
 from illava.reduction.vision import VisionReduction
@@ -116,7 +116,7 @@ class Qwen3VL(Family):
 
     def check_vision(self, plan: ReductionPlan) -> None:
         """See `Family.check_vision`."""
-        check_native_resolution(plan, self.model_type, num_blocks=self.num_vision_blocks)
+        check_qwen(plan, self.model_type, self.preprocessor.geometry, num_blocks=self.num_vision_blocks)
 
     def render(
         self,
