@@ -136,7 +136,7 @@ def continue_run(
         num_items=len(run.manifest),
         num_done_before=len(run.manifest) - done.num_pending,
         num_skipped=run.manifest.num_done,
-        left_out=run.manifest.left_out,
+        counts=run.manifest.counts,
         stats=done.stats,
         wall_s=time.perf_counter() - began_s,
         cost=None if config.prices == PricesConfig() else run_cost(done.spent, done.stats.cost_usd),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from pipeline.inputs.manifest import say_left_out
+from pipeline.inputs.input_counts import InputCounts
 from pipeline.runs.parquet_sink import list_parts
 from pipeline.runs.run import done_shards
 from pipeline.runs.run_folder import is_finished
@@ -27,7 +28,7 @@ class RunStatus:
         attempt: 1, raised by each retry.
         created_at: when the run was created, ISO 8601 in UTC.
         totals: sums over the published parts.
-        left_out: listed files that are no items, by extension.
+        counts: what the input held when the run began; None where an earlier version did not count it.
     """
 
     uri: str
@@ -38,7 +39,7 @@ class RunStatus:
     attempt: int
     created_at: str
     totals: Totals = field(default_factory=Totals)
-    left_out: Mapping[str, int] = field(default_factory=dict)
+    counts: InputCounts | None = None
 
 
 def run_status(uri: str) -> RunStatus:
@@ -61,8 +62,17 @@ def run_status(uri: str) -> RunStatus:
         attempt=record["attempt"],
         created_at=record.get("created_at", ""),
         totals=run_totals(uri, published),
-        left_out=record.get("left_out") or {},
+        counts=_counts(record),
     )
+
+
+def _counts(record: Mapping[str, Any]) -> InputCounts | None:
+    if record.get("input"):
+        return InputCounts(**record["input"])
+    left_out = record.get("left_out")
+    if left_out is None:
+        return None
+    return InputCounts(record["num_items"] + sum(left_out.values()), record["num_items"], left_out=left_out)
 
 
 def render_status(status: RunStatus) -> str:
@@ -77,8 +87,8 @@ def render_status(status: RunStatus) -> str:
     ]
     if totals.by_error_type:
         lines.append("  failures " + ", ".join(f"{count} {name}" for name, count in totals.by_error_type.items()))
-    if status.left_out:
-        lines.append(f"  left out {say_left_out(status.left_out)}: no known media extension")
+    if status.counts and len(status.counts.terms()) > 1:
+        lines += [f"  input    {text}" for text in status.counts.lines()]
     kept, total = totals.sums.get("num_vision_tokens_kept", 0), totals.sums.get("num_vision_tokens", 0)
     if total:
         lines.append(f"  tokens   {kept:.0f} of {total:.0f} vision tokens kept ({kept / total:.1%})")
