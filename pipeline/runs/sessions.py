@@ -48,17 +48,18 @@ class Session:
         self._uri = storage.join(run.uri, FOLDER, f"{self.name}.json")
         self._write(None)
 
-    def end(self, spent: Spending) -> None:
-        """Record that the session ends, and what it spent."""
-        self._write(spent)
+    def end(self, spent: Spending, *, num_rows: int | None = None) -> None:
+        """Record that the session ends, what it spent, and how many rows it made."""
+        self._write(spent, num_rows)
 
-    def _write(self, spent: Spending | None) -> None:
+    def _write(self, spent: Spending | None, num_rows: int | None = None) -> None:
         record = {
             "began_at": self._began.isoformat(timespec="milliseconds"),
             "attempt": self._attempt,
             "illava_version": __version__,
             **self._placement,
             "spent": None if spent is None else asdict(spent),
+            "num_rows": num_rows,
         }
         storage.write_atomic(self._uri, json.dumps(record, indent=2).encode())
 
@@ -81,6 +82,16 @@ def run_spending(run_uri: str) -> tuple[Spending, int, int]:
         else:
             total += spent
     return total, num_sessions, num_unknown
+
+
+def run_rate(run_uri: str) -> float | None:
+    """Return the rows a second of all sessions that have ended and say how many they made; None where none does."""
+    num_rows, wall_s = 0, 0.0
+    for _, record in _records(run_uri):
+        if record.get("num_rows") and record.get("spent"):
+            num_rows += record["num_rows"]
+            wall_s += record["spent"].get("wall_s", 0.0)
+    return num_rows / wall_s if wall_s else None
 
 
 def run_placements(run_uri: str) -> list[dict[str, Any]]:

@@ -52,7 +52,9 @@ def test_what_the_pattern_keeps_out_is_counted_and_case_is_named(config, media):
     assert case.startswith("2 of them lie outside input.pattern by upper and lower case alone")
     both = build_manifest(config(input={"uri": media, "pattern": "**/*.[mM][pP]4"}))
     assert (len(both), both.counts.num_other_case) == (5, 0)
-    with pytest.raises(InputError, match=r"no objects; 10 files \(.*lie outside the pattern, 1 by upper and lower case"):
+    with pytest.raises(
+        InputError, match=r"no objects; 10 files \(.*lie outside the pattern, 1 by upper and lower case"
+    ):
         build_manifest(config(input={"uri": media, "pattern": "**/*.JPG"}))
 
 
