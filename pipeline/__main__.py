@@ -160,14 +160,22 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _add_status(commands: Any) -> None:
     exit_codes = "exit codes: 0 finished or not, whatever its rows say · 4 no run stands there · 5 infrastructure"
-    command = _command(commands, "status", _status, "how far a run has come", exit_codes=exit_codes)
-    command.add_argument("uri", metavar="RUN_URI", help="the job's output.uri")
+    command = _command(
+        commands, "status", _status, "how far a run, or each run of a folder, has come", exit_codes=exit_codes
+    )
+    command.add_argument("uri", metavar="RUN_URI", help="the job's output.uri, or the folder in which several lie")
 
 
 def _status(options: argparse.Namespace) -> int:
-    from pipeline.runs.status import render_status, run_status
+    from pipeline.evaluation.drift import drift_line
+    from pipeline.runs.status import render_runs, render_status, runs_status
+    from pipeline.storage import storage
 
-    print(render_status(run_status(options.uri)))
+    statuses = runs_status(options.uri)
+    is_one = [storage.folder_uri(options.uri)] == [one.uri for one in statuses]
+    print(visible(render_status(statuses[0]) if is_one else render_runs(statuses)))
+    if is_one and (drift := drift_line(statuses[0].uri, statuses[0].nights_uri)):
+        print(f"  drift    {drift}")
     return 0
 
 

@@ -172,13 +172,18 @@ def job_command(options: argparse.Namespace) -> int:
         raise ConfigError(f"{flag} runs no job, so --budget and --one-line mean nothing beside it; leave them out")
     if is_dry:
         return _dry_run(config, options)
+    from pipeline.evaluation.drift import drift_line
     from pipeline.execution.budget import parse_budget
     from pipeline.execution.runner import run_job
     from pipeline.execution.summary import render_line, render_summary
 
     budget = parse_budget(options.budget, config) if options.budget else None
     summary = run_job(config, budget=budget, accept=options.accept, debug=options.debug)
-    print(render_line(summary) if options.one_line else render_summary(summary))
+    drift = drift_line(summary.output_uri, config.input.exclude_runs) if summary.stats.num_rows else None
+    if options.one_line:
+        print(render_line(summary) + (f"; drift: {drift}" if drift else ""))
+    else:
+        print(render_summary(summary) + (f"\n  {'drift':<14} {drift}" if drift else ""))
     if config.task.kind == "question" and not summary.num_left:
         from pipeline.evaluation.run_scores import render_scores, score_run
 

@@ -21,14 +21,22 @@ from pipeline.config.preflight import preflight
 from pipeline.config.schema import JobConfig, PricesConfig
 from pipeline.cost import Spending, run_cost, spending
 from pipeline.execution.budget import BUDGET_EXIT_CODE, Budget, BudgetGuard
-from pipeline.execution.executors import Executor, RowListener, open_executor, placed_run, row_listeners
+from pipeline.execution.executors import (
+    Executor,
+    Gauges,
+    RowListener,
+    job_gauges,
+    open_executor,
+    placed_run,
+    row_listeners,
+)
 from pipeline.execution.lease import Lease
-from pipeline.execution.progress import Progress
 from pipeline.execution.publisher import Publisher
 from pipeline.execution.rows import RowMaker, RunInfo
 from pipeline.execution.scheduler import Scheduler
 from pipeline.execution.signals import Interruption
 from pipeline.execution.summary import RunStats, RunSummary
+from pipeline.execution.watch import Watch
 from pipeline.execution.worker import VLMWorker, WorkerUsage
 from pipeline.inputs.build_manifest import readable_roots
 from pipeline.loading.load_report import ItemLoader, ReadingUsage
@@ -126,6 +134,7 @@ def continue_run(
                     interruption,
                     open_executor=executor,
                     listeners=row_listeners(config, cluster),
+                    gauges=job_gauges(config, cluster),
                     budget=budget,
                     began_s=began_s,
                 )
@@ -138,7 +147,7 @@ def continue_run(
         num_items=len(run.manifest),
         num_done_before=len(run.manifest) - done.num_pending,
         num_skipped=run.manifest.num_done,
-        left_out=run.manifest.left_out,
+        counts=run.manifest.counts,
         stats=done.stats,
         wall_s=time.perf_counter() - began_s,
         cost=None if config.prices == PricesConfig() else run_cost(done.spent, done.stats.cost_usd),
@@ -180,6 +189,7 @@ def _work(
     *,
     open_executor: Callable[[Scheduler], AbstractContextManager[Executor]],
     listeners: list[RowListener],
+    gauges: Gauges | None,
     budget: Budget | None,
     began_s: float,
 ) -> _Work:
@@ -191,19 +201,19 @@ def _work(
     record = Session(run)
     add_log_fields(session=record.name)
     budget_guard = BudgetGuard(config, budget, stats)
-    progress = Progress(num_pending, stats)
-    scheduler = _scheduler(run, pending, sink, preprocessor, [progress.add, *listeners])
-    with _ended_if_it_fails(record), closing(progress), open_executor(scheduler) as executor:
+    watch = Watch(run.uri, record.name, num_pending, stats, gauges)
+    scheduler = _scheduler(run, pending, sink, preprocessor, [watch.progress.add, *listeners])
+    with _ended_if_it_fails(record), closing(watch), open_executor(scheduler) as executor:
         with closing(Publisher(sink, scheduler)) as publisher:
             while not scheduler.done and interruption.signal is None:
                 executor.poll()
                 publisher.poll()
-                progress.tick(lambda: scheduler.queue_depths(capacity=executor.capacity))
+                watch.tick(scheduler, executor)
                 if not budget_guard.allows_more(scheduler.num_in_work):
                     scheduler.stop_opening()
         workers, reading = executor.usage(), executor.reading
     spent = _spending(config, workers, reading, wall_s=time.perf_counter() - began_s)
-    record.end(spent)
+    record.end(spent, num_rows=stats.num_rows)
     return _Work(num_pending, stats, tuple(workers), spent, config)
 
 

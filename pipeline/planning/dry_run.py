@@ -14,7 +14,7 @@ from illava.token_counts import TokenCounts, VisualShape, expected_counts
 from pipeline.config.schema import JobConfig
 from pipeline.inputs.build_manifest import readable_roots
 from pipeline.inputs.links import count_links
-from pipeline.inputs.manifest import say_left_out
+from pipeline.inputs.manifest import Manifest
 from pipeline.planning.model_fit import model_fit
 from pipeline.retention import Retention
 from pipeline.runs.earlier_runs import say_earlier_runs
@@ -44,14 +44,14 @@ def render_dry_run(config: JobConfig, *, accept: Collection[str] = ()) -> str:
     num_items = sum(shapes.values())
     lines = [
         f"{config.name}: dry run, nothing is run or written",
-        _line("items", f"{len(run.manifest):,} ({_kinds(run)}), {_bytes(run.manifest.num_bytes)}"),
+        _line("items", f"{len(run.manifest):,} ({_kinds(run)}), {_size(run.manifest)}"),
         _line("shards", f"{len(pending):,} of {run.num_shards:,} to do, {run.items_per_shard} items each"),
         _line("model", f"{config.model.model_id}" + (f"@{config.model.revision}" if config.model.revision else "")),
         _line("reduction", _reduction(config)),
         *(_line(*line) for line in model_fit(run)),
     ]
-    if run.manifest.left_out:
-        lines.insert(2, _line("left out", f"{say_left_out(run.manifest.left_out)}: no known media extension"))
+    if run.manifest.counts:
+        lines[2:2] = _labelled("input", run.manifest.counts.lines())
     if config.input.exclude_runs:
         lines += _labelled("earlier runs", say_earlier_runs(run.earlier))
     lines += _labelled("accepted", [str(one) for one in run.accepted])
@@ -175,6 +175,13 @@ def _reduction(config: JobConfig) -> str:
         for step in plan.steps
     )
     return f"{'; '.join(places)} ({plan.layout} layout)"
+
+
+def _size(manifest: Manifest) -> str:
+    """The bytes of all objects, as far as a listing or the manifest says them."""
+    unknown = f"{manifest.num_unsized:,} of unknown size" if manifest.num_unsized else ""
+    known = "" if unknown and not manifest.num_bytes else _bytes(manifest.num_bytes)
+    return " and ".join(filter(None, (known, unknown)))
 
 
 def _bytes(count: int) -> str:

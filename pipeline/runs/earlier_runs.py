@@ -71,7 +71,7 @@ def done_items(
     """
     # Compared in normal form: a run that took its own parts for another's would change its manifest and not resume.
     own, earlier = (storage.folder_uri(one) for one in (own_run_uri, uri))
-    runs = [run for run in _runs(earlier) if run != own]
+    runs = [run for run in list_runs(earlier) if run != own]
     if not runs and own.rpartition("/")[0] != earlier:
         raise InputError(
             f"input.exclude_runs: {uri} holds no run, neither itself nor one folder deeper (no run.json); name an "
@@ -134,7 +134,8 @@ def _accepted_before(own: str, diffs: Mapping[str, _Diffs]) -> set[str]:
     return {one.identity for run in (own, *alike) for one in read_accepted(run)}
 
 
-def _runs(uri: str) -> list[str]:
+def list_runs(uri: str) -> list[str]:
+    """List the run that a folder is, or those that lie directly in it."""
     names = storage.list_names(uri)
     if "run.json" in names:
         return [uri]

@@ -299,6 +299,7 @@ def _run_record(run: Run) -> dict[str, Any]:
         "attempt": run.attempt,
         "nonce": run.nonce,
         "left_out": dict(run.manifest.left_out),
+        "input": run.manifest.counts.as_dict() if run.manifest.counts else None,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "config": run.config.model_dump(mode="json"),
     }

@@ -50,11 +50,14 @@ class Session:
         self._uri = storage.join(run.uri, FOLDER, f"{self.name}.json")
         self._write(None)
 
-    def end(self, spent: Spending | None) -> None:
-        """Record that the session ends, and what it spent; None where an error ended it before that was known."""
-        self._write(spent, ended_at=datetime.now(UTC))
+    def end(self, spent: Spending | None, *, num_rows: int | None = None) -> None:
+        """Record that the session ends, what it spent, and how many rows it made.
 
-    def _write(self, spent: Spending | None, *, ended_at: datetime | None = None) -> None:
+        ``spent`` is None where an error ended the session before that was known.
+        """
+        self._write(spent, num_rows, ended_at=datetime.now(UTC))
+
+    def _write(self, spent: Spending | None, num_rows: int | None = None, *, ended_at: datetime | None = None) -> None:
         record = {
             "began_at": self._began.isoformat(timespec="milliseconds"),
             "attempt": self._attempt,
@@ -63,6 +66,7 @@ class Session:
             "driver": this_driver(),
             "ended_at": None if ended_at is None else ended_at.isoformat(timespec="milliseconds"),
             "spent": None if spent is None else asdict(spent),
+            "num_rows": num_rows,
         }
         storage.write_atomic(self._uri, json.dumps(record, indent=2).encode())
 
@@ -98,6 +102,16 @@ def unended_sessions(run_uri: str) -> list[tuple[str, dict[str, Any] | None]]:
         for uri, record in _records(run_uri)
         if record.get("spent") is None and record.get("ended_at") is None
     ]
+
+
+def run_rate(run_uri: str) -> float | None:
+    """Return the rows a second of all sessions that have ended and say how many they made; None where none does."""
+    num_rows, wall_s = 0, 0.0
+    for _, record in _records(run_uri):
+        if record.get("num_rows") and record.get("spent"):
+            num_rows += record["num_rows"]
+            wall_s += record["spent"].get("wall_s", 0.0)
+    return num_rows / wall_s if wall_s else None
 
 
 def run_placements(run_uri: str) -> list[dict[str, Any]]:
