@@ -112,7 +112,11 @@ def add_job_flags(parser: argparse.ArgumentParser) -> None:
     add_common_flags(parser)
     parser.add_argument("--estimate", type=int, metavar="N", help="a dry run; then run N media, and estimate all")
     parser.add_argument("--probe", type=int, help=argparse.SUPPRESS)  # its old name
-    parser.add_argument("--budget", metavar="25USD|3h", help="begin nothing new once this is used up; resumable")
+    parser.add_argument(
+        "--budget",
+        metavar="25USD|3h[/run]",
+        help="begin nothing new once this command, or with /run all on this run, spent it",
+    )
     add_accept_flag(parser)
     parser.add_argument("--one-line", action="store_true", help="the summary in one line, for a cron mail")
 

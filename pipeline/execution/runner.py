@@ -20,7 +20,7 @@ from pipeline.config.placement import said
 from pipeline.config.preflight import preflight
 from pipeline.config.schema import JobConfig, PricesConfig
 from pipeline.cost import Spending, run_cost, spending
-from pipeline.execution.budget import BUDGET_EXIT_CODE, Budget, BudgetGuard
+from pipeline.execution.budget import BUDGET_EXIT_CODE, Budget, BudgetGuard, said_used_up
 from pipeline.execution.executors import (
     Executor,
     Gauges,
@@ -48,7 +48,7 @@ from pipeline.runs.parquet_sink import ParquetSink
 from pipeline.runs.retry import RetrySink
 from pipeline.runs.run import finish, open_planned, pending_shards, plan_run, unfinish
 from pipeline.runs.run_folder import Run, is_finished
-from pipeline.runs.sessions import Session
+from pipeline.runs.sessions import Session, other_sessions
 from pipeline.runs.totals import run_totals
 from pipeline.tasks.build import build_task
 
@@ -85,7 +85,8 @@ def run_job(
         config: the whole job.
         worker_factory: builds a worker inside each VLM actor; must be picklable.
         loader_factory: builds a loader inside each reader; must be picklable.
-        budget: once it is used up no further shard is opened; open shards are finished.
+        budget: once it is used up no further shard is opened; open shards are finished. One of the whole run counts
+            what its other sessions spend, too.
         accept: keys in which the folder's run, or an earlier one, may differ, as `pipeline.runs.run.plan_run` says.
         debug: whether to show the actors' own output.
 
@@ -109,10 +110,10 @@ def continue_run(
     began_s = time.perf_counter()
     config = run.config
     add_log_fields(run=run.uri)
-    done = _Work()
+    done, used_up = _Work(), said_used_up(budget, run.uri)
     log_differences(run.earlier, run.accepted)
     with Interruption() as interruption:
-        if pending_shards(run):
+        if pending_shards(run) and not used_up:
             preprocessor = load_preprocessor(config.model.model_id, revision=config.model.revision)
             preflight(config, run.config_fingerprint.fields["model.dtype"])
             with placed_run(run, debug=debug) as (config, cluster):
@@ -154,6 +155,7 @@ def continue_run(
         workers=done.workers,
         interrupted_by=interruption.signal.name if interruption.signal else None,
         placed=done.placed,
+        budget_said=done.budget_said or used_up,
     )
     left = pending_shards(run)
     if left and interruption.signal:
@@ -173,6 +175,7 @@ class _Work:
         workers: where the workers' wall time went.
         spent: what the command spent in all.
         placed: the job with the chosen device; None where the command had nothing to do.
+        budget_said: the budget, and what was spent of it; "" without one.
     """
 
     num_pending: int = 0
@@ -180,6 +183,7 @@ class _Work:
     workers: tuple[WorkerUsage, ...] = ()
     spent: Spending = field(default_factory=Spending)
     placed: JobConfig | None = None
+    budget_said: str = ""
 
 
 def _work(
@@ -200,7 +204,8 @@ def _work(
     unfinish(run)
     record = Session(run)
     add_log_fields(session=record.name)
-    budget_guard = BudgetGuard(config, budget, stats)
+    others = partial(other_sessions, run.uri, but=record.name)
+    budget_guard = BudgetGuard(config, budget, stats, began_s=began_s, others=others)
     watch = Watch(run.uri, record.name, num_pending, stats, gauges)
     scheduler = _scheduler(run, pending, sink, preprocessor, [watch.progress.add, *listeners])
     with _ended_if_it_fails(record), closing(watch), open_executor(scheduler) as executor:
@@ -211,10 +216,11 @@ def _work(
                 watch.tick(scheduler, executor)
                 if not budget_guard.allows_more(scheduler.num_in_work):
                     scheduler.stop_opening()
+                budget_guard.note_in(record)
         workers, reading = executor.usage(), executor.reading
     spent = _spending(config, workers, reading, wall_s=time.perf_counter() - began_s)
     record.end(spent, num_rows=stats.num_rows)
-    return _Work(num_pending, stats, tuple(workers), spent, config)
+    return _Work(num_pending, stats, tuple(workers), spent, config, budget_guard.said)
 
 
 @contextmanager

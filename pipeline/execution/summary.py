@@ -79,6 +79,7 @@ class RunSummary:
         counts: what the input held when the run began; None where that is not known.
         num_left: items whose shards are not published; 0 unless interrupted or out of budget.
         budget_spent: whether the budget ended the command early.
+        budget_said: the budget, whose it is, and what was spent of it; "" without one.
         stats: sums over the rows that this command made.
         wall_s: wall time of this command after its items were listed, model loading included.
         cost: cost of this command's rows and of its actors' loading and waiting; None where no prices are set.
@@ -100,6 +101,7 @@ class RunSummary:
     counts: InputCounts | None = None
     num_left: int = 0
     budget_spent: bool = False
+    budget_said: str = ""
     interrupted_by: str | None = None
     placed: JobConfig | None = None
 
@@ -149,7 +151,9 @@ def _outcome(summary: RunSummary) -> str:
         left = f"{summary.num_left} of {summary.num_items} items are left"
         return f"interrupted by {summary.interrupted_by}; complete shards are published, {left}"
     if summary.budget_spent:
-        return f"stopped at its budget, {summary.num_left} of {summary.num_items} items are left"
+        done = f"{summary.stats.num_rows} items begun and finished" if summary.stats.num_rows else "nothing begun"
+        left = f"{summary.num_left} of {summary.num_items} items are left"
+        return f"stopped at its budget of {summary.budget_said}; {done}, {left}"
     if not summary.num_items and summary.num_skipped:
         return f"nothing new, {summary.num_skipped} items were done by earlier runs"
     if not summary.stats.num_rows:

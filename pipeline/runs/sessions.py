@@ -1,7 +1,8 @@
 """Records what each session of a run spent: one small JSON file per session in ``sessions/``, summed at the end.
 
-A session is one command that had something to do. Its file is written when the session begins and again when it ends,
-so that a killed session counts as one of unknown cost. The file names the driver's process, which tells another job
+A session is one command that had something to do. Its file is written when the session begins, now and then while it
+goes on (``so_far``, counted from above), and when it ends: a killed session counts as one of unknown cost, and a budget
+of the whole run counts it with what it had spent so far. The file names the driver's process, which tells another job
 whether it may still be at work. The file also records the device of the models, which ``auto``
 chooses anew in each session, and the release of the program.
 """
@@ -12,7 +13,7 @@ import json
 import secrets
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -48,16 +49,27 @@ class Session:
         }
         self.name = f"{self._began:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
         self._uri = storage.join(run.uri, FOLDER, f"{self.name}.json")
-        self._write(None)
+        self._write(None, None)
+
+    def note(self, so_far: Spending) -> None:
+        """Record what the session has spent so far, for whoever else spends on this run."""
+        self._write(None, so_far)
 
     def end(self, spent: Spending | None, *, num_rows: int | None = None) -> None:
         """Record that the session ends, what it spent, and how many rows it made.
 
         ``spent`` is None where an error ended the session before that was known.
         """
-        self._write(spent, num_rows, ended_at=datetime.now(UTC))
+        self._write(spent, None, num_rows, ended_at=datetime.now(UTC))
 
-    def _write(self, spent: Spending | None, num_rows: int | None = None, *, ended_at: datetime | None = None) -> None:
+    def _write(
+        self,
+        spent: Spending | None,
+        so_far: Spending | None,
+        num_rows: int | None = None,
+        *,
+        ended_at: datetime | None = None,
+    ) -> None:
         record = {
             "began_at": self._began.isoformat(timespec="milliseconds"),
             "attempt": self._attempt,
@@ -67,8 +79,45 @@ class Session:
             "ended_at": None if ended_at is None else ended_at.isoformat(timespec="milliseconds"),
             "spent": None if spent is None else asdict(spent),
             "num_rows": num_rows,
+            "so_far": None if so_far is None else asdict(so_far),
         }
         storage.write_atomic(self._uri, json.dumps(record, indent=2).encode())
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSpending:
+    """Says what one session of a run has spent.
+
+    Attributes:
+        name: of its file, without the ending.
+        began_at: ISO 8601 in UTC.
+        spent: in all, or so far where it has not ended.
+        ended: whether it said that it ended; else it is at work, or was killed.
+    """
+
+    name: str
+    began_at: str
+    spent: Spending
+    ended: bool
+
+
+def other_sessions(run_uri: str, *, but: str = "") -> list[SessionSpending]:
+    """List what all sessions of a run have spent that have begun, ended or not, but for the one of this name.
+
+    Raises:
+        StorageError: a session's file cannot be read.
+    """
+    found = []
+    for uri, record in _records(run_uri):
+        ended = record.get("spent") is not None
+        try:
+            spent = Spending(**(record["spent"] if ended else record.get("so_far") or {}))
+        except (KeyError, TypeError) as error:
+            raise StorageError(_unreadable(uri, error)) from error
+        name = uri.rpartition("/")[2].removesuffix(".json")
+        if name != but:
+            found.append(SessionSpending(name, record.get("began_at") or "", spent, ended))
+    return found
 
 
 def run_spending(run_uri: str) -> tuple[Spending, int, int]:

@@ -7,9 +7,11 @@ import signal
 import time
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
+from pipeline.cost import Spending
 from pipeline.errors import ConfigError, InputError
 from pipeline.execution import budget as budgets
 from pipeline.execution.budget import Budget, BudgetGuard, parse_budget
@@ -21,6 +23,8 @@ from pipeline.exit_codes import guarded
 from pipeline.planning.probe import Probe, probe, render_probe
 from pipeline.planning.probe import _estimated as estimated_of
 from pipeline.records import MediaItem
+from pipeline.runs.run import open_run
+from pipeline.runs.sessions import Session, other_sessions
 from tests.support.runs import fakes
 from tests.support.runs.fakes import fake_loader, job_config, read_rows, violations
 
@@ -209,11 +213,68 @@ def test_a_job_stops_at_its_budget_and_the_same_command_goes_on(tmp_path) -> Non
     made = first.stats.num_rows
     assert made == 40
     assert first.num_left == 80 - made
-    assert "stopped at its budget, 40 of 80 items are left" in render_summary(first)
+    said = render_summary(first)
+    assert "stopped at its budget of $0.0004 for this command, $0.0004 spent; " in said
+    assert "40 items begun and finished, 40 of 80 items are left" in said
     assert "the same command resumes" in render_summary(first)
     second = run(config)
     assert (second.exit_code, second.num_done_before, second.stats.num_rows) == (0, made, 80 - made)
     assert violations(tmp_path / "out") == []
+
+
+def test_a_budget_of_the_run_counts_every_command_that_has_begun_on_it(tmp_path) -> None:
+    """Ended, killed, or at work: what each has spent is no longer there for the next."""
+    config = config_of(tmp_path, 80, runtime={"max_open_shards": 1})
+    first = run(config, budget=parse_budget("0.001s", config))
+    assert first.exit_code == 6
+    made = first.stats.num_rows
+    killed = Session(open_run(config))
+    killed.note(Spending(wall_s=3000.0, total_usd=2.0))
+    again = run(config, budget=parse_budget("50m/run", config))
+    assert (again.exit_code, again.stats.num_rows, again.num_left) == (6, 0, 80 - made)
+    assert "stopped at its budget of 3000.0 s for the whole run, 30" in render_summary(again)
+    assert "; nothing begun, " in render_summary(again)
+    assert run(config, budget=parse_budget("50m", config)).exit_code == 0, "of one command nothing was spent"
+
+
+def test_two_commands_that_both_spend_are_seen(tmp_path, monkeypatch, caplog) -> None:
+    config = config_of(tmp_path, 4)
+    opened = open_run(config)
+    other = Session(opened)
+    monkeypatch.setattr(budgets, "LOOK_EVERY_S", 0.0)
+    with caplog.at_level("WARNING", logger="pipeline"):
+        for text, said in (("1h/run", "--budget counts both"), ("1h", "counts this command alone; /run counts both")):
+            began_s = time.perf_counter()
+            listed = partial(other_sessions, opened.uri)
+            guard = BudgetGuard(config, parse_budget(text, config), RunStats(), began_s=began_s, others=listed)
+            other.note(Spending(wall_s=5.0))
+            assert guard.allows_more(0)
+            assert guard.allows_more(0)
+            assert caplog.messages == [], "one that was killed says no more"
+            other.note(Spending(wall_s=3000.0, total_usd=0.25))
+            assert guard.allows_more(0)
+            (message,) = caplog.messages
+            assert "another command spends on this run" in message
+            assert "3000 s and $0.2500 so far" in message
+            assert said in message
+            caplog.clear()
+            other.note(Spending(wall_s=4000.0))
+            assert guard.allows_more(0) is (text == "1h")
+            assert caplog.messages == []
+            other.note(Spending(wall_s=5.0))
+
+
+def test_a_command_notes_what_it_has_spent_while_it_goes_on(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(budgets, "LOOK_EVERY_S", 0.0)
+    seen = []
+
+    def noted(session, spent) -> None:
+        seen.append(spent)
+
+    monkeypatch.setattr(Session, "note", noted)
+    run(config_of(tmp_path, 3))
+    assert seen[-1].wall_s > 0
+    assert seen[-1].total_usd > 0
 
 
 def test_an_ample_budget_changes_nothing(tmp_path) -> None:
@@ -223,13 +284,21 @@ def test_an_ample_budget_changes_nothing(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "limit", "unit"), [("25USD", 25, "usd"), ("1.5 usd", 1.5, "usd"), ("90m", 5400, "s"), ("3h", 10800, "s")]
+    ("text", "budget"),
+    [
+        ("25USD", Budget(25, "usd", "command")),
+        ("1.5 usd", Budget(1.5, "usd")),
+        ("90m", Budget(5400, "s")),
+        ("3h/command", Budget(10800, "s")),
+        ("3h/run", Budget(10800, "s", "run")),
+        ("25 USD / run", Budget(25, "usd", "run")),
+    ],
 )
-def test_budgets_are_money_or_time(tmp_path, text, limit, unit) -> None:
-    assert parse_budget(text, config_of(tmp_path, 1)) == Budget(limit, unit)
+def test_budgets_are_money_or_time_of_a_command_or_a_run(tmp_path, text, budget) -> None:
+    assert parse_budget(text, config_of(tmp_path, 1)) == budget
 
 
-@pytest.mark.parametrize("text", ["25", "0USD", "EUR", "-3h", "3 weeks"])
+@pytest.mark.parametrize("text", ["25", "0USD", "EUR", "-3h", "3 weeks", "3h/night"])
 def test_anything_else_is_refused(tmp_path, text) -> None:
     with pytest.raises(ConfigError, match="give money such as 25USD, or time"):
         parse_budget(text, config_of(tmp_path, 1))
@@ -242,12 +311,12 @@ def test_money_without_prices_is_refused(tmp_path) -> None:
 
 
 def test_what_is_in_work_counts_before_it_is_done(tmp_path, monkeypatch) -> None:
-    clock = iter([0.0, 100.0, 190.0, 190.0])
-    monkeypatch.setattr(budgets.time, "monotonic", lambda: next(clock))
+    clock = [100.0]
+    monkeypatch.setattr(budgets, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     stats = RunStats(num_rows=1)
-    budget_guard = BudgetGuard(config_of(tmp_path, 1), Budget(200.0, "s"), stats)
-    assert budget_guard.allows_more(0)  # the first row after 100 s of start-up
-    stats.num_rows = 91  # then one a second
+    budget_guard = BudgetGuard(config_of(tmp_path, 1), Budget(200.0, "s"), stats, began_s=0.0)
+    assert budget_guard.allows_more(0)  # the first row after 100 s of start-up, which count
+    clock[0], stats.num_rows = 190.0, 91  # then one a second
     assert budget_guard.allows_more(9)
     assert not budget_guard.allows_more(10)
 
