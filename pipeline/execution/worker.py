@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from illava.engine.oom_backoff import OOMBackoff
 from illava.errors import RequestError
 from illava.requests import Generation, Request
-from pipeline.config.placement import place_here
+from pipeline.config.placement import gpus_of, place_here
 from pipeline.config.schema import JobConfig
 from pipeline.execution.item_timing import ItemTimeline
 from pipeline.execution.rows import RowMaker, RunInfo, of_two_tries
@@ -196,19 +196,20 @@ def load_vlm(config: JobConfig) -> VLM:
         ConfigError, DeviceError: this process has no such device; raised before anything is loaded.
         ModelLoadError: as `VLM.from_pretrained`.
     """
-    device = place_here(config).model.device
+    config = place_here(config)
     import torch
 
     from illava import VLM
 
     # More threads than cores stall each other. The number of threads also moves last digits, so the job sets it.
     torch.set_num_threads(max(1, int(config.runtime.cpus_per_actor)))
-    model = config.model
+    model, gpus = config.model, gpus_of(config)
     return VLM.from_pretrained(
         model.model_id,
         revision=model.revision,
         dtype=resolve_dtype(config),
-        device=device,
+        device=model.device,
         kv_cache_bytes=model.kv_cache_bytes,
         max_batch_requests=model.max_batch_requests,
+        gpu_share=gpus if 0 < gpus < 1 else 1.0,  # of several actors on one GPU each takes its own share
     )
