@@ -41,7 +41,7 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str | None:
-    """What ``ILLAVA_COMMIT`` says, for a copy of the tree that travels without ``.git``; else what git says, if it is there."""
+    """What ``ILLAVA_COMMIT`` says, for a tree that travels without ``.git``; else what git says, if it is there."""
     if given := os.environ.get("ILLAVA_COMMIT"):
         return given
     command = ["git", "describe", "--always", "--dirty"]

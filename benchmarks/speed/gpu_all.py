@@ -1,8 +1,9 @@
 """Measures all GPU figures in one run under nine minutes, without a network: LLaVA-OneVision-7B's shapes, bf16.
 
 Random weights made on the device (they say nothing about quality), forced lengths, sides interleaved in one run,
-medians and spread, CUDA events for stages. A wrong result ends the run. Each part has a budget of its own and the file is written after each: what
-was stopped says so, and keeps the rounds it had. `goals` puts the measured figures beside what is aimed at.
+medians and spread, CUDA events for stages. A wrong result ends the run. Each part has a budget of its own and the file
+is written after each: what was stopped says so, and keeps the rounds it had. `goals` puts the measured figures beside
+what is aimed at.
 
     python benchmarks/speed/gpu_all.py --json ~/gpu_all.json              # outside the tree, then copied by hand
     python benchmarks/speed/gpu_all.py --dry-run --json /tmp/dry.json     # every part on CPU, tiny; its figures mean

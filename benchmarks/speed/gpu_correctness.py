@@ -1,4 +1,4 @@
-"""Checks on a GPU what no CPU has run: attention and kernels against float64, a model against the CPU, graphs against eager.
+"""Checks on a GPU what no CPU has run: kernels against float64, models against the CPU, captured steps against eager.
 
 The first part of `gpu_all.py`, which ends the run on a miss, and tests/gpu/. A miss that is gone under
 ``ILLAVA_KERNELS=torch`` is a kernel's, one that is gone under ``--eager`` is a captured step's. On CPU the same checks
@@ -65,7 +65,12 @@ def checks(device: torch.device) -> Iterator[Check]:
 def attention_checks(device: torch.device) -> Iterator[Check]:
     """Packed attention at every family's head width, and of chunks, in bfloat16."""
     dtype, bound = HALF
-    shapes = ((72, 16, 16, (729, 361, 729)), (80, 16, 16, (100, 64, 1)), (128, 28, 4, (1300, 7, 1)), (88, 16, 16, (300,)))
+    shapes = (
+        (72, 16, 16, (729, 361, 729)),
+        (80, 16, 16, (100, 64, 1)),
+        (128, 28, 4, (1300, 7, 1)),
+        (88, 16, 16, (300,)),
+    )
     for width, heads, groups, lengths in shapes:
         for causal in (False, True):
             q, k, v = (_draw(sum(lengths), n, width, device=device, dtype=dtype) for n in (heads, groups, groups))
@@ -145,9 +150,7 @@ def parted(found: Sequence[Generation], expected: Sequence[Generation]) -> float
     """Largest difference of log-probabilities up to where two answers part; infinite where that is early."""
     worst, same, total = 0.0, 0, sum(len(one.token_ids) for one in expected)
     for one, other in zip(found, expected, strict=True):
-        pairs = zip(
-            one.token_ids, other.token_ids, one.token_logprobs or (), other.token_logprobs or (), strict=False
-        )
+        pairs = zip(one.token_ids, other.token_ids, one.token_logprobs or (), other.token_logprobs or (), strict=False)
         for token, other_token, logprob, other_logprob in pairs:
             if token != other_token:
                 break

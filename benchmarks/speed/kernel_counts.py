@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.common.device_onevision import build_onevision
 from benchmarks.common.machine import write_json
-from benchmarks.common.stand_in_cuda import DEVICE, StandInCuda, Work
+from benchmarks.common.stand_in_cuda import StandInCuda, Work
 from illava import VLM, Request, SamplingParams, VisualInput, preset
 from illava.decoder.decode import StaticInputs, decode_step
 from illava.plan import EMPTY_PLAN, ReductionPlan

@@ -18,6 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from illava.host_copies import on_device
+
 _BLOCK = {2: 64, 4: 32}  # queries or keys of a block, by bytes of a number: wider float32 blocks spill their registers
 _MIN_TILE = 16  # what tl.dot takes at least on each side
 _ALL_QUERIES, _SCOPE_SIZE, _CAUSAL_BIAS = 0, 1, 2  # what a sum is divided by
@@ -68,7 +70,7 @@ def _blocks(lengths: tuple[int, ...], block: int, device: torch.device) -> Tenso
     """First token of each block, first and end token of its segment: int32 [R, 3]; of counts the host knows."""
     bounds = zip(accumulate((0, *lengths[:-1])), accumulate(lengths), strict=True)
     rows = [(start, first, stop) for first, stop in bounds for start in range(first, stop, block)]
-    return torch.tensor(rows, dtype=torch.int32, device=device)
+    return on_device(rows, device, torch.int32)
 
 
 @triton.jit

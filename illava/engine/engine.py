@@ -42,6 +42,7 @@ from illava.engine.request_state import Phase, RequestState
 from illava.engine.sampling import SamplingBatch, check_sampling, own_first_tokens
 from illava.errors import RequestError
 from illava.families.base import Family
+from illava.host_copies import on_device
 from illava.plan import EMPTY_PLAN, ReductionPlan
 from illava.reduction.probe import AttentionProbe
 from illava.requests import Generation, Request
@@ -246,7 +247,7 @@ class Engine:
         num_computed = [[n + len(state.token_ids) - 1 for n in state.lengths] for state in group]
         positions = [state.next_position_P + len(state.token_ids) - 1 for state in group]
         blocks = self.cache.batch([state.request_id for state in group], num_computed)
-        token_B = torch.tensor([state.token_ids[-1] for state in group], device=self.decoder.device)
+        token_B = on_device([state.token_ids[-1] for state in group], self.decoder.device)
         inputs = StepInputs(blocks, torch.stack(positions, 1), token_B)
         if self.graphs is None:
             step: Callable[[], Tensor] = partial(decode_step, self.decoder, self.family.embed, self.cache, inputs)

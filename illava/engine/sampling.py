@@ -19,6 +19,7 @@ from torch import Tensor
 from illava.engine.loop_detector import MIN_LOOP_TOKENS
 from illava.engine.penalties import History, Penalties
 from illava.errors import RequestError
+from illava.host_copies import on_device, to_device
 from illava.requests import OnLoop, SamplingParams, derive_seed
 
 ChoiceIds = tuple[tuple[int, ...], ...]  # of each option, the first tokens of its texts
@@ -114,12 +115,13 @@ class SamplingBatch:
         limits_R2 = None
         if any(params[row].top_k or params[row].min_p for row in random):
             limits = [[params[row].top_k or float("inf"), params[row].min_p] for row in random]
-            limits_R2 = torch.tensor(limits).to(device)
+            limits_R2 = on_device(limits, device)
         penalties = None
         if any(own.penalised for own in params):
             penalties = Penalties(params, histories, device)
         choices = _padded_choices(choice_ids, device) if any(choice_ids) else None
-        return cls(tuple(params), random, index_R.to(device), wanted_R2.to(device), limits_R2, penalties, choices)
+        index_R, wanted_R2 = to_device(index_R, device), to_device(wanted_R2, device)
+        return cls(tuple(params), random, index_R, wanted_R2, limits_R2, penalties, choices)
 
     def count(self, token_B: Tensor) -> None:
         """Take the tokens that the rows were given, for their penalties."""
@@ -147,7 +149,7 @@ def draw_tokens(logits_BV: Tensor, batch: SamplingBatch, draws: Sequence[float])
     wanted_BV = logits_BV if batch.penalties is None else batch.penalties.apply(logits_BV)
     token_B = wanted_BV.argmax(-1)
     if batch.random:
-        draw_R = torch.tensor(draws, dtype=torch.float32).to(logits_BV.device, non_blocking=True)
+        draw_R = on_device(draws, logits_BV.device, torch.float32)
         temperature_R, top_p_R = batch.wanted_R2[:, 0], batch.wanted_R2[:, 1]
         chosen_R = _nucleus(wanted_BV.index_select(0, batch.index_R), temperature_R, top_p_R, draw_R, batch.limits_R2)
         token_B = token_B.index_copy(0, batch.index_R, chosen_R)
@@ -186,7 +188,7 @@ def _padded_choices(choice_ids: Sequence[ChoiceIds], device: torch.device) -> tu
         for option, ids in enumerate(own):
             id_BKM[row, option, : len(ids)] = torch.tensor(ids)
             stands_BKM[row, option, : len(ids)] = 1.0
-    return id_BKM.to(device), stands_BKM.to(device)
+    return to_device(id_BKM, device), to_device(stands_BKM, device)
 
 
 def _nucleus(
