@@ -49,7 +49,9 @@ class VLM:
     def __init__(self, family: Family, engine_config: EngineConfig | None = None, **options: Any) -> None:
         config, decoder = (engine_config or EngineConfig()).override(**options), family.decoder
         block_bytes = 2 * config.block_size * decoder.num_kv_heads * decoder.head_dim * decoder.dtype.itemsize
-        pool_bytes = _default_cache_bytes(decoder.device) if config.kv_cache_bytes is None else config.kv_cache_bytes
+        pool_bytes = config.kv_cache_bytes
+        if pool_bytes is None:
+            pool_bytes = _default_cache_bytes(decoder.device, config.gpu_share)
         num_blocks = pool_bytes // block_bytes
         if num_blocks < decoder.num_layers:
             raise ModelLoadError(
@@ -160,8 +162,10 @@ def _resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtyp
     return found
 
 
-def _default_cache_bytes(device: torch.device) -> int:
+def _default_cache_bytes(device: torch.device, gpu_share: float) -> int:
+    """The pool's size; of a shared GPU from this process's own share, whatever the other processes hold by now."""
     if device.type != "cuda":
         return _CPU_CACHE_BYTES
-    free_bytes, _ = torch.cuda.mem_get_info(device)
-    return int(free_bytes * _FREE_MEMORY_SHARE)
+    free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+    own_bytes = int(total_bytes * gpu_share) - torch.cuda.memory_reserved(device)
+    return int(max(0, min(free_bytes, own_bytes)) * _FREE_MEMORY_SHARE)

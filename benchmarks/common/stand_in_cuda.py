@@ -1,4 +1,4 @@
-"""Stands in for a CUDA device where there is none: tensors that say ``cuda:0``, and a record of all that is asked of it.
+"""Stands in for a CUDA device where there is none: tensors that say ``cuda:0``, and a record of what is asked of it.
 
 Tensors on the device are torch's FakeTensors, which know shape, dtype and device; tensors on the host are real. So an
 operation over tensors of two devices fails here as it does on a GPU, and so does one of two dtypes. With ``values``
@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import _lru_cache_wrapper, partialmethod
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -173,11 +174,9 @@ class StandInCuda(TorchDispatchMode):
             args = (args[0], [self._index(part) for part in args[1]], *args[2:])
         if name in _READS_BACK or _has_mask(name, args) or _counts_repeats(name, kwargs):
             self._wait()
-        if (
-            name in _PRODUCTS
-            and len(dtypes := {leaf.dtype for leaf in tree_leaves(args) if isinstance(leaf, Tensor)}) > 1
-        ):
-            raise RuntimeError(f"{name}: operands of one dtype expected, not {sorted(map(str, dtypes))}")
+        dtypes = {str(leaf.dtype) for leaf in tree_leaves(args) if isinstance(leaf, Tensor)}
+        if name in _PRODUCTS and len(dtypes) > 1:
+            raise RuntimeError(f"{name}: operands of one dtype expected, not {sorted(dtypes)}")
         known = _known_storages(args, kwargs)
         fake_args, fake_kwargs = tree_map(self._faked, (args, kwargs))
         if copies_in and name == "_to_copy":
@@ -185,16 +184,17 @@ class StandInCuda(TorchDispatchMode):
         elif copies_in:
             result = args[0]
         else:
-            result = self._fake_result(func, name, args, kwargs, fake_args, fake_kwargs)
+            result = self._fake_result(func, name, (args, kwargs), (fake_args, fake_kwargs))
         if self.values:
             self._give_values(func, name, args, kwargs, result)
         if not copies_in:
-            self._count(func, name, args, kwargs, result, known)
+            self._count(func, (args, kwargs), result, known)
         return result
 
-    def _fake_result(self, func: Any, name: str, args: Any, kwargs: Any, fake_args: Any, fake_kwargs: Any) -> Any:
+    def _fake_result(self, func: Any, name: str, given: tuple[Any, Any], faked: tuple[Any, Any]) -> Any:
+        args, kwargs = given
         try:
-            return func(*fake_args, **fake_kwargs)
+            return func(*faked[0], **faked[1])
         except (DynamicOutputShapeException, DataDependentOutputException):
             if self.values:
                 real = self._real(func, name, args, kwargs)
@@ -256,16 +256,17 @@ class StandInCuda(TorchDispatchMode):
     def _wait(self) -> None:
         self.work.blocking[_asking_line()] += 1
 
-    def _count(self, func: Any, name: str, args: Any, kwargs: Any, result: Any, known: set[int]) -> None:
+    def _count(self, func: Any, given: tuple[Any, Any], result: Any, known: set[int]) -> None:
+        name = func._opname
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, FakeTensor)]
         is_view = name in _NO_WORK or name in _ALLOCATES or getattr(func, "is_view", False)
-        in_place = name.endswith("_") or "out" in kwargs
+        in_place = name.endswith("_") or "out" in given[1]
         if is_view or (not in_place and outputs and all(_storage(out) in known for out in outputs)):
             return
         self.work.kernels[name] += 1
         if name in _PRODUCTS or name in _ATTENTION:
             return
-        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, FakeTensor)]
+        inputs = [leaf for leaf in tree_leaves(given) if isinstance(leaf, FakeTensor)]
         written = sum(map(_num_bytes, outputs))
         if name in _GATHERS:
             moved = 2 * written + sum(map(_num_bytes, inputs[1:]))
@@ -277,7 +278,7 @@ class StandInCuda(TorchDispatchMode):
             moved = written + sum(map(_num_bytes, inputs))
         self.work.elementwise_bytes += moved
 
-    def _launch(self, kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+    def launched(self, kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Record a Triton launch; host tensors among its arguments are refused, as Triton does."""
         name = kernel.fn.__name__
         bound = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
@@ -293,32 +294,28 @@ class StandInCuda(TorchDispatchMode):
 
     def _patches(self) -> Iterator[Any]:
         """What asks the driver itself."""
-        yield mock.patch.object(torch.cuda, "get_device_capability", lambda *_: (9, 0))
-        yield mock.patch.object(torch.cuda, "device_of", lambda *_: nullcontext())
+        yield mock.patch.object(torch.cuda, "get_device_capability", return_value=(9, 0))
+        yield mock.patch.object(torch.cuda, "device_of", return_value=nullcontext())
         # Under inference mode a dispatch mode is given composites (``linear``, ``to``), not what they are made of.
         yield mock.patch.object(torch._C, "_InferenceMode", lambda mode: torch.no_grad() if mode else nullcontext())
-        yield mock.patch.object(torch.cuda, "synchronize", lambda *_: None)
+        yield mock.patch.object(torch.cuda, "synchronize", return_value=None)
         yield mock.patch.object(FakeTensor, "tolist", lambda value: value.cpu().tolist())  # torch's reads cell by cell
         yield mock.patch.dict(os.environ, {"ILLAVA_KERNELS": "torch"} if self.values else {})
-        from illava.attention.backend import kernels_on
-        from illava.attention.packed import _varlen_arguments
-
-        for cached in (kernels_on, _varlen_arguments):
-            cached.cache_clear()
-            self._stack.callback(cached.cache_clear)
+        yield mock.patch.object(Tensor, "pin_memory", lambda value, *_: value)
+        _forget_cached()
+        self._stack.callback(_forget_cached)
         if not self.values:
             from triton.runtime.jit import JITFunction
 
-            record = self._launch
-            yield mock.patch.object(JITFunction, "run", lambda kernel, *args, **kwargs: record(kernel, *args, **kwargs))
+            yield mock.patch.object(JITFunction, "run", partialmethod(_launch, self))
 
 
 @contextmanager
 def _device_guard() -> Iterator[None]:
     """Let torch's CPU build guard ``cuda`` as it guards ``cpu``, by doing nothing.
 
-    Indexing guards the current device, and a build without CUDA has no guard to do it. FakeTensorMode mends that in CUDA
-    builds alone.
+    Indexing guards the current device, and a build without CUDA has no guard to do it. FakeTensorMode mends that in
+    CUDA builds alone.
     """
     library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
     guards = (ctypes.c_void_p * 2).in_dll(library, "_ZN3c104impl26device_guard_impl_registryE")  # of CPU, of CUDA
@@ -328,6 +325,19 @@ def _device_guard() -> Iterator[None]:
         yield
     finally:
         guards[1] = before
+
+
+def _launch(kernel: Any, stand_in: StandInCuda, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+    stand_in.launched(kernel, args, kwargs)
+
+
+def _forget_cached() -> None:
+    """Empty this package's caches: what they hold belongs to one device, stand-in or true."""
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == "illava":
+            for value in vars(module).values():
+                if isinstance(value, _lru_cache_wrapper):
+                    value.cache_clear()
 
 
 def _twin(value: Any) -> Any:

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from illava.host_copies import on_device
+
 Backend = Literal["sdpa", "varlen"]
 _MASKED_QUERIES = 512  # bounds the mask of a long chunk: 512 x keys
 
@@ -175,7 +177,7 @@ def _shares_heads(device: torch.device) -> bool:
 def _bounds(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     """Cumulative segment bounds, int32; cached, since every layer of a prefill needs the same ones."""
     with torch.inference_mode(False):  # training may save for backward what inference cached
-        return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+        return on_device([0, *accumulate(lengths)], device, torch.int32)
 
 
 @lru_cache(maxsize=8)

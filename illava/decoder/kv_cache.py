@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from illava.decoder.block_allocator import BlockAllocator
+from illava.host_copies import on_device, to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,13 +211,13 @@ class PagedCache:
             table_LBM[:, row, : table_LM.shape[1]] = table_LM
         by_layer = [list(counts) for counts in zip(*lengths, strict=True)]
         device = self.k_pool_PSGd.device
-        length_LB = torch.tensor(by_layer, dtype=torch.int32, device=device)
+        length_LB = on_device(by_layer, device, torch.int32)
         starts = torch.where(start_LB < 0, -1, start_LB * self.block_size).tolist()
-        tables = BatchBlockTables(table_LBM.to(device), length_LB, by_layer, starts)
+        tables = BatchBlockTables(to_device(table_LBM, device), length_LB, by_layer, starts)
         if not any(map(any, num_biased)):
             return tables
         biased = [list(counts) for counts in zip(*num_biased, strict=True)]
-        num_biased_LB = torch.tensor(biased, dtype=torch.int32, device=device)
+        num_biased_LB = on_device(biased, device, torch.int32)
         return replace(tables, num_biased_LB=num_biased_LB, host_num_biased=biased)
 
     def prompt_slots(self, table_BM: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -284,7 +285,7 @@ class PagedCache:
 
     def _copy_blocks(self, source: Tensor, target: Tensor) -> None:
         device = self.k_pool_PSGd.device
-        source, target = source.to(device), target.long().to(device)
+        source, target = to_device(source, device), to_device(target.long(), device)
         biases = [] if self.bias_pool_PS is None else [self.bias_pool_PS]
         for pool in (self.k_pool_PSGd, self.v_pool_PSGd, *biases):
             pool.index_copy_(0, target, pool.index_select(0, source))
@@ -301,7 +302,7 @@ def _rows_and_indices(spans: tuple[tuple[int, int, int], ...], device: torch.dev
     rows, begins, ends = torch.tensor(spans).view(-1, 3).unbind(1)
     row_T = rows.repeat_interleave(ends - begins)
     index_T = torch.cat([torch.arange(begin, end) for _, begin, end in spans])
-    return row_T.to(device), index_T.to(device)
+    return to_device(row_T, device), to_device(index_T, device)
 
 
 def _leading(counts: Sequence[int], width: int) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 from illava.attention.packed import chunk_attention, packed_attention
 from illava.decoder.kv_cache import BatchBlockTables, PagedCache
 from illava.errors import ReductionDidNotFireError
+from illava.host_copies import on_device
 from illava.plan import ReductionPlan
 from illava.reduction.decoder import DecoderReduction, size_bias
 from illava.reduction.probe import AttentionProbe
@@ -207,7 +208,7 @@ class PrefillRun:
         """Keep the last layer's input and query at each request's last token."""
         ends = zip(spans, accumulate(end - begin for _, begin, end in spans), strict=True)
         last = [at - 1 for (row, _, end), at in ends if end == self._prompts.lengths[row]]
-        index_B = torch.tensor(last, dtype=torch.long, device=hidden_CD.device)
+        index_B = on_device(last, hidden_CD.device, torch.long)
         self._done.append((hidden_CD[index_B], q_CHd[index_B], q_CHd[:0]))
 
     def _take(self, max_tokens: int | None) -> tuple[_Span, ...]:
@@ -247,7 +248,7 @@ class PrefillRun:
         decoder = self._decoder
         lengths = [n + own for n, own in zip(self._num_computed_LB[-1], self._prompts.lengths, strict=True)]
         hidden_BD, q_BHd, _ = (_join(parts) for parts in zip(*self._done, strict=True))
-        length_B = torch.tensor(lengths, dtype=torch.int32, device=decoder.device)
+        length_B = on_device(lengths, decoder.device, torch.int32)
         blocks = replace(self._block_tables.layer(-1), length_B=length_B, host_lengths=lengths)
         if self._bias_T is not None:
             blocks = replace(blocks, num_biased_B=length_B, host_num_biased=lengths)

@@ -42,6 +42,7 @@ from illava.engine.sampling import SamplingBatch, check_sampling, own_first_toke
 from illava.errors import RequestError
 from illava.families.base import Family
 from illava.grammar.answer import GrammarCompiler
+from illava.host_copies import on_device
 from illava.plan import EMPTY_PLAN, ReductionPlan
 from illava.reduction.probe import AttentionProbe
 from illava.requests import Generation, Request
@@ -251,7 +252,7 @@ class Engine:
         positions = [state.next_position_P + len(state.token_ids) - 1 for state in group]
         num_biased = [state.num_biased for state in group]
         blocks = self.cache.batch([state.request_id for state in group], num_computed, num_biased)
-        token_B = torch.tensor([state.token_ids[-1] for state in group], device=self.decoder.device)
+        token_B = on_device([state.token_ids[-1] for state in group], self.decoder.device)
         inputs = StepInputs(blocks, torch.stack(positions, 1), token_B)
         if self.graphs is None:
             step: Callable[[], Tensor] = partial(decode_step, self.decoder, self.family.embed, self.cache, inputs)

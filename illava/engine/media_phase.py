@@ -17,6 +17,7 @@ import torch
 
 from illava.errors import PreprocessError, ReductionDidNotFireError, RequestError
 from illava.families.base import Family
+from illava.host_copies import to_device
 from illava.plan import ReductionPlan
 from illava.preprocess import VisualCells, VisualInput
 from illava.reducers import Evidence, Reducer
@@ -110,9 +111,9 @@ class MediaPhase:
             return self._family.preprocessor.shrink(mm_item, reducer.resolution)
         cells = self._family.preprocessor.cells(mm_item)
         tokens = Tokens(
-            torch.from_numpy(cells.pixels_TX).to(self._family.decoder.device),
+            to_device(torch.from_numpy(cells.pixels_TX), self._family.decoder.device),
             cells.lengths,
-            torch.from_numpy(np.ascontiguousarray(cells.coord_T3)).to(self._family.decoder.device),
+            to_device(torch.from_numpy(np.ascontiguousarray(cells.coord_T3)), self._family.decoder.device),
         )
         assignment = reducer.assign(tokens, self._evidence(mm_item, cells, reducer, text), "media")
         if assignment.num_kept == assignment.num_tokens:
@@ -122,7 +123,7 @@ class MediaPhase:
     def _evidence(self, mm_item: VisualInput, cells: VisualCells, reducer: Reducer, text: str) -> Evidence:
         kinds, relevance_T, padding_T = reducer.evidence("media"), None, None
         if "padding" in kinds:
-            padding_T = torch.from_numpy(cells.padding_T).to(self._family.decoder.device)
+            padding_T = to_device(torch.from_numpy(cells.padding_T), self._family.decoder.device)
         if reducer.text_scorer is not None:
             frames, rows, cols = (int(axis) + 1 for axis in cells.coord_T3.max(0))
             shown = torch.tensor(mm_item.tiles[:: -(-len(mm_item.tiles) // frames)])  # the first of each pair

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from illava.errors import ReductionDidNotFireError, RequestTooLargeError
 from illava.families.base import Family
+from illava.host_copies import on_device, to_device
 from illava.reduction.scopes import PackedPrompts, VisualCounts
 from illava.requests import Request, TokenTrace, TraceStep
 from illava.visual_tokens import EncodedVisual, TokenSpan
@@ -111,8 +112,8 @@ def assemble(family: Family, request: Request, encoded: Sequence[EncodedVisual])
             "max_new_tokens"
         )
     device = family.decoder.device
-    position_PS = family.position_ids(rendered, request.media).to(device)
-    id_S = torch.tensor(rendered.token_ids, device=device)
+    position_PS = to_device(family.position_ids(rendered, request.media), device)
+    id_S = on_device(rendered.token_ids, device)
     builder = _PromptBuilder(family, id_S, rendered.token_ids, encoded)
     order = sorted(range(len(encoded)), key=rendered.spans.__getitem__)
     for index in order:
@@ -234,7 +235,7 @@ def pack(prompts: Sequence[Prompt]) -> PackedPrompts:
     counts = VisualCounts.of([prompt.token_spans for prompt in prompts])
     hidden_TD = torch.cat([prompt.hidden_TD for prompt in prompts])
     span_lengths = torch.tensor([span.length for _, span in counts.spans])
-    span_T = torch.arange(len(counts.spans)).repeat_interleave(span_lengths).to(hidden_TD.device)
+    span_T = to_device(torch.arange(len(counts.spans)).repeat_interleave(span_lengths), hidden_TD.device)
     scores = [prompt.score_T for prompt in prompts if prompt.score_T is not None]
     return PackedPrompts(
         hidden_TD,

@@ -21,6 +21,7 @@ from illava.engine.penalties import History, Penalties
 from illava.errors import RequestError
 from illava.grammar.answer import AnswerGrammar
 from illava.grammar.mask import GrammarMask
+from illava.host_copies import on_device, to_device
 from illava.requests import OnLoop, SamplingParams, derive_seed
 
 ChoiceIds = tuple[tuple[int, ...], ...]  # of each option, the first tokens of its texts
@@ -126,13 +127,14 @@ class SamplingBatch:
         if any(params[row].top_k or params[row].min_p or row in ruled for row in random):
             min_p = [max(own.min_p, _LEAST_SHARE) if row in ruled else own.min_p for row, own in enumerate(params)]
             limits = [[params[row].top_k or float("inf"), min_p[row]] for row in random]
-            limits_R2 = torch.tensor(limits).to(device)
+            limits_R2 = on_device(limits, device)
         penalties = None
         if any(own.penalised for own in params):
             penalties = Penalties(params, histories, device)
         mask = GrammarMask(ruled, device) if ruled else None
         choices = _padded_choices(choice_ids, device) if any(choice_ids) else None
-        return cls(tuple(params), random, index_R.to(device), wanted_R2.to(device), limits_R2, penalties, mask, choices)
+        index_R, wanted_R2 = to_device(index_R, device), to_device(wanted_R2, device)
+        return cls(tuple(params), random, index_R, wanted_R2, limits_R2, penalties, mask, choices)
 
     def wanted(self, logits_BV: Tensor) -> Tensor:
         """Return float32 logits as penalties leave them, and what a row's grammar forbids at the least float."""
@@ -166,7 +168,7 @@ def draw_tokens(logits_BV: Tensor, batch: SamplingBatch, draws: Sequence[float])
     wanted_BV = batch.wanted(logits_BV)
     token_B = wanted_BV.argmax(-1)
     if batch.random:
-        draw_R = torch.tensor(draws, dtype=torch.float32).to(logits_BV.device, non_blocking=True)
+        draw_R = on_device(draws, logits_BV.device, torch.float32)
         temperature_R, top_p_R = batch.wanted_R2[:, 0], batch.wanted_R2[:, 1]
         chosen_R = _nucleus(wanted_BV.index_select(0, batch.index_R), temperature_R, top_p_R, draw_R, batch.limits_R2)
         token_B = token_B.index_copy(0, batch.index_R, chosen_R)
@@ -205,7 +207,7 @@ def _padded_choices(choice_ids: Sequence[ChoiceIds], device: torch.device) -> tu
         for option, ids in enumerate(own):
             id_BKM[row, option, : len(ids)] = torch.tensor(ids)
             stands_BKM[row, option, : len(ids)] = 1.0
-    return id_BKM.to(device), stands_BKM.to(device)
+    return to_device(id_BKM, device), to_device(stands_BKM, device)
 
 
 def _nucleus(

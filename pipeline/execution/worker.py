@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from illava.engine.oom_backoff import OOMBackoff
 from illava.errors import RequestError
 from illava.requests import Generation, Request
-from pipeline.config.placement import place_here
+from pipeline.config.placement import gpus_of, place_here
 from pipeline.config.schema import JobConfig
 from pipeline.errors import ConfigError
 from pipeline.execution.item_timing import ItemTimeline
@@ -225,21 +225,22 @@ def load_vlm(config: JobConfig) -> VLM:
         ConfigError: the model's chat template cannot render the conversation that the job describes.
         ModelLoadError: as `VLM.from_pretrained`.
     """
-    device = place_here(config).model.device
+    config = place_here(config)
     import torch
 
     from illava import VLM
 
     # More threads than cores stall each other. The number of threads also moves last digits, so the job sets it.
     torch.set_num_threads(max(1, int(config.runtime.cpus_per_actor)))
-    model = config.model
+    model, gpus = config.model, gpus_of(config)
     vlm = VLM.from_pretrained(
         model.model_id,
         revision=model.revision,
         dtype=resolve_dtype(config),
-        device=device,
+        device=model.device,
         kv_cache_bytes=model.kv_cache_bytes,
         max_batch_requests=model.max_batch_requests,
+        gpu_share=gpus if 0 < gpus < 1 else 1.0,  # of several actors on one GPU each takes its own share
     )
     try:
         vlm.family.check_conversation(history_of(config.task), config.task.template_args or {})

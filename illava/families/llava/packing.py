@@ -15,6 +15,7 @@ from torch import Tensor
 
 from illava.families.llava.geometry import AnyresGeometry
 from illava.families.llava.layout import TileLayout
+from illava.host_copies import constant_on, to_device
 from illava.preprocess import VisualInput
 from illava.reduction.trace import visual_coords
 from illava.requests import TraceStep
@@ -72,7 +73,7 @@ def lay_out(
         separator = kept_tokens.score_K.new_full((1,), float("inf"))
         score_K = layout.apply(_grid(kept_tokens, kept_tokens.score_K[:, None], num_tiles, side), separator)[index_K, 0]
     feature_OD = layout.apply(_grid(kept_tokens, kept_tokens.feature_KD, num_tiles, side), newline_D)
-    coord_K3 = coord_O3.to(index_K.device)[index_K]
+    coord_K3 = to_device(coord_O3, index_K.device)[index_K]
     return EncodedVisual(
         feature_KD=feature_OD if index_K.shape[0] == feature_OD.shape[0] else feature_OD[index_K],
         placeholder_K=placeholder_K,
@@ -144,10 +145,10 @@ def _video_sizes(layout: TileLayout, kept_tokens: KeptTokens, merged_FRC: Tensor
 def _frame_placeholders(layout: TileLayout, kept_tokens: KeptTokens, num_frames: int) -> tuple[Tensor, int]:
     """The placeholders of the kept frames, as in the unreduced video, and the number of that video's placeholders."""
     per_frame, device = layout.pooled**2, kept_tokens.coord_K3.device
-    first_F1 = torch.tensor(kept_tokens.tiles, device=device)[:, None] * per_frame
+    first_F1 = constant_on(kept_tokens.tiles, device)[:, None] * per_frame
     placeholder_K = (first_F1 + torch.arange(per_frame, device=device)).flatten()
     num_placeholders = num_frames * per_frame + 1
-    return torch.cat([placeholder_K, placeholder_K.new_tensor([num_placeholders - 1])]), num_placeholders
+    return torch.cat([placeholder_K, placeholder_K.new_full((1,), num_placeholders - 1)]), num_placeholders
 
 
 def _frame_counts(layout: TileLayout, tiles: tuple[int, ...], num_tokens: int) -> tuple[tuple[int, int], ...]:

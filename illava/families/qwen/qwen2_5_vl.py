@@ -25,6 +25,7 @@ from illava.families.qwen.blocks import NativeTower, Rotary, attend, rotary_at
 from illava.families.qwen.encoder import NativeEncoder
 from illava.families.qwen.mrope import TokenGrid, mrope_positions
 from illava.families.qwen.plan_check import check_windowed
+from illava.host_copies import to_device
 from illava.plan import ReductionPlan
 from illava.preprocess import Preprocessor, VisualInput
 from illava.reduction.vision import VisionReduction
@@ -94,7 +95,7 @@ class Qwen25VLTower(NativeTower):
         Source: transformers 5.23, vision_utils.py:get_vision_window_index; ragged where patches are gone.
         """
         coord_T3, lengths = reduction.coord_T3, reduction.lengths
-        segment_T = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).to(coord_T3.device)
+        segment_T = to_device(torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)), coord_T3.device)
         window_T3 = torch.cat([segment_T[:, None], coord_T3[:, 1:] // self.window_patches], 1)
         _, window_T, count_W = window_T3.unique(dim=0, return_inverse=True, return_counts=True)
         order_T = torch.argsort(window_T, stable=True)

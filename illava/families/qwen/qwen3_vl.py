@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights
@@ -28,6 +27,7 @@ from illava.families.qwen.encoder import NativeEncoder
 from illava.families.qwen.geometry import PatchGrid
 from illava.families.qwen.mrope import TokenGrid, mrope_positions
 from illava.families.qwen.plan_check import check_qwen
+from illava.host_copies import on_device
 from illava.plan import ReductionPlan
 from illava.preprocess import Preprocessor, VisualInput
 from illava.reduction.vision import VisionReduction
@@ -53,7 +53,7 @@ class Qwen3VLTower(NativeTower):
         """Embed patches as tokens, with learned positions stretched over each picture: [P, X] normalised -> [T, D]."""
         hidden_PD = self._patch_embed(patch_PX)
         index_P4, weight_P4 = get_vision_interpolation_indices_and_weights(
-            torch.tensor([[grid.times, grid.rows, grid.cols] for grid in grids], device=hidden_PD.device),
+            on_device([[grid.times, grid.rows, grid.cols] for grid in grids], hidden_PD.device),
             num_grid_per_side=self._positions_per_side,
             mode="bilinear",
             align_corners=True,
