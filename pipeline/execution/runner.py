@@ -101,7 +101,9 @@ def continue_run(
     done = _Work()
     with Interruption() as interruption:
         if pending_shards(run):
-            preprocessor = load_preprocessor(config.model.model_id, revision=config.model.revision)
+            preprocessor = load_preprocessor(
+                config.model.model_id, revision=config.model.revision, pixel_limits=config.media.pixel_limits
+            )
             with placed_run(run, debug=debug) as (config, cluster):
                 interruption.reinstall()
                 # Only now is run.json created. One of a job that cannot start would refuse the corrected job.

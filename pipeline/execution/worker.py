@@ -214,6 +214,7 @@ def load_vlm(config: JobConfig) -> VLM:
         device=device,
         kv_cache_bytes=model.kv_cache_bytes,
         max_batch_requests=model.max_batch_requests,
+        pixel_limits=config.media.pixel_limits,
     )
     try:
         vlm.family.check_conversation(history_of(config.task), config.task.template_args or {})
