@@ -26,6 +26,7 @@ _HOME = {
     "preset": "illava.plan",
     "VisualInput": "illava.preprocess",
     "Preprocessor": "illava.preprocess",
+    "PixelLimits": "illava.pixel_limits",
     "load_preprocessor": "illava.families",
 }
 

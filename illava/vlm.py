@@ -20,6 +20,7 @@ from illava.engine.engine import Engine
 from illava.errors import ModelLoadError
 from illava.families import load_family
 from illava.families.base import Family
+from illava.pixel_limits import NO_LIMITS, PixelLimits
 from illava.plan import EMPTY_PLAN, ReductionPlan, preset
 from illava.requests import Generation, Request
 
@@ -81,6 +82,7 @@ class VLM:
         dtype: str | torch.dtype = "auto",
         device: str | torch.device = "auto",
         engine_config: EngineConfig | None = None,
+        pixel_limits: PixelLimits = NO_LIMITS,
         **options: Any,
     ) -> VLM:
         """Load a model from a folder or from the Hugging Face hub.
@@ -91,6 +93,7 @@ class VLM:
             dtype: name of a torch dtype; ``auto`` is float32 on CPU and bfloat16 on CUDA.
             device: such as ``cuda:0``; ``auto`` is CUDA where there is one.
             engine_config: see the class.
+            pixel_limits: bounds of the pictures' sizes; give `load_preprocessor` the same ones.
             options: see the class.
 
         Raises:
@@ -99,7 +102,13 @@ class VLM:
             ModelLoadError: weights, configuration or dtype that cannot be loaded, or no memory left for the cache.
         """
         config, device = (engine_config or EngineConfig()).override(**options), open_device(device)
-        family = load_family(model_id, revision=revision, dtype=_resolve_dtype(dtype, device), device=device)
+        family = load_family(
+            model_id,
+            revision=revision,
+            dtype=_resolve_dtype(dtype, device),
+            device=device,
+            pixel_limits=pixel_limits,
+        )
         return cls(family, config)
 
     def generate(self, requests: Sequence[Request], *, plan: ReductionPlan | str = EMPTY_PLAN) -> list[Generation]:

@@ -73,7 +73,9 @@ class HarnessModel(lmms):
         overrides |= {"model.device": device} if device else {}
         self._config = load_config(config, [f"{key}={_as_yaml(value)}" for key, value in overrides.items()])
         model = self._config.model
-        self._preprocessor = load_preprocessor(model.model_id, revision=model.revision)
+        self._preprocessor = load_preprocessor(
+            model.model_id, revision=model.revision, pixel_limits=self._config.media.pixel_limits
+        )
         self._loader = Loader(self._config.media, self._preprocessor)
         self._batch = OOMBackoff(load_vlm(self._config), self._config.reduction)
         self._video: tuple[str, tuple[VisualInput, ...]] = ("", ())

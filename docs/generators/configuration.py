@@ -33,6 +33,29 @@ MEANINGS = {
 }
 # Under a section's table; with every key of the section, in as many documents as it takes.
 EXAMPLES = {
+    "media": """\
+media:
+  num_frames: 16
+  frame_sampling: {kind: uniform}
+  decoder: pyav
+  ranged_reads: auto
+  verify_md5: auto
+  load_timeout_s: 60
+  max_bytes: 2_000_000_000
+  max_pixels_per_frame: 40_000_000
+  max_duration_s: 3600
+  max_images: 8
+  max_pages: 20
+  page_dpi: 144
+  # of a Qwen model: 64 to 640 tokens a picture, 6,400 a video
+  max_pixels: 501_760
+  min_pixels: 50_176
+  total_pixels: 5_017_600
+---
+media:
+  # of a LLaVA model: at most four tiles and the base tile
+  max_tiles: 4
+""",
     "task: {kind: caption}": """\
 task:
   kind: caption

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from illava.families import load_part, load_spec
+from illava.families import load_geometry, load_part, load_spec
 from illava.families.llava.geometry import AnyresGeometry
 from illava.families.qwen.geometry import NativeGeometry
+from illava.pixel_limits import NO_LIMITS, PixelLimits
 from illava.plan import ReductionPlan
 from illava.reduction.evidence import check_decoder_steps
 
@@ -29,14 +30,16 @@ class ModelShape:
     num_decoder_layers: int
 
 
-def load_model_shape(model_id: str, *, revision: str | None = None) -> ModelShape:
+def load_model_shape(
+    model_id: str, *, revision: str | None = None, pixel_limits: PixelLimits = NO_LIMITS
+) -> ModelShape:
     """Read depth and geometry from the JSON files alone.
 
     Raises:
         ModelLoadError: a file or key is missing, or the model is of no supported family.
     """
     spec, files = load_spec(model_id, revision=revision)
-    return ModelShape(load_part(spec.geometry)(files), *load_part(spec.depth)(files))
+    return ModelShape(load_geometry(spec, files, pixel_limits), *load_part(spec.depth)(files))
 
 
 def check_plan(plan: ReductionPlan, model_id: str, *, revision: str | None = None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from illava.families import load_spec
+from illava.families import load_spec, unused_limits
 from illava.families.chat_template import read_chat_template, unused_args
 from pipeline.config.schema import JobConfig
 from pipeline.errors import ConfigError
@@ -15,9 +15,13 @@ def check_model_options(config: JobConfig) -> None:
         ConfigError: names the key, and what the model has.
         ModelLoadError: the model's files cannot be read.
     """
-    args = config.task.template_args
+    args, limits = config.task.template_args, config.media.pixel_limits
+    if args is None and not limits.named:
+        return
+    spec, files = load_spec(config.model.model_id, revision=config.model.revision)
+    if problem := unused_limits(spec, limits):
+        raise ConfigError(f"media: {problem}")
     if args is not None:
-        _, files = load_spec(config.model.model_id, revision=config.model.revision)
         template = read_chat_template(files)
         problem = None if template is None else unused_args(template, args)
         if problem:

@@ -114,7 +114,9 @@ def continue_run(
     log_differences(run.earlier, run.accepted)
     with Interruption() as interruption:
         if pending_shards(run) and not used_up:
-            preprocessor = load_preprocessor(config.model.model_id, revision=config.model.revision)
+            preprocessor = load_preprocessor(
+                config.model.model_id, revision=config.model.revision, pixel_limits=config.media.pixel_limits
+            )
             preflight(config, run.config_fingerprint.fields["model.dtype"])
             with placed_run(run, debug=debug) as (config, cluster):
                 interruption.reinstall()

@@ -241,6 +241,7 @@ def load_vlm(config: JobConfig) -> VLM:
         kv_cache_bytes=model.kv_cache_bytes,
         max_batch_requests=model.max_batch_requests,
         gpu_share=gpus if 0 < gpus < 1 else 1.0,  # of several actors on one GPU each takes its own share
+        pixel_limits=config.media.pixel_limits,
     )
     try:
         vlm.family.check_conversation(history_of(config.task), config.task.template_args or {})

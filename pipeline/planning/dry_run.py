@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Collection
 
 from illava.families.model_shape import ModelShape, load_model_shape
+from illava.families.qwen.geometry import NativeGeometry
+from illava.pixel_limits import PixelLimits
 from illava.token_counts import TokenCounts, VisualShape, expected_counts
 from pipeline.config.schema import JobConfig
 from pipeline.inputs.build_manifest import readable_roots
@@ -75,11 +77,13 @@ def _state(run: Run) -> str:
 
 
 def _token_lines(config: JobConfig, shapes: Counter[_Shape], num_items: int) -> list[str]:
-    model = load_model_shape(config.model.model_id, revision=config.model.revision)
+    limits = config.media.pixel_limits
+    model = load_model_shape(config.model.model_id, revision=config.model.revision, pixel_limits=limits)
     total = TokenCounts(0, 0, 0, 0, 0)
     for shape, count in shapes.items():
         total += _counts(config, model, shape).times(count)
-    lines = [_line(label, text) for label, text in Retention.of(total).lines]
+    lines = _limit_lines(model, limits)
+    lines += [_line(label, text) for label, text in Retention.of(total).lines]
     lines.append(_line("an item", Retention.of(total, num_items=num_items).brief))
     notes = []
     if any(kind == "video" for kind, _ in shapes):
@@ -89,6 +93,21 @@ def _token_lines(config: JobConfig, shapes: Counter[_Shape], num_items: int) -> 
     if any(kind not in {"video", "document"} and count == 1 for kind, count in shapes):
         notes.append(f"images of {ASSUMED_IMAGE_PX} x {ASSUMED_IMAGE_PX} px")
     return [*lines, _line("", "counted for " + " and ".join(notes))] if notes else lines
+
+
+def _limit_lines(model: ModelShape, limits: PixelLimits) -> list[str]:
+    """What the limits of the pictures' sizes are in tokens, or in patches where tiles are read."""
+    geometry, lines = model.geometry, list[str]()
+    for name, value in limits.named.items():
+        if isinstance(geometry, NativeGeometry):
+            tokens = value // geometry.factor_px**2
+            of_what = "a video" if name == "total_pixels" else f"an image or {geometry.frames_per_patch} frames"
+            most = "least" if name == "min_pixels" else "most"
+            meaning = f"at {most} about {tokens:,} tokens for {of_what}"
+        else:
+            meaning = f"at most {(1 + value) * geometry.grid**2:,} patches for an image"
+        lines.append(_line("" if lines else "pixels", f"media.{name} {value:,}: {meaning}"))
+    return lines
 
 
 def _link_lines(run: Run) -> list[str]:

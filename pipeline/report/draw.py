@@ -48,7 +48,9 @@ def draw_job(config: JobConfig) -> list[str]:
     """
     check_drawable(config)
     items = build_manifest(config, done_ids=done_ids(config)).items[: config.input.limit or _DEFAULT_ITEMS]
-    preprocessor = load_preprocessor(config.model.model_id, revision=config.model.revision)
+    preprocessor = load_preprocessor(
+        config.model.model_id, revision=config.model.revision, pixel_limits=config.media.pixel_limits
+    )
     with closing(build_loader(config, preprocessor)) as loader:
         loaded = [loader.load(item) for item in items]
     vlm, task, sampling = load_vlm(config), build_task(config.task), config.sampling

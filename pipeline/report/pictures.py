@@ -58,7 +58,9 @@ def item_pictures(
         num_overlays: for so many of the first items the model is run again, here.
     """
     try:
-        preprocessor = load_preprocessor(config.model.model_id, revision=config.model.revision)
+        preprocessor = load_preprocessor(
+            config.model.model_id, revision=config.model.revision, pixel_limits=config.media.pixel_limits
+        )
     except (ILLaVAError, OSError) as error:
         yield from (
             [Picture("frames", reason=f"the model's preprocessor cannot be loaded here: {error}")] for _ in items

@@ -38,6 +38,10 @@ ROWS_VALUES: dict[str, Any] = {
     "media.max_images": 3,
     "media.max_pages": 3,
     "media.page_dpi": 72,
+    "media.max_pixels": 200_704,
+    "media.min_pixels": 50_176,
+    "media.total_pixels": 2_000_000,
+    "media.max_tiles": 4,
     "model.model_id": "org/model",
     "model.revision": "0" * 40,
     "model.dtype": "bfloat16",
@@ -144,6 +148,8 @@ def leaves(model: type[Section] = JobConfig, prefix: str = "") -> Iterator[Leaf]
 def config_with(model_folder, leaf: Leaf, **sections) -> JobConfig:
     """Make a job that has this key; otherwise as `make_config`."""
     data = make_config(model_folder, **sections).model_dump(mode="json")
+    if leaf.key == "media.max_tiles":
+        (model_folder / "config.json").write_text('{"model_type": "llava_onevision"}')
     for section, kinds in KINDS.items():
         if leaf.owner in kinds:
             _put(data, section, kinds[leaf.owner])
