@@ -35,7 +35,9 @@ class Clock:
 
 
 def beat_of(uri, session="other", **options) -> Heartbeat:
-    return Heartbeat(uri, session, lambda: {"num_rows": 3, "num_planned": 9, "wall_s": 6.0, "num_in_work": 2}, **options)
+    return Heartbeat(
+        uri, session, lambda: {"num_rows": 3, "num_planned": 9, "wall_s": 6.0, "num_in_work": 2}, **options
+    )
 
 
 def test_a_session_is_at_work_where_its_beat_changes_and_stale_where_it_does_not(root) -> None:
@@ -82,7 +84,9 @@ def test_a_beat_that_cannot_be_read_is_passed_over(tmp_path) -> None:
     assert [one.session for one in read_beats(str(tmp_path))] == ["c"]
 
 
-def test_a_heartbeat_takes_no_part_in_injected_faults_and_its_failure_hurts_nothing(tmp_path, monkeypatch, caplog) -> None:
+def test_a_heartbeat_takes_no_part_in_injected_faults_and_its_failure_hurts_nothing(
+    tmp_path, monkeypatch, caplog
+) -> None:
     seen = []
     with injected(lambda name, subject: seen.append(name)):
         with spared():
