@@ -64,7 +64,7 @@ def drift_line(run_uri: str, nights_uri: str | None) -> str | None:
     if not totals.num_rows or not nights:
         return None
     said = ", ".join(map(str, figures(totals, nights)))
-    return f"{said}; in brackets the {len(nights)} runs before"
+    return f"{said}; in brackets: {len(nights)} run{'s' * (len(nights) != 1)} before"
 
 
 def figures(totals: Totals, nights: Sequence[Totals]) -> list[Figure]:
@@ -82,13 +82,14 @@ def figures(totals: Totals, nights: Sequence[Totals]) -> list[Figure]:
             found.append(_share(name, count, number, sum(k for k, _ in before), num_before))
     lengths = [_length(night) for night in nights if night.num_answered]
     if lengths and totals.num_answered:
-        found.insert(2, _length_figure(_length(totals), lengths))
+        found.append(_length_figure(_length(totals), lengths))
     return found
 
 
 def _share(name: str, count: int, number: int, count_before: int, number_before: int) -> Figure:
     value, before = count / number, count_before / number_before
-    spread = math.sqrt(before * (1 - before) * (1 / number + 1 / number_before))
+    likely = (count_before + 1) / (number_before + 2)  # so that a share of nothing has a spread, too
+    spread = math.sqrt(likely * (1 - likely) * (1 / number + 1 / number_before))
     return Figure(name, value, before, True, abs(value - before) > max(_SPREADS * spread, _LEAST_SHARE))
 
 
