@@ -12,7 +12,9 @@ _HOME = {
     "VLM": "illava.vlm",
     "EngineConfig": "illava.engine.config",
     "Request": "illava.requests",
+    "Message": "illava.requests",
     "SamplingParams": "illava.requests",
+    "Grammar": "illava.requests",
     "Generation": "illava.requests",
     "TokenUsage": "illava.requests",
     "Timing": "illava.requests",
@@ -24,6 +26,7 @@ _HOME = {
     "preset": "illava.plan",
     "VisualInput": "illava.preprocess",
     "Preprocessor": "illava.preprocess",
+    "PixelLimits": "illava.pixel_limits",
     "load_preprocessor": "illava.families",
 }
 

@@ -18,6 +18,11 @@ def has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
+def cuda_memory_bytes() -> int:
+    """Memory of this process's first CUDA device in all."""
+    return int(torch.cuda.get_device_properties(0).total_memory)
+
+
 def open_device(name: str | torch.device) -> torch.device:
     """The device of that name; ``auto`` is CUDA where there is one, else the CPU.
 

@@ -21,7 +21,10 @@ RANDOM_WEIGHTS_REASON = (
     "the model's config.json declares random weights, and random weights say nothing about quality; measure speed "
     "only, or take trained weights"
 )
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+_TEMPLATES = ("chat_template.jinja", "chat_template.json")
 _NAMES = ("config.json", "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
+_TEMPLATE_NAMES = ("chat_template.json", "chat_template.jinja", "tokenizer_config.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,10 @@ class ModelFiles:
     def video_processor(self) -> JsonSection:
         own = _nested(self.processor, "video_processor") or _read(self.folder, "video_preprocessor_config.json")
         return own or self.image_processor
+
+    def read(self, name: str) -> JsonSection | None:
+        """Another JSON file of the folder; None where there is none."""
+        return _read(self.folder, name)
 
     @property
     def model_type(self) -> str:
@@ -132,6 +139,32 @@ def require_trained(model_id: str, *, revision: str | None = None) -> None:
         raise RandomWeightsError(f"{model_id}: quality is not measured: {RANDOM_WEIGHTS_REASON}")
 
 
+def is_hub_snapshot(folder: Path) -> bool:
+    """Whether a folder is one of the hub's cache, in which a file may come later."""
+    return folder.parent.name == "snapshots"
+
+
+def require_tokenizer(folder: Path) -> None:
+    """Refuse a model folder without a tokenizer or without a chat template.
+
+    Raises:
+        ModelLoadError: says which files are looked for.
+    """
+    if is_hub_snapshot(folder):
+        return
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        raise ModelLoadError(
+            f"{folder} has no tokenizer (none of {', '.join(_TOKENIZERS)}): copy the files of the published model there"
+        )
+    settings = _read(folder, "tokenizer_config.json")
+    in_settings = settings is not None and settings.get("chat_template") is not None
+    if not in_settings and not any((folder / name).is_file() for name in _TEMPLATES):
+        raise ModelLoadError(
+            f"{folder} has no chat template: neither {', '.join(_TEMPLATES)} nor one in tokenizer_config.json; copy it "
+            "from the published model"
+        )
+
+
 def declare_random_weights(folder: str | Path) -> None:
     """Write into a model folder's config.json that its weights are random."""
     path = Path(folder) / "config.json"
@@ -148,7 +181,9 @@ def _folder(model_id: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
-        return Path(snapshot_download(model_id, revision=revision, allow_patterns=[*_NAMES, *SIDE_FILES]))
+        return Path(
+            snapshot_download(model_id, revision=revision, allow_patterns=[*_NAMES, *_TEMPLATE_NAMES, *SIDE_FILES])
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise ModelLoadError(
             f"cannot read model {model_id!r} at revision {revision or 'main'}: it is no local folder, and the hub "

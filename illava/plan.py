@@ -19,7 +19,8 @@ from illava.reducers import AnyReducer, Stage
 
 Layout = Literal["geometric", "released"]
 
-_LATER_FIELDS = ("unmerge", "budget", "epsilon")  # left out of the digest of a plan that does not use them
+# Left out of the digest of a plan that does not use them, since they came in later.
+_LATER_FIELDS = ("unmerge", "budget", "epsilon", "size_bias")
 _LAYERED: frozenset[Stage] = frozenset({"vision_block", "decoder_layer"})
 
 
@@ -84,6 +85,9 @@ class ReductionPlan(BaseModel):
         layout: ``geometric`` keeps tokens at their true coordinates; ``released`` re-reads them as a k x k
             pseudo-image, as the released code does, and needs square counts.
         unmerge: whether and how the tower's steps are undone behind its last block.
+        size_bias: the language model attends with log size: to every score of a visual token's key, in every layer, is
+            added the log of how many visual tokens of the unreduced model it stands for. So a merged token weighs as
+            much as all that are merged into it. Without effect on a token that stands for itself.
         budget, epsilon: an adaptive budget (``auto``) and its error bound, instead of steps; see
             `illava.engine.media_phase`.
         steps: in the order of the data flow; one step for each stage and layer.
@@ -93,6 +97,7 @@ class ReductionPlan(BaseModel):
 
     layout: Layout = "geometric"
     unmerge: Unmerge | None = None
+    size_bias: bool = False
     budget: Literal["auto"] | None = None
     epsilon: float | None = Field(default=None, gt=0.0, lt=1.0)
     steps: tuple[ReductionStep, ...] = ()
@@ -125,8 +130,24 @@ class ReductionPlan(BaseModel):
     def _auto_is_all(self) -> ReductionPlan:
         if (self.budget is None) != (self.epsilon is None):
             raise ValueError("`budget: auto` goes with `epsilon`, the error it may make, such as 0.2: give both")
-        if self.budget is not None and (self.steps or self.unmerge is not None or self.layout != "geometric"):
-            raise ValueError("`budget: auto` chooses the steps itself: leave steps, preset, unmerge and layout out")
+        fixed = self.steps or self.unmerge is not None or self.layout != "geometric" or self.size_bias
+        if self.budget is not None and fixed:
+            raise ValueError(
+                "`budget: auto` chooses the steps itself: leave steps, preset, unmerge, layout and size_bias out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sizes_where_tokens_merge(self) -> ReductionPlan:
+        if not self.size_bias:
+            return self
+        if not self.steps:
+            raise ValueError("`size_bias` tells the model what is merged, and the plan merges nothing: leave it out")
+        if self.layout == "released":
+            raise ValueError(
+                "`size_bias` counts the true places that a token stands for, which layout 'released' gives up: use "
+                "layout 'geometric'"
+            )
         return self
 
     @model_validator(mode="after")
@@ -166,7 +187,7 @@ class ReductionPlan(BaseModel):
 
 def dump_digest(dump: dict[str, Any]) -> str:
     """`ReductionPlan.digest` of a plan's JSON dump, also of a dump that another version wrote."""
-    fields = {key: value for key, value in dump.items() if key not in _LATER_FIELDS or value is not None}
+    fields = {key: value for key, value in dump.items() if key not in _LATER_FIELDS or value not in (None, False)}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 

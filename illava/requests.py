@@ -6,8 +6,10 @@ Only the trace holds tensors. Knows nothing of storage, items or rows.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,6 +19,28 @@ if TYPE_CHECKING:
 FinishReason = Literal["stop", "length", "loop"]
 OnLoop = Literal["stop", "cut", "keep"]
 ContentKind = Literal["document", "image", "video"]  # what a request's media are, judged by their pixels
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """Says what an answer may be, by exactly one of its fields.
+
+    Attributes:
+        json_schema: the answer is one JSON value of this schema (draft 2020-12), without blanks between its parts and
+            with the properties in the schema's order; a mapping, or JSON text.
+        regex: the whole answer matches it; the syntax is that of Rust, which has neither look-around nor references.
+        choices: the answer is one of these texts.
+    """
+
+    json_schema: Mapping[str, Any] | str | None = None
+    regex: str | None = None
+    choices: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.json_schema is not None and not isinstance(self.json_schema, str):
+            object.__setattr__(self, "json_schema", json.dumps(self.json_schema, ensure_ascii=False))
+        if self.choices is not None:
+            object.__setattr__(self, "choices", tuple(self.choices))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +67,7 @@ class SamplingParams:
         logprobs: give `Generation.token_logprobs`.
         choices: of each option, the texts by which an answer may name it: gives `Generation.choice_probabilities`;
             needs ``logprobs``.
+        grammar: only answers of this grammar are drawn; see `illava.grammar`.
     """
 
     max_new_tokens: int = 128
@@ -60,12 +85,21 @@ class SamplingParams:
     loop_tokens: int | None = None
     on_loop: OnLoop = "stop"
     choices: tuple[tuple[str, ...], ...] = ()
+    grammar: Grammar | None = None
 
     @property
     def penalised(self) -> bool:
         """Whether tokens that were drawn or read before count."""
         penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
         return penalties != (1.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a conversation: whose it is, and its text and media in the order they are read."""
+
+    role: Literal["system", "user", "assistant"]
+    content: tuple[str | VisualInput, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +111,41 @@ class Request:
         content: text and media of one user turn, in the order they are read.
         sampling: how the answer is drawn.
         trace: record the patches that every kept token is made of (costs host copies).
+        history: the conversation before that turn: a system prompt, earlier turns and their answers.
+        template_args: values of variables of the model's chat template, such as ``enable_thinking``; JSON types.
     """
 
     request_id: str
     content: tuple[str | VisualInput, ...]
     sampling: SamplingParams = field(default_factory=SamplingParams)
     trace: bool = False
+    history: tuple[Message, ...] = ()
+    template_args: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The whole conversation; the last message is the user turn that is answered."""
+        return (*self.history, Message("user", self.content))
+
+    @property
+    def media(self) -> tuple[VisualInput, ...]:
+        """The images and videos in the order they are read."""
+        return tuple(part for one in self.messages for part in one.content if not isinstance(part, str))
+
+    @property
+    def text_beside_media(self) -> tuple[str, ...]:
+        """The texts of the messages that hold media, which the media may be compared with; all texts without media."""
+        with_media = [one for one in self.messages if any(not isinstance(part, str) for part in one.content)]
+        return tuple(part for one in with_media or self.messages for part in one.content if isinstance(part, str))
+
+    def map_media(self, change: Callable[[VisualInput], VisualInput]) -> Request:
+        """The same request with every image and video changed."""
+
+        def changed(content: tuple[str | VisualInput, ...]) -> tuple[str | VisualInput, ...]:
+            return tuple(part if isinstance(part, str) else change(part) for part in content)
+
+        history = tuple(replace(one, content=changed(one.content)) for one in self.history)
+        return replace(self, content=changed(self.content), history=history)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,11 +252,13 @@ class Generation:
         timing: seconds by phase.
         trace: where the request asked for it.
         error: the error that ended this request.
-        token_logprobs: natural logarithm of each drawn token's probability by the model itself, before temperature and
-            top_p; where the request asked for it.
+        token_logprobs: natural logarithm of each drawn token's probability by the model itself, before temperature,
+            top_p and the grammar; where the request asked for it.
         choice_probabilities: of each of `SamplingParams.choices`, the probability by the model itself that the answer
             begins with it, judged by its first token; what begins no option is the rest to 1. None where an option has
             no first token that is its own.
+        follows_grammar: whether the text is a whole answer of the request's grammar; an answer that ended by its
+            length, a loop or a stop text may be none. None where the request has no grammar.
     """
 
     request_id: str
@@ -206,6 +271,7 @@ class Generation:
     error: Exception | None = None
     token_logprobs: tuple[float, ...] | None = None
     choice_probabilities: tuple[float, ...] | None = None
+    follows_grammar: bool | None = None
 
     @classmethod
     def failed(cls, request_id: str, error: Exception, *, queue_s: float = 0.0) -> Generation:

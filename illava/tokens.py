@@ -10,9 +10,12 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import accumulate
 
 import torch
 from torch import Tensor
+
+from illava.host_copies import constant_on, to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ class Assignment:
         target_G: int64 output rows that are mixtures, each once.
         size_G: int64 edges per mixed row, ``sum(size_G) == E``.
         group_size: E // G where all groups have the same size, else None; lets `merge` run as one product.
+        keeps_content: the host knows that every input token is kept or a source, so that each has a representative.
     """
 
     num_tokens: int
@@ -58,6 +62,7 @@ class Assignment:
     target_G: Tensor
     size_G: Tensor
     group_size: int | None = None
+    keeps_content: bool = False
 
     @property
     def num_kept(self) -> int:
@@ -65,8 +70,10 @@ class Assignment:
 
     def to(self, device: torch.device) -> Assignment:
         """The same on another device."""
-        kept_K, source_E, weight_E = self.kept_K.to(device), self.source_E.to(device), self.weight_E.to(device)
-        target_G, size_G = self.target_G.to(device), self.size_G.to(device)
+        kept_K, source_E, weight_E, target_G, size_G = (
+            to_device(value, device)
+            for value in (self.kept_K, self.source_E, self.weight_E, self.target_G, self.size_G)
+        )
         return replace(self, kept_K=kept_K, source_E=source_E, weight_E=weight_E, target_G=target_G, size_G=size_G)
 
     def matrix(self) -> Tensor:
@@ -161,7 +168,7 @@ def cluster(into_T: Tensor, weight_T: Tensor, lengths: tuple[int, ...], kept: tu
     weight_E = weight_T.float()[source_E]
     weight_E = weight_E / _group_sums(weight_E, size_G)[row_E]
     target_G = torch.arange(sum(kept), device=into_T.device)
-    return Assignment(sum(lengths), kept, kept_K, source_E, weight_E, target_G, size_G)
+    return Assignment(sum(lengths), kept, kept_K, source_E, weight_E, target_G, size_G, keeps_content=True)
 
 
 def merged_sizes(assignment: Assignment, size_T: Tensor) -> Tensor:
@@ -195,17 +202,17 @@ def embed_in_batch(assignment: Assignment, index_N: Tensor, num_tokens: int, len
     row_T = torch.cumsum(keep_T, 0) - 1
     target_G = row_T[index_N[assignment.kept_K[assignment.target_G]]]
     source_E = index_N.index_select(0, assignment.source_E)
-    return Assignment(
-        num_tokens, lengths, kept_K, source_E, assignment.weight_E, target_G, assignment.size_G, assignment.group_size
+    return replace(
+        assignment, num_tokens=num_tokens, lengths=lengths, kept_K=kept_K, source_E=source_E, target_G=target_G
     )
 
 
-@lru_cache(maxsize=256)
-def _ragged_index(lengths: tuple[int, ...], width: int) -> Tensor:
-    """Flat indices of the first ``lengths[s]`` cells of each row of an [S, width] table."""
+@lru_cache(maxsize=64)
+def ragged_index(lengths: tuple[int, ...], width: int, device: torch.device) -> Tensor:
+    """Flat int64 indices of the first ``lengths[s]`` cells of each row of an [S, width] table, kept on ``device``."""
     with torch.inference_mode(False):  # cached, and training may use what inference made
         parts = [torch.arange(n) + row * width for row, n in enumerate(lengths)]
-        return torch.cat(parts) if parts else torch.empty(0)
+        return to_device(torch.cat([torch.empty(0, dtype=torch.long), *parts]), device)
 
 
 def pad(value_T: Tensor, lengths: tuple[int, ...], fill: float) -> Tensor:
@@ -223,14 +230,6 @@ def unpad(value_SN: Tensor, lengths: tuple[int, ...]) -> Tensor:
     return value_SN.flatten(0, 1).index_select(0, ragged_index(lengths, value_SN.shape[1], value_SN.device))
 
 
-def ragged_index(lengths: tuple[int, ...], width: int, device: torch.device) -> Tensor:
-    """Flat int64 indices of the first ``lengths[s]`` cells of each row of an [S, width] table, on ``device``."""
-    return _ragged_index(lengths, width).long().to(device, non_blocking=True)
-
-
 def offsets(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     """Start of each segment: int64 [S]."""
-    starts = [0]
-    for n in lengths[:-1]:
-        starts.append(starts[-1] + n)
-    return torch.tensor(starts[: len(lengths)], device=device)
+    return constant_on(list(accumulate(lengths, initial=0))[: len(lengths)], device, torch.long)

@@ -47,6 +47,8 @@ class EncodedVisual:
         coord_K3: int64 (frame or tile, row, col) after the layout; separators have row = col = -1.
         score_K: float32, attention received in the tower's last block, passed through the same layout; present where
             the plan reduces at ``decoder_input``.
+        size_K: float32, how many visual tokens of the unreduced model each token stands for; present where the plan has
+            ``size_bias``.
         num_patches: tokens that entered the tower.
         num_patches_kept: tokens that left it.
         trace: the steps, empty unless asked for. Coordinates name input 0; the engine renumbers them.
@@ -67,3 +69,4 @@ class EncodedVisual:
     patch_coord_P4: Tensor | None = None
     deepstack: tuple[Tensor, ...] = ()
     noop_steps: tuple[str, ...] = ()
+    size_K: Tensor | None = None

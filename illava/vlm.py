@@ -20,6 +20,7 @@ from illava.engine.engine import Engine
 from illava.errors import ModelLoadError
 from illava.families import load_family
 from illava.families.base import Family
+from illava.pixel_limits import NO_LIMITS, PixelLimits
 from illava.plan import EMPTY_PLAN, ReductionPlan, preset
 from illava.requests import Generation, Request
 
@@ -49,7 +50,9 @@ class VLM:
     def __init__(self, family: Family, engine_config: EngineConfig | None = None, **options: Any) -> None:
         config, decoder = (engine_config or EngineConfig()).override(**options), family.decoder
         block_bytes = 2 * config.block_size * decoder.num_kv_heads * decoder.head_dim * decoder.dtype.itemsize
-        pool_bytes = _default_cache_bytes(decoder.device) if config.kv_cache_bytes is None else config.kv_cache_bytes
+        pool_bytes = config.kv_cache_bytes
+        if pool_bytes is None:
+            pool_bytes = _default_cache_bytes(decoder.device, config.gpu_share)
         num_blocks = pool_bytes // block_bytes
         if num_blocks < decoder.num_layers:
             raise ModelLoadError(
@@ -79,6 +82,7 @@ class VLM:
         dtype: str | torch.dtype = "auto",
         device: str | torch.device = "auto",
         engine_config: EngineConfig | None = None,
+        pixel_limits: PixelLimits = NO_LIMITS,
         **options: Any,
     ) -> VLM:
         """Load a model from a folder or from the Hugging Face hub.
@@ -89,6 +93,7 @@ class VLM:
             dtype: name of a torch dtype; ``auto`` is float32 on CPU and bfloat16 on CUDA.
             device: such as ``cuda:0``; ``auto`` is CUDA where there is one.
             engine_config: see the class.
+            pixel_limits: bounds of the pictures' sizes; give `load_preprocessor` the same ones.
             options: see the class.
 
         Raises:
@@ -97,7 +102,13 @@ class VLM:
             ModelLoadError: weights, configuration or dtype that cannot be loaded, or no memory left for the cache.
         """
         config, device = (engine_config or EngineConfig()).override(**options), open_device(device)
-        family = load_family(model_id, revision=revision, dtype=_resolve_dtype(dtype, device), device=device)
+        family = load_family(
+            model_id,
+            revision=revision,
+            dtype=_resolve_dtype(dtype, device),
+            device=device,
+            pixel_limits=pixel_limits,
+        )
         return cls(family, config)
 
     def generate(self, requests: Sequence[Request], *, plan: ReductionPlan | str = EMPTY_PLAN) -> list[Generation]:
@@ -160,8 +171,10 @@ def _resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtyp
     return found
 
 
-def _default_cache_bytes(device: torch.device) -> int:
+def _default_cache_bytes(device: torch.device, gpu_share: float) -> int:
+    """The pool's size; of a shared GPU from this process's own share, whatever the other processes hold by now."""
     if device.type != "cuda":
         return _CPU_CACHE_BYTES
-    free_bytes, _ = torch.cuda.mem_get_info(device)
-    return int(free_bytes * _FREE_MEMORY_SHARE)
+    free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+    own_bytes = int(total_bytes * gpu_share) - torch.cuda.memory_reserved(device)
+    return int(max(0, min(free_bytes, own_bytes)) * _FREE_MEMORY_SHARE)

@@ -14,6 +14,7 @@ from typing import Any
 from illava import __version__
 from pipeline.cli import (
     CommandParser,
+    add_accept_flag,
     add_common_flags,
     add_job_flags,
     add_log_flags,
@@ -159,14 +160,22 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _add_status(commands: Any) -> None:
     exit_codes = "exit codes: 0 finished or not, whatever its rows say · 4 no run stands there · 5 infrastructure"
-    command = _command(commands, "status", _status, "how far a run has come", exit_codes=exit_codes)
-    command.add_argument("uri", metavar="RUN_URI", help="the job's output.uri")
+    command = _command(
+        commands, "status", _status, "how far a run, or each run of a folder, has come", exit_codes=exit_codes
+    )
+    command.add_argument("uri", metavar="RUN_URI", help="the job's output.uri, or the folder in which several lie")
 
 
 def _status(options: argparse.Namespace) -> int:
-    from pipeline.runs.status import render_status, run_status
+    from pipeline.evaluation.drift import drift_line
+    from pipeline.runs.status import render_runs, render_status, runs_status
+    from pipeline.storage import storage
 
-    print(render_status(run_status(options.uri)))
+    statuses = runs_status(options.uri)
+    is_one = [storage.folder_uri(options.uri)] == [one.uri for one in statuses]
+    print(visible(render_status(statuses[0]) if is_one else render_runs(statuses)))
+    if is_one and (drift := drift_line(statuses[0].uri, statuses[0].nights_uri)):
+        print(f"  drift    {drift}")
     return 0
 
 
@@ -180,6 +189,7 @@ def _add_retry(commands: Any) -> None:
     command.add_argument("--only", default="", metavar="TYPE,...", help="error types, such as store_error,load_timeout")
     text = "override one key that changes no row, such as media.load_timeout_s=600; may be given several times"
     add_set_flag(command, text)
+    add_accept_flag(command)
 
 
 def _retry(options: argparse.Namespace) -> int:
@@ -188,7 +198,8 @@ def _retry(options: argparse.Namespace) -> int:
     from pipeline.runs.retry import begin_retry
 
     only = [name.strip() for name in options.only.split(",") if name.strip()]
-    summary = continue_run(begin_retry(options.uri, only=only, overrides=options.overrides), debug=options.debug)
+    run = begin_retry(options.uri, only=only, overrides=options.overrides, accept=options.accept)
+    summary = continue_run(run, debug=options.debug)
     print(render_summary(summary))
     return summary.exit_code
 

@@ -117,6 +117,7 @@ def add_job_flags(parser: argparse.ArgumentParser) -> None:
         metavar="25USD|3h[/run]",
         help="begin nothing new once this command, or with /run all on this run, spent it",
     )
+    add_accept_flag(parser)
     parser.add_argument("--one-line", action="store_true", help="the summary in one line, for a cron mail")
 
 
@@ -133,6 +134,12 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
 def add_set_flag(parser: argparse.ArgumentParser, text: str) -> None:
     """Add ``--set KEY=VALUE``."""
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help=text)
+
+
+def add_accept_flag(parser: argparse.ArgumentParser) -> None:
+    """Add ``--accept KEY``."""
+    text = "go on where this key differs, such as versions.torch after an update; recorded in the run"
+    parser.add_argument("--accept", action="append", default=[], metavar="KEY", help=text)
 
 
 def add_log_flags(parser: argparse.ArgumentParser, debug: str = "tracebacks") -> None:
@@ -169,13 +176,18 @@ def job_command(options: argparse.Namespace) -> int:
         raise ConfigError(f"{flag} runs no job, so --budget and --one-line mean nothing beside it; leave them out")
     if is_dry:
         return _dry_run(config, options)
+    from pipeline.evaluation.drift import drift_line
     from pipeline.execution.budget import parse_budget
     from pipeline.execution.runner import run_job
     from pipeline.execution.summary import render_line, render_summary
 
     budget = parse_budget(options.budget, config) if options.budget else None
-    summary = run_job(config, budget=budget, debug=options.debug)
-    print(render_line(summary) if options.one_line else render_summary(summary))
+    summary = run_job(config, budget=budget, accept=options.accept, debug=options.debug)
+    drift = drift_line(summary.output_uri, config.input.exclude_runs) if summary.stats.num_rows else None
+    if options.one_line:
+        print(render_line(summary) + (f"; drift: {drift}" if drift else ""))
+    else:
+        print(render_summary(summary) + (f"\n  {'drift':<14} {drift}" if drift else ""))
     if config.task.kind == "question" and not summary.num_left:
         from pipeline.evaluation.run_scores import render_scores, score_run
 
@@ -186,11 +198,11 @@ def job_command(options: argparse.Namespace) -> int:
 def _dry_run(config: JobConfig, options: argparse.Namespace) -> int:
     from pipeline.planning.dry_run import render_dry_run
 
-    print(render_dry_run(config))
+    print(render_dry_run(config, accept=options.accept))
     if options.estimate is not None:
         from pipeline.planning.probe import probe, render_probe
 
-        print(render_probe(probe(config, options.estimate, debug=options.debug)))
+        print(render_probe(probe(config, options.estimate, accept=options.accept, debug=options.debug)))
     return 0
 
 

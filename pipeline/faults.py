@@ -6,6 +6,7 @@ the same process. Switched off, a fault point costs one comparison.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, get_args
@@ -23,6 +24,7 @@ FAULT_POINTS: tuple[str, ...] = get_args(FaultPoint)
 Hook = Callable[[FaultPoint, str], None]
 
 _hook: Hook | None = None
+_thread = threading.local()
 
 
 def fault_point(name: FaultPoint, subject: str = "") -> None:
@@ -32,8 +34,18 @@ def fault_point(name: FaultPoint, subject: str = "") -> None:
         name: of the place.
         subject: what is at stake there: an address, an item's id, a shard's number.
     """
-    if _hook is not None:
+    if _hook is not None and not getattr(_thread, "spared", False):
         _hook(name, subject)
+
+
+@contextmanager
+def spared() -> Iterator[None]:
+    """While entered, leave this thread's fault points out: what it does is beside the work, and in no order with it."""
+    before, _thread.spared = getattr(_thread, "spared", False), True
+    try:
+        yield
+    finally:
+        _thread.spared = before
 
 
 @contextmanager

@@ -35,6 +35,7 @@ from pipeline.execution.worker import load_vlm
 from pipeline.loading.loader import Loader
 from pipeline.records import MediaItem
 from pipeline.redaction import visible
+from pipeline.tasks.asking import request_of
 
 logger = logging.getLogger(__name__)
 IMAGE = "<image>"
@@ -72,7 +73,9 @@ class HarnessModel(lmms):
         overrides |= {"model.device": device} if device else {}
         self._config = load_config(config, [f"{key}={_as_yaml(value)}" for key, value in overrides.items()])
         model = self._config.model
-        self._preprocessor = load_preprocessor(model.model_id, revision=model.revision)
+        self._preprocessor = load_preprocessor(
+            model.model_id, revision=model.revision, pixel_limits=self._config.media.pixel_limits
+        )
         self._loader = Loader(self._config.media, self._preprocessor)
         self._batch = OOMBackoff(load_vlm(self._config), self._config.reduction)
         self._video: tuple[str, tuple[VisualInput, ...]] = ("", ())
@@ -96,7 +99,7 @@ class HarnessModel(lmms):
                     asked[name] = place
             for generation in self._batch.step():
                 place = asked.pop(generation.request_id)
-                answers[place] = _answer(generation, requests[place].args[1].get("until"))
+                answers[place] = _answer(generation)
         return [answers[place] for place in range(len(requests))]
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
@@ -116,7 +119,7 @@ class HarnessModel(lmms):
         context, options, doc_to_visual, doc_id, task, split = instance.args
         visuals = _flat(doc_to_visual(self.task_dict[task][split][doc_id]))
         media = [one for visual in visuals for one in self._media(visual)]
-        return Request(name, content_of(context, media), self._sampling(options))
+        return request_of(self._config.task, name, content_of(context, media), self._sampling(options))
 
     def _media(self, visual: Any) -> tuple[VisualInput, ...]:
         """A picture as the harness decoded it, or a video by its path; of neighbours with one video, loaded once."""
@@ -139,6 +142,7 @@ class HarnessModel(lmms):
             temperature=float(options.get("temperature") or 0.0) if drawn else 0.0,
             top_p=float(options.get("top_p") or 1.0) if drawn else 1.0,
             seed=self._config.seed,
+            stop=_stop_texts(options.get("until")),
         )
 
 
@@ -168,15 +172,16 @@ def _flat(visuals: Any) -> Iterable[Any]:
     return [visuals]
 
 
-def _answer(generation: Generation, until: str | Sequence[str] | None) -> GenerationResult:
+def _stop_texts(until: str | Sequence[str] | None) -> tuple[str, ...]:
+    return tuple(mark for mark in ([until] if isinstance(until, str) else until or ()) if mark)
+
+
+def _answer(generation: Generation) -> GenerationResult:
     if generation.error is not None:
         return _failed(generation.request_id, generation.error)
-    text = generation.text
-    for mark in [until] if isinstance(until, str) else until or ():
-        text = text.split(mark)[0] if mark else text
     usage = generation.usage
     counts = TokenCounts(usage.num_prompt_tokens, usage.num_generated_tokens) if usage else None
-    return GenerationResult(text, counts)
+    return GenerationResult(generation.text, counts)
 
 
 def _failed(name: str, error: Exception) -> GenerationResult:

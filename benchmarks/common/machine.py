@@ -41,9 +41,14 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str | None:
-    here = Path(__file__).parent
+    """What ``ILLAVA_COMMIT`` says, for a tree that travels without ``.git``; else what git says, if it is there."""
+    if given := os.environ.get("ILLAVA_COMMIT"):
+        return given
     command = ["git", "describe", "--always", "--dirty"]
-    found = subprocess.run(command, capture_output=True, text=True, cwd=here, check=False)
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
+    except OSError:  # a GPU machine may have no git
+        return None
     return found.stdout.strip() or None
 
 

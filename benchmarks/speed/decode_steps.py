@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from benchmarks.common.device_clock import DeviceClock
 from illava import VLM, Request, SamplingParams
 from illava.engine.request_state import RequestState
 from illava.plan import EMPTY_PLAN, ReductionPlan
@@ -44,14 +45,15 @@ def time_engine(vlm: VLM, lengths: Sequence[int], *, batch: int, steps: int, pla
     for n in range(batch):
         state = RequestState(Request(str(n), ("decoding",), sampling), plan, (), now=time.perf_counter())
         state.lengths, state.num_visual, state.token_ids = list(lengths), [0] * len(lengths), [n]
-        state.next_position_P = torch.tensor([lengths[0]])
+        state.next_position_P = torch.tensor([lengths[0]], device=vlm.family.decoder.device)
         engine.cache.admit(state.request_id, [length + steps + 2 for length in lengths])
         engine._running.append(state)
+    clock = DeviceClock(vlm.family.decoder.device)
     engine.step()  # composes the batch, as the step that ends a prefill does
-    started = time.perf_counter()
+    started = clock()
     for _ in range(steps):
         done = engine.step()
-    taken_s = time.perf_counter() - started
+    taken_s = clock() - started
     if len(done) != batch or any(generation.error for generation in done):
         raise RuntimeError(f"{len(done)} of {batch} requests ended as asked; {[g.error for g in done if g.error]}")
     return taken_s / steps
@@ -64,12 +66,13 @@ def time_stock(model: Any, num_tokens: int, *, batch: int, steps: int) -> float:
     width = config.hidden_size // config.num_attention_heads
     cache, shape = DynamicCache(config=config), (batch, config.num_key_value_heads, num_tokens, width)
     for layer in range(config.num_hidden_layers):
-        keys, values = torch.randn(2, *shape, dtype=model.dtype)
+        keys, values = torch.randn(2, *shape, dtype=model.dtype, device=model.device)
         cache.update(keys, values, layer)
     stamps: list[float] = []
-    hook = model.register_forward_hook(lambda *_: stamps.append(time.perf_counter()))
+    clock = DeviceClock(model.device)
+    hook = model.register_forward_hook(lambda *_: stamps.append(clock()))
     try:
-        ids = torch.full((batch, num_tokens + 1), 7)
+        ids = torch.full((batch, num_tokens + 1), 7, device=model.device)
         new = steps + 1
         model.generate(
             input_ids=ids,
@@ -79,7 +82,7 @@ def time_stock(model: Any, num_tokens: int, *, batch: int, steps: int) -> float:
             min_new_tokens=new,
             do_sample=False,
         )
-        ended = time.perf_counter()
+        ended = clock()
     finally:
         hook.remove()
     if len(stamps) != new or cache.get_seq_length() != num_tokens + new:

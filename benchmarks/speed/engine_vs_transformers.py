@@ -32,6 +32,7 @@ from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.common.device_clock import DeviceClock
 from benchmarks.common.machine import write_json
 from benchmarks.common.paired_rounds import PAIRS, by_turns, compared
 from benchmarks.common.random_onevision import SIZES, make_random_onevision
@@ -129,13 +130,14 @@ class Stock:
 
 def measure_whole(vlm: VLM, model: Any, videos: list[VisualInput], args: argparse.Namespace) -> dict[str, Any]:
     """Whole answers of one cell by all sides, after a warm-up of one short answer each."""
-    plan, stock = preset(args.preset, layout=args.layout), Stock(vlm, model)
+    plan, clock = preset(args.preset, layout=args.layout), DeviceClock(vlm.family.decoder.device)
+    stock = Stock(vlm, model, now=clock)
 
     def sides(videos: list[VisualInput], new_tokens: int) -> dict[str, Callable[[], dict[str, Any]]]:
         return {
             "stock": partial(stock.time, videos, new_tokens),
-            "empty": partial(time_ours, vlm, videos, new_tokens, EMPTY_PLAN),
-            "plan": partial(time_ours, vlm, videos, new_tokens, plan),
+            "empty": partial(time_ours, vlm, videos, new_tokens, EMPTY_PLAN, now=clock),
+            "plan": partial(time_ours, vlm, videos, new_tokens, plan, now=clock),
         }
 
     by_turns(sides(videos[:1], 2), 1)
@@ -180,12 +182,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--decode-steps", type=int, default=16, help="of a round of decode steps alone")
     parser.add_argument("--new-tokens", type=int, default=32, help="of whole answers")
+    parser.add_argument("--device", default="cpu", help="such as cuda")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--json", help="write the result here")
     args = parser.parse_args()
     args.preset = args.preset or ("illava-small-video" if args.size == "tiny" else "illava-video")
     vlm, model = random_model(args)
-    keys = ("size", "preset", "layout", "new_tokens", "rounds", "dtype", "decode_steps")
+    keys = ("size", "preset", "layout", "new_tokens", "rounds", "dtype", "device", "decode_steps")
     result: dict[str, Any] = {"setting": {key: getattr(args, key) for key in keys}, "cells": [], "stage_cells": []}
     for sizes in paired(args.batch, args.frames):
         clips = clips_of(vlm, *sizes)
@@ -216,6 +219,7 @@ def random_model(args: argparse.Namespace) -> tuple[VLM, Any]:
     with tempfile.TemporaryDirectory() as folder:
         make_random_onevision(folder, args.size)
         model = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype=args.dtype).eval()
+        model.requires_grad_(False).to(args.device)
         family = LlavaOnevision(model, AutoTokenizer.from_pretrained(folder), load_preprocessor(folder))
     return VLM(family), model
 

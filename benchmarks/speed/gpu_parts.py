@@ -23,6 +23,7 @@ from torch import Tensor
 
 from benchmarks.common.device_clock import DeviceClock, seconds_each, summary
 from benchmarks.speed.engine_vs_transformers import PROMPT, STAGES, Stock, time_ours
+from benchmarks.speed.gpu_correctness import checks
 from benchmarks.speed.roofline import Ceilings, default_ceilings, measure
 from benchmarks.throughput.null_model import null_job
 from illava import VLM, Preprocessor, Request, SamplingParams, VisualInput
@@ -84,6 +85,15 @@ class Bench:
 
 
 Part = Callable[[Bench, dict[str, Any]], None]
+
+
+def correctness(bench: Bench, result: dict[str, Any]) -> None:
+    """Kernels, models and captured steps against what they should give; ``missed`` names what is wrong."""
+    result["held"], result["missed"] = [], []
+    for check in checks(bench.device):
+        result["held" if check.holds else "missed"].append(str(check))
+        if not check.holds:
+            print(check, flush=True)
 
 
 def machine_ceilings(bench: Bench, result: dict[str, Any]) -> None:

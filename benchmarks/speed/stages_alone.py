@@ -7,7 +7,6 @@ sampling and rendering are left out on all sides. Decode steps are in `decode_st
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.common.device_clock import DeviceClock
 from benchmarks.speed.decode_steps import step_calls
 from illava import VLM, Request, VisualInput
 from illava.decoder.prefill import prefill
@@ -41,6 +41,7 @@ class Cell:
         self._vlm, self._model, self._videos = vlm, model, list(videos)
         self._family, self._prompt, self._plan = vlm.family, prompt, plan
         self._encoded: dict[ReductionPlan, list[EncodedVisual]] = {}
+        self._clock = DeviceClock(vlm.family.decoder.device)
 
     def calls(self, stage: str, *, steps: int) -> Calls:
         """Of ``tower``, ``prefill`` or ``decode``; a call of the last takes ``steps`` steps: seconds of one."""
@@ -52,16 +53,16 @@ class Cell:
             )
         if stage == "tower":
             return {
-                "stock": partial(_seconds, self._stock_tower),
-                "empty": partial(_seconds, partial(self._encode, EMPTY_PLAN)),
-                "plan": partial(_seconds, partial(self._encode, self._plan)),
+                "stock": partial(self._seconds, self._stock_tower),
+                "empty": partial(self._seconds, partial(self._encode, EMPTY_PLAN)),
+                "plan": partial(self._seconds, partial(self._encode, self._plan)),
             }
         whole, reduced = self._prompts(EMPTY_PLAN), self._prompts(self._plan)
         embedded_BSD = torch.stack([prompt.hidden_TD for prompt in whole])
         return {
-            "stock": partial(_seconds, partial(self._stock_prefill, embedded_BSD)),
-            "empty": partial(_seconds, partial(self._prefill, whole, EMPTY_PLAN)),
-            "plan": partial(_seconds, partial(self._prefill, reduced, self._plan)),
+            "stock": partial(self._seconds, partial(self._stock_prefill, embedded_BSD)),
+            "empty": partial(self._seconds, partial(self._prefill, whole, EMPTY_PLAN)),
+            "plan": partial(self._seconds, partial(self._prefill, reduced, self._plan)),
         }
 
     def _stock_tower(self) -> None:
@@ -94,9 +95,8 @@ class Cell:
         if done.errors or not done.logits_BV.isfinite().all():
             raise RuntimeError(f"a prefill went wrong: {done.errors or 'its logits are not finite'}")
 
-
-@torch.inference_mode()
-def _seconds(work: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+    @torch.inference_mode()
+    def _seconds(self, work: Callable[[], None]) -> float:
+        started = self._clock()
+        work()
+        return self._clock() - started

@@ -53,8 +53,7 @@ def _source(docstring: str) -> str:
 def _runs_at(kind: str, reducer: Any) -> str:
     """Stages whose evidence the LLaVA towers or the decoder measure today."""
     from benchmarks.tables.family_matrix import SETTINGS
-    from illava.reduction.decoder import DECODER_EVIDENCE
-    from illava.reduction.vision import CLS_EVIDENCE
+    from illava.reduction.evidence import CLS_EVIDENCE, DECODER_EVIDENCE
 
     method = reducer(**SETTINGS[kind])
     measured = {**CLS_EVIDENCE, **DECODER_EVIDENCE}

@@ -31,8 +31,44 @@ MEANINGS = {
     ("PricesConfig", "cpu_hour_usd"): "A CPU core for an hour.",
     ("PricesConfig", "storage_request_usd"): "One request to the store.",
 }
-# Under a section's table; with every key of the section.
+# Under a section's table; with every key of the section, in as many documents as it takes.
 EXAMPLES = {
+    "media": """\
+media:
+  num_frames: 16
+  frame_sampling: {kind: uniform}
+  decoder: pyav
+  ranged_reads: auto
+  verify_md5: auto
+  load_timeout_s: 60
+  max_bytes: 2_000_000_000
+  max_pixels_per_frame: 40_000_000
+  max_duration_s: 3600
+  max_images: 8
+  max_pages: 20
+  page_dpi: 144
+  # of a Qwen model: 64 to 640 tokens a picture, 6,400 a video
+  max_pixels: 501_760
+  min_pixels: 50_176
+  total_pixels: 5_017_600
+---
+media:
+  # of a LLaVA model: at most four tiles and the base tile
+  max_tiles: 4
+""",
+    "task: {kind: caption}": """\
+task:
+  kind: caption
+  system_prompt: You write the captions of a library's catalogue.
+  turns:
+    - user: "Title: At the sea. Describe the picture in one sentence."
+      assistant: A dog runs along a beach at low tide.
+  template_args: {enable_thinking: false}
+  prompt_template: "Title: {title}. Describe the picture in one sentence."
+---
+task:
+  prompt: Describe the picture in one sentence.
+""",
     "sampling": """\
 sampling:
   max_new_tokens: 512
@@ -47,7 +83,7 @@ sampling:
   loop_tokens: 256
   on_loop: retry
   logprobs: true
-"""
+""",
 }
 # Keys that many reducers share.
 COMMON = {
@@ -67,9 +103,9 @@ _BOUND = {Ge: "ge", Gt: "gt", Le: "le", Lt: "lt", MaxLen: "max_length"}
 def page() -> str:
     """The whole page."""
     parts = [GENERATED, "# Configuration", _INTRODUCTION, "## The file", _overview()]
-    for key, section in sections(JobConfig):
+    for key, section in dict(sections(JobConfig)).items():
         parts += [f"## `{key}`", summary(section.__doc__), _section(section)]
-        parts += [f"```yaml\n{EXAMPLES[key]}```"] if key in EXAMPLES else []
+        parts += [f"```yaml\n{example}```" for example in EXAMPLES.get(key, "").split("---\n") if example]
     parts += ["## `reduction.steps[].reducer`", _REDUCERS, *(_reducer(kind) for kind in REDUCERS)]
     parts += ["## A sweep", summary(SweepConfig.__doc__), _SWEEP, _section(SweepConfig, affects=False)]
     return "\n\n".join(parts) + "\n"
@@ -81,7 +117,11 @@ def sections(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, ty
         inside = _models(info.annotation)
         kinds = len(inside) > 1
         for section in [] if name == "reducer" else inside:  # reducers have headings of their own
-            many = "[]" if get_origin(info.annotation) is tuple else ""
+            many = (
+                "[]"
+                if {tuple, list} & {get_origin(one) for one in (info.annotation, *get_args(info.annotation))}
+                else ""
+            )
             key = f"{prefix}{name}{many}"
             kind = section.model_fields["kind"].default if kinds else None
             yield f"{key}: {{kind: {kind}}}" if kinds else key, section
@@ -103,7 +143,7 @@ def _overview() -> str:
 
 
 def _section(section: type[BaseModel], *, affects: bool = True) -> str:
-    said = attributes(section.__doc__)
+    said = {name: text for one in reversed(section.__mro__) for name, text in attributes(one.__doc__).items()}
     rows = []
     for name, info in section.model_fields.items():
         meaning = said.get(name) or MEANINGS.get((section.__name__, name), "")

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from illava.host_copies import on_device
+
 Backend = Literal["sdpa", "varlen"]
 _MASKED_QUERIES = 512  # bounds the mask of a long chunk: 512 x keys
 
@@ -78,7 +80,14 @@ def with_key_bias(q_THd: Tensor, k_TGd: Tensor, key_bias_T: Tensor, *, scale: fl
 
 
 def chunk_attention(
-    q_CHd: Tensor, k_UGd: Tensor, v_UGd: Tensor, lengths: Sequence[int], key_lengths: Sequence[int], *, scale: float
+    q_CHd: Tensor,
+    k_UGd: Tensor,
+    v_UGd: Tensor,
+    lengths: Sequence[int],
+    key_lengths: Sequence[int],
+    *,
+    scale: float,
+    key_bias_U: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of the last tokens of each segment over all its keys: [C, H, d].
 
@@ -89,8 +98,14 @@ def chunk_attention(
         lengths: queries per segment, host integers that sum to C.
         key_lengths: keys per segment, host integers that sum to U.
         scale: factor on q.k.
+        key_bias_U: float32, added to every score of that key, in all heads; see `with_key_bias`.
     """
     lengths, key_lengths = tuple(lengths), tuple(key_lengths)
+    if key_bias_U is not None:
+        width = v_UGd.shape[-1]
+        q_CHd, k_UGd = with_key_bias(q_CHd, k_UGd, key_bias_U, scale=scale)
+        v_UGd = torch.nn.functional.pad(v_UGd, (0, k_UGd.shape[-1] - width))
+        return chunk_attention(q_CHd, k_UGd, v_UGd, lengths, key_lengths, scale=scale)[..., :width]
     if backend_name(q_CHd.device, q_CHd.dtype, q_CHd.shape[-1]) == "varlen":
         has = _varlen_arguments(q_CHd.device, q_CHd.dtype)
         return _varlen(q_CHd, k_UGd, v_UGd, lengths, causal=True, scale=scale, has=has, key_lengths=key_lengths)
@@ -162,7 +177,7 @@ def _shares_heads(device: torch.device) -> bool:
 def _bounds(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     """Cumulative segment bounds, int32; cached, since every layer of a prefill needs the same ones."""
     with torch.inference_mode(False):  # training may save for backward what inference cached
-        return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+        return on_device([0, *accumulate(lengths)], device, torch.int32)
 
 
 @lru_cache(maxsize=8)

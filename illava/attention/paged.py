@@ -28,6 +28,9 @@ def paged_attention(
     scale: float,
     host_lengths: Sequence[int],
     host_starts: Sequence[int] | None = None,
+    bias_pool_PS: Tensor | None = None,
+    num_biased_B: Tensor | None = None,
+    host_num_biased: Sequence[int] | None = None,
 ) -> Tensor:
     """Attend with one new query per request over that request's paged keys: [B, H, d].
 
@@ -44,25 +47,33 @@ def paged_attention(
         scale: factor on q.k.
         host_lengths: the same counts as host integers, for the reference.
         host_starts: slot of each request's first key where its blocks lie end to end, else -1; None: not known.
+        bias_pool_PS: float32, added to every score of a slot's key, in all heads; None adds nothing.
+        num_biased_B: int32 leading keys of each request that have such a bias, on the device, for the kernel.
+        host_num_biased: the same counts as host integers, for the reference; None: none has.
     """
     if kernels_on(q_BHd.device) == "triton":
         from illava.attention.triton_paged import paged_decode
 
-        return paged_decode(q_BHd, k_pool_PSGd, v_pool_PSGd, block_table_BM, length_B, scale=scale)
+        return paged_decode(
+            q_BHd, k_pool_PSGd, v_pool_PSGd, block_table_BM, length_B,
+            scale=scale, bias_pool_PS=bias_pool_PS, num_biased_B=num_biased_B,
+        )  # fmt: skip
     starts = [-1] * len(host_lengths) if host_starts is None else host_starts
+    num_biased = [0] * len(host_lengths) if host_num_biased is None else host_num_biased
     return torch.cat(
         [
             _paged_sdpa(
                 q_BHd[row:stop], (k_pool_PSGd, v_pool_PSGd), block_table_BM[row:stop], host_lengths[row],
                 start=starts[row], gap=gap, scale=scale,
+                bias=None if bias_pool_PS is None or not num_biased[row] else (bias_pool_PS, num_biased[row]),
             )
-            for row, stop, gap in _uniform_rows(host_lengths, starts)
+            for row, stop, gap in _uniform_rows(list(zip(host_lengths, num_biased, strict=True)), starts)
         ]
     )  # fmt: skip
 
 
-def _uniform_rows(lengths: Sequence[int], starts: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Rows that one call can compute, equally long and evenly spaced in the pool: first row, end, slots between two."""
+def _uniform_rows(lengths: Sequence[tuple[int, int]], starts: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Rows that one call can compute, of equal counts and evenly spaced in the pool: first row, end, slots between."""
     row = 0
     while row < len(lengths):
         stop, gap = row + 1, 0
@@ -84,8 +95,12 @@ def _paged_sdpa(
     start: int,
     gap: int,
     scale: float,
+    bias: tuple[Tensor, int] | None,
 ) -> Tensor:
-    """Rows of one length in one call: row n's keys begin at slot ``start + n gap``; ``start`` < 0: gather blocks."""
+    """Rows of one length in one call: row n's keys begin at slot ``start + n gap``; ``start`` < 0: gather blocks.
+
+    ``bias`` is the pool of biases, and how many of each row's leading keys have one.
+    """
     num_rows, num_heads, head_dim = q_BHd.shape
     block_size, num_kv_heads = pools[0].shape[1:3]
     # The query heads that share a key head are neighbours, as its queries: no head is repeated in memory.
@@ -99,5 +114,16 @@ def _paged_sdpa(
         token_numel = num_kv_heads * head_dim
         size, stride = (num_rows, length, num_kv_heads, head_dim), (gap * token_numel, token_numel, head_dim, 1)
         k_BNGd, v_BNGd = (pool.as_strided(size, stride, pool.storage_offset() + start * token_numel) for pool in pools)
-    out = scaled_dot_product_attention(q_BGhd, k_BNGd.transpose(1, 2), v_BNGd.transpose(1, 2), scale=scale)
+    mask_B11N = None
+    if bias is not None:
+        pool_PS, num_biased = bias
+        bias_BN = (
+            pool_PS.index_select(0, blocks).view(num_rows, -1)[:, :num_biased]
+            if start < 0
+            else pool_PS.as_strided((num_rows, num_biased), (gap, 1), start)
+        )
+        mask_B11N = torch.nn.functional.pad(bias_BN, (0, length - num_biased))[:, None, None]
+    out = scaled_dot_product_attention(
+        q_BGhd, k_BNGd.transpose(1, 2), v_BNGd.transpose(1, 2), attn_mask=mask_B11N, scale=scale
+    )
     return out.reshape(q_BHd.shape)

@@ -67,7 +67,14 @@ def attention_received(
 
 
 def causal_attention_received(
-    q_THd: Tensor, k_TJd: Tensor, lengths: tuple[int, ...], scope_T: Tensor, *, scale: float, normalised: bool
+    q_THd: Tensor,
+    k_TJd: Tensor,
+    lengths: tuple[int, ...],
+    scope_T: Tensor,
+    *,
+    scale: float,
+    normalised: bool,
+    key_bias_T: Tensor | None = None,
 ) -> Tensor:
     """Attention that each scoped token receives from its own scope under a causal mask: float32 [T].
 
@@ -83,9 +90,12 @@ def causal_attention_received(
         scope_T: int64 scope of each token, -1 for tokens that are neither scored nor asked (text); their score is 0.
         scale: factor of the scores.
         normalised: divide the causal mask's bias out.
+        key_bias_T: as in `attention_received`.
 
     Source: arXiv 2412.06263v1, eq. 2 (plain); the normalised form is ours.
     """
+    if key_bias_T is not None:
+        q_THd, k_TJd = with_key_bias(q_THd, k_TJd, key_bias_T, scale=scale)
     if kernels_on(q_THd.device) == "triton":
         from illava.attention.triton_scores import causal_received
 
@@ -95,14 +105,16 @@ def causal_attention_received(
     return torch.cat(scores)
 
 
-def last_query_attention(q_THd: Tensor, k_TJd: Tensor, lengths: tuple[int, ...], *, scale: float) -> Tensor:
+def last_query_attention(
+    q_THd: Tensor, k_TJd: Tensor, lengths: tuple[int, ...], *, scale: float, key_bias_T: Tensor | None = None
+) -> Tensor:
     """Attention of each segment's last token to each of its tokens, mean over heads: float32 [T].
 
     Args: see `one_query_attention`.
 
     Source: FastV, arXiv 2403.06764; the score of hulianyuyy/iLLaVA@4068149 for LLaVA-OneVision.
     """
-    return one_query_attention(q_THd, k_TJd, lengths, query=-1, scale=scale)
+    return one_query_attention(q_THd, k_TJd, lengths, query=-1, scale=scale, key_bias_T=key_bias_T)
 
 
 def one_query_attention(

@@ -28,6 +28,8 @@ def paged_decode(
     length_B: Tensor,
     *,
     scale: float,
+    bias_pool_PS: Tensor | None = None,
+    num_biased_B: Tensor | None = None,
 ) -> Tensor:
     """Attend with each request's query over its first ``length_B`` keys: [B, H, d]; 0 for a request without keys.
 
@@ -40,9 +42,12 @@ def paged_decode(
     partial_BHCd = torch.empty(batch, num_heads, _NUM_SPLITS, head_dim, dtype=torch.float32, device=q_BHd.device)
     lse_BHC = torch.empty(batch, num_heads, _NUM_SPLITS, dtype=torch.float32, device=q_BHd.device)
     _attend_split[(batch, num_kv_heads, _NUM_SPLITS)](
-        q_BHd, k_pool_PSGd, v_pool_PSGd, block_table_BM, length_B, partial_BHCd, lse_BHC, scale,
+        q_BHd, k_pool_PSGd, v_pool_PSGd, block_table_BM, length_B,
+        lse_BHC if bias_pool_PS is None else bias_pool_PS,  # never read where there is none
+        length_B if num_biased_B is None else num_biased_B, partial_BHCd, lse_BHC, scale,
         q_BHd.stride(0), q_BHd.stride(1), block_table_BM.stride(0),
         SHARE=share, KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, BLOCK_SIZE=block_size, SPLITS=_NUM_SPLITS,
+        BIASED=bias_pool_PS is not None and num_biased_B is not None,
         BLOCK_H=max(_MIN_TILE, triton.next_power_of_2(share)), BLOCK_N=_BLOCK_BYTES // k_pool_PSGd.itemsize,
         BLOCK_D=block_dim, num_stages=2,
     )  # fmt: skip
@@ -56,13 +61,15 @@ def paged_decode(
 
 @triton.jit
 def _attend_split(
-    q, k_pool, v_pool, table, length, partial, lse, scale, stride_qb, stride_qh, stride_tb,
+    q, k_pool, v_pool, table, length, bias_pool, num_biased, partial, lse, scale, stride_qb, stride_qh, stride_tb,
     SHARE: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, SPLITS: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    BIASED: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One request, one key head, one split: softmax-weighted values and log-sum-exp of each of its query heads."""
     row, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     num_keys = tl.load(length + row)
+    if BIASED:
+        biased = tl.load(num_biased + row)
     split_length = tl.cdiv(tl.cdiv(num_keys, SPLITS), BLOCK_N) * BLOCK_N
     first = split * split_length
     stop = tl.minimum(first + split_length, num_keys)
@@ -84,11 +91,14 @@ def _attend_split(
         key_N = start + tl.arange(0, BLOCK_N)
         valid_N = key_N < stop
         block_id_N = tl.load(table + row * stride_tb + key_N // BLOCK_SIZE, mask=valid_N, other=0).to(tl.int64)
-        at_N = ((block_id_N * BLOCK_SIZE + key_N % BLOCK_SIZE) * KV_HEADS + kv_head) * HEAD_DIM
+        slot_N = block_id_N * BLOCK_SIZE + key_N % BLOCK_SIZE
+        at_N = (slot_N * KV_HEADS + kv_head) * HEAD_DIM
         at_Nd, known_Nd = at_N[:, None] + dim_d[None, :], valid_N[:, None] & is_dim_d[None, :]
         k_Nd = tl.load(k_pool + at_Nd, mask=known_Nd, other=0.0)
         v_Nd = tl.load(v_pool + at_Nd, mask=known_Nd, other=0.0)
         logit_HN = tl.dot(q_Hd, tl.trans(k_Nd), input_precision="ieee") * scale
+        if BIASED:
+            logit_HN += tl.load(bias_pool + slot_N, mask=valid_N & (key_N < biased), other=0.0)[None, :]
         logit_HN = tl.where(valid_N[None, :], logit_HN, float("-inf"))
         new_top_H = tl.maximum(top_H, tl.max(logit_HN, 1))
         fading_H = tl.exp(top_H - new_top_H)

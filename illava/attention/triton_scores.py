@@ -18,7 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_BLOCK = 64
+from illava.host_copies import on_device
+
+_BLOCK = {2: 64, 4: 32}  # queries or keys of a block, by bytes of a number: wider float32 blocks spill their registers
 _MIN_TILE = 16  # what tl.dot takes at least on each side
 _ALL_QUERIES, _SCOPE_SIZE, _CAUSAL_BIAS = 0, 1, 2  # what a sum is divided by
 
@@ -43,13 +45,14 @@ def _received(
     if not num_tokens:
         return q_THd.new_empty(0, dtype=torch.float32)
     q_THd, k_TJd = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_THd, k_TJd))
-    block_R3 = _blocks(tuple(lengths), q_THd.device)
+    block = _BLOCK[q_THd.itemsize]
+    block_R3 = _blocks(tuple(lengths), block, q_THd.device)
     lse_HT, score_HT = torch.empty(2, num_heads, num_tokens, dtype=torch.float32, device=q_THd.device).unbind()
     strides = (q_THd.stride(0), q_THd.stride(1), k_TJd.stride(0), k_TJd.stride(1))
     shape = {
         "SHARE": num_heads // k_TJd.shape[1],
         "HEAD_DIM": head_dim,
-        "BLOCK": _BLOCK,
+        "BLOCK": block,
         "BLOCK_D": max(_MIN_TILE, triton.next_power_of_2(head_dim)),
         "num_stages": 2,
     }
@@ -63,11 +66,11 @@ def _received(
 
 
 @lru_cache(maxsize=16)
-def _blocks(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+def _blocks(lengths: tuple[int, ...], block: int, device: torch.device) -> Tensor:
     """First token of each block, first and end token of its segment: int32 [R, 3]; of counts the host knows."""
     bounds = zip(accumulate((0, *lengths[:-1])), accumulate(lengths), strict=True)
-    rows = [(start, first, stop) for first, stop in bounds for start in range(first, stop, _BLOCK)]
-    return torch.tensor(rows, dtype=torch.int32, device=device)
+    rows = [(start, first, stop) for first, stop in bounds for start in range(first, stop, block)]
+    return on_device(rows, device, torch.int32)
 
 
 @triton.jit

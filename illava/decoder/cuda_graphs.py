@@ -1,7 +1,7 @@
 """Captures decode steps as CUDA graphs, one per bucket of batch sizes, and replays them.
 
 A composition of the running batch is copied into fixed tensors once; then every step is one replay. A graph's key is
-its bucket alone. `illava.decoder.decode` says what a step is, and why it may be replayed.
+its bucket, and whether keys have biases. `illava.decoder.decode` says what a step is, and why it may be replayed.
 
 Shape suffixes: B requests, V vocabulary.
 """
@@ -47,7 +47,7 @@ class DecodeGraphs:
                 f"{kernels_on(decoder.device)} serves there; pass decode_graphs=None or False"
             )
         self._decoder, self._embed, self._cache, self._max_batch = decoder, embed, cache, max_batch
-        self._captured: dict[int, _Captured] = {}
+        self._captured: dict[tuple[int, bool], _Captured] = {}
         self._static: StaticInputs | None = None
         self._pool = torch.cuda.graph_pool_handle()
 
@@ -60,21 +60,21 @@ class DecodeGraphs:
             num_axes = inputs.position_PB.shape[0]
             self._static = StaticInputs(self._decoder, self._cache, max_batch=self._max_batch, num_axes=num_axes)
         num_rows = inputs.token_B.shape[0]
-        bucket = bucket_of(num_rows, self._max_batch)
-        captured = self._captured.get(bucket)
+        bucket, biased = bucket_of(num_rows, self._max_batch), inputs.blocks.num_biased_LB is not None
+        captured = self._captured.get((bucket, biased))
         if captured is None:
-            captured = self._captured[bucket] = self._capture(self._static, bucket)
+            captured = self._captured[bucket, biased] = self._capture(self._static, bucket, biased=biased)
         self._static.load(inputs)
 
         def step() -> Tensor:
             captured.graph.replay()
             return captured.logits_BV[:num_rows]
 
-        return self._static.rows(num_rows), step
+        return self._static.rows(num_rows, biased=biased), step
 
-    def _capture(self, static: StaticInputs, bucket: int) -> _Captured:
+    def _capture(self, static: StaticInputs, bucket: int, *, biased: bool) -> _Captured:
         """Run two steps on a stream of their own, so that libraries compile and allocate; then capture one."""
-        inputs, current, warming = static.rows(bucket), torch.cuda.current_stream(), torch.cuda.Stream()
+        inputs, current, warming = static.rows(bucket, biased=biased), torch.cuda.current_stream(), torch.cuda.Stream()
         static.clear()
         warming.wait_stream(current)
         with torch.cuda.stream(warming):

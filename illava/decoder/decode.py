@@ -10,7 +10,7 @@ Shape suffixes: L layers, B requests, M blocks of a table, P rotary axes, D mode
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -52,14 +52,18 @@ class StaticInputs:
         max_blocks = min(-(-decoder.max_positions // cache.block_size), cache.num_blocks)
         self._null_block = cache.num_blocks
         self._table_LBM = torch.empty(num_layers, max_batch, max_blocks, dtype=torch.int32, device=device)
-        self._length_LB = torch.empty(num_layers, max_batch, dtype=torch.int32, device=device)
+        self._length_LB, self._num_biased_LB = (
+            torch.empty(num_layers, max_batch, dtype=torch.int32, device=device) for _ in range(2)
+        )
         self._position_PB = torch.empty(num_axes, max_batch, dtype=torch.int64, device=device)
         self._token_B = torch.empty(max_batch, dtype=torch.int64, device=device)
 
-    def rows(self, num_rows: int) -> StepInputs:
-        """The first rows, as a step reads them. The host knows no lengths here."""
+    def rows(self, num_rows: int, *, biased: bool = False) -> StepInputs:
+        """The first rows, as a step reads them, with biases of keys or without. The host knows no lengths here."""
         unknown: list[list[int]] = [[]] * len(self._table_LBM)
         blocks = BatchBlockTables(self._table_LBM[:, :num_rows], self._length_LB[:, :num_rows], unknown, unknown)
+        if biased:
+            blocks = replace(blocks, num_biased_LB=self._num_biased_LB[:, :num_rows], host_num_biased=unknown)
         return StepInputs(blocks, self._position_PB[:, :num_rows], self._token_B[:num_rows])
 
     def load(self, inputs: StepInputs) -> None:
@@ -68,11 +72,13 @@ class StaticInputs:
         num_rows, num_blocks = inputs.blocks.table_LBM.shape[1:]
         self._table_LBM[:, :num_rows, :num_blocks] = inputs.blocks.table_LBM
         self._length_LB[:, :num_rows] = inputs.blocks.length_LB
+        if inputs.blocks.num_biased_LB is not None:
+            self._num_biased_LB[:, :num_rows] = inputs.blocks.num_biased_LB
         self._position_PB[:, :num_rows] = inputs.position_PB
         self._token_B[:num_rows] = inputs.token_B
 
     def clear(self) -> None:
         """Make every row a padding row, which writes to the null block."""
         self._table_LBM.fill_(self._null_block)
-        for tensor in (self._length_LB, self._position_PB, self._token_B):
+        for tensor in (self._length_LB, self._num_biased_LB, self._position_PB, self._token_B):
             tensor.zero_()

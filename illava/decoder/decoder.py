@@ -21,7 +21,7 @@ from illava.attention.paged import paged_attention
 from illava.decoder.kv_cache import BatchBlockTables, LayerBlockTable, PagedCache
 from illava.errors import ModelLoadError
 from illava.plan import ReductionPlan
-from illava.reduction.decoder import check_decoder_steps
+from illava.reduction.evidence import check_decoder_steps
 
 _Rotary = tuple[Tensor, Tensor]
 _CPU_ROWS = 64  # 1 MiB at Qwen2-0.5B's width: half of an L2 cache
@@ -63,6 +63,11 @@ class Decoder:
     def device(self) -> torch.device:
         return self.norm.weight.device
 
+    @property
+    def num_tokens(self) -> int:
+        """Logits of a token; a tokenizer may know fewer."""
+        return self.lm_head.weight.shape[0]
+
     def check(self, plan: ReductionPlan) -> None:
         """Raise PlanError for decoder steps that cannot run here."""
         check_decoder_steps(plan, self.num_layers)
@@ -91,6 +96,9 @@ class Decoder:
             scale=self.scale,
             host_lengths=blocks.host_lengths,
             host_starts=blocks.host_starts,
+            bias_pool_PS=None if blocks.num_biased_B is None else cache.bias_pool_PS,
+            num_biased_B=blocks.num_biased_B,
+            host_num_biased=blocks.host_num_biased,
         )
 
     def rotary_at(self, hidden_TD: Tensor, position_PT: Tensor) -> _Rotary:

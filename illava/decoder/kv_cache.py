@@ -12,13 +12,14 @@ of a block, G key/value heads, d head width.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from illava.decoder.block_allocator import BlockAllocator
+from illava.host_copies import on_device, to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,8 @@ class LayerBlockTable:
     length_B: Tensor
     host_lengths: Sequence[int]
     host_starts: Sequence[int]
+    num_biased_B: Tensor | None = None
+    host_num_biased: Sequence[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +45,23 @@ class BatchBlockTables:
         length_LB: int32 cached tokens, on the device.
         host_lengths: the same counts on the host, by layer.
         host_starts: slot of each request's first token, by layer, where its blocks lie end to end; else -1.
+        num_biased_LB: int32 leading tokens whose keys have a bias in the cache, on the device: a prompt's; 0 for a
+            request without. None where no request of the batch has any.
+        host_num_biased: the same counts on the host, by layer.
     """
 
     table_LBM: Tensor
     length_LB: Tensor
     host_lengths: list[list[int]]
     host_starts: list[list[int]]
+    num_biased_LB: Tensor | None = None
+    host_num_biased: list[list[int]] | None = None
 
     def layer(self, n: int) -> LayerBlockTable:
-        return LayerBlockTable(self.table_LBM[n], self.length_LB[n], self.host_lengths[n], self.host_starts[n])
+        table = LayerBlockTable(self.table_LBM[n], self.length_LB[n], self.host_lengths[n], self.host_starts[n])
+        if self.num_biased_LB is None or self.host_num_biased is None:
+            return table
+        return replace(table, num_biased_B=self.num_biased_LB[n], host_num_biased=self.host_num_biased[n])
 
     def grow(self) -> None:
         """Count one more token in every layer of every request."""
@@ -85,6 +96,11 @@ class PagedCache:
         head_dim: width of a head.
         num_blocks: size of the pool.
         block_size: tokens of a block.
+
+    Attributes:
+        bias_pool_PS: float32, what every score of a slot's key gets added, in all heads; None until the first
+            `write_bias`. It is a number beside the keys, not a channel of them: the keys keep the width that kernels
+            want, a request without biases costs nothing, and decode steps write none, since only a prompt has them.
     """
 
     def __init__(
@@ -102,6 +118,7 @@ class PagedCache:
         shape = (num_blocks + 1, block_size, num_kv_heads, head_dim)  # the null block: see `illava.decoder.decode`
         self.k_pool_PSGd = torch.empty(shape, dtype=dtype, device=device)
         self.v_pool_PSGd = torch.empty(shape, dtype=dtype, device=device)
+        self.bias_pool_PS: Tensor | None = None
         self._free = BlockAllocator(num_blocks)
         self._ref_count_P = torch.zeros(num_blocks, dtype=torch.int32)
         self._blocks_of: dict[Hashable, _RequestBlocks] = {}
@@ -174,18 +191,34 @@ class PagedCache:
         if request_blocks is not None:
             self._give_back(request_blocks.blocks())
 
-    def batch(self, request_ids: Sequence[Hashable], lengths: Sequence[Sequence[int]]) -> BatchBlockTables:
-        """The tables of a batch in one tensor on the device; ``lengths[row][layer]`` tokens are cached already."""
-        tables = [self._blocks_of[request_id].table_LM for request_id in request_ids]
+    def batch(
+        self,
+        request_ids: Sequence[Hashable],
+        lengths: Sequence[Sequence[int]],
+        num_biased: Sequence[Sequence[int]] = (),
+    ) -> BatchBlockTables:
+        """The tables of a batch in one tensor on the device.
+
+        Args:
+            request_ids: one a row.
+            lengths: by row and layer, the tokens that are cached already.
+            num_biased: by row and layer, the leading tokens of these whose keys have a bias.
+        """
+        rows = [self._blocks_of[request_id].table_LM for request_id in request_ids]
         start_LB = torch.stack([self._blocks_of[request_id].starts() for request_id in request_ids], 1)
-        table_LBM = torch.zeros(self.num_layers, len(request_ids), max(t.shape[1] for t in tables), dtype=torch.int32)
-        for row, table_LM in enumerate(tables):
+        table_LBM = torch.zeros(self.num_layers, len(request_ids), max(t.shape[1] for t in rows), dtype=torch.int32)
+        for row, table_LM in enumerate(rows):
             table_LBM[:, row, : table_LM.shape[1]] = table_LM
         by_layer = [list(counts) for counts in zip(*lengths, strict=True)]
         device = self.k_pool_PSGd.device
-        length_LB = torch.tensor(by_layer, dtype=torch.int32, device=device)
+        length_LB = on_device(by_layer, device, torch.int32)
         starts = torch.where(start_LB < 0, -1, start_LB * self.block_size).tolist()
-        return BatchBlockTables(table_LBM.to(device), length_LB, by_layer, starts)
+        tables = BatchBlockTables(to_device(table_LBM, device), length_LB, by_layer, starts)
+        if not any(map(any, num_biased)):
+            return tables
+        biased = [list(counts) for counts in zip(*num_biased, strict=True)]
+        num_biased_LB = on_device(biased, device, torch.int32)
+        return replace(tables, num_biased_LB=num_biased_LB, host_num_biased=biased)
 
     def prompt_slots(self, table_BM: Tensor, lengths: Sequence[int]) -> Tensor:
         """Slots of the pool for packed prompts of ``lengths`` tokens in one layer: int64 [T].
@@ -215,6 +248,19 @@ class PagedCache:
         k_TGd, v_TGd = (pool.flatten(0, 1).index_select(0, slot_T) for pool in (self.k_pool_PSGd, self.v_pool_PSGd))
         return k_TGd, v_TGd
 
+    def write_bias(self, slot_T: Tensor, bias_T: Tensor) -> None:
+        """Put the biases of keys, float32 [T], into slots of the pool."""
+        if self.bias_pool_PS is None:
+            with torch.inference_mode(False):  # like the other pools, which are written outside of it, too
+                self.bias_pool_PS = torch.zeros(self.k_pool_PSGd.shape[:2], device=self.k_pool_PSGd.device)
+        self.bias_pool_PS.view(-1).index_copy_(0, slot_T, bias_T)
+
+    def read_bias(self, slot_T: Tensor) -> Tensor:
+        """The biases in slots of the pool that `write_bias` was given: float32 [T]."""
+        if self.bias_pool_PS is None:
+            raise RuntimeError("no bias was written yet: write_bias makes the pool")
+        return self.bias_pool_PS.view(-1).index_select(0, slot_T)
+
     def check(self) -> None:
         """Check that every block is free or used, and that its reference count is right.
 
@@ -239,9 +285,10 @@ class PagedCache:
 
     def _copy_blocks(self, source: Tensor, target: Tensor) -> None:
         device = self.k_pool_PSGd.device
-        source, target = source.to(device), target.long().to(device)
-        for pool_PSGd in (self.k_pool_PSGd, self.v_pool_PSGd):
-            pool_PSGd.index_copy_(0, target, pool_PSGd.index_select(0, source))
+        source, target = to_device(source, device), to_device(target.long(), device)
+        biases = [] if self.bias_pool_PS is None else [self.bias_pool_PS]
+        for pool in (self.k_pool_PSGd, self.v_pool_PSGd, *biases):
+            pool.index_copy_(0, target, pool.index_select(0, source))
 
     def _give_back(self, blocks: Tensor) -> None:
         """Count one reference less; free the blocks that nobody uses any more."""
@@ -255,7 +302,7 @@ def _rows_and_indices(spans: tuple[tuple[int, int, int], ...], device: torch.dev
     rows, begins, ends = torch.tensor(spans).view(-1, 3).unbind(1)
     row_T = rows.repeat_interleave(ends - begins)
     index_T = torch.cat([torch.arange(begin, end) for _, begin, end in spans])
-    return row_T.to(device), index_T.to(device)
+    return to_device(row_T, device), to_device(index_T, device)
 
 
 def _leading(counts: Sequence[int], width: int) -> Tensor:

@@ -21,8 +21,9 @@ from torch import Tensor
 from illava.attention.packed import chunk_attention, packed_attention
 from illava.decoder.kv_cache import BatchBlockTables, PagedCache
 from illava.errors import ReductionDidNotFireError
+from illava.host_copies import on_device
 from illava.plan import ReductionPlan
-from illava.reduction.decoder import DecoderReduction
+from illava.reduction.decoder import DecoderReduction, size_bias
 from illava.reduction.probe import AttentionProbe
 from illava.reduction.scopes import PackedPrompts
 from illava.requests import TraceStep
@@ -106,6 +107,7 @@ class PrefillRun:
         probe: AttentionProbe | None = None,
     ) -> None:
         self._decoder, self._cache, self._block_tables = decoder, cache, blocks
+        self._plan = plan
         self._reduction = DecoderReduction(plan, seeds=seeds, traced=traced, scale=decoder.scale, probe=probe)
         starts = plan.layers("decoder_layer") if probe is None else range(1, decoder.num_layers)
         self._bounds = [0, *starts, decoder.num_layers]
@@ -145,6 +147,7 @@ class PrefillRun:
         if sum(lengths) != num_tokens:
             raise RuntimeError(f"layer {first} has {num_tokens} tokens; counted were {sum(lengths)}")
         self._prompts, self._starts = prompts, [0, *accumulate(lengths)]
+        self._bias_T = size_bias(self._plan, prompts)
         self._rotary = self._decoder.rotary_at(prompts.hidden_TD, prompts.position_PT)
         self._remaining = [(row, 0, stop) for row, stop in enumerate(lengths) if stop]
         self._done: list[tuple[Tensor, Tensor, Tensor]] = []  # of each chunk: hidden, queries, keys behind the group
@@ -180,15 +183,18 @@ class PrefillRun:
         )
         cos_T1d, sin_T1d = self._rotary
         rotary = self._rotary if whole else (_rows(cos_T1d, own), _rows(sin_T1d, own))
+        bias_C = self._bias_T if whole or self._bias_T is None else _rows(self._bias_T, own)
         first, stop = self._bounds[self._group : self._group + 2]
         for n in range(first, stop):
             layer = self._decoder.layers[n]
             q_CHd, k_CGd, v_CGd = self._decoder.project(layer, hidden_CD, rotary)
             slot_C = self._cache.span_slots(self._block_tables.table_LBM[n], self._in_cache(n, spans))
             self._cache.write(slot_C, k_CGd, v_CGd)
+            if bias_C is not None:
+                self._cache.write_bias(slot_C, bias_C)
             if n == self._decoder.num_layers - 1:
                 break  # only the last tokens' outputs are read there: `_result`
-            mixed_CHd = self._attend(n, spans, q_CHd, k_CGd, v_CGd)
+            mixed_CHd = self._attend(n, spans, (q_CHd, k_CGd, v_CGd), bias_C)
             hidden_CD = self._decoder.finish(layer, hidden_CD, mixed_CHd)
             if n - first < len(deepstack):
                 hidden_CD = hidden_CD + deepstack[n - first]
@@ -202,7 +208,7 @@ class PrefillRun:
         """Keep the last layer's input and query at each request's last token."""
         ends = zip(spans, accumulate(end - begin for _, begin, end in spans), strict=True)
         last = [at - 1 for (row, _, end), at in ends if end == self._prompts.lengths[row]]
-        index_B = torch.tensor(last, dtype=torch.long, device=hidden_CD.device)
+        index_B = on_device(last, hidden_CD.device, torch.long)
         self._done.append((hidden_CD[index_B], q_CHd[index_B], q_CHd[:0]))
 
     def _take(self, max_tokens: int | None) -> tuple[_Span, ...]:
@@ -217,16 +223,20 @@ class PrefillRun:
             capacity = None if capacity is None else capacity - (end - begin)
         return tuple(spans)
 
-    def _attend(self, n: int, spans: tuple[_Span, ...], q_CHd: Tensor, k_CGd: Tensor, v_CGd: Tensor) -> Tensor:
+    def _attend(
+        self, n: int, spans: tuple[_Span, ...], qkv: tuple[Tensor, Tensor, Tensor], bias_C: Tensor | None
+    ) -> Tensor:
         """Attend with a chunk's queries over their requests' keys so far; earlier chunks' keys lie in the cache."""
         lengths, scale = [end - begin for _, begin, end in spans], self._decoder.scale
         in_cache = self._in_cache(n, spans)
         if all(begin == 0 for _, begin, _ in in_cache):
-            return packed_attention(q_CHd, k_CGd, v_CGd, lengths, causal=True, scale=scale)
+            return packed_attention(*qkv, lengths, causal=True, scale=scale, key_bias_T=bias_C)
         so_far = tuple((row, 0, end) for row, _, end in in_cache)
-        k_UGd, v_UGd = self._cache.read(self._cache.span_slots(self._block_tables.table_LBM[n], so_far))
+        slot_U = self._cache.span_slots(self._block_tables.table_LBM[n], so_far)
+        k_UGd, v_UGd = self._cache.read(slot_U)
         key_lengths = [end for _, _, end in in_cache]
-        return chunk_attention(q_CHd, k_UGd, v_UGd, lengths, key_lengths, scale=scale)
+        bias_U = None if bias_C is None else self._cache.read_bias(slot_U)
+        return chunk_attention(qkv[0], k_UGd, v_UGd, lengths, key_lengths, scale=scale, key_bias_U=bias_U)
 
     def _in_cache(self, n: int, spans: Sequence[_Span]) -> tuple[_Span, ...]:
         """Spans of these prompts as the cache's layer n counts them: behind the tokens cached before."""
@@ -238,8 +248,10 @@ class PrefillRun:
         decoder = self._decoder
         lengths = [n + own for n, own in zip(self._num_computed_LB[-1], self._prompts.lengths, strict=True)]
         hidden_BD, q_BHd, _ = (_join(parts) for parts in zip(*self._done, strict=True))
-        length_B = torch.tensor(lengths, dtype=torch.int32, device=decoder.device)
+        length_B = on_device(lengths, decoder.device, torch.int32)
         blocks = replace(self._block_tables.layer(-1), length_B=length_B, host_lengths=lengths)
+        if self._bias_T is not None:
+            blocks = replace(blocks, num_biased_B=length_B, host_num_biased=lengths)
         mixed_BHd = decoder.attend_paged(q_BHd, self._cache, blocks)
         logits_BV = decoder.lm_head(decoder.norm(decoder.finish(decoder.layers[-1], hidden_BD, mixed_BHd)))
         found = self._reduction

@@ -24,12 +24,19 @@ Draw = Callable[[Tensor, SamplingBatch, Sequence[RequestState]], Tensor]  # like
 
 
 def check_content(request: Request) -> None:
-    """Refuse content that is not text and prepared media.
+    """Refuse content that is not text and prepared media, and a conversation in which the media are not the user's.
 
     Raises:
         RequestError: one string, an item of another type, or nothing to answer.
     """
-    name, content = f"request {request.request_id!r}", request.content
+    name = f"request {request.request_id!r}"
+    for message in request.messages:
+        _check_message(name, message.content)
+        if message.role != "user" and any(not isinstance(part, str) for part in message.content):
+            raise RequestError(f"{name}: its {message.role} message holds media; media belong into a user turn")
+
+
+def _check_message(name: str, content: Sequence[str | VisualInput]) -> None:
     if isinstance(content, str):
         raise RequestError(
             f"{name}: its content is one string; give a tuple of media and text, as in (video, {content!r})"
@@ -110,6 +117,7 @@ def sampling_of(group: Sequence[RequestState], device: torch.device, *, first: b
         [state.request.sampling for state in group],
         device,
         histories=lambda row: group[row].history(),
+        grammars=[state.grammar for state in group],
         choice_ids=[state.choice_ids for state in group] if first else (),
     )
 
@@ -124,7 +132,15 @@ def to_host(drawn_2B: Tensor, group: Sequence[RequestState]) -> list[Outcome]:
         if options and state.choice_ids and all(state.choice_ids):
             state.choice_probabilities = tuple(options[: len(state.choice_ids)])
     drawn = zip(group, *drawn_2B[:2].tolist(), strict=True)
-    return [token_id if finite else _not_finite(state) for state, token_id, finite in drawn]
+    return [_outcome(state, token_id, bool(finite)) for state, token_id, finite in drawn]
+
+
+def _outcome(state: RequestState, token_id: int, finite: bool) -> Outcome:
+    if not finite:
+        return _not_finite(state)
+    if state.grammar is not None and state.grammar.problem is not None:
+        return RequestError(f"request {state.request_id!r}: {state.grammar.problem}")
+    return token_id
 
 
 def _not_finite(state: RequestState) -> NumericalError:

@@ -21,6 +21,7 @@ class EngineConfig:
         max_vision_patches: patches of one tower call, unless a single request has more.
         max_prefill_tokens: prompt tokens of one prefill, unless a single request has more.
         max_chunk_tokens: prompt tokens of one step while others decode; a longer prefill goes on in the next step.
+        gpu_share: share of the GPU's memory that this engine may fill, as where several processes share one.
         decode_graphs: decode steps as CUDA graphs; None where they can be, True refuses where they cannot.
 
     Raises:
@@ -33,6 +34,7 @@ class EngineConfig:
     max_vision_patches: int = 32_768
     max_prefill_tokens: int = 16_384
     max_chunk_tokens: int = 4_096
+    gpu_share: float = 1.0
     decode_graphs: bool | None = None
 
     def __post_init__(self) -> None:
@@ -45,6 +47,8 @@ class EngineConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if not 0 < self.gpu_share <= 1:
+            raise ValueError(f"gpu_share must lie in (0, 1]; got {self.gpu_share}")
 
     def override(self, **options: Any) -> EngineConfig:
         """Replace some limits, given by name.

@@ -37,11 +37,12 @@ from illava.engine.encode_phase import EncodePhase
 from illava.engine.media_phase import MediaPhase
 from illava.engine.prefill_phase import PrefillPhase
 from illava.engine.prefix_sharing import MediaDedupCache, patches_per_request
-from illava.engine.prompt import media_of
 from illava.engine.request_state import Phase, RequestState
 from illava.engine.sampling import SamplingBatch, check_sampling, own_first_tokens
 from illava.errors import RequestError
 from illava.families.base import Family
+from illava.grammar.answer import GrammarCompiler
+from illava.host_copies import on_device
 from illava.plan import EMPTY_PLAN, ReductionPlan
 from illava.reduction.probe import AttentionProbe
 from illava.requests import Generation, Request
@@ -90,6 +91,7 @@ class Engine:
         self.device_busy_s = 0.0
         self._now, self._draw = now, draw
         self._media_phase, self._dedup = MediaPhase(family), MediaDedupCache()
+        self._grammars = GrammarCompiler(family.tokenizer, family.decoder.num_tokens, family.stop_token_ids)
         self._encode_phase = EncodePhase(
             family,
             self._media_phase,
@@ -123,18 +125,21 @@ class Engine:
 
         Raises:
             PlanError: the plan makes no sense for this model.
-            RequestError: invalid content or sampling, media that cannot fit, or an id that is in flight.
+            RequestError: invalid content, sampling or grammar, media that cannot fit, or an id that is in flight.
         """
         self._media_phase.check(plan)
         check_sampling(request.sampling)
         check_content(request)
+        self.family.check_template_args(request.template_args)
         if request.request_id in self._ids:
             raise RequestError(f"request {request.request_id!r} is in flight already; ids must differ")
         request = self._dedup.intern(request)
-        media = media_of(request)
+        media = request.media
         now, (plan, content) = self._now(), self._media_phase.route(plan, media)
         state = RequestState(request, plan, media, content=content, now=now)
         state.choice_ids = own_first_tokens(request.sampling.choices, self.family.first_token)
+        if request.sampling.grammar is not None:
+            state.grammar = self._grammars.begin(request.sampling.grammar, state.token_ids)
         state.num_patches = sum(map(self.family.num_patches, media))
         state.num_vision_tokens = count = sum(map(self.family.num_vision_tokens, media))
         check_length(request, plan, num_vision_tokens=count, max_positions=self.decoder.max_positions)
@@ -245,8 +250,9 @@ class Engine:
         """Make the tensors that stay on the device until a request joins or leaves."""
         num_computed = [[n + len(state.token_ids) - 1 for n in state.lengths] for state in group]
         positions = [state.next_position_P + len(state.token_ids) - 1 for state in group]
-        blocks = self.cache.batch([state.request_id for state in group], num_computed)
-        token_B = torch.tensor([state.token_ids[-1] for state in group], device=self.decoder.device)
+        num_biased = [state.num_biased for state in group]
+        blocks = self.cache.batch([state.request_id for state in group], num_computed, num_biased)
+        token_B = on_device([state.token_ids[-1] for state in group], self.decoder.device)
         inputs = StepInputs(blocks, torch.stack(positions, 1), token_B)
         if self.graphs is None:
             step: Callable[[], Tensor] = partial(decode_step, self.decoder, self.family.embed, self.cache, inputs)

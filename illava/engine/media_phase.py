@@ -17,6 +17,7 @@ import torch
 
 from illava.errors import PreprocessError, ReductionDidNotFireError, RequestError
 from illava.families.base import Family
+from illava.host_copies import to_device
 from illava.plan import ReductionPlan
 from illava.preprocess import VisualCells, VisualInput
 from illava.reducers import Evidence, Reducer
@@ -81,28 +82,26 @@ class MediaPhase:
             ReductionDidNotFireError: the step removed nothing from this request.
         """
         reducer = plan.at("media")
-        media = [part for part in request.content if not isinstance(part, str)]
+        media = request.media
         if reducer is None or not media:
             return request
         name = f"request {request.request_id!r}: {reducer.kind!r} at media"
-        text = " ".join(part.strip() for part in request.content if isinstance(part, str)).strip()
+        text = " ".join(part.strip() for part in request.text_beside_media).strip()
         if reducer.text_scorer is not None and not text:
             raise RequestError(f"{name} compares pictures with a text, but there is none; ask something")
         try:
-            content = tuple(
-                part if isinstance(part, str) else self._reduced(part, reducer, text) for part in request.content
-            )
+            reduced = request.map_media(lambda mm_item: self._reduced(mm_item, reducer, text))
         except PreprocessError as error:
             raise RequestError(f"{name}: {error}") from error
         touched = [mm_item for mm_item in media if mm_item.kind in reducer.media_kinds]
-        if all(before is after for before, after in zip(request.content, content, strict=True)) and not (
+        if all(before is after for before, after in zip(media, reduced.media, strict=True)) and not (
             reducer.may_keep_all and touched
         ):
             kinds = " and ".join(sorted({mm_item.kind for mm_item in media}))
             raise ReductionDidNotFireError(
                 f"{name} took nothing off its {kinds}; lower its budget, or leave the step out of the plan"
             )
-        return replace(request, content=content)
+        return reduced
 
     def _reduced(self, mm_item: VisualInput, reducer: Reducer, text: str) -> VisualInput:
         """The reduced visual input; the given object itself where nothing is removed."""
@@ -112,9 +111,9 @@ class MediaPhase:
             return self._family.preprocessor.shrink(mm_item, reducer.resolution)
         cells = self._family.preprocessor.cells(mm_item)
         tokens = Tokens(
-            torch.from_numpy(cells.pixels_TX).to(self._family.decoder.device),
+            to_device(torch.from_numpy(cells.pixels_TX), self._family.decoder.device),
             cells.lengths,
-            torch.from_numpy(np.ascontiguousarray(cells.coord_T3)).to(self._family.decoder.device),
+            to_device(torch.from_numpy(np.ascontiguousarray(cells.coord_T3)), self._family.decoder.device),
         )
         assignment = reducer.assign(tokens, self._evidence(mm_item, cells, reducer, text), "media")
         if assignment.num_kept == assignment.num_tokens:
@@ -124,7 +123,7 @@ class MediaPhase:
     def _evidence(self, mm_item: VisualInput, cells: VisualCells, reducer: Reducer, text: str) -> Evidence:
         kinds, relevance_T, padding_T = reducer.evidence("media"), None, None
         if "padding" in kinds:
-            padding_T = torch.from_numpy(cells.padding_T).to(self._family.decoder.device)
+            padding_T = to_device(torch.from_numpy(cells.padding_T), self._family.decoder.device)
         if reducer.text_scorer is not None:
             frames, rows, cols = (int(axis) + 1 for axis in cells.coord_T3.max(0))
             shown = torch.tensor(mm_item.tiles[:: -(-len(mm_item.tiles) // frames)])  # the first of each pair

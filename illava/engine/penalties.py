@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from illava.host_copies import on_device, to_device
 from illava.requests import SamplingParams
 
 
@@ -43,8 +44,8 @@ class Penalties:
             for row in rows
         ]
         known = [histories(row) for row in rows]
-        self._index_P = torch.tensor(rows, dtype=torch.long).to(device)
-        self._weights_P3 = torch.tensor(weights, dtype=torch.float32).to(device)
+        self._index_P = on_device(rows, device, torch.long)
+        self._weights_P3 = on_device(weights, device, torch.float32)
         self._read_PH, self._is_read_PH = _padded([history.prompt for history in known], device)
         self._drawn_PH, self._is_drawn_PH = _padded([history.answer for history in known], device)
         self._ones_P1 = torch.ones(len(rows), 1, device=device)
@@ -80,4 +81,4 @@ def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor
     longest = max(map(len, rows))
     ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], dtype=torch.long)
     stands = torch.tensor([[1.0] * len(row) + [0.0] * (longest - len(row)) for row in rows])
-    return ids.view(len(rows), longest).to(device), stands.view(len(rows), longest).to(device)
+    return to_device(ids.view(len(rows), longest), device), to_device(stands.view(len(rows), longest), device)

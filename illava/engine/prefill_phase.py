@@ -142,6 +142,7 @@ class PrefillPhase:
             num_computed, mm_item = state.computed_by_layer
             state.lengths = [n + lengths[row] for n, lengths in zip(num_computed, done.lengths_LB, strict=True)]
             state.num_visual = [n + counts[row] for n, counts in zip(mm_item, done.num_visual_LB, strict=True)]
+            state.num_biased = [n if state.prompt.size_T is not None else 0 for n in state.lengths]
             state.next_position_P = state.prompt.next_position_P
             self._cache.trim(state.request_id, [n + state.request.sampling.max_new_tokens for n in state.lengths])
             if row in done.traces:

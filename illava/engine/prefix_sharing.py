@@ -38,8 +38,7 @@ class MediaDedupCache:
 
     def intern(self, request: Request) -> Request:
         """Replace the request's media by equal media in flight."""
-        content = tuple(self._known(part) if isinstance(part, VisualInput) else part for part in request.content)
-        return replace(request, content=content)
+        return request.map_media(self._known)
 
     def _known(self, mm_item: VisualInput) -> VisualInput:
         # A sixteenth of rows and columns finds the candidate; only a candidate is compared in full.
@@ -62,7 +61,7 @@ def mm_keys(state: RequestState) -> list[Hashable]:
     seeds = state.mm_seeds if drawn else (0,) * len(state.media)
     reducer = state.plan.at("media")
     compared = reducer is not None and reducer.text_scorer is not None
-    text = tuple(part for part in state.request.content if isinstance(part, str)) if compared else ()
+    text = state.request.text_beside_media if compared else ()
     return [
         (
             id(mm_item.tiles),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from illava.errors import ReductionDidNotFireError, RequestTooLargeError
 from illava.families.base import Family
-from illava.preprocess import VisualInput
+from illava.host_copies import on_device, to_device
 from illava.reduction.scopes import PackedPrompts, VisualCounts
 from illava.requests import Request, TokenTrace, TraceStep
 from illava.visual_tokens import EncodedVisual, TokenSpan
@@ -52,6 +52,7 @@ class Prompt:
         media_order: the request's media in the order of the chat template, which may differ from the given order.
         deepstack: features [T, D] to add behind decoder layer 0, 1, ...; 0 for text.
         content_spans: the contents of the tokens and their numbers: a text's ids, or a part of a visual input.
+        size_T: float32, how many visual tokens each one stands for, 1 for text; None where the plan needs none.
     """
 
     hidden_TD: Tensor
@@ -63,6 +64,7 @@ class Prompt:
     media_order: tuple[int, ...] = ()
     deepstack: tuple[Tensor, ...] = ()
     content_spans: tuple[tuple[TextSpan | VisualSpan, int], ...] = ()
+    size_T: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -84,23 +86,24 @@ class Prompt:
             score_T=None if self.score_T is None else self.score_T[num_tokens:],
             token_spans=tuple(token_spans),
             deepstack=tuple(layer_TD[num_tokens:] for layer_TD in self.deepstack),
+            size_T=None if self.size_T is None else self.size_T[num_tokens:],
         )
 
 
-def media_of(request: Request) -> tuple[VisualInput, ...]:
-    """The request's images and videos in the order they are read."""
-    return tuple(part for part in request.content if not isinstance(part, str))
-
-
 def assemble(family: Family, request: Request, encoded: Sequence[EncodedVisual]) -> Prompt:
-    """Render the chat turn and put visual tokens in place of placeholders.
+    """Render the conversation and put visual tokens in place of placeholders.
 
     Raises:
         RequestTooLargeError: prompt and answer are longer than the model's positions.
         ReductionDidNotFireError: a step of the tower removed nothing from any of the request's media.
     """
     _refuse_noop(request, encoded)
-    rendered = family.render(request.content, [mm_item.num_placeholders for mm_item in encoded])
+    rendered = family.render(
+        request.content,
+        [mm_item.num_placeholders for mm_item in encoded],
+        history=request.history,
+        template_args=request.template_args,
+    )
     num_tokens, limit = len(rendered.token_ids), family.decoder.max_positions
     if num_tokens + request.sampling.max_new_tokens > limit:
         raise RequestTooLargeError(
@@ -109,8 +112,8 @@ def assemble(family: Family, request: Request, encoded: Sequence[EncodedVisual])
             "max_new_tokens"
         )
     device = family.decoder.device
-    position_PS = family.position_ids(rendered, media_of(request)).to(device)
-    id_S = torch.tensor(rendered.token_ids, device=device)
+    position_PS = to_device(family.position_ids(rendered, request.media), device)
+    id_S = on_device(rendered.token_ids, device)
     builder = _PromptBuilder(family, id_S, rendered.token_ids, encoded)
     order = sorted(range(len(encoded)), key=rendered.spans.__getitem__)
     for index in order:
@@ -135,6 +138,7 @@ def assemble(family: Family, request: Request, encoded: Sequence[EncodedVisual])
         tuple(order),
         tuple(torch.cat(layer) for layer in zip(*builder.deepstack, strict=True)),
         tuple(builder.content_spans),
+        torch.cat(builder.sizes) if any(mm_item.size_K is not None for mm_item in encoded) else None,
     )
 
 
@@ -171,6 +175,7 @@ def _visual_spans(
             coord_K3=mm_item.coord_K3[own],
             score_K=None if mm_item.score_K is None else mm_item.score_K[own],
             deepstack=tuple(layer_KD[own] for layer_KD in mm_item.deepstack),
+            size_K=None if mm_item.size_K is None else mm_item.size_K[own],
         )
         yield span, begin, begin + length
 
@@ -188,6 +193,7 @@ class _PromptBuilder:
         self.rendered_indices: list[Tensor] = []
         self.coords: list[Tensor] = []
         self.scores: list[Tensor] = []
+        self.sizes: list[Tensor] = []
         self.token_spans: list[TokenSpan] = []
         self.num_deepstack = max((len(mm_item.deepstack) for mm_item in encoded), default=0)
         self.deepstack: list[tuple[Tensor, ...]] = []
@@ -202,6 +208,7 @@ class _PromptBuilder:
         self.rendered_indices.append(torch.arange(self.cursor, stop, device=device))
         self.coords.append(torch.full((length, 4), -1, device=device))
         self.scores.append(torch.zeros(length, device=device))
+        self.sizes.append(torch.ones(length, device=device))
         self.token_spans.append(TokenSpan(length))
         self.content_spans.append((TextSpan(tuple(self.token_ids[self.cursor : stop])), length))
         self.cursor, self.visual_span = stop, self.visual_span + 1
@@ -214,6 +221,8 @@ class _PromptBuilder:
         self.coords.append(torch.cat([torch.full_like(mm_item.coord_K3[:, :1], own.mm_index), mm_item.coord_K3], 1))
         if mm_item.score_K is not None:
             self.scores.append(mm_item.score_K)
+        if mm_item.size_K is not None:
+            self.sizes.append(mm_item.size_K)
         self.token_spans += [
             TokenSpan(count, own.mm_index, self.visual_span, frame) for frame, count in mm_item.frame_counts if count
         ]
@@ -226,7 +235,7 @@ def pack(prompts: Sequence[Prompt]) -> PackedPrompts:
     counts = VisualCounts.of([prompt.token_spans for prompt in prompts])
     hidden_TD = torch.cat([prompt.hidden_TD for prompt in prompts])
     span_lengths = torch.tensor([span.length for _, span in counts.spans])
-    span_T = torch.arange(len(counts.spans)).repeat_interleave(span_lengths).to(hidden_TD.device)
+    span_T = to_device(torch.arange(len(counts.spans)).repeat_interleave(span_lengths), hidden_TD.device)
     scores = [prompt.score_T for prompt in prompts if prompt.score_T is not None]
     return PackedPrompts(
         hidden_TD,
@@ -236,6 +245,17 @@ def pack(prompts: Sequence[Prompt]) -> PackedPrompts:
         torch.cat(scores) if len(scores) == len(prompts) else None,
         counts,
         tuple(torch.cat(layer) for layer in zip(*_deepstacks(prompts), strict=True)),
+        _packed_sizes(prompts),
+    )
+
+
+def _packed_sizes(prompts: Sequence[Prompt]) -> Tensor | None:
+    """Every prompt's sizes; ones for a prompt without vision beside prompts with vision; None where none has any."""
+    if all(prompt.size_T is None for prompt in prompts):
+        return None
+    ones = (prompt.hidden_TD.new_ones(prompt.num_tokens, dtype=torch.float32) for prompt in prompts)
+    return torch.cat(
+        [one if prompt.size_T is None else prompt.size_T for one, prompt in zip(ones, prompts, strict=True)]
     )
 
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from illava.engine.answer_end import AnswerEnd, DecodeText
 from illava.engine.penalties import History
-from illava.engine.prompt import Prompt, TextSpan, media_of
+from illava.engine.prompt import Prompt, TextSpan
 from illava.engine.sampling import ChoiceIds
+from illava.grammar.answer import AnswerGrammar
 from illava.plan import ReductionPlan
 from illava.preprocess import VisualInput
 from illava.requests import ContentKind, FinishReason, Generation, Request, Timing, TokenTrace, TokenUsage, derive_seed
@@ -42,11 +43,13 @@ class RequestState:
         reserved: tokens per decoder layer that blocks are allocated for, the answer included.
         lengths: tokens per decoder layer that prefill left in the cache.
         num_visual: visual tokens among them, per layer.
+        num_biased: leading tokens among them whose keys have a bias, per layer: all or none.
         next_position_P: position of the first generated token, from prefill on.
         token_ids: tokens drawn so far.
         token_logprobs: their log-probabilities, where the request asked for them.
         choice_ids: of each option the request asks about, the first tokens of its texts.
         choice_probabilities: of these options, from the first token on.
+        grammar: what the answer must follow, where the request has a grammar; reads ``token_ids``.
         trace: the trace, where the request asked for it, from prefill on.
         device_s: its share of the steps' device time so far.
     """
@@ -71,11 +74,13 @@ class RequestState:
         self.reserved: list[int] = []
         self.lengths: list[int] = []
         self.num_visual: list[int] = []
+        self.num_biased: list[int] = []
         self.next_position_P: Tensor
         self.token_ids: list[int] = []
         self.token_logprobs: list[float] = []
         self.choice_ids: ChoiceIds = ()
         self.choice_probabilities: tuple[float, ...] | None = None
+        self.grammar: AnswerGrammar | None = None
         self.trace: TokenTrace | None = None
         self.device_s = 0.0
         self._seconds: dict[Phase, float] = {"queue": 0.0, "vision": 0.0, "prefill": 0.0, "decode": 0.0}
@@ -94,7 +99,7 @@ class RequestState:
 
     def show(self, reduced: Request) -> None:
         """Take the request with the media that the tower will see."""
-        self.shown, self.media = reduced, media_of(reduced)
+        self.shown, self.media = reduced, reduced.media
 
     def enter(self, phase: Phase, now: float) -> None:
         """Leave the present phase for ``phase``, which may be the same one."""
@@ -119,14 +124,17 @@ class RequestState:
     def finish(self, reason: FinishReason, decode_text: DecodeText, now: float) -> Generation:
         """End the request with its answer."""
         self.enter("queue", now)
-        return self._generation(self._end.text(self.token_ids, decode_text), reason, None)
+        text = self._end.text(self.token_ids, decode_text)
+        return self._generation(text, reason, None, None if self.grammar is None else self.grammar.accepts(text))
 
     def fail(self, error: Exception, now: float) -> Generation:
         """End the request with the error that ended it alone."""
         self.enter("queue", now)
         return self._generation("", None, error)
 
-    def _generation(self, text: str, reason: FinishReason | None, error: Exception | None) -> Generation:
+    def _generation(
+        self, text: str, reason: FinishReason | None, error: Exception | None, follows_grammar: bool | None = None
+    ) -> Generation:
         seconds = self._seconds
         timing = Timing(seconds["queue"], seconds["vision"], seconds["prefill"], seconds["decode"], self.device_s)
         usage = None
@@ -145,5 +153,15 @@ class RequestState:
         if self.request.sampling.logprobs:
             logprobs = tuple(self.token_logprobs[: len(drawn)])
         return Generation(
-            self.request_id, text, drawn, reason, usage, timing, self.trace, error, logprobs, self.choice_probabilities
+            self.request_id,
+            text,
+            drawn,
+            reason,
+            usage,
+            timing,
+            self.trace,
+            error,
+            logprobs,
+            self.choice_probabilities,
+            follows_grammar,
         )

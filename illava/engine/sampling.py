@@ -1,4 +1,4 @@
-"""Draws the next token of every row of a batch: greedy, temperature, min-p, top-k, top-p; with penalties, if any.
+"""Draws the next token of every row of a batch: greedy, temperature, min-p, top-k, top-p; penalties and grammars.
 
 A row's draw depends on its own logits and on hash(seed, request_id, step) alone, never on a shared generator or on the
 other rows.
@@ -19,9 +19,13 @@ from torch import Tensor
 from illava.engine.loop_detector import MIN_LOOP_TOKENS
 from illava.engine.penalties import History, Penalties
 from illava.errors import RequestError
+from illava.grammar.answer import AnswerGrammar
+from illava.grammar.mask import GrammarMask
+from illava.host_copies import on_device, to_device
 from illava.requests import OnLoop, SamplingParams, derive_seed
 
 ChoiceIds = tuple[tuple[int, ...], ...]  # of each option, the first tokens of its texts
+_LEAST_SHARE = torch.finfo(torch.float32).tiny  # min-p of a row whose other tokens have no probability at all
 
 
 def check_sampling(params: SamplingParams) -> None:
@@ -51,6 +55,8 @@ def check_sampling(params: SamplingParams) -> None:
         raise RequestError(f"loop_tokens must be None or at least {MIN_LOOP_TOKENS}; got {params.loop_tokens}")
     if params.on_loop not in get_args(OnLoop):
         raise RequestError(f"on_loop must be one of {', '.join(get_args(OnLoop))}; got {params.on_loop!r}")
+    if params.grammar is not None and params.min_new_tokens:
+        raise RequestError("an answer ends where its grammar ends: leave out min_new_tokens, or the grammar")
     if params.choices and not params.logprobs:
         raise RequestError("choices are told together with log-probabilities: set logprobs=True")
 
@@ -77,8 +83,10 @@ class SamplingBatch:
         random: rows that are drawn at random.
         index_R: these rows, on the device.
         wanted_R2: float32 temperature and top-p of these rows, on the device.
-        limits_R2: float32 top-k (the vocabulary where it is off) and min-p; None where no row has any.
+        limits_R2: float32 top-k (the vocabulary where it is off) and min-p; None where no row has any. A grammar is
+            one, too: what it forbids has no probability, and must not be drawn by rounding.
         penalties: of the rows that have any; None where no row has.
+        grammars: of the rows that have one; None where no row has.
         choice_ids: int64 [B, K, M] first tokens of the options' texts, and whether one stands there; None where no row
             has options.
     """
@@ -89,6 +97,7 @@ class SamplingBatch:
     wanted_R2: Tensor
     limits_R2: Tensor | None = None
     penalties: Penalties | None = None
+    grammars: GrammarMask | None = None
     choice_ids: tuple[Tensor, Tensor] | None = None
 
     @classmethod
@@ -98,6 +107,7 @@ class SamplingBatch:
         device: torch.device,
         *,
         histories: Callable[[int], History] = lambda row: History(),
+        grammars: Sequence[AnswerGrammar | None] = (),
         choice_ids: Sequence[ChoiceIds] = (),
     ) -> SamplingBatch:
         """Make the batch of rows with these parameters.
@@ -106,20 +116,31 @@ class SamplingBatch:
             params: of each row.
             device: where the logits are.
             histories: what a row's penalties count so far; asked of rows with penalties only.
+            grammars: of each row, where any has one.
             choice_ids: first tokens of the options of each row, where the rows' first tokens are drawn.
         """
         random = tuple(row for row, own in enumerate(params) if own.temperature > 0)
         wanted = [[params[row].temperature, params[row].top_p] for row in random]
         index_R, wanted_R2 = torch.tensor(random, dtype=torch.long), torch.tensor(wanted).view(-1, 2)
+        ruled = {row: own for row, own in enumerate(grammars) if own is not None}
         limits_R2 = None
-        if any(params[row].top_k or params[row].min_p for row in random):
-            limits = [[params[row].top_k or float("inf"), params[row].min_p] for row in random]
-            limits_R2 = torch.tensor(limits).to(device)
+        if any(params[row].top_k or params[row].min_p or row in ruled for row in random):
+            min_p = [max(own.min_p, _LEAST_SHARE) if row in ruled else own.min_p for row, own in enumerate(params)]
+            limits = [[params[row].top_k or float("inf"), min_p[row]] for row in random]
+            limits_R2 = on_device(limits, device)
         penalties = None
         if any(own.penalised for own in params):
             penalties = Penalties(params, histories, device)
+        mask = GrammarMask(ruled, device) if ruled else None
         choices = _padded_choices(choice_ids, device) if any(choice_ids) else None
-        return cls(tuple(params), random, index_R.to(device), wanted_R2.to(device), limits_R2, penalties, choices)
+        index_R, wanted_R2 = to_device(index_R, device), to_device(wanted_R2, device)
+        return cls(tuple(params), random, index_R, wanted_R2, limits_R2, penalties, mask, choices)
+
+    def wanted(self, logits_BV: Tensor) -> Tensor:
+        """Return float32 logits as penalties leave them, and what a row's grammar forbids at the least float."""
+        if self.penalties is not None:
+            logits_BV = self.penalties.apply(logits_BV)
+        return logits_BV if self.grammars is None else self.grammars.apply(logits_BV)
 
     def count(self, token_B: Tensor) -> None:
         """Take the tokens that the rows were given, for their penalties."""
@@ -144,10 +165,10 @@ def draw_tokens(logits_BV: Tensor, batch: SamplingBatch, draws: Sequence[float])
     """
     logits_BV = logits_BV.float()
     finite_B = logits_BV.isfinite().all(-1)
-    wanted_BV = logits_BV if batch.penalties is None else batch.penalties.apply(logits_BV)
+    wanted_BV = batch.wanted(logits_BV)
     token_B = wanted_BV.argmax(-1)
     if batch.random:
-        draw_R = torch.tensor(draws, dtype=torch.float32).to(logits_BV.device, non_blocking=True)
+        draw_R = on_device(draws, logits_BV.device, torch.float32)
         temperature_R, top_p_R = batch.wanted_R2[:, 0], batch.wanted_R2[:, 1]
         chosen_R = _nucleus(wanted_BV.index_select(0, batch.index_R), temperature_R, top_p_R, draw_R, batch.limits_R2)
         token_B = token_B.index_copy(0, batch.index_R, chosen_R)
@@ -186,7 +207,7 @@ def _padded_choices(choice_ids: Sequence[ChoiceIds], device: torch.device) -> tu
         for option, ids in enumerate(own):
             id_BKM[row, option, : len(ids)] = torch.tensor(ids)
             stands_BKM[row, option, : len(ids)] = 1.0
-    return id_BKM.to(device), stands_BKM.to(device)
+    return to_device(id_BKM, device), to_device(stands_BKM, device)
 
 
 def _nucleus(

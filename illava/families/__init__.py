@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from illava.errors import ModelLoadError
 from illava.model_files import ModelFiles, load_model_files
+from illava.pixel_limits import NO_LIMITS, PixelLimits
 from illava.preprocess import Preprocessor
 
 if TYPE_CHECKING:
@@ -29,7 +30,9 @@ class FamilySpec:
         geometry: torch-free function, from `ModelFiles` to the family's arithmetic of sizes and counts.
         depth: torch-free function, from `ModelFiles` to (vision blocks that are run, decoder layers).
         preprocessor: torch-free function, from `ModelFiles` and that geometry to a `Preprocessor`.
+        plan_check: torch-free function that refuses a plan which the tower cannot carry out.
         presets: names of the shipped plans for its published checkpoints.
+        pixel_limits: fields of `PixelLimits` that mean something for it.
     """
 
     model_type: str
@@ -37,9 +40,12 @@ class FamilySpec:
     geometry: str
     depth: str
     preprocessor: str
+    plan_check: str
     presets: tuple[str, ...]
+    pixel_limits: tuple[str, ...]
 
 
+_NATIVE = ("max_pixels", "min_pixels", "total_pixels")
 _SPECS = (
     FamilySpec(
         model_type="llava_next",
@@ -47,7 +53,9 @@ _SPECS = (
         geometry="illava.families.llava.geometry:next_geometry",
         depth="illava.families.llava.geometry:model_depth",
         preprocessor="illava.families.llava.preprocessor:next_preprocessor",
+        plan_check="illava.families.llava.plan_check:check_next",
         presets=("illava-next-image",),
+        pixel_limits=("max_tiles",),
     ),
     FamilySpec(
         model_type="llava_onevision",
@@ -55,7 +63,9 @@ _SPECS = (
         geometry="illava.families.llava.geometry:onevision_geometry",
         depth="illava.families.llava.geometry:model_depth",
         preprocessor="illava.families.llava.preprocessor:onevision_preprocessor",
+        plan_check="illava.families.llava.plan_check:check_onevision",
         presets=("illava-image", "illava-video"),
+        pixel_limits=("max_tiles",),
     ),
     FamilySpec(
         model_type="qwen2_5_vl",
@@ -63,7 +73,9 @@ _SPECS = (
         geometry="illava.families.qwen.geometry:qwen2_geometry",
         depth="illava.families.qwen.geometry:model_depth",
         preprocessor="illava.families.qwen.preprocessor:qwen2_preprocessor",
+        plan_check="illava.families.qwen.plan_check:check_windowed",
         presets=("illava-qwen2.5-vl",),
+        pixel_limits=_NATIVE,
     ),
     FamilySpec(
         model_type="qwen2_vl",
@@ -71,7 +83,9 @@ _SPECS = (
         geometry="illava.families.qwen.geometry:qwen2_geometry",
         depth="illava.families.qwen.geometry:model_depth",
         preprocessor="illava.families.qwen.preprocessor:qwen2_preprocessor",
+        plan_check="illava.families.qwen.plan_check:check_qwen",
         presets=("illava-qwen2-vl",),
+        pixel_limits=_NATIVE,
     ),
     FamilySpec(
         model_type="qwen3_vl",
@@ -79,7 +93,9 @@ _SPECS = (
         geometry="illava.families.qwen.geometry:qwen3_geometry",
         depth="illava.families.qwen.geometry:model_depth",
         preprocessor="illava.families.qwen.preprocessor:qwen3_preprocessor",
+        plan_check="illava.families.qwen.plan_check:check_qwen",
         presets=("illava-qwen2-vl",),  # none is published for it
+        pixel_limits=_NATIVE,
     ),
 )
 FAMILIES = {spec.model_type: spec for spec in _SPECS}
@@ -115,23 +131,57 @@ def require_supported(model_id: str, *, revision: str | None = None) -> None:
     load_spec(model_id, revision=revision)
 
 
-def load_preprocessor(model_id: str, *, revision: str | None = None) -> Preprocessor:
+def unused_limits(spec: FamilySpec, limits: PixelLimits) -> str | None:
+    """Say which limits mean nothing for a family, and which it takes; None where all mean something."""
+    unknown = [name for name in limits.named if name not in spec.pixel_limits]
+    if not unknown:
+        return None
+    reads = "tiles of one size" if spec.pixel_limits != _NATIVE else "pictures of any size"
+    have = "has" if len(unknown) == 1 else "have"
+    return (
+        f"{', '.join(unknown)} {have} no meaning for a {spec.model_type} model, which reads {reads}; set "
+        f"{', '.join(spec.pixel_limits)} instead"
+    )
+
+
+def load_geometry(spec: FamilySpec, files: ModelFiles, limits: PixelLimits) -> Any:
+    """Read a model's geometry from its files, within these limits.
+
+    Raises:
+        ModelLoadError: a file or key is missing, or the limits make no sense for this model.
+    """
+    if problem := unused_limits(spec, limits):
+        raise ModelLoadError(problem)
+    geometry = load_part(spec.geometry)(files)
+    return geometry.within(limits) if limits.named else geometry
+
+
+def load_preprocessor(
+    model_id: str, *, revision: str | None = None, pixel_limits: PixelLimits = NO_LIMITS
+) -> Preprocessor:
     """Make the preprocessor of a model folder or hub id, from its JSON files alone (no weights, no torch).
 
     Args:
         model_id: local folder, or hub id.
         revision: hub commit; None for a local folder.
+        pixel_limits: bounds of the pictures' sizes; the model is loaded with the same ones.
 
     Raises:
-        ModelLoadError: a file or key is missing, the family is unknown, or the files ask for an unsupported step.
+        ModelLoadError: a file or key is missing, the family is unknown, or the files ask for an unsupported step; or
+            the limits make no sense for this model.
     """
     spec, files = load_spec(model_id, revision=revision)
-    preprocessor: Preprocessor = load_part(spec.preprocessor)(files, load_part(spec.geometry)(files))
+    preprocessor: Preprocessor = load_part(spec.preprocessor)(files, load_geometry(spec, files, pixel_limits))
     return preprocessor
 
 
 def load_family(
-    model_id: str, *, revision: str | None = None, dtype: torch.dtype, device: torch.device | str
+    model_id: str,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    pixel_limits: PixelLimits = NO_LIMITS,
 ) -> Family:
     """Load a model's weights and tokenizer from a local folder or the hub.
 
@@ -142,13 +192,14 @@ def load_family(
         revision: hub commit.
         dtype: of all weights.
         device: where they go.
+        pixel_limits: bounds of the pictures' sizes, as the preprocessor has them.
 
     Raises:
         ModelLoadError: unknown family, no such model, weights that are missing, incomplete or not safetensors.
     """
     spec, files = load_spec(model_id, revision=revision)
     family_class: type[Family] = load_part(spec.family)
-    preprocessor = load_preprocessor(model_id, revision=revision)
+    preprocessor = load_preprocessor(model_id, revision=revision, pixel_limits=pixel_limits)
     family = family_class.load(model_id, preprocessor, revision=revision, dtype=dtype, device=device)
     family.has_random_weights = files.has_random_weights
     return family

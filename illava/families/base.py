@@ -8,7 +8,7 @@ one file; subclasses are one level deep.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol, Self
 
 import torch
@@ -20,6 +20,7 @@ from illava.families.loading import load_config, load_tokenizer, load_weights, s
 from illava.plan import ReductionPlan
 from illava.preprocess import Preprocessor, VisualInput
 from illava.reduction.probe import AttentionProbe
+from illava.requests import Message
 from illava.visual_tokens import EncodedVisual
 
 
@@ -156,9 +157,36 @@ class Family(ABC):
         """
         return self.encoder.encode(media, plan, trace=trace, seeds=seeds, probe=probe)
 
-    def render(self, content: Sequence[str | VisualInput], num_placeholders: Sequence[int]) -> RenderedPrompt:
-        """Apply chat template and tokenizer; ``num_placeholders`` gives each visual input's placeholders, in order."""
-        return self._chat.render(content, num_placeholders)
+    def render(
+        self,
+        content: Sequence[str | VisualInput],
+        num_placeholders: Sequence[int],
+        *,
+        history: Sequence[Message] = (),
+        template_args: Mapping[str, Any] | None = None,
+    ) -> RenderedPrompt:
+        """Apply chat template and tokenizer to a user turn and what was said before it.
+
+        ``num_placeholders`` gives the placeholders of each visual input of the conversation, in order.
+        """
+        return self._chat.render(content, num_placeholders, history=history, template_args=template_args)
+
+    def check_template_args(self, template_args: Mapping[str, Any]) -> None:
+        """Refuse names that the chat template does not use. Raises RequestError."""
+        self._chat.check_args(template_args)
+
+    def check_conversation(self, history: Sequence[Message], template_args: Mapping[str, Any]) -> None:
+        """Refuse a conversation that the chat template cannot render whole, before anything is asked.
+
+        Raises:
+            RequestError: says what the template lacks.
+        """
+        self._chat.template_text(("x",), history=history, template_args=template_args)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of Hugging Face."""
+        return self._tokenizer
 
     def position_ids(self, prompt: RenderedPrompt, media: Sequence[VisualInput]) -> Tensor:
         """Rotary positions of every rendered token: int64 [P, S]; P is 1, or 3 for M-RoPE. By default they count up.

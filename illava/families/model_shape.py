@@ -1,12 +1,18 @@
-"""Reads a model's depth and geometry from its config.json, before any weight is loaded, to count tokens. Torch-free."""
+"""Reads a model's depth and geometry from its JSON files, before any weight is loaded, to count tokens and check plans.
+
+Torch-free.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from illava.families import load_part, load_spec
+from illava.families import load_geometry, load_part, load_spec
 from illava.families.llava.geometry import AnyresGeometry
 from illava.families.qwen.geometry import NativeGeometry
+from illava.pixel_limits import NO_LIMITS, PixelLimits
+from illava.plan import ReductionPlan
+from illava.reduction.evidence import check_decoder_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +30,32 @@ class ModelShape:
     num_decoder_layers: int
 
 
-def load_model_shape(model_id: str, *, revision: str | None = None) -> ModelShape:
+def load_model_shape(
+    model_id: str, *, revision: str | None = None, pixel_limits: PixelLimits = NO_LIMITS
+) -> ModelShape:
     """Read depth and geometry from the JSON files alone.
 
     Raises:
         ModelLoadError: a file or key is missing, or the model is of no supported family.
     """
     spec, files = load_spec(model_id, revision=revision)
-    return ModelShape(load_part(spec.geometry)(files), *load_part(spec.depth)(files))
+    return ModelShape(load_geometry(spec, files, pixel_limits), *load_part(spec.depth)(files))
+
+
+def check_plan(plan: ReductionPlan, model_id: str, *, revision: str | None = None) -> None:
+    """Refuse a plan that makes no sense for a model, as its `Family.check` would, from the JSON files alone.
+
+    Raises:
+        PlanError: says what is wrong, where, and what would be right.
+        ModelLoadError: as `load_model_shape`.
+    """
+    spec, files = load_spec(model_id, revision=revision)
+    num_blocks, num_layers = load_part(spec.depth)(files)
+    load_part(spec.plan_check)(
+        plan,
+        spec.model_type,
+        load_part(spec.geometry)(files),
+        num_blocks=num_blocks,
+        full_blocks=files.config.section("vision_config").get("fullatt_block_indexes"),
+    )
+    check_decoder_steps(plan, num_layers)

@@ -1,6 +1,6 @@
 """Checks whether a tower of given depth and tile size can carry out the vision steps of a plan.
 
-All families share these checks, so they know no model and no reducer by name.
+All families share these checks, so they know no model and no reducer by name. Torch-free: a dry run makes them too.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from math import isqrt
 from illava.errors import PlanError
 from illava.plan import ReductionPlan
 from illava.reducers import Stage
-from illava.reduction.vision import CLS_EVIDENCE, VISION_EVIDENCE
+from illava.reduction.evidence import CLS_EVIDENCE, VISION_EVIDENCE
 
 
 def tokens_left(

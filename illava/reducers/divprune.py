@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from illava.host_copies import constant_on
 from illava.reducers.base import Evidence, EvidenceKind, Reducer, Stage
 from illava.reducers.budget import Budget
 
@@ -57,7 +58,7 @@ def _pick_apart(unit_SND: Tensor, lengths: tuple[int, ...], kept: tuple[int, ...
 
     inside_SN = inside(lengths, unit_SND.shape[1], unit_SND.device)
     picked_SN = torch.zeros_like(inside_SN)
-    kept_S1 = torch.tensor(kept, device=unit_SND.device)[:, None]
+    kept_S1 = constant_on(kept, unit_SND.device)[:, None]
     gap_SN = 1 - nearest_other(unit_SND, inside_SN)  # distance to the nearest other token, later to the nearest pick
     for step in range(max(kept, default=0)):
         gap_SN = gap_SN.masked_fill(picked_SN | ~inside_SN, float("-inf"))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from illava.host_copies import constant_on
 from illava.reducers.base import Evidence, EvidenceKind, Reducer, Stage
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def _novelty(tokens: Tokens) -> Tensor:
 
     device, total = tokens.hidden_TD.device, sum(tokens.lengths)
     segment_T = torch.arange(len(tokens.lengths), device=device).repeat_interleave(
-        torch.tensor(tokens.lengths, device=device), output_size=total
+        constant_on(tokens.lengths, device), output_size=total
     )
     frame_T, row_T, col_T = tokens.coord_T3.unbind(1)
     coord_T = (((segment_T << _BITS) | row_T.clamp(min=0)) << _BITS) | col_T.clamp(min=0)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from illava.host_copies import constant_on
 from illava.reducers.base import Evidence, EvidenceKind, Reducer, Stage
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class FrameMerging(Reducer):
         from illava.tokens import cluster
 
         device, total = tokens.hidden_TD.device, sum(tokens.lengths)
-        length_S = torch.tensor(tokens.lengths, device=device)
+        length_S = constant_on(tokens.lengths, device)
         segment_T = torch.arange(len(tokens.lengths), device=device).repeat_interleave(length_S, output_size=total)
         frame_T, row_T, col_T = tokens.coord_T3.unbind(1)
         of_frame_F2, frame_T = torch.unique(torch.stack([segment_T, frame_T], 1), dim=0, return_inverse=True)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from illava.host_copies import to_device
 from illava.reducers.base import ClipScorer, Evidence, EvidenceKind, MediaKind, Reducer, Stage, TextScorer
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class FreeVideoLLM(Reducer):
 
         similarity_F = relevance_FRC.flatten(1).sum(1) / there_FRC.flatten(1).sum(1)
         slow = torch.argsort(similarity_F, descending=True, stable=True)[: self.num_slow]
-        return torch.cat([slow, _even(len(similarity_F), self.num_middle).to(slow.device)]).unique()
+        return torch.cat([slow, to_device(_even(len(similarity_F), self.num_middle), slow.device)]).unique()
 
 
 def _even(total: int, count: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from illava.host_copies import constant_on
 from illava.reducers.base import Evidence, EvidenceKind, Reducer, Stage
 from illava.reducers.budget import Budget
 
@@ -65,7 +66,7 @@ def _merge_pairs(key_SND: Tensor, size_SN: Tensor, lengths: tuple[int, ...], kep
     best_SN, partner_SN = similarity_SNN.max(-1)
 
     for step in range(max(n - k for n, k in zip(lengths, kept, strict=True))):
-        seg = torch.tensor([s for s in range(num_segments) if lengths[s] - kept[s] > step], device=device)
+        seg = constant_on([s for s in range(num_segments) if lengths[s] - kept[s] > step], device)
         one = best_SN[seg].argmax(1)
         other = partner_SN[seg, one]
         low, high = torch.minimum(one, other), torch.maximum(one, other)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from illava.host_copies import constant_on
 from illava.reducers.base import AttentionScore, Evidence, EvidenceKind, Reducer, Stage, score_evidence
 from illava.reducers.budget import Budget
 
@@ -64,7 +65,7 @@ def merge_least(score_T: Tensor, lengths: tuple[int, ...], kept: tuple[int, ...]
     removed = tuple(n - k for n, k in zip(lengths, kept, strict=True))
     sizes = tuple(r + 1 if r else 0 for r in removed)  # a segment that loses nothing mixes nothing
     start_S1 = offsets(lengths, device)[:, None]
-    removed_S1 = torch.tensor(removed, device=device)[:, None]
+    removed_S1 = constant_on(removed, device, torch.long)[:, None]
 
     order_SN = torch.argsort(pad(score_T.float(), lengths, float("inf")), dim=1, stable=True)
     rank_SN = torch.empty_like(order_SN).scatter_(1, order_SN, torch.arange(width, device=device).expand_as(order_SN))
@@ -78,11 +79,11 @@ def merge_least(score_T: Tensor, lengths: tuple[int, ...], kept: tuple[int, ...]
     weight_E = weight_SN.flatten()[ragged_index(sizes, width, device)]
 
     merging = [s for s in range(num_segments) if removed[s]]
-    merging_G = torch.tensor(merging, dtype=torch.long, device=device)
+    merging_G = constant_on(merging, device, torch.long)
     coord_G = order_SN[merging_G].gather(1, removed_S1[merging_G]).squeeze(1)  # t_r
     before_G = (rank_SN < removed_S1)[merging_G].long().cumsum(1).gather(1, coord_G[:, None]).squeeze(1)
     target_G = coord_G - before_G + offsets(kept, device)[merging_G]
-    size_G = torch.tensor([sizes[s] for s in merging], dtype=torch.long, device=device)
+    size_G = constant_on([sizes[s] for s in merging], device, torch.long)
     uniform = len({sizes[s] for s in merging}) == 1
     group_size = sizes[merging[0]] if uniform else None
-    return Assignment(sum(lengths), kept, kept_K, source_E, weight_E, target_G, size_G, group_size)
+    return Assignment(sum(lengths), kept, kept_K, source_E, weight_E, target_G, size_G, group_size, keeps_content=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from illava.host_copies import constant_on
 from illava.reducers.base import AttentionScore, Evidence, EvidenceKind, Reducer, Stage, score_evidence
 from illava.reducers.budget import Budget
 
@@ -62,8 +63,8 @@ def _recycle(tokens: Tokens, score_T: Tensor, kept: tuple[int, ...]) -> Assignme
     order_SN = torch.empty_like(rank_SN).scatter_(
         1, rank_SN, torch.arange(rank_SN.shape[1], device=device).expand_as(rank_SN)
     )
-    start_S1, kept_S1 = offsets(lengths, device)[:, None], torch.tensor(kept, device=device)[:, None]
-    first_S1 = kept_S1 - torch.tensor(recycling, device=device)[:, None]
+    start_S1, kept_S1 = offsets(lengths, device)[:, None], constant_on(kept, device)[:, None]
+    first_S1 = kept_S1 - constant_on(recycling, device)[:, None]
     index_SC = order_SN.gather(1, _counting(first_S1, max(recycling)).clamp(max=rank_SN.shape[1] - 1))
     index_SR = order_SN.gather(1, _counting(kept_S1, max(removed)).clamp(max=rank_SN.shape[1] - 1))
     last = sum(lengths) - 1  # entries beyond a short last segment are masked or left out, but read
@@ -83,7 +84,7 @@ def _recycle(tokens: Tokens, score_T: Tensor, kept: tuple[int, ...]) -> Assignme
         source_E=unpad(source_SCe.flatten(0, 1), per_row),
         weight_E=unpad(weight_SCe.flatten(0, 1), per_row),
         target_G=unpad(row_SN.gather(1, index_SC), recycling),
-        size_G=torch.tensor(used, device=device),
+        size_G=constant_on(used, device),
         group_size=used[0] if len(set(used)) == 1 else None,
     )
 
@@ -100,9 +101,7 @@ def _take_up(hidden_TD: Tensor, index_SC: Tensor, index_SR: Tensor, removed: lis
 
     device, dim = hidden_TD.device, hidden_TD.shape[1]
     x_SCD, x_SRD = hidden_TD[index_SC].float(), hidden_TD[index_SR].float()
-    beyond_S1R = (torch.arange(index_SR.shape[1], device=device) >= torch.tensor(removed, device=device)[:, None])[
-        :, None
-    ]
+    beyond_S1R = (torch.arange(index_SR.shape[1], device=device) >= constant_on(removed, device)[:, None])[:, None]
     dot_SCR = torch.bmm(x_SCD, x_SRD.transpose(1, 2)).masked_fill_(beyond_S1R, float("-inf"))
     top = dot_SCR.topk(min(_NUM_SOURCES, index_SR.shape[1]), dim=2)
     taken_SCk = index_SR[:, None].expand(-1, index_SC.shape[1], -1).gather(2, top.indices)

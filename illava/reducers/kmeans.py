@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from illava.host_copies import constant_on
 from illava.reducers.base import Evidence, EvidenceKind, Reducer, Stage
 from illava.reducers.budget import Budget
 
@@ -61,7 +62,7 @@ def _lloyd(tokens: Tokens, size_T: Tensor, kept: tuple[int, ...]) -> tuple[Tenso
     num_segments = len(lengths)
     unit_TD = unit(tokens.hidden_TD)
     unit_SND = pad(unit_TD, lengths, 0.0)
-    lengths_S1, kept_S1 = (torch.tensor(n, device=device)[:, None] for n in (lengths, kept))
+    lengths_S1, kept_S1 = (constant_on(n, device)[:, None] for n in (lengths, kept))
     first_SC = (2 * torch.arange(width, device=device) + 1) * lengths_S1 // (2 * kept_S1).clamp(min=1)
     last_S1 = (lengths_S1 - 1).clamp(min=0)
     centre_SCD = unit_SND.gather(1, first_SC.clamp(max=last_S1)[..., None].expand(-1, -1, unit_SND.shape[2]))
@@ -91,6 +92,6 @@ def _representatives(label_T: Tensor, closeness_T: Tensor, lengths: tuple[int, .
     index_T = torch.arange(label_T.shape[0], device=label_T.device)
     into_T = nearest_member(label_T, closeness_T)
     own_SN = pad((into_T == index_T).long(), lengths, 0)
-    empty_S1 = torch.tensor(kept, device=label_T.device)[:, None] - own_SN.sum(1, keepdim=True)
+    empty_S1 = constant_on(kept, label_T.device)[:, None] - own_SN.sum(1, keepdim=True)
     distance_T = (-closeness_T).masked_fill(into_T == index_T, -1.0)  # representatives come last
     return torch.where(unpad(rank_highest(distance_T, lengths) < empty_S1, lengths), index_T, into_T)

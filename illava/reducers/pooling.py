@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import PositiveInt
 
+from illava.host_copies import constant_on
 from illava.reducers.base import Evidence, EvidenceKind, Reducer, Stage
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Pooling(Reducer):
 
         device, total = tokens.hidden_TD.device, sum(tokens.lengths)
         segment_T = torch.arange(len(tokens.lengths), device=device).repeat_interleave(
-            torch.tensor(tokens.lengths, device=device), output_size=total
+            constant_on(tokens.lengths, device), output_size=total
         )
         label_T = self._cells(tokens.coord_T3, segment_T)
         coord_T2 = tokens.coord_T3[:, 1:].float()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from illava.host_copies import constant_on
 from illava.reducers.base import Evidence, EvidenceKind, Reducer, Stage
 
 if TYPE_CHECKING:
@@ -67,10 +68,10 @@ class PruMerge(Reducer):
         source_SCe = torch.cat([index_SC[..., None], near_SCk], 2)
         weight_SCe = score_SN[:, None].expand(-1, index_SC.shape[1], -1).gather(2, source_SCe)
         weight_SCe[..., 0] = 1.0
-        edges = torch.arange(source_SCe.shape[2], device=device) < torch.tensor(sizes, device=device)[:, None, None]
-        rows = torch.arange(max(kept), device=device) < torch.tensor(kept, device=device)[:, None]
+        edges = torch.arange(source_SCe.shape[2], device=device) < constant_on(sizes, device)[:, None, None]
+        rows = torch.arange(max(kept), device=device) < constant_on(kept, device)[:, None]
         used_SCe = edges & rows[..., None]
-        size_G = torch.tensor(sizes, device=device).repeat_interleave(torch.tensor(kept, device=device))
+        size_G = constant_on(sizes, device).repeat_interleave(constant_on(kept, device))
         return Assignment(
             num_tokens=sum(lengths),
             lengths=kept,
@@ -90,7 +91,7 @@ def _centres(score_SN: Tensor, lengths: tuple[int, ...], *, plus: bool) -> Tenso
     from illava.reducers.ops.similarity import inside
 
     inside_SN = inside(lengths, score_SN.shape[1], score_SN.device)
-    lengths_S1 = torch.tensor(lengths, device=score_SN.device)[:, None]
+    lengths_S1 = constant_on(lengths, score_SN.device)[:, None]
     sorted_SN = score_SN.masked_fill(~inside_SN, float("inf")).sort(1).values
 
     def quantile(share: float) -> Tensor:

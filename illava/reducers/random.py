@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from illava.host_copies import to_device
 from illava.reducers.base import Evidence, EvidenceKind, Reducer, Stage
 from illava.reducers.budget import Budget
 
@@ -41,5 +42,5 @@ class Random(Budget, Reducer):
             torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
             for n, seed in zip(tokens.lengths, evidence.seeds, strict=True)
         ]
-        score_T = torch.cat([torch.empty(0), *draws]).to(tokens.hidden_TD.device)
+        score_T = to_device(torch.cat([torch.empty(0), *draws]), tokens.hidden_TD.device)
         return prune_lowest(score_T, tokens.lengths, tuple(self.num_kept(n) for n in tokens.lengths))

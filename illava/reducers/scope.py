@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from illava.host_copies import constant_on
 from illava.reducers.base import Evidence, EvidenceKind, Reducer, Stage
 from illava.reducers.budget import Budget
 
@@ -60,7 +61,7 @@ def _pick_covering(unit_SND: Tensor, weight_SN: Tensor, lengths: tuple[int, ...]
 
     inside_SN = inside(lengths, unit_SND.shape[1], unit_SND.device)
     picked_SN = torch.zeros_like(inside_SN)
-    kept_S1 = torch.tensor(kept, device=unit_SND.device)[:, None]
+    kept_S1 = constant_on(kept, unit_SND.device)[:, None]
     cosine_SNN = torch.bmm(unit_SND, unit_SND.transpose(1, 2))
     covered_SN = unit_SND.new_zeros(inside_SN.shape)
     for step in range(max(kept, default=0)):

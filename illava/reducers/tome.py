@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from illava.errors import PlanError
+from illava.host_copies import constant_on
 from illava.reducers.base import Evidence, EvidenceKind, Reducer, Stage
 from illava.reducers.budget import Budget
 
@@ -89,7 +90,7 @@ def _match(keys_THd: Tensor, lengths: tuple[int, ...], kept: tuple[int, ...]) ->
     num_a = best_SA.shape[1]
     rank_SA = rank_highest(best_SA.flatten(), (num_a,) * len(lengths))
     coord_SA = torch.arange(num_a, device=device).expand_as(rank_SA)
-    removed_S1 = torch.tensor([n - k for n, k in zip(lengths, kept, strict=True)], device=device)[:, None]
+    removed_S1 = constant_on([n - k for n, k in zip(lengths, kept, strict=True)], device)[:, None]
     into_SN = torch.arange(width, device=device).repeat(len(lengths), 1)
     into_SN[:, 0::2] = torch.where(rank_SA < removed_S1, 2 * index_SA + 1, 2 * coord_SA)
     return unpad(into_SN + offsets(lengths, device)[:, None], lengths)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from illava.host_copies import constant_on
 from illava.reducers.base import Evidence, EvidenceKind, Reducer, Stage
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class VidCom2(Reducer):
         device, total, num_media = tokens.hidden_TD.device, sum(tokens.lengths), len(tokens.lengths)
         kept = tuple(self.num_kept(n) for n in tokens.lengths)
         input_T = torch.arange(num_media, device=device).repeat_interleave(
-            torch.tensor(tokens.lengths, device=device), output_size=total
+            constant_on(tokens.lengths, device), output_size=total
         )
         pairs_T2 = torch.stack([input_T, tokens.coord_T3[:, 0]], 1)
         pairs_F2, frame_T = torch.unique(pairs_T2, dim=0, return_inverse=True)
@@ -68,7 +69,7 @@ class VidCom2(Reducer):
         ones_T = torch.ones_like(usual_T)
         unusual_F = -group_mean(usual_T[:, None], ones_T, frame_T, num_frames).squeeze(1)
         size_F = torch.zeros_like(unusual_F).index_add_(0, frame_T, ones_T)
-        base_S = torch.tensor([k / max(n, 1) for k, n in zip(kept, tokens.lengths, strict=True)], device=device)
+        base_S = constant_on([k / max(n, 1) for k, n in zip(kept, tokens.lengths, strict=True)], device)
         quota_F = _quotas(unusual_F, size_F, pairs_F2[:, 0], base_S)
         rank_T = _rank_in_group(usual_T + frame_usual_T, frame_T)
         priority_T = torch.where(rank_T == 0, -1.0, (rank_T + 0.5) / quota_F[frame_T])
@@ -94,7 +95,7 @@ def _likeness(
     def likeness(label_T: Tensor, num_groups: int) -> Tensor:
         centre_GD = group_mean(unit_TD, ones_T, label_T, num_groups)
         distance_T1 = (unit_TD - centre_GD[label_T]).square().sum(1, keepdim=True)
-        return torch.exp(-distance_T1 / (2 * distance_T1.new_tensor(_WIDTHS))).sum(1)
+        return torch.exp(-distance_T1 / (2 * constant_on(_WIDTHS, distance_T1.device))).sum(1)
 
     return likeness(input_T, num_media), likeness(frame_T, num_frames)
 

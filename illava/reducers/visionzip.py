@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from illava.host_copies import constant_on
 from illava.reducers.base import Evidence, EvidenceKind, Reducer, Stage
 from illava.reducers.budget import Budget
 
@@ -67,8 +68,8 @@ def _contextual(
 
     device, width = score_T.device, max(lengths)
     others = tuple(n - k + c for n, k, c in zip(lengths, kept, contextual, strict=True))
-    others_S1, contextual_S1 = (torch.tensor(n, device=device)[:, None] for n in (others, contextual))
-    dominant_S1 = torch.tensor([k - c for k, c in zip(kept, contextual, strict=True)], device=device)[:, None]
+    others_S1, contextual_S1 = (constant_on(n, device)[:, None] for n in (others, contextual))
+    dominant_S1 = constant_on([k - c for k, c in zip(kept, contextual, strict=True)], device)[:, None]
     is_dominant_SN = rank_highest(score_T, lengths) < dominant_S1
     other_SN = torch.argsort(is_dominant_SN.byte(), dim=1, stable=True)  # the others first, in order
     coord_SN = torch.arange(width, device=device).expand_as(other_SN)

@@ -10,7 +10,7 @@ Shape suffixes: T packed tokens, N tokens in scope, H query heads, G key/value h
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,42 +19,17 @@ from torch import Tensor
 from illava.attention.scores import causal_attention_received, last_query_attention
 from illava.errors import PlanError, ReductionDidNotFireError
 from illava.plan import ReductionPlan
-from illava.reducers import Evidence, EvidenceKind, Reducer, Stage
+from illava.reducers import Evidence, Reducer, Stage
+from illava.reduction.evidence import DECODER_EVIDENCE
 from illava.reduction.probe import AttentionProbe
 from illava.reduction.scopes import PackedPrompts, Selection
 from illava.requests import TraceStep, derive_seed
-from illava.tokens import Assignment, Tokens, embed_in_batch, merged_sizes
-
-DECODER_EVIDENCE: dict[Stage, frozenset[EvidenceKind]] = {
-    "decoder_input": frozenset({"attention_received", "sizes", "seed"}),
-    "decoder_layer": frozenset(
-        {
-            "attention_received",
-            "causal_normalised_attention",
-            "last_query_attention",
-            "own_layer_query_attention",
-            "keys",
-            "sizes",
-            "seed",
-        }
-    ),
-}
+from illava.tokens import Assignment, Tokens, embed_in_batch
 
 
-def check_decoder_steps(plan: ReductionPlan, num_layers: int) -> None:
-    """Refuse decoder steps that cannot run.
-
-    Raises:
-        PlanError: a layer out of range, or evidence that no decoder layer has.
-    """
-    for step in plan.steps:
-        if step.stage not in DECODER_EVIDENCE:
-            continue
-        if step.layers and step.layers[-1] >= num_layers:
-            raise PlanError(f"the plan reduces before decoder layer {step.layers[-1]}; the last is {num_layers - 1}")
-        lacking = step.reducer.evidence(step.stage) - DECODER_EVIDENCE[step.stage]
-        if lacking:
-            raise PlanError(f"{step.reducer.kind!r} needs {', '.join(sorted(lacking))}: not known at {step.stage}")
+def size_bias(plan: ReductionPlan, prompts: PackedPrompts) -> Tensor | None:
+    """What every layer adds to the scores of each token's key, float32 [T]; None where the plan has no `size_bias`."""
+    return prompts.size_T.log() if plan.size_bias and prompts.size_T is not None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +72,6 @@ class DecoderReduction:
         self.errors: dict[int, ReductionDidNotFireError] = {}
         self.traces: dict[int, list[TraceStep]] = {row: [] for row in traced}
         self._sized = any("sizes" in s.reducer.evidence(s.stage) for s in plan.steps if s.stage in DECODER_EVIDENCE)
-        self._size_T: Tensor | None = None  # of all packed tokens: visual tokens since they entered the decoder
 
     def apply(
         self,
@@ -118,7 +92,8 @@ class DecoderReduction:
             own_qk: computes those of the layer about to run, over all these tokens; called if a reducer asks for it.
         """
         if self._probe is not None and qk is not None and layer is not None:
-            seen_T = last_query_attention(*qk, prompts.lengths, scale=self._scale)
+            bias_T = size_bias(self._plan, prompts)
+            seen_T = last_query_attention(*qk, prompts.lengths, scale=self._scale, key_bias_T=bias_T)
             self._probe(stage, layer - 1, seen_T[prompts.coord_T4[:, 0] >= 0])
         reducer = self._plan.at(stage, layer)
         if reducer is None:
@@ -126,8 +101,9 @@ class DecoderReduction:
         if not prompts.counts.knows(reducer.per):
             prompts = prompts.measured()
         chosen = prompts.counts.select(reducer.per)
-        if self._sized and self._size_T is None:
-            self._size_T = prompts.hidden_TD.new_ones(prompts.hidden_TD.shape[0], dtype=torch.float32)
+        if self._sized and prompts.size_T is None:  # visual tokens since they entered the decoder
+            ones_T = prompts.hidden_TD.new_ones(prompts.hidden_TD.shape[0], dtype=torch.float32)
+            prompts = replace(prompts, size_T=ones_T)
         after = prompts
         if chosen.lengths:
             scope_T = chosen.scope_T(prompts.span_T)
@@ -137,8 +113,6 @@ class DecoderReduction:
             counts = prompts.counts.reduced(chosen, assignment.lengths)
             whole = embed_in_batch(assignment, site.index_N, prompts.span_T.shape[0], counts.lengths)
             after = prompts.reduced(whole, counts)
-            if self._size_T is not None:
-                self._size_T = merged_sizes(whole, self._size_T)
             self._record(site, prompts, after, whole)
         if not reducer.may_keep_all:
             self._note_noop(prompts, after, f"{reducer.kind!r} at {stage}{'' if layer is None else f' {layer}'}")
@@ -153,8 +127,8 @@ class DecoderReduction:
     ) -> Evidence:
         kinds, lengths, index_N = site.reducer.evidence(site.stage), prompts.lengths, site.index_N
         found: dict[str, Any] = {}
-        if "sizes" in kinds and self._size_T is not None:
-            found["size_T"] = self._size_T[index_N]
+        if "sizes" in kinds and prompts.size_T is not None:
+            found["size_T"] = prompts.size_T[index_N]
         if "seed" in kinds:
             found["seeds"] = self._scope_seeds(site)
         if qk is None:
@@ -164,16 +138,19 @@ class DecoderReduction:
                 found["attention_received_T"] = prompts.score_T[index_N]
             return Evidence(**found)
         q_THd, k_TGd = qk
+        bias_T = size_bias(self._plan, prompts)
         for kind, normalised in (("attention_received", False), ("causal_normalised_attention", True)):
             if kind in kinds:
                 score_T = causal_attention_received(
-                    q_THd, k_TGd, lengths, site.scope_T, scale=self._scale, normalised=normalised
-                )
+                    q_THd, k_TGd, lengths, site.scope_T,
+                    scale=self._scale, normalised=normalised, key_bias_T=bias_T,
+                )  # fmt: skip
                 found[f"{kind}_T"] = score_T[index_N]
         if "last_query_attention" in kinds:
-            found["last_query_attention_T"] = last_query_attention(q_THd, k_TGd, lengths, scale=self._scale)[index_N]
+            score_T = last_query_attention(q_THd, k_TGd, lengths, scale=self._scale, key_bias_T=bias_T)
+            found["last_query_attention_T"] = score_T[index_N]
         if "own_layer_query_attention" in kinds and own_qk is not None:
-            score_T = last_query_attention(*own_qk(), lengths, scale=self._scale)
+            score_T = last_query_attention(*own_qk(), lengths, scale=self._scale, key_bias_T=bias_T)
             found["own_layer_query_attention_T"] = score_T[index_N]
         if "keys" in kinds:
             found["keys_THd"] = k_TGd[index_N]

@@ -38,6 +38,14 @@ def representatives(assignments: Sequence[Assignment], num_cells: int, device: t
     return representative_P
 
 
+def merged_counts(assignments: Sequence[Assignment], num_cells: int, num_tokens: int, device: torch.device) -> Tensor:
+    """How many cells were merged into each of the tokens that are left: float32 [num_tokens], at least 1."""
+    representative_P = representatives(assignments, num_cells, device)
+    count_T = torch.zeros(num_tokens, device=device)
+    count_T.index_add_(0, representative_P.clamp(min=0), (representative_P >= 0).float())
+    return count_T.clamp_(min=1)
+
+
 def fill_gaps(representative_FRC: Tensor) -> Tensor:
     """Give each cell without a representative (-1, left by pruning) that of a neighbour, outwards from kept tokens.
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from illava.host_copies import to_device
 from illava.reducers.base import Evidence
 from illava.tokens import Assignment, Tokens, offsets
 
@@ -22,7 +23,7 @@ def patch_index(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     """Indices of the patches among packed tokens, CLS being the first token of every segment: int64 [P]."""
     is_patch_T = torch.ones(sum(lengths), dtype=torch.bool)
     is_patch_T[offsets(lengths, is_patch_T.device)] = False
-    return is_patch_T.nonzero().squeeze(1).to(device, non_blocking=True)
+    return to_device(is_patch_T.nonzero().squeeze(1), device)
 
 
 def only_patches(patch_P: Tensor | None, value_T: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
+from illava.host_copies import constant_on
 from illava.preprocess import VisualInput
 from illava.reduction.patch_groups import spread
 from illava.reduction.trace import PackedTrace, media_traces
@@ -86,7 +87,7 @@ class PatchSelection:
         kept_K = self.assignment.kept_K
         if not has_cls:
             return hidden_TD.index_select(0, kept_K)
-        whole = torch.tensor(self.lengths_before, device=kept_K.device)
+        whole = constant_on(self.lengths_before, kept_K.device)
         segment_P = torch.arange(len(whole), device=kept_K.device).repeat_interleave(whole)
         cls_S = whole.cumsum(0) - whole + torch.arange(len(whole), device=kept_K.device)
         return hidden_TD.index_select(0, torch.cat([cls_S, kept_K + segment_P[kept_K] + 1]).sort().values)

@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from illava.host_copies import constant_on
 from illava.plan import ReductionPlan
 from illava.reducers import Reducer, Scope
-from illava.tokens import Assignment, gather_kept, merge
+from illava.tokens import Assignment, gather_kept, merge, merged_sizes
 from illava.visual_tokens import TokenSpan
 
 ScopeKey = tuple[int, ...]
@@ -39,7 +40,7 @@ class Selection:
 
     def scope_T(self, span_T: Tensor) -> Tensor:
         """Scope index of every token: int64 [T], -1 out of scope."""
-        return torch.tensor(self.scope_of_span, device=span_T.device)[span_T]
+        return constant_on(self.scope_of_span, span_T.device)[span_T]
 
     def index_N(self, scope_T: Tensor) -> Tensor:
         """Indices of the selected tokens, ascending; by a stable sort, without a host synchronisation."""
@@ -126,6 +127,7 @@ class PackedPrompts:
         score_T: float32 attention received in the tower, for `decoder_input`; None elsewhere.
         counts: what the host knows.
         deepstack: features [T, D] still to be added, the first behind the layer that runs next; 0 for text.
+        size_T: float32, how many visual tokens each one stands for, 1 for text; None where nothing asks for it.
     """
 
     hidden_TD: Tensor
@@ -135,6 +137,7 @@ class PackedPrompts:
     score_T: Tensor | None
     counts: VisualCounts
     deepstack: tuple[Tensor, ...] = ()
+    size_T: Tensor | None = None
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -143,7 +146,7 @@ class PackedPrompts:
     def visual_index(self, request: int) -> Tensor:
         """Indices of one request's visual tokens; waits for the device."""
         own = [of == request and span.mm_index >= 0 for of, span in self.counts.spans]
-        return torch.tensor(own, device=self.span_T.device)[self.span_T].nonzero().squeeze(1)
+        return constant_on(own, self.span_T.device)[self.span_T].nonzero().squeeze(1)
 
     def measured(self) -> PackedPrompts:
         """The same with every span's count known, read from the device."""
@@ -159,6 +162,7 @@ class PackedPrompts:
             None,
             counts,
             tuple(merge(assignment, layer_TD) for layer_TD in self.deepstack),
+            None if self.size_T is None else merged_sizes(assignment, self.size_T),
         )
 
 

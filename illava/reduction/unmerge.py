@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from illava.host_copies import constant_on
 from illava.reducers.ops.similarity import inside, unit
 from illava.tokens import Assignment, compose, offsets, pad, unpad
 
@@ -143,7 +144,7 @@ def _nearest(
     for block_SBD in token_SND.split(_BLOCK_ROWS, dim=1):
         cosine_SBM = torch.bmm(block_SBD, kept_SMD.transpose(1, 2)).masked_fill_(outside_S1M, float("-inf"))
         best.append(cosine_SBM.topk(num_near, dim=-1).indices)
-    own_S11 = torch.tensor(kept, device=token_TD.device).clamp(max=num_near)[:, None, None]
+    own_S11 = constant_on(kept, token_TD.device).clamp(max=num_near)[:, None, None]
     near_SNn = torch.cat(best, 1)
     near_SNn = torch.where(torch.arange(num_near, device=near_SNn.device) < own_S11, near_SNn, near_SNn[..., :1])
     near_SNn = near_SNn + offsets(kept, token_TD.device)[:, None, None]

@@ -42,17 +42,6 @@ from illava.reduction.unmerge import Unmerging
 from illava.requests import TraceStep, derive_seed
 from illava.tokens import Assignment, Tokens, embed_in_batch, gather_kept, merge, merged_sizes
 
-# What can be measured in and after a tower, by stage; a family's `check` refuses a reducer that needs more.
-VISION_EVIDENCE: dict[Stage, frozenset[EvidenceKind]] = {
-    "vision_block": frozenset({"attention_received", "keys", "sizes", "seed"}),
-    "vision_output": frozenset({"attention_received", "keys", "sizes", "seed"}),
-}
-# The same in a tower with a CLS token.
-CLS_EVIDENCE: dict[Stage, frozenset[EvidenceKind]] = {
-    **VISION_EVIDENCE,
-    "vision_block": VISION_EVIDENCE["vision_block"] | {"cls_attention"},
-    "vision_output": VISION_EVIDENCE["vision_output"] | {"cls_attention"},
-}
 # What a block's attention gives; the rest is kept from step to step.
 _OF_BLOCK: frozenset[EvidenceKind] = frozenset({"attention_received", "cls_attention", "keys"})
 

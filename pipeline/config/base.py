@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import to_jsonable_python
 
 _BOOLEAN_WORDS = ({False: "off", True: "on"}, {False: "no", True: "yes"})  # what YAML 1.1 reads as a boolean
 
@@ -63,7 +64,7 @@ def _walk(section: Section, prefix: str) -> Iterator[tuple[str, Any]]:
         if isinstance(value, Section):
             yield from _walk(value, f"{key}.")
         elif isinstance(extra, dict) and extra["affects"] == "rows" and not _is_off(section, name, extra):
-            yield key, value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+            yield key, to_jsonable_python(value)
 
 
 def _is_off(section: Section, name: str, extra: dict[str, Any]) -> bool:

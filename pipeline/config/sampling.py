@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from illava.engine.loop_detector import MIN_LOOP_TOKENS
 from pipeline.config.base import Section, optional_result_field, result_field
+from pipeline.config.grammar import GrammarConfig
 
 
 class SamplingConfig(Section):
@@ -31,6 +32,8 @@ class SamplingConfig(Section):
             period; ``keep`` lets it go on, and names it a loop if it still is one at ``max_new_tokens``; ``retry`` asks
             once more at temperature 0.2 or the configured one if higher. The second answer stands, whatever it is;
             ``attempts``, counts and seconds cover both.
+        grammar: what an answer may be. Penalties act within it. A text of ``stop``, a loop and ``max_new_tokens`` may
+            cut an answer, which then is none. null draws freely.
         logprobs: fills the columns ``answer_logprob`` and, for multiple choice and yes or no, ``option_probabilities``.
     """
 
@@ -45,6 +48,7 @@ class SamplingConfig(Section):
     stop: list[Annotated[str, Field(min_length=1)]] | None = optional_result_field(min_length=1)
     loop_tokens: int | None = optional_result_field(256, ge=MIN_LOOP_TOKENS)
     on_loop: Literal["stop", "cut", "keep", "retry"] = optional_result_field("stop", off="stop")
+    grammar: GrammarConfig | None = optional_result_field()
     logprobs: bool = optional_result_field(False, off=False)
 
     @model_validator(mode="after")

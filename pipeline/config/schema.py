@@ -13,11 +13,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from illava.engine.config import EngineConfig
+from illava.pixel_limits import PixelLimits
 from illava.plan import ReductionPlan
-from pipeline.config.base import Section, result_field, result_fields, runtime_field
+from pipeline.config.base import Section, optional_result_field, result_field, result_fields, runtime_field
+from pipeline.config.grammar import GrammarConfig
 from pipeline.config.sampling import SamplingConfig
 from pipeline.config.tasks import CaptionConfig, DocumentConfig, QuestionConfig, TaskConfig
-from pipeline.storage.uris import is_local
+from pipeline.storage.uris import is_local, without_extra_slashes
 
 __all__ = [
     "READER_AND_DRIVER_BYTES",
@@ -26,6 +28,7 @@ __all__ = [
     "DocumentConfig",
     "FpsSampling",
     "FrameSampling",
+    "GrammarConfig",
     "InputConfig",
     "JobConfig",
     "KeyframeSampling",
@@ -115,12 +118,22 @@ class MediaConfig(Section):
             in parts, no encryption with keys); ``off`` for stores whose ETags are something else.
         load_timeout_s: deadline of one item's load; its child process is killed then.
         max_bytes: largest object that is read.
-        max_pixels_per_frame: largest declared width x height.
+        max_pixels_per_frame: largest declared width x height; larger media are failed rows. See ``max_pixels`` for the
+            size that the model reads them at.
         max_duration_s: longest clip.
         max_images: most images of one image set.
         max_pages: most pages of one document.
         page_dpi: dots an inch at which a PDF's pages are rendered; a page that would have more than
             ``max_pixels_per_frame`` then fails.
+        max_pixels: pixels of an image, and of each frame of a video, after the resize, at most; for families of native
+            resolution (Qwen). In place of the processor's ``max_pixels``; a token is 28 x 28 px there (Qwen3-VL:
+            32 x 32), of two frames in a video.
+        min_pixels: the same, at least; smaller pictures are enlarged.
+        total_pixels: of a whole video, after the resize, counted once for two frames, as qwen-vl-utils has it: divided
+            by a token's pixels, the most tokens of a video. Every frame gets an even share, at least 1.05 times the
+            least pixels of a frame.
+        max_tiles: tiles that a single image is cut into at most, base tile apart; for tiled families (LLaVA-OneVision,
+            LLaVA-NeXT). As if the processor's ``image_grid_pinpoints`` named no canvas of more tiles.
     """
 
     num_frames: int = result_field(32, ge=1, le=4096)
@@ -135,6 +148,21 @@ class MediaConfig(Section):
     max_images: int = result_field(64, ge=1)
     max_pages: int = result_field(100, ge=1)
     page_dpi: int = result_field(144, ge=18, le=1200)
+    max_pixels: int | None = optional_result_field(ge=1)
+    min_pixels: int | None = optional_result_field(ge=1)
+    total_pixels: int | None = optional_result_field(ge=1)
+    max_tiles: int | None = optional_result_field(ge=1)
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> MediaConfig:
+        if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels is {self.min_pixels} and max_pixels is {self.max_pixels}: lower min_pixels")
+        return self
+
+    @property
+    def pixel_limits(self) -> PixelLimits:
+        """How large the model reads the media."""
+        return PixelLimits(self.max_pixels, self.min_pixels, self.total_pixels, self.max_tiles)
 
 
 class ModelConfig(Section):
@@ -254,7 +282,7 @@ class OutputConfig(Section):
     """Says where the run folder stands.
 
     Attributes:
-        uri: the run folder; the same configuration resumes there, any other is refused.
+        uri: the run folder; the same configuration resumes there, any other is refused. Slashes too many are left out.
         items_per_shard: items of one Parquet part; fixed for the life of a run, part of its fingerprint.
         compression: of the Parquet parts.
     """
@@ -262,6 +290,11 @@ class OutputConfig(Section):
     uri: str = runtime_field(min_length=1)
     items_per_shard: int = runtime_field(64, ge=1)
     compression: Literal["zstd", "snappy", "gzip", "none"] = runtime_field("zstd")
+
+    @field_validator("uri")
+    @classmethod
+    def _in_normal_form(cls, uri: str) -> str:
+        return without_extra_slashes(uri)
 
 
 class JobConfig(Section):
@@ -283,6 +316,12 @@ class JobConfig(Section):
     def _has_a_gpu_for_cuda(self) -> JobConfig:
         if self.model.device == "cuda" and self.runtime.gpus_per_actor == 0:
             raise ValueError("model.device is cuda and runtime.gpus_per_actor is 0; make one of them auto")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_grammar_for_its_task(self) -> JobConfig:
+        if (grammar := self.sampling.grammar) and (problem := grammar.misfit(self.task)):
+            raise ValueError(problem)
         return self
 
     @field_validator("task", mode="before")

@@ -42,7 +42,7 @@ def read_run_columns(uri: str, names: Sequence[str]) -> RunColumns:
     Raises:
         RefusedError: no run, or one that is not finished.
     """
-    uri = storage.check_uri(uri).rstrip("/")
+    uri = storage.folder_uri(uri)
     record = read_run_file(uri)
     if not is_finished(uri):
         raise RefusedError(f"{uri} is not finished (no _RUN.json); run its command again to finish it")

@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 RowListener = Callable[[ResultRow], None]
 
 
+class Gauges(Protocol):
+    """Takes the present state of a job: `pipeline.execution.ray.metrics.JobGauges`."""
+
+    def set(self, *, planned: int, waiting: int, in_work: int, actors: dict[str, int]) -> None:
+        """Set all gauges."""
+
+
 class Executor(Protocol):
     """Turns leases into rows.
 
@@ -36,6 +43,10 @@ class Executor(Protocol):
     @property
     def capacity(self) -> int | None:
         """Items that fill the batches of the started workers; None where loading and working alternate."""
+
+    @property
+    def actors(self) -> dict[str, int]:
+        """How many ``vlm`` and ``reader`` actors have started and stand."""
 
     def poll(self) -> None:
         """Advance every part by one small step."""
@@ -76,6 +87,15 @@ def row_listeners(config: JobConfig, cluster: RayCluster | None) -> list[RowList
     from pipeline.execution.ray.metrics import RowMetrics
 
     return [RowMetrics(cluster, job=config.name).add]
+
+
+def job_gauges(config: JobConfig, cluster: RayCluster | None) -> Gauges | None:
+    """Return what shows the job's state among the cluster's metrics; None for ``executor: local``."""
+    if cluster is None:
+        return None
+    from pipeline.execution.ray.metrics import JobGauges
+
+    return JobGauges(cluster, job=config.name)
 
 
 @contextmanager

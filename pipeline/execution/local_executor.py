@@ -39,6 +39,7 @@ class LocalExecutor:
         self._max_running = config.model.max_batch_requests
         self._item_timeout_s = config.runtime.item_timeout_s
         self.capacity = None
+        self.actors = {"vlm": 1, "reader": 1}
         self.reading = ReadingUsage()
         self._worker = make_worker()
         self._loader = make_loader()

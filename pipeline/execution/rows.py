@@ -16,6 +16,7 @@ from pipeline.records import LoadedItem, LoadStats, MediaItem, ResultRow, RowErr
 from pipeline.retention import retention_ratio
 from pipeline.tasks.build import build_task
 from pipeline.tasks.document import pages_outcome
+from pipeline.tasks.grammar import grammar_fault
 
 if TYPE_CHECKING:
     from illava.requests import FinishReason
@@ -81,6 +82,9 @@ class RowMaker:
                 "answer_logprob": fmean(whole.token_logprobs) if whole.token_logprobs else None,
                 "option_probabilities": whole.choice_probabilities,
             }
+            if pages is None and (fault := grammar_fault(whole, self.config.sampling.grammar)):
+                wrong = {"status": "failed", "error_type": "invalid_answer", "error_message": fault}
+                measured |= wrong | {"answer": None, "score": None}
         if pages is not None:
             measured |= {"pages": pages, **pages_outcome(pages)}
         return self._row(item, loaded.stats, attempts=attempts, shard_index=shard_index, **measured)

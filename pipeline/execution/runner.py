@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, closing
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -17,23 +17,33 @@ from typing import Any
 from illava.families import load_preprocessor
 from illava.preprocess import Preprocessor
 from pipeline.config.placement import said
+from pipeline.config.preflight import preflight
 from pipeline.config.schema import JobConfig, PricesConfig
 from pipeline.cost import Spending, run_cost, spending
 from pipeline.execution.budget import BUDGET_EXIT_CODE, Budget, BudgetGuard, said_used_up
-from pipeline.execution.executors import Executor, RowListener, open_executor, placed_run, row_listeners
+from pipeline.execution.executors import (
+    Executor,
+    Gauges,
+    RowListener,
+    job_gauges,
+    open_executor,
+    placed_run,
+    row_listeners,
+)
 from pipeline.execution.lease import Lease
-from pipeline.execution.progress import Progress
 from pipeline.execution.publisher import Publisher
 from pipeline.execution.rows import RowMaker, RunInfo
 from pipeline.execution.scheduler import Scheduler
 from pipeline.execution.signals import Interruption
 from pipeline.execution.summary import RunStats, RunSummary
+from pipeline.execution.watch import Watch
 from pipeline.execution.worker import VLMWorker, WorkerUsage
 from pipeline.inputs.build_manifest import readable_roots
 from pipeline.loading.load_report import ItemLoader, ReadingUsage
 from pipeline.loading.loader import Loader
 from pipeline.log import add_log_fields
 from pipeline.records import MediaItem, ResultRow, RowErrorType
+from pipeline.runs.earlier_runs import log_differences
 from pipeline.runs.parquet_sink import ParquetSink
 from pipeline.runs.retry import RetrySink
 from pipeline.runs.run import finish, open_planned, pending_shards, plan_run, unfinish
@@ -66,6 +76,7 @@ def run_job(
     worker_factory: WorkerFactory = VLMWorker,
     loader_factory: LoaderFactory = build_loader,
     budget: Budget | None = None,
+    accept: Collection[str] = (),
     debug: bool = False,
 ) -> RunSummary:
     """Process the items of a job that have no row yet; the same configuration resumes a run.
@@ -76,15 +87,15 @@ def run_job(
         loader_factory: builds a loader inside each reader; must be picklable.
         budget: once it is used up no further shard is opened; open shards are finished. One of the whole run counts
             what its other sessions spend, too.
+        accept: keys in which the folder's run, or an earlier one, may differ, as `pipeline.runs.run.plan_run` says.
         debug: whether to show the actors' own output.
 
     Raises:
         PipelineError: the run cannot be opened or cannot go on; the error's `exit_code` says of which kind it is.
             Published shards stay, and the same command resumes from there.
     """
-    return continue_run(
-        plan_run(config), worker_factory=worker_factory, loader_factory=loader_factory, budget=budget, debug=debug
-    )
+    run = plan_run(config, accept=accept)
+    return continue_run(run, worker_factory=worker_factory, loader_factory=loader_factory, budget=budget, debug=debug)
 
 
 def continue_run(
@@ -100,9 +111,13 @@ def continue_run(
     config = run.config
     add_log_fields(run=run.uri)
     done, used_up = _Work(), said_used_up(budget, run.uri)
+    log_differences(run.earlier, run.accepted)
     with Interruption() as interruption:
         if pending_shards(run) and not used_up:
-            preprocessor = load_preprocessor(config.model.model_id, revision=config.model.revision)
+            preprocessor = load_preprocessor(
+                config.model.model_id, revision=config.model.revision, pixel_limits=config.media.pixel_limits
+            )
+            preflight(config, run.config_fingerprint.fields["model.dtype"])
             with placed_run(run, debug=debug) as (config, cluster):
                 interruption.reinstall()
                 # Only now is run.json created. One of a job that cannot start would refuse the corrected job.
@@ -122,6 +137,7 @@ def continue_run(
                     interruption,
                     open_executor=executor,
                     listeners=row_listeners(config, cluster),
+                    gauges=job_gauges(config, cluster),
                     budget=budget,
                     began_s=began_s,
                 )
@@ -134,7 +150,7 @@ def continue_run(
         num_items=len(run.manifest),
         num_done_before=len(run.manifest) - done.num_pending,
         num_skipped=run.manifest.num_done,
-        left_out=run.manifest.left_out,
+        counts=run.manifest.counts,
         stats=done.stats,
         wall_s=time.perf_counter() - began_s,
         cost=None if config.prices == PricesConfig() else run_cost(done.spent, done.stats.cost_usd),
@@ -179,6 +195,7 @@ def _work(
     *,
     open_executor: Callable[[Scheduler], AbstractContextManager[Executor]],
     listeners: list[RowListener],
+    gauges: Gauges | None,
     budget: Budget | None,
     began_s: float,
 ) -> _Work:
@@ -191,21 +208,31 @@ def _work(
     add_log_fields(session=record.name)
     others = partial(other_sessions, run.uri, but=record.name)
     budget_guard = BudgetGuard(config, budget, stats, began_s=began_s, others=others)
-    progress = Progress(num_pending, stats)
-    scheduler = _scheduler(run, pending, sink, preprocessor, [progress.add, *listeners])
-    with closing(progress), open_executor(scheduler) as executor:
+    watch = Watch(run.uri, record.name, num_pending, stats, gauges)
+    scheduler = _scheduler(run, pending, sink, preprocessor, [watch.progress.add, *listeners])
+    with _ended_if_it_fails(record), closing(watch), open_executor(scheduler) as executor:
         with closing(Publisher(sink, scheduler)) as publisher:
             while not scheduler.done and interruption.signal is None:
                 executor.poll()
                 publisher.poll()
-                progress.tick(lambda: scheduler.queue_depths(capacity=executor.capacity))
+                watch.tick(scheduler, executor)
                 if not budget_guard.allows_more(scheduler.num_in_work):
                     scheduler.stop_opening()
                 budget_guard.note_in(record)
         workers, reading = executor.usage(), executor.reading
     spent = _spending(config, workers, reading, wall_s=time.perf_counter() - began_s)
-    record.end(spent)
+    record.end(spent, num_rows=stats.num_rows)
     return _Work(num_pending, stats, tuple(workers), spent, config, budget_guard.said)
+
+
+@contextmanager
+def _ended_if_it_fails(record: Session) -> Iterator[None]:
+    """Record that the session ended also where an error ends it: nobody shall take it for one still at work."""
+    try:
+        yield
+    except BaseException:
+        record.end(None)
+        raise
 
 
 def _sink(run: Run) -> ParquetSink | RetrySink:

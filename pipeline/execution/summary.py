@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pipeline.config.placement import said
 from pipeline.cost import RunCost
-from pipeline.inputs.manifest import say_left_out
+from pipeline.inputs.input_counts import InputCounts
 from pipeline.records import ResultRow
 from pipeline.retention import Retention
 from pipeline.storage.uris import printable
@@ -76,7 +76,7 @@ class RunSummary:
         num_items: items of the whole run.
         num_done_before: items whose shards were published before this command.
         num_skipped: items of the input that an earlier run has done (``input.exclude_runs``).
-        left_out: listed files that are no items, since their extension names no known medium, by extension.
+        counts: what the input held when the run began; None where that is not known.
         num_left: items whose shards are not published; 0 unless interrupted or out of budget.
         budget_spent: whether the budget ended the command early.
         budget_said: the budget, whose it is, and what was spent of it; "" without one.
@@ -98,7 +98,7 @@ class RunSummary:
     cost: RunCost | None
     workers: tuple[WorkerUsage, ...] = ()
     num_skipped: int = 0
-    left_out: Mapping[str, int] = field(default_factory=dict)
+    counts: InputCounts | None = None
     num_left: int = 0
     budget_spent: bool = False
     budget_said: str = ""
@@ -121,8 +121,8 @@ def render_summary(summary: RunSummary) -> str:
         lines.append(_line("loops", f"{stats.num_loops} answers repeat themselves (finish_reason loop)"))
     if stats.error_types:
         lines.append(_line("failures", ", ".join(f"{n} {kind}" for kind, n in stats.error_types.most_common())))
-    if summary.left_out:
-        lines.append(_line("left out", f"{say_left_out(summary.left_out)}: no known media extension"))
+    if summary.counts and len(summary.counts.terms()) > 1:
+        lines += [_line("input", text) for text in summary.counts.lines()]
     if stats.num_rows:
         lines.append(_line("cost", _cost(summary)))
     if stats.example:

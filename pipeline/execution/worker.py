@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING
 from illava.engine.oom_backoff import OOMBackoff
 from illava.errors import RequestError
 from illava.requests import Generation, Request
-from pipeline.config.placement import place_here
+from pipeline.config.placement import gpus_of, place_here
 from pipeline.config.schema import JobConfig
+from pipeline.errors import ConfigError
 from pipeline.execution.item_timing import ItemTimeline
 from pipeline.execution.rows import RowMaker, RunInfo, of_two_tries
 from pipeline.faults import fault_point
 from pipeline.records import LoadedItem, ResultRow
 from pipeline.runs.config_fingerprint import resolve_dtype
+from pipeline.tasks.asking import history_of, request_of
 from pipeline.tasks.build import build_task
 from pipeline.tasks.sampling import after_a_loop, sampling_params
 
@@ -186,8 +188,10 @@ class VLMWorker:
         """Submit an item's next request."""
         item = taken.loaded.item
         seed = self._config.seed + len(taken.generations)  # each request has a seed of its own
-        sampling = sampling_params(self._config.sampling, seed=seed, choices=self._task.choices(item))
-        self._submit(taken, Request(item.item_id, taken.contents.popleft(), sampling))
+        sampling = sampling_params(
+            self._config.sampling, seed=seed, choices=self._task.choices(item), json_schema=self._task.json_schema
+        )
+        self._submit(taken, request_of(self._config.task, item.item_id, taken.contents.popleft(), sampling))
 
     def _tries_again(self, taken: _Taken, generation: Generation) -> bool:
         """Submit a request once more whose answer is a loop, where the job says so."""
@@ -218,21 +222,29 @@ def load_vlm(config: JobConfig) -> VLM:
 
     Raises:
         ConfigError, DeviceError: this process has no such device; raised before anything is loaded.
+        ConfigError: the model's chat template cannot render the conversation that the job describes.
         ModelLoadError: as `VLM.from_pretrained`.
     """
-    device = place_here(config).model.device
+    config = place_here(config)
     import torch
 
     from illava import VLM
 
     # More threads than cores stall each other. The number of threads also moves last digits, so the job sets it.
     torch.set_num_threads(max(1, int(config.runtime.cpus_per_actor)))
-    model = config.model
-    return VLM.from_pretrained(
+    model, gpus = config.model, gpus_of(config)
+    vlm = VLM.from_pretrained(
         model.model_id,
         revision=model.revision,
         dtype=resolve_dtype(config),
-        device=device,
+        device=model.device,
         kv_cache_bytes=model.kv_cache_bytes,
         max_batch_requests=model.max_batch_requests,
+        gpu_share=gpus if 0 < gpus < 1 else 1.0,  # of several actors on one GPU each takes its own share
+        pixel_limits=config.media.pixel_limits,
     )
+    try:
+        vlm.family.check_conversation(history_of(config.task), config.task.template_args or {})
+    except RequestError as error:
+        raise ConfigError(f"task: {error}") from error
+    return vlm

@@ -9,20 +9,24 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.config.prompt_template import template_fields
 from pipeline.config.schema import DocumentConfig, JobConfig, QuestionConfig
 from pipeline.errors import ConfigError, InputError, ItemError
 from pipeline.inputs.columns import as_lists, join_relative, refuse_duplicates, refuse_unsafe
+from pipeline.inputs.input_counts import InputCounts
 from pipeline.inputs.listing import list_items
 from pipeline.inputs.manifest import FIELD_PREFIX, Manifest, freeze
 from pipeline.inputs.manifest_columns import ManifestColumns
 from pipeline.inputs.manifest_file import parse_manifest_file, text_or_null
 from pipeline.storage import storage
 from pipeline.storage.uris import printable
+from pipeline.tasks.base import LISTED_COLUMNS
 
 logger = logging.getLogger(__name__)
 
@@ -42,13 +46,14 @@ def build_manifest(config: JobConfig, *, done_ids: Sequence[str] | None = None) 
         InputError: there is no item, or rows cannot be used; the message has their line numbers.
         StorageError: the input cannot be listed or read.
     """
-    left_out: dict[str, int] = {}
+    counts = None
     if config.input.manifest:
         columns = _from_file(config, config.input.manifest)
     elif isinstance(config.task, QuestionConfig):
         raise ConfigError("input.manifest: task.kind question needs a manifest with the columns `uri` and `question`")
     elif config.input.uri:
-        columns, left_out = list_items(config.input.uri, config.input.pattern)
+        _check_listed(config.task.prompt_template)
+        columns, counts = list_items(config.input.uri, config.input.pattern)
     else:
         raise ConfigError(
             "input: name what to read: `input.uri` (a prefix, such as s3://bucket/videos/) or `input.manifest`"
@@ -67,9 +72,12 @@ def build_manifest(config: JobConfig, *, done_ids: Sequence[str] | None = None) 
     if done_ids:
         left = table.filter(pc.invert(pc.is_in(table["item_id"], value_set=pa.array(done_ids, pa.string()))))
         table, num_done = left, table.num_rows - left.num_rows
+    counts = counts or InputCounts(table.num_rows + num_done, 0)
+    num_new = table.num_rows
     if config.input.limit is not None:
         table = table.slice(0, config.input.limit)
-    return freeze({n: table[n] for n in table.column_names}, left_out=left_out, num_done=num_done)
+    counts = replace(counts, num_items=table.num_rows, num_done=num_done, num_over_limit=num_new - table.num_rows)
+    return freeze({n: table[n] for n in table.column_names}, counts=counts)
 
 
 def readable_roots(config: JobConfig) -> tuple[str, ...]:
@@ -86,6 +94,16 @@ def media_roots(config: JobConfig) -> tuple[str, ...]:
     if config.input.manifest and storage.is_local(config.input.manifest):
         roots.append(os.path.dirname(storage.local_path(config.input.manifest)))
     return tuple(roots)
+
+
+def _check_listed(template: str | None) -> None:
+    """Refuse a prompt template that names columns, where the items are listed."""
+    names = [name for name in template_fields(template or "") if name not in LISTED_COLUMNS]
+    if names:
+        raise ConfigError(
+            f"task.prompt_template names {', '.join(names)}, and items of input.uri have {', '.join(LISTED_COLUMNS)} "
+            "alone; name the media and these columns in a file, and the file in input.manifest"
+        )
 
 
 def _from_file(config: JobConfig, uri: str) -> dict[str, Any]:
@@ -111,7 +129,9 @@ def _from_file(config: JobConfig, uri: str) -> dict[str, Any]:
     columns["options"] = source.take_texts("options")
     if isinstance(config.task, QuestionConfig):
         source.check_questions(config.task.metric, columns)
-    columns["item_id"] = source.item_ids(columns)
+    template = config.task.prompt_template
+    asked = [] if template is None else source.template_values(template_fields(template), columns)
+    columns["item_id"] = source.item_ids(columns, asked)
     refuse_duplicates(columns["item_id"], source.refuse)
     columns |= {f"{FIELD_PREFIX}{name}": column for name, column in source.rest().items()}
     return {name: column for name, column in columns.items() if column is not None}

@@ -1,4 +1,4 @@
-"""Lists a prefix as columns of items, and counts what is left out because its extension names no known medium."""
+"""Lists a prefix as columns of items, and counts what is left out and why: by its extension, or by the pattern."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import pyarrow.compute as pc
 
 from pipeline.errors import InputError
 from pipeline.inputs.columns import as_lists, hash_ids, kinds_of
-from pipeline.inputs.manifest import say_left_out
+from pipeline.inputs.input_counts import InputCounts, say_left_out
 from pipeline.storage import storage
 from pipeline.storage.uris import printable
 
 NO_EXTENSION = "no extension"
 
 
-def list_items(uri: str, pattern: str) -> tuple[dict[str, Any], dict[str, int]]:
-    """Return the columns of the media below a prefix, and how many objects were left out, by extension.
+def list_items(uri: str, pattern: str) -> tuple[dict[str, Any], InputCounts]:
+    """Return the columns of the media below a prefix, and what the prefix holds.
 
     A name that is not UTF-8 is listed with its bytes as ``\\xNN``: no such address can be read, so that it becomes one
     failed row.
@@ -29,7 +29,8 @@ def list_items(uri: str, pattern: str) -> tuple[dict[str, Any], dict[str, int]]:
         InputError: there is no medium.
         StorageError: the prefix cannot be listed.
     """
-    found = storage.list_objects(uri, pattern)
+    found, others, num_other_case = storage.list_split(uri, pattern)
+    outside = _by_extension([info.uri for info in others], lower=False)
     names = [os.fsencode(info.uri).decode("utf-8", "backslashreplace") for info in found]
     uris = pa.chunked_array([pa.array(names, pa.string())])
     kinds = kinds_of(uris)
@@ -37,6 +38,8 @@ def list_items(uri: str, pattern: str) -> tuple[dict[str, Any], dict[str, int]]:
     left_out = _by_extension(uris.filter(pc.invert(known)).to_pylist())
     if sum(left_out.values()) == len(found):
         seen = f"none of {say_left_out(left_out)} has a known media extension" if found else "no objects"
+        seen += f"; {say_left_out(outside)} lie outside the pattern" if outside else ""
+        seen += f", {num_other_case:,} by upper and lower case alone" if num_other_case else ""
         raise InputError(f"input {uri} with pattern {printable(pattern)!r}: {seen}; check input.uri and input.pattern")
     sizes = pa.chunked_array([pa.array([info.size for info in found], pa.int64())])
     etags = pa.chunked_array([pa.array([info.etag for info in found], pa.string())])
@@ -48,9 +51,17 @@ def list_items(uri: str, pattern: str) -> tuple[dict[str, Any], dict[str, int]]:
         "sizes": as_lists(sizes),
         "etags": as_lists(etags),
     }
-    return columns, left_out
+    counts = InputCounts(
+        len(found) + len(others),
+        len(columns["item_id"]),
+        left_out=left_out,
+        outside_pattern=outside,
+        num_other_case=num_other_case,
+    )
+    return columns, counts
 
 
-def _by_extension(uris: list[str]) -> dict[str, int]:
-    extensions = (os.path.splitext(uri.rpartition("/")[2])[1].lower() for uri in uris)
+def _by_extension(uris: list[str], *, lower: bool = True) -> dict[str, int]:
+    extensions = (os.path.splitext(uri.rpartition("/")[2])[1] for uri in uris)
+    extensions = (one.lower() if lower else one for one in extensions)
     return dict(Counter(printable(extension, 20) or NO_EXTENSION for extension in extensions))

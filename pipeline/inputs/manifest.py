@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
+from pipeline.inputs.input_counts import InputCounts
 from pipeline.records import MediaItem
 from pipeline.storage.parquet import read_table
 
@@ -53,16 +54,14 @@ class Manifest:
         table: `COLUMNS`, then one text column ``field:NAME`` for every other column of the user's manifest.
         digest: digest of the content; independent of file format, compression and library versions. The digest of a
             manifest that an earlier version froze covers the columns of that version.
-        left_out: listed objects that were left out because their extension names no known medium, by extension.
-        num_done: items that were left out because ``exclude_runs`` holds them.
+        counts: what the input held when it was frozen; of an earlier version's manifest, what that version counted.
         digested: columns that ``digest`` covers; None stands for all.
         first_extensions: whether it was listed before `pipeline.inputs.columns` had its later extensions.
     """
 
     table: pa.Table
     digest: str
-    left_out: Mapping[str, int] = field(default_factory=dict)
-    num_done: int = 0
+    counts: InputCounts | None = None
     digested: tuple[str, ...] | None = None
     first_extensions: bool = False
 
@@ -75,9 +74,29 @@ class Manifest:
         return self.slice(0, len(self))
 
     @property
+    def left_out(self) -> Mapping[str, int]:
+        """Listed objects that are no items since their extension names no known medium, by extension."""
+        return self.counts.left_out if self.counts else {}
+
+    @property
+    def num_done(self) -> int:
+        """Items that were left out because ``exclude_runs`` holds them."""
+        return self.counts.num_done if self.counts else 0
+
+    @property
+    def num_unsized(self) -> int:
+        """Objects whose size is not known."""
+        return sum(int((chunk.flatten().to_numpy() < 0).sum()) for chunk in self.table["sizes"].chunks)
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of all objects whose size is known."""
         return sum(int(np.maximum(chunk.flatten().to_numpy(), 0).sum()) for chunk in self.table["sizes"].chunks)
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """The kinds of media among the items."""
+        return frozenset(pc.unique(self.table["media_kind"]).to_pylist())
 
     def num_stored(self, *, above: int, most: int) -> int:
         """Count objects in a store with more than ``above`` and at most ``most`` bytes, where the size is known."""
@@ -120,20 +139,22 @@ class Manifest:
         return self.table["item_id"].to_pylist()
 
 
-def freeze(columns: dict[str, Any], *, left_out: Mapping[str, int] | None = None, num_done: int = 0) -> Manifest:
+def freeze(columns: dict[str, Any], *, counts: InputCounts | None = None) -> Manifest:
     """Make a manifest of Arrow columns; missing optional columns become null, field columns are ordered by name."""
     num_rows = len(columns["item_id"])
     names = [*COLUMNS, *sorted(name for name in columns if name.startswith(FIELD_PREFIX))]
     types = {name: COLUMNS.get(name, _TEXT) for name in names}
     arrays = [columns.get(name, pa.nulls(num_rows, kind)) for name, kind in types.items()]
     table = pa.table(arrays, schema=pa.schema(list(types.items())))
-    return Manifest(table, _content_digest(table), left_out or {}, num_done)
+    return Manifest(table, _content_digest(table), counts)
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
     """Write a manifest as one Parquet file, which `read_manifest` reads."""
     sink = io.BytesIO()
     metadata = {"illava.left_out": json.dumps(dict(manifest.left_out)), "illava.num_done": str(manifest.num_done)}
+    if manifest.counts:
+        metadata["illava.counts"] = json.dumps(manifest.counts.as_dict())
     pq.write_table(manifest.table.replace_schema_metadata(metadata), sink, compression="zstd")
     return sink.getvalue()
 
@@ -162,21 +183,18 @@ def read_manifest(data: bytes) -> Manifest:
     return Manifest(
         table,
         digest,
-        json.loads(counts.get(b"illava.left_out", b"{}")),
-        int(counts.get(b"illava.num_done", 0)),
+        _recorded_counts(counts, table.num_rows),
         digested,
         b"illava.left_out" not in counts,
     )
 
 
-def say_left_out(left_out: Mapping[str, int], limit: int = 8) -> str:
-    """Name how many files were left out, by extension, such as ``12 files (9 .heic, 3 no extension)``."""
-    ordered = sorted(left_out.items(), key=lambda entry: (-entry[1], entry[0]))
-    named = [f"{count:,} {extension}" for extension, count in ordered[:limit]]
-    if ordered[limit:]:
-        named.append(f"{sum(count for _, count in ordered[limit:]):,} others")
-    total = sum(left_out.values())
-    return f"{total:,} file{'s' * (total != 1)} ({', '.join(named)})"
+def _recorded_counts(metadata: Mapping[bytes, bytes], num_items: int) -> InputCounts:
+    """Return a frozen manifest's counts; of those of an earlier version, the sum over what it counted."""
+    if b"illava.counts" in metadata:
+        return InputCounts(**json.loads(metadata[b"illava.counts"]))
+    left_out, num_done = json.loads(metadata.get(b"illava.left_out", b"{}")), int(metadata.get(b"illava.num_done", 0))
+    return InputCounts(num_items + num_done + sum(left_out.values()), num_items, num_done, left_out=left_out)
 
 
 def _item(row: dict[str, Any]) -> MediaItem:

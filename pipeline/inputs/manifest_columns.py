@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
 from typing import Any, NoReturn, get_args
 
 import pyarrow as pa
@@ -13,6 +15,7 @@ from pipeline.inputs.columns import as_json, as_lists, hash_ids, kinds_of, row_k
 from pipeline.inputs.manifest_file import UserTable, text_or_null, texts_column
 from pipeline.records import MediaKind
 from pipeline.storage.uris import printable
+from pipeline.tasks.base import TEMPLATE_COLUMNS
 from pipeline.tasks.question import question_problem
 
 _FOR_LISTS = {"uri": "name it `uris`, or give one address a row"}
@@ -161,8 +164,39 @@ class ManifestColumns:
         if bad:
             self.refuse(bad, problems[bad[0]] or "")
 
-    def item_ids(self, columns: dict[str, Any]) -> pa.ChunkedArray:
-        """Return the user's ids, or hashes of URIs, sizes, etags and question."""
+    def template_values(self, names: Sequence[str], columns: dict[str, Any]) -> list[list[Any]]:
+        """Return the values of the columns that a prompt template names, but for ids.
+
+        Raises:
+            InputError: there is no such column, a row has no value in it, or the template leaves out the prompts.
+        """
+        if columns.get("prompt") is not None and "prompt" not in map(TEMPLATE_COLUMNS.get, names):
+            used = next(name for name in ("prompt", "question") if name in self._user.columns)
+            raise InputError(
+                f"manifest {self._uri}: task.prompt_template leaves out the column `{used}`; put {{{used}}} into it, "
+                "or rename the column"
+            )
+        given = {"uri": columns["uris"], "options": columns.get("options"), **self._left}
+        given |= {name: columns.get(own) for name, own in TEMPLATE_COLUMNS.items() if own != "item_id"}
+        values = []
+        for name in names:
+            if TEMPLATE_COLUMNS.get(name) == "item_id":
+                continue
+            column = given.get(name)
+            if column is None:
+                near = difflib.get_close_matches(name, self._user.columns, 1)
+                hint = f", did you mean {printable(near[0])!r}?" if near else "."
+                raise InputError(
+                    f"manifest {self._uri} has no column {printable(name)!r}, which task.prompt_template names{hint} "
+                    f"Its columns are: {printable(', '.join(self._user.columns))}"
+                )
+            if empty := [row for row, ok in enumerate(pc.is_null(column).to_pylist()) if ok]:
+                self.refuse(empty, f"no value in column `{printable(name)}`, which task.prompt_template needs")
+            values.append(column.to_pylist())
+        return values
+
+    def item_ids(self, columns: dict[str, Any], asked: Sequence[list[Any]] = ()) -> pa.ChunkedArray:
+        """Return the user's ids, or hashes of URIs, sizes, etags and question; ``asked`` are a template's values."""
         given = self.take_text("item_id")
         if given is not None:
             empty = [n for n, x in enumerate(pc.fill_null(pc.equal(given, ""), True).to_pylist()) if x]
@@ -174,6 +208,8 @@ class ManifestColumns:
             none if columns.get(n) is None else columns[n].to_pylist() for n in ("prompt", "question_id")
         )
         texts = (f"{p or ''}\x1f{q or ''}" if p or q else "" for p, q in zip(prompts, questions, strict=True))
+        if asked:
+            texts = ("\x1f".join(map(str, (text, *own))) for text, *own in zip(texts, *asked, strict=True))
         return hash_ids(columns["uris"].to_pylist(), columns["sizes"].to_pylist(), columns["etags"].to_pylist(), texts)
 
     def rest(self) -> dict[str, pa.ChunkedArray]:

@@ -7,14 +7,19 @@ what was measured.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 
 from illava.families.model_shape import ModelShape, load_model_shape
+from illava.families.qwen.geometry import NativeGeometry
+from illava.pixel_limits import PixelLimits
 from illava.token_counts import TokenCounts, VisualShape, expected_counts
 from pipeline.config.schema import JobConfig
 from pipeline.inputs.build_manifest import readable_roots
 from pipeline.inputs.links import count_links
-from pipeline.inputs.manifest import say_left_out
+from pipeline.inputs.manifest import Manifest
+from pipeline.planning.model_fit import model_fit
 from pipeline.retention import Retention
+from pipeline.runs.earlier_runs import say_earlier_runs
 from pipeline.runs.run import pending_shards, plan_run
 from pipeline.runs.run_folder import Run
 from pipeline.storage import storage
@@ -28,40 +33,57 @@ _A4_INCHES = (11.69, 8.27)  # how many pages a document has is known only once i
 _Shape = tuple[str, int]  # media kind, number of objects
 
 
-def render_dry_run(config: JobConfig) -> str:
-    """Say what the job would do, as text.
+def render_dry_run(config: JobConfig, *, accept: Collection[str] = ()) -> str:
+    """Say what the job would do, as text; ``accept`` is as `pipeline.runs.run.plan_run` takes it.
 
     Raises:
         ConfigError, InputError, RefusedError, StorageError: as the run itself would.
         PlanError, ModelLoadError: the reduction does not fit the model, or its configuration cannot be read.
     """
-    run = plan_run(config)
+    run = plan_run(config, accept=accept)
     pending = pending_shards(run)
     shapes = _shapes(run, pending)
     num_items = sum(shapes.values())
     lines = [
         f"{config.name}: dry run, nothing is run or written",
-        _line("items", f"{len(run.manifest):,} ({_kinds(run)}), {_bytes(run.manifest.num_bytes)}"),
+        _line("items", f"{len(run.manifest):,} ({_kinds(run)}), {_size(run.manifest)}"),
         _line("shards", f"{len(pending):,} of {run.num_shards:,} to do, {run.items_per_shard} items each"),
         _line("model", f"{config.model.model_id}" + (f"@{config.model.revision}" if config.model.revision else "")),
         _line("reduction", _reduction(config)),
+        *(_line(*line) for line in model_fit(run)),
     ]
-    if run.manifest.left_out:
-        lines.insert(2, _line("left out", f"{say_left_out(run.manifest.left_out)}: no known media extension"))
+    if run.manifest.counts:
+        lines[2:2] = _labelled("input", run.manifest.counts.lines())
+    if config.input.exclude_runs:
+        lines += _labelled("earlier runs", say_earlier_runs(run.earlier))
+    lines += _labelled("accepted", [str(one) for one in run.accepted])
     lines += _link_lines(run)
     if num_items:
         lines += _token_lines(config, shapes, num_items)
     lines += _cache_lines(run)
-    lines.append(_line("output", f"{run.uri} ({'resumes' if run.resumed else 'new'})"))
+    lines.append(_line("output", f"{run.uri} ({_state(run)})"))
     return "\n".join(lines)
 
 
+def _labelled(label: str, texts: list[str]) -> list[str]:
+    """Lines of which the first has the label."""
+    return [_line("" if number else label, text) for number, text in enumerate(texts)]
+
+
+def _state(run: Run) -> str:
+    if run.replaces:
+        return "takes over from a run of another configuration that published nothing"
+    return "resumes" if run.resumed else "new"
+
+
 def _token_lines(config: JobConfig, shapes: Counter[_Shape], num_items: int) -> list[str]:
-    model = load_model_shape(config.model.model_id, revision=config.model.revision)
+    limits = config.media.pixel_limits
+    model = load_model_shape(config.model.model_id, revision=config.model.revision, pixel_limits=limits)
     total = TokenCounts(0, 0, 0, 0, 0)
     for shape, count in shapes.items():
         total += _counts(config, model, shape).times(count)
-    lines = [_line(label, text) for label, text in Retention.of(total).lines]
+    lines = _limit_lines(model, limits)
+    lines += [_line(label, text) for label, text in Retention.of(total).lines]
     lines.append(_line("an item", Retention.of(total, num_items=num_items).brief))
     notes = []
     if any(kind == "video" for kind, _ in shapes):
@@ -71,6 +93,21 @@ def _token_lines(config: JobConfig, shapes: Counter[_Shape], num_items: int) -> 
     if any(kind not in {"video", "document"} and count == 1 for kind, count in shapes):
         notes.append(f"images of {ASSUMED_IMAGE_PX} x {ASSUMED_IMAGE_PX} px")
     return [*lines, _line("", "counted for " + " and ".join(notes))] if notes else lines
+
+
+def _limit_lines(model: ModelShape, limits: PixelLimits) -> list[str]:
+    """What the limits of the pictures' sizes are in tokens, or in patches where tiles are read."""
+    geometry, lines = model.geometry, list[str]()
+    for name, value in limits.named.items():
+        if isinstance(geometry, NativeGeometry):
+            tokens = value // geometry.factor_px**2
+            of_what = "a video" if name == "total_pixels" else f"an image or {geometry.frames_per_patch} frames"
+            most = "least" if name == "min_pixels" else "most"
+            meaning = f"at {most} about {tokens:,} tokens for {of_what}"
+        else:
+            meaning = f"at most {(1 + value) * geometry.grid**2:,} patches for an image"
+        lines.append(_line("" if lines else "pixels", f"media.{name} {value:,}: {meaning}"))
+    return lines
 
 
 def _link_lines(run: Run) -> list[str]:
@@ -157,6 +194,13 @@ def _reduction(config: JobConfig) -> str:
         for step in plan.steps
     )
     return f"{'; '.join(places)} ({plan.layout} layout)"
+
+
+def _size(manifest: Manifest) -> str:
+    """The bytes of all objects, as far as a listing or the manifest says them."""
+    unknown = f"{manifest.num_unsized:,} of unknown size" if manifest.num_unsized else ""
+    known = "" if unknown and not manifest.num_bytes else _bytes(manifest.num_bytes)
+    return " and ".join(filter(None, (known, unknown)))
 
 
 def _bytes(count: int) -> str:

@@ -15,7 +15,7 @@ import math
 import secrets
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -84,13 +84,14 @@ class Probe:
         return len(self.failures)
 
 
-def probe(config: JobConfig, num_groups: int, **options: Any) -> Probe:
+def probe(config: JobConfig, num_groups: int, *, accept: Collection[str] = (), **options: Any) -> Probe:
     """Run all that is asked about ``num_groups`` of the job's pending media, and estimate all items.
 
     Args:
         config: the whole job; its executor is used as it stands.
         num_groups: media to run, 4 at least; more where the input has many kinds of media. One with more questions than
             ``model.max_batch_requests`` counts once for each batch of them.
+        accept: keys in which runs may differ, as `pipeline.runs.run.plan_run` takes them.
         options: as `pipeline.execution.runner.run_job` takes them.
 
     Raises:
@@ -98,7 +99,7 @@ def probe(config: JobConfig, num_groups: int, **options: Any) -> Probe:
         InputError: nothing is left to do.
         PipelineError: as the run itself would.
     """
-    run = plan_run(config)
+    run = plan_run(config, accept=accept)
     strata = _strata(run)
     needed = max(_MIN_GROUPS, sum(min(len(stratum), 2) for stratum in strata))
     if num_groups < needed:

@@ -28,6 +28,7 @@ from pipeline.report.raster import Sheet, draw_cells, draw_heat, png, sheets_of,
 from pipeline.report.token_maps import GONE, PatchCells, cells_of
 from pipeline.runs.earlier_runs import done_ids
 from pipeline.storage import storage
+from pipeline.tasks.asking import request_of
 from pipeline.tasks.build import build_task
 
 if TYPE_CHECKING:
@@ -47,7 +48,9 @@ def draw_job(config: JobConfig) -> list[str]:
     """
     check_drawable(config)
     items = build_manifest(config, done_ids=done_ids(config)).items[: config.input.limit or _DEFAULT_ITEMS]
-    preprocessor = load_preprocessor(config.model.model_id, revision=config.model.revision)
+    preprocessor = load_preprocessor(
+        config.model.model_id, revision=config.model.revision, pixel_limits=config.media.pixel_limits
+    )
     with closing(build_loader(config, preprocessor)) as loader:
         loaded = [loader.load(item) for item in items]
     vlm, task, sampling = load_vlm(config), build_task(config.task), config.sampling
@@ -55,7 +58,7 @@ def draw_job(config: JobConfig) -> list[str]:
     written, sections, base = [], [], config.output.uri.rstrip("/")
     asked = [(one, *turn) for one in loaded for turn in enumerate(task.requests(one.item, one.media))]
     for number, (one, window, content) in enumerate(asked):
-        request = Request(one.item.item_id, content, params, trace=True)
+        request = request_of(config.task, one.item.item_id, content, params, trace=True)
         section = draw_request(vlm, config, request, title=_title(one) + f", window {window + 1}" * bool(window))
         sections.append(section)
         for order, figure in enumerate(section.figures):

@@ -85,7 +85,7 @@ def run_figures(uri: str, *, num_samples: int) -> RunFigures:
         RefusedError: the folder holds no run.
         StorageError: a part cannot be read; ``verify`` names it.
     """
-    uri = storage.check_uri(uri).rstrip("/")
+    uri = storage.folder_uri(uri)
     record = read_run_file(uri)
     done = [index for index in list_parts(uri) if index < record["num_shards"]]
     totals = run_totals(uri, done)

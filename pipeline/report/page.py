@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.inputs.manifest import say_left_out
+from pipeline.inputs.input_counts import say_left_out
 from pipeline.records import ResultRow
 from pipeline.report.figures import RunFigures
 from pipeline.report.html import base64_of, render_html

@@ -58,7 +58,9 @@ def item_pictures(
         num_overlays: for so many of the first items the model is run again, here.
     """
     try:
-        preprocessor = load_preprocessor(config.model.model_id, revision=config.model.revision)
+        preprocessor = load_preprocessor(
+            config.model.model_id, revision=config.model.revision, pixel_limits=config.media.pixel_limits
+        )
     except (ILLaVAError, OSError) as error:
         yield from (
             [Picture("frames", reason=f"the model's preprocessor cannot be loaded here: {error}")] for _ in items
@@ -124,14 +126,15 @@ class _Tracer:
 
     def _trace(self, vlm: VLM, loaded: LoadedItem, text: str) -> list[Picture]:
         """Of the item's first request: the row's text is the answer to all of them."""
-        from illava.requests import Request, SamplingParams
+        from illava.requests import SamplingParams
+        from pipeline.tasks.asking import request_of
         from pipeline.tasks.build import build_task
 
         config = self._config
         drawn = config.sampling
         params = SamplingParams(drawn.max_new_tokens, drawn.temperature, drawn.top_p, config.seed)
         content, *further = build_task(config.task).requests(loaded.item, loaded.media)
-        request = Request(loaded.item.item_id, content, params, trace=True)
+        request = request_of(config.task, loaded.item.item_id, content, params, trace=True)
         (done,) = vlm.generate([request], plan=config.reduction)
         if done.error is not None:
             raise done.error

@@ -1,7 +1,8 @@
 """Resolves and digests everything that can change a row's content: the config fingerprint (``recipe`` in run.json).
 
 Runs with the same config fingerprint may be compared, and one may continue the other; `pipeline.runs.run` adds manifest
-and shard size. Neither torch nor ray is loaded: versions come from the installed metadata.
+and shard size. Neither torch nor ray is loaded: versions come from the installed metadata. A version counts only for
+the kinds of media whose pixels or tokens the package can change.
 """
 
 from __future__ import annotations
@@ -10,22 +11,36 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from illava.families import require_supported
 from illava.model_files import declared_dtype
+from illava.preprocess import resize_digest
 from pipeline.config.schema import JobConfig, result_fields
 from pipeline.errors import ConfigError
+from pipeline.records import MediaKind
 from pipeline.storage import local_files
 
 _SETTLED_S = 3.0
 _IGNORED_ENDINGS = (".md", ".gitattributes", ".lock")
-_PACKAGES = ("torch", "transformers", "decord", "av", "pillow", "pypdfium2")
+# Package -> the kinds of media whose pixels or tokens it makes. Pillow decodes pictures (a document may be a TIFF). Of
+# a video it only resizes the frames, so there `illava.preprocess.resize_digest` counts, and not its release.
+MEDIA_KINDS: frozenset[str] = frozenset(get_args(MediaKind))
+_RESIZE = "pillow_resize"
+_PACKAGES: dict[str, frozenset[str]] = {
+    "torch": MEDIA_KINDS,
+    "transformers": MEDIA_KINDS,
+    "decord": frozenset({"video"}),
+    "av": frozenset({"video"}),
+    "pillow": MEDIA_KINDS - {"video"},
+    _RESIZE: frozenset({"video"}),
+    "pypdfium2": frozenset({"document"}),
+}
 
 # Changes of this program that give other rows under an unchanged configuration: name -> 1, 2, ... A fingerprint that
 # lacks a name was made before that change. The release number itself decides nothing: CONTRIBUTING.md, "Change what a
@@ -52,6 +67,26 @@ class ConfigFingerprint:
     digest: str
     fields: dict[str, Any]
 
+    def of_kinds(self, kinds: Collection[str]) -> ConfigFingerprint:
+        """Return the fingerprint of a job over media of these kinds: without the packages that touch none of them."""
+        fields = concerning(self.fields, kinds)
+        return ConfigFingerprint(digest_of(fields), fields)
+
+
+def concerning(fields: Mapping[str, Any], kinds: Collection[str], *, there: Mapping[str, Any] = {}) -> dict[str, Any]:
+    """Return the fields that can change a row about media of these kinds.
+
+    Args:
+        fields: of a fingerprint.
+        kinds: of media.
+        there: a fingerprint to compare with. One that an earlier version made does not say how Pillow resizes, so that
+            Pillow's release stands for it.
+    """
+    away = {f"versions.{name}" for name, touched in _PACKAGES.items() if touched.isdisjoint(kinds)}
+    if "video" in kinds and f"versions.{_RESIZE}" not in there:
+        away -= {"versions.pillow"} & there.keys()
+    return {key: value for key, value in fields.items() if key not in away}
+
 
 def resolve_dtype(config: JobConfig) -> Literal["bfloat16", "float16", "float32"]:
     """Resolve ``model.dtype``: ``auto`` is the checkpoint's own dtype on any device, so that a run may resume anywhere.
@@ -70,7 +105,7 @@ def resolve_dtype(config: JobConfig) -> Literal["bfloat16", "float16", "float32"
 
 
 def resolve_config_fingerprint(config: JobConfig) -> ConfigFingerprint:
-    """Resolve the config fingerprint of a job on this machine's installed versions.
+    """Resolve the config fingerprint of a job on this machine's installed versions, whatever kinds of media it has.
 
     Raises:
         ConfigError: the model is neither a local folder nor a hub id with a pinned revision.
@@ -79,7 +114,9 @@ def resolve_config_fingerprint(config: JobConfig) -> ConfigFingerprint:
     """
     files = _model_files(config)  # before the dtype, which may ask the hub
     fields = result_fields(config) | {"model.dtype": resolve_dtype(config), "model.files": files}
-    fields |= {f"versions.{name}": _version(name) for name in _PACKAGES}
+    has_grammar = config.sampling.grammar or (config.task.kind == "document" and config.task.has_grammar)
+    packages = (*_PACKAGES, "llguidance") if has_grammar else _PACKAGES
+    fields |= {f"versions.{name}": resize_digest() if name == _RESIZE else _version(name) for name in packages}
     fields |= {f"behaviour.{name}": number for name, number in BEHAVIOUR.items()}
     fields |= {f"behaviour.{name}": number for name, (number, concerns) in _BEHAVIOUR_OF.items() if concerns(config)}
     return ConfigFingerprint(digest_of(fields), dict(sorted(fields.items())))

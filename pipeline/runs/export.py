@@ -47,7 +47,7 @@ def export_run(uri: str, file_format: Format, to: str) -> str:
         InputError: no row is published yet, or ``to`` is a folder where a file is meant, or a file where a folder is.
         StorageError: a part cannot be read, or a file not be written.
     """
-    uri = storage.check_uri(uri).rstrip("/")
+    uri = storage.folder_uri(uri)
     record = read_run_file(uri)
     parts = [index for index in list_parts(uri) if index < record["num_shards"]]
     if len(parts) < record["num_shards"]:

@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline.errors import ConfigError, ItemError, RefusedError
 from pipeline.records import ROW_ERROR_TYPES, SCHEMA_VERSION, ResultRow, Shard
+from pipeline.runs.accepted import check_keys
 from pipeline.runs.config_fingerprint import resolve_config_fingerprint
 from pipeline.runs.parquet_sink import ParquetSink, list_parts, part_name, read_parts, read_rows, result_rows
 from pipeline.runs.row_schema import version_of
@@ -30,7 +31,9 @@ _FIXED_KEYS = ("name", "input", "output.uri", "output.items_per_shard")
 _FREE_KEYS = frozenset({"input.follow_links"})  # within those
 
 
-def begin_retry(uri: str, *, only: Collection[str] = (), overrides: Sequence[str] = ()) -> Run:
+def begin_retry(
+    uri: str, *, only: Collection[str] = (), overrides: Sequence[str] = (), accept: Collection[str] = ()
+) -> Run:
     """Begin a run's next attempt, or resume an interrupted one; its shards are then pending.
 
     Where nothing failed, the run is returned unchanged.
@@ -40,6 +43,7 @@ def begin_retry(uri: str, *, only: Collection[str] = (), overrides: Sequence[str
         only: error types to compute again, of rows or of a document's pages. If empty: all types, except those of pages
             that could not be rendered. An interrupted retry keeps its own types.
         overrides: ``a.b=value`` on the frozen configuration, for keys that change no row.
+        accept: keys in which the run may differ from this machine, as `pipeline.runs.run.plan_run` takes them.
 
     Raises:
         ConfigError: there is no such error type, or an override names a key that a run fixes.
@@ -49,8 +53,8 @@ def begin_retry(uri: str, *, only: Collection[str] = (), overrides: Sequence[str
     unknown = sorted(set(only) - set(ROW_ERROR_TYPES))
     if unknown:
         raise ConfigError(f"--only: {', '.join(unknown)} is no error type; there are {', '.join(ROW_ERROR_TYPES)}")
-    uri = storage.check_uri(uri).rstrip("/")
-    run = _open(uri, overrides)
+    uri = storage.folder_uri(uri)
+    run = _open(uri, overrides, accept)
     missing = run.num_shards - sum(index < run.num_shards for index in list_parts(uri))
     if missing:
         raise RefusedError(
@@ -68,7 +72,7 @@ def begin_retry(uri: str, *, only: Collection[str] = (), overrides: Sequence[str
     retried = (record.get("retried_shards") or {}) | {str(attempt): shards}
     record |= {"attempt": attempt, "nonce": secrets.token_hex(8), "retried_shards": retried, "retry_only": sorted(only)}
     storage.write_atomic(storage.join(uri, RUN_FILE), json.dumps(record, indent=2, sort_keys=True).encode())
-    return _open(uri, overrides)
+    return _open(uri, overrides, accept)
 
 
 class RetrySink:
@@ -128,7 +132,7 @@ class RetrySink:
         return result_rows(table)
 
 
-def _open(uri: str, overrides: Sequence[str]) -> Run:
+def _open(uri: str, overrides: Sequence[str], accept: Collection[str]) -> Run:
     """Open the run with its frozen manifest, even if its input has changed since."""
     for override in overrides:
         key = override.partition("=")[0].strip()
@@ -138,13 +142,14 @@ def _open(uri: str, overrides: Sequence[str]) -> Run:
     record = read_run_file(uri)
     config = recorded_config(record, overrides, source=f"the configuration in {storage.join(uri, RUN_FILE)}")
     config = config.model_copy(update={"output": config.output.model_copy(update={"uri": uri})})
-    config_fingerprint, items_per_shard = resolve_config_fingerprint(config), record["items_per_shard"]
+    everything, items_per_shard = resolve_config_fingerprint(config), record["items_per_shard"]
+    check_keys(accept, everything.fields)
     manifest = read_frozen_manifest(uri, record["manifest_digest"])
+    config_fingerprint = everything.of_kinds(manifest.kinds)
     fingerprint = fingerprint_of(config_fingerprint.digest, manifest.digest, items_per_shard)
     storage.sweep_temporaries(uri)
-    return resume_run(
-        Run(uri, config, config_fingerprint, fingerprint, config.reduction.digest(), manifest, items_per_shard), record
-    )
+    run = Run(uri, config, config_fingerprint, fingerprint, config.reduction.digest(), manifest, items_per_shard)
+    return resume_run(run, record, everything=everything.fields, accept=accept)
 
 
 def _is_retried(only: Collection[str]) -> Callable[[str, str | None, Sequence[dict[str, Any]] | None], bool]:

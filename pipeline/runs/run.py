@@ -7,26 +7,35 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from illava import __version__
 from illava.families import require_supported
+from pipeline.config.model_check import check_model_options
 from pipeline.config.schema import JobConfig
 from pipeline.errors import RefusedError, StorageError
 from pipeline.inputs.build_manifest import build_manifest
 from pipeline.inputs.columns import LATER_IMAGE_EXTENSIONS, LATER_VIDEO_EXTENSIONS
 from pipeline.inputs.manifest import manifest_bytes
 from pipeline.records import SCHEMA_VERSION
-from pipeline.runs.config_fingerprint import ConfigFingerprint, digest_of, resolve_config_fingerprint
-from pipeline.runs.earlier_runs import done_ids
+from pipeline.runs.accepted import (
+    Difference,
+    check_keys,
+    differences,
+    read_accepted,
+    record_accepted,
+    refuse_config_keys,
+)
+from pipeline.runs.config_fingerprint import ConfigFingerprint, digest_of, in_config, resolve_config_fingerprint
+from pipeline.runs.earlier_runs import earlier_items
 from pipeline.runs.parquet_sink import list_parts, part_attempts
 from pipeline.runs.run_folder import FINISHED_FILE, Run, manifest_uri, read_frozen_manifest
 from pipeline.runs.run_record import (
     RUN_FILE,
-    config_diff,
+    diff_of_kinds,
     fingerprint_of,
     read_run_file,
     recorded_config_fingerprint,
@@ -35,6 +44,7 @@ from pipeline.runs.run_record import (
     wrong_digests,
 )
 from pipeline.runs.sessions import cost_record, run_placements
+from pipeline.runs.takeover import OtherRunError, clear_replaced, resume_or_replace
 from pipeline.runs.totals import run_totals
 from pipeline.storage import storage
 
@@ -55,6 +65,7 @@ def open_planned(run: Run) -> Run:
     """Open the run that `plan_run` returned: create it, or remove the temporary files of a run that exists."""
     if run.resumed:
         storage.sweep_temporaries(run.uri)
+        record_accepted(run.uri, run.accepted)
         return run
     model = run.config.model
     require_supported(model.model_id, revision=model.revision)  # before run.json, which would refuse the corrected job
@@ -63,25 +74,46 @@ def open_planned(run: Run) -> Run:
 
 def create_or_resume(run: Run) -> Run:
     """Freeze the manifest and create ``run.json``, or resume the run that another driver has created meanwhile."""
+    if run.replaces:
+        clear_replaced(run)
     storage.write_atomic(manifest_uri(run.uri, run.manifest.digest), manifest_bytes(run.manifest))
     record = json.dumps(_run_record(run), indent=2, sort_keys=True).encode()
-    if storage.create_exclusive(storage.join(run.uri, RUN_FILE), record):
-        return run
-    return resume_run(run, read_run_file(run.uri))
+    created = storage.create_exclusive(storage.join(run.uri, RUN_FILE), record)
+    record_accepted(run.uri, run.accepted)
+    return run if created else resume_run(run, read_run_file(run.uri))
 
 
-def plan_run(config: JobConfig) -> Run:
-    """Return what `open_run` would return, without writing anything. Raises as `open_run`."""
-    uri = storage.check_uri(config.output.uri).rstrip("/")
-    config_fingerprint = resolve_config_fingerprint(config)
-    manifest = build_manifest(config, done_ids=done_ids(config, config_fingerprint))
+def plan_run(config: JobConfig, *, accept: Collection[str] = ()) -> Run:
+    """Return what `open_run` would return, without writing anything.
+
+    Args:
+        config: the job.
+        accept: keys of the config fingerprint in which the folder's run, or an earlier one, may differ: of the former
+            only such as no configuration has, like ``versions.torch``.
+
+    Raises:
+        ConfigError: ``accept`` names a key that there is not, or one by which the folder's run has another
+            configuration.
+        RefusedError, ...: as `open_run`.
+    """
+    uri = storage.folder_uri(config.output.uri)
+    everything = resolve_config_fingerprint(config)
+    check_model_options(config)
+    check_keys(accept, everything.fields)
+    earlier = earlier_items(config, everything.fields, accept=accept)
+    manifest = build_manifest(config, done_ids=earlier.item_ids)
+    config_fingerprint = everything.of_kinds(manifest.kinds)
     items_per_shard = config.output.items_per_shard
     fingerprint = fingerprint_of(config_fingerprint.digest, manifest.digest, items_per_shard)
     plan_digest, nonce = config.reduction.digest(), secrets.token_hex(8)
     run = Run(uri, config, config_fingerprint, fingerprint, plan_digest, manifest, items_per_shard, nonce=nonce)
+    run = replace(run, earlier=earlier, accepted=earlier.accepted)
     parts = list_parts(uri)
     if storage.exists(storage.join(uri, RUN_FILE)):
-        return resume_run(run, read_run_file(uri))
+        found = read_run_file(uri)
+        return resume_or_replace(
+            run, found, lambda: resume_run(run, found, everything=everything.fields, accept=accept)
+        )
     if parts:  # listed before run.json is looked for, so that another driver starting now causes no false alarm
         raise RefusedError(
             f"{uri} has {len(parts)} parts in data/ and no {RUN_FILE}: whose rows they are cannot be known. Choose a "
@@ -135,6 +167,7 @@ def finish(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
         "num_shards": run.num_shards,
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions,
+        "accepted": [asdict(one) for one in read_accepted(run.uri)],
         "totals": totals.as_dict(),
         "cost": cost_record(run.uri, totals.sums["cost_usd"]),
         "placements": run_placements(run.uri),
@@ -144,16 +177,21 @@ def finish(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-def resume_run(run: Run, found: dict[str, Any]) -> Run:
+def resume_run(
+    run: Run, found: dict[str, Any], *, everything: Mapping[str, Any] | None = None, accept: Collection[str] = ()
+) -> Run:
     """Resume the run in the folder if it is the same run; the recorded digests are kept.
 
     Args:
         run: as this job would create it.
         found: content of ``run.json``.
+        everything: fields of the job's fingerprint with all packages; the run's own where left out.
+        accept: keys in which the run may differ, as `plan_run` takes them.
 
     Raises:
         RefusedError: the folder holds another run (the message names the keys that differ, with both values), or its
             record was edited.
+        ConfigError: as `plan_run`.
     """
     if wrong := wrong_digests(found):
         raise RefusedError(
@@ -162,10 +200,11 @@ def resume_run(run: Run, found: dict[str, Any]) -> Run:
         )
     recorded = recorded_config_fingerprint(found)
     run = _in_dtype(run, recorded.get("model.dtype"))
-    diff = config_diff(recorded, run.config_fingerprint.fields)
+    here = dict(everything or {}) | run.config_fingerprint.fields
+    diff, taken = _without_accepted(run, diff_of_kinds(recorded, here, run.manifest.kinds), accept)
     same_input = _has_same_input(run, found)
     if diff or not same_input or found["items_per_shard"] != run.items_per_shard:
-        raise RefusedError(_config_mismatch_message(run, found, diff, same_input=same_input))
+        raise OtherRunError(_config_mismatch_message(run, found, diff, same_input=same_input))
     return replace(
         run,
         config_fingerprint=ConfigFingerprint(found["recipe_digest"], found["recipe"]),
@@ -177,7 +216,20 @@ def resume_run(run: Run, found: dict[str, Any]) -> Run:
         least_attempts=wanted_attempts(found),
         retry_only=tuple(found.get("retry_only") or ()),
         resumed=True,
+        accepted=(*run.accepted, *taken),
     )
+
+
+def _without_accepted(
+    run: Run, diff: dict[str, tuple[Any, Any]], accept: Collection[str]
+) -> tuple[dict[str, tuple[Any, Any]], list[Difference]]:
+    """Return what is left of a difference, and what of it is accepted, by this command or by one before."""
+    if not diff:
+        return diff, []
+    refuse_config_keys(accept, diff, run.uri)
+    known = {one.identity for one in read_accepted(run.uri)}
+    taken = [one for one in differences(diff) if one.key in accept or one.identity in known]
+    return {key: both for key, both in diff.items() if key not in {one.key for one in taken}}, taken
 
 
 def _in_dtype(run: Run, recorded: str | None) -> Run:
@@ -216,8 +268,14 @@ def _config_mismatch_message(
             f"{found['manifest_digest'][:12]} there, {run.manifest.digest[:12]} here): objects were added, removed or "
             "changed since the run began, or input.limit, input.pattern or the manifest is another"
         )
+    facts = [key for key in diff if not in_config(key)]
+    accepting = ""
+    if facts and len(lines) == len(facts):
+        keys = " ".join(f"--accept {key}" for key in facts)
+        accepting = f"To go on with this run all the same, add {keys}, which is recorded in the run. Or put the former "
+        accepting += "versions back. Else:\n"
     return (
-        f"{run.uri} holds another run; these keys differ:\n" + "\n".join(lines) + "\n"
+        f"{run.uri} holds another run; these keys differ:\n" + "\n".join(lines) + "\n" + accepting + ""
         "Choose a new output.uri; to process only what is new, also set input.exclude_runs to the finished run's folder"
     )
 
@@ -241,6 +299,7 @@ def _run_record(run: Run) -> dict[str, Any]:
         "attempt": run.attempt,
         "nonce": run.nonce,
         "left_out": dict(run.manifest.left_out),
+        "input": run.manifest.counts.as_dict() if run.manifest.counts else None,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "config": run.config.model_dump(mode="json"),
     }

@@ -15,6 +15,7 @@ from pipeline.config.schema import JobConfig
 from pipeline.errors import RefusedError
 from pipeline.inputs.manifest import Manifest, read_manifest
 from pipeline.records import Shard
+from pipeline.runs.accepted import Difference, DoneItems
 from pipeline.runs.config_fingerprint import ConfigFingerprint
 from pipeline.runs.run_record import read_run_file
 from pipeline.storage import storage
@@ -41,6 +42,9 @@ class Run:
         least_attempts: shard -> the attempt in which a retry computes its part again; an older part is pending.
         retry_only: error types that the present attempt computes again; all where empty.
         resumed: whether the run existed before.
+        earlier: what the runs in ``input.exclude_runs`` have done, and which of them are passed over.
+        accepted: differences that this command goes on with, by ``--accept``.
+        replaces: nonce of a run that began here, published nothing and is taken over.
     """
 
     uri: str
@@ -55,6 +59,9 @@ class Run:
     least_attempts: Mapping[int, int] = field(default_factory=dict)
     retry_only: tuple[str, ...] = ()
     resumed: bool = False
+    earlier: DoneItems = field(default_factory=DoneItems)
+    accepted: tuple[Difference, ...] = ()
+    replaces: str = ""
 
     @property
     def num_shards(self) -> int:

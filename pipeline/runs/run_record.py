@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from illava.plan import ReductionPlan, dump_digest
 from pipeline.config.load import parse_config
 from pipeline.config.schema import JobConfig, result_fields
 from pipeline.errors import ConfigError, ItemError, RefusedError
-from pipeline.runs.config_fingerprint import digest_of, in_config, is_fact
+from pipeline.runs.config_fingerprint import concerning, digest_of, in_config, is_fact
 from pipeline.storage import storage
 
 RUN_FILE = "run.json"
@@ -28,6 +28,8 @@ _IGNORED_KEYS = frozenset({"schema_version", "model.device", "attention_backend"
 # Keys whose default is not what was done before they came -> the value that says it. A record that lacks such a key was
 # made with that value; a job that goes on with its run says so too.
 VALUES_BEFORE: dict[str, Any] = {"sampling.loop_tokens": None}
+# The same, of keys of one kind of task.
+_VALUES_BEFORE_OF: dict[str, dict[str, Any]] = {"document": {"task.enforce_schema": False}}
 _RUN_KEYS = {
     "fingerprint": str,
     "recipe_digest": str,
@@ -114,6 +116,19 @@ def config_diff(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, 
     }
 
 
+def diff_of_kinds(
+    there: Mapping[str, Any], here: Mapping[str, Any], kinds: Collection[str]
+) -> dict[str, tuple[Any, Any]]:
+    """Compare two fingerprints as `config_diff` does, by what can change a row about media of these kinds.
+
+    Args:
+        there: of the earlier run.
+        here: of the present job, with all packages.
+        kinds: of media.
+    """
+    return config_diff(there, concerning(here, kinds, there=there))
+
+
 def recorded_plan_digest(record: Mapping[str, Any]) -> str:
     """Return the ``plan_digest`` of the run's rows, whatever fields a plan has by now."""
     return record.get("plan_digest") or dump_digest(record["recipe"].get("reduction") or ReductionPlan().model_dump())
@@ -135,7 +150,8 @@ def _renamed(data: Mapping[str, Any]) -> dict[str, Any]:
             place = place.get(name) if isinstance(place, dict) else None
         if isinstance(place, dict) and last in place:
             _put(renamed, new, place.pop(last))
-    for key, value in VALUES_BEFORE.items():
+    kind = (renamed.get("task") or {}).get("kind", "")
+    for key, value in (VALUES_BEFORE | _VALUES_BEFORE_OF.get(kind, {})).items():
         section, _, name = key.rpartition(".")
         if name not in (renamed.get(section) or {}):
             _put(renamed, key, value)

@@ -2,7 +2,8 @@
 
 A session is one command that had something to do. Its file is written when the session begins, now and then while it
 goes on (``so_far``, counted from above), and when it ends: a killed session counts as one of unknown cost, and a budget
-of the whole run counts it with what it had spent so far. The file also records the device of the models, which ``auto``
+of the whole run counts it with what it had spent so far. The file names the driver's process, which tells another job
+whether it may still be at work. The file also records the device of the models, which ``auto``
 chooses anew in each session, and the release of the program.
 """
 
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from illava import __version__
 from pipeline.cost import Spending, run_cost
 from pipeline.errors import ItemError, StorageError
+from pipeline.runs.driver import this_driver
 from pipeline.storage import storage
 
 if TYPE_CHECKING:
@@ -53,17 +55,30 @@ class Session:
         """Record what the session has spent so far, for whoever else spends on this run."""
         self._write(None, so_far)
 
-    def end(self, spent: Spending) -> None:
-        """Record that the session ends, and what it spent."""
-        self._write(spent, None)
+    def end(self, spent: Spending | None, *, num_rows: int | None = None) -> None:
+        """Record that the session ends, what it spent, and how many rows it made.
 
-    def _write(self, spent: Spending | None, so_far: Spending | None) -> None:
+        ``spent`` is None where an error ended the session before that was known.
+        """
+        self._write(spent, None, num_rows, ended_at=datetime.now(UTC))
+
+    def _write(
+        self,
+        spent: Spending | None,
+        so_far: Spending | None,
+        num_rows: int | None = None,
+        *,
+        ended_at: datetime | None = None,
+    ) -> None:
         record = {
             "began_at": self._began.isoformat(timespec="milliseconds"),
             "attempt": self._attempt,
             "illava_version": __version__,
             **self._placement,
+            "driver": this_driver(),
+            "ended_at": None if ended_at is None else ended_at.isoformat(timespec="milliseconds"),
             "spent": None if spent is None else asdict(spent),
+            "num_rows": num_rows,
             "so_far": None if so_far is None else asdict(so_far),
         }
         storage.write_atomic(self._uri, json.dumps(record, indent=2).encode())
@@ -123,6 +138,29 @@ def run_spending(run_uri: str) -> tuple[Spending, int, int]:
         else:
             total += spent
     return total, num_sessions, num_unknown
+
+
+def unended_sessions(run_uri: str) -> list[tuple[str, dict[str, Any] | None]]:
+    """List the sessions that did not say that they ended: name, and the process that drives or drove each.
+
+    Raises:
+        StorageError: a session's file cannot be read.
+    """
+    return [
+        (uri.rpartition("/")[2].removesuffix(".json"), record.get("driver"))
+        for uri, record in _records(run_uri)
+        if record.get("spent") is None and record.get("ended_at") is None
+    ]
+
+
+def run_rate(run_uri: str) -> float | None:
+    """Return the rows a second of all sessions that have ended and say how many they made; None where none does."""
+    num_rows, wall_s = 0, 0.0
+    for _, record in _records(run_uri):
+        if record.get("num_rows") and record.get("spent"):
+            num_rows += record["num_rows"]
+            wall_s += record["spent"].get("wall_s", 0.0)
+    return num_rows / wall_s if wall_s else None
 
 
 def run_placements(run_uri: str) -> list[dict[str, Any]]:

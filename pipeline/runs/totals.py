@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from pipeline.errors import ItemError, StorageError
 from pipeline.records import LATER_COLUMNS
 from pipeline.runs.parquet_sink import read_parts
+from pipeline.runs.run_folder import FINISHED_FILE
+from pipeline.storage import storage
 
 _COUNTED = ["status", "error_type", "finish_reason"]
 _SUMMED = (
@@ -37,6 +41,7 @@ class Totals:
         by_error_type: number of failed rows of each type.
         by_finish_reason: number of answered rows whose answer ended so.
         sums: sums of the columns that can be summed; without a later column that any of the rows lacks.
+        num_empty: answered rows without a text, or with white space alone; None where an earlier version did not count.
     """
 
     num_rows: int = 0
@@ -44,6 +49,12 @@ class Totals:
     by_error_type: dict[str, int] = field(default_factory=dict)
     by_finish_reason: dict[str, int] = field(default_factory=dict)
     sums: dict[str, float] = field(default_factory=dict)
+    num_empty: int | None = None
+
+    @property
+    def num_answered(self) -> int:
+        """Rows with an answer."""
+        return self.num_rows - self.by_status.get("failed", 0)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the totals as JSON types."""
@@ -57,7 +68,10 @@ def run_totals(run_uri: str, indexes: Sequence[int]) -> Totals:
         ItemError, StorageError: a part is absent or cannot be read.
     """
     groups: list[dict[str, Any]] = []
-    for table in read_parts(run_uri, indexes, [*_COUNTED, *_SUMMED]):
+    num_empty = 0
+    for table in read_parts(run_uri, indexes, [*_COUNTED, *_SUMMED, "text"]):
+        answered = zip(table["status"].to_pylist(), table["text"].to_pylist(), strict=True)
+        num_empty += sum(status != "failed" and not text.strip() for status, text in answered)
         summed = [([], "count_all"), *((name, "sum") for name in _SUMMED), *((name, "count") for name in _LATER)]
         # In the calling thread, as `pipeline.storage.parquet` reads.
         groups += table.group_by(_COUNTED, use_threads=False).aggregate(summed).to_pylist()
@@ -73,4 +87,18 @@ def run_totals(run_uri: str, indexes: Sequence[int]) -> Totals:
             continue  # of rows that do not all say it there is no sum
         values = [group[f"{name}_sum"] or 0 for group in groups]  # null where no row has a value
         sums[name] = math.fsum(values) if name.endswith(("_s", "_usd")) else sum(values)
-    return Totals(sum(status.values()), status, errors, reasons, sums)
+    return Totals(sum(status.values()), status, errors, reasons, sums, num_empty)
+
+
+def recorded_totals(run_uri: str) -> Totals:
+    """Return the totals that ``_RUN.json`` has of a finished run.
+
+    Raises:
+        StorageError: it cannot be read, or has none.
+    """
+    uri = storage.join(run_uri, FINISHED_FILE)
+    try:
+        totals = json.loads(storage.read(uri))["totals"]
+        return Totals(**{one.name: totals[one.name] for one in fields(Totals) if one.name in totals})
+    except (ItemError, ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"{uri} cannot be read: {error}; `illava verify {run_uri}` says more") from error

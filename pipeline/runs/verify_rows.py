@@ -16,6 +16,8 @@ from pipeline.retention import retention_ratio
 STAGES = ("fetch_s", "load_s", "preprocess_s", "queue_s", "vision_s", "prefill_s", "decode_s")
 # The machine may give the core to another process for about so long between two readings of the clock.
 STAGE_SLACK_S = 0.010
+_ROUNDING = 1e-5  # of float32 logarithms and sums
+_YES_NO = ("yes", "no")  # what metrics of that kind tell of, whatever the row's options
 _SECONDS = (*STAGES, "latency_s", "cpu_s", "gpu_s")
 _COUNTS = (
     "num_frames",
@@ -187,10 +189,25 @@ def _times_problem(row: Row) -> str | None:
     return None
 
 
+def _probabilities_problem(row: Row) -> str | None:
+    logprob, shares = row.get("answer_logprob"), row.get("option_probabilities")  # null before schema version 3
+    if logprob is not None and not -math.inf < logprob <= _ROUNDING:
+        return f"answer_logprob is {logprob}; the logarithm of a probability is at most 0"
+    if shares is None:
+        return None
+    if not all(0 <= share <= 1 + _ROUNDING for share in shares) or math.fsum(shares) > 1 + _ROUNDING:
+        return f"option_probabilities are {shares}; each lies in 0 to 1, and so does their sum"
+    num_options = len(row["options"] or _YES_NO)
+    if len(shares) not in {num_options, len(_YES_NO)}:
+        return f"{len(shares)} option_probabilities for {num_options} options"
+    return None
+
+
 _ROW_CHECKS: tuple[tuple[str, Callable[[Row], str | None]], ...] = (
     ("bad_status", _status_problem),
     ("bad_counts", _counts_problem),
     ("bad_counts", _retention_problem),
     ("bad_seconds", _times_problem),
     ("bad_pages", _pages_problem),
+    ("bad_probabilities", _probabilities_problem),
 )

@@ -28,7 +28,7 @@ from pipeline.records import ObjectInfo
 from pipeline.storage import local_files
 from pipeline.storage.errors import body_ended_early, is_asked_to_wait, item_error, storage_error
 from pipeline.storage.object_store import ObjectStore
-from pipeline.storage.uris import check_uri, is_local, join, local_path, printable, scheme
+from pipeline.storage.uris import check_uri, folder_uri, is_local, join, local_path, printable, scheme
 
 __all__ = [
     "Fetched",
@@ -39,10 +39,12 @@ __all__ = [
     "delete",
     "exists",
     "fetch",
+    "folder_uri",
     "is_local",
     "join",
     "list_names",
     "list_objects",
+    "list_split",
     "local_path",
     "read",
     "read_range",
@@ -76,7 +78,12 @@ class Fetched(NamedTuple):
 
 
 def list_objects(prefix: str, pattern: str = "**/*") -> list[ObjectInfo]:
-    """List the objects below a prefix whose relative name matches a glob, sorted by URI.
+    """List the objects below a prefix whose relative name matches a glob, sorted by URI; otherwise as `list_split`."""
+    return list_split(prefix, pattern)[0]
+
+
+def list_split(prefix: str, pattern: str) -> tuple[list[ObjectInfo], list[ObjectInfo], int]:
+    """List the objects below a prefix that a glob matches, the others, and how many of these its case alone keeps out.
 
     Args:
         prefix: folder or key prefix of whole segments; a single object lists itself, whatever the pattern.
@@ -87,13 +94,17 @@ def list_objects(prefix: str, pattern: str = "**/*") -> list[ObjectInfo]:
     """
     base = check_uri(prefix).rstrip("/")
     try:
-        matches = re.compile(glob_translate(pattern)).match
+        glob = glob_translate(pattern)
+        matches, in_any_case = re.compile(glob).match, re.compile(glob, re.IGNORECASE).match
     except ValueError as error:
         raise StorageError(f"pattern {printable(pattern)}: {error}") from error
-    found = _on_store("list", base, lambda: _backend(base).find(base))
+    found = sorted(_on_store("list", base, lambda: _backend(base).find(base)), key=lambda info: info.uri)
     start = len(base) + 1
-    kept = [info for info in found if info.uri == base or matches(info.uri[start:])]
-    return sorted(kept, key=lambda info: info.uri)
+    kept: list[ObjectInfo] = []
+    others: list[ObjectInfo] = []
+    for info in found:
+        (kept if info.uri == base or matches(info.uri[start:]) else others).append(info)
+    return kept, others, sum(in_any_case(info.uri[start:]) is not None for info in others)
 
 
 def list_names(prefix: str) -> list[str]:

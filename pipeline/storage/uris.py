@@ -47,6 +47,26 @@ def join(base: str, *parts: str) -> str:
     return "/".join([base.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
+def without_extra_slashes(uri: str) -> str:
+    """Return a folder's address without a slash at its end, empty or ``.`` segments, or ``file://``.
+
+    Nothing is checked, and a relative path stays one.
+    """
+    head, separator, rest = (uri[len("file://") :] if uri.startswith("file:///") else uri).rpartition("://")
+    segments = [one for one in rest.split("/") if one not in {"", "."}]
+    absolute = not separator and rest.startswith("/")
+    return f"{head}{separator}{'/' * absolute}{'/'.join(segments)}" or uri
+
+
+def folder_uri(uri: str) -> str:
+    """Return the normal form of a folder's address, such as ``output.uri``: the same for every way to write it.
+
+    Raises:
+        ItemError: as `check_uri`.
+    """
+    return check_uri(without_extra_slashes(check_uri(uri)))
+
+
 def check_uri(uri: str, *, allowed_roots: Sequence[str] | None = None) -> str:
     """Return the normal form of an address that may be used.
 

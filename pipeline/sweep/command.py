@@ -53,7 +53,7 @@ def render_sweep_dry_run(config: SweepConfig) -> str:
     lines = [f"{config.name}: {len(pending)} of {len(config.wanted())} points to measure on {len(sweep.items)} items"]
     for point in config.wanted():
         model = config.models[point.model]
-        shape = load_model_shape(model.model_id, revision=model.revision)
+        shape = load_model_shape(model.model_id, revision=model.revision, pixel_limits=config.media.pixel_limits)
         counts = expected_counts(
             shape.geometry,
             point.plan,

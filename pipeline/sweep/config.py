@@ -112,6 +112,8 @@ class SweepConfig(Section):
             raise ValueError(
                 "sampling: a sweep draws each answer once and keeps no rows; on_loop retry and logprobs are a job's"
             )
+        if (grammar := self.sampling.grammar) and (problem := grammar.misfit(self.task)):
+            raise ValueError(problem)
         for name in self.only or ():
             if name not in self.tables:
                 raise ValueError(f"only: no table {name!r}; the tables are: {', '.join(self.tables)}")

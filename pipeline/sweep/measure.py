@@ -13,6 +13,7 @@ from illava.requests import Generation, Request, SamplingParams
 from pipeline.evaluation.statistics import mean_interval, paired_difference
 from pipeline.records import LoadedItem
 from pipeline.sweep.config import SpeedConfig, SweepConfig
+from pipeline.tasks.asking import request_of
 from pipeline.tasks.base import Task
 from pipeline.tasks.build import build_task
 from pipeline.tasks.sampling import sampling_params
@@ -27,8 +28,15 @@ _STATES = ("vision_s", "prefill_s", "decode_s")
 def build_requests(config: SweepConfig, loaded: Sequence[LoadedItem]) -> list[Request]:
     """Build what the model is asked about each item, in order."""
     task, sampling = build_task(config.task), config.sampling
-    params = sampling_params(sampling, seed=config.seed)
-    return [Request(one.item.item_id, task.content(one.item, one.media), params) for one in loaded]
+    return [
+        request_of(
+            config.task,
+            one.item.item_id,
+            task.content(one.item, one.media),
+            sampling_params(sampling, seed=config.seed, choices=task.choices(one.item)),
+        )
+        for one in loaded
+    ]
 
 
 def measure_point(

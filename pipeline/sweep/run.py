@@ -141,7 +141,8 @@ def _load(job: JobConfig, items: Sequence[MediaItem]) -> tuple[list[LoadedItem],
     """All items at a model's size, and how many could not be loaded."""
     found: list[LoadedItem] = []
     problems: list[str] = []
-    preprocessor = load_preprocessor(job.model.model_id, revision=job.model.revision)
+    model, limits = job.model, job.media.pixel_limits
+    preprocessor = load_preprocessor(model.model_id, revision=model.revision, pixel_limits=limits)
     with closing(build_loader(job, preprocessor)) as loader:
         for item in items:
             try:

@@ -12,7 +12,7 @@ from pipeline.tasks.question import Question
 def build_task(config: TaskConfig) -> Task:
     """Build the task a job's ``task`` section stands for."""
     if isinstance(config, CaptionConfig):
-        return Caption(config.prompt)
+        return Caption(config)
     if isinstance(config, DocumentConfig):
         return Document(config)
     return Question(config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.config.schema import CaptionConfig
 from pipeline.records import MediaItem
 from pipeline.tasks.base import ParsedAnswer, Task
 
@@ -12,10 +13,10 @@ from pipeline.tasks.base import ParsedAnswer, Task
 class Caption(Task):
     """Asks for one text per item; a manifest's ``prompt`` column overrides the job's."""
 
-    default_prompt: str
+    config: CaptionConfig
 
-    def prompt(self, item: MediaItem) -> str:
-        return item.prompt or self.default_prompt
+    def own_prompt(self, item: MediaItem) -> str:
+        return item.prompt or self.config.prompt
 
     def parse(self, item: MediaItem, text: str) -> ParsedAnswer:
         return ParsedAnswer()

@@ -17,16 +17,13 @@ from pipeline.json_schema import InvalidAnswerError, read_json
 from pipeline.records import LoadedItem, MediaItem
 from pipeline.storage.uris import printable
 from pipeline.tasks.base import ParsedAnswer, Task
+from pipeline.tasks.grammar import grammar_fault, why_cut
 
 if TYPE_CHECKING:
     from illava.preprocess import VisualInput
     from illava.requests import Generation
 
 _MESSAGE_CHARS = 500
-_WHY: dict[str | None, str] = {
-    "length": "cut at sampling.max_new_tokens; ",
-    "loop": "the answer repeats itself (see sampling.on_loop); ",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +65,15 @@ class Document(Task):
     def media_per_request(self) -> int:
         return self.config.pages_per_request
 
+    def own_prompt(self, item: MediaItem) -> str:
+        return item.prompt or self.config.prompt
+
+    @property
+    def json_schema(self) -> dict[str, Any] | None:
+        return self.config.json_schema if self.config.has_grammar else None
+
     def prompt(self, item: MediaItem) -> str:
-        asked = item.prompt or self.config.prompt
+        asked = Task.prompt(self, item)
         if self.config.json_schema is None:
             return asked
         schema = json.dumps(self.config.json_schema, ensure_ascii=False)
@@ -102,11 +106,13 @@ class Document(Task):
             **_counts(generation),
         }
         if self.config.json_schema is None:
+            if fault := grammar_fault(generation):
+                return _failed(page, window, "invalid_answer", fault, **answer)
             return PageRow(page, window, **answer)
         try:
             return PageRow(page, window, fields=read_json(generation.text, self.config.json_schema), **answer)
         except InvalidAnswerError as error:
-            return _failed(page, window, "invalid_answer", f"{_WHY.get(generation.finish_reason, '')}{error}", **answer)
+            return _failed(page, window, "invalid_answer", f"{why_cut(generation)}{error}", **answer)
 
 
 def pages_outcome(pages: Sequence[dict[str, Any]]) -> dict[str, Any]:

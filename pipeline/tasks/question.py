@@ -29,7 +29,7 @@ class Question(Task):
 
     config: QuestionConfig
 
-    def prompt(self, item: MediaItem) -> str:
+    def own_prompt(self, item: MediaItem) -> str:
         asked = item.prompt or ""
         if item.options and self.config.choice_template is not None:
             return _fill(self.config.choice_template, question=asked, options=lettered(item.options))

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from illava.requests import SamplingParams, derive_seed
 from pipeline.config.schema import SamplingConfig
+from pipeline.tasks.grammar import grammar_of
 
 RETRY_TEMPERATURE = 0.2
 
 
-def sampling_params(sampling: SamplingConfig, *, seed: int, choices: Sequence[Sequence[str]] = ()) -> SamplingParams:
+def sampling_params(
+    sampling: SamplingConfig,
+    *,
+    seed: int,
+    choices: Sequence[Sequence[str]] = (),
+    json_schema: Mapping[str, Any] | None = None,
+) -> SamplingParams:
     """Return the engine's parameters.
 
     Args:
         sampling: of the job.
         seed: of the request.
-        choices: of each option, the texts by which an answer may name it; told of with ``logprobs`` only.
+        choices: of each option, the texts by which an answer may name it, the plainest first; for ``logprobs`` and for
+            the grammar's choices ``options``.
+        json_schema: of every answer, whatever ``sampling.grammar``.
     """
     return SamplingParams(
         max_new_tokens=sampling.max_new_tokens,
@@ -34,6 +44,7 @@ def sampling_params(sampling: SamplingConfig, *, seed: int, choices: Sequence[Se
         on_loop="stop" if sampling.on_loop == "retry" else sampling.on_loop,
         logprobs=sampling.logprobs,
         choices=tuple(map(tuple, choices)) if sampling.logprobs else (),
+        grammar=grammar_of(sampling.grammar, choices=choices, json_schema=json_schema),
     )
 
 

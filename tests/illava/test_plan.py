@@ -7,7 +7,7 @@ import yaml
 from pydantic import ValidationError
 
 from illava.errors import PlanError
-from illava.plan import EMPTY_PLAN, ReductionPlan, preset
+from illava.plan import EMPTY_PLAN, ReductionPlan, dump_digest, preset
 from illava.presets import PRESETS
 
 STEP = {"stage": "vision_block", "layers": [3], "reducer": {"kind": "illava", "num_merged": 4}}
@@ -117,6 +117,22 @@ def test_unmerge_needs_a_true_grid_and_something_to_undo():
     refuse("{unmerge: {}}", "restores what vision_block steps drop")
     gives_up = "the true grid, which layout 'released' gives up"
     refuse(f"{{layout: released, unmerge: {{}}, steps: [{CUT % 1}]}}", gives_up)
+
+
+def test_size_bias_is_for_plans_that_merge_on_a_true_grid():
+    plan = read(f"{{size_bias: true, steps: [{CUT % 1}]}}")
+    assert plan.size_bias
+    assert plan.digest() != read(f"steps: [{CUT % 1}]").digest()
+    assert read(f"{{size_bias: false, steps: [{CUT % 1}]}}").digest() == read(f"steps: [{CUT % 1}]").digest()
+    assert read("{preset: illava-image, size_bias: true}").size_bias
+    refuse("{size_bias: true}", "the plan merges nothing: leave it out")
+    refuse(f"{{layout: released, size_bias: true, steps: [{CUT % 1}]}}", "which layout 'released' gives up")
+    refuse("{budget: auto, epsilon: 0.2, size_bias: true}", "layout and size_bias out")
+
+
+def test_digests_of_plans_written_before_size_bias_stay():
+    before = {"layout": "geometric", "unmerge": None, "budget": None, "epsilon": None, "steps": []}
+    assert EMPTY_PLAN.digest() == dump_digest(before)
 
 
 def test_nothing_given_beside_a_preset_is_dropped():

@@ -10,6 +10,7 @@ import shutil
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas
 import pyarrow as pa
@@ -19,7 +20,10 @@ import yaml
 
 from pipeline.cli import job_parser, overrides_of
 from pipeline.config.load import load_config
-from pipeline.execution.ray.metrics import COUNTERS, STAGE_SECONDS, STAGES, RowMetrics
+from pipeline.execution.lease import QueueDepths
+from pipeline.execution.ray.metrics import COUNTERS, GAUGES, STAGE_SECONDS, STAGES, JobGauges, RowMetrics
+from pipeline.execution.summary import RunStats
+from pipeline.execution.watch import EVERY_S, Watch
 from pipeline.exit_codes import EXIT_CODES
 from pipeline.records import ResultRow
 from pipeline.runs.run import open_run
@@ -27,6 +31,13 @@ from tests.support.runs.run_folders import complete, make_config, make_row, put_
 
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARD = ROOT / "configs" / "grafana" / "illava_jobs.json"
+ALERTS = ROOT / "configs" / "prometheus" / "illava_alerts.yaml"
+OPERATIONS = ROOT / "docs" / "operations.md"
+EXPORTED = {
+    *(f"ray_{name}_total" for name in COUNTERS),
+    *(f"ray_{name}" for name in GAUGES),
+    f"ray_{STAGE_SECONDS}_bucket",
+}
 
 # As they stand in docs/operations.md.
 SNIPPETS = {
@@ -73,6 +84,10 @@ class _Metric:
         assert value > 0
         self._tell(value, tags)
 
+    def set(self, value, tags) -> None:
+        assert self._kind == "gauge"
+        self._tell(value, tags)
+
     def observe(self, value, tags) -> None:
         assert self._kind == "histogram"
         self._tell(value, tags)
@@ -97,6 +112,7 @@ def test_rows_are_counted_once_and_under_their_tags(row) -> None:
     sums = {name: sum(value for value, _ in told) for name, told in recorder.told.items()}
     assert sums["illava_items"] == 2
     assert [tags["status"] for _, tags in recorder.told["illava_items"]] == ["ok", "failed"]
+    assert [(value, tags["error_type"]) for value, tags in recorder.told["illava_failures"]] == [(1, "corrupt_media")]
     assert (sums["illava_vision_tokens"], sums["illava_vision_tokens_kept"]) == (2 * 1568, 1600)
     assert (sums["illava_decoder_tokens_kept"], sums["illava_generated_tokens"]) == (1120, 40)
     assert (sums["illava_retries"], sums["illava_items_cost_usd"]) == (2, 0.001)
@@ -109,10 +125,42 @@ def test_the_dashboard_shows_what_is_exported_and_nothing_else() -> None:
     dashboard = json.loads(DASHBOARD.read_text())
     targets = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     shown = set(re.findall(r"\b(ray_illava_\w+)", " ".join(targets)))
-    assert shown == {f"ray_{name}_total" for name in COUNTERS} | {f"ray_{STAGE_SECONDS}_bucket"}
+    assert shown == EXPORTED
     assert "ray_illava_items_total" in dashboard["templating"]["list"][1]["query"]
     tags = set(re.findall(r"by \(([\w, ]+)\)", " ".join(targets)))
-    assert tags == {"status", "le, stage"}
+    assert tags == {"status", "le, stage", "role", "error_type"}
+
+
+def test_the_alert_rules_ask_for_what_is_exported() -> None:
+    (group,) = yaml.safe_load(ALERTS.read_text())["groups"]
+    rules = group["rules"]
+    asked = " ".join(rule["expr"] for rule in rules)
+    assert set(re.findall(r"\b(ray_illava_\w+)", asked)) <= EXPORTED
+    assert set(re.findall(r"by \((\w+)\)", asked)) == {"job_name"}
+    assert all({"summary", "next"} == rule["annotations"].keys() and rule["for"] for rule in rules)
+    assert {rule["alert"] for rule in rules} <= set(re.findall(r"`(Illava\w+)`", OPERATIONS.read_text()))
+
+
+def test_gauges_show_where_a_jobs_items_are_and_fall_to_nothing_at_its_end(tmp_path) -> None:
+    recorder, stats = Recorder(), RunStats()
+    executor = SimpleNamespace(capacity=None, actors={"vlm": 2, "reader": 3})
+    watch = Watch(str(tmp_path), "session", 9, stats, JobGauges(recorder, job="nightly"))
+    scheduler = SimpleNamespace(queue_depths=lambda capacity: QueueDepths(0, 0, 0, 0, None), num_in_work=4)
+    stats.num_rows = 2
+    watch._told_s -= EVERY_S
+    watch.tick(scheduler, executor)
+    now = {(name, tags.get("role")): value for name, told in recorder.told.items() for value, tags in told}
+    assert now == {
+        ("illava_planned_items", None): 9,
+        ("illava_waiting_items", None): 3,
+        ("illava_in_work_items", None): 4,
+        ("illava_actors", "vlm"): 2,
+        ("illava_actors", "reader"): 3,
+    }
+    watch.close()
+    last = {(name, tags.get("role")): value for name, told in recorder.told.items() for value, tags in told}
+    assert set(last.values()) == {0, 2}, "planned are those that were made"
+    assert last["illava_planned_items", None] == 2
 
 
 def commands(document: dict) -> list[list[str]]:

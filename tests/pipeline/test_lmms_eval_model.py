@@ -93,15 +93,20 @@ def test_options_of_generation(model, caplog):
     drawn = model._sampling({"temperature": 0.7, "top_p": 0.9, "max_new_tokens": 5, "image_aspect_ratio": "pad"})
     assert (drawn.temperature, drawn.top_p, drawn.max_new_tokens) == (0.7, 0.9, 5)
     assert "['image_aspect_ratio'] have no meaning here" in caplog.text
+    for until, stop in {("\n\n", ""): ("\n\n",), ".": (".",), "": (), None: ()}.items():
+        assert model._sampling({"until": until}).stop == stop
     with pytest.raises(RequestError, match="num_beams"):
         model._sampling({"num_beams": 5})
 
 
-def test_an_answer_ends_at_the_first_mark():
-    done = plugin.Generation("x", "yes\n\nno. B", (1,), "stop", None, None)
-    assert plugin._answer(done, ["\n\n", ""]).text == "yes"
-    assert plugin._answer(done, ".").text == "yes\n\nno"
-    assert plugin._answer(done, None).text == done.text
+def test_an_answer_ends_at_the_first_mark_and_no_token_is_drawn_behind_it(model):
+    docs = [{"question": "What is here?", "visuals": None}]
+    [whole] = model.generate_until(asked(model, docs, options=OPTIONS | {"max_new_tokens": 12, "until": None}))
+    mark = whole.text[4]
+    assert mark not in whole.text[:4], "another question must be asked"
+    [ended] = model.generate_until(asked(model, docs, options=OPTIONS | {"max_new_tokens": 12, "until": [mark, ""]}))
+    assert ended.text == whole.text[:4]
+    assert ended.token_counts.output_tokens < whole.token_counts.output_tokens
 
 
 @pytest.mark.parametrize("kind", ["loglikelihood", "generate_until_multi_round"])

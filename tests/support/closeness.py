@@ -22,6 +22,7 @@ from illava.engine.sampling import SamplingBatch, draw_tokens
 FLOAT32 = 1e-5
 # Two results are at most 2 FLOAT32 apart; a choice that leads by more is the same in both.
 _CLEAR = 5 * FLOAT32
+_FORBIDDEN = torch.finfo(torch.float32).min / 2  # by a row's grammar
 _NO_PENALTIES: dict[str, float] = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 
 
@@ -42,16 +43,16 @@ def assert_close(got, expected, *, tolerance: float = FLOAT32) -> None:
 def near_ties(logits_BV: Tensor, batch: SamplingBatch, draws: Sequence[float]) -> list[str]:
     """What rounding might decide of this draw: greedy rows without a clear lead, random ones at a token's edge."""
     found, draws = [], dict(zip(batch.random, draws, strict=True))
-    logits_BV = logits_BV.float() if batch.penalties is None else batch.penalties.apply(logits_BV.float())
+    logits_BV = batch.wanted(logits_BV.float())
     for row, logits_V in enumerate(logits_BV):
         if not logits_V.isfinite().all():
             continue
         if row not in draws:
             first, second = logits_V.topk(2).values.tolist()
-            if first - second <= _CLEAR * float(logits_V.abs().max()):
+            if first - second <= _CLEAR * float(logits_V[logits_V > _FORBIDDEN].abs().max()):
                 found.append(f"{first:.6f} leads {second:.6f}")
             continue
-        unpenalised = replace(batch.params[row], **_NO_PENALTIES)  # they are in the logits
+        unpenalised = replace(batch.params[row], **_NO_PENALTIES)  # they are in the logits, as grammars are
         alone = SamplingBatch.of([unpenalised], logits_V.device)
         around = [min(max(draws[row] + shift, 0.0), 1.0 - _CLEAR) for shift in (-_CLEAR, 0.0, _CLEAR)]
         if len({int(draw_tokens(logits_V[None], alone, [draw])[0]) for draw in around}) > 1:

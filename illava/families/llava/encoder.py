@@ -19,6 +19,7 @@ from torch import Tensor
 from illava.errors import RequestError
 from illava.families.llava.geometry import AnyresGeometry
 from illava.families.llava.packing import KeptTokens, lay_out, patch_coords
+from illava.host_copies import constant_on, to_device
 from illava.plan import ReductionPlan
 from illava.preprocess import Preprocessor, VisualInput
 from illava.reduction.grid_representatives import fill_gaps, representatives
@@ -82,7 +83,7 @@ class TileEncoder:
             return []
         grid, device = self._geometry.grid, self._newline_D.device
         num_tiles = [len(mm_item.tiles) for mm_item in media]
-        coord_P3 = torch.cat([patch_coords(count, grid) for count in num_tiles]).to(device)
+        coord_P3 = to_device(torch.cat([patch_coords(count, grid) for count in num_tiles]), device)
         patch_selection = PatchSelection.of(media, num_tiles, (grid**2,) * sum(num_tiles), coord_P3)
         reduction = VisionReduction(
             plan,
@@ -96,12 +97,16 @@ class TileEncoder:
         )
         hidden_TD = patch_selection.select(self._tower.embed(self.pixels(media)), has_cls=self._tower.has_cls)
         feature_KD = self._projector(self._tower.run(hidden_TD, reduction))
-        representative_FRC = None
+        representative_FRC = merged_FRC = None
         assignments = [*patch_selection.steps, *(step.assignment for step in reduction.steps)]
         if plan.layout == "geometric" and assignments:
             representative_P = representatives(assignments, coord_P3.shape[0], device)
-            representative_FRC = fill_gaps(representative_P.view(-1, grid, grid))
-        parts = _apart(feature_KD, reduction, representative_FRC, trace=trace)
+            representative_FRC = representative_P.view(-1, grid, grid)
+            if not all(assignment.keeps_content for assignment in assignments):
+                representative_FRC = fill_gaps(representative_FRC)
+        if plan.size_bias:
+            merged_FRC = representatives(assignments, coord_P3.shape[0], device).view(-1, grid, grid)
+        parts = _apart(feature_KD, reduction, representative_FRC, merged_FRC, num_tiles, trace=trace)
         encoded = [
             lay_out(part, mm_item, self._geometry, self._newline_D) for part, mm_item in zip(parts, media, strict=True)
         ]
@@ -120,22 +125,39 @@ class TileEncoder:
                     f"a visual input has tiles {mm_item.tiles.dtype} {list(mm_item.tiles.shape)}, this model takes "
                     f"uint8 [n, {side}, {side}, 3]; was it prepared by another model's preprocessor?"
                 )
-        tiles_FHW3 = torch.from_numpy(np.concatenate([mm_item.tiles for mm_item in media])).to(self._newline_D.device)
-        mean_3HW, std_3HW = (tiles_FHW3.new_tensor(x, dtype=torch.float32).view(3, 1, 1) for x in (prep.mean, prep.std))
+        tiles = media[0].tiles if len(media) == 1 else np.concatenate([mm_item.tiles for mm_item in media])
+        device = self._newline_D.device
+        tiles_FHW3 = to_device(torch.from_numpy(tiles), device)
+        mean_3HW, std_3HW = (constant_on(x, device, torch.float32).view(3, 1, 1) for x in (prep.mean, prep.std))
         # transformers rescales in float64 and normalises in float32: so do we, for equal bits
         pixels_F3HW = tiles_FHW3.permute(0, 3, 1, 2).double().mul_(prep.rescale_factor).float()
         return pixels_F3HW.sub_(mean_3HW).div_(std_3HW).contiguous()
 
 
+def _tiles(representative_FRC: Tensor, indices: Sequence[int]) -> Tensor:
+    """These tiles: a view where they are neighbours, as all are unless frames were merged."""
+    first, stop = indices[0], indices[-1] + 1
+    if stop - first == len(indices):
+        return representative_FRC[first:stop]
+    return representative_FRC[constant_on(indices, representative_FRC.device)]
+
+
 def _apart(
-    feature_KD: Tensor, reduction: VisionReduction, representative_FRC: Tensor | None, *, trace: bool
+    feature_KD: Tensor,
+    reduction: VisionReduction,
+    representative_FRC: Tensor | None,
+    merged_FRC: Tensor | None,
+    num_tiles: Sequence[int],
+    *,
+    trace: bool,
 ) -> list[KeptTokens]:
     """Split the packed result by visual input; representatives then count from the input's own first token."""
     segments = reduction.segments
+    merged = [None] * len(num_tiles) if merged_FRC is None else merged_FRC.split(list(num_tiles))
     bounds = pairwise(accumulate(segments.of_media(reduction.lengths), initial=0))
     steps = reduction.trace() if trace else [None] * len(segments.videos)
     parts = []
-    for mm_index, (bound, own_steps) in enumerate(zip(bounds, steps, strict=True)):
+    for mm_index, (bound, own_steps, own_FRC) in enumerate(zip(bounds, steps, merged, strict=True)):
         own = slice(*bound)
         parts.append(
             KeptTokens(
@@ -144,10 +166,11 @@ def _apart(
                 reduction.coord_T3[own],
                 None
                 if representative_FRC is None
-                else representative_FRC[list(segments.original_indices(mm_index))] - own.start,
+                else _tiles(representative_FRC, segments.original_indices(mm_index)) - own.start,
                 own_steps,
                 segments.tiles(mm_index),
                 tuple(reduction.noop_steps[mm_index]),
+                None if own_FRC is None else torch.where(own_FRC >= 0, own_FRC - own.start, -1),
             )
         )
     return parts

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from illava.errors import ModelLoadError
 from illava.model_files import ModelFiles
+from illava.pixel_limits import PixelLimits
 
 # Source: transformers 5.23, LlamaConfig and MistralConfig.
 _DEFAULT_NUM_LAYERS = {"llama": 32, "mistral": 32}
@@ -88,6 +89,23 @@ class AnyresGeometry:
     def num_canvas_tiles(self, height: int, width: int) -> int:
         """Tiles of a canvas of so many px, base tile apart."""
         return (height // self.tile_px) * (width // self.tile_px)
+
+    def within(self, limits: PixelLimits) -> AnyresGeometry:
+        """The same model with the canvases of at most ``max_tiles`` tiles, as with a shorter `image_grid_pinpoints`.
+
+        Raises:
+            ModelLoadError: there is no such canvas.
+        """
+        if limits.max_tiles is None:
+            return self
+        left = tuple(size for size in self.pinpoints if self.num_canvas_tiles(*size) <= limits.max_tiles)
+        if not left:
+            fewest = min(self.num_canvas_tiles(*size) for size in self.pinpoints)
+            raise ModelLoadError(
+                f"max_tiles is {limits.max_tiles}, and this model cuts an image into {fewest} tiles at least, base "
+                f"tile apart; set {fewest} or more"
+            )
+        return replace(self, pinpoints=left)
 
     def best_resolution(self, height: int, width: int) -> tuple[int, int]:
         """The canvas (height, width) px that keeps most of the picture and, among equals, wastes least.

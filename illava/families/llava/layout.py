@@ -55,6 +55,10 @@ class TileLayout:
         """Cells per side of a pooled frame."""
         return -(-self.side // 2)
 
+    def pool_centres(self) -> Tensor:
+        """The row or column of cells at the centre of each pooled one: int64 [pooled]; on the host."""
+        return _centres(self.side, self.pooled)
+
     def apply(self, grid_FRCD: Tensor, newline_D: Tensor) -> Tensor:
         """Compute every placeholder's value: [F, side, side, D] -> [O, D]; separators are ``newline_D``.
 
@@ -93,6 +97,27 @@ class TileLayout:
             joined_RC = _into_cells(_into_cells(joined_RC, rows).T, cols).T
         rows_RC = torch.cat([joined_RC, keep_1.expand(joined_RC.shape[0], 1)], dim=1)
         return torch.cat([base_P, rows_RC.flatten()])
+
+    def centres(self) -> tuple[Tensor, Tensor]:
+        """The cell at each placeholder's centre: int64 [O]; the placeholder that each cell lies in: [F, side, side].
+
+        For images. Cells are counted through all tiles; separators have none, and the canvas's padding is in no
+        placeholder (-1). On the host.
+        """
+        cells_FRC = torch.arange(self.num_tiles * self.side**2).view(self.num_tiles, self.side, self.side)
+        base_P = cells_FRC[0].flatten()
+        if self.joined is None:
+            return torch.cat([base_P, base_P.new_tensor([-1])]), cells_FRC
+        inside_RC = self._crop(self._join(cells_FRC[..., None]).permute(2, 0, 1))[0]
+        rows, cols = self.joined.shape
+        fine_R, fine_C = _centres(inside_RC.shape[0], rows), _centres(inside_RC.shape[1], cols)
+        centre_RC = inside_RC[fine_R][:, fine_C]
+        centre_RC = torch.cat([centre_RC, centre_RC.new_full((rows, 1), -1)], 1)  # newlines
+        coarse_R, coarse_C = _centres(rows, inside_RC.shape[0]), _centres(cols, inside_RC.shape[1])
+        placeholder_FRC = torch.full_like(cells_FRC, -1)
+        placeholder_FRC[0] = cells_FRC[0]
+        placeholder_FRC.view(-1)[inside_RC] = self.side**2 + coarse_R[:, None] * (cols + 1) + coarse_C
+        return torch.cat([base_P, centre_RC.flatten()]), placeholder_FRC
 
     def coords(self) -> Tensor:
         """(frame or part, row, col) of every placeholder: int64 [O, 3] on the host; separators have row = col = -1.
@@ -158,10 +183,14 @@ def _separators(part: int, count: int) -> Tensor:
 
 def _into_cells(kept_RC: Tensor, num_rows: int) -> Tensor:
     """Whether each of ``num_rows`` coarser rows holds a kept token, column by column; a row's centre decides."""
-    fine = kept_RC.shape[0]
-    coarse_R = ((torch.arange(fine, device=kept_RC.device) * 2 + 1) * num_rows) // (2 * fine)
+    coarse_R = _centres(num_rows, kept_RC.shape[0]).to(kept_RC.device)
     out = torch.zeros(num_rows, kept_RC.shape[1], device=kept_RC.device)
     return out.index_add_(0, coarse_R, kept_RC.float()) > 0
+
+
+def _centres(num_in: int, num_out: int) -> Tensor:
+    """Of ``num_in`` rows the one in which the centre of each of ``num_out`` equally high rows lies: int64 [num_out]."""
+    return ((torch.arange(num_out) * 2 + 1) * num_in) // (2 * num_out)
 
 
 def _weights(num_in: int, num_out: int) -> Tensor:

@@ -13,11 +13,10 @@ from typing import Any
 
 from transformers import LlavaNextForConditionalGeneration
 
-from illava.errors import PlanError
 from illava.families.base import Family
 from illava.families.llava.encoder import TileEncoder
+from illava.families.llava.plan_check import check_next
 from illava.families.llava.towers import ClipTower, check_features
-from illava.families.plan_check import check_media, square_side, tokens_left
 from illava.plan import ReductionPlan
 
 
@@ -53,16 +52,4 @@ class LlavaNext(Family):
 
     def check_vision(self, plan: ReductionPlan) -> None:
         """See `Family.check_vision`."""
-        check_media(plan, self.model_type, reads_videos=False)
-        patches = self.geometry.grid**2
-        left = tokens_left(
-            plan, num_blocks=self.num_vision_blocks, tokens_per_tile=patches, has_cls=True, reads_videos=False
-        )
-        if plan.layout == "released":
-            square_side(left, tokens_per_tile=patches)
-        for step in plan.steps:
-            if step.stage in ("decoder_input", "decoder_layer") and step.reducer.per == "frame":
-                raise PlanError(
-                    f"{step.reducer.kind!r} at {step.stage} keeps a count per frame, but llava_next has none: the "
-                    "tiles of an image are read as one; set `per` to medium or prompt and give keep_ratio or num_merged"
-                )
+        check_next(plan, self.model_type, self.geometry, num_blocks=self.num_vision_blocks)

@@ -11,11 +11,10 @@ from typing import Any
 
 from transformers import LlavaOnevisionForConditionalGeneration
 
-from illava.errors import PlanError
 from illava.families.base import Family
 from illava.families.llava.encoder import TileEncoder
+from illava.families.llava.plan_check import check_onevision
 from illava.families.llava.towers import SiglipTower, check_features
-from illava.families.plan_check import check_media, square_side, tokens_left
 from illava.plan import ReductionPlan
 
 
@@ -50,15 +49,4 @@ class LlavaOnevision(Family):
 
     def check_vision(self, plan: ReductionPlan) -> None:
         """See `Family.check_vision`."""
-        check_media(plan, self.model_type)
-        patches = self.geometry.grid**2
-        left = tokens_left(plan, num_blocks=self.num_vision_blocks, tokens_per_tile=patches)
-        side = square_side(left, tokens_per_tile=patches) if plan.layout == "released" else self.geometry.grid
-        budget = plan.at("decoder_input")
-        if budget is not None and budget.per == "frame":
-            of_video = (-(-side // 2)) ** 2
-            if all(budget.num_kept(count) == count for count in (of_video, left or patches)):
-                raise PlanError(
-                    f"{budget.kind!r} at decoder_input would remove nothing: a video frame enters the LLM as "
-                    f"{of_video} tokens, one of several images as {left or patches}; lower its budget or drop the step"
-                )
+        check_onevision(plan, self.model_type, self.geometry, num_blocks=self.num_vision_blocks)

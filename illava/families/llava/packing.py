@@ -15,6 +15,7 @@ from torch import Tensor
 
 from illava.families.llava.geometry import AnyresGeometry
 from illava.families.llava.layout import TileLayout
+from illava.host_copies import constant_on, to_device
 from illava.preprocess import VisualInput
 from illava.reduction.trace import visual_coords
 from illava.requests import TraceStep
@@ -35,6 +36,8 @@ class KeptTokens:
         steps: the tower's trace steps; None where no trace is wanted.
         tiles: the tiles or frames that are kept.
         noop_steps: see `EncodedVisual`.
+        merged_FRC: int64, the kept token that each cell of all tiles was merged into, -1 for a dropped cell; None where
+            no sizes are wanted.
     """
 
     feature_KD: Tensor
@@ -44,6 +47,7 @@ class KeptTokens:
     steps: tuple[TraceStep, ...] | None
     tiles: tuple[int, ...]
     noop_steps: tuple[str, ...] = ()
+    merged_FRC: Tensor | None = None
 
 
 def lay_out(
@@ -69,7 +73,7 @@ def lay_out(
         separator = kept_tokens.score_K.new_full((1,), float("inf"))
         score_K = layout.apply(_grid(kept_tokens, kept_tokens.score_K[:, None], num_tiles, side), separator)[index_K, 0]
     feature_OD = layout.apply(_grid(kept_tokens, kept_tokens.feature_KD, num_tiles, side), newline_D)
-    coord_K3 = coord_O3.to(index_K.device)[index_K]
+    coord_K3 = to_device(coord_O3, index_K.device)[index_K]
     return EncodedVisual(
         feature_KD=feature_OD if index_K.shape[0] == feature_OD.shape[0] else feature_OD[index_K],
         placeholder_K=placeholder_K,
@@ -82,6 +86,7 @@ def lay_out(
         trace=_trace(layout, kept_tokens, index_K, coord_K3),
         patch_coord_P4=None if kept_tokens.steps is None else visual_coords(patch_coords(num_original, geometry.grid)),
         noop_steps=kept_tokens.noop_steps,
+        size_K=None if kept_tokens.merged_FRC is None else _sizes(layout, kept_tokens, kept_tokens.merged_FRC, index_K),
     )
 
 
@@ -106,13 +111,44 @@ def _filled(layout: TileLayout, kept_tokens: KeptTokens, num_placeholders: int) 
     return layout.occupied(kept_FRC).nonzero().squeeze(1)
 
 
+def _sizes(layout: TileLayout, kept_tokens: KeptTokens, merged_FRC: Tensor, index_K: Tensor) -> Tensor:
+    """How many placeholders of the unreduced model each token stands for: float32 [K].
+
+    A placeholder that is taken stands for itself. Another one belongs to the placeholder of the token into which the
+    cell at its centre was merged; in a video, whose frames take all their placeholders or none, to the one at its place
+    in that token's frame.
+    """
+    device = index_K.device
+    if layout.kind == "video":
+        return torch.cat([_video_sizes(layout, kept_tokens, merged_FRC).flatten(), torch.ones(1, device=device)])
+    cell_O, placeholder_FRC = (index.to(device) for index in layout.centres())
+    token_O = torch.where(cell_O >= 0, merged_FRC.flatten()[cell_O.clamp(min=0)], -1)
+    owner_O = placeholder_FRC[kept_tokens.coord_K3.unbind(1)][token_O.clamp(min=0)]
+    owner_O = torch.where(token_O >= 0, owner_O, -1).index_copy_(0, index_K, index_K)
+    size_O = torch.zeros(cell_O.shape[0], device=device)
+    return size_O.index_add_(0, owner_O.clamp(min=0), (owner_O >= 0).float())[index_K]
+
+
+def _video_sizes(layout: TileLayout, kept_tokens: KeptTokens, merged_FRC: Tensor) -> Tensor:
+    """The same for a video's frames, without the separator: [F, pooled, pooled]."""
+    tiles, num_frames = torch.tensor(kept_tokens.tiles, device=merged_FRC.device), merged_FRC.shape[0]
+    centre = layout.pool_centres().to(merged_FRC.device)
+    token_FRC = merged_FRC[:, centre][:, :, centre]
+    own_F11 = torch.full((num_frames, 1, 1), -1, device=tiles.device)
+    own_F11[tiles, 0, 0] = torch.arange(len(tiles), device=tiles.device)
+    frame_FRC = own_F11[kept_tokens.coord_K3[token_FRC.clamp(min=0), 0], 0, 0]
+    frame_FRC = torch.where(own_F11 >= 0, own_F11, torch.where(token_FRC >= 0, frame_FRC, -1))
+    size_FRC = torch.zeros(len(tiles), *token_FRC.shape[1:], device=tiles.device)
+    return size_FRC.scatter_add_(0, frame_FRC.clamp(min=0), (frame_FRC >= 0).float())
+
+
 def _frame_placeholders(layout: TileLayout, kept_tokens: KeptTokens, num_frames: int) -> tuple[Tensor, int]:
     """The placeholders of the kept frames, as in the unreduced video, and the number of that video's placeholders."""
     per_frame, device = layout.pooled**2, kept_tokens.coord_K3.device
-    first_F1 = torch.tensor(kept_tokens.tiles, device=device)[:, None] * per_frame
+    first_F1 = constant_on(kept_tokens.tiles, device)[:, None] * per_frame
     placeholder_K = (first_F1 + torch.arange(per_frame, device=device)).flatten()
     num_placeholders = num_frames * per_frame + 1
-    return torch.cat([placeholder_K, placeholder_K.new_tensor([num_placeholders - 1])]), num_placeholders
+    return torch.cat([placeholder_K, placeholder_K.new_full((1,), num_placeholders - 1)]), num_placeholders
 
 
 def _frame_counts(layout: TileLayout, tiles: tuple[int, ...], num_tokens: int) -> tuple[tuple[int, int], ...]:

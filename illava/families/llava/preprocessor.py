@@ -189,7 +189,9 @@ def next_preprocessor(files: ModelFiles, geometry: AnyresGeometry) -> TilePrepro
 
 def _build(files: ModelFiles, geometry: AnyresGeometry, *, video_resample: int | None) -> TilePreprocessor:
     image = files.image_processor
-    if [list(pair) for pair in image["image_grid_pinpoints"]] != [list(pair) for pair in geometry.pinpoints]:
+    if [list(pair) for pair in image["image_grid_pinpoints"]] != [
+        list(pair) for pair in files.config["image_grid_pinpoints"]
+    ]:
         raise ModelLoadError(f"{image.where} and {files.config.where} differ in 'image_grid_pinpoints'")
     return TilePreprocessor(
         model_type=files.model_type,

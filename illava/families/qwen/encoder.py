@@ -20,8 +20,10 @@ from torch import Tensor
 from illava.errors import RequestError
 from illava.families.qwen.blocks import NativeTower
 from illava.families.qwen.geometry import NativeGeometry, PatchGrid
+from illava.host_copies import constant_on, to_device
 from illava.plan import ReductionPlan
 from illava.preprocess import Preprocessor, VisualInput
+from illava.reduction.grid_representatives import merged_counts
 from illava.reduction.patch_groups import group_scores
 from illava.reduction.patch_selection import PatchSelection
 from illava.reduction.probe import AttentionProbe
@@ -75,7 +77,7 @@ class NativeEncoder:
         if not media:
             return []
         grids = [self.grid(mm_item) for mm_item in media]
-        coord_P3 = torch.cat([patch_coords(grid) for grid in grids]).to(self._device)
+        coord_P3 = to_device(torch.cat([patch_coords(grid) for grid in grids]), self._device)
         lengths = tuple(grid.rows * grid.cols for grid in grids for _ in range(grid.times))
         num_blocks = self._tower.last_scored_block + 1
         roots = segment_seeds(seeds, [grid.times for grid in grids])
@@ -97,6 +99,11 @@ class NativeEncoder:
         feature_KD, deepstack = self._tower.run(patch_selection.select(hidden_PD), reduction)
         encoded = self._apart(media, feature_KD, reduction, trace=trace)
         encoded = patch_selection.traced(encoded) if trace else encoded
+        if plan.size_bias:
+            assignments = [*patch_selection.steps, *(step.assignment for step in reduction.steps)]
+            size_K = merged_counts(assignments, len(coord_P3), sum(reduction.lengths), self._device)[:: group_side**2]
+            sizes = size_K.split([len(mm_item.placeholder_K) for mm_item in encoded])
+            encoded = [replace(mm_item, size_K=own) for mm_item, own in zip(encoded, sizes, strict=True)]
         if not deepstack:
             return encoded
         counts = [len(mm_item.placeholder_K) for mm_item in encoded]
@@ -111,8 +118,8 @@ class NativeEncoder:
         Source: transformers 5.23, models/qwen2_vl/video_processing_qwen2_vl.py:patchify.
         """
         grid, prep, geometry = self.grid(mm_item), self._preprocessor, self._geometry
-        tiles_FHWC = torch.from_numpy(mm_item.tiles).to(self._device)
-        mean_C11, std_C11 = (tiles_FHWC.new_tensor(x, dtype=torch.float32).view(3, 1, 1) for x in (prep.mean, prep.std))
+        tiles_FHWC = to_device(torch.from_numpy(mm_item.tiles), self._device)
+        mean_C11, std_C11 = (constant_on(x, self._device, torch.float32).view(3, 1, 1) for x in (prep.mean, prep.std))
         # transformers rescales in float64 and normalises in float32: so do we, for equal bits
         pixels_FCHW = tiles_FHWC.permute(0, 3, 1, 2).double().mul_(prep.rescale_factor).float()
         pixels_FCHW = pixels_FCHW.sub_(mean_C11).div_(std_C11)
@@ -143,7 +150,7 @@ class NativeEncoder:
             encoded.append(
                 EncodedVisual(
                     feature_KD=feature_KD[own],
-                    placeholder_K=(coord_K3[own] * coord_K3.new_tensor([rows * cols, cols, 1])).sum(1),
+                    placeholder_K=(coord_K3[own] * constant_on([rows * cols, cols, 1], self._device)).sum(1),
                     num_placeholders=grid.num_groups,
                     frame_counts=tuple((time, in_time.get(time, 0)) for time in range(grid.times)),
                     coord_K3=coord_K3[own],

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from illava.errors import ModelLoadError, PreprocessError
 from illava.model_files import JsonSection, ModelFiles
+from illava.pixel_limits import NO_LIMITS, PixelLimits
 
 MAX_ASPECT_RATIO = 200
 
@@ -67,6 +68,7 @@ class NativeGeometry:
         image_pixels: of one image.
         video_pixels: of one frame, or of all frames together, as ``video_budget`` says.
         video_budget: ``frame`` (Qwen2-VL, Qwen2.5-VL) or ``clip`` (Qwen3-VL).
+        limits: what a user bounds of a video's frames beside these ranges; see `within`.
     """
 
     patch_px: int
@@ -75,11 +77,48 @@ class NativeGeometry:
     image_pixels: PixelRange
     video_pixels: PixelRange
     video_budget: Literal["frame", "clip"] = "frame"
+    limits: PixelLimits = NO_LIMITS
 
     @property
     def factor_px(self) -> int:
         """Both sides of a resized picture are multiples of this: the side of a group."""
         return self.patch_px * self.group_side
+
+    def within(self, limits: PixelLimits) -> NativeGeometry:
+        """The same model with these bounds in place of its files' own.
+
+        Source: ``min_pixels`` and ``max_pixels`` of Qwen2VLImageProcessor; ``min_pixels``, ``max_pixels`` and
+        ``total_pixels`` of qwen-vl-utils 0.0.14, vision_process.py:fetch_video, which are of one frame in every family,
+        and the same in transformers 5.23 with ``cap_pixels_per_frame`` (see `video_pixels_of`).
+
+        Raises:
+            ModelLoadError: a picture would have to be larger than ``max_pixels`` to be as large as ``min_pixels``.
+        """
+        images = _within(self.image_pixels, limits, "images")
+        frames = _within(self.video_pixels, limits, "video frames") if self.video_budget == "frame" else None
+        return replace(self, image_pixels=images, video_pixels=frames or self.video_pixels, limits=limits)
+
+    def video_pixels_of(self, num_frames: int) -> PixelRange:
+        """The range of pixels of a video of so many frames: of each frame, or of the whole clip (``video_budget``).
+
+        Source: transformers 5.23, the ``resize`` of both video processors with ``cap_pixels_per_frame``, whose token
+        limits are pixels here. There the clip's ``shortest_edge`` is a floor of each frame; here ``min_pixels`` is.
+        """
+        least, most = self.video_pixels.least, self.video_pixels.most
+        total, depth = self.limits.total_pixels, self.frames_per_patch
+        if self.video_budget == "frame":
+            if total is not None:
+                most = max(min(most, total * depth // num_frames), int(least * 1.05))
+            return PixelRange(least, most)
+        of_frame = self.limits
+        if total is not None:
+            most = total * depth
+        if of_frame.max_pixels is not None:
+            most = min(of_frame.max_pixels, most // num_frames) * num_frames
+        if of_frame.min_pixels is not None:
+            least = of_frame.min_pixels * num_frames
+            most = max(most, int(of_frame.min_pixels * 1.05) * num_frames)
+        return PixelRange(min(least, most), most)
 
     def image_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) px an image is resized to.
@@ -96,7 +135,7 @@ class NativeGeometry:
             PreprocessError: as `image_size`.
         """
         if self.video_budget == "frame":
-            return smart_resize(height, width, factor_px=self.factor_px, pixels=self.video_pixels)
+            return smart_resize(height, width, factor_px=self.factor_px, pixels=self.video_pixels_of(num_frames))
         # A single frame is repeated in its temporal patch. Transformers refuses it; here it counts as two frames.
         num_frames = max(num_frames, self.frames_per_patch)
         smallest = min(height, width)
@@ -107,7 +146,7 @@ class NativeGeometry:
             height,
             width,
             factor_px=self.factor_px,
-            pixels=self.video_pixels,
+            pixels=self.video_pixels_of(num_frames),
             num_frames=num_frames,
             counted_frames=round(num_frames / self.frames_per_patch) * self.frames_per_patch,
         )
@@ -124,7 +163,8 @@ class NativeGeometry:
 
     def max_pixels(self, num_frames: int) -> int:
         """Upper bound of the pixels of ``num_frames`` images, or of a video of as many frames, after the resize."""
-        images, video = num_frames * self._bound(self.image_pixels), self._bound(self.video_pixels)
+        images = num_frames * self._bound(self.image_pixels)
+        video = self._bound(self.video_pixels_of(max(num_frames, self.frames_per_patch)))
         if self.video_budget == "clip":  # five frames are counted as four
             return max(images, video + video // 4, num_frames * MAX_ASPECT_RATIO * self.factor_px**2)
         return max(images, num_frames * video)
@@ -219,6 +259,18 @@ def _load(
         video_pixels=_pixels(files.video_processor, video),
         video_budget=video_budget,
     )
+
+
+def _within(pixels: PixelRange, limits: PixelLimits, what: str) -> PixelRange:
+    least = pixels.least if limits.min_pixels is None else limits.min_pixels
+    most = pixels.most if limits.max_pixels is None else limits.max_pixels
+    if least > most:
+        set_one, other = ("max_pixels", "min_pixels") if limits.min_pixels is None else ("min_pixels", "max_pixels")
+        value, theirs = (most, least) if set_one == "max_pixels" else (least, most)
+        raise ModelLoadError(
+            f"{set_one} is {value}, and this model's {what} have {other} {theirs}; set {other} as well"
+        )
+    return PixelRange(least, most)
 
 
 def _pixels(section: JsonSection, default: PixelRange) -> PixelRange:

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from illava.errors import PlanError
 from illava.families.base import Family
 from illava.families.chat_prompt import RenderedPrompt
-from illava.families.plan_check import check_native_resolution
 from illava.families.qwen.blocks import NativeTower, Rotary, attend, rotary_at
 from illava.families.qwen.encoder import NativeEncoder
 from illava.families.qwen.mrope import TokenGrid, mrope_positions
+from illava.families.qwen.plan_check import check_windowed
+from illava.host_copies import to_device
 from illava.plan import ReductionPlan
 from illava.preprocess import Preprocessor, VisualInput
 from illava.reduction.vision import VisionReduction
@@ -95,7 +95,7 @@ class Qwen25VLTower(NativeTower):
         Source: transformers 5.23, vision_utils.py:get_vision_window_index; ragged where patches are gone.
         """
         coord_T3, lengths = reduction.coord_T3, reduction.lengths
-        segment_T = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).to(coord_T3.device)
+        segment_T = to_device(torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)), coord_T3.device)
         window_T3 = torch.cat([segment_T[:, None], coord_T3[:, 1:] // self.window_patches], 1)
         _, window_T, count_W = window_T3.unique(dim=0, return_inverse=True, return_counts=True)
         order_T = torch.argsort(window_T, stable=True)
@@ -126,13 +126,13 @@ class Qwen25VL(Family):
 
     def check_vision(self, plan: ReductionPlan) -> None:
         """See `Family.check_vision`."""
-        check_native_resolution(plan, self.model_type, num_blocks=self.num_vision_blocks)
-        windowed = [block for block in plan.layers("vision_block") if block not in self.tower.full_blocks]
-        if windowed:
-            raise PlanError(
-                f"the plan reduces in vision blocks {windowed}, which attend within windows in {self.model_type}; "
-                f"`layers` can be chosen among its full-attention blocks: {', '.join(map(str, self.tower.full_blocks))}"
-            )
+        check_windowed(
+            plan,
+            self.model_type,
+            self.preprocessor.geometry,
+            num_blocks=self.num_vision_blocks,
+            full_blocks=self.tower.full_blocks,
+        )
 
     def position_ids(self, prompt: RenderedPrompt, media: Sequence[VisualInput]) -> Tensor:
         """See `Family.position_ids`: three axes; a video's time axis advances with its frames' seconds."""

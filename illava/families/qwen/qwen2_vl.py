@@ -20,10 +20,10 @@ from transformers import Qwen2VLForConditionalGeneration
 
 from illava.families.base import Family
 from illava.families.chat_prompt import RenderedPrompt
-from illava.families.plan_check import check_native_resolution
 from illava.families.qwen.blocks import NativeTower, attend, rotary_at
 from illava.families.qwen.encoder import NativeEncoder
 from illava.families.qwen.mrope import TokenGrid, mrope_positions
+from illava.families.qwen.plan_check import check_qwen
 from illava.plan import ReductionPlan
 from illava.preprocess import VisualInput
 from illava.reduction.vision import VisionReduction
@@ -59,7 +59,7 @@ class Qwen2VL(Family):
 
     def check_vision(self, plan: ReductionPlan) -> None:
         """See `Family.check_vision`."""
-        check_native_resolution(plan, self.model_type, num_blocks=self.num_vision_blocks)
+        check_qwen(plan, self.model_type, self.preprocessor.geometry, num_blocks=self.num_vision_blocks)
 
     def position_ids(self, prompt: RenderedPrompt, media: Sequence[VisualInput]) -> Tensor:
         """See `Family.position_ids`: three axes."""

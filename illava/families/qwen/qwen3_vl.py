@@ -12,25 +12,26 @@ Shape suffixes: T patches packed end to end, P patches, X values of a patch, K k
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights
 
 from illava.errors import ModelLoadError
 from illava.families.base import Family
-from illava.families.chat_prompt import RenderedPrompt
-from illava.families.plan_check import check_native_resolution
+from illava.families.chat_prompt import RenderedPrompt, media_of
 from illava.families.qwen.blocks import NativeTower, attend, rotary_at
 from illava.families.qwen.encoder import NativeEncoder
 from illava.families.qwen.geometry import PatchGrid
 from illava.families.qwen.mrope import TokenGrid, mrope_positions
+from illava.families.qwen.plan_check import check_qwen
+from illava.host_copies import on_device
 from illava.plan import ReductionPlan
 from illava.preprocess import Preprocessor, VisualInput
 from illava.reduction.vision import VisionReduction
+from illava.requests import Message
 from illava.tokens import merge
 
 # Assumed frames per second of a video without timestamps, as in transformers.
@@ -52,7 +53,7 @@ class Qwen3VLTower(NativeTower):
         """Embed patches as tokens, with learned positions stretched over each picture: [P, X] normalised -> [T, D]."""
         hidden_PD = self._patch_embed(patch_PX)
         index_P4, weight_P4 = get_vision_interpolation_indices_and_weights(
-            torch.tensor([[grid.times, grid.rows, grid.cols] for grid in grids], device=hidden_PD.device),
+            on_device([[grid.times, grid.rows, grid.cols] for grid in grids], hidden_PD.device),
             num_grid_per_side=self._positions_per_side,
             mode="bilinear",
             align_corners=True,
@@ -115,18 +116,26 @@ class Qwen3VL(Family):
 
     def check_vision(self, plan: ReductionPlan) -> None:
         """See `Family.check_vision`."""
-        check_native_resolution(plan, self.model_type, num_blocks=self.num_vision_blocks)
+        check_qwen(plan, self.model_type, self.preprocessor.geometry, num_blocks=self.num_vision_blocks)
 
-    def render(self, content: Sequence[str | VisualInput], num_placeholders: Sequence[int]) -> RenderedPrompt:
+    def render(
+        self,
+        content: Sequence[str | VisualInput],
+        num_placeholders: Sequence[int],
+        *,
+        history: Sequence[Message] = (),
+        template_args: Mapping[str, Any] | None = None,
+    ) -> RenderedPrompt:
         """See `Family.render`. The time of each frame of a video is written before the frame.
 
         One pair of start and end marks a frame replaces the pair around a video's placeholder, as in transformers 4.57,
         with which the model came; 5.x leaves that pair around all frames.
         """
-        media = [part for part in content if not isinstance(part, str)]
+        media = media_of(content, history)
         images = deque(index for index, mm_item in enumerate(media) if mm_item.kind == "image")
         videos = [index for index, mm_item in enumerate(media) if mm_item.kind == "video"]
-        before, *behind = self._chat.template_text(content).split(self._frame)
+        turns = self._chat.template_text(content, history=history, template_args=template_args)
+        before, *behind = turns.split(self._frame)
         if len(behind) != len(videos):
             raise ModelLoadError(f"the model's chat template does not write {self._frame!r} once for every video")
         text, frames = before, deque[int]()

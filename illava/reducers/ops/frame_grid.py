@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from illava.host_copies import constant_on
 from illava.tokens import Tokens
 
 
@@ -30,7 +31,7 @@ class FrameGrid:
         """Make the grid of packed cells."""
         device, total = tokens.coord_T3.device, sum(tokens.lengths)
         segment_T = torch.arange(len(tokens.lengths), device=device).repeat_interleave(
-            torch.tensor(tokens.lengths, device=device), output_size=total
+            constant_on(tokens.lengths, device), output_size=total
         )
         frame_T2 = torch.stack([segment_T, tokens.coord_T3[:, 0]], 1)
         frames_F2, frame_T = frame_T2.unique(dim=0, return_inverse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from illava.host_copies import constant_on
 from illava.tokens import Assignment, offsets, pad, prune, unpad
 
 
@@ -19,7 +20,7 @@ def prune_lowest(score_T: Tensor, lengths: tuple[int, ...], kept: tuple[int, ...
         lengths: tokens per segment.
         kept: tokens to keep per segment, ``0 <= kept[s] <= lengths[s]``.
     """
-    keep_SN = rank_highest(score_T, lengths) < torch.tensor(kept, device=score_T.device)[:, None]
+    keep_SN = rank_highest(score_T, lengths) < constant_on(kept, score_T.device)[:, None]
     kept_SN = torch.argsort((~keep_SN).byte(), dim=1, stable=True)  # kept first, in order
     return prune(unpad(kept_SN + offsets(lengths, score_T.device)[:, None], kept), kept, sum(lengths))
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from illava.host_copies import constant_on
+
 _BLOCK_ROWS = 256
 _RESOLUTION = 2**16
 
@@ -33,7 +35,7 @@ def without_rounding(cosine: Tensor) -> Tensor:
 
 def inside(lengths: tuple[int, ...], width: int, device: torch.device) -> Tensor:
     """Mask of the cells of a padded table that hold a token: bool [S, width]."""
-    return torch.arange(width, device=device) < torch.tensor(lengths, device=device)[:, None]
+    return torch.arange(width, device=device) < constant_on(lengths, device)[:, None]
 
 
 def nearest(query_SAD: Tensor, key_SBD: Tensor, bias_SB: Tensor) -> tuple[Tensor, Tensor]:

@@ -205,11 +205,14 @@ class RayCluster:
         """End an actor's process."""
         ray.kill(actor, no_restart=True)
 
-    def metric(self, kind: Literal["counter", "histogram"], name: str, description: str, **options: Any) -> Any:
+    def metric(
+        self, kind: Literal["counter", "gauge", "histogram"], name: str, description: str, **options: Any
+    ) -> Any:
         """Make a metric that the cluster exports; options as in `ray.util.metrics`."""
         from ray.util import metrics
 
-        return {"counter": metrics.Counter, "histogram": metrics.Histogram}[kind](name, description, **options)
+        kinds = {"counter": metrics.Counter, "gauge": metrics.Gauge, "histogram": metrics.Histogram}
+        return kinds[kind](name, description, **options)
 
     def gpus(self) -> ClusterGPUs:
         """Return the GPUs of the cluster, and whether an autoscaler may add some."""

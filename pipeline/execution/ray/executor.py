@@ -92,6 +92,11 @@ class RayExecutor:
         """Items that fill the batches of the started VLM actors."""
         return sum(vlm.started for vlm in self._vlms) * (self._max_held - LOOKAHEAD_ITEMS)
 
+    @property
+    def actors(self) -> dict[str, int]:
+        """How many actors have started and stand."""
+        return {"vlm": sum(one.started for one in self._vlms), "reader": sum(one.started for one in self._readers)}
+
     def usage(self) -> list[WorkerUsage]:
         """Return the usage of every VLM actor of this job up to now; idle time after the last answer counts too."""
         asked = {vlm.actor.usage.remote(): vlm for vlm in self._vlms if vlm.started}

@@ -15,7 +15,7 @@ from illava.decoder.kv_cache import PagedCache
 from illava.decoder.prefill import prefill
 from illava.engine.batching import sample_next_token
 from illava.engine.config import EngineConfig
-from illava.engine.prompt import assemble, media_of, pack
+from illava.engine.prompt import assemble, pack
 from illava.errors import ModelLoadError, RandomWeightsError, RequestError
 from illava.model_files import declare_random_weights, require_trained
 from illava.plan import EMPTY_PLAN, ReductionPlan
@@ -64,7 +64,7 @@ def tiny(request, onevision_folder, tmp_path_factory):
 def slow_logits(vlm: VLM, request: Request, plan: ReductionPlan, answered: tuple[int, ...]) -> torch.Tensor:
     """Logits [V] behind prompt and ``answered``, in one prefill of one request in a cache of its own."""
     family, decoder = vlm.family, vlm.family.decoder
-    prompt = assemble(family, request, family.encode(media_of(request), plan, trace=False))
+    prompt = assemble(family, request, family.encode(request.media, plan, trace=False))
     if answered:
         hidden_TD = family.embed(torch.tensor(answered))
         steps = torch.arange(len(answered))

@@ -3,6 +3,8 @@
 The Triton launches are recorded, not run; what they compute is tested in tests/support/kernels/interpreted.py.
 """
 
+from dataclasses import replace
+
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
@@ -41,12 +43,17 @@ class Operations(TorchDispatchMode):
         return Kernel()
 
 
-def fixed_step(operations, lengths, monkeypatch):
+def fixed_step(operations, lengths, monkeypatch, *, biased=False):
     """One recorded step of a bucket of four, and where its inputs lie."""
     from illava.attention import triton_paged as paged_decode
 
     decoder, embed = make_decoder()
     cache, inputs = composition(lengths)
+    if biased:
+        cache.write_bias(torch.arange(3), torch.ones(3))
+        num_biased = [[1] * len(lengths)] * 2
+        blocks = replace(inputs.blocks, num_biased_LB=torch.tensor(num_biased), host_num_biased=num_biased)
+        inputs = replace(inputs, blocks=blocks)
     static = StaticInputs(decoder, cache, max_batch=8, num_axes=1)
     static.load(inputs)
     monkeypatch.setattr(paged_attention, "kernels_on", lambda device: "triton")
@@ -54,7 +61,7 @@ def fixed_step(operations, lengths, monkeypatch):
         monkeypatch.setattr(paged_decode, name, operations.kernel(name))
     places = [value.data_ptr() for value in vars(static).values() if isinstance(value, torch.Tensor)]
     with operations:
-        decode_step(decoder, embed, cache, static.rows(4))
+        decode_step(decoder, embed, cache, static.rows(4, biased=biased))
     assert places == [value.data_ptr() for value in vars(static).values() if isinstance(value, torch.Tensor)]
     assert static._position_PB[0, : len(lengths)].tolist() == [n + 1 for n in lengths]
     assert static._length_LB[0, : len(lengths)].tolist() == [n + 1 for n in lengths]
@@ -69,6 +76,21 @@ def test_a_fixed_step_is_the_same_operations_for_every_batch_and_reads_nothing_b
     assert names.count("_attend_split") == names.count("_join_splits") == 2
     assert len(names) > 50
     assert not READS_BACK & set(names)
+
+
+@torch.inference_mode()
+def test_a_step_over_biased_keys_is_the_same_operations(monkeypatch):
+    """The kernel reads one number more a key; the step does nothing more, and writes no bias."""
+    plain = fixed_step(Operations(), (130, 20, 65), monkeypatch)
+    biased, again = (fixed_step(Operations(), lengths, monkeypatch, biased=True) for lengths in ((3,), (130, 20, 65)))
+    assert biased == again
+    views = {"slice", "select"}
+    plain, biased = ([own for own in seen if own[0] not in views] for seen in (plain, biased))
+    assert [name for name, *_ in plain] == [name for name, *_ in biased]
+    others = [[own for own in seen if own[0] != "_attend_split"] for seen in (plain, biased)]
+    assert others[0] == others[1]
+    told = [[own[-1]["BIASED"] for own in seen if own[0] == "_attend_split"] for seen in (plain, biased)]
+    assert told == [[False] * 2, [True] * 2]
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from illava import VLM, Request, SamplingParams, load_preprocessor
+from illava import VLM, Grammar, Request, SamplingParams, load_preprocessor
 from illava.engine import batching
 from illava.engine.batching import to_host
 from illava.engine.engine import Engine
@@ -116,6 +116,9 @@ KINDS = {
     "loop": {"loop_tokens": 8, "presence_penalty": -2.0, "frequency_penalty": -2.0},
     "stop": {"stop": ("\x04",)},
     "told": {"logprobs": True, "choices": (("A", " A"), ("B",)), "repetition_penalty": 1.1},
+    "json": {"grammar": Grammar(json_schema={"type": "array", "items": {"type": "integer"}})},
+    "regex": {"grammar": Grammar(regex="[a-h]{3,}"), "temperature": 0.9, "top_p": 0.9, "frequency_penalty": 0.5},
+    "choices": {"grammar": Grammar(choices=("red", "ready", "blue")), "logprobs": True},
 }
 
 
@@ -136,7 +139,8 @@ def test_a_batch_of_all_kinds_gives_each_row_what_it_gives_alone(vlm, image):
     by_kind = {one.request_id: one for one in together}
     assert by_kind["loop"].finish_reason == "loop"
     assert by_kind["repetition"].token_ids != by_kind["greedy"].token_ids[: len(by_kind["repetition"].token_ids)]
-    assert by_kind["told"].choice_probabilities == pytest.approx(alone[-1].choice_probabilities, rel=1e-4)
+    expected = alone[list(KINDS).index("told")].choice_probabilities
+    assert by_kind["told"].choice_probabilities == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_repetition_penalty_is_that_of_transformers(vlm, folder):

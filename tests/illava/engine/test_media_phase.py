@@ -11,7 +11,7 @@ import torch
 
 from illava import VLM, ReductionPlan, Request, SamplingParams, load_preprocessor
 from illava.engine.media_phase import MediaPhase, plan_for
-from illava.engine.prompt import assemble, media_of
+from illava.engine.prompt import assemble
 from illava.errors import ModelLoadError, PlanError, ReductionDidNotFireError, RequestError
 from illava.families.text_scorer import RelevanceModel
 from illava.plan import EMPTY_PLAN
@@ -109,7 +109,7 @@ def test_kept_tokens_keep_the_positions_of_the_unreduced_prompt(tiny):
     for request in tiny.requests.values():
         shown = stage.apply(request, plan_of("pixel_prune"))
         whole, less = (
-            assemble(family, one, family.encode(media_of(one), EMPTY_PLAN, trace=False)) for one in (request, shown)
+            assemble(family, one, family.encode(one.media, EMPTY_PLAN, trace=False)) for one in (request, shown)
         )
         if family.model_type.startswith("qwen"):
             where = {tuple(p): q for p, q in zip(whole.coord_T4.tolist(), whole.position_PT.T.tolist(), strict=True)}

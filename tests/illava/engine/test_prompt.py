@@ -22,7 +22,7 @@ class SpyFamily:
         self.rendered = RenderedPrompt(tuple(token_ids), tuple(spans))
         self.decoder = SimpleNamespace(max_positions=max_positions, device=torch.device("cpu"), dtype=torch.float32)
 
-    def render(self, content, num_placeholders):
+    def render(self, content, num_placeholders, *, history=(), template_args=None):
         return self.rendered
 
     def position_ids(self, prompt, media):

@@ -22,7 +22,7 @@ from benchmarks.tables.family_matrix import (
     stages_of,
 )
 from illava import VLM, Request, SamplingParams, load_preprocessor
-from illava.engine.prompt import assemble, media_of
+from illava.engine.prompt import assemble
 from illava.errors import PlanError, ReductionDidNotFireError
 from illava.plan import EMPTY_PLAN
 from illava.reducers import REDUCERS
@@ -126,8 +126,7 @@ def test_text_between_images_and_after_a_video_stays_whole_where_it_was(tiny):
     family, plan = tiny.vlm.family, plan_of(tiny.vlm.family, SETTINGS["illava"], "vision_block")
     for request in tiny.requests.values():
         whole, merged = (
-            assemble(family, request, family.encode(media_of(request), which, trace=False))
-            for which in (EMPTY_PLAN, plan)
+            assemble(family, request, family.encode(request.media, which, trace=False)) for which in (EMPTY_PLAN, plan)
         )
         is_text, still_text = whole.coord_T4[:, 0] < 0, merged.coord_T4[:, 0] < 0
         assert torch.equal(whole.hidden_TD[is_text], merged.hidden_TD[still_text])

@@ -15,12 +15,13 @@ import torch
 import yaml
 
 from illava import VLM
-from illava.errors import ModelLoadError
+from illava.errors import ModelLoadError, PlanError
 from illava.families import FAMILIES, load_family, load_part, load_preprocessor, require_supported
 from illava.families.base import Family
-from illava.families.model_shape import load_model_shape
+from illava.families.model_shape import check_plan, load_model_shape
 from illava.families.text_scorer import RelevanceModel
-from illava.plan import preset
+from illava.plan import ReductionPlan, preset
+from illava.presets import PRESETS
 from illava.reducers.base import ClipScorer
 from tests.support.models.families import MAKERS, make_folder, stock_class
 
@@ -42,15 +43,40 @@ def test_every_part_of_a_spec_serves_its_family(model_type, tmp_path):
     assert load_preprocessor(folder) == family.preprocessor
     assert shape.geometry == family.preprocessor.geometry
     assert (shape.num_vision_blocks, shape.num_decoder_layers) == (family.num_vision_blocks, family.decoder.num_layers)
+    refused = 0
+    for plan in [*map(preset, PRESETS), *map(_vision_step, range(9)), *map(_decoder_step, range(1, 9))]:
+        of_weights = _said(family.check, plan)
+        assert _said(check_plan, plan, folder) == of_weights, "the dry run says what the loaded model would say"
+        refused += of_weights is not None
+    assert 0 < refused < len(PRESETS) + 17
+
+
+def _vision_step(block: int) -> ReductionPlan:
+    keep = {"kind": "illava", "keep_ratio": 0.5}
+    return ReductionPlan.model_validate({"steps": [{"stage": "vision_block", "layers": [block], "reducer": keep}]})
+
+
+def _decoder_step(layer: int) -> ReductionPlan:
+    keep = {"kind": "fastv", "keep_ratio": 0.5}
+    return ReductionPlan.model_validate({"steps": [{"stage": "decoder_layer", "layers": [layer], "reducer": keep}]})
+
+
+def _said(check, *arguments) -> str | None:
+    try:
+        check(*arguments)
+    except PlanError as error:
+        return str(error)
+    return None
 
 
 def test_what_readers_and_plans_need_of_a_family_imports_no_torch(tmp_path):
     folders = [str(make_folder(model_type, tmp_path / model_type)) for model_type in FAMILIES]
     code = (
         "import sys\nfrom illava.families import load_preprocessor, require_supported\n"
-        "from illava.families.model_shape import load_model_shape\n"
+        "from illava.families.model_shape import check_plan, load_model_shape\nfrom illava.plan import EMPTY_PLAN\n"
         f"for folder in {folders}:\n"
         "    require_supported(folder), load_preprocessor(folder), load_model_shape(folder)\n"
+        "    check_plan(EMPTY_PLAN, folder)\n"
         "print([name for name in ('torch', 'transformers', 'ray') if name in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -75,7 +75,7 @@ def test_two_texts_cannot_spell_one_together(chat):
     spelled = max(special_of(tokenizer), key=len)
     parts = [spelled[:4], spelled[4:]]
     token_id = tokenizer.convert_tokens_to_ids(spelled)
-    if spelled in prompt._templated(tuple(("text", part) for part in parts)):
+    if spelled in prompt._templated((("user", tuple(("text", part) for part in parts)),), "{}"):
         with pytest.raises(RequestError, match="two texts side by side"):
             prompt.render(parts, [])
     else:  # this family's template writes something between

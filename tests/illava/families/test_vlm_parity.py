@@ -6,7 +6,6 @@ import torch
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from illava import VLM, Request, SamplingParams, load_preprocessor
-from illava.engine.prompt import media_of
 from illava.plan import EMPTY_PLAN
 from tests.support.closeness import assert_close
 from tests.support.models.stock_parity import prefill, prompt_of, stock_tokens
@@ -47,7 +46,7 @@ def requests(onevision_folder):
 
 def stock_inputs(vlm, request):
     """What `LlavaOnevisionForConditionalGeneration` takes for this request."""
-    media = media_of(request)
+    media = request.media
     encoded = vlm.family.encode(media, EMPTY_PLAN, trace=False)
     token_ids = vlm.family.render(request.content, [mm_item.num_placeholders for mm_item in encoded]).token_ids
     inputs = {"input_ids": torch.tensor([token_ids]), "attention_mask": torch.ones(1, len(token_ids), dtype=torch.long)}
@@ -87,7 +86,7 @@ def test_counts_are_those_of_the_prompt(vlm, requests):
     for generation, request in zip(vlm.generate(list(requests.values())), requests.values(), strict=True):
         usage = generation.usage
         inputs = stock_inputs(vlm, request)
-        token = f"<{media_of(request)[0].kind}>"
+        token = f"<{request.media[0].kind}>"
         num_visual = (inputs["input_ids"] == vlm.family._tokenizer.convert_tokens_to_ids(token)).sum().item()
         assert usage.num_vision_tokens == usage.num_vision_tokens_kept == usage.num_decoder_tokens_kept == num_visual
         assert usage.num_prompt_tokens == inputs["input_ids"].shape[1]

@@ -7,8 +7,8 @@ import torch
 from illava import VLM, ReductionPlan, Request, SamplingParams, load_preprocessor
 from illava.errors import PlanError
 from illava.reducers import REDUCERS, Evidence, ToMe
-from illava.reduction.decoder import DECODER_EVIDENCE
-from illava.reduction.vision import VISION_EVIDENCE, VisionReduction
+from illava.reduction.evidence import DECODER_EVIDENCE, VISION_EVIDENCE
+from illava.reduction.vision import VisionReduction
 from illava.tokens import Tokens
 from tests.support.closeness import assert_close
 

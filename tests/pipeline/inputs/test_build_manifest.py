@@ -22,7 +22,8 @@ from pipeline.inputs.columns import (
     LATER_VIDEO_EXTENSIONS,
     VIDEO_EXTENSIONS,
 )
-from pipeline.inputs.manifest import manifest_bytes, read_manifest, say_left_out
+from pipeline.inputs.input_counts import say_left_out
+from pipeline.inputs.manifest import manifest_bytes, read_manifest
 from pipeline.loading.decoding.media import load_video
 from pipeline.loading.decoding.pictures import IMAGE_FORMATS, load_images
 from pipeline.planning.dry_run import _link_lines
@@ -112,13 +113,15 @@ def test_what_is_left_out_is_counted_by_extension_and_told(config, tmp_path):
     assert manifest.left_out == {".heic": 2, "no extension": 2, ".avif": 1, ".gif": 1, ".txt": 1}
     assert read_manifest(manifest_bytes(manifest)).left_out == manifest.left_out
     open_run(job)
-    words = "7 files (2 .heic, 2 no extension, 1 .avif, 1 .gif, 1 .txt): no known media extension"
-    assert f"  left out {words}" in render_status(run_status(job.output.uri)).splitlines()
-    assert plan_run(job).manifest.left_out == manifest.left_out
-    summary = RunSummary(0, "job", job.output.uri, 1, 0, RunStats(), 1.0, None, left_out=manifest.left_out)
-    assert f"  left out       {words}" in render_summary(summary).splitlines()
+    words = (
+        "8 in the input = 1 items + 7 of no known media extension (2 .heic, 2 no extension, 1 .avif, 1 .gif, 1 .txt)"
+    )
+    assert f"  input    {words}" in render_status(run_status(job.output.uri)).splitlines()
+    assert plan_run(job).manifest.counts == manifest.counts
+    summary = RunSummary(0, "job", job.output.uri, 1, 0, RunStats(), 1.0, None, counts=manifest.counts)
+    assert f"  input          {words}" in render_summary(summary).splitlines()
     page = storage.read(write_report(job.output.uri, num_samples=0)).decode()
-    assert f"names no known medium: {words.partition(':')[0]}." in page
+    assert "names no known medium: 7 files (2 .heic, 2 no extension, 1 .avif, 1 .gif, 1 .txt)." in page
     many = {f".{n}": 10 - n for n in range(10)}
     assert say_left_out(many, limit=2) == "55 files (10 .0, 9 .1, 36 others)"
 

@@ -71,6 +71,7 @@ def test_files_with_other_names_are_no_parts(config):
 
 def test_a_changed_input_is_refused_and_leaves_the_run_as_it_is(config, root):
     run = open_run(config())
+    complete(run, shards=[1])
     put_media(storage.join(root, "in"), 1, start=10)
     with pytest.raises(RefusedError, match=r"(?s)input: 10 items there, 11 here.*exclude_runs") as caught:
         open_run(config())
@@ -182,6 +183,7 @@ def test_dtype_auto_goes_on_in_the_dtype_that_the_run_was_opened_in(config, mode
     """Until 27c8a0a ``auto`` was another one on CPU than on a GPU, so a run may hold another than today's."""
     (model_folder / "config.json").write_text('{"model_type": "qwen2_vl", "dtype": "bfloat16"}')
     opened = open_run(config(model={"dtype": "float32"}))
+    complete(opened, shards=[0])
     resumed = open_run(config(model={"dtype": "auto"}))
     assert (resumed.resumed, resumed.config.model.dtype, resumed.fingerprint) == (True, "float32", opened.fingerprint)
     with pytest.raises(RefusedError, match=r"model\.dtype: .float32. there, .bfloat16. here"):

@@ -11,7 +11,7 @@ import pytest
 from pipeline.config.schema import RuntimeConfig
 from pipeline.execution.budget import Budget
 from pipeline.execution.ray.actors import connect
-from pipeline.execution.ray.metrics import COUNTERS, STAGE_SECONDS
+from pipeline.execution.ray.metrics import COUNTERS, GAUGES, STAGE_SECONDS
 from pipeline.execution.runner import continue_run, run_job
 from pipeline.runs.retry import begin_retry
 from pipeline.runs.run import open_run, unfinish
@@ -110,7 +110,11 @@ def test_a_ray_run_of_several_actors_sums_up_and_is_seen_by_prometheus(tmp_path,
     assert sum(exported["ray_illava_items_cost_usd_total"]) == pytest.approx(sum(row["cost_usd"] for row in rows))
     assert max(exported[f"ray_{STAGE_SECONDS}_bucket"]) == sum(row["status"] != "failed" for row in rows)
     never = {"ray_illava_retries_total", "ray_illava_fetched_bytes_total", "ray_illava_loops_total"}  # media are local
+    if not any(row["status"] == "failed" for row in rows):
+        never.add("ray_illava_failures_total")
     assert exported.keys() >= {f"ray_{name}_total" for name in COUNTERS} - never
+    assert exported.keys() >= {f"ray_{name}" for name in GAUGES}
+    assert exported["ray_illava_planned_items"] == [12]
 
 
 def _exported(url: str) -> dict[str, list[float]]:

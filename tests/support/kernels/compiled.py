@@ -18,8 +18,8 @@ from illava.attention import triton_scores as score
 HOPPER = GPUTarget("cuda", 90, 32)
 TYPES = {
     **dict.fromkeys(("q", "k", "k_pool", "v_pool", "out"), "*bf16"),
-    **dict.fromkeys(("partial", "lse", "score"), "*fp32"),
-    **dict.fromkeys(("table", "length", "blocks"), "*i32"),
+    **dict.fromkeys(("partial", "lse", "score", "bias_pool"), "*fp32"),
+    **dict.fromkeys(("table", "length", "blocks", "num_biased"), "*i32"),
     "scopes": "*i64",
     "scale": "fp32",
 }
@@ -39,7 +39,8 @@ def compile_kernel(kernel: JITFunction, **constants: int) -> None:
 
 if __name__ == "__main__":
     heads = {"SHARE": 7, "KV_HEADS": 4, "HEAD_DIM": 128, "BLOCK_SIZE": 16, "SPLITS": 32}
-    compile_kernel(paged_decode._attend_split, **heads, BLOCK_H=16, BLOCK_N=64, BLOCK_D=128)
+    for biased in (False, True):
+        compile_kernel(paged_decode._attend_split, **heads, BIASED=biased, BLOCK_H=16, BLOCK_N=64, BLOCK_D=128)
     compile_kernel(paged_decode._join_splits, HEADS=28, HEAD_DIM=128, SPLITS=32, BLOCK_D=128)
     tower = {"SHARE": 1, "HEAD_DIM": 72, "BLOCK": 64, "BLOCK_D": 128}
     compile_kernel(score._log_sum_exp, CAUSAL=False, **tower)

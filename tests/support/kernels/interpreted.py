@@ -60,6 +60,25 @@ def test_paged_decode_is_its_reference(lengths, heads, kv_heads, width, block_si
     assert_close(out, reference(paged_attention, *args, **kwargs))
 
 
+def test_paged_decode_with_biased_keys_is_its_reference():
+    """Only the prompt's keys have a bias: behind them, and in a request without, the pool of biases holds NaN."""
+    lengths, num_biased = (130, 20, 65), (70, 0, 65)
+    args, kwargs = paged(lengths, heads=4, kv_heads=2, width=16, block_size=8)
+    table, bias_pool = args[3], torch.full(args[1].shape[:2], float("nan"))
+    for row, n in enumerate(num_biased):
+        for i in range(n):
+            bias_pool[table[row, i // 8], i % 8] = (i * 7 % 13) / 3
+    biases = {
+        "bias_pool_PS": bias_pool,
+        "num_biased_B": torch.tensor(num_biased, dtype=torch.int32),
+        "host_num_biased": num_biased,
+    }
+    out, plain = paged_attention(*args, **kwargs, **biases), paged_attention(*args, **kwargs)
+    assert_close(out, reference(paged_attention, *args, **kwargs, **biases))
+    assert torch.equal(out[1], plain[1])
+    assert (out[[0, 2]] - plain[[0, 2]]).abs().max() > 0.1
+
+
 def test_paged_decode_in_half_precision_accumulates_in_float32():
     """Not in bfloat16: the interpreter of triton 3.9 multiplies its bits as integers."""
     args, kwargs = paged((700,), heads=2, kv_heads=1, width=16, block_size=16, dtype=torch.float16)
@@ -98,6 +117,15 @@ def test_attention_received_with_a_bias_and_strided_keys_is_its_reference():
     score = attention_received(*args, scale=0.4, key_bias_T=bias)
     expected = reference(attention_received, *args, scale=0.4, key_bias_T=bias)
     assert_close(score, expected)
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_causal_attention_received_with_a_bias_is_its_reference(normalised):
+    q, k = qk(100, key_heads=1)
+    args = (q, k, (70, 30), torch.arange(100) // 30 % 3 - 1)
+    kwargs = {"scale": 0.4, "normalised": normalised, "key_bias_T": torch.linspace(0, 2, 100)}
+    score = causal_attention_received(*args, **kwargs)
+    assert_close(score, reference(causal_attention_received, *args, **kwargs))
 
 
 @pytest.mark.parametrize("normalised", [False, True])

@@ -7,13 +7,13 @@ from dataclasses import replace
 import torch
 
 from illava.decoder.prefill import prefill as packed_prefill
-from illava.engine.prompt import assemble, media_of, pack
+from illava.engine.prompt import assemble, pack
 from illava.visual_tokens import TokenSpan
 
 
 @torch.inference_mode()
 def prompt_of(vlm, request, plan):
-    return assemble(vlm.family, request, vlm.family.encode(media_of(request), plan, trace=False))
+    return assemble(vlm.family, request, vlm.family.encode(request.media, plan, trace=False))
 
 
 @torch.inference_mode()

@@ -38,16 +38,25 @@ ROWS_VALUES: dict[str, Any] = {
     "media.max_images": 3,
     "media.max_pages": 3,
     "media.page_dpi": 72,
+    "media.max_pixels": 200_704,
+    "media.min_pixels": 50_176,
+    "media.total_pixels": 2_000_000,
+    "media.max_tiles": 4,
     "model.model_id": "org/model",
     "model.revision": "0" * 40,
     "model.dtype": "bfloat16",
     "reduction": {"preset": "illava-video"},
     "task.prompt": "Other.",
+    "task.system_prompt": "You are brief.",
+    "task.turns": [{"user": "And that?", "assistant": "A dog."}],
+    "task.template_args": {"enable_thinking": False},
+    "task.prompt_template": "{{question}} Be brief.",
     "task.metric": "anls",
     "task.choice_template": None,
     "task.open_template": None,
     "task.output": "markdown",
     "task.json_schema": {"type": "object"},
+    "task.enforce_schema": False,
     "task.pages_per_request": 2,
     "sampling.max_new_tokens": 5,
     "sampling.temperature": 0.5,
@@ -60,6 +69,9 @@ ROWS_VALUES: dict[str, Any] = {
     "sampling.stop": ["END"],
     "sampling.loop_tokens": 64,
     "sampling.on_loop": "cut",
+    "sampling.grammar.json_schema": {"type": "object"},
+    "sampling.grammar.regex": "[a-z]+",
+    "sampling.grammar.choices": ["yes", "no"],
     "sampling.logprobs": True,
 }
 EXECUTION_VALUES: dict[str, Any] = {
@@ -98,6 +110,7 @@ EXECUTION_VALUES: dict[str, Any] = {
 _ALONG = {
     "model.model_id": {"model.revision": "1" * 40, "model.dtype": "float32"},
     "task.output": {"task.json_schema": None},
+    "task.prompt_template": {"task.prompt": None},  # the default
     "model.device": {"runtime.gpus_per_actor": "auto"},
     "sampling.on_loop": {"sampling.max_new_tokens": 512},
     "runtime.num_vlm_actors.min": {"runtime.num_vlm_actors.max": 3},
@@ -135,6 +148,8 @@ def leaves(model: type[Section] = JobConfig, prefix: str = "") -> Iterator[Leaf]
 def config_with(model_folder, leaf: Leaf, **sections) -> JobConfig:
     """Make a job that has this key; otherwise as `make_config`."""
     data = make_config(model_folder, **sections).model_dump(mode="json")
+    if leaf.key == "media.max_tiles":
+        (model_folder / "config.json").write_text('{"model_type": "llava_onevision"}')
     for section, kinds in KINDS.items():
         if leaf.owner in kinds:
             _put(data, section, kinds[leaf.owner])
@@ -153,11 +168,14 @@ def with_another_value(config: JobConfig, leaf: Leaf, folder) -> JobConfig:
         _put(data, leaf.key, value.format(folder=folder) if isinstance(value, str) else value)
     for key, value in _ALONG.get(leaf.key, {}).items():
         _put(data, key, value)
+    data["task"] = {key: value for key, value in data["task"].items() if (key, value) != ("prompt", None)}
     return JobConfig.model_validate(data)
 
 
 def _put(data: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     for name in parents:
+        if data.get(name) is None:  # a section that may be left out
+            data[name] = {}
         data = data[name]
     data[last] = value

@@ -110,7 +110,7 @@ class FakeVLM:
         for state in ("queue_s", "vision_s", "prefill_s", "decode_s"):
             time.sleep(self._sleeps.get(state, 0.0))
             if state == "vision_s":
-                frames = np.concatenate([part.tiles for part in request.content if not isinstance(part, str)])
+                frames = np.concatenate([mm_item.tiles for mm_item in request.media])
                 answers = {read_barcode(frame) for frame in frames}
             now_s = time.perf_counter()
             stamps[state], since_s = now_s - since_s, now_s

@@ -10,7 +10,7 @@ import torch
 from transformers import LlavaNextForConditionalGeneration
 
 from illava import VLM, Request, SamplingParams, load_preprocessor
-from illava.engine.prompt import assemble, media_of
+from illava.engine.prompt import assemble
 from illava.families.model_shape import load_model_shape
 from illava.plan import EMPTY_PLAN, ReductionPlan
 from illava.token_counts import VisualShape, expected_counts
@@ -71,7 +71,7 @@ def requests(preprocessor) -> list[Request]:
 
 def stock_inputs(vlm, request):
     """What `LlavaNextForConditionalGeneration` takes for this request; missing tiles are black, as in stock."""
-    media = media_of(request)
+    media = request.media
     encoded = vlm.family.encode(media, EMPTY_PLAN, trace=False)
     token_ids = vlm.family.render(request.content, [mm_item.num_placeholders for mm_item in encoded]).token_ids
     pixels = [vlm.family.encoder.pixels([mm_item]) for mm_item in media]
@@ -114,7 +114,7 @@ def test_under_a_plan_a_batch_equals_its_items_alone_and_counts_hold(tiny):
         expected = expected_counts(
             tiny.shape.geometry,
             PLAN,
-            [VisualShape("image", *mm_item.original_size) for mm_item in media_of(request)],
+            [VisualShape("image", *mm_item.original_size) for mm_item in request.media],
             num_vision_blocks=tiny.shape.num_vision_blocks,
             num_decoder_layers=tiny.shape.num_decoder_layers,
         )
@@ -139,7 +139,7 @@ def test_cached_decode_equals_a_prefill_of_everything_so_far(tiny):
 @torch.inference_mode()
 def test_text_between_images_survives_in_order_and_nothing_moves(tiny):
     vlm, request = tiny.vlm, tiny.requests[2]
-    encoded = vlm.family.encode(media_of(request), PLAN, trace=False)
+    encoded = vlm.family.encode(request.media, PLAN, trace=False)
     rendered = vlm.family.render(request.content, [mm_item.num_placeholders for mm_item in encoded])
     prompt = assemble(vlm.family, request, encoded)
     expected, is_visual = [], [False] * len(rendered.token_ids)

@@ -8,7 +8,7 @@ import torch
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 
 from illava import Request
-from illava.engine.prompt import assemble, media_of, pack
+from illava.engine.prompt import assemble, pack
 from illava.plan import ReductionPlan
 from tests.support.closeness import assert_close
 from tests.support.models.stock_parity import prefill
@@ -60,7 +60,7 @@ def test_deepstack_follows_every_reduction_to_its_layer(loaded, layers):
         {"stage": "decoder_layer", "layers": layers, "reducer": {"kind": "illava", "keep_ratio": 0.7}},
     ]
     which, request = ReductionPlan(steps=steps), Request("r", content_of(pre))
-    encoded = vlm.family.encode(media_of(request), which, trace=False)
+    encoded = vlm.family.encode(request.media, which, trace=False)
     prompt = assemble(vlm.family, request, encoded)
     deepstack = [torch.cat(layer) for layer in zip(*(mm_item.deepstack for mm_item in encoded), strict=True)]
     done = prefill(vlm, [prompt], which, traced=[0])
@@ -74,7 +74,7 @@ def test_times_stand_before_the_frames_and_do_not_part_the_video(loaded):
     vlm, _, pre = loaded
     content = content_of(pre)
     request = Request("r", content)
-    encoded = vlm.family.encode(media_of(request), ReductionPlan(), trace=False)
+    encoded = vlm.family.encode(request.media, ReductionPlan(), trace=False)
     ids = vlm.family.render(content, [mm_item.num_placeholders for mm_item in encoded]).token_ids
     text = vlm.family._tokenizer.decode(list(ids), skip_special_tokens=False)
     assert theirs(content[3], encoded[1].num_placeholders) in text

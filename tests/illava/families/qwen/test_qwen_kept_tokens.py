@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from illava import Request, SamplingParams
-from illava.engine.prompt import assemble, media_of
+from illava.engine.prompt import assemble
 from tests.support.closeness import assert_close
 from tests.support.models.qwen_towers import encode, picture, plan, video
 from tests.support.models.stock_parity import longer, prefill, prompt_of
@@ -45,7 +45,7 @@ def test_kept_tokens_keep_their_true_positions_and_text_its_order(vlm, pre):
     first, second = pre.images([picture(40, 66), picture(64, 30)])
     content = ("A ", first, " in between ", second, video(pre, 8, 24, 40), " end?")
     request, which = Request("r", content), plan(vlm)
-    media = media_of(request)
+    media = request.media
     encoded = encode(vlm, media, which)
     prompt = assemble(vlm.family, request, encoded)
     ids = vlm.family.render(content, [mm_item.num_placeholders for mm_item in encoded]).token_ids
@@ -90,7 +90,7 @@ def test_a_merged_batch_equals_its_items_alone(vlm, pre):
         assert generation.usage == alone.usage
         usage = generation.usage
         assert usage.num_decoder_tokens_kept < usage.num_vision_tokens_kept < usage.num_vision_tokens
-    media = [mm_item for request in requests for mm_item in media_of(request)]
+    media = [mm_item for request in requests for mm_item in request.media]
     for joint, mm_item in zip(encode(vlm, media, which), media, strict=True):
         (alone,) = encode(vlm, [mm_item], which)
         assert_close(joint.feature_KD, alone.feature_KD)

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from illava import Request, SamplingParams
-from illava.engine.prompt import media_of
 from illava.plan import EMPTY_PLAN
 from tests.support.closeness import assert_close
 from tests.support.models.stock_parity import prefill, prompt_of, stock_tokens
@@ -44,7 +43,7 @@ def requests(pre):
 
 def stock_inputs(vlm, request):
     """What stock transformers takes for this request."""
-    media, encoder = media_of(request), vlm.family.encoder
+    media, encoder = request.media, vlm.family.encoder
     slots = [vlm.family.num_vision_tokens(mm_item) for mm_item in media]
     ids = torch.tensor([vlm.family.render(request.content, slots).token_ids])
     config = encoder_tokens(vlm)

@@ -9,7 +9,7 @@ from torch.nn.functional import interpolate
 from illava.errors import PlanError
 from illava.plan import ReductionPlan, preset
 from illava.reducers import REDUCERS
-from illava.reduction.vision import VISION_EVIDENCE
+from illava.reduction.evidence import VISION_EVIDENCE
 from tests.support.closeness import assert_close
 from tests.support.models.qwen_towers import BLOCKS, encode, picture, plan, video
 

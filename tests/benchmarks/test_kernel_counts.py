@@ -1,0 +1,49 @@
+"""What one video asks of a GPU, counted on a stand-in at small shapes; a count that grows fails here.
+
+The same at 7B shapes stands in benchmarks/results/kernel_counts_7b.json. Kernels a layer do not depend on the width.
+"""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks.common.result_files import RESULTS
+from benchmarks.speed.kernel_counts import count
+from illava import preset
+from illava.plan import EMPTY_PLAN
+
+# (kernels, blocking copies) at most, at the second request of the same shapes. The one copy of a prefill reads the drawn
+# tokens.
+BOUNDS = {
+    ("empty", "tower"): (135, 0),
+    ("empty", "prefill"): (310, 1),
+    ("plan", "tower"): (420, 0),
+    ("plan", "prefill"): (445, 1),
+}
+STEP_KERNELS = 275  # of a captured step of six layers
+
+
+@pytest.fixture(scope="module")
+def counted():
+    plans = {"empty": EMPTY_PLAN, "plan": preset("illava-small-video", layout="geometric")}
+    return count("tiny", frames=2, dtype=torch.bfloat16, plans=plans)
+
+
+@pytest.mark.parametrize(("plan", "stage"), BOUNDS)
+def test_a_second_request_asks_for_no_more_than_today(counted, plan, stage):
+    found, (kernels, blocking) = counted["plans"][plan][stage]["second"], BOUNDS[plan, stage]
+    assert found["kernels"] <= kernels, found["kernels_by_name"]
+    assert found["blocking_copies"] <= blocking, found["blocking_by_line"]
+
+
+def test_a_captured_step_has_no_more_kernels_than_today_and_waits_for_nothing(counted):
+    for step in counted["captured_step"].values():
+        assert step["kernels"] <= STEP_KERNELS, step["kernels_by_name"]
+        assert step["blocking_copies"] == 0, step["blocking_by_line"]
+
+
+def test_the_committed_counts_are_of_the_true_shapes():
+    found = json.loads((RESULTS / "kernel_counts_7b.json").read_text())
+    assert (found["setting"]["shape"], found["setting"]["frames"]) == ("7b", 32)
+    assert found["captured_step"]["batch_1"]["blocking_copies"] == 0
