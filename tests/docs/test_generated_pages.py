@@ -63,6 +63,10 @@ def test_an_example_has_every_key_of_its_section() -> None:
     for key, text in configuration.EXAMPLES.items():
         section = dict(configuration.sections(JobConfig))[key]
         assert yaml.safe_load(text)[key].keys() == section.model_fields.keys()
+    for key, texts in configuration.ALTERNATIVES.items():
+        section, (outer, inner) = dict(configuration.sections(JobConfig))[key], key.split(".")
+        found = [name for text in texts for name in yaml.safe_load(text)[outer][inner]]
+        assert found == list(section.model_fields)
 
 
 def test_a_parser_is_taken_as_the_command_builds_it() -> None:
