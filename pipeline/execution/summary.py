@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 from pipeline.config.placement import said
 from pipeline.cost import RunCost
+from pipeline.execution.failures import FailureExamples, command_for
 from pipeline.inputs.manifest import say_left_out
 from pipeline.records import ResultRow
+from pipeline.redaction import visible
 from pipeline.storage.uris import printable
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ class RunStats:
     num_rows: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
     error_types: Counter[str] = field(default_factory=Counter)
+    failures: FailureExamples = field(default_factory=FailureExamples)
     num_vision_tokens: int = 0
     num_vision_tokens_kept: int = 0
     num_decoder_tokens_kept: int = 0
@@ -42,6 +45,7 @@ class RunStats:
         self.statuses[row.status] += 1
         if row.status == "failed" and row.error_type:
             self.error_types[row.error_type] += 1
+            self.failures.add(row)
         self.num_vision_tokens += row.num_vision_tokens
         self.num_vision_tokens_kept += row.num_vision_tokens_kept
         self.num_decoder_tokens_kept += row.num_decoder_tokens_kept
@@ -74,6 +78,8 @@ class RunSummary:
         left_out: listed files that are no items, since their extension names no known medium, by extension.
         num_left: items whose shards are not published; 0 unless interrupted or out of budget.
         budget_spent: whether the budget ended the command early.
+        failed_too_often: whether more items failed than ``runtime.max_failed`` allows.
+        run_error_types: failed rows of the whole run by type; empty where the run is not finished.
         stats: sums over the rows that this command made.
         wall_s: wall time of this command after its items were listed, model loading included.
         cost: cost of this command's rows and of its actors' loading and waiting; None where no prices are set.
@@ -95,6 +101,8 @@ class RunSummary:
     left_out: Mapping[str, int] = field(default_factory=dict)
     num_left: int = 0
     budget_spent: bool = False
+    failed_too_often: bool = False
+    run_error_types: Mapping[str, int] = field(default_factory=dict)
     interrupted_by: str | None = None
     placed: JobConfig | None = None
 
@@ -115,6 +123,7 @@ def render_summary(summary: RunSummary) -> str:
         lines.append(_line("loops", f"{stats.num_loops} answers repeat themselves (finish_reason loop)"))
     if stats.error_types:
         lines.append(_line("failures", ", ".join(f"{n} {kind}" for kind, n in stats.error_types.most_common())))
+        lines += [_line("", line) for line in _failed_items(stats)]
     if summary.left_out:
         lines.append(_line("left out", f"{say_left_out(summary.left_out)}: no known media extension"))
     if stats.num_rows:
@@ -146,12 +155,17 @@ def _outcome(summary: RunSummary) -> str:
         return f"interrupted by {summary.interrupted_by}; complete shards are published, {left}"
     if summary.budget_spent:
         return f"stopped at its budget, {summary.num_left} of {summary.num_items} items are left"
+    if summary.failed_too_often and summary.num_left:
+        failed = f"{summary.stats.statuses['failed']} of {summary.stats.num_rows} items FAILED"
+        return f"{failed}, more than runtime.max_failed allows; stopped, {summary.num_left} items are left"
     if not summary.num_items and summary.num_skipped:
         return f"nothing new, {summary.num_skipped} items were done by earlier runs"
     if not summary.stats.num_rows:
         return f"nothing to do, all {summary.num_items} items have their rows"
     before = f", {summary.num_done_before} published before" if summary.num_done_before else ""
     before += f", {summary.num_skipped} done by earlier runs" if summary.num_skipped else ""
+    if summary.stats.statuses["failed"] == summary.stats.num_rows:
+        return f"ALL {summary.stats.num_rows} items FAILED, in {summary.wall_s:.1f} s{before}"
     return f"{summary.stats.num_rows} of {summary.num_items} items in {summary.wall_s:.1f} s{before}"
 
 
@@ -190,6 +204,17 @@ def _example(uri: str, text: str) -> str:
 
 
 def _next_command(summary: RunSummary) -> str:
+    if summary.failed_too_often and summary.num_left:
+        return "mend what the failures name; the same command resumes, and tries those of unpublished shards again"
     if summary.interrupted_by or summary.budget_spent:
         return "the same command resumes"
-    return f"python -m pipeline verify {summary.output_uri}"
+    if summary.run_error_types:
+        return command_for(summary.run_error_types, summary.output_uri)
+    return f"illava verify {summary.output_uri}"
+
+
+def _failed_items(stats: RunStats) -> list[str]:
+    items = stats.failures.items
+    lines = [f"{printable(one.name, 100)}: {one.error_type}: {visible(printable(one.message, 160))}" for one in items]
+    more = stats.statuses["failed"] - len(items)
+    return [*lines, f"and {more} more"] if more else lines

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -27,7 +27,9 @@ from pipeline.storage.uris import printable
 logger = logging.getLogger(__name__)
 
 
-def build_manifest(config: JobConfig, *, done_ids: Sequence[str] | None = None) -> Manifest:
+def build_manifest(
+    config: JobConfig, *, done_ids: Sequence[str] | None = None, failed: Mapping[str, str | None] | None = None
+) -> Manifest:
     """List or read the input, validate it, and freeze it.
 
     A listing is ordered by URI; a manifest file keeps its order. Done items are left out before ``limit`` counts.
@@ -36,6 +38,7 @@ def build_manifest(config: JobConfig, *, done_ids: Sequence[str] | None = None) 
         config: the job.
         done_ids: items of earlier runs (`pipeline.runs.earlier_runs.done_ids`), which are left out. Must be given where
             the configuration names ``exclude_runs``.
+        failed: items of earlier runs that would only fail again, and their media's ETags; left out while those are.
 
     Raises:
         ConfigError: the configuration names neither a prefix nor a manifest.
@@ -67,9 +70,24 @@ def build_manifest(config: JobConfig, *, done_ids: Sequence[str] | None = None) 
     if done_ids:
         left = table.filter(pc.invert(pc.is_in(table["item_id"], value_set=pa.array(done_ids, pa.string()))))
         table, num_done = left, table.num_rows - left.num_rows
+    if failed and (again := _still_failing(table, failed)):
+        table = table.filter(pc.invert(pc.is_in(table["item_id"], value_set=pa.array(again, pa.string()))))
+        num_done += len(again)
+        logger.info(
+            "%d items failed in earlier runs by what their files are, and are left out; `illava retry RUN` tries them",
+            len(again),
+        )
     if config.input.limit is not None:
         table = table.slice(0, config.input.limit)
     return freeze({n: table[n] for n in table.column_names}, left_out=left_out, num_done=num_done)
+
+
+def _still_failing(table: pa.Table, failed: Mapping[str, str | None]) -> list[str]:
+    """Return the items that failed for good and whose medium has not changed since, as far as that is known."""
+    those = table.filter(pc.is_in(table["item_id"], value_set=pa.array(list(failed), pa.string())))
+    etags = those["etags"].to_pylist() if "etags" in those.column_names else [()] * those.num_rows
+    found = zip(those["item_id"].to_pylist(), etags, strict=True)
+    return [name for name, tags in found if not (failed[name] and tags and tags[0] and tags[0] != failed[name])]
 
 
 def readable_roots(config: JobConfig) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from pipeline.inputs.columns import LATER_IMAGE_EXTENSIONS, LATER_VIDEO_EXTENSIO
 from pipeline.inputs.manifest import manifest_bytes
 from pipeline.records import SCHEMA_VERSION
 from pipeline.runs.config_fingerprint import ConfigFingerprint, digest_of, resolve_config_fingerprint
-from pipeline.runs.earlier_runs import done_ids
+from pipeline.runs.earlier_runs import earlier_items
 from pipeline.runs.parquet_sink import list_parts, part_attempts
 from pipeline.runs.run_folder import FINISHED_FILE, Run, manifest_uri, read_frozen_manifest
 from pipeline.runs.run_record import (
@@ -77,7 +77,8 @@ def plan_run(config: JobConfig) -> Run:
     """Return what `open_run` would return, without writing anything. Raises as `open_run`."""
     uri = storage.check_uri(config.output.uri).rstrip("/")
     config_fingerprint = resolve_config_fingerprint(config)
-    manifest = build_manifest(config, done_ids=done_ids(config, config_fingerprint))
+    earlier = earlier_items(config, config_fingerprint.fields)
+    manifest = build_manifest(config, done_ids=earlier.item_ids, failed=earlier.failed)
     items_per_shard = config.output.items_per_shard
     fingerprint = fingerprint_of(config_fingerprint.digest, manifest.digest, items_per_shard)
     plan_digest, nonce = config.reduction.digest(), secrets.token_hex(8)
