@@ -16,7 +16,8 @@ logger = logging.getLogger(__name__)
 _OLDEST_PYTHON = (3, 11)
 EXIT_CODES = """\
 exit codes: 0 all ok · 2 usage or configuration · 3 finished, with failed items · 4 refused (another run's output) ·
-5 infrastructure · 6 stopped at its budget · 130/143 interrupted; after 6, 130 and 143 the same command resumes"""
+5 infrastructure · 6 stopped at its budget · 7 more items failed than runtime.max_failed allows · 130/143 interrupted;
+after 6, 7, 130 and 143 the same command resumes"""
 
 
 def guarded(command: Callable[[], int], *, debug: bool, log: str = "auto") -> int:

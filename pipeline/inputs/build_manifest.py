@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,7 +31,9 @@ from pipeline.tasks.base import LISTED_COLUMNS
 logger = logging.getLogger(__name__)
 
 
-def build_manifest(config: JobConfig, *, done_ids: Sequence[str] | None = None) -> Manifest:
+def build_manifest(
+    config: JobConfig, *, done_ids: Sequence[str] | None = None, failed: Mapping[str, str | None] | None = None
+) -> Manifest:
     """List or read the input, validate it, and freeze it.
 
     A listing is ordered by URI; a manifest file keeps its order. Done items are left out before ``limit`` counts.
@@ -40,6 +42,7 @@ def build_manifest(config: JobConfig, *, done_ids: Sequence[str] | None = None) 
         config: the job.
         done_ids: items of earlier runs (`pipeline.runs.earlier_runs.done_ids`), which are left out. Must be given where
             the configuration names ``exclude_runs``.
+        failed: items of earlier runs that would only fail again, and their media's ETags; left out while those are.
 
     Raises:
         ConfigError: the configuration names neither a prefix nor a manifest.
@@ -73,11 +76,28 @@ def build_manifest(config: JobConfig, *, done_ids: Sequence[str] | None = None) 
         left = table.filter(pc.invert(pc.is_in(table["item_id"], value_set=pa.array(done_ids, pa.string()))))
         table, num_done = left, table.num_rows - left.num_rows
     counts = counts or InputCounts(table.num_rows + num_done, 0)
+    again = _still_failing(table, failed) if failed else []
+    if again:
+        table = table.filter(pc.invert(pc.is_in(table["item_id"], value_set=pa.array(again, pa.string()))))
     num_new = table.num_rows
     if config.input.limit is not None:
         table = table.slice(0, config.input.limit)
-    counts = replace(counts, num_items=table.num_rows, num_done=num_done, num_over_limit=num_new - table.num_rows)
+    counts = replace(
+        counts,
+        num_items=table.num_rows,
+        num_done=num_done,
+        num_failing=len(again),
+        num_over_limit=num_new - table.num_rows,
+    )
     return freeze({n: table[n] for n in table.column_names}, counts=counts)
+
+
+def _still_failing(table: pa.Table, failed: Mapping[str, str | None]) -> list[str]:
+    """Return the items that failed for good and whose medium has not changed since, as far as that is known."""
+    those = table.filter(pc.is_in(table["item_id"], value_set=pa.array(list(failed), pa.string())))
+    etags = those["etags"].to_pylist() if "etags" in those.column_names else [()] * those.num_rows
+    found = zip(those["item_id"].to_pylist(), etags, strict=True)
+    return [name for name, tags in found if not (failed[name] and tags and tags[0] and tags[0] != failed[name])]
 
 
 def readable_roots(config: JobConfig) -> tuple[str, ...]:
