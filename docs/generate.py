@@ -14,13 +14,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from docs.generators import cli, configuration, errors, licences, rows  # noqa: E402
+from docs.generators import cli, configuration, errors, licences, rows, screens  # noqa: E402
 
 PAGES: dict[str, Callable[[], str]] = {
     "docs/cli.md": cli.page,
     "docs/configuration.md": configuration.page,
     "docs/errors.md": errors.page,
     "docs/rows.md": rows.page,
+    "docs/screens.md": screens.page,
     "THIRD_PARTY_LICENSES.md": licences.page,
 }
 

@@ -55,6 +55,9 @@ def test_the_demo_captions_on_local_ray_and_the_same_command_recomputes_nothing(
     [example] = [line for line in first.stdout.splitlines() if line.startswith("  example")]
     assert any(f"{Path(row['uri']).name}: {' '.join(row['text'].split())}"[:150] in example for row in rows)
     assert all(row["num_decoder_tokens_kept"] < 0.31 * row["num_vision_tokens"] for row in rows), "merging is on"
+    page = (ROOT / "docs/screens.md").read_text("utf-8").partition("## Summary")[2].partition("## Status")[0]
+    shown, printed = ([line[:17] for line in text.splitlines() if line[:2] == "  "] for text in (page, first.stdout))
+    assert printed == shown, "docs/screens.md shows this command's summary"
     lines = (ROOT / "configs/demo/clips/manifest.jsonl").read_text().splitlines()
     references = {line["uri"]: line["reference"] for line in map(json.loads, lines)}
     num_true = sum(row["text"].strip() == references[Path(row["uri"]).name] for row in rows)

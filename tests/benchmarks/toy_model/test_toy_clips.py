@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.toy_model.data.mnist_scenes import make_mnist_scene
 from benchmarks.toy_model.data.render_clips import render
+from docs.generators.screens import DEMO_SCREEN
 
 
 def test_clips_are_real_files_with_captions_and_questions(tmp_path: Path):
@@ -48,6 +50,16 @@ def test_the_shipped_questions_are_those_of_the_shipped_captions():
     assert told == {row["uri"]: row["reference"] for row in captions}
 
 
+def masked(line: str) -> str:
+    """A line of the demo's screen without what may differ between two machines."""
+    if line.startswith(("  whole ", "  merged ")):
+        return line.split()[0]
+    line = re.sub(r"\d+/(\d+)", r"N/\1", line)
+    return re.sub(r"[\d.]+ s of the model's device", "N s of the model's device", line).partition(
+        "as fewer tokens save"
+    )[0]
+
+
 @pytest.mark.long
 def test_the_demo_tells_the_truth_and_recomputes_nothing(tmp_path: Path):
     command = [sys.executable, "jobs/demo.py", "--set", f"output.uri={tmp_path}/merged", "--seconds", "0"]
@@ -63,6 +75,10 @@ def test_the_demo_tells_the_truth_and_recomputes_nothing(tmp_path: Path):
         assert " failed" not in line
         right, total = line.split("captions ")[1].split(",")[0].split("/")
         assert int(right) >= int(total) // 2
+    # docs/screens.md shows this: the answers of a near-tie, seconds and the measured layers aside
+    shown = [line for line in DEMO_SCREEN.read_text("utf-8").splitlines() if line[:11].strip()]
+    printed = [line for line in first.stdout.replace(str(tmp_path), "runs/demo").splitlines() if line[:11].strip()]
+    assert [masked(line) for line in printed] == [masked(line) for line in shown]
     made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
     assert again.stdout == first.stdout

@@ -29,7 +29,7 @@ def test_status_of_an_unfinished_and_a_finished_run(model_folder, root):
     text = render_status(status)
     assert "3 of 3" in text
     assert "1 corrupt_media" in text
-    assert "51.0%" in text
+    assert "35.7%" in text
 
 
 def test_status_of_no_run_is_refused(tmp_path):
