@@ -21,7 +21,7 @@ from pipeline.errors import ConfigError, InputError, ItemError
 from pipeline.inputs.columns import as_lists, join_relative, refuse_duplicates, refuse_unsafe
 from pipeline.inputs.input_counts import InputCounts
 from pipeline.inputs.listing import list_items
-from pipeline.inputs.manifest import FIELD_PREFIX, Manifest, freeze
+from pipeline.inputs.manifest import FIELD_PREFIX, TYPED_PREFIX, Manifest, freeze
 from pipeline.inputs.manifest_columns import ManifestColumns
 from pipeline.inputs.manifest_file import parse_manifest_file, text_or_null
 from pipeline.storage import storage
@@ -154,4 +154,5 @@ def _from_file(config: JobConfig, uri: str) -> dict[str, Any]:
     columns["item_id"] = source.item_ids(columns, asked)
     refuse_duplicates(columns["item_id"], source.refuse)
     columns |= {f"{FIELD_PREFIX}{name}": column for name, column in source.rest().items()}
+    columns |= {f"{TYPED_PREFIX}{name}": column for name, column in source.typed_rest().items()}
     return {name: column for name, column in columns.items() if column is not None}
