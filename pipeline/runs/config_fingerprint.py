@@ -21,6 +21,7 @@ from illava.families import require_supported
 from illava.model_files import declared_dtype
 from pipeline.config.schema import JobConfig, result_fields
 from pipeline.errors import ConfigError
+from pipeline.phases import phase
 from pipeline.storage import local_files
 
 _SETTLED_S = 3.0
@@ -105,7 +106,8 @@ def _model_files(config: JobConfig) -> str | None:
     model_id, revision = config.model.model_id, config.model.revision
     if os.path.isdir(model_id):
         require_supported(model_id)  # before gigabytes are hashed
-        return folder_digest(model_id)
+        with phase(f"hashing the files of {model_id}, once"):
+            return folder_digest(model_id)
     if revision is None:
         raise ConfigError(
             f"model.model_id: {model_id!r} is no folder here, and a hub id needs model.revision (40 hex digits), "
