@@ -219,6 +219,7 @@ def _work(
         run, pending, sink, preprocessor, run_info=_run_info(run), listeners=[watch.progress.add, *listeners]
     )
     with _ended_if_it_fails(record), closing(watch), open_executor(scheduler) as executor:
+        interruption.loop_began()
         with closing(Publisher(sink, scheduler)) as publisher:
             while not (scheduler.done or interruption.signal or _failed_too_often(run, stats)):
                 executor.poll()
