@@ -184,9 +184,8 @@ class PrefillRun:
         first, stop = self._bounds[self._group : self._group + 2]
         for n in range(first, stop):
             layer = self._decoder.layers[n]
-            q_CHd, k_CGd, v_CGd = self._decoder.project(layer, hidden_CD, rotary)
             slot_C = self._cache.span_slots(self._block_tables.table_LBM[n], self._in_cache(n, spans))
-            self._cache.write(slot_C, k_CGd, v_CGd)
+            q_CHd, k_CGd, v_CGd = self._decoder.project(layer, hidden_CD, rotary, into=(self._cache, slot_C))
             if n == self._decoder.num_layers - 1:
                 break  # only the last tokens' outputs are read there: `_result`
             mixed_CHd = self._attend(n, spans, q_CHd, k_CGd, v_CGd)
@@ -242,7 +241,7 @@ class PrefillRun:
         length_B = on_device(lengths, decoder.device, torch.int32)
         blocks = replace(self._block_tables.layer(-1), length_B=length_B, host_lengths=lengths)
         mixed_BHd = decoder.attend_paged(q_BHd, self._cache, blocks)
-        logits_BV = decoder.lm_head(decoder.norm(decoder.finish(decoder.layers[-1], hidden_BD, mixed_BHd)))
+        logits_BV = decoder.head(decoder.finish(decoder.layers[-1], hidden_BD, mixed_BHd))
         found = self._reduction
         return Prefill(logits_BV, self._lengths_LB, self._num_visual_LB, found.errors, found.traces)
 
