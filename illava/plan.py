@@ -107,7 +107,7 @@ class ReductionPlan(BaseModel):
     def _expand_preset(cls, data: object) -> object:
         """Expand `{preset: NAME}` or `{preset: NAME, layout: ...}` to the preset's plan."""
         if isinstance(data, dict) and data.get("preset") is not None:
-            if data.get("steps"):
+            if data.get("steps") is not None:
                 raise ValueError("give either `preset` or `steps`, not both")
             shipped = preset(data["preset"], layout=data.get("layout")).model_dump()
             return shipped | {key: data[key] for key in data if key not in ("preset", "steps", "layout")}

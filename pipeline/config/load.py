@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,6 +37,7 @@ def load_as(schema: type[Schema], path: str, overrides: Sequence[str] = ()) -> S
         path: of the YAML file.
         overrides: ``a.b=value``; a number as a path segment addresses a list. The value of a key that holds text is
             taken as it stands, but for quotes around the whole of it and for ``null``; any other is read as YAML.
+            ``reduction.preset`` replaces the file's whole plan, and ``reduction.steps`` a preset of the file.
 
     Raises:
         ConfigError: every problem at once, one a line.
@@ -51,6 +52,7 @@ def parse_config(data: dict[str, Any], overrides: Sequence[str] = (), *, source:
 
 def _validated(schema: type[Schema], data: dict[str, Any], overrides: Sequence[str], *, source: str) -> Schema:
     renamed = _rename_keys(data, source)
+    _forget_other_plan(data, {override.partition("=")[0].strip() for override in overrides})
     for override in overrides:
         todays, old = _todays_override(override, overrides)
         _apply(data, todays, schema)
@@ -80,6 +82,15 @@ def _rename_keys(data: dict[str, Any], where: str) -> set[str]:
             inside[todays] = inside.pop(name)
             found.add(old)
     return found
+
+
+def _forget_other_plan(data: dict[str, Any], overridden: Collection[str]) -> None:
+    """Drop the file's plan where the overrides name another one: a preset is a whole plan."""
+    plan = data.get("reduction")
+    if isinstance(plan, dict) and "reduction.preset" in overridden:
+        plan.clear()
+    elif isinstance(plan, dict) and "reduction.steps" in overridden:
+        plan.pop("preset", None)
 
 
 def _todays_override(override: str, overrides: Sequence[str]) -> tuple[str, set[str]]:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from illava.plan import EMPTY_PLAN, preset
 from pipeline.config.base import choices_of
 from pipeline.config.load import _models_in, load_config
 from pipeline.config.schema import JobConfig
@@ -107,7 +108,7 @@ def test_overrides_reach_every_key(load, override, read, expected):
         ("model={model_id: null}", r"model\.model_id: .*string \(got None\)"),
         ("output={}", r"output\.uri: missing; this key is required"),
         ("reduction={preset: ilava-video}", r"reduction: no preset named 'ilava-video'; the presets are"),
-        ("reduction.preset=illava-video", "give either `preset` or `steps`"),
+        ("reduction={preset: illava-video, steps: []}", "give either `preset` or `steps`"),
         ("media", "write it as section.key=value"),
         ("a..b=1", "write it as section.key=value"),
         ("media.num_frames.x=1", r"media\.num_frames is not a section; there is no 'x'"),
@@ -124,6 +125,18 @@ def test_a_wrong_key_or_value_is_named_with_its_path(load, override, message):
     with pytest.raises(ConfigError, match=message) as caught:
         load(BASE, override)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_plan_named_in_an_override_replaces_the_one_in_the_file(load, order):
+    """A preset is a whole plan, so that ``reduction.preset=none`` is the unreduced model whatever the file has."""
+    assert load().reduction.steps
+    assert load(BASE, "reduction.preset=none").reduction == EMPTY_PLAN
+    mixed = ["reduction.preset=illava-video", "reduction.layout=released"][::order]
+    assert load(BASE, *mixed).reduction == preset("illava-video", layout="released")
+    head, _, tail = BASE.partition("reduction:")
+    with_preset = head + "reduction: {preset: illava-video}\n" + tail[tail.index("runtime:") :]
+    assert load(with_preset, "reduction.steps=[]").reduction == EMPTY_PLAN
 
 
 @pytest.mark.parametrize(
