@@ -263,4 +263,4 @@ one run. `configs/caption_videos_llava_onevision.yaml` has every key with a comm
 _REDUCERS = """\
 One method with its settings. [Plans and methods](plans-and-methods.md) says where each may act and where it comes from. All keys
 change rows."""
-_SWEEP = "`jobs/sweep_reduction.py` reads these keys; `input`, `media`, `task`, `sampling` and `output` are a job's."
+_SWEEP = "`jobs/sweep_reduction.py` reads these keys; `input`, `media`, `task`, `sampling` and `output` are a job's. `on_loop: retry` and `logprobs` are refused: a sweep draws each answer once, and keeps no rows."

@@ -25,7 +25,6 @@ from illava.host_copies import on_device, to_device
 from illava.requests import OnLoop, SamplingParams, derive_seed
 
 ChoiceIds = tuple[tuple[int, ...], ...]  # of each option, the first tokens of its texts
-_LEAST_SHARE = torch.finfo(torch.float32).tiny  # min-p of a row whose other tokens have no probability at all
 
 
 def check_sampling(params: SamplingParams) -> None:
@@ -83,8 +82,8 @@ class SamplingBatch:
         random: rows that are drawn at random.
         index_R: these rows, on the device.
         wanted_R2: float32 temperature and top-p of these rows, on the device.
-        limits_R2: float32 top-k (the vocabulary where it is off) and min-p; None where no row has any. A grammar is
-            one, too: what it forbids has no probability, and must not be drawn by rounding.
+        limits_R2: float32 top-k (infinite where it is off) and min-p; None where no row has any, or a grammar: with
+            limits, what has no probability is not drawn by rounding either.
         penalties: of the rows that have any; None where no row has.
         grammars: of the rows that have one; None where no row has.
         choice_ids: int64 [B, K, M] first tokens of the options' texts, and whether one stands there; None where no row
@@ -125,8 +124,7 @@ class SamplingBatch:
         ruled = {row: own for row, own in enumerate(grammars) if own is not None}
         limits_R2 = None
         if any(params[row].top_k or params[row].min_p or row in ruled for row in random):
-            min_p = [max(own.min_p, _LEAST_SHARE) if row in ruled else own.min_p for row, own in enumerate(params)]
-            limits = [[params[row].top_k or float("inf"), min_p[row]] for row in random]
+            limits = [[params[row].top_k or float("inf"), params[row].min_p] for row in random]
             limits_R2 = on_device(limits, device)
         penalties = None
         if any(own.penalised for own in params):

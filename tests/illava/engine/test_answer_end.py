@@ -5,6 +5,7 @@ On a family of tiles and one of native resolution. Where tokens must be known th
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -137,6 +138,9 @@ def test_a_batch_of_all_kinds_gives_each_row_what_it_gives_alone(vlm, image):
             single.finish_reason,
         )
     by_kind = {one.request_id: one for one in together}
+    assert by_kind["json"].text.startswith("[")
+    assert re.fullmatch("[a-h]{3,}", by_kind["regex"].text)
+    assert by_kind["choices"].text in {"red", "ready", "blue"}
     assert by_kind["loop"].finish_reason == "loop"
     assert by_kind["repetition"].token_ids != by_kind["greedy"].token_ids[: len(by_kind["repetition"].token_ids)]
     expected = alone[list(KINDS).index("told")].choice_probabilities
