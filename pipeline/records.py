@@ -16,7 +16,7 @@ SCHEMA_VERSION = 3  # of `ResultRow`; stands in every part's metadata, and chang
 FIRST_SCHEMA_VERSION = 2  # the oldest whose parts are read
 # Column (or ``pages.NAME``) -> the version that brought it: null in older parts, so it may be null. An entry raises the
 # version.
-LATER_COLUMNS: dict[str, int] = {"answer_logprob": 3, "option_probabilities": 3}
+LATER_COLUMNS: dict[str, int] = {"answer_logprob": 3, "option_probabilities": 3, "candidates": 3, "drafts": 3}
 
 
 RowErrorType = Literal[
@@ -192,6 +192,8 @@ class ResultRow:
     options: tuple[str, ...] | None
     category: str | None
     text: str
+    candidates: tuple[str, ...] | None
+    drafts: tuple[str, ...] | None
     answer: str | None
     reference: str | None
     score: float | None

@@ -93,7 +93,9 @@ def test_answers_of_one_prompt_take_one_tower_call_and_one_prefill(model, encode
     decoder, computed = vlm.family.decoder, []
     project = decoder.project
     monkeypatch.setattr(
-        decoder, "project", lambda layer, hidden_TD, *args: computed.append(len(hidden_TD)) or project(layer, hidden_TD, *args)
+        decoder,
+        "project",
+        lambda layer, hidden_TD, *args: computed.append(len(hidden_TD)) or project(layer, hidden_TD, *args),
     )
     answers = vlm.generate(requests, plan=plan)
     together, computed[:] = sum(computed), []

@@ -51,6 +51,8 @@ ROWS_VALUES: dict[str, Any] = {
     "task.turns": [{"user": "And that?", "assistant": "A dog."}],
     "task.template_args": {"enable_thinking": False},
     "task.prompt_template": "{{question}} Be brief.",
+    "task.refine.prompt": "Is that so?",
+    "task.candidates": 3,
     "task.metric": "anls",
     "task.choice_template": None,
     "task.open_template": None,
@@ -106,6 +108,7 @@ EXECUTION_VALUES: dict[str, Any] = {
 _ALONG = {
     "model.model_id": {"model.revision": "1" * 40, "model.dtype": "float32"},
     "task.output": {"task.json_schema": None},
+    "task.candidates": {"sampling.temperature": 0.5},
     "task.prompt_template": {"task.prompt": None},  # the default
     "model.device": {"runtime.gpus_per_actor": "auto"},
     "sampling.on_loop": {"sampling.max_new_tokens": 512},
@@ -171,5 +174,6 @@ def with_another_value(config: JobConfig, leaf: Leaf, folder) -> JobConfig:
 def _put(data: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     for name in parents:
+        data[name] = {} if data[name] is None else data[name]
         data = data[name]
     data[last] = value
