@@ -30,7 +30,7 @@ from illava.families import load_preprocessor
 from illava.preprocess import VisualInput
 from illava.requests import Generation, Request, SamplingParams
 from pipeline.config.load import load_config
-from pipeline.errors import ItemError
+from pipeline.errors import ConfigError, ItemError
 from pipeline.execution.worker import load_vlm
 from pipeline.loading.loader import Loader
 from pipeline.records import MediaItem
@@ -72,7 +72,9 @@ class HarnessModel(lmms):
         super().__init__()
         overrides |= {"model.device": device} if device else {}
         self._config = load_config(config, [f"{key}={_as_yaml(value)}" for key, value in overrides.items()])
-        model = self._config.model
+        model, task = self._config.model, self._config.task
+        if task.refine is not None or task.candidates is not None:
+            raise ConfigError("task: the harness asks one answer a request; leave out refine and candidates")
         self._preprocessor = load_preprocessor(
             model.model_id, revision=model.revision, pixel_limits=self._config.media.pixel_limits
         )

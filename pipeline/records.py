@@ -21,6 +21,8 @@ LATER_COLUMNS: dict[str, int] = {
     "option_probabilities": 3,
     "num_patches_kept": 3,
     "retention_ratio": 3,
+    "candidates": 3,
+    "drafts": 3,
 }
 
 
@@ -197,6 +199,8 @@ class ResultRow:
     options: tuple[str, ...] | None
     category: str | None
     text: str
+    candidates: tuple[str, ...] | None
+    drafts: tuple[str, ...] | None
     answer: str | None
     reference: str | None
     score: float | None

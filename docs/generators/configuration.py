@@ -65,9 +65,13 @@ task:
       assistant: A dog runs along a beach at low tide.
   template_args: {enable_thinking: false}
   prompt_template: "Title: {title}. Describe the picture in one sentence."
+  refine: {prompt: "Correct what the picture does not show, and answer with the sentence alone."}
 ---
 task:
   prompt: Describe the picture in one sentence.
+  candidates: 3
+sampling:
+  temperature: 0.8
 """,
     "sampling": """\
 sampling:

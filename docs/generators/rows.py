@@ -50,6 +50,16 @@ GROUPS: dict[str, dict[str, Column]] = {
             "`ok`; `partial`: truncated media (of a picture at least three quarters of the rows are there), a video some of whose frame times had to be mended, or a document some of whose pages failed; `failed`.",
         ),
         "text": Column("", "The model's text.", "empty where the model gave no answer"),
+        "candidates": Column(
+            "",
+            "All answers of `task.candidates`; `text` is the first. Of a document, each joined over its windows.",
+            "null without `task.candidates`, and where the model gave no answer",
+        ),
+        "drafts": Column(
+            "",
+            "The answer before `task.refine` asked once more; `text` is the last. Of a document, joined over its windows.",
+            "null without `task.refine`, and where the model gave no answer to the first turn",
+        ),
         "answer": Column(
             "",
             "What the task reads out of the text: a letter, yes or no, a number.",

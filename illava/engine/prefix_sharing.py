@@ -130,9 +130,9 @@ def common_prefix_len(one: RequestState, other: RequestState) -> int:
     steps = [step for step in one.plan.steps if step.stage in _IN_DECODER]
     if steps:
         blind = all(step.reducer.evidence(step.stage) <= _OF_VISUAL_TOKENS for step in steps)
-        alike = one.prefix == other.prefix and one.decoder_seed == other.decoder_seed
+        same_prompt = one.prefix == other.prefix and one.decoder_seed == other.decoder_seed
         rest = one.prefix[num_equal:] + other.prefix[num_equal:]
-        if not (blind or alike) or one.request.trace or any(_is_visual(span) for span, _ in rest):
+        if not (blind or same_prompt) or one.request.trace or any(_is_visual(span) for span, _ in rest):
             return 0
     if num_equal < len(pairs):
         (span, _), (other_span, _) = pairs[num_equal]

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import to_jsonable_python
 
 _BOOLEAN_WORDS = ({False: "off", True: "on"}, {False: "no", True: "yes"})  # what YAML 1.1 reads as a boolean
 
@@ -64,7 +63,7 @@ def _walk(section: Section, prefix: str) -> Iterator[tuple[str, Any]]:
         if isinstance(value, Section):
             yield from _walk(value, f"{key}.")
         elif isinstance(extra, dict) and extra["affects"] == "rows" and not _is_off(section, name, extra):
-            yield key, to_jsonable_python(value)
+            yield key, section.model_dump(mode="json", include={name})[name]
 
 
 def _is_off(section: Section, name: str, extra: dict[str, Any]) -> bool:

@@ -257,6 +257,12 @@ class JobConfig(Section):
             raise ValueError(problem)
         return self
 
+    @model_validator(mode="after")
+    def _draws_candidates_at_random(self) -> JobConfig:
+        if self.task.candidates is not None and self.sampling.temperature == 0:
+            raise ValueError("task.candidates are all the same at sampling.temperature 0; set one above 0")
+        return self
+
     @field_validator("task", mode="before")
     @classmethod
     def _is_a_caption_unless_it_says_otherwise(cls, task: Any) -> Any:

@@ -26,6 +26,16 @@ class TurnConfig(Section):
     assistant: str = result_field(min_length=1)
 
 
+class RefineConfig(Section):
+    """Asks once more about the same media, when the model has answered.
+
+    Attributes:
+        prompt: the second turn; the first one and the model's answer to it stand before it.
+    """
+
+    prompt: str = result_field(min_length=1)
+
+
 class AskConfig(Section):
     """Says what surrounds the question that every item is asked, whatever the kind of task.
 
@@ -38,6 +48,10 @@ class AskConfig(Section):
             template does not use is refused.
         prompt_template: what every item is asked, in place of the other prompts: ``{column}`` is the item's value in
             that column of the manifest, ``{{`` a brace. A column that is missing or empty is refused before the run.
+        refine: a second turn about the same media, which are neither loaded nor encoded again. Its answer is the row's
+            ``text``; the first one goes into ``drafts``.
+        candidates: so many answers are drawn of one prompt, which is read once; ``candidates`` has them all, and
+            ``text`` the first. Needs ``sampling.temperature`` above 0, and goes without ``refine``.
     """
 
     _replaced: ClassVar[tuple[str, ...]] = ()  # keys that do nothing beside prompt_template
@@ -46,6 +60,8 @@ class AskConfig(Section):
     turns: list[TurnConfig] | None = optional_result_field(min_length=1)
     template_args: dict[str, JsonValue] | None = optional_result_field(min_length=1)
     prompt_template: str | None = optional_result_field(min_length=1)
+    refine: RefineConfig | None = optional_result_field()
+    candidates: int | None = optional_result_field(ge=2, le=64)
 
     @field_validator("prompt_template")
     @classmethod
@@ -61,6 +77,8 @@ class AskConfig(Section):
             unread = [name for name in self._replaced if getattr(self, name) != fields[name].default]
             if unread:
                 raise ValueError(f"prompt_template replaces {' and '.join(unread)}; leave out one of them")
+        if self.refine is not None and self.candidates is not None:
+            raise ValueError("refine goes on from one answer, and candidates draws several; leave out one of them")
         return self
 
 

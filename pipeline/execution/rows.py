@@ -45,6 +45,8 @@ class RowMaker:
         *,
         attempts: int,
         shard_index: int,
+        candidates: Sequence[Sequence[str]] = (),
+        drafts: Sequence[Sequence[str]] = (),
     ) -> ResultRow:
         """Make the row of an item that the model answered or failed on; its ``latency_s`` is 0 and set later.
 
@@ -53,6 +55,8 @@ class RowMaker:
             generations: the model's answers, one per request, in order.
             attempts: times the item was started.
             shard_index: the shard that the item belongs to.
+            candidates: of each request that was answered, the texts of all its answers.
+            drafts: of each request that was answered, the texts before the last pass.
         """
         item, task, whole = loaded.item, build_task(self.config.task), merge_chunk_results(generations)
         timing = whole.timing
@@ -65,6 +69,8 @@ class RowMaker:
             "decode_s": timing.decode_s,
             "gpu_s": timing.device_s,
             **_usage(whole),
+            "candidates": _joined(candidates),
+            "drafts": _joined(drafts),
         }
         pages = task.pages(loaded, generations)
         if whole.error is not None:
@@ -154,6 +160,8 @@ _NO_TOKENS = ("num_decoder_tokens_kept", "num_prompt_tokens", "num_generated_tok
 _NO_SECONDS = ("queue_s", "vision_s", "prefill_s", "decode_s", "latency_s", "gpu_s")
 _EMPTY: dict[str, Any] = {
     "text": "",
+    "candidates": None,
+    "drafts": None,
     "answer": None,
     "score": None,
     "pages": None,
@@ -168,6 +176,11 @@ _EMPTY: dict[str, Any] = {
     **dict.fromkeys((*_NO_COUNTS, *_NO_TOKENS), 0),
     **dict.fromkeys(_NO_SECONDS, 0.0),
 }
+
+
+def _joined(texts: Sequence[Sequence[str]]) -> tuple[str, ...] | None:
+    """Join the windows' texts, as `merge_chunk_results` joins their answers."""
+    return tuple("\n\n".join(of_windows) for of_windows in zip(*filter(None, texts), strict=True)) or None
 
 
 def _usage(generation: Generation) -> dict[str, Any]:
@@ -220,6 +233,33 @@ def of_two_tries(looped: Generation, again: Generation) -> Generation:
     return replace(again, usage=_sum_of_usages(both), timing=_sum_of_timings(both))
 
 
+def of_second_pass(draft: Generation, answer: Generation) -> Generation:
+    """Return a turn's second answer, with the tokens and seconds of both; the media were seen once."""
+    both = (draft, answer)
+    return replace(answer, usage=_usage_of_passes(both), timing=_sum_of_timings(both), encoding=None)
+
+
+def of_candidates(answer: Generation, ended: Sequence[Generation]) -> Generation:
+    """Return one of a turn's candidates, with the tokens of all; the media were seen once.
+
+    Args:
+        answer: the one that stands for all.
+        ended: all of them in the order of their ends: they began together, so the last one's seconds are the turn's.
+    """
+    device_s = sum(one.timing.device_s for one in ended)
+    return replace(answer, usage=_usage_of_passes(ended), timing=replace(ended[-1].timing, device_s=device_s))
+
+
+def _usage_of_passes(generations: Sequence[Generation]) -> TokenUsage | None:
+    """Of passes over the same media: tokens read and drawn add up, what concerns the media counts once."""
+    usages = [generation.usage for generation in generations if generation.usage is not None]
+    if not usages:
+        return None
+    first = max(usages, key=lambda usage: usage.num_patches)  # a pass over kept features shows the tower nothing
+    totals = {name: sum(getattr(usage, name) for usage in usages) for name in _TEXT_COUNTS}
+    return replace(first, **totals)
+
+
 def _sum_of_usages(generations: Sequence[Generation]) -> TokenUsage | None:
     usages = [generation.usage for generation in generations if generation.usage is not None]
     return TokenUsage(*(sum(getattr(u, name) for u in usages) for name in _COUNTS)) if usages else None
@@ -230,3 +270,4 @@ def _sum_of_timings(generations: Sequence[Generation]) -> Timing:
 
 
 _COUNTS = tuple(f.name for f in fields(TokenUsage) if f.name.startswith("num_"))
+_TEXT_COUNTS = ("num_prompt_tokens", "num_generated_tokens")

@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from illava.engine.oom_backoff import OOMBackoff
 from illava.errors import RequestError
-from illava.requests import Generation, Request
+from illava.requests import Generation, Request, SamplingParams
 from pipeline.config.placement import gpus_of, place_here
 from pipeline.config.schema import JobConfig
 from pipeline.errors import ConfigError
 from pipeline.execution.item_timing import ItemTimeline
-from pipeline.execution.rows import RowMaker, RunInfo, of_two_tries
+from pipeline.execution.passes import Passes
+from pipeline.execution.rows import RowMaker, RunInfo
 from pipeline.faults import fault_point
-from pipeline.records import LoadedItem, ResultRow
+from pipeline.records import LoadedItem, MediaItem, ResultRow
 from pipeline.runs.config_fingerprint import resolve_dtype
-from pipeline.tasks.asking import history_of, request_of
+from pipeline.tasks.asking import conversation_of, request_of
 from pipeline.tasks.build import build_task
-from pipeline.tasks.sampling import after_a_loop, sampling_params
+from pipeline.tasks.sampling import sampling_params
 
 if TYPE_CHECKING:
     from illava import VLM
@@ -47,20 +49,21 @@ class Outcome:
 
 @dataclass(slots=True)
 class _Taken:
-    """Tracks an item on its way through the model, request by request.
+    """Tracks an item on its way through the model, turn by turn.
 
     Attributes:
-        asked: the request in the model.
-        looped: its first answer, where that was a loop and the request is tried again.
+        passes: the turn that is being asked.
+        generations, candidates, drafts: of the turns that ended.
     """
 
     loaded: LoadedItem
     attempts: int
     shard_index: int
     contents: deque[tuple[str | VisualInput, ...]]
+    passes: Passes = field(init=False)
     generations: list[Generation] = field(default_factory=list)
-    asked: Request | None = None
-    looped: Generation | None = None
+    candidates: list[tuple[str, ...]] = field(default_factory=list)
+    drafts: list[tuple[str, ...]] = field(default_factory=list)
     timeline: ItemTimeline = field(init=False)
 
 
@@ -98,6 +101,7 @@ class VLMWorker:
         self._rows = RowMaker(config, run_info)
         self._batch = OOMBackoff(vlm if vlm is not None else load_vlm(config), config.reduction)
         self._taken: dict[str, _Taken] = {}
+        self._asked: dict[str, _Taken] = {}  # by the ids of the requests in the model
         self._refused: list[Generation] = []
         self._start_s = time.perf_counter() - self._born_s
         self._idle_s = 0.0
@@ -127,7 +131,7 @@ class VLMWorker:
             self._warms_up = False
             self._warm_up(loaded, contents[0])
         taken = _Taken(loaded, attempts, shard_index, contents)
-        self._submit_next(taken)
+        self._submit(taken, self._next_turn(taken))
         # The timeline begins after submit, where the request's own clock starts; the time before is the driver's wait.
         taken.timeline = ItemTimeline()
         self._taken[loaded.item.item_id] = taken
@@ -146,18 +150,21 @@ class VLMWorker:
         self._idle_s += max(0.0, self._idle_since_s - begin_s - in_device_s)
         ended = []
         for generation in generations:
-            taken = self._taken[generation.request_id]
-            taken.timeline.answered(generation, step_end_s=self._idle_since_s)
-            if self._tries_again(taken, generation):
+            taken = self._asked.pop(generation.request_id)
+            further = taken.passes.take(generation)
+            taken.attempts += taken.passes.pop_retries()
+            goes_on = len(taken.passes.in_flight) > len(further)  # other answers of the turn are being drawn
+            if not goes_on:
+                taken.timeline.answered(generation, step_end_s=self._idle_since_s)
+            if not further and not goes_on:
+                self._end_turn(taken)
+                if not taken.contents:
+                    ended.append(self._taken.pop(taken.loaded.item.item_id))
+                    continue
+                further = self._next_turn(taken)
+            self._submit(taken, further)
+            if not goes_on:
                 taken.timeline.dispatched()
-                continue
-            taken.generations.append(generation if taken.looped is None else of_two_tries(taken.looped, generation))
-            taken.looped = None
-            if taken.contents:
-                self._submit_next(taken)
-                taken.timeline.dispatched()
-            else:
-                ended.append(self._taken.pop(generation.request_id))
         return [self._outcome(taken) for taken in ended]
 
     def usage(self) -> WorkerUsage:
@@ -171,12 +178,12 @@ class VLMWorker:
         self._batch.reset()
         self._refused.clear()
         self._taken.clear()
+        self._asked.clear()
 
     def _warm_up(self, loaded: LoadedItem, content: tuple[str | VisualInput, ...]) -> None:
         item, busy_s = loaded.item, self._batch.busy_s
-        sampling = sampling_params(self._config.sampling, seed=self._config.seed, choices=self._task.choices(item))
         with suppress(RequestError):  # the item's row will say it
-            self._batch.submit(Request(item.item_id, content, sampling))
+            self._batch.submit(request_of(self._config.task, item.item_id, content, self._sampling(item, 0)))
             while self._batch.has_work:
                 self._batch.step()
         self._warm_busy_s = self._batch.busy_s - busy_s
@@ -184,35 +191,44 @@ class VLMWorker:
         self._start_s += now_s - self._idle_since_s
         self._idle_since_s = now_s
 
-    def _submit_next(self, taken: _Taken) -> None:
-        """Submit an item's next request."""
+    def _next_turn(self, taken: _Taken) -> list[Request]:
+        """Begin an item's next turn; returns its requests."""
         item = taken.loaded.item
-        seed = self._config.seed + len(taken.generations)  # each request has a seed of its own
-        sampling = sampling_params(
-            self._config.sampling, seed=seed, choices=self._task.choices(item), json_schema=self._task.json_schema
+        sampling = self._sampling(item, len(taken.generations))
+        taken.passes = Passes(self._config, item.item_id, taken.contents.popleft(), sampling)
+        return taken.passes.in_flight
+
+    def _sampling(self, item: MediaItem, turn: int) -> SamplingParams:
+        """What the item's turn is drawn by; each turn has a seed of its own."""
+        return sampling_params(
+            self._config.sampling,
+            seed=self._config.seed + turn,
+            choices=self._task.choices(item),
+            json_schema=self._task.json_schema,
         )
-        self._submit(taken, request_of(self._config.task, item.item_id, taken.contents.popleft(), sampling))
 
-    def _tries_again(self, taken: _Taken, generation: Generation) -> bool:
-        """Submit a request once more whose answer is a loop, where the job says so."""
-        looped = generation.finish_reason == "loop" and self._config.sampling.on_loop == "retry"
-        if not looped or taken.looped is not None or taken.asked is None:
-            return False
-        taken.looped = generation
-        taken.attempts += 1
-        self._submit(taken, replace(taken.asked, sampling=after_a_loop(taken.asked.sampling)))
-        return True
+    def _end_turn(self, taken: _Taken) -> None:
+        generation, candidates, drafts = taken.passes.result()
+        taken.generations.append(generation)
+        taken.candidates.append(candidates)
+        taken.drafts.append(drafts)
 
-    def _submit(self, taken: _Taken, request: Request) -> None:
-        taken.asked = request
-        try:
-            self._batch.submit(request)
-        except RequestError as error:
-            self._refused.append(Generation.failed(request.request_id, error))
+    def _submit(self, taken: _Taken, requests: Sequence[Request]) -> None:
+        for request in requests:
+            self._asked[request.request_id] = taken
+            try:
+                self._batch.submit(request)
+            except RequestError as error:
+                self._refused.append(Generation.failed(request.request_id, error))
 
     def _outcome(self, taken: _Taken) -> Outcome:
         row = self._rows.answered(
-            taken.loaded, taken.generations, attempts=taken.attempts, shard_index=taken.shard_index
+            taken.loaded,
+            taken.generations,
+            attempts=taken.attempts,
+            shard_index=taken.shard_index,
+            candidates=taken.candidates,
+            drafts=taken.drafts,
         )
         return Outcome(taken.timeline.written_to(row), taken.timeline.began_s)
 
@@ -244,7 +260,7 @@ def load_vlm(config: JobConfig) -> VLM:
         pixel_limits=config.media.pixel_limits,
     )
     try:
-        vlm.family.check_conversation(history_of(config.task), config.task.template_args or {})
+        vlm.family.check_conversation(conversation_of(config.task), config.task.template_args or {})
     except RequestError as error:
         raise ConfigError(f"task: {error}") from error
     return vlm

@@ -15,7 +15,7 @@ class InputCounts:
         num_listed: all of them.
         num_items: items of the run.
         num_done: done by earlier runs (``input.exclude_runs``).
-        num_failing: failed in earlier runs by what the file itself is, and unchanged since; ``illava retry`` tries them.
+        num_failing: failed in earlier runs by what the file itself is, and unchanged; ``illava retry`` tries them.
         num_over_limit: behind the first ``input.limit``.
         left_out: of no known media extension, by extension.
         outside_pattern: known media that ``input.pattern`` does not match, and other objects, by extension as written.

@@ -139,7 +139,7 @@ class _Tracer:
         if done.error is not None:
             raise done.error
         tiles = [part.tiles for part in content if not isinstance(part, str)]
-        return list(_drawn(tiles, done, text=None if further else text))
+        return list(_drawn(tiles, done, text=None if further or config.task.refine else text))
 
 
 def _drawn(tiles: Sequence[np.ndarray], done: Generation, *, text: str | None) -> Iterator[Picture]:

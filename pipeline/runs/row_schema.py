@@ -32,6 +32,8 @@ _PAGE = pa.struct(  # as `pipeline.tasks.document.PageRow` has it
 _TYPES: dict[str, pa.DataType] = {
     "uris": pa.list_(_TEXT),
     "options": pa.list_(_TEXT),
+    "candidates": pa.list_(_TEXT),
+    "drafts": pa.list_(_TEXT),
     "score": pa.float64(),
     "answer_logprob": pa.float64(),
     "option_probabilities": pa.list_(pa.float64()),

@@ -114,6 +114,8 @@ class SweepConfig(Section):
     def _can_be_measured(self) -> SweepConfig:
         if self.task.kind == "document":
             raise ValueError("task: a sweep asks one request an item, and a document is asked window by window")
+        if self.task.refine is not None or self.task.candidates is not None:
+            raise ValueError("task: a sweep asks one request an item; leave out refine and candidates")
         if self.sampling.on_loop == "retry" or self.sampling.logprobs:
             raise ValueError(
                 "sampling: a sweep draws each answer once and keeps no rows; on_loop retry and logprobs are a job's"

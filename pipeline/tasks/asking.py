@@ -19,6 +19,12 @@ def history_of(task: TaskConfig) -> tuple[Message, ...]:
     return tuple(messages)
 
 
+def conversation_of(task: TaskConfig) -> tuple[Message, ...]:
+    """Return what may stand before a user turn of this job, for checks of the chat template."""
+    turns = () if task.refine is None else (Message("user", ("x",)), Message("assistant", ("x",)))
+    return (*history_of(task), *turns)
+
+
 def request_of(
     task: TaskConfig,
     request_id: str,

@@ -51,6 +51,8 @@ ROWS_VALUES: dict[str, Any] = {
     "task.turns": [{"user": "And that?", "assistant": "A dog."}],
     "task.template_args": {"enable_thinking": False},
     "task.prompt_template": "{{question}} Be brief.",
+    "task.refine.prompt": "Is that so?",
+    "task.candidates": 3,
     "task.metric": "anls",
     "task.choice_template": None,
     "task.open_template": None,
@@ -111,6 +113,7 @@ EXECUTION_VALUES: dict[str, Any] = {
 _ALONG = {
     "model.model_id": {"model.revision": "1" * 40, "model.dtype": "float32"},
     "task.output": {"task.json_schema": None},
+    "task.candidates": {"sampling.temperature": 0.5},
     "task.prompt_template": {"task.prompt": None},  # the default
     "model.device": {"runtime.gpus_per_actor": "auto"},
     "sampling.on_loop": {"sampling.max_new_tokens": 512},

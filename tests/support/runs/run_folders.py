@@ -45,6 +45,8 @@ def make_row(run, shard_index, item, **changes):
         "options": item.options,
         "category": item.category,
         "text": f"text of {item.item_id}",
+        "candidates": (f"text of {item.item_id}", "another"),
+        "drafts": ("a draft",),
         "answer": None,
         "reference": item.reference,
         "score": None,
