@@ -76,6 +76,28 @@ def _pyramid(layers: list[int]) -> dict[str, Any]:
     }
 
 
+def _ward(blocks: list[int], keep: float, decoder_keep: float | None, layout: str) -> dict[str, Any]:
+    """Equal cuts of each frame or tile to ``keep`` in all, and one before the LLM; sizes in both attentions.
+
+    Layout ``released`` has no true places to count; then the tower's attention alone knows sizes.
+    """
+    of_block = {"kind": "ward", "keep_ratio": round(keep ** (1 / len(blocks)), 3)}
+    steps: list[dict[str, Any]] = [{"stage": "vision_block", "layers": blocks, "reducer": of_block}]
+    if decoder_keep is not None:
+        steps.append({"stage": "decoder_input", "reducer": {"kind": "ward", "keep_ratio": decoder_keep}})
+    return {"steps": steps} | _size_bias(layout)
+
+
+def _ward_document(layout: str) -> dict[str, Any]:
+    """The tower whole, since glyphs need it; before the LLM what lies within an error, whatever its count."""
+    bound = {"kind": "ward", "max_merge_error": 0.2}
+    return {"steps": [{"stage": "decoder_input", "reducer": bound}]} | _size_bias(layout)
+
+
+def _size_bias(layout: str) -> dict[str, bool]:
+    return {} if layout == "released" else {"size_bias": True}
+
+
 # The frame budget is what the released pooling leaves of the pseudo-grid: 19 -> 10 x 10, 13 -> 7 x 7, 10 -> 5 x 5.
 PRESETS: dict[str, Any] = {
     "none": lambda layout: {"steps": []},
@@ -93,6 +115,16 @@ PRESETS: dict[str, Any] = {
     # The paper's layers in a decoder of 32 layers, and the same shares of one of 28 (Qwen2-7B).
     "pyramiddrop": lambda layout: _pyramid([8, 16, 24]),
     "pyramiddrop-28": lambda layout: _pyramid([7, 14, 21]),
+    # Ours. An image's count before the LLM is the tower's; a video's grid is restored and pooled, so it is cut there.
+    "ward-image-50": lambda layout: _ward([5, 6, 7, 8], 0.50, None, layout),
+    "ward-image-25": lambda layout: _ward([5, 6, 7, 8], 0.25, None, layout),
+    "ward-video-50": lambda layout: _ward([5, 6, 7, 8], 0.50, 0.50, layout),
+    "ward-video-25": lambda layout: _ward([5, 6, 7, 8], 0.25, 0.25, layout),
+    "ward-qwen2-vl-50": lambda layout: _ward([12, 13, 14, 15], 0.50, None, layout),
+    "ward-qwen2-vl-25": lambda layout: _ward([12, 13, 14, 15], 0.25, None, layout),
+    "ward-qwen2.5-vl-50": lambda layout: _ward([7, 15, 23], 0.50, None, layout),
+    "ward-qwen2.5-vl-25": lambda layout: _ward([7, 15, 23], 0.25, None, layout),
+    "ward-document": _ward_document,
     "illava-small": lambda layout: _small(),
     "illava-small-video": lambda layout: _with_frame_budget(_small(), layout, 25),
     "tome-small-video": lambda layout: _tome_small_video(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -10,7 +10,10 @@ from illava.reducers.base import Scope
 
 
 class Budget(BaseModel):
-    """Fixes how many tokens of a segment remain, by exactly one of three keys.
+    """Fixes how many tokens of a segment remain, by exactly one key.
+
+    Class attributes:
+        budgets: the keys.
 
     Attributes:
         per: the scope that is ranked at decoder stages; the tower always ranks within a tile or frame.
@@ -19,6 +22,7 @@ class Budget(BaseModel):
         keep_per_frame: tokens kept of each frame; sets the scope to the frame.
     """
 
+    budgets: ClassVar[tuple[str, ...]] = ("num_merged", "keep_ratio", "keep_per_frame")
     per: Scope = "medium"
     num_merged: int | None = Field(default=None, ge=1)
     keep_ratio: float | None = Field(default=None, gt=0.0, lt=1.0)
@@ -35,9 +39,9 @@ class Budget(BaseModel):
 
     @model_validator(mode="after")
     def _one_budget(self) -> Self:
-        given = [n for n in ("num_merged", "keep_ratio", "keep_per_frame") if getattr(self, n) is not None]
+        given = [n for n in self.budgets if getattr(self, n) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of num_merged, keep_ratio, keep_per_frame; got {given or 'none'}")
+            raise ValueError(f"give exactly one of {', '.join(self.budgets)}; got {given or 'none'}")
         return self
 
     def num_kept(self, num_tokens: int) -> int:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from illava.reducers.base import Evidence, EvidenceKind, Reducer, Stage, score_evidence
 from illava.reducers.budget import Budget
@@ -38,16 +38,39 @@ class Ward(Budget, Reducer):
         proportional_attention: as in ToMe: every block of the tower behind a ``vision_block`` step adds the log of a
             token's size to the scores of its key. None: it does. At other stages there are no such blocks.
         per, num_merged, keep_ratio, keep_per_frame: see `Budget`.
+        max_merge_error: in place of a count: groups join while the square root of their error, divided by that of all
+            weights, stays under this, segment by segment. It is the distance of the tokens, scaled to length one, to
+            the means of their groups; 0 would keep all but equal ones, 1 a single token. What looks alike goes, in any
+            picture; counts depend on the picture, and cost host synchronisations.
+        max_tokens: beside ``max_merge_error``: keep at most so many of a segment, whatever the error.
 
     Source: ours. The criterion is that of Ward 1963 (Journal of the American Statistical Association 58, 236-244);
     attention by log size is ToMe's (arXiv 2210.09461).
     """
 
     stages: ClassVar[frozenset[Stage]] = frozenset({"vision_block", "vision_output", "decoder_input", "decoder_layer"})
+    budgets: ClassVar[tuple[str, ...]] = (*Budget.budgets, "max_merge_error")
 
     kind: Literal["ward"] = "ward"
     alpha: float = Field(default=0.0, ge=0.0, le=2.0)
     proportional_attention: bool | None = None
+    max_merge_error: float | None = Field(default=None, ge=0.01, lt=1.0)
+    max_tokens: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _ceiling_of_an_error(self) -> Self:
+        if self.max_tokens is not None and self.max_merge_error is None:
+            raise ValueError("max_tokens is a ceiling for max_merge_error: give that, too, or leave it out")
+        return self
+
+    def num_kept(self, num_tokens: int) -> int | None:  # type: ignore[override]
+        """See `Budget`; None where an error decides."""
+        return None if self.max_merge_error is not None else super().num_kept(num_tokens)
+
+    @property
+    def may_keep_all(self) -> bool:  # type: ignore[override]
+        """Whether it is no error to remove nothing: where an error decides."""
+        return self.max_merge_error is not None
 
     @property
     def biases_attention(self) -> bool:
@@ -58,10 +81,11 @@ class Ward(Budget, Reducer):
         return sizes | {score_evidence("causal_normalised", stage)} if self.alpha else sizes
 
     def assign(self, tokens: Tokens, evidence: Evidence, stage: Stage) -> Assignment:
+        from illava.reducers.ops.agglomeration import agglomerate, agglomerate_within
         from illava.reducers.ops.similarity import unit
-        from illava.tokens import cluster, identity
+        from illava.tokens import cluster, identity, pad
 
-        lengths, kept = tokens.lengths, tuple(self.num_kept(n) for n in tokens.lengths)
+        lengths, kept = tokens.lengths, tuple(self.num_kept(n) or 0 for n in tokens.lengths)
         if kept == lengths:
             return identity(kept, tokens.hidden_TD.device)
         weight_T = evidence.sizes(tokens)
@@ -69,7 +93,14 @@ class Ward(Budget, Reducer):
             score_T = evidence.measured(score_evidence("causal_normalised", stage))
             weight_T = weight_T * _relative(score_T, lengths).pow(self.alpha)
         unit_TD = unit(tokens.hidden_TD).mul_(_GRID).round_().div_(_GRID)
-        return cluster(_representatives(unit_TD, weight_T, lengths, kept), weight_T, lengths, kept)
+        point_SND, weight_SN = pad(unit_TD, lengths, 0.0), pad(weight_T, lengths, 1.0)
+        if self.max_merge_error is None:
+            group_SN = agglomerate(point_SND, weight_SN, lengths, kept)
+        else:
+            allowed_S = self.max_merge_error**2 * pad(weight_T, lengths, 0.0).sum(1)
+            at_most = tuple(min(n, self.max_tokens or n) for n in lengths)
+            group_SN, kept = agglomerate_within(point_SND, weight_SN, lengths, allowed_S, at_most)
+        return cluster(_representatives(unit_TD, weight_T, group_SN, lengths, kept), weight_T, lengths, kept)
 
 
 def _relative(score_T: Tensor, lengths: tuple[int, ...]) -> Tensor:
@@ -83,15 +114,15 @@ def _relative(score_T: Tensor, lengths: tuple[int, ...]) -> Tensor:
     return unpad(share_SN.clamp(min=_LEAST_SHARE), lengths)
 
 
-def _representatives(unit_TD: Tensor, weight_T: Tensor, lengths: tuple[int, ...], kept: tuple[int, ...]) -> Tensor:
+def _representatives(
+    unit_TD: Tensor, weight_T: Tensor, group_SN: Tensor, lengths: tuple[int, ...], kept: tuple[int, ...]
+) -> Tensor:
     """The representative that each token joins: the member of its group that is nearest to the group's mean."""
     import torch
 
-    from illava.reducers.ops.agglomeration import agglomerate
     from illava.reducers.ops.similarity import group_mean, nearest_member
-    from illava.tokens import pad, unpad
+    from illava.tokens import unpad
 
-    group_SN = agglomerate(pad(unit_TD, lengths, 0.0), pad(weight_T, lengths, 1.0), lengths, kept)
     row_S1 = max(kept) * torch.arange(len(lengths), device=unit_TD.device)[:, None]
     group_T = unpad(group_SN + row_S1, lengths)
     mean_GD = group_mean(unit_TD, weight_T, group_T, len(lengths) * max(kept))

@@ -70,6 +70,39 @@ def test_presets_of_native_resolution_follow_the_table(name):
     assert (plan.at("decoder_layer", layers[0]).per, plan.at("decoder_input")) == ("prompt", None)
 
 
+# name: vision blocks, share kept by all of them, share kept before the LLM
+WARD = {
+    "ward-image-50": ((5, 6, 7, 8), 0.50, None),
+    "ward-image-25": ((5, 6, 7, 8), 0.25, None),
+    "ward-video-50": ((5, 6, 7, 8), 0.50, 0.50),
+    "ward-video-25": ((5, 6, 7, 8), 0.25, 0.25),
+    "ward-qwen2-vl-50": ((12, 13, 14, 15), 0.50, None),
+    "ward-qwen2-vl-25": ((12, 13, 14, 15), 0.25, None),
+    "ward-qwen2.5-vl-50": ((7, 15, 23), 0.50, None),
+    "ward-qwen2.5-vl-25": ((7, 15, 23), 0.25, None),
+}
+
+
+@pytest.mark.parametrize("name", WARD)
+def test_wards_presets_keep_their_share_and_tell_the_language_model_sizes(name):
+    blocks, keep, decoder_keep = WARD[name]
+    plan = preset(name)
+    assert plan.layers("vision_block") == blocks
+    assert left_of(10_000, plan) == pytest.approx(10_000 * keep, rel=0.01)
+    budget = plan.at("decoder_input")
+    assert (None if budget is None else budget.keep_ratio) == decoder_keep
+    assert plan.size_bias
+    assert not preset(name, layout="released").size_bias
+    assert plan.at("vision_block", blocks[0]).biases_attention
+
+
+def test_wards_preset_for_documents_leaves_the_tower_whole():
+    plan = preset("ward-document")
+    assert plan.layers("vision_block") == ()
+    assert plan.at("decoder_input").max_merge_error == 0.2
+    assert plan.size_bias
+
+
 PYRAMIDS = {"pyramiddrop": (8, 16, 24), "pyramiddrop-28": (7, 14, 21)}
 
 
@@ -152,7 +185,7 @@ def test_proportional_attention_is_for_blocks_of_the_tower():
 
 
 def test_every_preset_is_in_the_table_and_geometric_unless_asked():
-    assert set(PRESETS) == {*TABLE, *SHARES, *PYRAMIDS, "none", "tome-small-video"}
+    assert set(PRESETS) == {*TABLE, *SHARES, *PYRAMIDS, *WARD, "ward-document", "none", "tome-small-video"}
     assert {preset(name).layout for name in PRESETS} == {"geometric"}
     assert preset("none") == EMPTY_PLAN
 

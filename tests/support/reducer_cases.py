@@ -52,6 +52,7 @@ CONFIGS = [
     {"kind": "tome", "keep_ratio": 0.6, "proportional_attention": True},
     {"kind": "ward", "keep_ratio": 0.3},
     {"kind": "ward", "num_merged": 5, "alpha": 0.5},
+    {"kind": "ward", "max_merge_error": 0.8, "max_tokens": 20},
 ]
 # (frames, rows, columns) of each segment
 SHAPES = ((2, 4, 5), (1, 3, 3), (3, 2, 4), (1, 1, 1), (2, 5, 5))

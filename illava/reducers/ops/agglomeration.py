@@ -91,11 +91,69 @@ def agglomerate(point_SND: Tensor, weight_SN: Tensor, lengths: tuple[int, ...], 
         points = _ByProducts(points.products(slice(None)))
     group_SN = torch.arange(width, device=point_SND.device).repeat(len(lengths), 1)
     for before, after in _rounds(lengths, kept):
-        into_SN = _joins(points, weight_SN, before, after)
+        into_SN = _Ranked.of(points, weight_SN, before).joins(_differences(before, after))
         number_SN = _numbers(into_SN, before, max(after))
         points, weight_SN = points.joined(number_SN, weight_SN, max(after))
         group_SN = number_SN.clamp(max=max(after) - 1).gather(1, group_SN)
     return group_SN
+
+
+def agglomerate_within(
+    point_SND: Tensor, weight_SN: Tensor, lengths: tuple[int, ...], allowed_S: Tensor, at_most: tuple[int, ...]
+) -> tuple[Tensor, tuple[int, ...]]:
+    """Join each segment's points as long as its error stays within bounds: the group of each point, groups per segment.
+
+    The error is the squared distance of every point to the mean of its group, weighted and summed. A round makes as
+    many of the cheapest joins as the error has room for, at most its share of the groups. The host reads counts twice a
+    round, since the data decide. A segment that has more groups than ``at_most`` left is joined on until it has not.
+
+    Args:
+        point_SND, weight_SN, lengths: see `agglomerate`.
+        allowed_S: float32, the error allowed in each segment.
+        at_most: groups that may be left of each, whatever the error.
+    """
+    width = point_SND.shape[1]
+    points: _Points = _ByChannels(point_SND)
+    if width <= _BLOCK_ROWS:
+        points = _ByProducts(points.products(slice(None)))
+    group_SN = torch.arange(width, device=point_SND.device).repeat(len(lengths), 1)
+    whole_S, error_S = _kept_squares(points, weight_SN, lengths), torch.zeros_like(allowed_S)
+    before, widest = lengths, tuple(max(1, int(n * _ROUND_RATIO)) if n > 1 else 0 for n in lengths)
+    while any(widest):
+        ranked = _Ranked.of(points, weight_SN, before)
+        told = ranked.affordable(allowed_S - error_S, max(widest)).tolist()
+        num_joins = tuple(min(*pair) for pair in zip(told, widest, strict=True))
+        after = tuple(n - joins for n, joins in zip(before, num_joins, strict=True))
+        number_SN = _numbers(ranked.joins(num_joins), before, max(after))
+        joined, joined_weight_SN = points.joined(number_SN, weight_SN, max(after))
+        joined_error_S = whole_S - _kept_squares(joined, joined_weight_SN, after)
+        fits = (joined_error_S <= allowed_S).tolist()
+        if not all(fits):  # a long chain costs more than its joins one by one
+            widest = tuple(n if fit else n // 2 for n, fit in zip(num_joins, fits, strict=True))
+            continue
+        points, weight_SN, error_S, before = joined, joined_weight_SN, joined_error_S, after
+        group_SN = number_SN.clamp(max=max(after) - 1).gather(1, group_SN)
+        widest = tuple(
+            max(1, int(n * _ROUND_RATIO)) if joins and n > 1 else 0 for n, joins in zip(after, num_joins, strict=True)
+        )
+    kept = tuple(map(min, before, at_most))
+    if kept == before:
+        return group_SN, kept
+    for n, k in _rounds(before, kept):
+        number_SN = _numbers(_Ranked.of(points, weight_SN, n).joins(_differences(n, k)), n, max(k))
+        points, weight_SN = points.joined(number_SN, weight_SN, max(k))
+        group_SN = number_SN.clamp(max=max(k) - 1).gather(1, group_SN)
+    return group_SN, kept
+
+
+def _kept_squares(points: _Points, weight_SN: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    """Weighted squares of each segment's points: what they lose by a join is its error. Float32 [S]."""
+    square_SN = points.squares() * weight_SN
+    return square_SN.masked_fill(~inside(lengths, square_SN.shape[1], square_SN.device), 0.0).double().sum(1).float()
+
+
+def _differences(before: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(n - k for n, k in zip(before, after, strict=True))
 
 
 def _rounds(lengths: tuple[int, ...], kept: tuple[int, ...]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -110,31 +168,52 @@ def _rounds(lengths: tuple[int, ...], kept: tuple[int, ...]) -> list[tuple[tuple
     return list(pairwise(left))
 
 
-def _joins(points: _Points, weight_SN: Tensor, before: tuple[int, ...], after: tuple[int, ...]) -> Tensor:
-    """The point that each one becomes a part of in this round, itself if it stays: int64 [S, N].
+@dataclass(frozen=True, slots=True)
+class _Ranked:
+    """Ranks the joins of one round.
 
     A point may join its nearest, by `_nearest`. If that one would rather join a third, the cost is that of joining both
     of them. The joins that cost least are taken. A point joins one whose own nearest is nearer, or of two that are each
     other's nearest the later joins the earlier, so that no joins go round in a circle. Where ties or rounding leave too
     few such joins, points join the one whose nearest is nearest of all.
-    """
-    device, (num_segments, width) = weight_SN.device, weight_SN.shape
-    index_SN, inside_SN = torch.arange(width, device=device).expand(num_segments, -1), inside(before, width, device)
-    square_SN = points.squares().masked_fill(~inside_SN, float("inf"))
-    cost_SN, near_SN = _nearest(points, square_SN, weight_SN)
-    may_SN, both_SN = _prices(points, square_SN, weight_SN, cost_SN, near_SN)
-    first_S1 = cost_SN.argmin(1, keepdim=True)
-    rank_SN = both_SN.masked_fill(~may_SN & inside_SN, torch.finfo(both_SN.dtype).max)
-    order_SN = rank_SN.scatter_(1, first_S1, float("inf")).argsort(dim=1, stable=True)
 
-    num_joins = tuple(n - k for n, k in zip(before, after, strict=True))
-    source_SQ = order_SN[:, : max(num_joins)]
-    target_SQ = torch.where(may_SN, near_SN, first_S1).gather(1, source_SQ)
-    target_SQ = torch.where(inside(num_joins, target_SQ.shape[1], device), target_SQ, source_SQ)
-    into_SN = index_SN.scatter(1, source_SQ, target_SQ)
-    for _ in range((max(num_joins) - 1).bit_length()):  # to the end of every chain of joins
-        into_SN = into_SN.gather(1, into_SN)
-    return into_SN
+    Attributes:
+        order_SN: int64, the points by the cost of their joins.
+        target_SN: int64, what each one would join.
+        cost_SN: float32, at what cost; not finite where it may not.
+    """
+
+    order_SN: Tensor
+    target_SN: Tensor
+    cost_SN: Tensor
+
+    @classmethod
+    def of(cls, points: _Points, weight_SN: Tensor, lengths: tuple[int, ...]) -> _Ranked:
+        inside_SN = inside(lengths, weight_SN.shape[1], weight_SN.device)
+        square_SN = points.squares().masked_fill(~inside_SN, float("inf"))
+        cost_SN, near_SN = _nearest(points, square_SN, weight_SN)
+        may_SN, both_SN = _prices(points, square_SN, weight_SN, cost_SN, near_SN)
+        first_S1 = cost_SN.argmin(1, keepdim=True)
+        rank_SN = both_SN.masked_fill(~may_SN & inside_SN, torch.finfo(both_SN.dtype).max)
+        rank_SN = rank_SN.scatter_(1, first_S1, float("inf"))
+        return cls(rank_SN.argsort(dim=1, stable=True), torch.where(may_SN, near_SN, first_S1), rank_SN)
+
+    def affordable(self, left_S: Tensor, at_most: int) -> Tensor:
+        """How many of the cheapest joins cost no more than ``left_S`` together: int64 [S], at most ``at_most``."""
+        cost_SQ = self.cost_SN.gather(1, self.order_SN[:, :at_most])
+        return (cost_SQ.clamp(min=0.0).cumsum(1) <= left_S[:, None]).sum(1)
+
+    def joins(self, num_joins: tuple[int, ...]) -> Tensor:
+        """The point that each one becomes a part of by the cheapest joins, itself if it stays: int64 [S, N]."""
+        device, (num_segments, width) = self.order_SN.device, self.order_SN.shape
+        source_SQ = self.order_SN[:, : max(num_joins)]
+        target_SQ = self.target_SN.gather(1, source_SQ)
+        target_SQ = torch.where(inside(num_joins, target_SQ.shape[1], device), target_SQ, source_SQ)
+        index_SN = torch.arange(width, device=device).expand(num_segments, -1)
+        into_SN = index_SN.scatter(1, source_SQ, target_SQ)
+        for _ in range((max(num_joins) - 1).bit_length()):  # to the end of every chain of joins
+            into_SN = into_SN.gather(1, into_SN)
+        return into_SN
 
 
 def _nearest(points: _Points, square_SN: Tensor, weight_SN: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,7 +240,7 @@ def _nearest(points: _Points, square_SN: Tensor, weight_SN: Tensor) -> tuple[Ten
 def _prices(
     points: _Points, square_SN: Tensor, weight_SN: Tensor, cost_SN: Tensor, near_SN: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Whether each point may join its nearest, and at what cost: [S, N] each; see `_joins`."""
+    """Whether each point may join its nearest, and at what cost: [S, N] each; see `_Ranked`."""
     index_SN = torch.arange(near_SN.shape[1], device=near_SN.device)
     third_SN, near_cost_SN = near_SN.gather(1, near_SN), cost_SN.gather(1, near_SN)
     may_SN = (near_cost_SN < cost_SN) | ((near_cost_SN == cost_SN) & (near_SN < index_SN))

@@ -171,7 +171,7 @@ def test_fixed_counts_wait_for_no_device(config):
         fake = {n: mode.from_tensor(getattr(evidence, n)) for n in evidence.__slots__ if n != "seeds"}
         fake_tokens = Tokens(mode.from_tensor(tokens.hidden_TD), tokens.lengths, mode.from_tensor(tokens.coord_T3))
         arguments = fake_tokens, Evidence(**fake, seeds=evidence.seeds), stage
-        if reducer.kind in SHAPES_DECIDE or config.get("threshold"):
+        if reducer.kind in SHAPES_DECIDE or config.get("threshold") or config.get("max_merge_error"):
             with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
                 reducer.assign(*arguments)
         else:

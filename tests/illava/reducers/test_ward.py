@@ -224,9 +224,75 @@ def test_costs_that_rounding_made_unequal_both_ways_do_no_harm(monkeypatch):
     points = agglomeration._ByChannels(pad(tokens.hidden_TD, tokens.lengths, 0.0))
     for left in range(1, 25):
         after = (left, left, min(left, 6))
-        into_SN = agglomeration._joins(points, torch.ones(3, 25), tokens.lengths, after)
+        num_joins = tuple(n - k for n, k in zip(tokens.lengths, after, strict=True))
+        into_SN = agglomeration._Ranked.of(points, torch.ones(3, 25), tokens.lengths).joins(num_joins)
         assert torch.equal(into_SN.gather(1, into_SN), into_SN)
         assert tuple(len(row[:n].unique()) for row, n in zip(into_SN, tokens.lengths, strict=True)) == after
+
+
+def relative_error(hidden_ND, weight_N, matrix_KN):
+    """The error of an assignment as `max_merge_error` counts it."""
+    return (error_of(on_grid(hidden_ND), weight_N.double(), matrix_KN.double()) / float(weight_N.sum())) ** 0.5
+
+
+@pytest.mark.parametrize("bound", [0.05, 0.3, 0.6, 0.9])
+def test_an_error_budget_is_kept_and_used_up(bound):
+    """One more join of the groups that are left would break it, whichever; or nearly so, since joins come by rounds."""
+    kept = {}
+    for name, hidden_ND in pictures().items():
+        weight_N = torch.randint(1, 4, (144,), generator=torch.Generator().manual_seed(7)).float()
+        tokens = Tokens(hidden_ND, (144,), torch.zeros(144, 3, dtype=torch.long))
+        assignment = Ward(max_merge_error=bound).assign(tokens, Evidence(size_T=weight_N), "vision_block")
+        matrix_KN, kept[name] = dense(assignment), assignment.num_kept
+        assert relative_error(hidden_ND, weight_N, matrix_KN) <= bound + 1e-4, name
+        group_N = (matrix_KN > 0).float().argmax(0)
+        points = on_grid(hidden_ND)
+        groups = [(points[group_N == k], weight_N[group_N == k].double()) for k in range(len(matrix_KN))]
+        means = [((w[:, None] * x).sum(0) / w.sum(), float(w.sum()), []) for x, w in groups]
+        more = min((slow_cost(a, b) for i, a in enumerate(means) for b in means[:i]), default=torch.inf)
+        used = relative_error(hidden_ND, weight_N, matrix_KN) ** 2 * float(weight_N.sum())
+        assert used + more > bound**2 * float(weight_N.sum()) - 1e-3, name
+        fewest = Ward(num_merged=144 - kept[name] + 1) if kept[name] > 1 else None
+        if fewest is not None:  # a budget of one token fewer would break it
+            fewer_KN = dense(fewest.assign(tokens, Evidence(size_T=weight_N), "vision_block"))
+            assert relative_error(hidden_ND, weight_N, fewer_KN) > 0.97 * bound, name
+    assert kept["noise"] >= kept["smooth"]
+    assert kept["noise"] >= kept["clusters"]
+
+
+def test_an_error_budget_gives_each_picture_what_it_needs_and_a_ceiling_holds():
+    """All equal: one token. A page of text: its glyphs stay. Side by side they keep what they keep alone."""
+    blank_ND, page_ND = torch.ones(100, 32), pictures()["a blank page with some text"]
+    noise_ND = torch.randn(30, 32, generator=torch.Generator().manual_seed(8))
+    lengths = (100, 144, 1, 30)
+    coord_T3 = torch.zeros(sum(lengths), 3, dtype=torch.long)
+    tokens = Tokens(torch.cat([blank_ND, page_ND, noise_ND[:1], noise_ND]), lengths, coord_T3)
+    reducer = Ward(max_merge_error=0.2)
+    assignment = reducer.assign(tokens, Evidence(), "vision_output")
+    assert assignment.lengths[0] == 1
+    assert 45 <= assignment.lengths[1] <= 55
+    assert assignment.lengths[2] == 1
+    assert assignment.lengths[3] == 28  # two pairs of noise may join: 0.04 x 30 is 1.2, and a pair costs about 0.4
+    parts = assign_each(reducer, tokens, Evidence(), "vision_output")
+    assert tuple(map(len, parts)) == assignment.lengths
+    assert_close(torch.block_diag(*parts), dense(assignment))
+    capped = Ward(max_merge_error=0.2, max_tokens=20).assign(tokens, Evidence(), "vision_output")
+    assert capped.lengths == (1, 20, 1, 20)
+    counts = [
+        Ward(max_merge_error=e).assign(tokens, Evidence(), "vision_output").num_kept for e in (0.1, 0.4, 0.7, 0.95)
+    ]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[-1] < counts[0] / 2
+
+
+def test_an_error_takes_the_place_of_a_count_and_may_keep_all():
+    reducer = Ward(max_merge_error=0.3)
+    assert reducer.num_kept(50) is None
+    assert reducer.may_keep_all
+    assert not Ward(num_merged=3).may_keep_all
+    for wrong in ({"max_merge_error": 0.3, "keep_ratio": 0.5}, {"max_tokens": 5, "keep_ratio": 0.5}, {}):
+        with pytest.raises(ValueError, match=r"exactly one of|ceiling for max_merge_error"):
+            Ward(**wrong)
 
 
 def test_a_long_segment_is_compared_by_blocks(monkeypatch):
