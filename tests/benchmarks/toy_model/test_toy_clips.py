@@ -53,7 +53,7 @@ def test_the_shipped_questions_are_those_of_the_shipped_captions():
 def masked(line: str) -> str:
     """A line of the demo's screen without what may differ between two machines."""
     if line.startswith(("  whole ", "  merged ")):
-        return line.split()[0]
+        return line.split(maxsplit=1)[0]
     line = re.sub(r"\d+/(\d+)", r"N/\1", line)
     return re.sub(r"[\d.]+ s of the model's device", "N s of the model's device", line).partition(
         "as fewer tokens save"
