@@ -188,7 +188,14 @@ class ReductionPlan(BaseModel):
 def dump_digest(dump: dict[str, Any]) -> str:
     """`ReductionPlan.digest` of a plan's JSON dump, also of a dump that another version wrote."""
     fields = {key: value for key, value in dump.items() if key not in _LATER_FIELDS or value not in (None, False)}
+    fields["steps"] = [step | {"reducer": _as_before(step["reducer"])} for step in fields.get("steps", ())]
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _as_before(reducer: dict[str, Any]) -> dict[str, Any]:
+    """A method's fields without those that came in later and are not used; two had proportional attention before."""
+    later = () if reducer["kind"] in ("tome", "ward") else ("proportional_attention",)
+    return {key: value for key, value in reducer.items() if key not in later or value}
 
 
 EMPTY_PLAN = ReductionPlan()

@@ -102,6 +102,21 @@ class Message:
     content: tuple[str | VisualInput, ...]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class KeptEncoding:
+    """Holds a request's media as the model encoded them; its features stay on the device as long as this lives.
+
+    Attributes:
+        plan: the plan that reduced them.
+        media: the media as the tower saw them.
+        encoded: `illava.visual_tokens.EncodedVisual` of each.
+    """
+
+    plan: Any
+    media: tuple[VisualInput, ...]
+    encoded: tuple[Any, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """Asks one question about some media.
@@ -113,6 +128,10 @@ class Request:
         trace: record the patches that every kept token is made of (costs host copies).
         history: the conversation before that turn: a system prompt, earlier turns and their answers.
         template_args: values of variables of the model's chat template, such as ``enable_thinking``; JSON types.
+        reduction_id: in place of ``request_id``, the name by which reducers draw: requests of one name (and one seed)
+            keep the same tokens of the same media. None: the request's own.
+        keep_encoding: give `Generation.encoding`.
+        encoding: the media as an earlier request about them had them encoded: the tower does not run for this request.
     """
 
     request_id: str
@@ -121,6 +140,9 @@ class Request:
     trace: bool = False
     history: tuple[Message, ...] = ()
     template_args: Mapping[str, Any] = field(default_factory=dict)
+    reduction_id: str | None = None
+    keep_encoding: bool = False
+    encoding: KeptEncoding | None = None
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -259,6 +281,7 @@ class Generation:
             no first token that is its own.
         follows_grammar: whether the text is a whole answer of the request's grammar; an answer that ended by its
             length, a loop or a stop text may be none. None where the request has no grammar.
+        encoding: the media's features, for further requests about the media; where the request asked to keep them.
     """
 
     request_id: str
@@ -272,6 +295,7 @@ class Generation:
     token_logprobs: tuple[float, ...] | None = None
     choice_probabilities: tuple[float, ...] | None = None
     follows_grammar: bool | None = None
+    encoding: KeptEncoding | None = None
 
     @classmethod
     def failed(cls, request_id: str, error: Exception, *, queue_s: float = 0.0) -> Generation:

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
 
 from illava.errors import ILLaVAError
 from pipeline.errors import ItemError, PipelineError
@@ -16,7 +22,8 @@ logger = logging.getLogger(__name__)
 _OLDEST_PYTHON = (3, 11)
 EXIT_CODES = """\
 exit codes: 0 all ok · 2 usage or configuration · 3 finished, with failed items · 4 refused (another run's output) ·
-5 infrastructure · 6 stopped at its budget · 130/143 interrupted; after 6, 130 and 143 the same command resumes"""
+5 infrastructure · 6 stopped at its budget · 7 more items failed than runtime.max_failed allows · 130/143 interrupted;
+after 6, 7, 130 and 143 the same command resumes"""
 
 
 def guarded(command: Callable[[], int], *, debug: bool, log: str = "auto") -> int:
@@ -27,20 +34,46 @@ def guarded(command: Callable[[], int], *, debug: bool, log: str = "auto") -> in
         debug: show tracebacks.
         log: style of what is said on stderr, one of `pipeline.log.STYLES`.
     """
-    with log_to_stderr(log, debug=debug):
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when the hub's library is first imported
+    with log_to_stderr(log, debug=debug), terminated_as_interrupted():
         if sys.version_info < _OLDEST_PYTHON:
             version = sys.version.split()[0]
             logger.error("%s is Python %s; 3.11 or newer is needed", sys.executable, version)
             return 2
         try:
             return command()
-        except KeyboardInterrupt:
-            logger.warning("interrupted; the same command resumes")
-            return 130
+        except KeyboardInterrupt as interrupt:
+            name = "SIGTERM" if isinstance(interrupt, Terminated) else "SIGINT"
+            logger.warning("interrupted by %s; the same command resumes", name)
+            return Terminated.exit_code if isinstance(interrupt, Terminated) else 130
         except Exception as error:
             words, exit_code = _told(error, debug=debug)
             logger.error("%s", visible(words), exc_info=debug)  # whoever else handles it gets no secrets either
             return exit_code
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived, which ends a command as Ctrl-C does."""
+
+    exit_code = 143
+
+
+def raise_terminated(number: int, frame: FrameType | None) -> NoReturn:
+    """Handle SIGTERM by raising."""
+    raise Terminated
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """While a command runs, SIGTERM raises; else it would end the process without a word."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, raise_terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _told(error: Exception, *, debug: bool) -> tuple[str, int]:

@@ -46,7 +46,7 @@ RowErrorType = Literal[
     "prompt_too_long",  # more tokens than the model or the cache holds
     "out_of_memory",  # too large for the device even alone
     "numerical_error",  # logits not finite
-    "invalid_answer",  # not the JSON that the task's schema asks for
+    "invalid_answer",  # not the JSON that the task's schema asks for, or none of the grammar
     "reduction_did_not_fire",  # a configured reduction removed nothing
     "worker_died",  # the item ended its worker repeatedly
     "item_timeout",  # never returned

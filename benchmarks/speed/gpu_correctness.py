@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -28,6 +29,8 @@ from illava import VLM, Request, SamplingParams, VisualInput, load_preprocessor
 from illava.attention.packed import chunk_attention, packed_attention
 from illava.attention.paged import paged_attention
 from illava.attention.scores import attention_received, causal_attention_received
+from illava.decoder.kv_cache import PagedCache
+from illava.decoder.layer_ops import add_rms_norm, rms_norm, rotate, rotate_and_write, silu_mul
 from illava.plan import EMPTY_PLAN
 from illava.requests import Generation
 from tests.support.models.families import MAKERS
@@ -55,6 +58,7 @@ class Check:
 def checks(device: torch.device) -> Iterator[Check]:
     """All checks, the quick ones first."""
     yield from attention_checks(device)
+    yield from layer_checks(device)
     for dtype, bound in (HALF, FULL):
         yield from paged_checks(device, dtype, bound)
         yield from score_checks(device, dtype)
@@ -125,6 +129,34 @@ def score_checks(device: torch.device, dtype: torch.dtype) -> Iterator[Check]:
     found = causal_attention_received(q, k, lengths, scope, scale=0.09, normalised=False)
     expected = torch.cat([_received_in_scope(*part, scale=0.09) for part in parts])
     yield Check(f"causal attention received, {dtype}", _apart(found, expected), 1e-4)
+
+
+def layer_checks(device: torch.device) -> Iterator[Check]:
+    """The fused small operations of a decoder layer beside their references, in bfloat16: single roundings apart."""
+    x, delta = _draw(2, 300, 3584, device=device, dtype=torch.bfloat16)
+    norm = Qwen2RMSNorm(3584).to(device, torch.bfloat16)
+    total, normed = add_rms_norm(norm, x, delta)
+    yield Check("residual added", _apart(total, (x + delta).double()), 0.0)
+    yield Check("norm", _apart(normed, norm(x + delta).double()), 1e-3)
+    yield Check("norm alone", _apart(rms_norm(norm, x), norm(x).double()), 5e-3)
+    joined = _draw(300, 36 * 128, device=device, dtype=torch.bfloat16)
+    q, k, v = (part.unflatten(-1, (-1, 128)) for part in joined.split([28 * 128, 4 * 128, 4 * 128], -1))
+    angle = torch.rand(300, 1, 64, device=device).repeat(1, 1, 2) * 6
+    cos, sin = angle.cos().bfloat16(), angle.sin().bfloat16()
+    cache = PagedCache(
+        num_layers=1, num_kv_heads=4, head_dim=128, num_blocks=20, block_size=16, dtype=torch.bfloat16, device=device
+    )
+    slots = torch.randperm(320, device=device)[:300]
+    expected = [rotate(q, cos, sin), rotate(k, cos, sin)]
+    found = rotate_and_write(q, k, v, (cos, sin), (cache, slots))
+    for name, one, other in zip(("queries rotated", "keys rotated"), found, expected, strict=True):
+        yield Check(name, _apart(one, other.double()), 1e-3)
+    held = [pool.flatten(0, 1)[slots] for pool in (cache.k_pool_PSGd, cache.v_pool_PSGd)]
+    yield Check("keys written", _apart(held[0], expected[1].double()), 1e-3)
+    yield Check("values written", _apart(held[1], v.double()), 0.0)
+    gate, up = _draw(300, 2 * 18_944, device=device, dtype=torch.bfloat16).split(18_944, -1)
+    found = silu_mul(torch.nn.SiLU(), gate, up)
+    yield Check("gate times up", _apart(found, (torch.nn.functional.silu(gate) * up).double()), 1e-3)
 
 
 def model_checks(device: torch.device, family: str) -> Iterator[Check]:

@@ -206,5 +206,25 @@ def ray_data_table() -> str:
     return "\n".join(lines)
 
 
+def grammar_table() -> str:
+    """What grammars cost a decode step of a whole batch: the host's masks by kind, then the masked draw."""
+    lines = [
+        "| of a step of the whole batch | rows | logits | median | 99 % within | machine |",
+        "|---|---|---|---|---|---|",
+    ]
+    for result in results("grammar_cost"):
+        parts = {f"masks on the host: {kind}": taken for kind, taken in result["fill_step"].items()}
+        parts |= {
+            "masking the logits, on this CPU": result["mask_step_on_cpu"],
+            "the greedy draw without a grammar, on this CPU": result["greedy_draw_on_cpu"],
+        }
+        lines += [
+            f"| {part} | {result['batch']} | {result['num_logits']:,} | {taken['median_ms']:.2f} ms "
+            f"| {taken['p99_ms']:.2f} ms | {device_of(result['machine'])} |"
+            for part, taken in parts.items()
+        ]
+    return "\n".join(lines)
+
+
 def _ratio(found: dict[str, Any] | None) -> str:
     return "" if found is None else f"{found['median']:.2f}x ({found['min']:.2f} to {found['max']:.2f})"

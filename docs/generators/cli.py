@@ -15,6 +15,10 @@ EXIT_CODES = {
     "4": ("refused (another run's output)", "give the run an `output.uri` of its own, or the keys back that differ"),
     "5": ("infrastructure", "mend the cluster, the store or the machine; the same command resumes"),
     "6": ("stopped at its budget", "the same command resumes, with a new `--budget` or without"),
+    "7": (
+        "more items failed than `runtime.max_failed` allows",
+        "mend what the summary names; the same command resumes, or `illava retry RUN_URI` where all items have rows",
+    ),
     "130/143": ("interrupted", "the same command resumes"),
 }
 

@@ -82,8 +82,38 @@ sampling:
   stop: ["</answer>", "\\n\\n\\n"]
   loop_tokens: 256
   on_loop: retry
+  grammar: {regex: "[A-Z][^<>]{20,600}[.]"}
   logprobs: true
 """,
+}
+# Under the table of a section whose keys exclude each other: an example of each.
+ALTERNATIVES = {
+    "sampling.grammar": (
+        """\
+sampling:
+  max_new_tokens: 256
+  grammar:
+    json_schema:
+      type: object
+      properties:
+        title: {type: string, maxLength: 40}
+        people: {type: integer, minimum: 0, maximum: 99}
+        setting: {enum: [indoors, outdoors, unclear]}
+      required: [title, people, setting]
+      additionalProperties: false
+""",
+        """\
+sampling:
+  grammar:
+    regex: "[0-9]{4}-(0[1-9]|1[0-2])|no date"
+""",
+        """\
+task: {kind: question}
+sampling:
+  grammar:
+    choices: options
+""",
+    )
 }
 # Keys that many reducers share.
 COMMON = {
@@ -105,7 +135,8 @@ def page() -> str:
     parts = [GENERATED, "# Configuration", _INTRODUCTION, "## The file", _overview()]
     for key, section in dict(sections(JobConfig)).items():
         parts += [f"## `{key}`", summary(section.__doc__), _section(section)]
-        parts += [f"```yaml\n{example}```" for example in EXAMPLES.get(key, "").split("---\n") if example]
+        examples = EXAMPLES[key].split("---\n") if key in EXAMPLES else ALTERNATIVES.get(key, ())
+        parts += [f"```yaml\n{example}```" for example in examples if example]
     parts += ["## `reduction.steps[].reducer`", _REDUCERS, *(_reducer(kind) for kind in REDUCERS)]
     parts += ["## A sweep", summary(SweepConfig.__doc__), _SWEEP, _section(SweepConfig, affects=False)]
     return "\n\n".join(parts) + "\n"

@@ -128,9 +128,9 @@ ROWS: dict[str, Words] = {
         "`model.dtype: bfloat16` in a new run.",
     ),
     "invalid_answer": Words(
-        "The answer is not the JSON that `task.json_schema` asks for.",
-        "A cut answer (`finish_reason` is `length`), or a model too weak for the schema.",
-        "Raise `sampling.max_new_tokens` or simplify the schema in a new run.",
+        "The answer is not the JSON that `task.json_schema` asks for, or no whole one of `sampling.grammar`.",
+        "A cut answer (`finish_reason` is `length` or `loop`); with `task.enforce_schema: false` a model too weak for the schema.",
+        "Raise `sampling.max_new_tokens`, or bound texts and lists in the schema (`maxLength`, `maxItems`), in a new run.",
     ),
     "reduction_did_not_fire": Words(
         "A configured step of the plan removed nothing for this item.",

@@ -63,7 +63,7 @@ GROUPS: dict[str, dict[str, Column]] = {
         ),
         "answer_logprob": Column(
             "nats",
-            "Mean log-probability of the answer's tokens by the model itself, before temperature and penalties.",
+            "Mean log-probability of the answer's tokens by the model itself, before temperature, penalties and grammars.",
             "null without `sampling.logprobs`, and where the model gave no answer",
         ),
         "option_probabilities": Column(

@@ -50,6 +50,7 @@ def _received(
     lse_HT, score_HT = torch.empty(2, num_heads, num_tokens, dtype=torch.float32, device=q_THd.device).unbind()
     strides = (q_THd.stride(0), q_THd.stride(1), k_TJd.stride(0), k_TJd.stride(1))
     shape = {
+        "EIGHTS": not any(stride % 8 for stride in strides),
         "SHARE": num_heads // k_TJd.shape[1],
         "HEAD_DIM": head_dim,
         "BLOCK": block,
@@ -74,29 +75,35 @@ def _blocks(lengths: tuple[int, ...], block: int, device: torch.device) -> Tenso
 
 
 @triton.jit
-def _load_rows(x, token, stop, head, stride_t, stride_h, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+def _load_rows(
+    x, token, stop, head, stride_t, stride_h, EIGHTS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr
+):  # fmt: skip
     """One head's rows of a block of tokens; 0 behind the segment's end."""
     dim_d = tl.arange(0, BLOCK_D)
-    at = token.to(tl.int64)[:, None] * stride_t + head * stride_h + dim_d[None, :]
+    of_head = head * stride_h
+    if EIGHTS:  # else the compiler knows nothing of a stride of 72, and loads two bytes at a time
+        of_head = tl.multiple_of(of_head, 8)
+    at = token.to(tl.int64)[:, None] * stride_t + of_head + dim_d[None, :]
     return tl.load(x + at, mask=(token < stop)[:, None] & (dim_d < HEAD_DIM)[None, :], other=0.0)
 
 
 @triton.jit
 def _log_sum_exp(
     q, k, blocks, lse, num_tokens, scale, stride_qt, stride_qh, stride_kt, stride_kj,
-    CAUSAL: tl.constexpr, SHARE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+    CAUSAL: tl.constexpr, EIGHTS: tl.constexpr, SHARE: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Log-sum-exp of a block of queries of one head over the keys they see."""
     block, head = tl.program_id(0), tl.program_id(1)
     begin, first, stop = tl.load(blocks + block * 3), tl.load(blocks + block * 3 + 1), tl.load(blocks + block * 3 + 2)
     query_I = begin + tl.arange(0, BLOCK)
-    q_Id = _load_rows(q, query_I, stop, head, stride_qt, stride_qh, HEAD_DIM, BLOCK_D)
+    q_Id = _load_rows(q, query_I, stop, head, stride_qt, stride_qh, EIGHTS, HEAD_DIM, BLOCK_D)
     top_I = tl.full([BLOCK], float("-inf"), tl.float32)
     mass_I = tl.zeros([BLOCK], tl.float32)
     last = tl.minimum(begin + BLOCK, stop) if CAUSAL else stop
     for start in range(first, last, BLOCK):
         key_N = start + tl.arange(0, BLOCK)
-        k_Nd = _load_rows(k, key_N, stop, head // SHARE, stride_kt, stride_kj, HEAD_DIM, BLOCK_D)
+        k_Nd = _load_rows(k, key_N, stop, head // SHARE, stride_kt, stride_kj, EIGHTS, HEAD_DIM, BLOCK_D)
         logit_IN = tl.dot(q_Id, tl.trans(k_Nd), input_precision="ieee") * scale
         seen_IN = (key_N < stop)[None, :]
         if CAUSAL:
@@ -111,13 +118,14 @@ def _log_sum_exp(
 @triton.jit
 def _sum_received(
     q, k, blocks, lse, scopes, score, num_tokens, scale, stride_qt, stride_qh, stride_kt, stride_kj,
-    DIVISOR: tl.constexpr, SHARE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+    DIVISOR: tl.constexpr, EIGHTS: tl.constexpr, SHARE: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """What a block of keys receives in one head from the queries that count, divided as ``DIVISOR`` says."""
     block, head = tl.program_id(0), tl.program_id(1)
     begin, first, stop = tl.load(blocks + block * 3), tl.load(blocks + block * 3 + 1), tl.load(blocks + block * 3 + 2)
     key_N = begin + tl.arange(0, BLOCK)
-    k_Nd = _load_rows(k, key_N, stop, head // SHARE, stride_kt, stride_kj, HEAD_DIM, BLOCK_D)
+    k_Nd = _load_rows(k, key_N, stop, head // SHARE, stride_kt, stride_kj, EIGHTS, HEAD_DIM, BLOCK_D)
     sum_N = tl.zeros([BLOCK], tl.float32)
     share_N = tl.zeros([BLOCK], tl.float32)
     if DIVISOR != 0:
@@ -135,7 +143,7 @@ def _sum_received(
         if DIVISOR == 2:
             share_N += tl.sum(tl.where(counted_IN, 1.0 / (query_I - first + 1)[:, None].to(tl.float32), 0.0), 0)
         if DIVISOR == 0 or start >= begin:  # a causal block before the keys gives them nothing
-            q_Id = _load_rows(q, query_I, stop, head, stride_qt, stride_qh, HEAD_DIM, BLOCK_D)
+            q_Id = _load_rows(q, query_I, stop, head, stride_qt, stride_qh, EIGHTS, HEAD_DIM, BLOCK_D)
             lse_I = tl.load(lse + head.to(tl.int64) * num_tokens + query_I, mask=query_I < stop, other=0.0)
             logit_IN = tl.dot(q_Id, tl.trans(k_Nd), input_precision="ieee") * scale
             sum_N += tl.sum(tl.where(counted_IN, tl.exp(logit_IN - lse_I[:, None]), 0.0), 0)

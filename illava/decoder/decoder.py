@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from illava.attention.paged import paged_attention
+from illava.decoder.joined_linears import products
 from illava.decoder.kv_cache import BatchBlockTables, LayerBlockTable, PagedCache
+from illava.decoder.layer_ops import Rotary, add_rms_norm, rms_norm, rotate_and_write, silu_mul
 from illava.errors import ModelLoadError
 from illava.plan import ReductionPlan
 from illava.reduction.evidence import check_decoder_steps
 
-_Rotary = tuple[Tensor, Tensor]
 _CPU_ROWS = 64  # 1 MiB at Qwen2-0.5B's width: half of an L2 cache
 
 
@@ -54,6 +55,12 @@ class Decoder:
             )
         if getattr(self.rotary, "rope_type", "default") in ("dynamic", "longrope"):
             raise ModelLoadError(f"rotary tables of type {self.rotary.rope_type!r} change with the input: not built")
+        join = self.device.type == "cuda"
+        self._qkv, self._gate_up = {}, {}
+        for layer in self.layers:
+            own, mlp = layer.self_attn, layer.mlp
+            self._qkv[layer] = products([own.q_proj, own.k_proj, own.v_proj], join=join)
+            self._gate_up[layer] = products([mlp.gate_proj, mlp.up_proj], join=join)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -79,11 +86,14 @@ class Decoder:
         slot_LB = cache.last_slots(blocks)
         rotary = self.rotary_at(hidden_BD, position_PB)
         for n, layer in enumerate(self.layers):
-            q_BHd, k_BGd, v_BGd = self.project(layer, hidden_BD, rotary)
-            cache.write(slot_LB[n], k_BGd, v_BGd)
+            q_BHd, _, _ = self.project(layer, hidden_BD, rotary, into=(cache, slot_LB[n]))
             mixed_BHd = self.attend_paged(q_BHd, cache, blocks.layer(n))
             hidden_BD = self.finish(layer, hidden_BD, mixed_BHd)
-        return self.lm_head(self.norm(hidden_BD))
+        return self.head(hidden_BD)
+
+    def head(self, hidden_BD: Tensor) -> Tensor:
+        """Logits behind the last layer: [B, V]."""
+        return self.lm_head(rms_norm(self.norm, hidden_BD))
 
     def attend_paged(self, q_BHd: Tensor, cache: PagedCache, blocks: LayerBlockTable) -> Tensor:
         """Attend with one query per request over its cached keys of one layer."""
@@ -101,29 +111,31 @@ class Decoder:
             host_num_biased=blocks.host_num_biased,
         )
 
-    def rotary_at(self, hidden_TD: Tensor, position_PT: Tensor) -> _Rotary:
+    def rotary_at(self, hidden_TD: Tensor, position_PT: Tensor) -> Rotary:
         """Cosines and sines at each token's own position: [T, 1, d] each."""
         position_1T = position_PT if position_PT.shape[0] == 1 else position_PT[:, None]  # M-RoPE: [axes, batch, T]
         cos_1Td, sin_1Td = self.rotary(hidden_TD[None], position_1T)
         return cos_1Td[0, :, None], sin_1Td[0, :, None]
 
-    def project(self, layer: Any, hidden_TD: Tensor, rotary: _Rotary) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries, rotated keys, and values of one layer."""
-        attention, x_TD = layer.self_attn, layer.input_layernorm(hidden_TD)
-        q_THd, k_TGd, v_TGd = (
-            project(x_TD).unflatten(-1, (-1, self.head_dim))
-            for project in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
+    def project(
+        self, layer: Any, hidden_TD: Tensor, rotary: Rotary, *, into: tuple[PagedCache, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries, rotated keys, and values of one layer; ``into``: the cache, and the slots that take them."""
+        attention, x_TD = layer.self_attn, rms_norm(layer.input_layernorm, hidden_TD)
+        q_THd, k_TGd, v_TGd = (part.unflatten(-1, (-1, self.head_dim)) for part in self._qkv[layer](x_TD))
         if hasattr(attention, "q_norm"):
-            q_THd, k_TGd = attention.q_norm(q_THd), attention.k_norm(k_TGd)
-        return _rotate(q_THd, *rotary), _rotate(k_TGd, *rotary), v_TGd
+            q_THd, k_TGd = rms_norm(attention.q_norm, q_THd), rms_norm(attention.k_norm, k_TGd)
+        q_THd, k_TGd = rotate_and_write(q_THd, k_TGd, v_TGd, rotary, into)
+        return q_THd, k_TGd, v_TGd
 
     def finish(self, layer: Any, hidden_TD: Tensor, mixed_THd: Tensor) -> Tensor:
         """The rest of a block after attention: output projection, residuals and MLP."""
-        hidden_TD = hidden_TD + layer.self_attn.o_proj(mixed_THd.flatten(1))
-        normed_TD = layer.post_attention_layernorm(hidden_TD)
-        few = hidden_TD.is_cuda or len(hidden_TD) <= _CPU_ROWS
-        return hidden_TD + (layer.mlp(normed_TD) if few else _mlp_in_place(layer.mlp, normed_TD))
+        delta_TD = layer.self_attn.o_proj(mixed_THd.flatten(1))
+        hidden_TD, normed_TD = add_rms_norm(layer.post_attention_layernorm, hidden_TD, delta_TD)
+        if not hidden_TD.is_cuda and len(hidden_TD) > _CPU_ROWS:
+            return hidden_TD + _mlp_in_place(layer.mlp, normed_TD)
+        gate_TM, up_TM = self._gate_up[layer](normed_TD)
+        return hidden_TD + layer.mlp.down_proj(silu_mul(layer.mlp.act_fn, gate_TM, up_TM))
 
 
 def _mlp_in_place(mlp: Any, normed_TD: Tensor) -> Tensor:
@@ -139,9 +151,3 @@ def _slides(layers: Sequence[Any], config: Any) -> bool:
     if hasattr(layers[0].self_attn, "sliding_window"):
         return any(layer.self_attn.sliding_window for layer in layers)
     return bool(getattr(config, "sliding_window", None))
-
-
-def _rotate(x_THd: Tensor, cos_T1d: Tensor, sin_T1d: Tensor) -> Tensor:
-    """Rotary embedding in the half-split convention."""
-    left, right = x_THd.chunk(2, -1)
-    return x_THd * cos_T1d + torch.cat((-right, left), -1) * sin_T1d

@@ -187,9 +187,8 @@ class PrefillRun:
         first, stop = self._bounds[self._group : self._group + 2]
         for n in range(first, stop):
             layer = self._decoder.layers[n]
-            q_CHd, k_CGd, v_CGd = self._decoder.project(layer, hidden_CD, rotary)
             slot_C = self._cache.span_slots(self._block_tables.table_LBM[n], self._in_cache(n, spans))
-            self._cache.write(slot_C, k_CGd, v_CGd)
+            q_CHd, k_CGd, v_CGd = self._decoder.project(layer, hidden_CD, rotary, into=(self._cache, slot_C))
             if bias_C is not None:
                 self._cache.write_bias(slot_C, bias_C)
             if n == self._decoder.num_layers - 1:
@@ -253,7 +252,7 @@ class PrefillRun:
         if self._bias_T is not None:
             blocks = replace(blocks, num_biased_B=length_B, host_num_biased=lengths)
         mixed_BHd = decoder.attend_paged(q_BHd, self._cache, blocks)
-        logits_BV = decoder.lm_head(decoder.norm(decoder.finish(decoder.layers[-1], hidden_BD, mixed_BHd)))
+        logits_BV = decoder.head(decoder.finish(decoder.layers[-1], hidden_BD, mixed_BHd))
         found = self._reduction
         return Prefill(logits_BV, self._lengths_LB, self._num_visual_LB, found.errors, found.traces)
 

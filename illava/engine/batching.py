@@ -31,12 +31,14 @@ def check_content(request: Request) -> None:
     """
     name = f"request {request.request_id!r}"
     for message in request.messages:
-        _check_message(name, message.content)
+        _check_parts(name, message.content)
         if message.role != "user" and any(not isinstance(part, str) for part in message.content):
             raise RequestError(f"{name}: its {message.role} message holds media; media belong into a user turn")
+    if not any(part.strip() if isinstance(part, str) else True for part in request.content):
+        raise RequestError(f"{name} is empty; give it text, an image or a video")
 
 
-def _check_message(name: str, content: Sequence[str | VisualInput]) -> None:
+def _check_parts(name: str, content: Sequence[str | VisualInput]) -> None:
     if isinstance(content, str):
         raise RequestError(
             f"{name}: its content is one string; give a tuple of media and text, as in (video, {content!r})"
@@ -47,8 +49,24 @@ def _check_message(name: str, content: Sequence[str | VisualInput]) -> None:
                 f"{name}: item {index} of its content is a {type(part).__name__}; give text, or media from "
                 "`load_preprocessor(model_id)`"
             )
-    if not any(part.strip() if isinstance(part, str) else True for part in content):
-        raise RequestError(f"{name} is empty; give it text, an image or a video")
+
+
+def check_encoding(request: Request, plan: ReductionPlan, *, num_media: int) -> None:
+    """Refuse encoded media that are not those of this request under its plan.
+
+    Raises:
+        RequestError: of other media or another plan, or a trace is asked for, which needs the tower.
+    """
+    kept, name = request.encoding, f"request {request.request_id!r}"
+    if kept is None:
+        return
+    if kept.plan != plan or len(kept.media) != num_media:
+        raise RequestError(
+            f"{name}: its encoding is of {len(kept.media)} media under plan {kept.plan.digest()[:8]}, the request has "
+            f"{num_media} under {plan.digest()[:8]}; give the encoding of the same media under the same plan"
+        )
+    if request.trace:
+        raise RequestError(f"{name}: there is no trace of media that were encoded before; leave out encoding")
 
 
 def check_length(request: Request, plan: ReductionPlan, *, num_vision_tokens: int, max_positions: int) -> None:

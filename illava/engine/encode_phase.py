@@ -56,6 +56,8 @@ class EncodePhase:
         seen: set[Hashable] = set()
 
         def new_patches(state: RequestState) -> int:
+            if state.request.encoding is not None:
+                return 0
             new = {key: n for n, key in enumerate(mm_keys(state)) if key not in seen}
             seen.update(new)
             return sum(self._family.num_patches(state.media[n]) for n in new.values())
@@ -78,15 +80,20 @@ class EncodePhase:
 
     def run(self, group: Sequence[RequestState]) -> list[Outcome]:
         """Apply stage ``media``, run tower, projector and layout in packed calls, assemble each request's prompt."""
-        for state in group:
+        seen = [state for state in group if state.request.encoding is None]
+        for state in seen:
             state.show(self._dedup.intern(self._media_phase.apply(state.request, state.plan)))
-        for state, encoded in zip(group, encode_once(self._family, group, self._probe), strict=True):
+        for state, encoded in zip(seen, encode_once(self._family, seen, self._probe) if seen else (), strict=True):
             state.encoded = encoded
+        for state in group:
+            if state.request.encoding is not None:
+                state.take_encoding()
         return [self._assemble(state) for state in group]
 
     def _assemble(self, state: RequestState) -> Outcome:
-        state.num_patches = sum(mm_item.num_patches for mm_item in state.encoded)
-        state.num_patches_kept = sum(mm_item.num_patches_kept for mm_item in state.encoded)
+        if state.request.encoding is None:  # else the tower did not run
+            state.num_patches = sum(mm_item.num_patches for mm_item in state.encoded)
+            state.num_patches_kept = sum(mm_item.num_patches_kept for mm_item in state.encoded)
         try:
             state.prompt = assemble(self._family, state.shown, state.encoded)
         except RequestError as error:

@@ -26,6 +26,7 @@ from illava.engine.batching import (
     Draw,
     Outcome,
     check_content,
+    check_encoding,
     check_length,
     run_with_fallback,
     sample_next_token,
@@ -137,6 +138,7 @@ class Engine:
         media = request.media
         now, (plan, content) = self._now(), self._media_phase.route(plan, media)
         state = RequestState(request, plan, media, content=content, now=now)
+        check_encoding(request, plan, num_media=len(media))
         state.choice_ids = own_first_tokens(request.sampling.choices, self.family.first_token)
         if request.sampling.grammar is not None:
             state.grammar = self._grammars.begin(request.sampling.grammar, state.token_ids)

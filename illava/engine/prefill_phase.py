@@ -25,7 +25,6 @@ from illava.engine.prompt import join_trace, pack
 from illava.engine.request_state import RequestState
 from illava.errors import ILLaVAError
 from illava.reduction.probe import AttentionProbe
-from illava.requests import derive_seed
 
 
 class PrefillPhase:
@@ -129,7 +128,7 @@ class PrefillPhase:
             group[0].plan,
             self._cache,
             self._cache.batch([state.request_id for state in group], empty),
-            seeds=[derive_seed(state.request.sampling.seed, state.request_id) for state in group],
+            seeds=[state.decoder_seed for state in group],
             traced=[row for row, state in enumerate(group) if state.request.trace],
             num_computed=[state.computed_by_layer[0] for state in group],
             probe=self._probe,

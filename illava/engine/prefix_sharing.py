@@ -78,10 +78,10 @@ def mm_keys(state: RequestState) -> list[Hashable]:
 
 def patches_per_request(family: Family, group: Sequence[RequestState]) -> list[float]:
     """Patches that enter the tower for each request; patches that n requests share count 1 / n for each."""
-    keys = [mm_keys(state) for state in group]
+    keys = [mm_keys(state) if state.request.encoding is None else [] for state in group]
     sharers = Counter(key for own in keys for key in own)
     return [
-        sum(family.num_patches(mm_item) / sharers[key] for mm_item, key in zip(state.media, own, strict=True))
+        sum(family.num_patches(mm_item) / sharers[key] for mm_item, key in zip(state.media, own, strict=bool(own)))
         for state, own in zip(group, keys, strict=True)
     ]
 
@@ -117,8 +117,8 @@ def common_prefix_len(one: RequestState, other: RequestState) -> int:
     """The number of leading tokens, as assembled, whose keys and values two requests share in every layer.
 
     It is 0 if no visual input is among them: a system prompt is not worth a wait. It is 0 if the plan acts in the
-    decoder, unless its steps look at visual tokens alone and the prefix holds all of them: then both requests keep the
-    same tokens.
+    decoder, unless both requests keep the same tokens there: since its steps look at visual tokens alone and the prefix
+    holds all of them, or since the whole prompts are equal, and what is drawn is drawn alike.
     """
     if one.plan != other.plan:
         return 0
@@ -130,8 +130,9 @@ def common_prefix_len(one: RequestState, other: RequestState) -> int:
     steps = [step for step in one.plan.steps if step.stage in _IN_DECODER]
     if steps:
         blind = all(step.reducer.evidence(step.stage) <= _OF_VISUAL_TOKENS for step in steps)
+        alike = one.prefix == other.prefix and one.decoder_seed == other.decoder_seed
         rest = one.prefix[num_equal:] + other.prefix[num_equal:]
-        if not blind or one.request.trace or any(_is_visual(span) for span, _ in rest):
+        if not (blind or alike) or one.request.trace or any(_is_visual(span) for span, _ in rest):
             return 0
     if num_equal < len(pairs):
         (span, _), (other_span, _) = pairs[num_equal]

@@ -18,7 +18,17 @@ from illava.engine.sampling import ChoiceIds
 from illava.grammar.answer import AnswerGrammar
 from illava.plan import ReductionPlan
 from illava.preprocess import VisualInput
-from illava.requests import ContentKind, FinishReason, Generation, Request, Timing, TokenTrace, TokenUsage, derive_seed
+from illava.requests import (
+    ContentKind,
+    FinishReason,
+    Generation,
+    KeptEncoding,
+    Request,
+    Timing,
+    TokenTrace,
+    TokenUsage,
+    derive_seed,
+)
 from illava.visual_tokens import EncodedVisual
 
 Phase = Literal["queue", "vision", "prefill", "decode"]
@@ -87,6 +97,7 @@ class RequestState:
         self._phase: Phase = "queue"
         self._since = now
         self._end = AnswerEnd(request.sampling)
+        self._kept: KeptEncoding | None = None
 
     @property
     def request_id(self) -> str:
@@ -95,7 +106,25 @@ class RequestState:
     @property
     def mm_seeds(self) -> tuple[int, ...]:
         """The root seed of what reducers draw in the tower, one for each visual input."""
-        return tuple(derive_seed(self.request.sampling.seed, self.request_id, n) for n in range(len(self.media)))
+        return tuple(derive_seed(*self._drawn_by, n) for n in range(len(self.media)))
+
+    @property
+    def decoder_seed(self) -> int:
+        """The root seed of what reducers draw in the decoder."""
+        return derive_seed(*self._drawn_by)
+
+    @property
+    def _drawn_by(self) -> tuple[int, str]:
+        return self.request.sampling.seed, self.request.reduction_id or self.request_id
+
+    def take_encoding(self) -> None:
+        """Take the media as the request brings them, encoded; nothing of them enters the tower."""
+        kept = self.request.encoding
+        if kept is None:
+            raise RuntimeError(f"request {self.request_id!r} brings no encoded media")
+        media = iter(kept.media)
+        self.show(self.request.map_media(lambda _: next(media)))
+        self.encoded = list(kept.encoded)
 
     def show(self, reduced: Request) -> None:
         """Take the request with the media that the tower will see."""
@@ -108,6 +137,8 @@ class RequestState:
 
     def release_prompt(self) -> None:
         """Drop features and embeddings: from prefill on the cache holds all that is needed."""
+        if self.request.keep_encoding:
+            self._kept = KeptEncoding(self.plan, self.media, tuple(self.encoded))
         self.encoded.clear()
         del self.prompt
 
@@ -159,9 +190,10 @@ class RequestState:
             reason,
             usage,
             timing,
-            self.trace,
-            error,
-            logprobs,
-            self.choice_probabilities,
-            follows_grammar,
+            trace=self.trace,
+            error=error,
+            token_logprobs=logprobs,
+            choice_probabilities=self.choice_probabilities,
+            follows_grammar=follows_grammar,
+            encoding=self._kept,
         )

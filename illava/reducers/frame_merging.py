@@ -8,12 +8,13 @@ from pydantic import Field
 
 from illava.host_copies import constant_on
 from illava.reducers.base import Evidence, EvidenceKind, Reducer, Stage
+from illava.reducers.proportional import ProportionalAttention
 
 if TYPE_CHECKING:
     from illava.tokens import Assignment, Tokens
 
 
-class FrameMerging(Reducer):
+class FrameMerging(ProportionalAttention, Reducer):
     """Merge groups of ``num_frames`` neighbouring frames into one frame; frames stay on their grid.
 
     Frames are counted in the order of their times, f = 0 .. F - 1, and grouped as floor(f / num_frames); the last group
@@ -27,6 +28,7 @@ class FrameMerging(Reducer):
 
     Attributes:
         num_frames: frames that become one.
+        proportional_attention: see `ProportionalAttention`.
 
     Source: ours. The temporal patch of Qwen2-VL (arXiv 2409.12191) merges two neighbouring frames in the embedding;
     here it is done after a block, by a mean, for any number of frames.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from illava.host_copies import constant_on
 from illava.reducers.base import Evidence, EvidenceKind, Reducer, Stage
 from illava.reducers.budget import Budget
+from illava.reducers.proportional import ProportionalAttention
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from illava.tokens import Assignment, Tokens
 
 
-class Greedy(Budget, Reducer):
+class Greedy(ProportionalAttention, Budget, Reducer):
     """Merge, r times, the two tokens of largest key cosine into their size-weighted mean, at the earlier one.
 
     The key of a merged token is the size-weighted mean of the two (head-averaged) keys; it may merge again.
@@ -25,6 +26,7 @@ class Greedy(Budget, Reducer):
 
     Attributes:
         per, num_merged, keep_ratio, keep_per_frame: see `Budget`.
+        proportional_attention: see `ProportionalAttention`.
 
     Source: "greedy merging" of Tables 4 and 7 in arXiv 2412.06263v1, which gives no formula for a merged token's key.
     """

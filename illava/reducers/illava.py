@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from illava.host_copies import constant_on
 from illava.reducers.base import AttentionScore, Evidence, EvidenceKind, Reducer, Stage, score_evidence
 from illava.reducers.budget import Budget
+from illava.reducers.proportional import ProportionalAttention
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from illava.tokens import Assignment, Tokens
 
 
-class ILLaVA(Budget, Reducer):
+class ILLaVA(ProportionalAttention, Budget, Reducer):
     """Merge the r + 1 least attended tokens of a scope into one; r fewer tokens remain.
 
     With t_0 .. t_r the tokens of lowest score, ascending, the new token is sum_m w_m x[t_m] with
@@ -29,6 +30,7 @@ class ILLaVA(Budget, Reducer):
             prompt token's attention. In the vision tower, and at decoder_input (which has seen no decoder layer, so
             the tower's last attention is used), all three are the attention received.
         per, num_merged, keep_ratio, keep_per_frame: see `Budget`.
+        proportional_attention: see `ProportionalAttention`.
 
     Deviation from the release: batches of any size and dtype; the new token is summed in float32.
     """

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from illava.host_copies import constant_on
 from illava.reducers.base import AttentionScore, Evidence, EvidenceKind, Reducer, Stage, score_evidence
 from illava.reducers.budget import Budget
+from illava.reducers.proportional import ProportionalAttention
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,7 +18,7 @@ _RECYCLED_SHARE = 0.05
 _NUM_SOURCES = 5
 
 
-class ILLaVA2026(Budget, Reducer):
+class ILLaVA2026(ProportionalAttention, Budget, Reducer):
     """Keep p tokens: the p - c of highest score as they are, the next c = max(1, round(0.05 p)) recycling.
 
     The other n - p tokens are redundant. Each recycling token i takes the five redundant tokens j of largest
@@ -29,6 +30,7 @@ class ILLaVA2026(Budget, Reducer):
     Attributes:
         score: what ranks tokens before a decoder layer, as in `ILLaVA`; elsewhere the attention received.
         per, num_merged, keep_ratio, keep_per_frame: see `Budget`.
+        proportional_attention: see `ProportionalAttention`.
 
     Source: the ICLR 2026 revision of arXiv 2412.06263; hulianyuyy/iLLaVA, later README. Written from the formula.
     """

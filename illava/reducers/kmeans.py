@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from illava.host_copies import constant_on
 from illava.reducers.base import Evidence, EvidenceKind, Reducer, Stage
 from illava.reducers.budget import Budget
+from illava.reducers.proportional import ProportionalAttention
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,7 +18,7 @@ _NUM_ITERATIONS = 5
 _RESOLUTION = 2**16
 
 
-class KMeans(Budget, Reducer):
+class KMeans(ProportionalAttention, Budget, Reducer):
     """Run five Lloyd iterations on L2-normalised tokens from evenly spaced centres; k clusters give k tokens.
 
     The first centres are tokens floor((i + 1/2) n / k). An iteration assigns each token to its nearest centre
@@ -29,6 +30,7 @@ class KMeans(Budget, Reducer):
 
     Attributes:
         per, num_merged, keep_ratio, keep_per_frame: see `Budget`.
+        proportional_attention: see `ProportionalAttention`.
 
     Source: "k-means" of Tables 4 and 7 in arXiv 2412.06263v1, which gives the number of iterations only.
     """

@@ -8,6 +8,7 @@ from pydantic import PositiveInt
 
 from illava.host_copies import constant_on
 from illava.reducers.base import Evidence, EvidenceKind, Reducer, Stage
+from illava.reducers.proportional import ProportionalAttention
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 _BITS = 20  # rows and columns stay below a million
 
 
-class Pooling(Reducer):
+class Pooling(ProportionalAttention, Reducer):
     """Cut each frame's grid into ``grid`` cells, and replace a cell's tokens by their size-weighted mean.
 
     With R x C the frame's extent (largest row + 1, largest column + 1), a token at (row, col) falls into cell
@@ -28,6 +29,7 @@ class Pooling(Reducer):
 
     Attributes:
         grid: (rows, columns) of every frame or tile afterwards.
+        proportional_attention: see `ProportionalAttention`.
 
     Source: adaptive average pooling (torch's ``adaptive_avg_pool2d`` without overlapping windows), a baseline of ours.
     """

@@ -9,6 +9,7 @@ from pydantic import Field
 from illava.host_copies import constant_on
 from illava.reducers.base import Evidence, EvidenceKind, Reducer, Stage
 from illava.reducers.budget import Budget
+from illava.reducers.proportional import ProportionalAttention
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from illava.tokens import Assignment, Tokens
 
 
-class VisionZip(Budget, Reducer):
+class VisionZip(ProportionalAttention, Budget, Reducer):
     """Keep k tokens: D dominant and C contextual ones.
 
     Dominant: the D of highest saliency, unchanged. Of the M others in their order, tokens 0, s, 2 s, ... (C of them,
@@ -29,6 +30,7 @@ class VisionZip(Budget, Reducer):
         saliency: ``attention_received``, or ``cls_attention`` for towers with a CLS token, as in the paper.
         contextual_share: C = max(1, round(k * contextual_share)); the paper keeps 54 + 10 of 64.
         per, num_merged, keep_ratio, keep_per_frame: see `Budget`.
+        proportional_attention: see `ProportionalAttention`.
 
     Source: arXiv 2412.04467; dvlab-research/VisionZip, read as Fanziyang-v/VisionZip@0247897:visionzip/clip_encoder.py.
     Written from the formula. Deviations: original order is restored (there: dominant, then contextual); the CLS token

@@ -101,7 +101,7 @@ class VisionReduction:
         self._cls_score_T: Tensor | None = None
         self._keys_THd: Tensor | None = None
         of_tower = [step for step in plan.steps if step.stage in ("vision_block", "vision_output")]
-        sized = any("sizes" in step.reducer.evidence(step.stage) for step in of_tower)
+        sized = any(s.reducer.biases_attention or "sizes" in s.reducer.evidence(s.stage) for s in of_tower)
         self._size_T = torch.ones(sum(lengths), device=coord_T3.device) if sized else None
         self._last_block, self._probe = num_blocks - 1, probe
         later: tuple[Stage, ...] = ("vision_output", "decoder_input")

@@ -17,6 +17,7 @@ from illava.pixel_limits import PixelLimits
 from illava.plan import ReductionPlan
 from pipeline.config.base import Section, optional_result_field, result_field, result_fields, runtime_field
 from pipeline.config.grammar import GrammarConfig
+from pipeline.config.runtime import ActorRange, RuntimeConfig
 from pipeline.config.sampling import SamplingConfig
 from pipeline.config.tasks import CaptionConfig, DocumentConfig, QuestionConfig, TaskConfig
 from pipeline.storage.uris import is_local, without_extra_slashes
@@ -62,7 +63,8 @@ class InputConfig(Section):
         manifest: Parquet, JSONL or CSV with a column ``uri`` or ``uris``.
         limit: only the first so many items, in manifest order.
         exclude_runs: an earlier run's folder, or one that holds several runs (``output.uri`` may be one of them):
-            items with a text there under the same config fingerprint are left out.
+            items with a text there under the same config fingerprint are left out, and those that failed by what their
+            file is, as long as it is the same.
         follow_links: a local folder that links among the media may lead into, such as a Hugging Face cache's
             ``datasets--owner--name``, whose files are links to ``blobs``. Links within `uri` or the manifest's folder
             are always followed, links to folders never.
@@ -199,75 +201,6 @@ class ModelConfig(Section):
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"one of auto, cpu, cuda; nothing else runs the models here{hint}")
         return device
-
-
-class ActorRange(Section):
-    """Sets the least and the largest number of actors.
-
-    Attributes:
-        min: fewer than this for half an hour end the job; it works with however many stand meanwhile.
-        max: asked of the cluster.
-    """
-
-    min: int = runtime_field(1, ge=1)
-    max: int = runtime_field(1, ge=1)
-
-    @model_validator(mode="after")
-    def _is_a_range(self) -> ActorRange:
-        if self.min > self.max:
-            raise ValueError(f"min is {self.min} and max is {self.max}: raise max or lower min")
-        return self
-
-
-class RuntimeConfig(Section):
-    """Says how much machinery runs.
-
-    Changes no row, but for the last bits that devices, batch composition and threads move.
-
-    Attributes:
-        executor: ``ray``, or ``local``: one process, for tests and debugging.
-        num_vlm_actors: actors that hold a model.
-        gpus_per_actor: ``auto`` is 1 where the Ray cluster (for the local executor: this process) has a GPU and
-            ``model.device`` is not cpu, else 0. Up to 1 it may be a fraction; 0 runs the model on CPU.
-        cpus_per_actor: CPU cores reserved, and torch threads used, by each VLM actor.
-        num_reader_actors: processes that fetch and load media.
-        max_inflight_bytes: loaded frames waiting anywhere, at most. They lie in Ray's object store; beside them each
-            reader and the driver hold at most `READER_AND_DRIVER_BYTES` and three times the largest item, however
-            slow the model is.
-        max_attempts: tries an item has before it becomes a failed row.
-        item_timeout_s: an item that its VLM actor has held for so long ends the actor; each item it held is started
-            again alone, and one that does not come back then is a failed row ``item_timeout``. The local executor
-            looks between two steps of the batch: a step that never returns is seen on Ray only.
-        max_open_shards: shards in work at once; bounds what a crash can cost.
-        cache_dir: local staging of fetched objects; null is a temporary folder.
-        cache_bytes: of all readers' staging together, shared out equally; an object that is larger than a reader's
-            share, and not read by ranges, is a failed row ``too_large``, however large ``media.max_bytes`` is.
-    """
-
-    executor: Literal["ray", "local"] = runtime_field("ray")
-    num_vlm_actors: ActorRange = runtime_field(ActorRange())
-    gpus_per_actor: float | Literal["auto"] = runtime_field("auto")
-    cpus_per_actor: float = runtime_field(1.0, ge=0)
-    num_reader_actors: int = runtime_field(2, ge=1)
-    max_inflight_bytes: int = runtime_field(4_000_000_000, ge=1)
-    max_attempts: int = runtime_field(3, ge=1)
-    item_timeout_s: float = runtime_field(1800.0, gt=0)
-    max_open_shards: int = runtime_field(4, ge=1)
-    cache_dir: str | None = runtime_field(None)
-    cache_bytes: int = runtime_field(20_000_000_000, ge=1)
-
-    @field_validator("gpus_per_actor", mode="before")
-    @classmethod
-    def _are_gpus(cls, count: Any) -> Any:
-        is_number = isinstance(count, (int, float)) and not isinstance(count, bool)
-        if count != "auto" and not (is_number and (0 <= count <= 1 or (count > 1 and float(count).is_integer()))):
-            raise ValueError("auto, a number from 0 to 1, or a whole number above it")
-        return count
-
-    @property
-    def reader_cache_bytes(self) -> int:
-        """One reader's share of `cache_bytes`."""
-        return self.cache_bytes // self.num_reader_actors
 
 
 class PricesConfig(Section):

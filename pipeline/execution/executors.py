@@ -5,6 +5,7 @@ Shards, and when to stop, are the runner's.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Protocol
@@ -21,6 +22,7 @@ from pipeline.runs.run_folder import Run
 if TYPE_CHECKING:
     from pipeline.execution.ray.actors import RayCluster
 
+logger = logging.getLogger(__name__)
 RowListener = Callable[[ResultRow], None]
 
 
@@ -74,6 +76,9 @@ def placed_run(run: Run, *, debug: bool) -> Iterator[tuple[JobConfig, RayCluster
     if config.runtime.executor == "local":
         yield place_here(config), None
         return
+    from pipeline.execution.ray.joining import check_listens
+
+    check_listens()
     from pipeline.execution.ray.actors import connect
 
     with connect(config.runtime, debug=debug) as cluster:
@@ -113,6 +118,9 @@ def open_executor(
             yield local
         return
     from pipeline.execution.ray.executor import RayExecutor
+
+    most = config.runtime.num_vlm_actors.max
+    logger.info("loading the model %s, in up to %d actor%s", config.model.model_id, most, "s" * (most > 1))
 
     executor = RayExecutor(cluster, config, scheduler, make_loader=make_loader, make_worker=make_worker)
     with closing(executor):

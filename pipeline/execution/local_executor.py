@@ -10,6 +10,7 @@ from pipeline.execution.item_timing import ItemTimeline, loaded_together
 from pipeline.execution.scheduler import Scheduler
 from pipeline.execution.worker import VLMWorker, WorkerUsage
 from pipeline.loading.load_report import ItemLoader, ReadingUsage, load_reported
+from pipeline.phases import phase
 
 _WORKER = "local"
 _WAIT_S = 0.001
@@ -41,7 +42,8 @@ class LocalExecutor:
         self.capacity = None
         self.actors = {"vlm": 1, "reader": 1}
         self.reading = ReadingUsage()
-        self._worker = make_worker()
+        with phase(f"loading the model {config.model.model_id}", after_s=0):
+            self._worker = make_worker()
         self._loader = make_loader()
 
     def poll(self) -> None:

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -38,7 +38,8 @@ class Progress:
     def __init__(self, total: int, stats: RunStats, *, terminal: bool | None = None) -> None:
         self._total, self._stats = total, stats
         terminal = sys.stderr.isatty() if terminal is None else terminal
-        self._bar = tqdm(total=total, unit="item", file=sys.stderr, dynamic_ncols=True) if terminal else None
+        self._terminal = terminal
+        self._bar: tqdm[Any] | None = None  # drawn with the first row: one that stands still says nothing
         self._bottleneck, self._waits_for = Bottleneck(), ""
         self._began_s = self._said_s = self._looked_s = time.monotonic()
 
@@ -46,6 +47,8 @@ class Progress:
         """Count one more row."""
         self._stats.add(row)
         self._bottleneck.add(row)
+        if self._terminal and self._bar is None:
+            self._bar = tqdm(total=self._total, unit="item", file=sys.stderr, dynamic_ncols=True)
         if self._bar is not None:
             self._bar.set_postfix_str(self._notes(), refresh=False)
             self._bar.update(1)
@@ -56,6 +59,8 @@ class Progress:
         if now_s - self._looked_s >= LOOK_EVERY_S:
             self._bottleneck.observe(depths(), now_s - self._looked_s)
             self._looked_s = now_s
+            if self._bar is not None:
+                self._bar.refresh()  # its clock goes on between two rows
         if now_s - self._said_s >= LINE_EVERY_S:
             self._said_s, self._waits_for = now_s, self._bottleneck.verdict()
             if self._bar is None:
@@ -64,6 +69,8 @@ class Progress:
     def line(self, elapsed_s: float) -> str:
         """Return the state in one line."""
         done = self._stats.num_rows
+        if not done:
+            return f"0/{self._total} items after {elapsed_s:.0f} s; {self._waits_for or 'the model is being loaded'}"
         rate = done / elapsed_s if elapsed_s > 0 else 0.0
         left = f"{_clock((self._total - done) / rate)} left" if rate else "time left unknown"
         return f"{done}/{self._total} items, {rate:.2f} items/s, {self._notes()}, {left}"

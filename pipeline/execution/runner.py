@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -30,10 +29,11 @@ from pipeline.execution.executors import (
     placed_run,
     row_listeners,
 )
-from pipeline.execution.lease import Lease
+from pipeline.execution.failures import FAILURES_EXIT_CODE, failed_too_often
 from pipeline.execution.publisher import Publisher
-from pipeline.execution.rows import RowMaker, RunInfo
+from pipeline.execution.rows import RunInfo
 from pipeline.execution.scheduler import Scheduler
+from pipeline.execution.scheduling import build_scheduler
 from pipeline.execution.signals import Interruption
 from pipeline.execution.summary import RunStats, RunSummary
 from pipeline.execution.watch import Watch
@@ -42,7 +42,6 @@ from pipeline.inputs.build_manifest import readable_roots
 from pipeline.loading.load_report import ItemLoader, ReadingUsage
 from pipeline.loading.loader import Loader
 from pipeline.log import add_log_fields
-from pipeline.records import MediaItem, ResultRow, RowErrorType
 from pipeline.runs.earlier_runs import log_differences
 from pipeline.runs.parquet_sink import ParquetSink
 from pipeline.runs.retry import RetrySink
@@ -162,9 +161,16 @@ def continue_run(
     left = pending_shards(run)
     if left and interruption.signal:
         return replace(summary, num_left=_sink(run).count_items(left))
+    if left and _failed_too_often(run, done.stats):
+        num_left = _sink(run).count_items(left)
+        return replace(summary, num_left=num_left, exit_code=FAILURES_EXIT_CODE, failed_too_often=True)
     if left and budget is not None:
         return replace(summary, num_left=_sink(run).count_items(left), exit_code=BUDGET_EXIT_CODE, budget_spent=True)
     return _finished(run, summary)
+
+
+def _failed_too_often(run: Run, stats: RunStats) -> bool:
+    return failed_too_often(run.config.runtime.max_failed, stats.statuses["failed"], len(run.manifest))
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,10 +215,13 @@ def _work(
     others = partial(other_sessions, run.uri, but=record.name)
     budget_guard = BudgetGuard(config, budget, stats, began_s=began_s, others=others)
     watch = Watch(run.uri, record.name, num_pending, stats, gauges)
-    scheduler = _scheduler(run, pending, sink, preprocessor, [watch.progress.add, *listeners])
+    scheduler = build_scheduler(
+        run, pending, sink, preprocessor, run_info=_run_info(run), listeners=[watch.progress.add, *listeners]
+    )
     with _ended_if_it_fails(record), closing(watch), open_executor(scheduler) as executor:
+        interruption.loop_began()
         with closing(Publisher(sink, scheduler)) as publisher:
-            while not scheduler.done and interruption.signal is None:
+            while not (scheduler.done or interruption.signal or _failed_too_often(run, stats)):
                 executor.poll()
                 publisher.poll()
                 watch.tick(scheduler, executor)
@@ -251,52 +260,6 @@ def _spending(config: JobConfig, workers: list[WorkerUsage], reading: ReadingUsa
     )
 
 
-def _scheduler(
-    run: Run,
-    pending: list[int],
-    sink: ParquetSink | RetrySink,
-    preprocessor: Preprocessor,
-    listeners: list[RowListener],
-) -> Scheduler:
-    config = run.config
-    rows = RowMaker(config, _run_info(run))
-
-    def failed_row(lease: Lease, error_type: RowErrorType, message: str) -> ResultRow:
-        row = rows.failed(
-            lease.item,
-            error_type,
-            message,
-            attempts=lease.attempts,
-            shard_index=lease.shard_index,
-            stats=lease.timeline.stats,
-        )
-        return lease.timeline.finalize_failed(row)
-
-    def report(row: ResultRow) -> None:
-        for listener in listeners:
-            listener(row)
-
-    def estimate_bytes(item: MediaItem) -> int:
-        media, per_request = config.media, build_task(config.task).media_per_request
-        if item.media_kind == "video":
-            return preprocessor.max_nbytes(media.num_frames)
-        num_images = media.max_pages if item.media_kind == "document" else len(item.uris)
-        per_request = min(per_request or num_images, num_images)
-        return math.ceil(num_images / per_request) * preprocessor.max_nbytes(per_request)
-
-    return Scheduler(
-        pending,
-        sink.open_shard,
-        estimate_bytes=estimate_bytes,
-        failed_row=failed_row,
-        on_row=report,
-        max_inflight_bytes=config.runtime.max_inflight_bytes,
-        max_open_shards=config.runtime.max_open_shards,
-        max_attempts=config.runtime.max_attempts,
-        max_together=config.model.max_batch_requests,
-    )
-
-
 def _run_info(run: Run) -> RunInfo:
     return RunInfo(run.config_fingerprint.digest, run.fingerprint, run.plan_digest)
 
@@ -311,7 +274,12 @@ def _finished(run: Run, summary: RunSummary) -> RunSummary:
         totals = run_totals(run.uri, range(run.num_shards)).as_dict()
     else:
         totals = finish(run, _session(summary))["totals"]
-    return replace(summary, exit_code=3 if totals["by_status"].get("failed") else 0, interrupted_by=None)
+    num_failed, error_types = totals["by_status"].get("failed", 0), totals["by_error_type"]
+    too_often = failed_too_often(run.config.runtime.max_failed, num_failed, len(run.manifest))
+    exit_code = FAILURES_EXIT_CODE if too_often else 3 if num_failed else 0
+    return replace(
+        summary, exit_code=exit_code, interrupted_by=None, failed_too_often=too_often, run_error_types=error_types
+    )
 
 
 def _session(summary: RunSummary) -> dict[str, Any]:

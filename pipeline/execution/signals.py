@@ -1,4 +1,7 @@
-"""Turns SIGINT and SIGTERM into a flag that the event loop reads, so that a run ends between two polls."""
+"""Turns SIGINT and SIGTERM into a flag that the event loop reads, so that a run ends between two polls.
+
+Before the loop there is nothing to end in order: the first signal raises then, so that no phase is deaf to it.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,17 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+from pipeline.exit_codes import Terminated
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interruption:
-    """Remembers the first signal while it is entered; a second signal ends the process at once."""
+    """Remembers the first signal once `loop_began` was called; until then, and for a second one, a signal raises."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self._in_loop = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interruption:
@@ -28,6 +34,10 @@ class Interruption:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def loop_began(self) -> None:
+        """From now on the caller reads `signal` between two polls."""
+        self._in_loop = True
+
     def reinstall(self) -> None:
         """Install the handlers again: Ray replaces them when it starts."""
         if self._before:
@@ -40,6 +50,6 @@ class Interruption:
         return 128 + self.signal.value if self.signal else 0
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
-            raise KeyboardInterrupt
+        if self.signal is not None or not self._in_loop:
+            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
         self.signal = signal.Signals(number)

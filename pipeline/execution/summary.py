@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pipeline.config.placement import said
 from pipeline.cost import RunCost
+from pipeline.execution.failures import FailureExamples, command_for
 from pipeline.inputs.input_counts import InputCounts
 from pipeline.records import ResultRow
+from pipeline.redaction import visible
 from pipeline.retention import Retention
 from pipeline.storage.uris import printable
 
@@ -28,6 +30,7 @@ class RunStats:
     error_types: Counter[str] = field(default_factory=Counter)
     num_patches: int = 0
     num_patches_kept: int = 0
+    failures: FailureExamples = field(default_factory=FailureExamples)
     num_vision_tokens: int = 0
     num_vision_tokens_kept: int = 0
     num_decoder_tokens_kept: int = 0
@@ -45,6 +48,7 @@ class RunStats:
         self.statuses[row.status] += 1
         if row.status == "failed" and row.error_type:
             self.error_types[row.error_type] += 1
+            self.failures.add(row)
         self.num_patches += row.num_patches
         self.num_patches_kept += row.num_patches_kept or 0
         self.num_vision_tokens += row.num_vision_tokens
@@ -80,6 +84,8 @@ class RunSummary:
         num_left: items whose shards are not published; 0 unless interrupted or out of budget.
         budget_spent: whether the budget ended the command early.
         budget_said: the budget, whose it is, and what was spent of it; "" without one.
+        failed_too_often: whether more items failed than ``runtime.max_failed`` allows.
+        run_error_types: failed rows of the whole run by type; empty where the run is not finished.
         stats: sums over the rows that this command made.
         wall_s: wall time of this command after its items were listed, model loading included.
         cost: cost of this command's rows and of its actors' loading and waiting; None where no prices are set.
@@ -102,6 +108,8 @@ class RunSummary:
     num_left: int = 0
     budget_spent: bool = False
     budget_said: str = ""
+    failed_too_often: bool = False
+    run_error_types: Mapping[str, int] = field(default_factory=dict)
     interrupted_by: str | None = None
     placed: JobConfig | None = None
 
@@ -121,6 +129,7 @@ def render_summary(summary: RunSummary) -> str:
         lines.append(_line("loops", f"{stats.num_loops} answers repeat themselves (finish_reason loop)"))
     if stats.error_types:
         lines.append(_line("failures", ", ".join(f"{n} {kind}" for kind, n in stats.error_types.most_common())))
+        lines += [_line("", line) for line in _failed_items(stats)]
     if summary.counts and len(summary.counts.terms()) > 1:
         lines += [_line("input", text) for text in summary.counts.lines()]
     if stats.num_rows:
@@ -154,12 +163,17 @@ def _outcome(summary: RunSummary) -> str:
         done = f"{summary.stats.num_rows} items begun and finished" if summary.stats.num_rows else "nothing begun"
         left = f"{summary.num_left} of {summary.num_items} items are left"
         return f"stopped at its budget of {summary.budget_said}; {done}, {left}"
+    if summary.failed_too_often and summary.num_left:
+        failed = f"{summary.stats.statuses['failed']} of {summary.stats.num_rows} items FAILED"
+        return f"{failed}, more than runtime.max_failed allows; stopped, {summary.num_left} items are left"
     if not summary.num_items and summary.num_skipped:
         return f"nothing new, {summary.num_skipped} items were done by earlier runs"
     if not summary.stats.num_rows:
         return f"nothing to do, all {summary.num_items} items have their rows"
     before = f", {summary.num_done_before} published before" if summary.num_done_before else ""
     before += f", {summary.num_skipped} done by earlier runs" if summary.num_skipped else ""
+    if summary.stats.statuses["failed"] == summary.stats.num_rows:
+        return f"ALL {summary.stats.num_rows} items FAILED, in {summary.wall_s:.1f} s{before}"
     return f"{summary.stats.num_rows} of {summary.num_items} items in {summary.wall_s:.1f} s{before}"
 
 
@@ -190,6 +204,17 @@ def _example(uri: str, text: str) -> str:
 
 
 def _next_command(summary: RunSummary) -> str:
+    if summary.failed_too_often and summary.num_left:
+        return "mend what the failures name; the same command resumes, and tries those of unpublished shards again"
     if summary.interrupted_by or summary.budget_spent:
         return "the same command resumes"
-    return f"python -m pipeline verify {summary.output_uri}"
+    if summary.run_error_types:
+        return command_for(summary.run_error_types, summary.output_uri)
+    return f"illava verify {summary.output_uri}"
+
+
+def _failed_items(stats: RunStats) -> list[str]:
+    items = stats.failures.items
+    lines = [f"{printable(one.name, 100)}: {one.error_type}: {visible(printable(one.message, 160))}" for one in items]
+    more = stats.statuses["failed"] - len(items)
+    return [*lines, f"and {more} more"] if more else lines

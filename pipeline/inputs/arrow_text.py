@@ -54,6 +54,45 @@ def _read(column: pa.ChunkedArray) -> TextColumn:
     raise UnreadableColumnError(f"no text can be made of {kind}; cast the column to text, or leave it out")
 
 
+def with_its_type(column: pa.ChunkedArray, text: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column with the type it has, where every Parquet reader knows that type; else its text.
+
+    Args:
+        column: as the file has it.
+        text: as `read_as_text` reads it.
+    """
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return with_its_type(column.cast(kind.value_type), text)
+    if pa.types.is_float16(kind):
+        return with_its_type(column.cast(pa.float32()), text)
+    if pa.types.is_floating(kind):  # NaN is a missing value
+        return pc.if_else(pc.is_nan(column), pa.scalar(None, kind), column)
+    return column if _keeps_its_type(kind) else text
+
+
+def infer_type(values: list[Any], text: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return the values of a JSON column with one type that holds them all, or their text where there is none."""
+    kinds = {type(value) for value in values if value is not None}
+    if not kinds or str in kinds or (bool in kinds and len(kinds) > 1):
+        return text
+    try:
+        column = pa.chunked_array([pa.array([_plain(value) for value in values])])
+        column.validate(full=True)
+    except (pa.ArrowException, ValueError, OverflowError, TypeError, RecursionError):
+        return text
+    return with_its_type(column, text)
+
+
+def _keeps_its_type(kind: pa.DataType) -> bool:
+    if pa.types.is_list(kind):
+        return _keeps_its_type(kind.value_type) or _is_a_text(kind.value_type)
+    if pa.types.is_struct(kind):
+        inner = [one.type for one in kind]
+        return bool(inner) and all(_keeps_its_type(one) or pa.types.is_string(one) for one in inner)
+    return _is_plain(kind)
+
+
 def json_text(value: Any) -> str | None:
     """Return the JSON text of a value, NaN being null; None for a missing value.
 
@@ -138,6 +177,9 @@ _is_a_text = _any_of("string", "large_string", "string_view")
 _is_a_list = _any_of("list", "large_list", "fixed_size_list", "list_view", "large_list_view")
 _is_binary = _any_of("binary", "large_binary", "fixed_size_binary", "binary_view")
 _has_a_cast = _any_of("null", "boolean", "integer", "decimal", "date", "time", "timestamp", "duration")
+
+
+_is_plain = _any_of("boolean", "integer", "floating", "decimal", "date", "time", "timestamp")
 
 
 def _holds_texts(kind: pa.DataType) -> bool:

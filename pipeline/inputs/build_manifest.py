@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from pipeline.errors import ConfigError, InputError, ItemError
 from pipeline.inputs.columns import as_lists, join_relative, refuse_duplicates, refuse_unsafe
 from pipeline.inputs.input_counts import InputCounts
 from pipeline.inputs.listing import list_items
-from pipeline.inputs.manifest import FIELD_PREFIX, Manifest, freeze
+from pipeline.inputs.manifest import FIELD_PREFIX, TYPED_PREFIX, Manifest, freeze
 from pipeline.inputs.manifest_columns import ManifestColumns
 from pipeline.inputs.manifest_file import parse_manifest_file, text_or_null
 from pipeline.storage import storage
@@ -31,7 +31,9 @@ from pipeline.tasks.base import LISTED_COLUMNS
 logger = logging.getLogger(__name__)
 
 
-def build_manifest(config: JobConfig, *, done_ids: Sequence[str] | None = None) -> Manifest:
+def build_manifest(
+    config: JobConfig, *, done_ids: Sequence[str] | None = None, failed: Mapping[str, str | None] | None = None
+) -> Manifest:
     """List or read the input, validate it, and freeze it.
 
     A listing is ordered by URI; a manifest file keeps its order. Done items are left out before ``limit`` counts.
@@ -40,6 +42,7 @@ def build_manifest(config: JobConfig, *, done_ids: Sequence[str] | None = None) 
         config: the job.
         done_ids: items of earlier runs (`pipeline.runs.earlier_runs.done_ids`), which are left out. Must be given where
             the configuration names ``exclude_runs``.
+        failed: items of earlier runs that would only fail again, and their media's ETags; left out while those are.
 
     Raises:
         ConfigError: the configuration names neither a prefix nor a manifest.
@@ -73,11 +76,28 @@ def build_manifest(config: JobConfig, *, done_ids: Sequence[str] | None = None) 
         left = table.filter(pc.invert(pc.is_in(table["item_id"], value_set=pa.array(done_ids, pa.string()))))
         table, num_done = left, table.num_rows - left.num_rows
     counts = counts or InputCounts(table.num_rows + num_done, 0)
+    again = _still_failing(table, failed) if failed else []
+    if again:
+        table = table.filter(pc.invert(pc.is_in(table["item_id"], value_set=pa.array(again, pa.string()))))
     num_new = table.num_rows
     if config.input.limit is not None:
         table = table.slice(0, config.input.limit)
-    counts = replace(counts, num_items=table.num_rows, num_done=num_done, num_over_limit=num_new - table.num_rows)
+    counts = replace(
+        counts,
+        num_items=table.num_rows,
+        num_done=num_done,
+        num_failing=len(again),
+        num_over_limit=num_new - table.num_rows,
+    )
     return freeze({n: table[n] for n in table.column_names}, counts=counts)
+
+
+def _still_failing(table: pa.Table, failed: Mapping[str, str | None]) -> list[str]:
+    """Return the items that failed for good and whose medium has not changed since, as far as that is known."""
+    those = table.filter(pc.is_in(table["item_id"], value_set=pa.array(list(failed), pa.string())))
+    etags = those["etags"].to_pylist() if "etags" in those.column_names else [()] * those.num_rows
+    found = zip(those["item_id"].to_pylist(), etags, strict=True)
+    return [name for name, tags in found if not (failed[name] and tags and tags[0] and tags[0] != failed[name])]
 
 
 def readable_roots(config: JobConfig) -> tuple[str, ...]:
@@ -134,4 +154,5 @@ def _from_file(config: JobConfig, uri: str) -> dict[str, Any]:
     columns["item_id"] = source.item_ids(columns, asked)
     refuse_duplicates(columns["item_id"], source.refuse)
     columns |= {f"{FIELD_PREFIX}{name}": column for name, column in source.rest().items()}
+    columns |= {f"{TYPED_PREFIX}{name}": column for name, column in source.typed_rest().items()}
     return {name: column for name, column in columns.items() if column is not None}

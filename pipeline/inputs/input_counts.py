@@ -15,6 +15,7 @@ class InputCounts:
         num_listed: all of them.
         num_items: items of the run.
         num_done: done by earlier runs (``input.exclude_runs``).
+        num_failing: failed in earlier runs by what the file itself is, and unchanged since; ``illava retry`` tries them.
         num_over_limit: behind the first ``input.limit``.
         left_out: of no known media extension, by extension.
         outside_pattern: known media that ``input.pattern`` does not match, and other objects, by extension as written.
@@ -24,6 +25,7 @@ class InputCounts:
     num_listed: int
     num_items: int
     num_done: int = 0
+    num_failing: int = 0
     num_over_limit: int = 0
     left_out: Mapping[str, int] = field(default_factory=dict)
     outside_pattern: Mapping[str, int] = field(default_factory=dict)
@@ -38,6 +40,7 @@ class InputCounts:
         left_out, outside = sum(self.left_out.values()), sum(self.outside_pattern.values())
         terms = [
             (self.num_done, "done by earlier runs"),
+            (self.num_failing, "failed in earlier runs and are unchanged (`illava retry RUN` tries them)"),
             (self.num_over_limit, "over input.limit"),
             (left_out, f"of no known media extension ({_by_extension(self.left_out)})"),
             (outside, f"outside input.pattern ({_by_extension(self.outside_pattern)})"),

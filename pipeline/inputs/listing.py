@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from pipeline.errors import InputError
 from pipeline.inputs.columns import as_lists, hash_ids, kinds_of
 from pipeline.inputs.input_counts import InputCounts, say_left_out
+from pipeline.phases import phase
 from pipeline.storage import storage
 from pipeline.storage.uris import printable
 
@@ -29,7 +30,8 @@ def list_items(uri: str, pattern: str) -> tuple[dict[str, Any], InputCounts]:
         InputError: there is no medium.
         StorageError: the prefix cannot be listed.
     """
-    found, others, num_other_case = storage.list_split(uri, pattern)
+    with phase(f"listing {printable(uri)}"):
+        found, others, num_other_case = storage.list_split(uri, pattern)
     outside = _by_extension([info.uri for info in others], lower=False)
     names = [os.fsencode(info.uri).decode("utf-8", "backslashreplace") for info in found]
     uris = pa.chunked_array([pa.array(names, pa.string())])

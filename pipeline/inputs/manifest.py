@@ -23,7 +23,7 @@ from pipeline.inputs.input_counts import InputCounts
 from pipeline.records import MediaItem
 from pipeline.storage.parquet import read_table
 
-FIELD_PREFIX = "field:"
+FIELD_PREFIX, TYPED_PREFIX = "field:", "typed:"
 _TEXT, _TEXTS = pa.string(), pa.list_(pa.string())
 _NEEDED = (
     "item_id",
@@ -51,12 +51,14 @@ class Manifest:
     """Holds items in their final order.
 
     Attributes:
-        table: `COLUMNS`, then one text column ``field:NAME`` for every other column of the user's manifest.
+        table: `COLUMNS`, then one text column ``field:NAME`` for every other column of the user's manifest, and one
+            ``typed:NAME`` beside it where its own type is another; the digest leaves the latter out.
         digest: digest of the content; independent of file format, compression and library versions. The digest of a
             manifest that an earlier version froze covers the columns of that version.
         counts: what the input held when it was frozen; of an earlier version's manifest, what that version counted.
         digested: columns that ``digest`` covers; None stands for all.
         first_extensions: whether it was listed before `pipeline.inputs.columns` had its later extensions.
+        keeps_types: whether it was frozen with the users' types; rows of one that was not have no columns for them.
     """
 
     table: pa.Table
@@ -64,6 +66,7 @@ class Manifest:
     counts: InputCounts | None = None
     digested: tuple[str, ...] | None = None
     first_extensions: bool = False
+    keeps_types: bool = True
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -112,6 +115,17 @@ class Manifest:
         """Return the items ``start`` .. ``start + count - 1``."""
         return tuple(_item(row) for row in self.table.slice(start, count).to_pylist())
 
+    def user_columns(self, start: int, count: int) -> dict[str, pa.ChunkedArray]:
+        """Return the other columns of the user's manifest with their own types, for some of the items."""
+        if not self.keeps_types:
+            return {}
+        some, have = self.table.slice(start, count), set(self.table.column_names)
+        names = [name.removeprefix(FIELD_PREFIX) for name in self.table.column_names if name.startswith(FIELD_PREFIX)]
+        return {
+            name: some[f"{TYPED_PREFIX}{name}" if f"{TYPED_PREFIX}{name}" in have else f"{FIELD_PREFIX}{name}"]
+            for name in names
+        }
+
     def holds(self, other: Manifest) -> bool:
         """Whether another manifest has the same items, compared over this one's columns; fields must all be known."""
         if self.digest == other.digest:
@@ -142,8 +156,8 @@ class Manifest:
 def freeze(columns: dict[str, Any], *, counts: InputCounts | None = None) -> Manifest:
     """Make a manifest of Arrow columns; missing optional columns become null, field columns are ordered by name."""
     num_rows = len(columns["item_id"])
-    names = [*COLUMNS, *sorted(name for name in columns if name.startswith(FIELD_PREFIX))]
-    types = {name: COLUMNS.get(name, _TEXT) for name in names}
+    names = [*COLUMNS, *sorted(name for name in columns if name.startswith((FIELD_PREFIX, TYPED_PREFIX)))]
+    types = {name: columns[name].type if name.startswith(TYPED_PREFIX) else COLUMNS.get(name, _TEXT) for name in names}
     arrays = [columns.get(name, pa.nulls(num_rows, kind)) for name, kind in types.items()]
     table = pa.table(arrays, schema=pa.schema(list(types.items())))
     return Manifest(table, _content_digest(table), counts)
@@ -153,6 +167,8 @@ def manifest_bytes(manifest: Manifest) -> bytes:
     """Write a manifest as one Parquet file, which `read_manifest` reads."""
     sink = io.BytesIO()
     metadata = {"illava.left_out": json.dumps(dict(manifest.left_out)), "illava.num_done": str(manifest.num_done)}
+    if manifest.keeps_types:
+        metadata["illava.keeps_types"] = "1"
     if manifest.counts:
         metadata["illava.counts"] = json.dumps(manifest.counts.as_dict())
     pq.write_table(manifest.table.replace_schema_metadata(metadata), sink, compression="zstd")
@@ -186,6 +202,7 @@ def read_manifest(data: bytes) -> Manifest:
         _recorded_counts(counts, table.num_rows),
         digested,
         b"illava.left_out" not in counts,
+        b"illava.keeps_types" in counts,
     )
 
 
@@ -218,6 +235,8 @@ def _content_digest(table: pa.Table) -> str:
     """Return 32 hex digits over names, lengths and values; independent of how the columns are chunked or stored."""
     digest = hashlib.sha256(str(table.num_rows).encode())
     for name in table.column_names:
+        if name.startswith(TYPED_PREFIX):
+            continue  # its text is digested
         digest.update(f"\n{name}\n".encode())
         _add_column(digest, table[name].chunks)
     return digest.hexdigest()[:32]

@@ -218,6 +218,10 @@ class ManifestColumns:
             name: column if pa.types.is_string(column.type) else as_json(column) for name, column in self._left.items()
         }
 
+    def typed_rest(self) -> dict[str, pa.ChunkedArray]:
+        """Return those of the remaining columns that are no text, with their own types."""
+        return {name: self._user.typed[name] for name in self._left if name in self._user.typed}
+
 
 def _rows_with_values(column: pa.ChunkedArray) -> list[int]:
     return [row for row, ok in enumerate(pc.is_valid(column).to_pylist()) if ok]

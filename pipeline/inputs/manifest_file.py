@@ -23,8 +23,10 @@ from pipeline.inputs.arrow_text import (
     TEXTS,
     TextColumn,
     UnreadableColumnError,
+    infer_type,
     json_text,
     read_as_text,
+    with_its_type,
 )
 from pipeline.storage.parquet import read_table
 from pipeline.storage.uris import printable
@@ -41,12 +43,14 @@ class UserTable:
         lines: 1-based line (row for Parquet) of each row, for messages.
         unit: ``line`` or ``row``.
         structured: rows of a text column whose text is the JSON of a list or an object, where there are any.
+        typed: the columns that are no text, with their own type.
     """
 
     columns: dict[str, pa.ChunkedArray]
     lines: Sequence[int]
     unit: str
     structured: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    typed: dict[str, pa.ChunkedArray] = field(default_factory=dict)
 
     def where(self, rows: Sequence[int], limit: int = 5) -> str:
         """Name rows by their lines, such as ``lines 3, 17, 18 and 204 more``."""
@@ -86,12 +90,16 @@ def _parse_parquet(name: str, data: bytes) -> UserTable:
             read[column] = read_as_text(table[column])
         except UnreadableColumnError as error:
             raise InputError(f"manifest {name}, column {printable(column)!r}: {error}") from error
-    return _user_table(read, range(1, table.num_rows + 1), "row")
+    typed = {column: with_its_type(table[column], read[column].values) for column in table.column_names}
+    return _user_table(read, typed, range(1, table.num_rows + 1), "row")
 
 
-def _user_table(read: dict[str, TextColumn], lines: Sequence[int], unit: str) -> UserTable:
+def _user_table(
+    read: dict[str, TextColumn], typed: dict[str, pa.ChunkedArray], lines: Sequence[int], unit: str
+) -> UserTable:
     structured = {name: column.structured for name, column in read.items() if column.structured}
-    return UserTable({name: column.values for name, column in read.items()}, lines, unit, structured)
+    typed = {name: column for name, column in typed.items() if not pa.types.is_string(column.type)}
+    return UserTable({name: column.values for name, column in read.items()}, lines, unit, structured, typed)
 
 
 def _parse_csv(name: str, text: str) -> UserTable:
@@ -128,16 +136,17 @@ def _parse_jsonl(name: str, text: str) -> UserTable:
             values.extend([None] * (len(lines) - len(values)))
             values.append(value)
         lines.append(number)
-    read = {}
+    read, typed = {}, {}
     for key, values in columns.items():
         values.extend([None] * (len(lines) - len(values)))
         try:
             key.encode()
             read[key] = _json_column(values)
+            typed[key] = infer_type(values, read[key].values)
         except (UnicodeEncodeError, UnreadableColumnError) as error:
             reason = "text that is not valid Unicode: " if isinstance(error, UnicodeEncodeError) else ""
             raise InputError(f"manifest {name}, column {printable(key)!r}: {reason}{error}") from error
-    return _user_table(read, lines, "line")
+    return _user_table(read, typed, lines, "line")
 
 
 def _json_records(name: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:

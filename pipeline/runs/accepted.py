@@ -67,12 +67,14 @@ class DoneItems:
         num_runs: number of earlier runs that were looked at.
         passed_over: those whose rows, or some of them, do not count.
         accepted: differences that count nevertheless, by ``--accept`` now or when a run before took them.
+        failed: items that would only fail again -> what the medium's ETag was then; None where it was not known.
     """
 
     item_ids: list[str] = field(default_factory=list)
     num_runs: int = 0
     passed_over: tuple[PassedOver, ...] = ()
     accepted: tuple[Difference, ...] = ()
+    failed: Mapping[str, str | None] = field(default_factory=dict)
 
 
 def differences(diff: Mapping[str, tuple[Any, Any]]) -> list[Difference]:

@@ -23,6 +23,7 @@ from illava.model_files import declared_dtype
 from illava.preprocess import resize_digest
 from pipeline.config.schema import JobConfig, result_fields
 from pipeline.errors import ConfigError
+from pipeline.phases import phase
 from pipeline.records import MediaKind
 from pipeline.storage import local_files
 
@@ -142,7 +143,8 @@ def _model_files(config: JobConfig) -> str | None:
     model_id, revision = config.model.model_id, config.model.revision
     if os.path.isdir(model_id):
         require_supported(model_id)  # before gigabytes are hashed
-        return folder_digest(model_id)
+        with phase(f"hashing the files of {model_id}, once"):
+            return folder_digest(model_id)
     if revision is None:
         raise ConfigError(
             f"model.model_id: {model_id!r} is no folder here, and a hub id needs model.revision (40 hex digits), "

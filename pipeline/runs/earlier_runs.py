@@ -2,7 +2,8 @@
 
 ``input.exclude_runs`` names one run's folder, or a folder of incremental runs. Only parts are read. A run need not be
 finished: a part is published whole or not at all, so its rows are done. A run that was made in another way is passed
-over, for the kinds of media whose rows this can change, and it is said by which keys.
+over, for the kinds of media whose rows this can change, and it is said by which keys. An item whose medium is broken,
+and still the same, would only fail again: it is left out too, and ``illava retry`` of that run tries it once more.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 from pipeline.config.schema import JobConfig
 from pipeline.errors import InputError
+from pipeline.inputs.permanent_failures import permanent_types
 from pipeline.runs.accepted import Difference, DoneItems, PassedOver, differences, read_accepted
 from pipeline.runs.config_fingerprint import MEDIA_KINDS, ConfigFingerprint, resolve_config_fingerprint
 from pipeline.runs.parquet_sink import list_parts, read_parts
@@ -21,6 +23,7 @@ from pipeline.runs.run_record import diff_of_kinds, read_run_file, recorded_conf
 from pipeline.storage import storage
 
 logger = logging.getLogger(__name__)
+_COLUMNS = ["item_id", "status", "error_type", "media_etag", "recipe_digest", "media_kind"]
 _DONE = ("ok", "partial")  # a truncated file stays truncated until its etag, and with it the item, changes
 _Diffs = dict[str, list[Difference]]  # kind of media -> by what its rows are made in another way
 
@@ -51,11 +54,17 @@ def earlier_items(config: JobConfig, fields: Mapping[str, Any], *, accept: Colle
     """
     if not config.input.exclude_runs:
         return DoneItems()
-    return done_items(config.input.exclude_runs, fields, own_run_uri=config.output.uri, accept=accept)
+    own = config.output.uri
+    return done_items(config.input.exclude_runs, fields, own_run_uri=own, accept=accept, config=config)
 
 
 def done_items(
-    uri: str, config_fingerprint: Mapping[str, Any], *, own_run_uri: str, accept: Collection[str] = ()
+    uri: str,
+    config_fingerprint: Mapping[str, Any],
+    *,
+    own_run_uri: str,
+    accept: Collection[str] = (),
+    config: JobConfig | None = None,
 ) -> DoneItems:
     """Find the items that earlier runs hold with status ok or partial under this config fingerprint.
 
@@ -65,6 +74,7 @@ def done_items(
         own_run_uri: the present job's run; its own parts do not count. Where it lies directly in ``uri``, no earlier
             run is needed: it may be the first of the incremental runs.
         accept: keys in which an earlier run may differ.
+        config: the present job, which decides what would only fail again; nothing where left out.
 
     Raises:
         InputError: ``uri`` holds no run, and the present job's run does not lie in it.
@@ -82,12 +92,13 @@ def done_items(
     diffs = {run: _by_kind(there, config_fingerprint) for run, there in fingerprints.items()}
     known = _accepted_before(own, diffs)
     item_ids: list[str] = []
+    failed: dict[str, str | None] = {}
     passed_over: list[PassedOver] = []
     accepted: dict[str, Difference] = {}
     for run, by_kind in diffs.items():
         taken, left = _taken(by_kind, accept, known)
         counted = [kind for kind, found in left.items() if not found]
-        ids, others = _done_in(run, records[run]["recipe_digest"], counted)
+        ids, others = _done_in(run, records[run], counted, failed, config)
         for kind, some in ids.items():
             item_ids += some
             accepted |= {one.identity: one for one in taken[kind]}
@@ -95,7 +106,9 @@ def done_items(
             concerned = {one.identity: one for kind in others or left for one in left[kind]}
             num_rows = others.total() if counted else None
             passed_over.append(PassedOver(run, tuple(concerned.values()), num_rows))
-    return DoneItems(item_ids, len(runs), tuple(passed_over), tuple(accepted.values()))
+    for name in item_ids:
+        failed.pop(name, None)
+    return DoneItems(item_ids, len(runs), tuple(passed_over), tuple(accepted.values()), failed)
 
 
 def say_earlier_runs(found: DoneItems) -> list[str]:
@@ -151,20 +164,34 @@ def _taken(by_kind: _Diffs, accept: Collection[str], known: Collection[str]) -> 
     return taken, {kind: [one for one in found if one not in taken[kind]] for kind, found in by_kind.items()}
 
 
-def _done_in(run_uri: str, recipe_digest: str, kinds: Collection[str]) -> tuple[dict[str, list[str]], Counter[str]]:
-    """Return a run's done items of these kinds, by kind, and how many it has of others; reads nothing for no kind."""
+def _done_in(
+    run_uri: str,
+    record: Mapping[str, Any],
+    kinds: Collection[str],
+    failed: dict[str, str | None],
+    config: JobConfig | None,
+) -> tuple[dict[str, list[str]], Counter[str]]:
+    """Return a run's done items of these kinds, by kind, and how many it has of others; reads nothing for no kind.
+
+    Items of these kinds that failed for good are put into ``failed``.
+    """
     item_ids: dict[str, list[str]] = {}
     others = Counter[str]()
-    for kind, item_id in _done_rows(run_uri, recipe_digest) if kinds else ():
-        if kind in kinds:
+    for_good = frozenset[str]() if config is None else permanent_types(record.get("config") or {}, config)
+    for row in _rows(run_uri, record["recipe_digest"]) if kinds else ():
+        kind, item_id = row["media_kind"], row["item_id"]
+        if row["status"] not in _DONE:
+            if kind in kinds and row["error_type"] in for_good:
+                failed[item_id] = row["media_etag"]
+        elif kind in kinds:
             item_ids.setdefault(kind, []).append(item_id)
         else:
             others[kind] += 1
     return item_ids, others
 
 
-def _done_rows(run_uri: str, recipe_digest: str) -> Iterator[tuple[str, str]]:
-    for table in read_parts(run_uri, list_parts(run_uri), ["item_id", "status", "recipe_digest", "media_kind"]):
+def _rows(run_uri: str, recipe_digest: str) -> Iterator[dict[str, Any]]:
+    for table in read_parts(run_uri, list_parts(run_uri), _COLUMNS):
         for row in table.to_pylist():
-            if row["status"] in _DONE and row["recipe_digest"] == recipe_digest:
-                yield row["media_kind"], row["item_id"]
+            if row["recipe_digest"] == recipe_digest:
+                yield row

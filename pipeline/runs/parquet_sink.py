@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import StorageError
 from pipeline.faults import fault_point
 from pipeline.records import LATER_COLUMNS, ROW_ERROR_TYPES, SCHEMA_VERSION, ResultRow, Shard
-from pipeline.runs.row_schema import NULLABLE, SCHEMA, to_current_schema
+from pipeline.runs.row_schema import NULLABLE, SCHEMA, USER_PREFIX, to_current_schema
 from pipeline.storage import storage
 from pipeline.storage.parquet import read_table
 from pipeline.storage.uris import printable
@@ -73,7 +73,9 @@ class ParquetSink:
         ordered = [by_id[item_id] for item_id in expected]
         for row in ordered:
             self._check(row, shard_index)
-        data = _part_bytes(ordered, run.part_metadata(shard_index), run.config.output.compression)
+        size = run.items_per_shard
+        user = run.manifest.user_columns(shard_index * size, size)
+        data = _part_bytes(ordered, run.part_metadata(shard_index), run.config.output.compression, user)
         run.check_ownership()
         uri = storage.join(run.uri, "data", part_name(shard_index))
         fault_point("publish_before", str(shard_index))
@@ -155,7 +157,12 @@ def read_parts(run_uri: str, indexes: Sequence[int], columns: Sequence[str] | No
             yield from pool.map(lambda uri: read_rows(uri, columns), uris)
 
 
-def _part_bytes(rows: Sequence[ResultRow], metadata: dict[str, str], compression: str) -> bytes:
+def _part_bytes(
+    rows: Sequence[ResultRow],
+    metadata: dict[str, str],
+    compression: str,
+    user: Mapping[str, pa.ChunkedArray] | None = None,
+) -> bytes:
     schema = SCHEMA.with_metadata({"illava.schema_version": str(SCHEMA_VERSION), **metadata})
     columns = []
     for field in SCHEMA:
@@ -165,10 +172,11 @@ def _part_bytes(rows: Sequence[ResultRow], metadata: dict[str, str], compression
         elif field.name == "error_message":
             values = [None if value is None else printable(value, 2000) for value in values]
         columns.append(_column(field, values))
+    table = pa.Table.from_arrays(columns, schema=schema)
+    for name, column in (user or {}).items():
+        table = table.append_column(f"{USER_PREFIX}{name}", column)
     sink = io.BytesIO()
-    pq.write_table(
-        pa.Table.from_arrays(columns, schema=schema), sink, compression=compression, write_page_checksum=True
-    )
+    pq.write_table(table, sink, compression=compression, write_page_checksum=True)
     return sink.getvalue()
 
 

@@ -65,6 +65,10 @@ NULLABLE = frozenset(
 )
 
 
+# In front of the names of the other columns of the user's manifest; a part has them behind its own, with their types.
+USER_PREFIX = "user_"
+
+
 def _type_of(name: str) -> pa.DataType:
     if name in _TYPES:
         return _TYPES[name]

@@ -101,7 +101,7 @@ def plan_run(config: JobConfig, *, accept: Collection[str] = ()) -> Run:
     check_model_options(config)
     check_keys(accept, everything.fields)
     earlier = earlier_items(config, everything.fields, accept=accept)
-    manifest = build_manifest(config, done_ids=earlier.item_ids)
+    manifest = build_manifest(config, done_ids=earlier.item_ids, failed=earlier.failed)
     config_fingerprint = everything.of_kinds(manifest.kinds)
     items_per_shard = config.output.items_per_shard
     fingerprint = fingerprint_of(config_fingerprint.digest, manifest.digest, items_per_shard)

@@ -12,11 +12,10 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.errors import RefusedError
-from pipeline.runs.driver import may_be_alive
 from pipeline.runs.parquet_sink import list_parts
 from pipeline.runs.run_folder import Run, is_finished, manifest_uri
 from pipeline.runs.run_record import RUN_FILE, read_run_file
-from pipeline.runs.sessions import FOLDER, unended_sessions
+from pipeline.runs.sessions import FOLDER, may_be_alive, unended_sessions
 from pipeline.storage import storage
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from pipeline.errors import CredentialsError, PipelineError
 from pipeline.inputs.manifest import Manifest
 from pipeline.records import FIRST_SCHEMA_VERSION, SCHEMA_VERSION
 from pipeline.runs.parquet_sink import list_parts, part_index, part_name, read_stored
-from pipeline.runs.row_schema import SCHEMA, schema_of, to_current_schema, version_of
+from pipeline.runs.row_schema import SCHEMA, USER_PREFIX, schema_of, to_current_schema, version_of
 from pipeline.runs.run_folder import FINISHED_FILE, read_frozen_manifest
 from pipeline.runs.run_record import (
     RUN_FILE,
@@ -142,11 +142,15 @@ def _table(uri: str, index: int) -> Any:
             f"schema version {version}; this program knows {SCHEMA_VERSION}: verify with the version that wrote it"
         )
         return Violation("newer_schema", where, message)
-    expected = schema_of(version)
-    if not table.schema.equals(expected):
-        odd = sorted(set(table.column_names) ^ set(expected.names)) or "types differ"
+    expected, user = schema_of(version), [name for name in table.column_names if name.startswith(USER_PREFIX)]
+    ours = table.drop_columns(user)
+    if not ours.schema.equals(expected):
+        odd = sorted(set(ours.column_names) ^ set(expected.names)) or "types differ"
         return Violation("wrong_schema", where, f"columns are not those of schema version {version}: {odd}")
-    return to_current_schema(table, SCHEMA.names)
+    current = to_current_schema(ours, SCHEMA.names)
+    for name in user:
+        current = current.append_column(name, table[name])
+    return current
 
 
 def _check_part(folder: _Folder, index: int, table: Any) -> Iterator[Violation]:
@@ -155,7 +159,9 @@ def _check_part(folder: _Folder, index: int, table: Any) -> Iterator[Violation]:
     yield from _check_metadata(folder, index, where, table.schema.metadata or {})
     size = folder.record["items_per_shard"]
     items = {item.item_id: item for item in folder.manifest.slice(index * size, size)}
-    rows = table.to_pylist()
+    rows = table.select(SCHEMA.names).to_pylist()
+    user = folder.manifest.user_columns(index * size, size)
+    yield from _check_user_columns(where, table, {f"{USER_PREFIX}{name}": column for name, column in user.items()})
     yield from check_ids(where, list(items), [row["item_id"] for row in rows])
     constants = _constants(folder.record) | {"shard_index": index}
     for number, row in enumerate(rows):
@@ -167,6 +173,17 @@ def _check_part(folder: _Folder, index: int, table: Any) -> Iterator[Violation]:
             folder.num_answered += 1
             if not stages_fit_latency(row):
                 folder.misfits.append(f"{where} row {number}")
+
+
+def _check_user_columns(where: str, table: Any, expected: dict[str, Any]) -> Iterator[Violation]:
+    """Check that the part has the user's columns, with the manifest's values."""
+    found = [name for name in table.column_names if name.startswith(USER_PREFIX)]
+    if sorted(found) != sorted(expected):
+        odd = sorted(set(found) ^ set(expected))
+        yield Violation("wrong_schema", where, f"columns of the user's manifest are missing or foreign: {odd}")
+    for name in expected.keys() & set(found):
+        if table[name].to_pylist() != expected[name].to_pylist():
+            yield Violation("differs_from_manifest", where, f"{name} has other values than the manifest")
 
 
 def _check_metadata(folder: _Folder, index: int, where: str, metadata: dict[bytes, bytes]) -> Iterator[Violation]:

@@ -26,6 +26,7 @@ from pipeline.config.schema import (
     Section,
     TaskConfig,
 )
+from pipeline.storage.uris import without_extra_slashes
 
 
 class RowConfig(Section):
@@ -67,6 +68,11 @@ class SweepOutput(Section):
     """Says where `sweep.parquet` and the pictures stand."""
 
     uri: str = Field(min_length=1)
+
+    @field_validator("uri")
+    @classmethod
+    def _in_normal_form(cls, uri: str) -> str:
+        return without_extra_slashes(uri)
 
 
 class SweepConfig(Section):

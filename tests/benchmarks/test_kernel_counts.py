@@ -13,8 +13,7 @@ from benchmarks.speed.kernel_counts import count
 from illava import preset
 from illava.plan import EMPTY_PLAN
 
-# (kernels, blocking copies) at most, at the second request of the same shapes. The one copy of a prefill reads the drawn
-# tokens.
+# (kernels, blocking copies) at most, at the second request of the same shapes. A prefill's one reads what was drawn.
 BOUNDS = {
     ("empty", "tower"): (135, 0),
     ("empty", "prefill"): (310, 1),

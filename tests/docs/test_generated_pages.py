@@ -64,6 +64,10 @@ def test_an_example_has_every_key_of_its_section() -> None:
         section, name = dict(configuration.sections(JobConfig))[key], key.partition(":")[0]
         given = {one for example in yaml.safe_load_all(text) for one in example[name]}
         assert given == section.model_fields.keys()
+    for key, texts in configuration.ALTERNATIVES.items():
+        section, (outer, inner) = dict(configuration.sections(JobConfig))[key], key.split(".")
+        found = [name for text in texts for name in yaml.safe_load(text)[outer][inner]]
+        assert found == list(section.model_fields)
 
 
 def test_a_parser_is_taken_as_the_command_builds_it() -> None:

@@ -22,6 +22,7 @@ from pipeline.__main__ import main as pipeline_main
 from pipeline.cli import run_cli
 from pipeline.errors import CredentialsError, InterruptedRunError, PipelineError, RefusedError
 from pipeline.execution.budget import BUDGET_EXIT_CODE
+from pipeline.execution.failures import FAILURES_EXIT_CODE
 from pipeline.execution.runner import run_job
 from pipeline.exit_codes import EXIT_CODES, guarded
 from tests.support.runs import fakes
@@ -316,7 +317,7 @@ def test_readme_help_and_errors_agree_on_exit_codes() -> None:
         assert meaning in readme
     told = {int(code) for code in re.findall(r"\d+", EXIT_CODES)}
     raised = {kind.exit_code for kind in PipelineError.__subclasses__()}
-    assert told == raised | {0, 3, BUDGET_EXIT_CODE, 130, 143}
+    assert told == raised | {0, 3, BUDGET_EXIT_CODE, FAILURES_EXIT_CODE, 130, 143}
 
 
 @pytest.mark.parametrize(

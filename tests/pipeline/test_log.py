@@ -182,25 +182,39 @@ def test_a_terminal_gets_levels_and_colours_and_no_line_is_broken(monkeypatch) -
     assert re.fullmatch(rf"\d\d:\d\d:\d\d ERROR +{re.escape(words)}\n", plain)
 
 
+class AnyRow:
+    """Stands for an answered row; what is counted of it is 0."""
+
+    status, text, error_type, finish_reason = "ok", "", None, "stop"
+
+    def __getattr__(self, name: str) -> int:
+        return 0
+
+
 def test_a_terminals_line_stands_above_the_bar(monkeypatch) -> None:
     """The bar is wiped before it, and drawn again behind it."""
     terminal = on_terminal(monkeypatch)
     with log_to_stderr():
         progress = Progress(3, RunStats())
+        progress.add(AnyRow())
         logger.warning("a line")
         progress.close()
     said = terminal.getvalue()
-    assert said.count("0/3") > 1, "the bar is drawn again"
+    assert said.count("1/3") > 1, "the bar is drawn again"
     line = next(line for line in said.split("\n") if "a line" in line)
-    assert "0/3" not in line.rpartition("\r")[2]
+    assert "1/3" not in line.rpartition("\r")[2]
 
 
 @pytest.mark.parametrize(("style", "drawn"), [("auto", True), ("plain", True), ("json", False)])
 def test_a_terminal_draws_a_bar_unless_json_lines_go_there(style, drawn, monkeypatch) -> None:
     terminal = on_terminal(monkeypatch)
     with log_to_stderr(style):
-        Progress(3, RunStats()).close()
-    assert ("0/3" in terminal.getvalue()) == drawn
+        progress = Progress(3, RunStats())
+        before = terminal.getvalue()
+        progress.add(AnyRow())
+        progress.close()
+    assert "/3" not in before, "a bar that stands still while the model is loaded says nothing"
+    assert ("1/3" in terminal.getvalue()) == drawn
 
 
 def test_without_rich_a_terminal_gets_plain_lines(monkeypatch) -> None:

@@ -61,22 +61,22 @@ def plan_of(*steps):
     return ReductionPlan.model_construct(layout="geometric", steps=tuple(made))
 
 
-def make_decoder():
+def make_decoder(dtype=torch.float32):
     """A decoder of two layers and its word embeddings."""
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, max_position_embeddings=200,
     )  # fmt: skip
-    model = Qwen2ForCausalLM(config).eval()
+    model = Qwen2ForCausalLM(config).eval().to(dtype)
     return Decoder(model.model, model.lm_head), model.get_input_embeddings()
 
 
-def composition(lengths):
+def composition(lengths, dtype=torch.float32):
     """Requests that hold ``lengths`` tokens, half as many in the second layer: the cache and a step's inputs."""
     device = torch.device("cpu")
     cache = PagedCache(
-        num_layers=2, num_kv_heads=1, head_dim=16, num_blocks=80, block_size=8, dtype=torch.float32, device=device
+        num_layers=2, num_kv_heads=1, head_dim=16, num_blocks=80, block_size=8, dtype=dtype, device=device
     )
     draw = torch.Generator().manual_seed(0)
     for pool in (cache.k_pool_PSGd, cache.v_pool_PSGd):

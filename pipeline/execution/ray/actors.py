@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,9 +32,11 @@ from illava.errors import ILLaVAError
 from pipeline.config.placement import ClusterGPUs, gpus_of
 from pipeline.config.schema import JobConfig, RuntimeConfig
 from pipeline.errors import ClusterError, MissingPackageError, PipelineError
+from pipeline.execution.ray.joining import REACH_S, Joining, unreachable
 from pipeline.known_errors import known_error
 from pipeline.loading.load_report import ItemLoader, LoadReport, load_reported
 from pipeline.log import LogSettings, log_like, log_settings
+from pipeline.phases import phase
 from pipeline.records import LoadedItem, MediaItem, ResultRow
 
 if TYPE_CHECKING:
@@ -238,18 +241,26 @@ def connect(runtime: RuntimeConfig, *, debug: bool = False) -> Iterator[RayClust
         yield RayCluster()
         return
     address = os.environ.get("RAY_ADDRESS")
+    joining = Joining()
     try:
         if address:
-            ray.init(logging_level=logging.ERROR, log_to_driver=debug)
+            with phase(f"reaching the Ray cluster at {address} (RAY_ADDRESS), {REACH_S:g} s at most", after_s=0):
+                init = partial(ray.init, logging_level=logging.ERROR, log_to_driver=debug)
+                joining.call(init, timeout_s=REACH_S)
         else:
-            _start_local(runtime, debug=debug)
+            with phase("starting Ray on this machine", after_s=0):
+                _start_local(runtime, debug=debug)
     except Exception as error:  # Ray raises no class of its own where a node is too slow to start
-        place = f"reach the Ray cluster at {address} (RAY_ADDRESS)" if address else "start a local Ray cluster"
-        raise ClusterError(f"cannot {place}: {error}; --set runtime.executor=local runs without Ray") from error
+        if address:
+            raise ClusterError(unreachable(address, error)) from error
+        raise ClusterError(
+            f"cannot start a local Ray cluster: {error}; --set runtime.executor=local runs without Ray"
+        ) from error
     try:
         yield RayCluster()
     finally:
         ray.shutdown()
+        joining.close()
 
 
 def _start_local(runtime: RuntimeConfig, *, debug: bool) -> None:

@@ -78,11 +78,11 @@ def test_sizes_say_how_many_tokens_of_the_unreduced_model_each_one_stands_for(ti
         assert prompt_of(tiny.vlm, request, plan_of(tiny.vlm, size_bias=False)).size_T is None
 
 
-def prefilled(vlm, prompts, plan, *, max_tokens=None, room=8):
+def prefilled(vlm, prompts, plan, *, max_tokens=None, num_new=8):
     """Logits behind prompts of a batch, by one call or in chunks; and the batch's cache."""
     decoder, cache = vlm.family.decoder, vlm.engine.cache
     for row, prompt in enumerate(prompts):
-        cache.admit(row, [prompt.num_tokens + room] * decoder.num_layers)
+        cache.admit(row, [prompt.num_tokens + num_new] * decoder.num_layers)
     blocks = cache.batch(range(len(prompts)), [[0] * decoder.num_layers] * len(prompts))
     run, done = PrefillRun(decoder, pack(prompts), plan, cache, blocks, seeds=[0] * len(prompts)), None
     while done is None:
@@ -163,9 +163,9 @@ def test_a_batch_equals_its_requests_alone_also_beside_a_plan_without_the_bias(t
 @pytest.mark.parametrize("decoder", DECODER)
 def test_questions_on_one_medium_share_a_biased_prefix_and_long_prompts_go_in_by_chunks(tiny, decoder, monkeypatch):
     vlm, plan = tiny.vlm, plan_of(tiny.vlm, decoder=decoder)
-    medium = media_of(tiny.requests[0])[0]
+    mm_item = media_of(tiny.requests[0])[0]
     questions = ("What?", "What happens here, and why?", "Where is it?")
-    requests = [Request(str(n), (medium, question), ANSWER) for n, question in enumerate(questions)]
+    requests = [Request(str(n), (mm_item, question), ANSWER) for n, question in enumerate(questions)]
     alone = [vlm.generate([request], plan=plan)[0].token_ids for request in requests]
     projected, project = [], vlm.family.decoder.project
     monkeypatch.setattr(

@@ -9,6 +9,9 @@ from illava import VLM
 from illava.attention.packed import packed_attention, with_key_bias
 from illava.attention.scores import attention_received, one_query_attention
 from illava.plan import EMPTY_PLAN, ReductionPlan
+from illava.reducers import REDUCERS
+from illava.reduction.grid_representatives import merged_counts
+from illava.reduction.segments import Segments
 from illava.reduction.vision import VisionReduction
 from tests.support.closeness import FLOAT32, assert_close
 from tests.support.models.families import MAKERS, make_folder
@@ -53,6 +56,42 @@ def test_a_bias_in_extra_width_is_a_bias_on_the_scores(width, dtype):
     assert wide_k.shape[-1] % 8 == 0
 
 
+BUDGETS = {"pooling": {"grid": (3, 2)}, "frame_merging": {"num_frames": 2}}
+OPTIONAL = [kind for kind, reducer in REDUCERS.items() if "proportional_attention" in reducer.model_fields]
+
+
+@pytest.mark.parametrize("kind", OPTIONAL)
+def test_every_merging_method_biases_by_how_much_it_merged_where_asked_to(kind):
+    """Two steps; the option of the first holds for the second, too. Without it there is no bias."""
+    gen, lengths = torch.Generator().manual_seed(3), (24, 24)
+    coord_T3 = torch.cartesian_prod(torch.arange(2), torch.arange(6), torch.arange(4))
+    hidden_TD, q_THd, k_THd = (torch.randn(48, *shape, generator=gen) for shape in ((16,), (2, 8), (2, 8)))
+    budget, biases = BUDGETS.get(kind, {"keep_ratio": 0.6}), {}
+    for proportional in (True, False):
+        reducer = {"kind": kind, **budget, "proportional_attention": proportional}
+        steps = [{"stage": "vision_block", "layers": [0], "reducer": reducer}]
+        steps += [{"stage": "vision_block", "layers": [1], "reducer": {"kind": "tome", "num_merged": 1}}]
+        plan, video = ReductionPlan(steps=steps), Segments.of([2], [True])
+        reduction = VisionReduction(plan, lengths, coord_T3, num_blocks=2, seeds=[0, 0], segments=video)
+        kept_KD = reduction.at(0, hidden_TD, q_THd, k_THd, scale=0.3)
+        n = len(kept_KD)
+        reduction.at(1, kept_KD, q_THd[:n], k_THd[:n], scale=0.3)
+        biases[proportional] = reduction.key_bias_T
+        sizes = merged_counts(
+            [step.assignment for step in reduction.steps], 48, sum(reduction.lengths), hidden_TD.device
+        )
+    assert biases[False] is None
+    assert sizes.sum() == 48 or kind == "illava_2026"  # which drops some tokens
+    assert sizes.max() > 1
+    assert_close(biases[True], sizes.log())
+
+
+def test_the_published_methods_stay_as_published():
+    plain = {kind for kind in OPTIONAL if not REDUCERS[kind](**BUDGETS.get(kind, {"keep_ratio": 0.6})).biases_attention}
+    assert plain == {*OPTIONAL} - {"ward"}
+    assert {"illava", "illava_2026", "tome", "kmeans", "greedy", "pooling"} <= plain
+
+
 @pytest.fixture(scope="module", params=MAKERS)
 def family(request, tmp_path_factory):
     folder = str(make_folder(request.param, tmp_path_factory.mktemp(request.param)))
@@ -63,8 +102,9 @@ def feature_of(ran):
     return ran[0] if isinstance(ran, tuple) else ran
 
 
+@pytest.mark.parametrize("kind", ["tome", "greedy"])
 @torch.inference_mode()
-def test_equal_tokens_merged_are_as_if_they_were_all_there(family, monkeypatch):
+def test_equal_tokens_merged_are_as_if_they_were_all_there(family, kind, monkeypatch):
     """Twins at one place: what is merged of them attends and is attended as both did, in every later block."""
     monkeypatch.setattr("illava.families.llava.towers._CPU_ROWS", 1)  # segment by segment
     tower, width = family.tower, _width(family)
@@ -85,18 +125,18 @@ def test_equal_tokens_merged_are_as_if_they_were_all_there(family, monkeypatch):
         reduction = VisionReduction(plan, lengths, coord_T3, num_blocks=num_blocks, has_cls=has_cls, group_side=side)
         return feature_of(tower.run(hidden, reduction)), reduction
 
-    def tome(proportional):
-        reducer = {"kind": "tome", "num_merged": 3, "proportional_attention": proportional}
+    def cut(proportional):
+        reducer = {"kind": kind, "num_merged": 3, "proportional_attention": proportional}
         return ReductionPlan(steps=[{"stage": "vision_block", "layers": [BLOCK], "reducer": reducer}])
 
     assert blocks > BLOCK
     whole, _ = run(EMPTY_PLAN)
-    merged, reduction = run(tome(True))
+    merged, reduction = run(cut(True))
     kept_K = reduction.steps[0].of_groups.kept_K
     assert len(kept_K) == 2 * (2 * twins - 3)
     assert reduction.key_bias_T.exp().max().round() == 2
     assert_close(merged, whole[kept_K])
-    plain, _ = run(tome(False))
+    plain, _ = run(cut(False))
     assert (plain - whole[kept_K]).abs().max() > 1e-3
 
 

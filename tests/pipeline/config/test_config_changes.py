@@ -18,6 +18,7 @@ from tests.support.runs.config_changes import (
     leaves,
     with_another_value,
 )
+from tests.support.runs.run_folders import complete
 
 LEAVES = list(leaves())
 ROWS = [leaf for leaf in LEAVES if leaf.affects == "rows"]
@@ -53,7 +54,7 @@ def test_every_key_has_another_value_and_there_is_none_without_a_key() -> None:
 @pytest.mark.parametrize("leaf", ROWS, ids=str)
 def test_what_can_change_a_row_is_refused_by_name_with_both_values(config_of, folder, leaf) -> None:
     config = config_of(leaf)
-    open_run(config)
+    complete(open_run(config))  # a run without a part would be taken over
     with pytest.raises(RefusedError, match=rf"\n  {re.escape(leaf.key)}: .* there, .* here\n") as caught:
         open_run(with_another_value(config, leaf, folder))
     assert caught.value.exit_code == 4
@@ -73,7 +74,7 @@ def test_what_only_affects_execution_resumes(config_of, folder, leaf) -> None:
 def test_another_shard_size_is_refused_by_name_and_another_folder_is_another_run(config_of, folder) -> None:
     where, size = (next(leaf for leaf in LEAVES if leaf.key == key) for key in ("output.uri", "output.items_per_shard"))
     config = config_of(size)
-    open_run(config)
+    complete(open_run(config))
     with pytest.raises(RefusedError, match=r"output.items_per_shard: 4 there, 5 here"):
         open_run(with_another_value(config, size, folder))
     assert not open_run(with_another_value(config, where, folder)).resumed

@@ -62,16 +62,16 @@ def test_nights_that_did_not_count_empty_answers_are_not_compared_by_them():
 
 
 @pytest.fixture
-def night(config, root):
+def night(config, tmp_path):
     """Makes one night's run of two items, created on that day, with texts (None for a failed row)."""
-    dataset = storage.join(root, "captions")
+    dataset = storage.join(str(tmp_path), "captions")
     created = []
 
     def make(day, *texts):
         for n in range(len(texts)):
-            storage.write_atomic(storage.join(root, "in", f"{day}-{n}.mp4"), b"x")
+            storage.write_atomic(storage.join(str(tmp_path), "in", f"{day}-{n}.mp4"), b"x")
         output = {"uri": storage.join(dataset, f"night-{day}"), "items_per_shard": 100}
-        run = open_run(config(input={"uri": storage.join(root, "in"), "exclude_runs": dataset}, output=output))
+        run = open_run(config(input={"uri": storage.join(str(tmp_path), "in"), "exclude_runs": dataset}, output=output))
         uri = storage.join(run.uri, "run.json")
         record = json.loads(storage.read(uri)) | {"created_at": f"2026-11-{day:02d}T00:00:00+00:00"}
         storage.write_atomic(uri, json.dumps(record).encode())

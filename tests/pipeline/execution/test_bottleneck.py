@@ -87,4 +87,4 @@ def test_the_line_names_it(monkeypatch, caplog) -> None:
     for clock.now_s in range(1, 31):
         progress.tick(lambda: replace(IDLE, num_loaded=1))
     [line] = caplog.messages
-    assert "waits for the model (100%)" in line
+    assert line == "0/10 items after 30 s; waits for the model (100%)"

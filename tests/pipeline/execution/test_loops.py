@@ -136,7 +136,7 @@ def pictures(tmp_path) -> Path:
 
 
 def test_every_key_of_the_documented_example_reaches_the_rows_of_a_run(tmp_path, model, pictures) -> None:
-    sampling = yaml.safe_load(EXAMPLES["sampling"])["sampling"]
+    sampling = yaml.safe_load(EXAMPLES["sampling"])["sampling"] | {"grammar": {"regex": "[ab]{9,}"}}
     # Rewards instead of penalties: the answers loop, as often as they are asked.
     sampling |= {"max_new_tokens": 24, "loop_tokens": 12, "presence_penalty": -2.0, "frequency_penalty": -2.0}
     sampling |= {"repetition_penalty": 0.5, "min_p": 0.9}

@@ -14,11 +14,10 @@ from illava.errors import DeviceError, ModelLoadError, PlanError
 from pipeline.errors import ClusterError, RefusedError
 from pipeline.execution.runner import run_job
 from pipeline.planning.dry_run import render_dry_run
-from pipeline.runs.driver import may_be_alive, this_driver
 from pipeline.runs.parquet_sink import ParquetSink
 from pipeline.runs.run import create_or_resume, finish, open_run, plan_run
 from pipeline.runs.run_record import read_run_file
-from pipeline.runs.sessions import Session
+from pipeline.runs.sessions import Session, may_be_alive, this_driver
 from pipeline.storage import storage
 from tests.support.runs import fakes
 from tests.support.runs.fakes import job_config, numbered_items, read_rows, violations
@@ -36,7 +35,7 @@ def job(model_folder, root):
 
 def gone() -> dict:
     """The driver of a process of this machine that has ended."""
-    code = "import json; from pipeline.runs.driver import this_driver; print(json.dumps(this_driver()))"
+    code = "import json; from pipeline.runs.sessions import this_driver; print(json.dumps(this_driver()))"
 
     return json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
 

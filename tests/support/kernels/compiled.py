@@ -1,48 +1,87 @@
-"""Compiles the Triton kernels to PTX for compute capability 9.0, at LLaVA-OneVision-7B's shapes; prints their names.
+"""Compiles the Triton kernels for compute capability 9.0, at LLaVA-OneVision-7B's shapes and alignments; prints a line.
 
-What the interpreter lets pass and the compiler does not shows here, without a GPU. Run by test_kernels.py.
+What the interpreter lets pass and the compiler does not shows here, without a GPU. The compiler is told what the JIT
+will see of the arguments: pointers and strides that 16 divides. Without it other code is compiled than will run. A
+kernel's line has its name, its registers, its spilled bytes, and its loads of two bytes. Run by test_kernels.py.
 """
 
+import re
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from illava.attention import triton_paged as paged_decode
-from illava.attention import triton_scores as score
+from illava.attention import triton_paged, triton_scores
+from illava.decoder import triton_layers
 
 HOPPER = GPUTarget("cuda", 90, 32)
-TYPES = {
-    **dict.fromkeys(("q", "k", "k_pool", "v_pool", "out"), "*bf16"),
+NUMBERS = {
     **dict.fromkeys(("partial", "lse", "score", "bias_pool"), "*fp32"),
     **dict.fromkeys(("table", "length", "blocks", "num_biased"), "*i32"),
-    "scopes": "*i64",
-    "scale": "fp32",
+    **dict.fromkeys(("scopes", "slot"), "*i64"),
+    **dict.fromkeys(("scale", "eps"), "fp32"),
 }
+POINTERS = {
+    "q", "k", "v", "k_pool", "v_pool", "out", "x", "delta", "weight", "total", "normed", "cos", "sin", "gate", "up"
+}  # fmt: skip
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
-def compile_kernel(kernel: JITFunction, **constants: int) -> None:
-    signature = {name: "constexpr" if name in constants else TYPES.get(name, "i32") for name in kernel.arg_names}
-    source = ASTSource(kernel, signature, {(kernel.arg_names.index(name),): n for name, n in constants.items()})
-    backend = make_backend(HOPPER)
-    from triton.compiler import compile as compile_source
-
-    compiled = compile_source(source, target=HOPPER, options=backend.parse_options({"num_stages": 2}).__dict__)
+def compile_kernel(kernel: JITFunction, odd: tuple[str, ...] = (), dtype: str = "bf16", **constants: int) -> None:
+    """Compile, check and print; ``odd`` names the integers that 16 does not divide."""
+    warps = constants.pop("num_warps", 4)
+    types = {**NUMBERS, **dict.fromkeys(POINTERS, f"*{dtype}")}
+    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
+    divided = {
+        (place,): [["tt.divisibility", 16]]
+        for place, name in enumerate(kernel.arg_names)
+        if name not in constants and name not in odd and signature[name] != "fp32"
+    }
+    fixed = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(kernel, signature, fixed, divided)
+    options = make_backend(HOPPER).parse_options({"num_stages": 2, "num_warps": warps}).__dict__
+    compiled = triton.compile(source, target=HOPPER, options=options)
     assert ".target sm_90" in compiled.asm["ptx"]
     assert compiled.metadata.shared < 99 << 10, compiled.metadata.shared  # what every GPU from 8.0 on has
-    print(kernel.__name__)
+    print(kernel.__name__, dtype, *inspected(compiled.asm["cubin"]))
+
+
+def inspected(cubin: bytes) -> tuple[int, int, int]:
+    """Registers, bytes of the stack (spills), and loads of two bytes from global memory."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage, code = (
+            subprocess.run([TOOLS / "cuobjdump", flag, file.name], capture_output=True, text=True, check=False).stdout
+            if flag != "-c"
+            else subprocess.run(
+                [TOOLS / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True
+            ).stdout
+            for flag in ("-res-usage", "-c")
+        )
+    registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))
+    return registers, stack, len(re.findall(r"LDG\.E\.[US]16", code))
 
 
 if __name__ == "__main__":
     heads = {"SHARE": 7, "KV_HEADS": 4, "HEAD_DIM": 128, "BLOCK_SIZE": 16, "SPLITS": 32}
     for biased in (False, True):
-        compile_kernel(paged_decode._attend_split, **heads, BIASED=biased, BLOCK_H=16, BLOCK_N=64, BLOCK_D=128)
-    compile_kernel(paged_decode._join_splits, HEADS=28, HEAD_DIM=128, SPLITS=32, BLOCK_D=128)
-    tower = {"SHARE": 1, "HEAD_DIM": 72, "BLOCK": 64, "BLOCK_D": 128}
-    compile_kernel(score._log_sum_exp, CAUSAL=False, **tower)
-    for divisor in (0, 1, 2):
-        compile_kernel(score._sum_received, DIVISOR=divisor, **tower)
+        compile_kernel(triton_paged._attend_split, **heads, BIASED=biased, BLOCK_H=16, BLOCK_N=64, BLOCK_D=128)
+    compile_kernel(triton_paged._join_splits, HEADS=28, HEAD_DIM=128, SPLITS=32, BLOCK_D=128)
+    for dtype, block in (("bf16", 64), ("fp32", 32)):
+        tower = {"EIGHTS": True, "SHARE": 1, "HEAD_DIM": 72, "BLOCK": block, "BLOCK_D": 128, "dtype": dtype}
+        odd = ("stride_qh", "stride_kj", "num_tokens")  # 72 channels a head; any number of tokens
+        compile_kernel(triton_scores._log_sum_exp, odd, CAUSAL=False, **tower)
+        for divisor in (0, 1, 2):
+            compile_kernel(triton_scores._sum_received, odd, DIVISOR=divisor, **tower)
+    compile_kernel(triton_layers._add_norm, HAS_DELTA=True, NUM_CHANNELS=3584, BLOCK_D=4096, num_warps=8)
+    shape = {"HEADS": 28, "KV_HEADS": 4, "HEAD_DIM": 128, "BLOCK_H": 32, "BLOCK_G": 4, "BLOCK_D": 64}
+    compile_kernel(triton_layers._rotate_write, WRITE=True, **shape)
+    compile_kernel(triton_layers._silu_mul, NUM_CHANNELS=18_944, BLOCK=1024)

@@ -3,17 +3,24 @@
 The interpreter is chosen when triton is imported, which another test of the process may have done before.
 """
 
+from functools import partial
+
 import pytest
 import torch
+from torch import nn
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from illava.attention.backend import kernels_on
 from illava.attention.paged import paged_attention
 from illava.attention.scores import attention_received, causal_attention_received
 from illava.decoder.decode import StaticInputs, decode_step
+from illava.decoder.kv_cache import PagedCache
+from illava.decoder.layer_ops import add_rms_norm, rotate_and_write, silu_mul
 from tests.support.closeness import assert_close
 from tests.support.decoder_cases import composition, make_decoder
 
 CPU = torch.device("cpu")
+HALF, ONE_ROUNDING = torch.float16, 2**-10  # of the largest value
 
 
 @pytest.fixture(autouse=True)
@@ -158,3 +165,57 @@ def test_a_step_over_fixed_tensors_gives_each_request_what_it_gets_alone():
     assert_close(logits, expected)
     held = cache.num_blocks  # the null block alone may differ: rows without a request wrote there
     assert_close(cache.k_pool_PSGd[:held], reference_cache.k_pool_PSGd[:held])
+
+
+# In float16 alone: the interpreter cuts float32 down to bfloat16, where the compiler rounds.
+
+
+@pytest.mark.parametrize("width", [32, 40])
+def test_a_norm_with_its_residual_is_its_reference(width):
+    norm = Qwen2RMSNorm(width, eps=1e-6).to(HALF)
+    norm.weight.data = torch.rand(width).to(HALF) + 0.5
+    x, delta = torch.randn(2, 5, width).to(HALF) * 3
+    for given in (delta, None):
+        total, normed = add_rms_norm(norm, x, given)
+        expected_total, expected = reference(add_rms_norm, norm, x, given)
+        assert torch.equal(total, expected_total)
+        assert_close(normed.float(), expected.float(), tolerance=ONE_ROUNDING)
+
+
+def test_rotation_with_the_write_is_its_reference():
+    """Of strided queries, keys and values, as one product gives them; what no token writes stays."""
+    heads, groups, width = 6, 2, 24
+    joined = torch.randn(5, (heads + 2 * groups) * width).to(HALF)
+    angle = torch.rand(5, 1, width // 2).repeat(1, 1, 2) * 6
+    rotary, slots = (angle.cos().to(HALF), angle.sin().to(HALF)), torch.tensor([9, 0, 3, 11, 4])
+
+    def run(write):
+        parts = joined.clone().split([heads * width, groups * width, groups * width], -1)
+        q, k, v = (part.unflatten(-1, (-1, width)) for part in parts)
+        cache = PagedCache(
+            num_layers=1, num_kv_heads=groups, head_dim=width, num_blocks=3, block_size=4, dtype=HALF, device=CPU
+        )
+        cache.k_pool_PSGd.fill_(7), cache.v_pool_PSGd.fill_(8)
+        q, k = rotate_and_write(q, k, v, rotary, (cache, slots) if write else None)
+        return q, k, cache.k_pool_PSGd, cache.v_pool_PSGd
+
+    for write in (True, False):
+        for found, expected in zip(run(write), reference(run, write), strict=True):
+            assert_close(found.float(), expected.float(), tolerance=ONE_ROUNDING)
+
+
+def test_gate_times_up_is_its_reference():
+    gate, up = (torch.randn(3, 2 * 1100).to(HALF) * 4).split(1100, -1)
+    found, expected = silu_mul(nn.SiLU(), gate, up), reference(silu_mul, nn.SiLU(), gate, up)
+    assert_close(found.float(), expected.float(), tolerance=ONE_ROUNDING)
+
+
+@torch.inference_mode()
+def test_a_step_in_half_precision_is_near_the_references():
+    """Rounded as the borrowed model rounds; what is left is the order of sums and single roundings."""
+    decoder, embed = make_decoder(dtype=torch.float16)
+    logits = []
+    for step in (decode_step, partial(reference, decode_step)):
+        cache, inputs = composition((3, 70), dtype=torch.float16)
+        logits.append(step(decoder, embed, cache, inputs).float())
+    assert_close(logits[0], logits[1], tolerance=1e-2)

@@ -95,6 +95,7 @@ EXECUTION_VALUES: dict[str, Any] = {
     "runtime.num_reader_actors": 9,
     "runtime.max_inflight_bytes": 9,
     "runtime.max_attempts": 9,
+    "runtime.max_failed": 9,
     "runtime.item_timeout_s": 9.0,
     "runtime.max_open_shards": 9,
     "runtime.cache_dir": "/tmp/x",

@@ -1,0 +1,42 @@
+"""Computes several linear layers of one input as one product: queries, keys and values; gate and up-projection.
+
+The joined weight takes the place of the layers' own, which become views of it: no weight is held twice, and the
+borrowed model still runs on them. On CPU the layers stay apart, where one product brings nothing.
+
+Shape suffixes: T tokens, D input channels, N output channels of all layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+Products = Callable[[Tensor], tuple[Tensor, ...]]  # of one input, the output of each layer
+
+
+def products(linears: Sequence[nn.Module], *, join: bool) -> Products:
+    """What computes these layers: one product if ``join`` and all are plain linear layers alike, else each its own."""
+    if not join or not _are_alike(linears):
+        return lambda x_TD: tuple(linear(x_TD) for linear in linears)
+    sizes = [linear.out_features for linear in linears]
+    weight_ND = _joined([linear.weight for linear in linears])
+    bias_N = None if linears[0].bias is None else _joined([linear.bias for linear in linears])
+    return lambda x_TD: nn.functional.linear(x_TD, weight_ND, bias_N).split(sizes, -1)
+
+
+def _are_alike(linears: Sequence[nn.Module]) -> bool:
+    """Plain layers (no quantised ones, no adapters) of one type, and all with or all without a bias."""
+    if any(type(linear) is not nn.Linear for linear in linears):
+        return False
+    kinds = {(linear.weight.dtype, linear.weight.device, linear.in_features, linear.bias is None) for linear in linears}
+    return len(kinds) == 1 and not any(p.requires_grad for linear in linears for p in linear.parameters())
+
+
+@torch.no_grad()
+def _joined(values: Sequence[nn.Parameter]) -> Tensor:
+    joined = torch.cat([value.detach() for value in values])
+    for value, part in zip(values, joined.split([len(value) for value in values]), strict=True):
+        value.data = part
+    return joined
