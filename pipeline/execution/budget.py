@@ -107,9 +107,15 @@ class BudgetGuard:
         """Note in the session's record, now and then, what it has spent, from above: other commands read it there."""
         now_s = time.perf_counter()
         if now_s - self._noted_s >= LOOK_EVERY_S:
-            self._noted_s, wall_s = now_s, now_s - self._began_s
-            actor_s = wall_s * self._config.runtime.num_vlm_actors.max
-            session.note(Spending(wall_s=wall_s, actor_s=actor_s, total_usd=self._usd(actor_s)))
+            self._noted_s = now_s
+            session.note(self.so_far)
+
+    @property
+    def so_far(self) -> Spending:
+        """What the command has spent up to now, from above."""
+        wall_s = time.perf_counter() - self._began_s
+        actor_s = wall_s * self._config.runtime.num_vlm_actors.max
+        return Spending(wall_s=wall_s, actor_s=actor_s, total_usd=self._usd(actor_s))
 
     @property
     def said(self) -> str:

@@ -218,7 +218,7 @@ def _work(
     scheduler = build_scheduler(
         run, pending, sink, preprocessor, run_info=_run_info(run), listeners=[watch.progress.add, *listeners]
     )
-    with _ended_if_it_fails(record), closing(watch), open_executor(scheduler) as executor:
+    with _ended_if_it_fails(record, budget_guard), closing(watch), open_executor(scheduler) as executor:
         interruption.loop_began()
         with closing(Publisher(sink, scheduler)) as publisher:
             while not (scheduler.done or interruption.signal or _failed_too_often(run, stats)):
@@ -235,12 +235,12 @@ def _work(
 
 
 @contextmanager
-def _ended_if_it_fails(record: Session) -> Iterator[None]:
+def _ended_if_it_fails(record: Session, budget_guard: BudgetGuard) -> Iterator[None]:
     """Record that the session ended also where an error ends it: nobody shall take it for one still at work."""
     try:
         yield
     except BaseException:
-        record.end(None)
+        record.end(None, so_far=budget_guard.so_far)
         raise
 
 

@@ -57,12 +57,12 @@ class Session:
         """Record what the session has spent so far, for whoever else spends on this run."""
         self._write(None, so_far)
 
-    def end(self, spent: Spending | None, *, num_rows: int | None = None) -> None:
+    def end(self, spent: Spending | None, *, num_rows: int | None = None, so_far: Spending | None = None) -> None:
         """Record that the session ends, what it spent, and how many rows it made.
 
-        ``spent`` is None where an error ended the session before that was known.
+        ``spent`` is None where an error ended the session before that was known; then ``so_far`` bounds it from above.
         """
-        self._write(spent, None, num_rows, ended_at=datetime.now(UTC))
+        self._write(spent, so_far, num_rows, ended_at=datetime.now(UTC))
 
     def _write(
         self,
@@ -111,9 +111,9 @@ def other_sessions(run_uri: str, *, but: str = "") -> list[SessionSpending]:
     """
     found = []
     for uri, record in _records(run_uri):
-        ended = record.get("spent") is not None
+        ended = bool(record.get("spent") or record.get("ended_at"))
         try:
-            spent = Spending(**(record["spent"] if ended else record.get("so_far") or {}))
+            spent = Spending(**(record["spent"] or record.get("so_far") or {}))
         except (KeyError, TypeError) as error:
             raise StorageError(_unreadable(uri, error)) from error
         name = uri.rpartition("/")[2].removesuffix(".json")

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.cost import Spending
-from pipeline.errors import ConfigError, InputError
+from pipeline.errors import ConfigError, InputError, PipelineError
 from pipeline.execution import budget as budgets
 from pipeline.execution.budget import Budget, BudgetGuard, parse_budget
 from pipeline.execution.rows import RunInfo
@@ -235,6 +235,25 @@ def test_a_budget_of_the_run_counts_every_command_that_has_begun_on_it(tmp_path)
     assert "stopped at its budget of 3000.0 s for the whole run, 30" in render_summary(again)
     assert "; nothing begun, " in render_summary(again)
     assert run(config, budget=parse_budget("50m", config)).exit_code == 0, "of one command nothing was spent"
+
+
+def test_what_a_command_spent_that_an_error_ended_counts(tmp_path) -> None:
+    def failing(config, run_info) -> VLMWorker:
+        worker = costly_worker(config, run_info)
+
+        def step():
+            raise PipelineError("the model's device is gone")
+
+        worker.step = step
+        return worker
+
+    config = config_of(tmp_path, 4)
+    with pytest.raises(PipelineError, match="device is gone"):
+        run_job(config, worker_factory=failing, loader_factory=fake_loader)
+    [session] = other_sessions(str(tmp_path / "out"))
+    assert session.ended
+    assert session.spent.wall_s > 0
+    assert Budget(1.0, "usd", "run").used_by([session]) == session.spent.total_usd > 0
 
 
 def test_two_commands_that_both_spend_are_seen(tmp_path, monkeypatch, caplog) -> None:
