@@ -42,7 +42,9 @@ GROUPS: dict[str, dict[str, Column]] = {
         "category": Column(
             "", "The manifest's `category`; scores are given for each.", "null where the manifest has none"
         ),
-        "fields": Column("", "Every further column of your manifest, as text."),
+        "fields": Column(
+            "", "Every further column of your manifest, as text; goes in a later release, use `user_NAME`."
+        ),
     },
     "What came out": {
         "status": Column(
@@ -175,7 +177,21 @@ def page() -> str:
     for title, group in GROUPS.items():
         rows = [_row(SCHEMA.field(name), column) for name, column in group.items()]
         parts += [f"## {title}", table(_HEAD, rows)]
-    return "\n\n".join([*parts, "## An entry of `pages`", _PAGES, _pages_table(), "## Versions", _versions()]) + "\n"
+    return (
+        "\n\n".join(
+            [
+                *parts,
+                "## Your own columns",
+                _USER,
+                "## An entry of `pages`",
+                _PAGES,
+                _pages_table(),
+                "## Versions",
+                _versions(),
+            ]
+        )
+        + "\n"
+    )
 
 
 def _row(field: pa.Field, column: Column) -> tuple[str, ...]:
@@ -221,6 +237,11 @@ A job writes one row for each item, failed ones included, into `OUTPUT/data/part
 not at all, so reading the folder is right at any moment of a run. Counts are read off tensor shapes while the model
 runs; they are never computed from the plan. Seconds are wall time unless a column says CPU. [Operations](operations.md)
 shows how to read the rows with pandas, DuckDB and `datasets`."""
+_USER = """\
+Behind these columns a part has one column `user_NAME` for every further column of your manifest, with the type that it
+has there: numbers, booleans, dates and times, lists and structs of these and of text. JSON lines have a type where one
+holds all values of a column; CSV has text alone. A missing value, NaN too, is null. Parts of a run that was begun before
+this have none. The map `fields` has the same as text; it goes in a later release."""
 _PAGES = """\
 The column `pages` of a document has one entry for each page, in order. What the model answered to a window of pages
 stands with the window's first page; text and counts of the other pages are null, so the pages' counts sum to the row's."""

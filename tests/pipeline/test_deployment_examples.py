@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -27,6 +26,7 @@ from pipeline.execution.watch import EVERY_S, Watch
 from pipeline.exit_codes import EXIT_CODES
 from pipeline.records import ResultRow
 from pipeline.runs.run import open_run
+from tests.support.docs_pages import blocks
 from tests.support.runs.run_folders import complete, make_config, make_row, put_media
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,9 +49,12 @@ failed = rows[rows.status == "failed"][["uri", "error_type", "error_message"]]
 """,
     "duckdb": """
 import duckdb
+import fsspec
 
-rows = duckdb.sql(f"SELECT * FROM read_parquet('{RUN}/data/*.parquet', union_by_name = true)")
-kept = duckdb.sql("SELECT status, count(*), sum(num_vision_tokens_kept) FROM rows GROUP BY status")
+db = duckdb.connect()
+db.register_filesystem(fsspec.url_to_fs(RUN)[0])  # s3:// and gs:// with the job's own credentials, without httpfs
+rows = db.sql(f"SELECT * FROM read_parquet('{RUN}/data/*.parquet', union_by_name = true)")
+kept = db.sql("SELECT status, count(*), sum(num_vision_tokens_kept) FROM rows GROUP BY status")
 """,
     "datasets": """
 import pyarrow.parquet
@@ -241,9 +244,11 @@ def test_results_are_loaded_as_the_docs_say_of_one_version_or_of_two(folder, tmp
 
 
 def test_the_readmes_pandas_line_shows_the_columns_of_all_versions(folder) -> None:
-    line = 'pandas.concat(map(pandas.read_parquet, sorted(glob.glob(f"{RUN}/data/*.parquet"))))'
-    assert line in (ROOT / "docs" / "operations.md").read_text()
-    rows = eval(line, {"pandas": pandas, "glob": glob, "RUN": folder})
+    line = "pandas.concat([pandas.read_parquet(part, filesystem=store) for part in parts])"
+    [block] = [block for block in blocks("python") if line in block.text]
+    found = {"RUN": folder}
+    exec(block.text, found)
+    rows = found["rows"]
     assert (len(rows), rows.item_id.is_unique) == (23, True)
     newer = {"words_s"} & set(pa.unify_schemas([pq.read_schema(part) for part in glob.glob(f"{folder}/data/*")]).names)
     assert newer <= set(rows.columns)
