@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,7 +16,7 @@ from typing import Any
 from illava import __version__
 from illava.families import require_supported
 from pipeline.config.schema import JobConfig
-from pipeline.errors import RefusedError, StorageError
+from pipeline.errors import ConfigError, RefusedError, StorageError
 from pipeline.inputs.build_manifest import build_manifest
 from pipeline.inputs.columns import LATER_IMAGE_EXTENSIONS, LATER_VIDEO_EXTENSIONS
 from pipeline.inputs.manifest import manifest_bytes
@@ -76,6 +77,8 @@ def create_or_resume(run: Run) -> Run:
 def plan_run(config: JobConfig) -> Run:
     """Return what `open_run` would return, without writing anything. Raises as `open_run`."""
     uri = storage.check_uri(config.output.uri).rstrip("/")
+    if storage.is_local(uri) and os.path.isfile(storage.local_path(uri)):
+        raise ConfigError(f"output.uri: {uri} is a file; name a folder, which is made where there is none")
     config_fingerprint = resolve_config_fingerprint(config)
     earlier = earlier_items(config, config_fingerprint.fields)
     manifest = build_manifest(config, done_ids=earlier.item_ids, failed=earlier.failed)
