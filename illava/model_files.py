@@ -71,7 +71,9 @@ class ModelFiles:
     def image_processor(self) -> JsonSection:
         found = _nested(self.processor, "image_processor") or _read(self.folder, "preprocessor_config.json")
         if found is None:
-            raise ModelLoadError(f"{self.folder} has no preprocessor_config.json; the model folder is not complete")
+            raise ModelLoadError(
+                f"{self.folder} has no preprocessor_config.json; the model folder is not complete: download it again"
+            )
         return found
 
     @property
@@ -209,7 +211,7 @@ def _read(folder: Path, name: str) -> JsonSection | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ModelLoadError(f"{path} is not valid JSON: {error}") from error
+        raise ModelLoadError(f"{path} is not valid JSON: {error}; download it again") from error
     if not isinstance(content, dict):
         raise ModelLoadError(f"{path} holds a {type(content).__name__}, not a JSON object")
     return JsonSection(str(path), content)

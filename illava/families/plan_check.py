@@ -60,7 +60,7 @@ def tokens_left(
         if left is not None and kept is not None and not 0 < kept < left:
             raise PlanError(
                 f"{reducer.kind!r} at {where} would leave {kept} of {left} tokens per tile: its budget does not fit a "
-                f"tower of {tokens_per_tile} patches per tile"
+                f"tower of {tokens_per_tile} patches per tile; lower it, name fewer layers, or take another preset"
             )
         left = kept
     return left

@@ -47,7 +47,10 @@ def check_decoder_steps(plan: ReductionPlan, num_layers: int) -> None:
         if step.stage not in DECODER_EVIDENCE:
             continue
         if step.layers and step.layers[-1] >= num_layers:
-            raise PlanError(f"the plan reduces before decoder layer {step.layers[-1]}; the last is {num_layers - 1}")
+            raise PlanError(
+                f"the plan reduces before decoder layer {step.layers[-1]}; the last is {num_layers - 1}: choose "
+                f"`layers` from 1 to {num_layers - 1}"
+            )
         lacking = step.reducer.evidence(step.stage) - DECODER_EVIDENCE[step.stage]
         if lacking:
             raise PlanError(f"{step.reducer.kind!r} needs {', '.join(sorted(lacking))}: not known at {step.stage}")

@@ -113,13 +113,18 @@ def _read(path: str) -> dict[str, Any]:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as error:
         near = difflib.get_close_matches(path, [str(p) for p in Path(path).parent.glob("*.yaml")], 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = f"; did you mean {near[0]}?" if near else "; configs/ has examples"
         raise ConfigError(f"config {path} does not exist{hint}") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config {path} cannot be read: {error}") from error
+        raise ConfigError(
+            f"config {path} cannot be read: {error}; name a YAML file in UTF-8, such as configs/demo.yaml"
+        ) from error
     data = _parsed(text, f"config {path}")
     if not isinstance(data, dict):
-        raise ConfigError(f"config {path}: expected sections such as `input:` and `model:`, got {type(data).__name__}")
+        got = "nothing" if data is None else f"a {type(data).__name__}"
+        raise ConfigError(
+            f"config {path}: expected sections such as `input:` and `model:`, got {got}; configs/demo.yaml has them all"
+        )
     return data
 
 
@@ -145,7 +150,9 @@ def _refuse_double_keys(node: yaml.Node | None, path: str) -> None:
             if not isinstance(key, yaml.ScalarNode):
                 raise ConfigError(f"{path}, line {line}: a key is a name; this one is a {key.id}")
             if key.value in seen:
-                raise ConfigError(f"{path}, line {line}: `{key.value}` stands on line {seen[key.value]} already")
+                raise ConfigError(
+                    f"{path}, line {line}: `{key.value}` stands on line {seen[key.value]} already; leave one out"
+                )
             seen[str(key.value)] = line
             _refuse_double_keys(value, path)
     elif isinstance(node, yaml.SequenceNode):
@@ -214,33 +221,42 @@ def _entry(place: Any, name: str, override: str, where: str) -> Any:
     if isinstance(place, list) and name.isdigit() and int(name) < len(place):
         return place[int(name)]
     kind = f"a list of {len(place)}" if isinstance(place, list) else "not a section"
-    raise ConfigError(f"--set {printable(override)}: {where} is {kind}; there is no {name!r} in it")
+    raise ConfigError(
+        f"--set {printable(override)}: {where} is {kind}; there is no {name!r} in it. "
+        "docs/configuration.md lists all keys"
+    )
 
 
 def _describe(problem: Any, data: dict[str, Any], schema: type[BaseModel]) -> str:
     location, message = problem["loc"], problem["msg"].removeprefix("Value error, ")
-    path = ".".join(_visible(location, data)) or "the whole file"
+    path = ".".join(_visible(location, data, missing=problem["type"] != "value_error")) or "the whole file"
     if problem["type"] == "extra_forbidden":
         return f"{path}: unknown key{_suggestion(path, location, schema)}"
     if problem["type"] == "missing":
         return f"{path}: missing; this key is required"
     if problem["type"] == "union_tag_invalid":
         expected = problem["ctx"]["expected_tags"]
-        return f"{path}.{problem['ctx']['discriminator'].strip(chr(39))}: one of {expected}"
+        found = problem["ctx"].get("tag")
+        return f"{path}.{problem['ctx']['discriminator'].strip(chr(39))}: one of {expected} (got {found!r})"
     given = problem.get("input")
+    if problem["type"] == "string_pattern_mismatch" and path == "model.revision":
+        message = "the 40 hex digits of a commit on the hub: a branch or a tag may move"
     if problem["type"] == "string_type" and isinstance(given, (bool, int, float, date)):
         message += "; put it in quotes"
     shown = "" if isinstance(given, (dict, list)) else f" (got {printable(repr(given), 80)})"
     return f"{path}: {message}{shown}"
 
 
-def _visible(location: tuple[int | str, ...], data: Any) -> Iterator[str]:
-    """The path as the file spells it: without the tags by which pydantic names a member of a union."""
+def _visible(location: tuple[int | str, ...], data: Any, *, missing: bool) -> Iterator[str]:
+    """The path as the file spells it: without the tags by which pydantic names a member of a union.
+
+    The last part of a ``missing`` key is none, although the data lack it.
+    """
     for depth, part in enumerate(location):
         in_list = isinstance(data, list) and isinstance(part, int) and part < len(data)
         if in_list or (isinstance(data, dict) and part in data):
             data = data[part]
-        elif depth < len(location) - 1:
+        elif depth < len(location) - 1 or not missing:
             continue
         yield str(part)
 

@@ -79,9 +79,9 @@ class RuntimeConfig(Section):
     @classmethod
     def _is_a_count_or_a_share(cls, most: Any) -> Any:
         is_number = isinstance(most, (int, float)) and not isinstance(most, bool)
-        if most is not None and not (is_number and (0 < most < 1 or (most >= 0 and most % 1 == 0))):
+        if most is not None and not (is_number and (0 < most < 1 or (most >= 0 and float(most).is_integer()))):
             raise ValueError("a count such as 100, a share above 0 and below 1 such as 0.05, or null")
-        return int(most) if is_number and most == int(most) else most
+        return int(most) if is_number and float(most).is_integer() else most
 
     @property
     def reader_cache_bytes(self) -> int:

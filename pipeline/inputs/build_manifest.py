@@ -134,7 +134,7 @@ def _from_file(config: JobConfig, uri: str) -> dict[str, Any]:
             raise
         raise InputError(f"input.manifest: there is no {printable(uri)}; check the address") from error
     if not len(user.lines):
-        raise InputError(f"manifest {uri} has no rows")
+        raise InputError(f'manifest {uri} has no rows; write one line for each item, such as {{"uri": "clip.mp4"}}')
     source = ManifestColumns(uri, user)
     for note in source.notes():
         logger.info("note: %s", note)

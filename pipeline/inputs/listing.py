@@ -30,6 +30,11 @@ def list_items(uri: str, pattern: str) -> tuple[dict[str, Any], InputCounts]:
         InputError: there is no medium.
         StorageError: the prefix cannot be listed.
     """
+    if storage.is_local(uri) and not os.path.exists(storage.local_path(uri)):
+        raise InputError(
+            f"input.uri: there is no folder {printable(storage.local_path(uri))}; relative paths begin at the working "
+            f"directory, {os.getcwd()}"
+        )
     with phase(f"listing {printable(uri)}"):
         found, others, num_other_case = storage.list_split(uri, pattern)
     outside = _by_extension([info.uri for info in others], lower=False)

@@ -145,6 +145,8 @@ def _model_files(config: JobConfig) -> str | None:
         require_supported(model_id)  # before gigabytes are hashed
         with phase(f"hashing the files of {model_id}, once"):
             return folder_digest(model_id)
+    if revision is None and (model_id.startswith((".", "/", "~")) or model_id.count("/") > 1):
+        raise ConfigError(f"model.model_id: there is no folder {model_id} (working directory: {os.getcwd()})")
     if revision is None:
         raise ConfigError(
             f"model.model_id: {model_id!r} is no folder here, and a hub id needs model.revision (40 hex digits), "

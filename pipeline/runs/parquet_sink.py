@@ -112,7 +112,10 @@ def read_rows(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
     try:
         return to_current_schema(table, names)
     except pa.ArrowException as error:
-        raise StorageError(f"part {uri} cannot be read: {error}") from error
+        raise StorageError(
+            f"part {uri} cannot be read: {error}; `illava verify` says what else is damaged. Delete it, and the job's "
+            "own command computes it again"
+        ) from error
 
 
 def read_stored(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -122,7 +125,10 @@ def read_stored(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
         table = read_table(data, columns, optional=LATER_COLUMNS.keys())
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise StorageError(f"part {uri} cannot be read: {error}") from error
+        raise StorageError(
+            f"part {uri} cannot be read: {error}; `illava verify` says what else is damaged. Delete it, and the job's "
+            "own command computes it again"
+        ) from error
     return table
 
 

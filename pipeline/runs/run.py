@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
@@ -16,7 +17,7 @@ from illava import __version__
 from illava.families import require_supported
 from pipeline.config.model_check import check_model_options
 from pipeline.config.schema import JobConfig
-from pipeline.errors import RefusedError, StorageError
+from pipeline.errors import ConfigError, RefusedError, StorageError
 from pipeline.inputs.build_manifest import build_manifest
 from pipeline.inputs.columns import LATER_IMAGE_EXTENSIONS, LATER_VIDEO_EXTENSIONS
 from pipeline.inputs.manifest import manifest_bytes
@@ -97,6 +98,8 @@ def plan_run(config: JobConfig, *, accept: Collection[str] = ()) -> Run:
         RefusedError, ...: as `open_run`.
     """
     uri = storage.folder_uri(config.output.uri)
+    if storage.is_local(uri) and os.path.isfile(storage.local_path(uri)):
+        raise ConfigError(f"output.uri: {uri} is a file; name a folder, which is made where there is none")
     everything = resolve_config_fingerprint(config)
     check_model_options(config)
     check_keys(accept, everything.fields)

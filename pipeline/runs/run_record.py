@@ -55,9 +55,12 @@ def read_run_file(run_uri: str) -> dict[str, Any]:
     except ItemError as error:
         if error.error_type != "not_found":
             raise
-        raise RefusedError(f"{uri} does not exist: this folder holds no run") from error
+        raise RefusedError(f"{uri} does not exist: this folder holds no run; name the output.uri of a job") from error
     except ValueError as error:
-        raise RefusedError(f"{uri} is not JSON ({error}): it was damaged, or is not of this program") from error
+        raise RefusedError(
+            f"{uri} is not JSON ({error}): it was damaged, or is not of this program. Put the file back, or choose a "
+            "new output.uri"
+        ) from error
     bad = [k for k, kind in _RUN_KEYS.items() if not isinstance(found, dict) or not isinstance(found.get(k), kind)]
     if bad:
         raise RefusedError(f"{uri} is not a run file of this program: {', '.join(bad)} missing or of another type")

@@ -127,7 +127,7 @@ def _problem(uri: str) -> str | None:
     if "::" in uri:
         return "'::' chains"
     if _PARENT.search(uri):
-        return "'..' segments"
+        return "'..' segments; name it by its full path, below input.uri or the manifest's folder"
     try:
         uri.encode()
     except UnicodeEncodeError:

@@ -87,6 +87,7 @@ def run_sweep(config: SweepConfig, *, measure: Measure = measure_point) -> int:
     sweep = open_sweep(config)
     pending = sweep.pending
     with Interruption() as interruption:
+        interruption.loop_began()  # it is read between two points
         for model in dict.fromkeys(point.model for point in pending):
             _measure_model(sweep, [point for point in pending if point.model == model], measure, interruption)
             if interruption.signal is not None:

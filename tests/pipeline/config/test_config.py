@@ -143,8 +143,8 @@ def test_a_plan_named_in_an_override_replaces_the_one_in_the_file(load, order):
     ("text", "message"),
     [
         ("input: [", "is not YAML"),
-        ("- a\n- b\n", "got list"),
-        ("", "got NoneType"),
+        ("- a\n- b\n", "got a list"),
+        ("", "got nothing"),
         ("seed: 1\nname: x\nseed: 2\n", "line 3: `seed` stands on line 1 already"),
         ("media:\n  num_frames: 1\n  num_frames: 2\n", "line 3: `num_frames` stands on line 2"),
         ("x: !!python/object/apply:os.system ['true']", "is not YAML"),

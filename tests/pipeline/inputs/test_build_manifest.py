@@ -32,7 +32,7 @@ from pipeline.runs.run import create_or_resume, open_run, plan_run
 from pipeline.runs.run_record import fingerprint_of
 from pipeline.runs.status import render_status, run_status
 from pipeline.storage import storage
-from tests.support.runs.run_folders import put_manifest, put_media
+from tests.support.runs.run_folders import complete, put_manifest, put_media
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -183,8 +183,9 @@ def test_a_run_from_before_an_extension_was_known_resumes(config, tmp_path, monk
     with monkeypatch.context() as earlier:
         earlier.setattr("pipeline.runs.run.manifest_bytes", _as_frozen_before)
         name = fingerprint_of(now.config_fingerprint.digest, then.digest, now.items_per_shard)
-        create_or_resume(replace(now, manifest=then, fingerprint=name))
+        begun = create_or_resume(replace(now, manifest=then, fingerprint=name))
     assert len(plan_run(job).manifest) == 2
+    complete(begun, shards=[0])
     storage.write_atomic(str(tmp_path / "in" / "e.mp4"), b"x")
     with pytest.raises(RefusedError, match="holds another run"):
         plan_run(job)
