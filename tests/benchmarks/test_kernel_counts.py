@@ -39,7 +39,7 @@ def test_a_second_request_asks_for_no_more_than_today(counted, plan, stage):
 def test_a_captured_step_has_no_more_kernels_than_today_and_waits_for_nothing(counted):
     for step in counted["captured_step"].values():
         assert step["kernels"] <= STEP_KERNELS, step["kernels_by_name"]
-        assert step["blocking_copies"] == 0, step["blocking_by_line"]
+        assert step["blocking_copies"] == step["other_copies"] == 0, step["blocking_by_line"]
 
 
 def test_the_committed_counts_are_of_the_true_shapes():

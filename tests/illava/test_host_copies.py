@@ -1,9 +1,12 @@
 """Numbers brought to a device: nothing waits there, and counts that come again are copied once."""
 
+import warnings
+
+import numpy as np
 import torch
 
 from benchmarks.common.stand_in_cuda import DEVICE, StandInCuda
-from illava.host_copies import constant_on, on_device, to_device
+from illava.host_copies import array_on, constant_on, on_device, to_device
 
 CPU = torch.device("cpu")
 
@@ -16,6 +19,14 @@ def test_nothing_waits_and_a_constant_is_copied_once():
         assert all(value.is_cuda for value in there)
         assert (work.num_blocking, work.copies) == (0, 3)
         assert first.cpu().tolist() == [3, 1]
+
+
+def test_a_read_only_array_is_taken_without_a_warning():
+    array = np.arange(3)
+    array.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert array_on(array, CPU).tolist() == [0, 1, 2]
 
 
 def test_numbers_of_one_value_and_two_types_are_two_constants():
