@@ -59,15 +59,15 @@ def test_the_old_name_of_block_size_works_for_this_release_and_names_the_new_one
 
 def test_a_share_of_a_gpu_bounds_the_pool_by_what_this_process_may_hold(monkeypatch):
     """Of two actors on one GPU the second had 60 % of what the first had left."""
-    held = {"free": 100, "own": 10}
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (held["free"], 200))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: held["own"])
+    memory = {"free": 100, "own": 10}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (memory["free"], 200))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: memory["own"])
     size = partial(vlm._default_cache_bytes, torch.device("cuda", 0))
     assert size(1.0) == 60  # what is free bounds
     assert size(0.5) == int(0.6 * 90)  # the share does: half of 200 without its own 10
-    held["free"] = 195
+    memory["free"] = 195
     assert size(0.5) == int(0.6 * 90)  # however little the other holds by now
-    held["own"] = 150
+    memory["own"] = 150
     assert size(0.5) == 0
 
 
