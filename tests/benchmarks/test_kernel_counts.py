@@ -13,7 +13,7 @@ from benchmarks.speed.kernel_counts import count
 from illava import preset
 from illava.plan import EMPTY_PLAN
 
-# (kernels, blocking copies, elementwise GB) at most, at the second request of the same shapes. The one copy of a prefill
+# (kernels, blocking copies, elementwise GB) at most, at a second request of the same shapes. The one copy of a prefill
 # reads the drawn token.
 BOUNDS = {
     ("empty", "tower"): (135, 0, 0.024),
