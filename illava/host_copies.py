@@ -6,11 +6,13 @@ queued before it is done, so that nothing is queued behind. Torch is loaded on u
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import Tensor
 
@@ -22,6 +24,15 @@ def to_device(value: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda" or value.is_cuda:
         return value.to(device)
     return value.pin_memory().to(device, non_blocking=True)
+
+
+def array_on(array: np.ndarray, device: torch.device) -> Tensor:
+    """The same of an array that nobody writes to through the tensor; Ray's are read-only, of which torch would warn."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return to_device(torch.from_numpy(array), device)
 
 
 def on_device(numbers: Sequence[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:

@@ -35,7 +35,6 @@ from torch._subclasses.fake_tensor import (
     unset_fake_temporarily,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 DEVICE = torch.device("cuda", 0)
 _ROOT = Path(__file__).resolve().parents[2]
@@ -82,6 +81,7 @@ class Work:
         return {
             "kernels": self.num_kernels,
             "blocking_copies": self.num_blocking,
+            "other_copies": self.copies,
             "elementwise_gb": round(self.elementwise_bytes / 1e9, 3),
             "kernels_by_name": dict(self.kernels.most_common()),
             "blocking_by_line": dict(sorted(self.blocking.items())),
@@ -139,7 +139,7 @@ class StandInCuda(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, func._opname if hasattr(func, "_opname") else str(func)
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = [leaf for leaf in _leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         on_device = [leaf for leaf in tensors if isinstance(leaf, FakeTensor)]
         target = kwargs.get("device")
         to_device = target is not None and torch.device(target).type == "cuda"
@@ -166,7 +166,7 @@ class StandInCuda(TorchDispatchMode):
     def _on_device(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """Run an operation whose result is on the device."""
         copies_in = name in ("_to_copy", "copy_") and any(
-            isinstance(leaf, Tensor) and not isinstance(leaf, FakeTensor) for leaf in tree_leaves((args, kwargs))
+            isinstance(leaf, Tensor) and not isinstance(leaf, FakeTensor) for leaf in _leaves((args, kwargs))
         )
         if copies_in:
             self._wait_unless(kwargs.get("non_blocking", False) or (name == "copy_" and len(args) > 2 and args[2]))
@@ -174,11 +174,11 @@ class StandInCuda(TorchDispatchMode):
             args = (args[0], [self._index(part) for part in args[1]], *args[2:])
         if name in _READS_BACK or _has_mask(name, args) or _counts_repeats(name, kwargs):
             self._wait()
-        dtypes = {str(leaf.dtype) for leaf in tree_leaves(args) if isinstance(leaf, Tensor)}
+        dtypes = {str(leaf.dtype) for leaf in _leaves(args) if isinstance(leaf, Tensor)}
         if name in _PRODUCTS and len(dtypes) > 1:
             raise RuntimeError(f"{name}: operands of one dtype expected, not {sorted(dtypes)}")
         known = _known_storages(args, kwargs)
-        fake_args, fake_kwargs = tree_map(self._faked, (args, kwargs))
+        fake_args, fake_kwargs = _mapped(self._faked, (args, kwargs))
         if copies_in and name == "_to_copy":
             result = self._arrived(args[0], kwargs)
         elif copies_in:
@@ -200,7 +200,7 @@ class StandInCuda(TorchDispatchMode):
                 real = self._real(func, name, args, kwargs)
                 if not isinstance(real, Tensor | tuple | list):
                     return real
-                return tree_map(lambda x: torch.empty(x.shape, dtype=x.dtype, device=DEVICE), real)
+                return _mapped(lambda x: torch.empty(x.shape, dtype=x.dtype, device=DEVICE), real)
             if name == "nonzero":  # as if all were set
                 return torch.empty(args[0].numel(), args[0].dim(), dtype=torch.long, device=DEVICE)
             raise
@@ -212,13 +212,13 @@ class StandInCuda(TorchDispatchMode):
 
     def _give_values(self, func: Any, name: str, args: Any, kwargs: Any, result: Any) -> None:
         real = self._real(func, name, args, kwargs)
-        fakes, reals = tree_flatten(result)[0], tree_flatten(real)[0]
+        fakes, reals = _leaves(result), _leaves(real)
         for fake, value in zip(fakes, reals, strict=True):
             if isinstance(fake, FakeTensor):
                 fake.twin = value
 
     def _real(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-        args, kwargs = tree_map(_twin, (args, kwargs))
+        args, kwargs = _mapped(_twin, (args, kwargs))
         with unset_fake_temporarily():
             if name == "_varlen_attn":
                 return _varlen_reference(*args, **kwargs)
@@ -258,7 +258,7 @@ class StandInCuda(TorchDispatchMode):
 
     def _count(self, func: Any, given: tuple[Any, Any], result: Any, known: set[int]) -> None:
         name = func._opname
-        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, FakeTensor)]
+        outputs = [leaf for leaf in _leaves(result) if isinstance(leaf, FakeTensor)]
         is_view = name in _NO_WORK or name in _ALLOCATES or getattr(func, "is_view", False)
         in_place = name.endswith("_") or "out" in given[1]
         if is_view or (not in_place and outputs and all(_storage(out) in known for out in outputs)):
@@ -266,7 +266,7 @@ class StandInCuda(TorchDispatchMode):
         self.work.kernels[name] += 1
         if name in _PRODUCTS or name in _ATTENTION:
             return
-        inputs = [leaf for leaf in tree_leaves(given) if isinstance(leaf, FakeTensor)]
+        inputs = [leaf for leaf in _leaves(given) if isinstance(leaf, FakeTensor)]
         written = sum(map(_num_bytes, outputs))
         if name in _GATHERS:
             moved = 2 * written + sum(map(_num_bytes, inputs[1:]))
@@ -340,6 +340,24 @@ def _forget_cached() -> None:
                     value.cache_clear()
 
 
+def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    """Apply a function to all that tuples, lists and dicts hold; torch's pytrees take ten times as long."""
+    if isinstance(value, tuple | list):
+        return type(value)([_mapped(function, part) for part in value])
+    if isinstance(value, dict):
+        return {key: _mapped(function, part) for key, part in value.items()}
+    return function(value)
+
+
+def _leaves(value: Any) -> list[Any]:
+    """All that tuples, lists and dicts hold."""
+    if isinstance(value, tuple | list):
+        return [leaf for part in value for leaf in _leaves(part)]
+    if isinstance(value, dict):
+        return _leaves(list(value.values()))
+    return [value]
+
+
 def _twin(value: Any) -> Any:
     if isinstance(value, FakeTensor):
         return value.twin
@@ -361,7 +379,7 @@ def _storage(value: Tensor) -> int:
 
 
 def _known_storages(args: Any, kwargs: Any) -> set[int]:
-    return {_storage(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, FakeTensor)}
+    return {_storage(leaf) for leaf in _leaves((args, kwargs)) if isinstance(leaf, FakeTensor)}
 
 
 def _dense_strides(source: Tensor) -> tuple[int, ...]:

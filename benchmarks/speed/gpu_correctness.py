@@ -205,8 +205,8 @@ def _answers(
     vlm.family.stop_token_ids = frozenset()
     plan = EMPTY_PLAN if stage is None else plan_of(vlm.family, SETTINGS["illava"], stage)
     requests = [
-        Request(f"r{n}", (medium, "what " * (n + 1)), SamplingParams(max_new_tokens=6 + n, logprobs=True))
-        for n, medium in enumerate(media)
+        Request(f"r{n}", (mm_item, "what " * (n + 1)), SamplingParams(max_new_tokens=6 + n, logprobs=True))
+        for n, mm_item in enumerate(media)
     ]
     done = vlm.generate(requests, plan=plan)
     failed = [generation.error for generation in done if generation.error is not None]

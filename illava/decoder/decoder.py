@@ -61,6 +61,8 @@ class Decoder:
             own, mlp = layer.self_attn, layer.mlp
             self._qkv[layer] = products([own.q_proj, own.k_proj, own.v_proj], join=join)
             self._gate_up[layer] = products([mlp.gate_proj, mlp.up_proj], join=join)
+        if join:
+            torch.cuda.empty_cache()  # of what the layers' own weights took: pools are sized by free memory
 
     @property
     def dtype(self) -> torch.dtype:

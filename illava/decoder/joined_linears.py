@@ -9,6 +9,7 @@ Shape suffixes: T tokens, D input channels, N output channels of all layers.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 Products = Callable[[Tensor], tuple[Tensor, ...]]  # of one input, the output of each layer
 
 
-def products(linears: Sequence[nn.Module], *, join: bool) -> Products:
+def products(linears: Sequence[Any], *, join: bool) -> Products:
     """What computes these layers: one product if ``join`` and all are plain linear layers alike, else each its own."""
     if not join or not _are_alike(linears):
         return lambda x_TD: tuple(linear(x_TD) for linear in linears)
@@ -26,7 +27,7 @@ def products(linears: Sequence[nn.Module], *, join: bool) -> Products:
     return lambda x_TD: nn.functional.linear(x_TD, weight_ND, bias_N).split(sizes, -1)
 
 
-def _are_alike(linears: Sequence[nn.Module]) -> bool:
+def _are_alike(linears: Sequence[Any]) -> bool:
     """Plain layers (no quantised ones, no adapters) of one type, and all with or all without a bias."""
     if any(type(linear) is not nn.Linear for linear in linears):
         return False

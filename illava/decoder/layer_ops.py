@@ -31,7 +31,7 @@ def fuses(x: Tensor) -> bool:
 
 def rms_norm(norm: Any, x_TD: Tensor) -> Tensor:
     """Apply a borrowed norm; torch's own kernel (CUDA, half precision, no Triton) rounds once, the module twice."""
-    if x_TD.dtype not in _HALF or not _is_rms_norm(type(norm)):
+    if x_TD.dtype not in _HALF or not _is_known(norm):
         return norm(x_TD)
     if fuses(x_TD):
         return add_rms_norm(norm, x_TD, None)[1]
@@ -42,7 +42,7 @@ def rms_norm(norm: Any, x_TD: Tensor) -> Tensor:
 
 def add_rms_norm(norm: Any, x_TD: Tensor, delta_TD: Tensor | None) -> tuple[Tensor, Tensor]:
     """Add what a sublayer gave to the residual stream; the sum, and its norm by a borrowed module."""
-    if fuses(x_TD) and _is_rms_norm(type(norm)):
+    if fuses(x_TD) and _is_known(norm):
         from illava.decoder.triton_layers import add_norm
 
         return add_norm(x_TD, delta_TD, norm.weight, norm.variance_epsilon)
@@ -83,6 +83,11 @@ def silu_mul(activation: Any, gate_TM: Tensor, up_TM: Tensor) -> Tensor:
 
         return triton_layers.silu_mul(gate_TM, up_TM)
     return activation(gate_TM) * up_TM
+
+
+def _is_known(norm: Any) -> bool:
+    kind: Any = type(norm)
+    return _is_rms_norm(kind)
 
 
 @lru_cache(maxsize=16)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from benchmarks.common.machine import describe_machine
 from benchmarks.speed import gpu_all
 from benchmarks.speed.gpu_all import GOALS, PARTS, TOTAL_S, judged, run_all, run_part
 from benchmarks.speed.gpu_parts import Bench
@@ -54,6 +55,27 @@ def test_one_failed_part_costs_no_other_its_figures(monkeypatch):
     assert json.loads(written[-1])["bad"]["status"] == "failed: RuntimeError: no such kernel"
     assert json.loads(written[-1])["good"]["value"] == 3
     assert len(written) == 2  # the file stands after each part
+
+
+def test_wrong_results_end_the_run_and_parts_can_be_chosen(monkeypatch):
+    parts = (
+        ("first", lambda bench, result: result.update(value=1), 5),
+        ("correctness", lambda bench, result: result.update(missed=["MISS a kernel"]), 5),
+        ("figures", lambda bench, result: result.update(value=3), 5),
+    )
+    monkeypatch.setattr(gpu_all, "PARTS", parts)
+    found = run_all(bench_without_model(), total_s=100, write=lambda found: None)
+    assert list(found) == ["first", "correctness"]
+    found = run_all(bench_without_model(), total_s=100, write=lambda found: None, wanted=["figures"])
+    assert list(found) == ["figures"]
+
+
+def test_a_machine_without_git_is_described_and_a_copy_of_the_tree_can_say_its_commit(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("ILLAVA_COMMIT", raising=False)
+    assert describe_machine()["commit"] is None
+    monkeypatch.setenv("ILLAVA_COMMIT", "abc1234")
+    assert describe_machine()["commit"] == "abc1234"
 
 
 def test_what_was_not_measured_stays_open():

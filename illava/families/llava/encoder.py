@@ -19,7 +19,7 @@ from torch import Tensor
 from illava.errors import RequestError
 from illava.families.llava.geometry import AnyresGeometry
 from illava.families.llava.packing import KeptTokens, lay_out, patch_coords
-from illava.host_copies import constant_on, to_device
+from illava.host_copies import array_on, constant_on, to_device
 from illava.plan import ReductionPlan
 from illava.preprocess import Preprocessor, VisualInput
 from illava.reduction.grid_representatives import fill_gaps, representatives
@@ -127,7 +127,7 @@ class TileEncoder:
                 )
         tiles = media[0].tiles if len(media) == 1 else np.concatenate([mm_item.tiles for mm_item in media])
         device = self._newline_D.device
-        tiles_FHW3 = to_device(torch.from_numpy(tiles), device)
+        tiles_FHW3 = array_on(tiles, device)
         mean_3HW, std_3HW = (constant_on(x, device, torch.float32).view(3, 1, 1) for x in (prep.mean, prep.std))
         # transformers rescales in float64 and normalises in float32: so do we, for equal bits
         pixels_F3HW = tiles_FHW3.permute(0, 3, 1, 2).double().mul_(prep.rescale_factor).float()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from illava.attention.packed import packed_attention
+from illava.decoder.layer_ops import rms_norm
 from illava.families.qwen.geometry import PatchGrid
 from illava.reduction.vision import VisionReduction
 
@@ -58,7 +59,7 @@ def rotary_at(rotary: Any, hidden_TD: Tensor, coord_T3: Tensor) -> Rotary:
 def queries_keys_values(block: Any, hidden_TD: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
     """Rotated queries, rotated keys, and values of one block: [T, H, d] each."""
     attention = block.attn
-    qkv_T3Hd = attention.qkv(block.norm1(hidden_TD)).unflatten(1, (3, attention.num_heads, -1))
+    qkv_T3Hd = attention.qkv(rms_norm(block.norm1, hidden_TD)).unflatten(1, (3, attention.num_heads, -1))
     q_THd, k_THd, v_THd = qkv_T3Hd.unbind(1)
     return _rotate(q_THd, *rotary), _rotate(k_THd, *rotary), v_THd
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from illava.decoder.layer_ops import rms_norm
 from illava.families.base import Family
 from illava.families.chat_prompt import RenderedPrompt
 from illava.families.qwen.blocks import NativeTower, Rotary, attend, rotary_at
@@ -85,7 +86,7 @@ class Qwen25VLTower(NativeTower):
                 hidden_TD, windowed = hidden_TD[windows.back_T] if windowed else hidden_TD, False
                 hidden_TD, q_THd, k_THd = attend(block, hidden_TD, rotary, reduction.lengths, reduction.key_bias_T)
                 hidden_TD = reduction.at(index, hidden_TD, q_THd, k_THd, scale=block.attn.scaling)
-            hidden_TD = hidden_TD + block.mlp(block.norm2(hidden_TD))
+            hidden_TD = hidden_TD + block.mlp(rms_norm(block.norm2, hidden_TD))
         hidden_TD = hidden_TD[windows.back_T] if windowed else hidden_TD
         return self._merger(reduction.after_tower(hidden_TD)), ()
 

@@ -343,7 +343,9 @@ def test_a_prefill_in_chunks_equals_one_in_one_piece(decoder, which, max_tokens)
 
 def test_a_chunk_costs_no_more_than_its_budget(decoder, monkeypatch):
     seen, stock = [], decoder.project
-    monkeypatch.setattr(decoder, "project", lambda layer, x, rotary: seen.append(len(x)) or stock(layer, x, rotary))
+    monkeypatch.setattr(
+        decoder, "project", lambda layer, x, *rest, **into: seen.append(len(x)) or stock(layer, x, *rest, **into)
+    )
     prompts = [make_prompt(video_spans(4, 6), seed=1), make_prompt(video_spans(), seed=2)]
     _, cache = run_prefill(decoder, prompts)
     blocks = cache.batch(range(2), [[0] * 4] * 2)
@@ -365,7 +367,9 @@ def test_keys_that_are_held_already_are_not_computed_again(decoder, which, max_t
     num_computed = [[layer[row] - n for layer in whole.lengths_LB] for row, n in enumerate(num_own)]
     behind = [p.after(p.num_tokens - n) for p, n in zip(prompts, num_own, strict=True)]
     seen, stock = [], decoder.project
-    monkeypatch.setattr(decoder, "project", lambda layer, x, rotary: seen.append(len(x)) or stock(layer, x, rotary))
+    monkeypatch.setattr(
+        decoder, "project", lambda layer, x, *rest, **into: seen.append(len(x)) or stock(layer, x, *rest, **into)
+    )
     done, _, _ = run_in_chunks(decoder, behind, plan, max_tokens, num_computed=num_computed, cache=cache)
     assert_close(done.logits_BV, whole.logits_BV)
     assert sum(seen) == sum(num_own) * decoder.num_layers

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+from functools import partial
 
-from illava import VLM, EngineConfig
+import pytest
+import torch
+
+from illava import VLM, EngineConfig, vlm
 from illava.engine.engine import Engine
 
 
@@ -52,3 +55,23 @@ def test_the_old_name_of_block_size_works_for_this_release_and_names_the_new_one
     assert (vlm.engine.config.block_size, vlm.engine.cache.block_size) == (8, 8)
     with pytest.raises(TypeError, match="given twice"):
         VLM(family, page_size=8, block_size=8)
+
+
+def test_a_share_of_a_gpu_bounds_the_pool_by_what_this_process_may_hold(monkeypatch):
+    """Of two actors on one GPU the second had 60 % of what the first had left."""
+    memory = {"free": 100, "own": 10}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (memory["free"], 200))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: memory["own"])
+    size = partial(vlm._default_cache_bytes, torch.device("cuda", 0))
+    assert size(1.0) == 60  # what is free bounds
+    assert size(0.5) == int(0.6 * 90)  # the share does: half of 200 without its own 10
+    memory["free"] = 195
+    assert size(0.5) == int(0.6 * 90)  # however little the other holds by now
+    memory["own"] = 150
+    assert size(0.5) == 0
+
+
+@pytest.mark.parametrize("share", [0, -0.5, 1.5])
+def test_a_share_that_is_none_is_refused(share):
+    with pytest.raises(ValueError, match=r"gpu_share must lie in \(0, 1\]"):
+        EngineConfig(gpu_share=share)

@@ -60,9 +60,9 @@ class Watch:
             family, "encode", lambda media, *a, **k: self.media.append(len(media)) or encode(media, *a, **k)
         )
 
-        def counted(layer, hidden, rotary):
+        def counted(layer, hidden, rotary, **into):
             self.tokens[layers.index(layer)] += len(hidden)
-            return project(layer, hidden, rotary)
+            return project(layer, hidden, rotary, **into)
 
         monkeypatch.setattr(family.decoder, "project", counted)
 
