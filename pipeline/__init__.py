@@ -12,9 +12,9 @@ _HOME = {
     "JobConfig": "pipeline.config.schema",
     "load_config": "pipeline.config.load",
     "run_job": "pipeline.execution.runner",
-    "RunSummary": "pipeline.execution.summary",
+    "RunSummary": "pipeline.execution.reporting.summary",
     "PipelineError": "pipeline.errors",
-    "verify_run": "pipeline.runs.verify",
+    "verify_run": "pipeline.inspection.verify",
     "write_report": "pipeline.report.write",
 }
 

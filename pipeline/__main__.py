@@ -149,7 +149,7 @@ def _add_verify(commands: Any) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from pipeline.runs.verify import verify_run
+    from pipeline.inspection.verify import verify_run
 
     violations = verify_run(options.uri)
     for violation in violations:
@@ -168,7 +168,7 @@ def _add_status(commands: Any) -> None:
 
 def _status(options: argparse.Namespace) -> int:
     from pipeline.evaluation.drift import drift_line
-    from pipeline.runs.status import render_runs, render_status, runs_status
+    from pipeline.inspection.status import render_runs, render_status, runs_status
     from pipeline.storage import storage
 
     statuses = runs_status(options.uri)
@@ -193,8 +193,8 @@ def _add_retry(commands: Any) -> None:
 
 
 def _retry(options: argparse.Namespace) -> int:
+    from pipeline.execution.reporting.summary import render_summary
     from pipeline.execution.runner import continue_run
-    from pipeline.execution.summary import render_summary
     from pipeline.runs.retry import begin_retry
 
     only = [name.strip() for name in options.only.split(",") if name.strip()]
@@ -246,7 +246,7 @@ def _add_export(commands: Any) -> None:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from pipeline.runs.export import export_run
+    from pipeline.inspection.export import export_run
 
     print(visible(export_run(options.uri, options.format, options.to)))
     return 0

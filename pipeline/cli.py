@@ -178,8 +178,8 @@ def job_command(options: argparse.Namespace) -> int:
         return _dry_run(config, options)
     from pipeline.evaluation.drift import drift_line
     from pipeline.execution.budget import parse_budget
+    from pipeline.execution.reporting.summary import render_line, render_summary
     from pipeline.execution.runner import run_job
-    from pipeline.execution.summary import render_line, render_summary
 
     budget = parse_budget(options.budget, config) if options.budget else None
     summary = run_job(config, budget=budget, accept=options.accept, debug=options.debug)

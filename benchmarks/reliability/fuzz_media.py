@@ -34,9 +34,9 @@ from benchmarks.reliability.media_mutants import mutant
 from pipeline.config.schema import JobConfig
 from pipeline.execution.runner import build_loader, run_job
 from pipeline.execution.worker import VLMWorker
+from pipeline.inspection.verify import verify_run
 from pipeline.loading.load_report import ItemLoader
 from pipeline.runs.sessions import run_spending
-from pipeline.runs.verify import verify_run
 from tests.support.media import adversarial_documents
 from tests.support.models.digest_model import digest_worker
 from tests.support.runs import fakes

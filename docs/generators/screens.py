@@ -17,16 +17,16 @@ from pipeline.config.load import load_config
 from pipeline.config.schema import JobConfig
 from pipeline.cost import Spending
 from pipeline.execution.lease import QueueDepths
-from pipeline.execution.progress import Bottleneck, Progress
+from pipeline.execution.reporting.progress import Bottleneck, Progress
+from pipeline.execution.reporting.summary import RunStats, RunSummary, render_summary
 from pipeline.execution.rows import RowMaker, RunInfo
-from pipeline.execution.summary import RunStats, RunSummary, render_summary
 from pipeline.execution.worker import WorkerUsage
 from pipeline.inputs.input_counts import InputCounts
+from pipeline.inspection.status import RunStatus, render_status
 from pipeline.planning.dry_run import render_dry_run
 from pipeline.planning.estimate import Estimate
 from pipeline.planning.probe import Probe, render_probe
 from pipeline.records import MediaItem, ResultRow
-from pipeline.runs.status import RunStatus, render_status
 from pipeline.runs.totals import Totals
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -18,7 +18,7 @@ from typing import Literal
 from pipeline.config.schema import JobConfig, PricesConfig
 from pipeline.cost import Spending, actors_usd
 from pipeline.errors import ConfigError
-from pipeline.execution.summary import RunStats
+from pipeline.execution.reporting.summary import RunStats
 from pipeline.runs.sessions import Session, SessionSpending, other_sessions
 
 logger = logging.getLogger(__name__)

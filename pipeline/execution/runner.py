@@ -29,14 +29,14 @@ from pipeline.execution.executors import (
     placed_run,
     row_listeners,
 )
-from pipeline.execution.failures import FAILURES_EXIT_CODE, failed_too_often
 from pipeline.execution.publisher import Publisher
+from pipeline.execution.reporting.failures import FAILURES_EXIT_CODE, failed_too_often
+from pipeline.execution.reporting.summary import RunStats, RunSummary
+from pipeline.execution.reporting.watch import Watch
 from pipeline.execution.rows import RunInfo
 from pipeline.execution.scheduler import Scheduler
 from pipeline.execution.scheduling import build_scheduler
 from pipeline.execution.signals import Interruption
-from pipeline.execution.summary import RunStats, RunSummary
-from pipeline.execution.watch import Watch
 from pipeline.execution.worker import VLMWorker, WorkerUsage
 from pipeline.inputs.build_manifest import readable_roots
 from pipeline.loading.load_report import ItemLoader, ReadingUsage

@@ -198,11 +198,11 @@ class VLMWorker:
         taken.passes = Passes(self._config, item.item_id, taken.contents.popleft(), sampling)
         return taken.passes.in_flight
 
-    def _sampling(self, item: MediaItem, turn: int) -> SamplingParams:
-        """What the item's turn is drawn by; each turn has a seed of its own."""
+    def _sampling(self, item: MediaItem, number: int) -> SamplingParams:
+        """What the item's turn of this number is drawn by; each turn has a seed of its own."""
         return sampling_params(
             self._config.sampling,
-            seed=self._config.seed + turn,
+            seed=self._config.seed + number,
             choices=self._task.choices(item),
             json_schema=self._task.json_schema,
         )

@@ -24,9 +24,9 @@ from illava.preprocess import Preprocessor
 from pipeline.config.schema import JobConfig, PricesConfig
 from pipeline.cost import actors_usd
 from pipeline.errors import ConfigError, InputError, InterruptedRunError
+from pipeline.execution.reporting.summary import RunSummary
 from pipeline.execution.rows import RunInfo
 from pipeline.execution.runner import LoaderFactory, WorkerFactory, build_loader, continue_run
-from pipeline.execution.summary import RunSummary
 from pipeline.execution.worker import VLMWorker
 from pipeline.loading.load_report import ItemLoader
 from pipeline.loading.loader import Loader

@@ -22,7 +22,7 @@ from pipeline.__main__ import main as pipeline_main
 from pipeline.cli import run_cli
 from pipeline.errors import CredentialsError, InterruptedRunError, PipelineError, RefusedError
 from pipeline.execution.budget import BUDGET_EXIT_CODE
-from pipeline.execution.failures import FAILURES_EXIT_CODE
+from pipeline.execution.reporting.failures import FAILURES_EXIT_CODE
 from pipeline.execution.runner import run_job
 from pipeline.exit_codes import EXIT_CODES, guarded
 from tests.support.runs import fakes

@@ -21,8 +21,8 @@ from pipeline.cli import job_parser, overrides_of
 from pipeline.config.load import load_config
 from pipeline.execution.lease import QueueDepths
 from pipeline.execution.ray.metrics import COUNTERS, GAUGES, STAGE_SECONDS, STAGES, JobGauges, RowMetrics
-from pipeline.execution.summary import RunStats
-from pipeline.execution.watch import EVERY_S, Watch
+from pipeline.execution.reporting.summary import RunStats
+from pipeline.execution.reporting.watch import EVERY_S, Watch
 from pipeline.exit_codes import EXIT_CODES
 from pipeline.records import ResultRow
 from pipeline.runs.run import open_run

@@ -20,8 +20,8 @@ import pytest
 from pipeline.__main__ import main
 from pipeline.cli import run_cli
 from pipeline.errors import PipelineError
-from pipeline.execution.progress import Progress
-from pipeline.execution.summary import RunStats
+from pipeline.execution.reporting.progress import Progress
+from pipeline.execution.reporting.summary import RunStats
 from pipeline.exit_codes import guarded
 from pipeline.log import add_log_fields, asked_style, log_like, log_settings, log_to_stderr
 

@@ -8,15 +8,15 @@ import pyarrow as pa
 import pytest
 
 from illava.token_counts import TokenCounts
-from pipeline.execution.progress import Progress
-from pipeline.execution.summary import RunStats, RunSummary, render_summary
+from pipeline.execution.reporting.progress import Progress
+from pipeline.execution.reporting.summary import RunStats, RunSummary, render_summary
+from pipeline.inspection.status import render_status, run_status
 from pipeline.report.figures import run_figures
 from pipeline.report.page import render_report
 from pipeline.retention import Retention, retention_ratio
 from pipeline.runs import totals
 from pipeline.runs.parquet_sink import read_parts
 from pipeline.runs.run import open_run
-from pipeline.runs.status import render_status, run_status
 from tests.support.runs.run_folders import complete, make_config, put_media, shard_rows
 
 OF_DEMO = TokenCounts(1568, 800, 393, 393, 118)

@@ -9,8 +9,8 @@ import re
 
 import pytest
 
+from pipeline.inspection.status import run_status
 from pipeline.runs.run import open_run
-from pipeline.runs.status import run_status
 from pipeline.storage import storage
 from pipeline.storage.uris import without_extra_slashes
 from tests.support.docs_pages import ROOT, blocks

@@ -11,10 +11,10 @@ from dataclasses import replace
 import pytest
 
 from pipeline.evaluation.drift import drift_line, figures
+from pipeline.inspection.verify import verify_run
 from pipeline.runs.parquet_sink import ParquetSink
 from pipeline.runs.run import finish, open_run
 from pipeline.runs.totals import Totals, recorded_totals
-from pipeline.runs.verify import verify_run
 from pipeline.storage import storage
 from tests.support.runs.run_folders import failed_row, make_row
 

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.execution.lease import QueueDepths
-from pipeline.execution.progress import Bottleneck, Progress, limit_at
+from pipeline.execution.reporting.progress import Bottleneck, Progress, limit_at
+from pipeline.execution.reporting.summary import RunStats
 from pipeline.execution.scheduler import Scheduler
-from pipeline.execution.summary import RunStats
 from pipeline.records import MediaItem, Shard
 
 IDLE = QueueDepths(num_loading=0, num_loaded=0, num_running=0, num_unpublished=0, capacity=8)
@@ -81,7 +81,7 @@ def test_the_scheduler_says_where_its_items_are() -> None:
 
 def test_the_line_names_it(monkeypatch, caplog) -> None:
     clock = SimpleNamespace(now_s=0.0)
-    monkeypatch.setattr("pipeline.execution.progress.time", SimpleNamespace(monotonic=lambda: clock.now_s))
+    monkeypatch.setattr("pipeline.execution.reporting.progress.time", SimpleNamespace(monotonic=lambda: clock.now_s))
     progress = Progress(10, RunStats(), terminal=False)
     caplog.set_level("INFO", "pipeline")
     for clock.now_s in range(1, 31):

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.runtime import RuntimeConfig
-from pipeline.execution.failures import FailureExamples, command_for, failed_too_often
+from pipeline.execution.reporting.failures import FailureExamples, command_for, failed_too_often
+from pipeline.execution.reporting.summary import render_line, render_summary
 from pipeline.execution.runner import continue_run, run_job
-from pipeline.execution.summary import render_line, render_summary
 from pipeline.inputs.permanent_failures import PERMANENT, PERMANENT_UNDER, permanent_types
 from pipeline.records import ROW_ERROR_TYPES
 from pipeline.runs.retry import begin_retry

@@ -19,13 +19,13 @@ from illava.requests import Generation
 from pipeline.config.load import parse_config
 from pipeline.errors import ConfigError
 from pipeline.execution.ray.metrics import RowMetrics
+from pipeline.execution.reporting.summary import RunStats, RunSummary, render_summary
 from pipeline.execution.rows import RunInfo
 from pipeline.execution.runner import run_job
-from pipeline.execution.summary import RunStats, RunSummary, render_summary
 from pipeline.execution.worker import VLMWorker
+from pipeline.inspection.status import run_status
 from pipeline.records import MediaItem
 from pipeline.report.write import write_report
-from pipeline.runs.status import run_status
 from pipeline.sweep.config import SweepConfig
 from pipeline.tasks.build import build_task
 from pipeline.tasks.sampling import after_a_loop, sampling_params

@@ -19,10 +19,10 @@ from pipeline.errors import ConfigError
 from pipeline.execution.rows import RunInfo
 from pipeline.execution.runner import run_job
 from pipeline.execution.worker import VLMWorker
+from pipeline.inspection.verify_rows import stages_fit_latency
 from pipeline.loading.loader import Loader
 from pipeline.records import MediaItem
 from pipeline.runs.run import plan_run
-from pipeline.runs.verify_rows import stages_fit_latency
 from pipeline.sweep.config import SweepConfig
 from tests.support.models.families import make_folder
 from tests.support.runs.fakes import FakeLoader, FakeVLM, job_config, read_rows, violations

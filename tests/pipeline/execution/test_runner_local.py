@@ -14,8 +14,8 @@ import boto3
 import pytest
 
 from pipeline.errors import CredentialsError, RefusedError
+from pipeline.execution.reporting.summary import render_summary
 from pipeline.execution.runner import run_job
-from pipeline.execution.summary import render_summary
 from tests.support.media import clips
 from tests.support.runs import fakes
 from tests.support.runs.fakes import fixed, job_config, numbered_items, read_rows, violations

@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline.config.schema import MediaConfig
 from pipeline.errors import ConfigError, InputError, ItemError, RefusedError
-from pipeline.execution.summary import RunStats, RunSummary, render_summary
+from pipeline.execution.reporting.summary import RunStats, RunSummary, render_summary
 from pipeline.inputs.build_manifest import build_manifest, media_roots, readable_roots
 from pipeline.inputs.columns import (
     DOCUMENT_EXTENSIONS,
@@ -24,13 +24,13 @@ from pipeline.inputs.columns import (
 )
 from pipeline.inputs.input_counts import say_left_out
 from pipeline.inputs.manifest import manifest_bytes, read_manifest
+from pipeline.inspection.status import render_status, run_status
 from pipeline.loading.decoding.media import load_video
 from pipeline.loading.decoding.pictures import IMAGE_FORMATS, load_images
 from pipeline.planning.dry_run import _link_lines
 from pipeline.report.write import write_report
 from pipeline.runs.run import create_or_resume, open_run, plan_run
 from pipeline.runs.run_record import fingerprint_of
-from pipeline.runs.status import render_status, run_status
 from pipeline.storage import storage
 from tests.support.runs.run_folders import complete, put_manifest, put_media
 

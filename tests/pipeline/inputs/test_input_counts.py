@@ -13,9 +13,9 @@ from pipeline.errors import InputError
 from pipeline.inputs.build_manifest import build_manifest
 from pipeline.inputs.input_counts import InputCounts
 from pipeline.inputs.manifest import manifest_bytes, read_manifest
+from pipeline.inspection.status import render_status, run_status
 from pipeline.planning.dry_run import _size
 from pipeline.runs.run import open_run, plan_run
-from pipeline.runs.status import render_status, run_status
 from pipeline.storage import storage
 from tests.support.runs.run_folders import complete
 

@@ -17,10 +17,10 @@ import pytest
 
 from pipeline.inputs.build_manifest import build_manifest
 from pipeline.inputs.manifest import manifest_bytes, read_manifest
+from pipeline.inspection.verify import verify_run
 from pipeline.runs.parquet_sink import list_parts, read_parts
 from pipeline.runs.retry import begin_retry
 from pipeline.runs.run import open_run
-from pipeline.runs.verify import verify_run
 from pipeline.storage import storage
 from tests.support.runs.run_folders import complete
 

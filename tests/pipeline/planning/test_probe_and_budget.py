@@ -15,9 +15,9 @@ from pipeline.cost import Spending
 from pipeline.errors import ConfigError, InputError, PipelineError
 from pipeline.execution import budget as budgets
 from pipeline.execution.budget import Budget, BudgetGuard, parse_budget
+from pipeline.execution.reporting.summary import RunStats, RunSummary, render_line, render_summary
 from pipeline.execution.rows import RunInfo
 from pipeline.execution.runner import run_job
-from pipeline.execution.summary import RunStats, RunSummary, render_line, render_summary
 from pipeline.execution.worker import VLMWorker, WorkerUsage
 from pipeline.exit_codes import guarded
 from pipeline.planning.probe import Probe, probe, render_probe

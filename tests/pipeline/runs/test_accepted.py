@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.cli import run_cli
 from pipeline.errors import ConfigError, RefusedError
+from pipeline.inspection.verify import verify_run
 from pipeline.planning.dry_run import _labelled
 from pipeline.runs import config_fingerprint
 from pipeline.runs.accepted import read_accepted
@@ -20,7 +21,6 @@ from pipeline.runs.retry import begin_retry
 from pipeline.runs.run import open_planned as opened
 from pipeline.runs.run import open_run, pending_shards, plan_run
 from pipeline.runs.run_folder import is_finished
-from pipeline.runs.verify import verify_run
 from pipeline.storage import storage
 from tests.support.runs.run_folders import complete, put_media
 

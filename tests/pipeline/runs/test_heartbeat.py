@@ -14,10 +14,10 @@ import pytest
 
 from pipeline.execution.runner import run_job
 from pipeline.faults import fault_point, injected, spared
+from pipeline.inspection.status import render_status, run_status
 from pipeline.runs import heartbeat
 from pipeline.runs.heartbeat import Beat, Heartbeat, Observer, read_beats, watch
 from pipeline.runs.run import open_run
-from pipeline.runs.status import render_status, run_status
 from pipeline.storage import storage
 from tests.support.runs import fakes
 from tests.support.runs.fakes import job_config, numbered_items, violations

@@ -28,6 +28,7 @@ from pipeline.evaluation.run_scores import score_run
 from pipeline.execution.runner import continue_run, run_job
 from pipeline.inputs import manifest
 from pipeline.inputs.permanent_failures import PERMANENT
+from pipeline.inspection.status import run_status
 from pipeline.planning.probe import probe
 from pipeline.records import FIRST_SCHEMA_VERSION, LATER_COLUMNS, SCHEMA_VERSION
 from pipeline.report.write import write_report
@@ -37,7 +38,6 @@ from pipeline.runs.retry import begin_retry
 from pipeline.runs.row_schema import SCHEMA, schema_of
 from pipeline.runs.run import open_run, plan_run
 from pipeline.runs.run_record import config_diff, read_run_file, recorded_config, recorded_config_fingerprint
-from pipeline.runs.status import run_status
 from tests.support.runs.fakes import read_rows, violations
 
 HERE = Path(__file__).resolve().parent

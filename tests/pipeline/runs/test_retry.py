@@ -14,11 +14,11 @@ from pipeline.__main__ import main
 from pipeline.errors import ConfigError, RefusedError
 from pipeline.execution.runner import continue_run, run_job
 from pipeline.faults import injected
+from pipeline.inspection.status import run_status
 from pipeline.runs.parquet_sink import ParquetSink, list_parts, part_attempts, read_parts, result_rows
 from pipeline.runs.retry import begin_retry
 from pipeline.runs.run import open_run
 from pipeline.runs.run_record import read_run_file
-from pipeline.runs.status import run_status
 from pipeline.storage import storage
 from tests.support.media import clips
 from tests.support.runs import fakes

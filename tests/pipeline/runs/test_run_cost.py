@@ -13,10 +13,10 @@ from pipeline.execution.budget import Budget
 from pipeline.execution.ray.actors import connect
 from pipeline.execution.ray.metrics import COUNTERS, GAUGES, STAGE_SECONDS
 from pipeline.execution.runner import continue_run, run_job
+from pipeline.inspection.status import run_status
 from pipeline.runs.retry import begin_retry
 from pipeline.runs.run import open_run, unfinish
 from pipeline.runs.sessions import Session
-from pipeline.runs.status import run_status
 from tests.support.media import clips
 from tests.support.runs import fakes
 from tests.support.runs.fakes import job_config, read_rows, violations

@@ -17,9 +17,9 @@ from pipeline.cli import run_cli
 from pipeline.config.schema import JobConfig
 from pipeline.errors import InputError, ItemError, RefusedError
 from pipeline.execution.ray.executor import RayExecutor
+from pipeline.execution.reporting.summary import RunStats, render_summary
 from pipeline.execution.rows import RowMaker, RunInfo
 from pipeline.execution.runner import run_job
-from pipeline.execution.summary import RunStats, render_summary
 from pipeline.execution.worker import VLMWorker, WorkerUsage
 from pipeline.records import MediaItem, ResultRow
 from pipeline.runs.parquet_sink import list_parts, read_parts

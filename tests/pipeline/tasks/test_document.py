@@ -19,10 +19,10 @@ from pipeline.execution.rows import RunInfo
 from pipeline.execution.runner import build_loader, run_job
 from pipeline.execution.worker import VLMWorker
 from pipeline.inputs.build_manifest import build_manifest
+from pipeline.inspection.verify_rows import check_row
 from pipeline.json_schema import InvalidAnswerError, read_json, schema_problem
 from pipeline.loading.loader import Loader
 from pipeline.records import MediaItem
-from pipeline.runs.verify_rows import check_row
 from pipeline.storage import storage
 from tests.support.media import pdf_files
 from tests.support.media.pdf_files import BLUE, GREEN, RED, YELLOW, PageReader, page, write_pdf

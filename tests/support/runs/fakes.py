@@ -23,8 +23,8 @@ from illava.requests import Generation, Timing, TokenUsage
 from pipeline.config.schema import JobConfig
 from pipeline.errors import ItemError
 from pipeline.execution.worker import VLMWorker
+from pipeline.inspection.verify import verify_run
 from pipeline.records import LoadedItem, LoadStats, MediaItem
-from pipeline.runs.verify import verify_run
 from tests.support.media.clips import read_barcode
 
 DEMO_MODEL = Path(__file__).resolve().parents[3] / "configs" / "demo" / "model"

@@ -77,13 +77,13 @@ figures.STAGES = (*figures.STAGES, "words_s")
 from pipeline.errors import RefusedError
 from pipeline.evaluation.run_scores import score_run
 from pipeline.execution.runner import continue_run, run_job
+from pipeline.inspection.status import run_status
+from pipeline.inspection.verify import verify_run
 from pipeline.report.write import write_report
 from pipeline.runs.parquet_sink import list_parts, read_parts
 from pipeline.runs.retry import begin_retry
 from pipeline.runs.run import open_run, plan_run
 from pipeline.runs.run_record import read_run_file, recorded_config
-from pipeline.runs.status import run_status
-from pipeline.runs.verify import verify_run
 
 
 def job(name: str, **output: str) -> JobConfig:

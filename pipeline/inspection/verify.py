@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline.errors import CredentialsError, PipelineError
 from pipeline.inputs.manifest import Manifest
+from pipeline.inspection.verify_rows import STAGE_SLACK_S, Violation, check_ids, check_row, stages_fit_latency
 from pipeline.records import FIRST_SCHEMA_VERSION, SCHEMA_VERSION
 from pipeline.runs.parquet_sink import list_parts, part_index, part_name, read_stored
 from pipeline.runs.row_schema import SCHEMA, USER_PREFIX, schema_of, to_current_schema, version_of
@@ -29,7 +30,6 @@ from pipeline.runs.run_record import (
     wrong_digests,
 )
 from pipeline.runs.totals import run_totals
-from pipeline.runs.verify_rows import STAGE_SLACK_S, Violation, check_ids, check_row, stages_fit_latency
 from pipeline.storage import storage
 
 __all__ = ["Violation", "verify_run"]

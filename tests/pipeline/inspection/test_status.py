@@ -4,8 +4,8 @@ import pytest
 
 from pipeline.__main__ import main
 from pipeline.errors import RefusedError
+from pipeline.inspection.status import render_status, run_status, runs_status
 from pipeline.runs.run import open_run
-from pipeline.runs.status import render_status, run_status, runs_status
 from pipeline.storage import storage
 from tests.support.runs.run_folders import complete, make_config, put_media
 

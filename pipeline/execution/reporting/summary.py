@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config.placement import said
 from pipeline.cost import RunCost
-from pipeline.execution.failures import FailureExamples, command_for
+from pipeline.execution.reporting.failures import FailureExamples, command_for
 from pipeline.inputs.input_counts import InputCounts
 from pipeline.records import ResultRow
 from pipeline.redaction import visible

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from pipeline.__main__ import main
+from pipeline.inspection.export import export_run
 from pipeline.records import ResultRow
-from pipeline.runs.export import export_run
 from pipeline.runs.parquet_sink import read_rows, result_rows
 from tests.support.runs.run_folders import complete, make_config, put_media
 
-RUNS = Path(__file__).parent / "data" / "runs_27c8a0a"
+RUNS = Path(__file__).parents[1] / "runs" / "data" / "runs_27c8a0a"
 COLUMNS = list(ResultRow.__slots__)
 
 

@@ -9,12 +9,12 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.inspection.verify import verify_run
+from pipeline.inspection.verify_rows import STAGES, stages_fit_latency
 from pipeline.runs.config_fingerprint import digest_of
 from pipeline.runs.parquet_sink import ParquetSink, read_rows
 from pipeline.runs.run import open_run
 from pipeline.runs.run_record import read_run_file
-from pipeline.runs.verify import verify_run
-from pipeline.runs.verify_rows import STAGES, stages_fit_latency
 from pipeline.storage import storage
 from tests.support.runs.damaged_runs import DAMAGES, edit_json, edit_rows, flip_a_byte, part_path, set_value
 from tests.support.runs.run_folders import complete, failed_row, make_config, put_media, shard_rows
@@ -79,7 +79,7 @@ def test_at_least_twenty_kinds_of_damage_are_told_apart():
 
 
 def test_every_kind_of_violation_has_its_damage():
-    from pipeline.runs import verify, verify_rows
+    from pipeline.inspection import verify, verify_rows
 
     named = set()
     for module in (verify, verify_rows):

@@ -6,9 +6,9 @@ import time
 from typing import Any
 
 from pipeline.execution.executors import Executor, Gauges
-from pipeline.execution.progress import Progress
+from pipeline.execution.reporting.progress import Progress
+from pipeline.execution.reporting.summary import RunStats
 from pipeline.execution.scheduler import Scheduler
-from pipeline.execution.summary import RunStats
 from pipeline.runs.heartbeat import Heartbeat
 
 EVERY_S = 1.0

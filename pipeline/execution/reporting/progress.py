@@ -16,7 +16,7 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from pipeline.execution.lease import QueueDepths
-from pipeline.execution.summary import RunStats
+from pipeline.execution.reporting.summary import RunStats
 from pipeline.records import ResultRow
 
 logger = logging.getLogger(__name__)

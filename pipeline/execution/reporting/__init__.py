@@ -1,0 +1,1 @@
+"""Says how a command goes while it runs, and what came of it."""

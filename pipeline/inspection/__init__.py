@@ -1,0 +1,1 @@
+"""Tells what a run folder holds: status, verification, exports. Reads only."""
