@@ -126,6 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -134,6 +135,7 @@ def main() -> None:
     results = {
         shape: measure(shape, num_visual=num_visual, batch=batch, rounds=args.rounds, device=args.device)
         for shape, (num_visual, batch) in cases.items()
+        if shape in args.shapes
     }
     if args.json:
         told = {"benchmark": "size_bias", "device": args.device, "num_layers": NUM_LAYERS, "rounds": args.rounds}

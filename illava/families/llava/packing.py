@@ -123,10 +123,10 @@ def _sizes(layout: TileLayout, kept_tokens: KeptTokens, merged_FRC: Tensor, inde
         return torch.cat([_video_sizes(layout, kept_tokens, merged_FRC).flatten(), torch.ones(1, device=device)])
     cell_O, placeholder_FRC = (index.to(device) for index in layout.centres())
     token_O = torch.where(cell_O >= 0, merged_FRC.flatten()[cell_O.clamp(min=0)], -1)
-    owner_O = placeholder_FRC[kept_tokens.coord_K3.unbind(1)][token_O.clamp(min=0)]
-    owner_O = torch.where(token_O >= 0, owner_O, -1).index_copy_(0, index_K, index_K)
+    target_O = placeholder_FRC[kept_tokens.coord_K3.unbind(1)][token_O.clamp(min=0)]
+    target_O = torch.where(token_O >= 0, target_O, -1).index_copy_(0, index_K, index_K)
     size_O = torch.zeros(cell_O.shape[0], device=device)
-    return size_O.index_add_(0, owner_O.clamp(min=0), (owner_O >= 0).float())[index_K]
+    return size_O.index_add_(0, target_O.clamp(min=0), (target_O >= 0).float())[index_K]
 
 
 def _video_sizes(layout: TileLayout, kept_tokens: KeptTokens, merged_FRC: Tensor) -> Tensor:
