@@ -5,7 +5,7 @@
   ray job submit --working-dir . -- python jobs/caption_images.py --config configs/caption_images_llava_onevision.yaml
 
 Each listed image is one item; several images make one item where a manifest gives them in a column `uris`.
-The same command again resumes; `python -m pipeline verify OUTPUT` checks what was written.
+The same command again resumes; `illava verify OUTPUT` checks what was written.
 The same as `illava caption`, for `ray job submit`.
 """
 

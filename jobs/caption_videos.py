@@ -4,7 +4,7 @@
   python jobs/caption_videos.py --config configs/caption_videos_llava_onevision.yaml --dry-run
   ray job submit --working-dir . -- python jobs/caption_videos.py --config configs/demo.yaml
 
-The same command again resumes; `python -m pipeline verify OUTPUT` checks what was written.
+The same command again resumes; `illava verify OUTPUT` checks what was written.
 The same as `illava caption`, for `ray job submit`.
 """
 

@@ -5,7 +5,7 @@
   ray job submit --working-dir . -- python jobs/process_documents.py --config configs/process_documents.yaml
 
 Each listed file is one document; page images make one document where a manifest gives them in a column `uris`.
-The same command again resumes; `python -m pipeline verify OUTPUT` checks what was written.
+The same command again resumes; `illava verify OUTPUT` checks what was written.
 The same as `illava documents`, for `ray job submit`.
 """
 

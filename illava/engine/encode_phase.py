@@ -91,9 +91,9 @@ class EncodePhase:
         return [self._assemble(state) for state in group]
 
     def _assemble(self, state: RequestState) -> Outcome:
-        if state.request.encoding is None:  # else the tower did not run
-            state.num_patches = sum(mm_item.num_patches for mm_item in state.encoded)
-            state.num_patches_kept = sum(mm_item.num_patches_kept for mm_item in state.encoded)
+        seen = state.encoded if state.request.encoding is None else []  # by the tower, for this request
+        state.num_patches = sum(mm_item.num_patches for mm_item in seen)
+        state.num_patches_kept = sum(mm_item.num_patches_kept for mm_item in seen)
         try:
             state.prompt = assemble(self._family, state.shown, state.encoded)
         except RequestError as error:

@@ -138,7 +138,7 @@ def assemble(family: Family, request: Request, encoded: Sequence[EncodedVisual])
         tuple(order),
         tuple(torch.cat(layer) for layer in zip(*builder.deepstack, strict=True)),
         tuple(builder.content_spans),
-        torch.cat(builder.sizes) if any(mm_item.size_K is not None for mm_item in encoded) else None,
+        torch.cat(builder.sizes) if builder.has_sizes else None,
     )
 
 
@@ -193,6 +193,7 @@ class _PromptBuilder:
         self.rendered_indices: list[Tensor] = []
         self.coords: list[Tensor] = []
         self.scores: list[Tensor] = []
+        self.has_sizes = any(mm_item.size_K is not None for mm_item in encoded)
         self.sizes: list[Tensor] = []
         self.token_spans: list[TokenSpan] = []
         self.num_deepstack = max((len(mm_item.deepstack) for mm_item in encoded), default=0)
@@ -208,7 +209,8 @@ class _PromptBuilder:
         self.rendered_indices.append(torch.arange(self.cursor, stop, device=device))
         self.coords.append(torch.full((length, 4), -1, device=device))
         self.scores.append(torch.zeros(length, device=device))
-        self.sizes.append(torch.ones(length, device=device))
+        if self.has_sizes:
+            self.sizes.append(torch.ones(length, device=device))
         self.token_spans.append(TokenSpan(length))
         self.content_spans.append((TextSpan(tuple(self.token_ids[self.cursor : stop])), length))
         self.cursor, self.visual_span = stop, self.visual_span + 1

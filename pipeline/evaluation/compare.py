@@ -166,7 +166,7 @@ def _refuse_other_items(first: RunColumns, second: RunColumns) -> None:
     if first.columns["item_id"] != second.columns["item_id"]:
         raise RefusedError(
             f"rows of {first.uri} and {second.uri} are not of the same items, though their manifests are the same; "
-            f"see `python -m pipeline verify {first.uri}`, and the same for the other"
+            f"see `illava verify {first.uri}`, and the same for the other"
         )
 
 

@@ -28,7 +28,7 @@ from pipeline.execution.runner import run_job
 from pipeline.sweep.config import SweepConfig
 from tests.support.docs_pages import PAGES, ROOT, Block, blocks, blocks_of, commands_of
 
-LANGUAGES = {"sh", "yaml", "python", "json"}
+LANGUAGES = {"sh", "yaml", "python", "json", "text"}
 DOCUMENTS = ROOT / "tests" / "pipeline" / "runs" / "data" / "runs_27c8a0a" / "documents"
 EXTRAS = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))

@@ -124,7 +124,7 @@ def test_plan_is_a_dry_run_with_one_line(job_file, tmp_path, capsys) -> None:
 
 
 def test_plan_and_probe_is_an_estimate_with_one_line(job_file, tmp_path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("pipeline.planning.probe.probe", lambda config, count, debug: f"{count} media, {debug}")
+    monkeypatch.setattr("pipeline.planning.probe.probe", lambda config, count, debug, accept: f"{count} media, {debug}")
     monkeypatch.setattr("pipeline.planning.probe.render_probe", str)
     job = ["--config", job_file(), "--set", "model.model_id=configs/demo/model"]
     for flags in (["--estimate", "4"], ["--dry-run", "--estimate", "4"]):

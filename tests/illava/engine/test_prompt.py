@@ -38,7 +38,7 @@ def encoded_of(tag, slots, num_placeholders, frame_counts, *, score=False, trace
     patches = torch.cat([torch.zeros(count + 1, 1), torch.arange(count + 1)[:, None].expand(-1, 3)], 1).long()
     return EncodedVisual(
         torch.full((count, WIDTH), float(tag)), torch.tensor(slots), num_placeholders, frame_counts, place,
-        torch.arange(count) / 10 if score else None, count + 1, tuple(trace), patches,
+        torch.arange(count) / 10 if score else None, count + 1, count, tuple(trace), patches,
     )  # fmt: skip
 
 

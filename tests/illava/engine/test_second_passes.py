@@ -95,7 +95,9 @@ def test_answers_of_one_prompt_take_one_tower_call_and_one_prefill(model, encode
     monkeypatch.setattr(
         decoder,
         "project",
-        lambda layer, hidden_TD, *args: computed.append(len(hidden_TD)) or project(layer, hidden_TD, *args),
+        lambda layer, hidden_TD, *args, **into: (
+            computed.append(len(hidden_TD)) or project(layer, hidden_TD, *args, **into)
+        ),
     )
     answers = vlm.generate(requests, plan=plan)
     together, computed[:] = sum(computed), []

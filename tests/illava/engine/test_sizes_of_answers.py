@@ -13,7 +13,7 @@ from illava import VLM, ReductionPlan, Request, SamplingParams, load_preprocesso
 from illava.decoder.prefill import PrefillRun
 from illava.engine.config import EngineConfig
 from illava.engine.engine import Engine
-from illava.engine.prompt import assemble, media_of, pack
+from illava.engine.prompt import assemble, pack
 from illava.plan import EMPTY_PLAN
 from tests.support.closeness import assert_close
 from tests.support.models.families import MAKERS, make_folder
@@ -59,7 +59,7 @@ def tiny(request, tmp_path_factory) -> Tiny:
 
 @torch.inference_mode()
 def prompt_of(vlm, request, plan):
-    media = vlm.family.encode(media_of(request), plan, trace=False) if media_of(request) else []
+    media = vlm.family.encode(request.media, plan, trace=False) if request.media else []
     return assemble(vlm.family, request, media)
 
 
@@ -145,7 +145,7 @@ def test_a_batch_equals_its_requests_alone_also_beside_a_plan_without_the_bias(t
     """All of them decode in one batch; the bits of a request without biases are those it has alone."""
     vlm, plan = tiny.vlm, plan_of(tiny.vlm, decoder=decoder)
     plain = plan_of(vlm, size_bias=False, decoder=decoder)
-    requests = tiny.requests if not decoder else [request for request in tiny.requests if media_of(request)]
+    requests = tiny.requests if not decoder else [request for request in tiny.requests if request.media]
     alone = {which: [vlm.generate([own], plan=which)[0] for own in requests] for which in (plan, plain)}
     together = vlm.generate(requests, plan=plan)
     assert [g.error for g in together] == [None] * len(requests)
@@ -163,7 +163,7 @@ def test_a_batch_equals_its_requests_alone_also_beside_a_plan_without_the_bias(t
 @pytest.mark.parametrize("decoder", DECODER)
 def test_questions_on_one_medium_share_a_biased_prefix_and_long_prompts_go_in_by_chunks(tiny, decoder, monkeypatch):
     vlm, plan = tiny.vlm, plan_of(tiny.vlm, decoder=decoder)
-    mm_item = media_of(tiny.requests[0])[0]
+    mm_item = tiny.requests[0].media[0]
     questions = ("What?", "What happens here, and why?", "Where is it?")
     requests = [Request(str(n), (mm_item, question), ANSWER) for n, question in enumerate(questions)]
     alone = [vlm.generate([request], plan=plan)[0].token_ids for request in requests]
@@ -171,7 +171,7 @@ def test_questions_on_one_medium_share_a_biased_prefix_and_long_prompts_go_in_by
     monkeypatch.setattr(
         vlm.family.decoder,
         "project",
-        lambda layer, hidden, rotary: projected.append(len(hidden)) or project(layer, hidden, rotary),
+        lambda layer, hidden, rotary, **into: projected.append(len(hidden)) or project(layer, hidden, rotary, **into),
     )
     shared = vlm.generate(requests, plan=plan)
     assert [g.token_ids for g in shared] == alone
