@@ -7,6 +7,7 @@ too small to gain time, so a few layers of a published model's true shape are me
 """
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
@@ -14,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python jobs/x.p
 
 import pipeline
 from pipeline.cli import CommandParser, add_log_flags, add_set_flag, run_options
+
+logger = logging.getLogger(__name__)
 
 
 def demo(config: str, overrides: list[str], *, seconds: float) -> int:
@@ -40,7 +43,7 @@ def _time(seconds: float) -> str:
     why = "this model is too small to gain time: choosing tokens costs it as much as fewer tokens save"
     if seconds <= 0:
         return why
-    print(f"measuring a few layers of a published model's shape, {seconds:.0f} s ...", file=sys.stderr)
+    logger.info("measuring a few layers of a published model's shape, %.0f s", seconds)
     from benchmarks.speed.few_layers import measure_few_layers
 
     return f"{why}.\n           {measure_few_layers(seconds)};\n           whole models: docs/benchmarks.md"

@@ -81,7 +81,9 @@ def preflight(config: JobConfig, dtype: _Dtype) -> Preflight:
 
 def runs_elsewhere(config: JobConfig) -> bool:
     """Whether a Ray cluster that is there already runs the job's actors: RAY_ADDRESS's, or this process's session."""
-    return config.runtime.executor == "ray" and (bool(os.environ.get("RAY_ADDRESS")) or "ray" in sys.modules)
+    ray = sys.modules.get("ray")
+    has_session = ray is not None and ray.is_initialized()
+    return config.runtime.executor == "ray" and (bool(os.environ.get("RAY_ADDRESS")) or has_session)
 
 
 def _device(config: JobConfig) -> Literal["cpu", "cuda"] | None:

@@ -78,6 +78,10 @@ def build_manifest(
     counts = counts or InputCounts(table.num_rows + num_done, 0)
     again = _still_failing(table, failed) if failed else []
     if again:
+        logger.info(
+            "%d items failed in earlier runs by what their files are, and are left out; `illava retry RUN` tries them",
+            len(again),
+        )
         table = table.filter(pc.invert(pc.is_in(table["item_id"], value_set=pa.array(again, pa.string()))))
     num_new = table.num_rows
     if config.input.limit is not None:

@@ -84,7 +84,7 @@ class Manifest:
     @property
     def num_done(self) -> int:
         """Items that were left out because ``exclude_runs`` holds them."""
-        return self.counts.num_done if self.counts else 0
+        return self.counts.num_done + self.counts.num_failing if self.counts else 0
 
     @property
     def num_unsized(self) -> int:

@@ -44,7 +44,7 @@ from pipeline.runs.run_record import (
     wanted_attempts,
     wrong_digests,
 )
-from pipeline.runs.sessions import cost_record, run_placements
+from pipeline.runs.sessions import cost_record, run_placements, this_driver
 from pipeline.runs.takeover import OtherRunError, clear_replaced, resume_or_replace
 from pipeline.runs.totals import run_totals
 from pipeline.storage import storage
@@ -304,5 +304,6 @@ def _run_record(run: Run) -> dict[str, Any]:
         "left_out": dict(run.manifest.left_out),
         "input": run.manifest.counts.as_dict() if run.manifest.counts else None,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "driver": this_driver(),
         "config": run.config.model_dump(mode="json"),
     }

@@ -41,14 +41,25 @@ def resume_or_replace(run: Run, found: dict[str, Any], resume: Callable[[], Run]
     except OtherRunError as mismatch:
         if list_parts(run.uri) or is_finished(run.uri) or found["attempt"] != 1:
             raise
-        alive = [name for name, driver in unended_sessions(run.uri) if may_be_alive(driver)]
-        if alive:
-            file = storage.join(run.uri, FOLDER, f"{alive[0]}.json")
+        file = _of_a_living_driver(run.uri, found)
+        if file:
             raise OtherRunError(
                 f"{mismatch}\nIt has no part yet, and could be taken over, but a job may still be at work there: "
                 f"{file} names its machine and process. If it has ended, delete that file, and run this command again"
             ) from mismatch
         return replace(run, replaces=found["nonce"])
+
+
+def _of_a_living_driver(uri: str, found: dict[str, Any]) -> str:
+    """Return the file that names a driver which may be at work in a run folder; "" where there is none.
+
+    Until the driver that created the run has written its session, ``run.json`` alone names it.
+    """
+    alive = [name for name, driver in unended_sessions(uri) if may_be_alive(driver)]
+    if alive:
+        return storage.join(uri, FOLDER, f"{alive[0]}.json")
+    starts = not any(name.endswith(".json") for name in storage.list_names(storage.join(uri, FOLDER)))
+    return storage.join(uri, RUN_FILE) if starts and found.get("driver") and may_be_alive(found["driver"]) else ""
 
 
 def clear_replaced(run: Run) -> None:

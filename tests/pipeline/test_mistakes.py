@@ -146,7 +146,7 @@ ANSWERS: dict[str, Answer] = {
     "parts without a run": Answer(4, "3 parts in data/", "/damaged", "no run.json", ELSEWHERE),
     "a damaged run.json": Answer(4, "is not JSON", "run.json", "it was damaged", "Put the file back"),
     "an edited run.json": Answer(4, "was edited", "run.json", "recipe_digest is 0000", "Put the file back as it was"),
-    "status of nothing": Answer(4, "does not exist", "/nowhere/run.json", NO_RUN, RUN),
+    "status of nothing": Answer(4, "holds no run", "/nowhere", "no run.json", "give a job's output.uri"),
     "verify of nothing": Answer(4, "does not exist", "/nowhere/run.json", NO_RUN, RUN),
     "retry of nothing": Answer(4, "does not exist", "/nowhere/run.json", NO_RUN, RUN),
     "report of nothing": Answer(4, "does not exist", "/nowhere/run.json", NO_RUN, RUN),

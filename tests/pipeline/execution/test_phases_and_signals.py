@@ -139,7 +139,7 @@ def test_a_signal_while_the_input_is_listed_ends_the_command(tmp_path, number, e
         signal.raise_signal(number)
         raise AssertionError("deaf while objects are listed")
 
-    monkeypatch.setattr(storage, "list_objects", is_interrupted)
+    monkeypatch.setattr(storage, "list_split", is_interrupted)
     config = job_config(tmp_path / "out", {"uri": str(tmp_path)})
     assert guarded(lambda: run_job(config).exit_code, debug=False) == exit_code
     assert "the same command resumes" in capsys.readouterr().err

@@ -77,10 +77,17 @@ def test_whatever_ends_the_first_start_the_corrected_job_takes_over(tmp_path, ca
     assert len(list(out.glob("manifest-*"))) == len(list((out / "sessions").iterdir())) == 1
 
 
+def failed_start(config):
+    """A run that a command created and left by an error."""
+    run = open_run(config)
+    Session(run).end(None)
+    return run
+
+
 def test_other_items_and_another_shard_size_take_over_as_well(job, root) -> None:
-    open_run(job())
+    failed_start(job())
     put_media(storage.join(root, "in"), 2, start=5)
-    assert len(open_run(job()).manifest) == 7
+    assert len(failed_start(job()).manifest) == 7
     assert open_run(job(output={"uri": storage.join(root, "out"), "items_per_shard": 2})).num_shards == 4
     assert [name for name in storage.list_names(storage.join(root, "out")) if name.startswith("manifest-")][1:] == []
 
@@ -112,6 +119,21 @@ def test_a_driver_that_may_be_at_work_keeps_the_folder_until_it_says_that_it_end
     assert plan_run(job(**OTHER)).replaces == run.nonce
 
 
+def test_a_driver_that_has_just_created_the_run_keeps_the_folder(job) -> None:
+    """It has written no session yet: of two jobs that start together one is refused before it does anything."""
+    open_run(job())
+    with pytest.raises(RefusedError, match=r"may still be at work there: .*run\.json names"):
+        plan_run(job(**OTHER))
+
+
+def test_a_driver_that_was_killed_before_its_first_session_is_known_to_be_gone(job, monkeypatch) -> None:
+    dead = gone()
+    with monkeypatch.context() as then:
+        then.setattr("pipeline.runs.run.this_driver", lambda: dead)
+        run = open_run(job())
+    assert plan_run(job(**OTHER)).replaces == run.nonce
+
+
 def test_a_killed_driver_of_this_machine_is_known_to_be_gone(job, monkeypatch) -> None:
     run, dead = open_run(job()), gone()
     monkeypatch.setattr("pipeline.runs.sessions.this_driver", lambda: dead)
@@ -128,7 +150,7 @@ def test_a_driver_is_told_by_machine_number_and_start() -> None:
 
 
 def test_a_driver_that_was_alive_after_all_publishes_nothing(job) -> None:
-    first = open_run(job())
+    first = failed_start(job())
     second = open_run(job(**OTHER))
     with pytest.raises(RefusedError, match="another job took the folder over"):
         ParquetSink(first).publish(0, shard_rows(first, 0))
@@ -137,7 +159,7 @@ def test_a_driver_that_was_alive_after_all_publishes_nothing(job) -> None:
 
 
 def test_of_two_that_take_over_one_wins_and_the_other_is_refused(job) -> None:
-    open_run(job())
+    failed_start(job())
     planned = [plan_run(job(sampling={"max_new_tokens": tokens})) for tokens in (5, 6)]
     winner = create_or_resume(planned[0])
     with pytest.raises(RefusedError, match="holds another run"):
