@@ -51,10 +51,8 @@ def job(tmp_path, source, models, model_type, **media):
 
 def counted(text: str) -> tuple[int, int]:
     """Patches and tokens of an item, by a dry run."""
-    return tuple(
-        int(re.search(rf"{label} .*, ([\d,]+) an item", text)[1].replace(",", ""))
-        for label in ("patches", "tokens before")
-    )
+    found = re.search(r"an item +patches ([\d,]+) -> .* tokens ([\d,]+) ->", text)
+    return tuple(int(number.replace(",", "")) for number in found.groups())
 
 
 @pytest.mark.parametrize(
