@@ -21,6 +21,7 @@ RANDOM_WEIGHTS_REASON = (
     "the model's config.json declares random weights, and random weights say nothing about quality; measure speed "
     "only, or take trained weights"
 )
+_HUB_S = 10.0  # for the first answer of the hub
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _TEMPLATES = ("chat_template.jinja", "chat_template.json")
 _NAMES = ("config.json", "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
@@ -182,16 +183,49 @@ def _folder(model_id: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+    silence = _hub_silence(model_id, revision)
+    patterns = [*_NAMES, *_TEMPLATE_NAMES, *SIDE_FILES]
     try:
         return Path(
-            snapshot_download(model_id, revision=revision, allow_patterns=[*_NAMES, *_TEMPLATE_NAMES, *SIDE_FILES])
+            snapshot_download(model_id, revision=revision, allow_patterns=patterns, local_files_only=bool(silence))
         )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+    except LocalEntryNotFoundError as error:
+        if not silence:
+            raise ModelLoadError(_unread(model_id, revision, str(error))) from error
         raise ModelLoadError(
-            f"cannot read model {model_id!r} at revision {revision or 'main'}: it is no local folder, and the hub "
-            f"answered: {str(error).splitlines()[0]}. Check the id and revision, or download it first with: "
-            f"hf download {model_id}"
+            f"cannot read model {model_id!r} at revision {revision or 'main'}: it is no local folder, the cache has no "
+            f"copy, and the hub does not answer ({silence}). Check the network, HF_ENDPOINT and HTTPS_PROXY, or give "
+            "the path of a folder that holds the model"
         ) from error
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled) as error:
+        raise ModelLoadError(_unread(model_id, revision, str(error))) from error
+
+
+def _unread(model_id: str, revision: str | None, answer: str) -> str:
+    return (
+        f"cannot read model {model_id!r} at revision {revision or 'main'}: it is no local folder, and the hub "
+        f"answered: {answer.splitlines()[0]}. Check the id and revision, or download it first with: "
+        f"hf download {model_id}"
+    )
+
+
+def _hub_silence(model_id: str, revision: str | None) -> str:
+    """Ask the hub once, within seconds; return why it gave no answer, or "" where it gave one or must not be asked.
+
+    The hub's client itself tries again for minutes, and then reads the cache all the same.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    if constants.HF_HUB_OFFLINE:
+        return ""
+    try:
+        HfApi().model_info(model_id, revision=revision, timeout=_HUB_S)
+    except (HfHubHTTPError, HFValidationError):
+        return ""  # an answer; the download tells it
+    except Exception as error:  # of whatever carries the client's requests
+        return f"{type(error).__name__} within {_HUB_S} s: {str(error) or 'no answer'}"
+    return ""
 
 
 def _config(folder: Path) -> JsonSection:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import socket
 
+import huggingface_hub.constants
 import numpy as np
 import pytest
 from PIL import Image
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
+from illava import model_files
 from illava.errors import ModelLoadError, PreprocessError
 from illava.families import load_preprocessor
 
@@ -217,9 +220,29 @@ def test_missing_files_are_named(files, tmp_path):
         load_preprocessor(str(tmp_path / "absent"))
 
 
-def test_unreachable_hub_id_says_how_to_get_it(monkeypatch):
-    import huggingface_hub.constants
+@pytest.mark.parametrize(("accepts", "why"), [(True, "Timeout"), (False, "ConnectError")], ids=["silent", "refusing"])
+def test_a_hub_that_does_not_answer_is_asked_once_and_a_copy_in_the_cache_serves(monkeypatch, tmp_path, accepts, why):
+    """Its client would try again for minutes before it says anything, or reads the cache."""
+    monkeypatch.setattr(model_files, "_HUB_S", 0.2)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if accepts:
+            server.listen()
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        with pytest.raises(
+            ModelLoadError, match=rf"the hub does not answer \((Read)?{why}"
+        ):
+            load_preprocessor("nobody/nothing", revision="0" * 40)
+        snapshot = tmp_path / "models--nobody--nothing" / "snapshots" / ("0" * 40)
+        snapshot.mkdir(parents=True)
+        (snapshot / "config.json").write_text("{")
+        with pytest.raises(ModelLoadError, match="not valid JSON"):
+            load_preprocessor("nobody/nothing", revision="0" * 40)
 
+
+def test_unreachable_hub_id_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ModelLoadError, match="hf download nobody/nothing"):
         load_preprocessor("nobody/nothing", revision="0" * 40)

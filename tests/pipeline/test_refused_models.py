@@ -60,6 +60,7 @@ def test_a_quantised_model_of_the_hub_leaves_the_output_free(job, capsys, monkey
     path, model, out = job
     edit(model / "config.json", quantization_config={"quant_method": "awq"})
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(model))
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: None)
     hub = ("--set", "model.model_id=org/model-AWQ", "--set", f"model.revision={'c' * 40}")
     for flags in ((), ("--dry-run",)):
         assert "quantised by awq" in refused(path, *hub, *flags, capsys=capsys)
