@@ -231,9 +231,7 @@ def test_a_hub_that_does_not_answer_is_asked_once_and_a_copy_in_the_cache_serves
         if accepts:
             server.listen()
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
-        with pytest.raises(
-            ModelLoadError, match=rf"the hub does not answer \((Read)?{why}"
-        ):
+        with pytest.raises(ModelLoadError, match=rf"the hub does not answer \((Read)?{why}"):
             load_preprocessor("nobody/nothing", revision="0" * 40)
         snapshot = tmp_path / "models--nobody--nothing" / "snapshots" / ("0" * 40)
         snapshot.mkdir(parents=True)
