@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import random
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ import torch
 from illava.attention import packed as attention
 from illava.attention.backend import kernels_on
 
+# A shell that puts the suite into the background lets it ignore SIGINT, and so all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes: more threads than cores wait for each other
     torch.set_num_threads(1)
 _NUM_THREADS = torch.get_num_threads()
