@@ -197,7 +197,8 @@ def main() -> None:
     for name, goal in judged(parts).items():
         value = "open" if goal["measured"] is None else f"{goal['measured']:.4g}"
         print(f"{name:42s} {value:>10s}  goal {goal['goal']}")
-    sys.exit(any(part.get("missed") for part in parts.values()))
+    if any(part.get("missed") for part in parts.values()):
+        sys.exit(1)
 
 
 if __name__ == "__main__":
