@@ -73,7 +73,7 @@ def build_manifest(
             f"task.kind document reads PDFs, TIFFs and images; {num_videos:,} items are videos: narrow input.pattern"
         )
     if done_ids:
-        left = table.filter(pc.invert(pc.is_in(table["item_id"], value_set=pa.array(done_ids, pa.string()))))
+        left = _without(table, done_ids)
         table, num_done = left, table.num_rows - left.num_rows
     counts = counts or InputCounts(table.num_rows + num_done, 0)
     again = _still_failing(table, failed) if failed else []
@@ -82,7 +82,7 @@ def build_manifest(
             "%d items failed in earlier runs by what their files are, and are left out; `illava retry RUN` tries them",
             len(again),
         )
-        table = table.filter(pc.invert(pc.is_in(table["item_id"], value_set=pa.array(again, pa.string()))))
+        table = _without(table, again)
     num_new = table.num_rows
     if config.input.limit is not None:
         table = table.slice(0, config.input.limit)
@@ -94,6 +94,10 @@ def build_manifest(
         num_over_limit=num_new - table.num_rows,
     )
     return freeze({n: table[n] for n in table.column_names}, counts=counts)
+
+
+def _without(table: pa.Table, item_ids: Sequence[str]) -> pa.Table:
+    return table.filter(pc.invert(pc.is_in(table["item_id"], value_set=pa.array(item_ids, pa.string()))))
 
 
 def _still_failing(table: pa.Table, failed: Mapping[str, str | None]) -> list[str]:

@@ -22,6 +22,17 @@ def config(**changes):
     return Qwen2Config(**{**base, **changes})
 
 
+def make_model():
+    """A small Qwen2 whose attention is far from flat, so that positions, sizes and scales matter."""
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(config()).eval()
+    with torch.no_grad():
+        for value in model.parameters():
+            if value.dim() == 2:
+                value.normal_(0.0, 1.6 / value.shape[1] ** 0.5)
+    return model
+
+
 def make_prompt(token_spans, *, seed=0, width=32):
     generator = torch.Generator().manual_seed(seed)
     coords = []

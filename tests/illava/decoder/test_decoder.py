@@ -15,20 +15,14 @@ from illava.reducers.base import Reducer
 from illava.tokens import prune
 from illava.visual_tokens import TokenSpan
 from tests.support.closeness import assert_close
-from tests.support.decoder_cases import TEXT, config, make_prompt, plan_of, run_prefill, video_spans
+from tests.support.decoder_cases import TEXT, config, make_model, make_prompt, plan_of, run_prefill, video_spans
 
 pytestmark = pytest.mark.numeric
 
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    model = Qwen2ForCausalLM(config()).eval()
-    with torch.no_grad():  # attention far from flat, so that positions and scales matter
-        for value in model.parameters():
-            if value.dim() == 2:
-                value.normal_(0.0, 1.6 / value.shape[1] ** 0.5)
-    return model
+    return make_model()
 
 
 @pytest.fixture(scope="module")

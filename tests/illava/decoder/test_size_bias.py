@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import Qwen2ForCausalLM
 
 from illava.decoder.decoder import Decoder
 from illava.decoder.kv_cache import PagedCache
@@ -17,20 +16,14 @@ from illava.reducers import ILLaVA, ToMe
 from illava.reduction.scopes import PackedPrompts
 from illava.tokens import cluster
 from tests.support.closeness import assert_close
-from tests.support.decoder_cases import TEXT, config, make_prompt, plan_of, run_prefill, video_spans
+from tests.support.decoder_cases import TEXT, make_model, make_prompt, plan_of, run_prefill, video_spans
 
 pytestmark = pytest.mark.numeric
 
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    model = Qwen2ForCausalLM(config()).eval()
-    with torch.no_grad():  # attention far from flat
-        for value in model.parameters():
-            if value.dim() == 2:
-                value.normal_(0.0, 1.6 / value.shape[1] ** 0.5)
-    return model
+    return make_model()
 
 
 @pytest.fixture(scope="module")
