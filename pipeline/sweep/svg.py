@@ -6,6 +6,7 @@ Draws without a display and without `pyplot`'s global figures.
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from contextlib import AbstractContextManager
 
@@ -42,7 +43,18 @@ def svg_of(figure: Figure) -> str:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the viewer's fonts draw the text
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
+    return _number_clips(buffer.getvalue())
+
+
+def _number_clips(svg: str) -> str:
+    """Number the clip rectangles by their place in the file.
+
+    matplotlib names them by a hash of all their digits, and the constrained layout's solver sums in the order of its
+    variables' addresses: the last digit, which the file does not show, differs from process to process.
+    """
+    for number, name in enumerate(re.findall(r'<clipPath id="(\w+)"', svg)):
+        svg = svg.replace(f'"{name}"', f'"clip{number}"').replace(f"url(#{name})", f"url(#clip{number})")
+    return svg
 
 
 def label(text: str, most: int = 60) -> str:
