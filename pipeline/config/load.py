@@ -51,6 +51,11 @@ def parse_config(data: dict[str, Any], overrides: Sequence[str] = (), *, source:
     return _validated(JobConfig, data, overrides, source=source)
 
 
+def parse_as(schema: type[Schema], data: dict[str, Any], *, source: str) -> Schema:
+    """Validate keys and values that stand in no file; ``source`` begins the message. Raises as `load_as`."""
+    return _validated(schema, data, (), source=source)
+
+
 def _validated(schema: type[Schema], data: dict[str, Any], overrides: Sequence[str], *, source: str) -> Schema:
     renamed = _rename_keys(data, source)
     _forget_other_plan(data, {override.partition("=")[0].strip() for override in overrides})
