@@ -66,6 +66,23 @@ def load_images(paths: Sequence[str], media: MediaConfig) -> Frames:
     return Frames(frames, (), "pillow", "; ".join(problems) or None)
 
 
+def is_picture(source: Any) -> bool:
+    """Whether it is a picture of Pillow."""
+    from PIL import Image
+
+    return isinstance(source, Image.Image)
+
+
+def rgb_of(image: Any) -> np.ndarray:
+    """Return a picture of Pillow as `load_images` returns that of a file: uint8 [H, W, 3] RGB, upright, on white.
+
+    Raises:
+        ItemError: ``unsupported_media``: a mode without a defined white.
+    """
+    image.load()
+    return np.array(_upright(_to_rgb(image), image))
+
+
 def load_image_pages(path: str, media: MediaConfig) -> Generator[Picture | ItemError, None, None]:
     """Yield every picture of a TIFF in order, or the error of one that cannot be read. Raises as `load_images`."""
     with _opened(path, media.max_pixels_per_frame, ("TIFF",)) as image:
@@ -189,7 +206,7 @@ def _to_rgb(image: Any) -> Any:
     """Return the picture in RGB. What its numbers mean is said by the mode, and in a TIFF by its tags."""
     from PIL import Image
 
-    tags = image.tag_v2 if image.format == "TIFF" else {}
+    tags = image.tag_v2 if getattr(image, "format", None) == "TIFF" else {}
     sample_formats = tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))
     if image.mode == "F" or set(sample_formats) != {_UNSIGNED}:
         raise _no_white("with floats or signed numbers")
