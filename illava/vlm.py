@@ -20,11 +20,13 @@ from illava.engine.config import EngineConfig
 from illava.engine.engine import Engine
 from illava.errors import ModelLoadError
 from illava.families import load_family
+from illava.families.adapters import Adapter
 from illava.families.base import Family
 from illava.pixel_limits import NO_LIMITS, PixelLimits
 from illava.plan import EMPTY_PLAN
 from illava.plan_input.resolve import PlanSource, resolve_plan
 from illava.requests import Generation, OnError, Request
+from illava.weight_files import Quantization
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CPU_CACHE_BYTES = 2 << 30
@@ -86,6 +88,8 @@ class VLM:
         device: str | torch.device = "auto",
         engine_config: EngineConfig | None = None,
         pixel_limits: PixelLimits = NO_LIMITS,
+        quantization: Quantization = "none",
+        adapter: Adapter | None = None,
         **options: Any,
     ) -> VLM:
         """Load a model from a folder or from the Hugging Face hub.
@@ -97,12 +101,16 @@ class VLM:
             device: such as ``cuda:0``; ``auto`` is CUDA where there is one.
             engine_config: see the class.
             pixel_limits: bounds of the pictures' sizes; give `load_preprocessor` the same ones.
+            quantization: of the decoder's linear layers, made by torchao while loading: ``none`` (as stored),
+                ``float8``, ``int8`` or ``int4``.
+            adapter: a LoRA adapter that is added to the model.
             options: see the class.
 
         Raises:
             TypeError: an option that `EngineConfig` does not have; raised before anything is loaded.
             DeviceError: this process has no such device.
-            ModelLoadError: weights, configuration or dtype that cannot be loaded, or no memory left for the cache.
+            ModelLoadError: weights, configuration, dtype, quantisation or adapter that cannot be loaded, or no memory
+                left for the cache.
         """
         config, device = (engine_config or EngineConfig()).override(**options), open_device(device)
         family = load_family(
@@ -111,6 +119,8 @@ class VLM:
             dtype=_resolve_dtype(dtype, device),
             device=device,
             pixel_limits=pixel_limits,
+            quantization=quantization,
+            adapter=adapter,
         )
         return cls(family, config)
 
@@ -165,11 +175,12 @@ class VLM:
 
     @property
     def backends(self) -> dict[str, str]:
-        """The choices on this machine: packed attention, kernels of scores and paged decode, and decode steps."""
+        """The choices on this machine: packed attention, kernels of scores and paged decode, decode steps, weights."""
         return {
             "attention": self.attention_backend,
             "kernels": kernels_on(self.family.decoder.device),
             "decode_steps": "eager" if self.engine.graphs is None else "cuda_graphs",
+            "weights": self.family.weights,
         }
 
 
