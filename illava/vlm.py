@@ -14,7 +14,7 @@ import torch
 from illava.attention.backend import kernels_on
 from illava.attention.packed import backend_name
 from illava.decoder.cuda_graphs import DecodeGraphs, can_capture
-from illava.decoder.kv_cache import PagedCache
+from illava.decoder.hybrid_cache import make_cache
 from illava.devices import open_device
 from illava.engine.config import EngineConfig
 from illava.engine.engine import Engine
@@ -54,24 +54,11 @@ class VLM:
 
     def __init__(self, family: Family, engine_config: EngineConfig | None = None, **options: Any) -> None:
         config, decoder = (engine_config or EngineConfig()).override(**options), family.decoder
-        block_bytes = 2 * config.block_size * decoder.num_kv_heads * decoder.head_dim * decoder.dtype.itemsize
         pool_bytes = config.kv_cache_bytes
         if pool_bytes is None:
             pool_bytes = _default_cache_bytes(decoder.device, config.gpu_share)
-        num_blocks = pool_bytes // block_bytes
-        if num_blocks < decoder.num_layers:
-            raise ModelLoadError(
-                f"a key/value pool of {pool_bytes} bytes holds {num_blocks} blocks of {block_bytes} bytes; one token "
-                f"needs {decoder.num_layers}, a block in each layer: raise kv_cache_bytes, or free memory on the device"
-            )
-        cache = PagedCache(
-            num_layers=decoder.num_layers,
-            num_kv_heads=decoder.num_kv_heads,
-            head_dim=decoder.head_dim,
-            num_blocks=num_blocks,
-            block_size=config.block_size,
-            dtype=decoder.dtype,
-            device=decoder.device,
+        cache = make_cache(
+            decoder, pool_bytes=pool_bytes, block_size=config.block_size, max_requests=config.max_batch_requests
         )
         captured = can_capture(decoder.device) if config.decode_graphs is None else config.decode_graphs
         graphs = DecodeGraphs(decoder, family.embed, cache, max_batch=config.max_batch_requests) if captured else None
