@@ -14,17 +14,19 @@ import torch
 from illava.attention.backend import kernels_on
 from illava.attention.packed import backend_name
 from illava.decoder.cuda_graphs import DecodeGraphs, can_capture
-from illava.decoder.kv_cache import PagedCache
+from illava.decoder.hybrid_cache import make_cache
 from illava.devices import open_device
 from illava.engine.config import EngineConfig
 from illava.engine.engine import Engine
 from illava.errors import ModelLoadError
 from illava.families import load_family
+from illava.families.adapters import Adapter
 from illava.families.base import Family
 from illava.pixel_limits import NO_LIMITS, PixelLimits
 from illava.plan import EMPTY_PLAN
 from illava.plan_input.resolve import PlanSource, resolve_plan
 from illava.requests import Generation, OnError, Request
+from illava.weight_files import Quantization
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CPU_CACHE_BYTES = 2 << 30
@@ -52,24 +54,11 @@ class VLM:
 
     def __init__(self, family: Family, engine_config: EngineConfig | None = None, **options: Any) -> None:
         config, decoder = (engine_config or EngineConfig()).override(**options), family.decoder
-        block_bytes = 2 * config.block_size * decoder.num_kv_heads * decoder.head_dim * decoder.dtype.itemsize
         pool_bytes = config.kv_cache_bytes
         if pool_bytes is None:
             pool_bytes = _default_cache_bytes(decoder.device, config.gpu_share)
-        num_blocks = pool_bytes // block_bytes
-        if num_blocks < decoder.num_layers:
-            raise ModelLoadError(
-                f"a key/value pool of {pool_bytes} bytes holds {num_blocks} blocks of {block_bytes} bytes; one token "
-                f"needs {decoder.num_layers}, a block in each layer: raise kv_cache_bytes, or free memory on the device"
-            )
-        cache = PagedCache(
-            num_layers=decoder.num_layers,
-            num_kv_heads=decoder.num_kv_heads,
-            head_dim=decoder.head_dim,
-            num_blocks=num_blocks,
-            block_size=config.block_size,
-            dtype=decoder.dtype,
-            device=decoder.device,
+        cache = make_cache(
+            decoder, pool_bytes=pool_bytes, block_size=config.block_size, max_requests=config.max_batch_requests
         )
         captured = can_capture(decoder.device) if config.decode_graphs is None else config.decode_graphs
         graphs = DecodeGraphs(decoder, family.embed, cache, max_batch=config.max_batch_requests) if captured else None
@@ -86,6 +75,8 @@ class VLM:
         device: str | torch.device = "auto",
         engine_config: EngineConfig | None = None,
         pixel_limits: PixelLimits = NO_LIMITS,
+        quantization: Quantization = "none",
+        adapter: Adapter | None = None,
         **options: Any,
     ) -> VLM:
         """Load a model from a folder or from the Hugging Face hub.
@@ -97,12 +88,16 @@ class VLM:
             device: such as ``cuda:0``; ``auto`` is CUDA where there is one.
             engine_config: see the class.
             pixel_limits: bounds of the pictures' sizes; give `load_preprocessor` the same ones.
+            quantization: of the decoder's linear layers, made by torchao while loading: ``none`` (as stored),
+                ``float8``, ``int8`` or ``int4``.
+            adapter: a LoRA adapter that is added to the model.
             options: see the class.
 
         Raises:
             TypeError: an option that `EngineConfig` does not have; raised before anything is loaded.
             DeviceError: this process has no such device.
-            ModelLoadError: weights, configuration or dtype that cannot be loaded, or no memory left for the cache.
+            ModelLoadError: weights, configuration, dtype, quantisation or adapter that cannot be loaded, or no memory
+                left for the cache.
         """
         config, device = (engine_config or EngineConfig()).override(**options), open_device(device)
         family = load_family(
@@ -111,6 +106,8 @@ class VLM:
             dtype=_resolve_dtype(dtype, device),
             device=device,
             pixel_limits=pixel_limits,
+            quantization=quantization,
+            adapter=adapter,
         )
         return cls(family, config)
 
@@ -165,11 +162,12 @@ class VLM:
 
     @property
     def backends(self) -> dict[str, str]:
-        """The choices on this machine: packed attention, kernels of scores and paged decode, and decode steps."""
+        """The choices on this machine: packed attention, kernels of scores and paged decode, decode steps, weights."""
         return {
             "attention": self.attention_backend,
             "kernels": kernels_on(self.family.decoder.device),
             "decode_steps": "eager" if self.engine.graphs is None else "cuda_graphs",
+            "weights": self.family.weights,
         }
 
 

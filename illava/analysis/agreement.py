@@ -174,7 +174,7 @@ def _chunks(vlm: VLM, requests: Sequence[Request], max_logit_bytes: int) -> Iter
     """Batches of at least one request whose reference logits stay within the bound."""
     decoder, held_bytes = vlm.family.decoder, 0
     chunk: list[Request] = []
-    token_bytes = decoder.lm_head.weight.shape[0] * decoder.dtype.itemsize
+    token_bytes = decoder.num_tokens * decoder.dtype.itemsize
     for request in requests:
         own = request.sampling.max_new_tokens * token_bytes
         if chunk and held_bytes + own > max_logit_bytes:

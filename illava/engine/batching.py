@@ -14,7 +14,7 @@ from torch import Tensor
 
 from illava.engine.request_state import RequestState
 from illava.engine.sampling import SamplingBatch, draw_tokens
-from illava.errors import ILLaVAError, NumericalError, RequestError
+from illava.errors import ILLaVAError, NumericalError, RequestError, RequestTooLargeError
 from illava.plan import ReductionPlan
 from illava.preprocess import VisualInput
 from illava.requests import Generation, OnError, Request
@@ -83,14 +83,15 @@ def check_length(request: Request, plan: ReductionPlan, *, num_vision_tokens: in
         max_positions: positions of the decoder.
 
     Raises:
-        RequestError: the media are too long; says by how much, and what to lower.
+        RequestTooLargeError: the media are too long; says by how much, and what to lower.
     """
     num_new = request.sampling.max_new_tokens
     fixed = plan.layout == "geometric" and plan.at("media") is None
     if fixed and num_vision_tokens + num_new > max_positions:
-        raise RequestError(
+        raise RequestTooLargeError(
             f"request {request.request_id!r}: {num_vision_tokens} prompt tokens of its media and {num_new} new tokens "
-            f"exceed the model's {max_positions} positions; send fewer frames or images, or lower max_new_tokens"
+            f"exceed the model's {max_positions} positions; send fewer or smaller frames, images or pages at once, or "
+            "lower max_new_tokens"
         )
 
 

@@ -21,7 +21,8 @@ class EngineConfig:
     """Memory and batch limits of a `VLM` and its engine.
 
     Attributes:
-        kv_cache_bytes: size of the key/value pool; None takes 2 GiB on CPU, 60 % of the free memory on a GPU.
+        kv_cache_bytes: size of the key/value pool, with recurrent states; None takes 2 GiB on CPU, 60 % of the free
+            memory on a GPU.
         max_batch_requests: requests encoded or running at a time; beside them those whose media are encoded for these.
         block_size: tokens of a key/value block.
         max_vision_patches: patches of one tower call, unless a single request has more.

@@ -6,7 +6,7 @@ Runs in the sandbox child. What Pillow reads without saying what white is (float
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -83,15 +83,21 @@ def rgb_of(image: Any) -> np.ndarray:
     return np.array(_upright(_to_rgb(image), image))
 
 
-def load_image_pages(path: str, media: MediaConfig) -> Generator[Picture | ItemError, None, None]:
-    """Yield every picture of a TIFF in order, or the error of one that cannot be read. Raises as `load_images`."""
-    with _opened(path, media.max_pixels_per_frame, ("TIFF",)) as image:
-        num_pages = image.n_frames
-        if num_pages > media.max_pages:
-            raise ItemError("too_large", f"the document has {num_pages:,} pages; max_pages is {media.max_pages:,}")
+def load_image_pages(
+    path: str, max_pixels: int, begin: Callable[[int], int]
+) -> Generator[Picture | ItemError, None, None]:
+    """Yield the pictures of a TIFF in order, or the error of one that cannot be read. Raises as `load_images`.
+
+    Args:
+        path: a local file.
+        max_pixels: of one picture.
+        begin: is told how many there are, and says how many of them to read.
+    """
+    with _opened(path, max_pixels, ("TIFF",)) as image:
+        num_pages = begin(image.n_frames)
     for number in range(num_pages):
         try:
-            page = load_picture(path, media.max_pixels_per_frame, formats=("TIFF",), number=number)
+            page = load_picture(path, max_pixels, formats=("TIFF",), number=number)
         except ItemError as error:
             yield error
         else:

@@ -11,11 +11,11 @@ from illava.decoder.prefill import PrefillRun
 from illava.engine.config import EngineConfig
 from illava.engine.engine import Engine
 from illava.errors import (
+    CacheTooSmallError,
     NumericalError,
     PlanError,
     ReductionDidNotFireError,
     RequestError,
-    RequestTooLargeError,
 )
 from illava.plan import EMPTY_PLAN
 
@@ -138,7 +138,7 @@ def test_a_full_pool_makes_requests_wait_and_an_impossible_one_fail(onevision_fo
     done = {g.request_id: g for g in small.generate(requests, errors="return")}
     for request in requests:
         if request.request_id in "bd":
-            assert isinstance(done[request.request_id].error, RequestTooLargeError)
+            assert isinstance(done[request.request_id].error, CacheTooSmallError)
             assert "the whole pool has 60" in str(done[request.request_id].error)
         else:
             assert done[request.request_id].token_ids == only(vlm, request, EMPTY_PLAN).token_ids
