@@ -117,7 +117,7 @@ def continue_run(
     with Interruption() as interruption:
         if pending_shards(run) and not used_up:
             preprocessor = load_preprocessor(
-                config.model.model_id, revision=config.model.revision, pixel_limits=config.media.pixel_limits
+                config.model.model_id, revision=config.model.hub_revision, pixel_limits=config.media.pixel_limits
             )
             preflight(config, run.config_fingerprint.fields["model.dtype"])
             with placed_run(run, debug=debug) as (config, cluster):

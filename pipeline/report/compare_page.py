@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from pipeline.errors import PipelineError
 from pipeline.evaluation.compare import Comparison, FlippedItem
 from pipeline.evaluation.comparison_text import differing_lines
-from pipeline.report.html import base64_of, render_html
-from pipeline.report.pictures import Picture, item_pictures
+from pipeline.report.html import render_html
+from pipeline.report.page import within_budget
+from pipeline.report.picture import Picture
+from pipeline.report.pictures import item_pictures
 from pipeline.runs.run_folder import read_frozen_manifest
 from pipeline.runs.run_record import RUN_FILE, read_run_file, recorded_config
 from pipeline.storage import storage
 
-_MAX_DRAWN = 60  # with frames of about 100 kB each the page stays below 10 MB
+_MAX_DRAWN = 100
 _MAX_CHARACTERS = 2000
 
 
@@ -36,7 +37,7 @@ def write_comparison(comparison: Comparison, uri: str) -> str:
         filters={"number": lambda value: f"{value:.4g}"},
         comparison=comparison,
         config_lines=differing_lines(comparison),
-        items=list(zip(shown, map(_shown, pictures), strict=True)),
+        items=list(zip(shown, within_budget([pictures])[0], strict=True)),
         num_lost=len(lost),
     )
     storage.write_atomic(uri, page.encode())
@@ -56,8 +57,3 @@ def _pictures(run_uri: str, items: Sequence[FlippedItem]) -> list[Picture]:
         return [Picture("frames", reason=str(error)) for _ in items]
     texts = [one.texts[0] for one in items]
     return [frames for frames, *_ in item_pictures(config, media, texts, num_overlays=0)]
-
-
-def _shown(picture: Picture) -> dict[str, Any]:
-    data = base64_of(picture.png) if picture.png is not None else ""
-    return {"caption": picture.caption, "data": data, "reason": picture.reason}
