@@ -59,7 +59,7 @@ def build_parser() -> CommandParser:
     parser.commands = commands.choices
     for add in (_add_jobs, _add_sweep, _add_draw, _add_status, _add_verify, _add_retry, _add_report, _add_compare):
         add(commands)
-    for add in (_add_export, _add_convert, _add_judge):
+    for add in (_add_parity, _add_export, _add_convert, _add_judge):
         add(commands)
     return parser
 
@@ -248,6 +248,40 @@ def _compare(options: argparse.Namespace) -> int:
         uri = write_comparison(comparison, options.report)
         print(visible(uri), file=sys.stderr if options.json else sys.stdout)
     return 0
+
+
+def _add_parity(commands: Any) -> None:
+    text = "a model's answers, logits and token counts beside stock transformers, on your own files"
+    exit_codes = "exit codes: 0 they agree · 2 usage, or a model that cannot be loaded · 4 they differ"
+    command = _command(commands, "parity", _parity, text, exit_codes=exit_codes)
+    command.add_argument(
+        "model", metavar="MODEL", help="folder or hub id, of plain weights; they are loaded twice, in turn"
+    )
+    files = "videos, pictures, PDFs (their first 3 pages); without any, a drawn picture and video"
+    command.add_argument("files", metavar="FILE", nargs="*", help=files)
+    command.add_argument("--revision", metavar="COMMIT", help="of the hub")
+    command.add_argument("--dtype", default="auto", help="float32 compares best; auto is it on CPU, bfloat16 on CUDA")
+    command.add_argument("--device", default="auto", help="cpu, cuda or cuda:N")
+    command.add_argument("--prompt", default="Describe what you see.", help="asked about each file")
+    command.add_argument("--num-frames", type=int, default=8, metavar="N", help="of a video")
+    command.add_argument("--max-new-tokens", type=int, default=32, metavar="N", help="of each answer")
+
+
+def _parity(options: argparse.Namespace) -> int:
+    from pipeline.own_files.parity import parity_of_files, render_parity
+
+    parity = parity_of_files(
+        options.model,
+        options.files,
+        revision=options.revision,
+        dtype=options.dtype,
+        device=options.device,
+        prompt=options.prompt,
+        num_frames=options.num_frames,
+        max_new_tokens=options.max_new_tokens,
+    )
+    print(visible(render_parity(parity)))
+    return 0 if parity.holds else 4
 
 
 def _add_export(commands: Any) -> None:
