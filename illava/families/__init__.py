@@ -129,6 +129,13 @@ def load_spec(model_id: str, *, revision: str | None = None) -> tuple[FamilySpec
         ModelLoadError: the model is of no supported family, or as `load_model_files`.
     """
     files = load_model_files(model_id, revision=revision)
+    declared = files.config.get("model_type")
+    if not isinstance(declared, str) or not declared:
+        raise ModelLoadError(
+            f"{model_id!r}: {files.config.where} names no model_type, so its family is not known: it is no checkpoint "
+            f"in the form of transformers. Supported are: {', '.join(FAMILIES)}; take a checkpoint of one of these, "
+            "often the one whose name ends in -hf"
+        )
     if files.model_type not in tuple(FAMILIES):  # config.json may hold anything
         raise ModelLoadError(
             f"{model_id!r} is a {files.model_type!r} model, which is not supported (model_type in "

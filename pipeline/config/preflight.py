@@ -60,8 +60,8 @@ def preflight(config: JobConfig, dtype: _Dtype) -> Preflight:
         ConfigError, DeviceError: a device that is not here, or more memory than it has.
     """
     model = config.model
-    check_plan(config.reduction, model.model_id, revision=model.revision)
-    _, files = load_spec(model.model_id, revision=model.revision)
+    check_plan(config.reduction, model.model_id, revision=model.hub_revision)
+    _, files = load_spec(model.model_id, revision=model.hub_revision)
     require_tokenizer(files.folder)
     counts = count_stored(files.folder, files.stored_scheme)
     device = _device(config)

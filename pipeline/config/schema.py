@@ -8,6 +8,7 @@ ray.
 from __future__ import annotations
 
 import difflib
+import os
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -191,6 +192,16 @@ class ModelConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = runtime_field("auto")
     kv_cache_bytes: int | None = runtime_field(None, ge=1)
     max_batch_requests: int = runtime_field(EngineConfig().max_batch_requests, ge=1)
+
+    @property
+    def hub_revision(self) -> str | None:
+        """The revision to load: none of a local folder, beside which runs of earlier versions may have one."""
+        return None if os.path.isdir(self.model_id) else self.revision
+
+    @property
+    def has_false_revision(self) -> bool:
+        """Whether rows would name a commit of the hub, though the weights come from a folder of this machine."""
+        return self.revision is not None and os.path.isdir(self.model_id)
 
     @field_validator("device", mode="before")
     @classmethod

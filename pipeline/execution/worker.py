@@ -251,7 +251,7 @@ def load_vlm(config: JobConfig) -> VLM:
     model, gpus = config.model, gpus_of(config)
     vlm = VLM.from_pretrained(
         model.model_id,
-        revision=model.revision,
+        revision=model.hub_revision,
         dtype=resolve_dtype(config),
         device=model.device,
         kv_cache_bytes=model.kv_cache_bytes,

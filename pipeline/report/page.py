@@ -40,7 +40,7 @@ def render_report(figures: RunFigures, pictures: Sequence[Sequence[Picture]]) ->
         },
         run=figures,
         config=config,
-        samples=list(zip(figures.samples, _within_budget(pictures), strict=True)),
+        samples=list(zip(figures.samples, within_budget(pictures), strict=True)),
         num_rows=figures.totals.num_rows,
         sums=figures.totals.sums,
         retention=Retention.of(figures.totals.sums),
@@ -48,7 +48,7 @@ def render_report(figures: RunFigures, pictures: Sequence[Sequence[Picture]]) ->
     )
 
 
-def _within_budget(pictures: Sequence[Sequence[Picture]]) -> list[list[dict[str, Any]]]:
+def within_budget(pictures: Sequence[Sequence[Picture]]) -> list[list[dict[str, Any]]]:
     """Pictures as text, the first ones first, until the page is full."""
     left, found = _PICTURE_BYTES, []
     for some in pictures:

@@ -100,7 +100,7 @@ def resolve_dtype(config: JobConfig) -> Literal["bfloat16", "float16", "float32"
     model = config.model
     if model.dtype != "auto":
         return model.dtype
-    declared = declared_dtype(model.model_id, revision=model.revision)
+    declared = declared_dtype(model.model_id, revision=model.hub_revision)
     return "bfloat16" if declared in {"bfloat16", "float16"} else "float32"
 
 
