@@ -235,6 +235,11 @@ def _compare(options: argparse.Namespace) -> int:
     return 0
 
 
+def _add_without(command: CommandParser) -> None:
+    text = "leave out addresses and messages (uri), what was asked (prompt), your columns (fields), pictures (frames)"
+    command.add_argument("--without", default="", metavar="uri,prompt,fields,frames", help=text)
+
+
 def _add_export(commands: Any) -> None:
     text = "a run's rows as CSV, JSON, JSON lines or Markdown; of each document a Markdown file with its pages in order"
     command = _command(commands, "export", _export, text)
@@ -243,12 +248,15 @@ def _add_export(commands: Any) -> None:
         "--format", required=True, choices=("csv", "json", "jsonl", "md"), help="md: a table of answers"
     )
     command.add_argument("--to", required=True, metavar="URI", help="file to write; a folder for documents as md")
+    _add_without(command)
 
 
 def _export(options: argparse.Namespace) -> int:
     from pipeline.inspection.export import export_run
+    from pipeline.inspection.withheld import parse_without
 
-    print(visible(export_run(options.uri, options.format, options.to)))
+    leave_out = parse_without(options.without)
+    print(visible(export_run(options.uri, options.format, options.to, leave_out=leave_out)))
     return 0
 
 
