@@ -23,6 +23,8 @@ LATER_COLUMNS: dict[str, int] = {
     "retention_ratio": 3,
     "candidates": 3,
     "drafts": 3,
+    "model_wait_s": 3,
+    "finished_at": 3,
     "num_pages": 3,
 }
 
@@ -237,10 +239,12 @@ class ResultRow:
     load_s: float
     preprocess_s: float
     queue_s: float
+    model_wait_s: float | None
     vision_s: float
     prefill_s: float
     decode_s: float
     latency_s: float
+    finished_at: str | None
     cpu_s: float
     gpu_s: float
     cost_usd: float

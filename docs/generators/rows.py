@@ -138,12 +138,23 @@ GROUPS: dict[str, dict[str, Column]] = {
         "fetch_s": Column("s", "Store to the local cache."),
         "load_s": Column("s", "Media bytes to frames, the sandbox process included."),
         "preprocess_s": Column("s", "Frames to uint8 at model size."),
-        "queue_s": Column("s", "Every wait between the stages."),
+        "queue_s": Column("s", "Every wait between the stages, `model_wait_s` included."),
+        "model_wait_s": Column(
+            "s",
+            "The part of `queue_s` in which no worker had its model loaded yet; 0 in one process, which loads it first.",
+            "null in parts of an earlier version",
+        ),
         "vision_s": Column("s", "Vision tower, projector and layout.", _FAILED_ZERO),
         "prefill_s": Column("s", "Prefill of the language model.", _FAILED_ZERO),
         "decode_s": Column("s", "First token to last, waiting for other requests' prefill included.", _FAILED_ZERO),
         "latency_s": Column(
-            "s", "From the load being handed out to the outcome being seen; the seven stages above sum to it."
+            "s",
+            "From the load being handed out to the outcome being seen; the seven stages above (`model_wait_s` is a part of one) sum to it.",
+        ),
+        "finished_at": Column(
+            "",
+            "When the row was made, by the driver's clock: ISO 8601 in UTC, to the millisecond.",
+            "null in parts of an earlier version",
         ),
         "cpu_s": Column("s", "CPU seconds of the reader and its sandbox process, every try included."),
         "gpu_s": Column(

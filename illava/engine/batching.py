@@ -17,7 +17,7 @@ from illava.engine.sampling import SamplingBatch, draw_tokens
 from illava.errors import ILLaVAError, NumericalError, RequestError, RequestTooLargeError
 from illava.plan import ReductionPlan
 from illava.preprocess import VisualInput
-from illava.requests import Request
+from illava.requests import Generation, OnError, Request
 
 Outcome = int | Exception | None  # a drawn token, the error that ended the request, or neither
 Draw = Callable[[Tensor, SamplingBatch, Sequence[RequestState]], Tensor]  # like `sample_next_token`, the default
@@ -122,6 +122,18 @@ def run_with_fallback(
         if len(group) == 1:
             return [error]
     return [outcome for state in group for outcome in run_with_fallback(work, [state])]
+
+
+def collect(ended: Sequence[Generation], errors: OnError) -> dict[str, Generation]:
+    """Return generations by the ids of their requests; under ``raise``, raise the error of the first that has one."""
+    failed = next((one for one in ended if one.error is not None), None)
+    if errors == "raise" and failed is not None and failed.error is not None:
+        failed.error.add_note(
+            f"raised by request {failed.request_id!r}; with errors='return' the other requests of the call are "
+            "answered, and this error stands in the request's Generation.error"
+        )
+        raise failed.error
+    return {generation.request_id: generation for generation in ended}
 
 
 def sample_next_token(logits_BV: Tensor, sampling: SamplingBatch, group: Sequence[RequestState]) -> Tensor:

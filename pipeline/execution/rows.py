@@ -158,7 +158,7 @@ class RowMaker:
 # A row's values where nothing was measured.
 _NO_COUNTS = ("num_frames", "num_patches", "num_patches_kept", "num_vision_tokens", "num_vision_tokens_kept")
 _NO_TOKENS = ("num_decoder_tokens_kept", "num_prompt_tokens", "num_generated_tokens")
-_NO_SECONDS = ("queue_s", "vision_s", "prefill_s", "decode_s", "latency_s", "gpu_s")
+_NO_SECONDS = ("queue_s", "model_wait_s", "vision_s", "prefill_s", "decode_s", "latency_s", "gpu_s")
 _EMPTY: dict[str, Any] = {
     "text": "",
     "candidates": None,
@@ -170,6 +170,7 @@ _EMPTY: dict[str, Any] = {
     "error_type": None,
     "error_message": None,
     "finish_reason": None,
+    "finished_at": None,
     "answer_logprob": None,
     "option_probabilities": None,
     "frame_timestamps_s": (),

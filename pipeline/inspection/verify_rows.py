@@ -18,7 +18,7 @@ STAGES = ("fetch_s", "load_s", "preprocess_s", "queue_s", "vision_s", "prefill_s
 STAGE_SLACK_S = 0.010
 _ROUNDING = 1e-5  # of float32 logarithms and sums
 _YES_NO = ("yes", "no")  # what metrics of that kind tell of, whatever the row's options
-_SECONDS = (*STAGES, "latency_s", "cpu_s", "gpu_s")
+_SECONDS = (*STAGES, "model_wait_s", "latency_s", "cpu_s", "gpu_s")
 _COUNTS = (
     "num_frames",
     "bytes_fetched",
@@ -185,9 +185,11 @@ def _pages_problem(row: Row) -> str | None:
 
 
 def _times_problem(row: Row) -> str | None:
-    bad = [name for name in (*_SECONDS, "cost_usd") if not 0 <= (row[name] or 0.0) < math.inf]
+    bad = [name for name in (*_SECONDS, "cost_usd") if not 0 <= (row.get(name) or 0.0) < math.inf]
     if bad:
         return f"{bad[0]} is {row[bad[0]]}"
+    if (row.get("model_wait_s") or 0.0) > row["queue_s"] + STAGE_SLACK_S:
+        return f"model_wait_s is {row['model_wait_s']}, a part of queue_s, which is {row['queue_s']}"
     stamps = row["frame_timestamps_s"]
     if stamps and (len(stamps) != row["num_frames"] or any(b < a for a, b in pairwise(stamps))):
         return f"{len(stamps)} frame timestamps for {row['num_frames']} frames, or not in order"

@@ -248,7 +248,7 @@ def test_media_that_cannot_fit_are_refused_before_the_tower_runs(vlm, preprocess
 )
 def test_content_that_is_no_text_and_no_prepared_medium_is_that_requests_error(vlm, content, message):
     good = Request("good", ("Hello",), SamplingParams(max_new_tokens=2))
-    bad, fine = vlm.generate([Request("bad", content), good], plan=EMPTY_PLAN)
+    bad, fine = vlm.generate([Request("bad", content), good], plan=EMPTY_PLAN, errors="return")
     assert fine.error is None
     assert isinstance(bad.error, RequestError)
     assert message in str(bad.error)

@@ -66,6 +66,23 @@ def load_images(paths: Sequence[str], media: MediaConfig) -> Frames:
     return Frames(frames, (), "pillow", "; ".join(problems) or None)
 
 
+def is_picture(source: Any) -> bool:
+    """Whether it is a picture of Pillow."""
+    from PIL import Image
+
+    return isinstance(source, Image.Image)
+
+
+def rgb_of(image: Any) -> np.ndarray:
+    """Return a picture of Pillow as `load_images` returns that of a file: uint8 [H, W, 3] RGB, upright, on white.
+
+    Raises:
+        ItemError: ``unsupported_media``: a mode without a defined white.
+    """
+    image.load()
+    return np.array(_upright(_to_rgb(image), image))
+
+
 def load_image_pages(
     path: str, max_pixels: int, begin: Callable[[int], int]
 ) -> Generator[Picture | ItemError, None, None]:
@@ -195,7 +212,7 @@ def _to_rgb(image: Any) -> Any:
     """Return the picture in RGB. What its numbers mean is said by the mode, and in a TIFF by its tags."""
     from PIL import Image
 
-    tags = image.tag_v2 if image.format == "TIFF" else {}
+    tags = image.tag_v2 if getattr(image, "format", None) == "TIFF" else {}
     sample_formats = tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))
     if image.mode == "F" or set(sample_formats) != {_UNSIGNED}:
         raise _no_white("with floats or signed numbers")
