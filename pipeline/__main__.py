@@ -209,15 +209,19 @@ def _add_report(commands: Any) -> None:
     command = _command(commands, "report", _report, text)
     command.add_argument("uri", metavar="RUN_URI", help="finished or not")
     command.add_argument("--samples", type=int, default=6, metavar="N", help="items shown (6)")
+    _add_without(command)
     command.add_argument(
         "--overlays", type=int, default=0, metavar="N", help="load the model here, and draw what it keeps of N of them"
     )
 
 
 def _report(options: argparse.Namespace) -> int:
+    from pipeline.inspection.withheld import parse_without
     from pipeline.report.write import write_report
 
-    print(visible(write_report(options.uri, num_samples=options.samples, num_overlays=options.overlays)))
+    leave_out = parse_without(options.without)
+    written = write_report(options.uri, num_samples=options.samples, num_overlays=options.overlays, leave_out=leave_out)
+    print(visible(written))
     return 0
 
 

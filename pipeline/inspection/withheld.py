@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.errors import ConfigError
 
+LEFT_OUT = "(left out)"  # where a text stood
 # Kind -> the row's columns that go.
 COLUMNS: dict[str, tuple[str, ...]] = {
     "uri": ("uri", "uris", "media_etag", "error_message"),
@@ -61,11 +62,10 @@ def without(row: Mapping[str, Any], kinds: frozenset[str]) -> dict[str, Any]:
 
 
 def config_without(config: Mapping[str, Any], kinds: frozenset[str]) -> dict[str, Any]:
-    """Return a recorded configuration without the keys that go."""
-    gone = {key for kind in kinds for key in CONFIG_KEYS.get(kind, ())}
-    return {
-        section: {name: one for name, one in value.items() if f"{section}.{name}" not in gone}
-        if isinstance(value, dict)
-        else value
-        for section, value in config.items()
-    }
+    """Return a recorded configuration in which what goes is `LEFT_OUT` where it was a text, else null."""
+    changed = {name: dict(value) if isinstance(value, dict) else value for name, value in config.items()}
+    for section, _, name in (key.partition(".") for kind in kinds for key in CONFIG_KEYS.get(kind, ())):
+        keys = changed.get(section)
+        if isinstance(keys, dict) and name in keys:
+            keys[name] = LEFT_OUT if isinstance(keys[name], str) else None
+    return changed

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.errors import PipelineError
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.records import MediaItem, ResultRow
 from pipeline.report.figures import RunFigures, run_figures
 from pipeline.report.page import render_report
 from pipeline.report.picture import Picture
 from pipeline.report.pictures import item_pictures
+from pipeline.report.withhold import withhold, withhold_pictures
 from pipeline.runs.run_folder import read_frozen_manifest
 from pipeline.runs.run_record import RUN_FILE, recorded_config
 from pipeline.storage import storage
@@ -17,22 +18,29 @@ from pipeline.storage import storage
 REPORT_FILE = "report.html"
 
 
-def write_report(uri: str, *, num_samples: int = 6, num_overlays: int = 0) -> str:
+def write_report(
+    uri: str, *, num_samples: int = 6, num_overlays: int = 0, leave_out: frozenset[str] = frozenset()
+) -> str:
     """Write the report of a run, finished or not; its URI.
 
     Args:
         uri: the run folder.
         num_samples: items shown with their frames.
         num_overlays: for so many of them the model is loaded here and run again, to draw what it keeps.
+        leave_out: kinds of `pipeline.inspection.withheld` that the report does not show.
 
     Raises:
+        ConfigError: overlays are asked for, and no frames.
         RefusedError: the folder holds no run.
         StorageError: a part cannot be read, or the report not be written.
     """
+    if "frames" in leave_out and num_overlays:
+        raise ConfigError("--overlays draws on frames, and --without frames shows none; leave out one of them")
     figures = run_figures(uri, num_samples=num_samples)
-    pictures = _pictures(figures, num_overlays=num_overlays)
+    pictures = [] if "frames" in leave_out else _pictures(figures, num_overlays=num_overlays)
+    shown = withhold_pictures(pictures or [[] for _ in figures.samples], leave_out)
     target = storage.join(figures.uri, REPORT_FILE)
-    storage.write_atomic(target, render_report(figures, pictures).encode())
+    storage.write_atomic(target, render_report(withhold(figures, leave_out), shown).encode())
     return target
 
 
