@@ -94,6 +94,7 @@ class MediaItem:
         prompt: overrides the task's prompt.
         question_id, options, reference, category: for question answering.
         fields: every other column of the user's manifest, as text.
+        passwords: of an encrypted PDF, to be tried in order; for its reader alone, and never written.
     """
 
     item_id: str
@@ -107,6 +108,7 @@ class MediaItem:
     reference: str | None = None
     category: str | None = None
     fields: dict[str, str] = field(default_factory=dict)
+    passwords: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

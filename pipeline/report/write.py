@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipeline.config.schema import JobConfig
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.inputs.passwords import read_passwords
 from pipeline.records import MediaItem, ResultRow
 from pipeline.report.figures import RunFigures, run_figures
 from pipeline.report.page import render_report
@@ -51,17 +53,17 @@ def _pictures(figures: RunFigures, *, num_overlays: int) -> list[list[Picture]]:
     record, rows = figures.record, figures.samples
     try:
         config = recorded_config(record, source=storage.join(figures.uri, RUN_FILE))
-        items = _items(figures, rows)
+        items = _items(figures, rows, config)
     except PipelineError as error:
         return [[Picture("frames", reason=str(error))] for _ in rows]
     return list(item_pictures(config, items, [row.text for row in rows], num_overlays=num_overlays))
 
 
-def _items(figures: RunFigures, rows: Sequence[ResultRow]) -> list[MediaItem]:
+def _items(figures: RunFigures, rows: Sequence[ResultRow], config: JobConfig) -> list[MediaItem]:
     """The manifest's own lines: they say which version of an object was read."""
     per_shard = figures.record["items_per_shard"]
     manifest = read_frozen_manifest(figures.uri, figures.record["manifest_digest"])
     found: dict[str, MediaItem] = {}
     for shard in {row.shard_index for row in rows}:
         found |= {item.item_id: item for item in manifest.slice(shard * per_shard, per_shard)}
-    return [found[row.item_id] for row in rows]
+    return list(read_passwords(config).give(found[row.item_id] for row in rows))
