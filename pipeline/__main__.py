@@ -59,7 +59,7 @@ def build_parser() -> CommandParser:
     parser.commands = commands.choices
     for add in (_add_jobs, _add_sweep, _add_draw, _add_status, _add_verify, _add_retry, _add_report, _add_compare):
         add(commands)
-    for add in (_add_export, _add_convert, _add_judge):
+    for add in (_add_export, _add_erase, _add_convert, _add_judge):
         add(commands)
     return parser
 
@@ -261,6 +261,23 @@ def _export(options: argparse.Namespace) -> int:
 
     leave_out = parse_without(options.without)
     print(visible(export_run(options.uri, options.format, options.to, leave_out=leave_out)))
+    return 0
+
+
+def _add_erase(commands: Any) -> None:
+    text = "erase items of a finished run: addresses, prompts, columns, answers; their rows stay, as `erased`"
+    command = _command(commands, "erase", _erase, text)
+    command.add_argument("uri", metavar="RUN_URI", help="a run whose parts are all published")
+    command.add_argument("--items", required=True, metavar="URI", help="a text: an item's id or address on each line")
+
+
+def _erase(options: argparse.Namespace) -> int:
+    from pipeline.runs.erase import erase_run
+
+    done = erase_run(options.uri, options.items)
+    before = done.num_named - done.num_rows
+    print(visible(f"{done.uri}: {done.num_rows:,} rows erased" + (f", {before:,} erased before" if before else "")))
+    print("  what was exported or reported elsewhere, a bucket's older versions, and the media themselves are yours")
     return 0
 
 

@@ -29,6 +29,8 @@ LATER_COLUMNS: dict[str, int] = {
 }
 
 
+RowStatus = Literal["ok", "partial", "failed", "erased"]
+UNANSWERED = frozenset({"failed", "erased"})  # statuses of rows without an answer
 RowErrorType = Literal[
     "unsafe_uri",  # scheme or path outside what is allowed
     "not_found",  # the store has no such object
@@ -219,7 +221,7 @@ class ResultRow:
     pages: tuple[dict, ...] | None
     num_pages: int | None
     fields: dict[str, str]
-    status: Literal["ok", "partial", "failed"]
+    status: RowStatus
     error_type: str | None
     error_message: str | None
     attempts: int
