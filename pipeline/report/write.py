@@ -32,7 +32,7 @@ def write_report(uri: str, *, num_samples: int = 6, num_overlays: int = 0) -> st
     figures = run_figures(uri, num_samples=num_samples)
     pictures = _pictures(figures, num_overlays=num_overlays)
     target = storage.join(figures.uri, REPORT_FILE)
-    storage.write_atomic(target, render_report(figures, pictures).encode())
+    storage.write_atomic(target, render_report(figures, pictures, num_overlays=num_overlays).encode())
     return target
 
 

@@ -72,7 +72,8 @@ manifest.COLUMNS["language"] = pa.string()
 totals._SUMMED = (*totals._SUMMED, "words_s")
 compare.MEASURED = (*compare.MEASURED, "words_s")
 compare._COLUMNS = (*compare._COLUMNS, "words_s")
-figures.STAGES = (*figures.STAGES, "words_s")
+figures.STAGES = {**figures.STAGES, "words": ("words_s",)}
+figures._SECONDS = (*figures._SECONDS, "words_s")
 
 from pipeline.errors import RefusedError
 from pipeline.evaluation.run_scores import score_run
