@@ -107,7 +107,7 @@ def _violations(name: str) -> list[str]:
 def _stage_seconds(name: str) -> list[float]:
     """What the report says of the later column."""
     stages = figures.run_figures(name, num_samples=1).stages
-    return [value for stage in stages if stage.name == "words_s" for value in stage.percentiles]
+    return [value for stage in stages if stage.name == "words" for value in stage.percentiles]
 
 
 def main(names: list[str], versions: dict[str, str]) -> dict:
