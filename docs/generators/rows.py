@@ -49,7 +49,7 @@ GROUPS: dict[str, dict[str, Column]] = {
     "What came out": {
         "status": Column(
             "",
-            "`ok`; `partial`: truncated media (of a picture at least three quarters of the rows are there), a video some of whose frame times had to be mended, or a document some of whose pages failed; `failed`.",
+            "`ok`; `partial`: truncated media (of a picture at least three quarters of the rows are there), a video some of whose frame times had to be mended, or a document some of whose pages failed, or are more than `media.max_pages`; `failed`.",
         ),
         "text": Column("", "The model's text.", "empty where the model gave no answer"),
         "candidates": Column(
@@ -84,6 +84,11 @@ GROUPS: dict[str, dict[str, Column]] = {
             "null without `sampling.logprobs`, for other questions, and where two options begin with the same token",
         ),
         "pages": Column("", "One entry a page, see below.", "null unless the job is `process_documents`"),
+        "num_pages": Column(
+            "pages",
+            "Pages that the document has. Where they are more than `media.max_pages`, only the first stand in `pages`.",
+            "null of what is no document, of failed loads and in parts of an earlier version",
+        ),
         "finish_reason": Column(
             "",
             "`stop`: the model ended, or wrote a text of `sampling.stop`; `length`: cut at `sampling.max_new_tokens`; `loop`: the answer repeats itself, see `sampling.loop_tokens`.",

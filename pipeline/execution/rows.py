@@ -63,6 +63,7 @@ class RowMaker:
         measured: dict[str, Any] = {
             "frame_timestamps_s": loaded.frame_timestamps_s,
             "num_frames": len(loaded.frame_timestamps_s) or len(loaded.media),
+            "num_pages": loaded.num_pages,
             "queue_s": timing.queue_s,
             "vision_s": timing.vision_s,
             "prefill_s": timing.prefill_s,
@@ -92,7 +93,7 @@ class RowMaker:
                 wrong = {"status": "failed", "error_type": "invalid_answer", "error_message": fault}
                 measured |= wrong | {"answer": None, "score": None}
         if pages is not None:
-            measured |= {"pages": pages, **pages_outcome(pages)}
+            measured |= {"pages": pages, **pages_outcome(pages, loaded.page_notes)}
         return self._row(item, loaded.stats, attempts=attempts, shard_index=shard_index, **measured)
 
     def failed(
@@ -165,6 +166,7 @@ _EMPTY: dict[str, Any] = {
     "answer": None,
     "score": None,
     "pages": None,
+    "num_pages": None,
     "error_type": None,
     "error_message": None,
     "finish_reason": None,

@@ -171,8 +171,13 @@ def _pages_problem(row: Row) -> str | None:
         num_failed += failed
         if page["status"] not in {"ok", "failed"} or failed != (page["error_type"] in ROW_ERROR_TYPES):
             return f"page {page['page']} has status {page['status']!r} with error type {page['error_type']!r}"
-    if row["status"] != ("failed" if num_failed == len(pages) else "partial" if num_failed else "ok"):
+    due = {"failed"} if num_failed == len(pages) else {"partial"} if num_failed else {"ok", "partial"}
+    if row["status"] not in due:
         return f"{num_failed} of {len(pages)} pages failed and the row's status is {row['status']!r}"
+    if (num_pages := row.get("num_pages")) is not None and num_pages < len(pages):  # null before schema version 3
+        return f"{len(pages)} pages of a document that has {num_pages}"
+    if num_pages is not None and num_pages > len(pages) and row["status"] == "ok":
+        return f"{len(pages)} of {num_pages} pages were read, and the row's status is ok"
     for name in _PAGE_COUNTS:
         if (total := sum(page[name] or 0 for page in pages)) != row[name]:
             return f"{name} is {row[name]}, the pages' sum to {total}"

@@ -80,11 +80,9 @@ def draw_request(vlm: VLM, config: JobConfig, request: Request, *, title: str) -
     from illava.analysis.attention_maps import attention_maps
 
     (done,) = vlm.generate([request], plan=config.reduction)
-    if done.error is not None:
-        raise done.error
     if done.trace is None or done.usage is None:
         raise RuntimeError(f"request {request.request_id!r} was answered without the trace it asked for")
-    (whole,) = vlm.generate([replace(request, trace=False)])
+    (whole,) = vlm.generate([replace(request, trace=False)], errors="return")
     tiles = [part.tiles for part in request.content if not isinstance(part, str)]
     sheets = sheets_of(done.trace.patch_coords.numpy(), tiles)
     pictures = [_of_cells(sheets, cells) for cells in cells_of(done.trace)]

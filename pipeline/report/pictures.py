@@ -145,8 +145,6 @@ class _Tracer:
         content, *further = build_task(config.task).requests(loaded.item, loaded.media)
         request = request_of(config.task, loaded.item.item_id, content, params, trace=True)
         (done,) = vlm.generate([request], plan=config.reduction)
-        if done.error is not None:
-            raise done.error
         tiles = [part.tiles for part in content if not isinstance(part, str)]
         return list(_drawn(tiles, done, text=None if further or config.task.refine else text))
 

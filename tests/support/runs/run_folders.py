@@ -53,6 +53,7 @@ def make_row(run, shard_index, item, **changes):
         "answer_logprob": -0.25,
         "option_probabilities": (0.5, 0.25),
         "pages": None,
+        "num_pages": None,
         "fields": item.fields,
         "status": "ok",
         "error_type": None,
