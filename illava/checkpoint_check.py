@@ -66,6 +66,11 @@ class StoredScheme:
     has_row_scales: bool
     quantizes_inputs: bool
 
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """What transformers wants to read it."""
+        return ("accelerate",) if self.method == "fp8" else ("accelerate", "compressed_tensors")
+
     def __str__(self) -> str:
         return f"{self.weights} ({self.method})"
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from illava.checkpoint_check import StoredScheme, check_stored, is_quantised
 from illava.errors import ModelLoadError
@@ -31,6 +31,22 @@ _ELSEWHERE = re.compile(r"vision|visual|\.experts\.")
 def is_quantised_on_load(name: str) -> bool:
     """Whether ``model.quantization`` concerns the weight of this name: a linear layer of the decoder's own."""
     return _LAYER.search(name) is not None and _ELSEWHERE.search(name) is None
+
+
+def check_options(model_id: str, scheme: StoredScheme | None, quantization: Quantization, *, has_adapter: bool) -> None:
+    """Refuse to change weights that are stored quantised, or a scheme that is none.
+
+    Raises:
+        ModelLoadError: names the option.
+    """
+    if quantization not in get_args(Quantization):
+        raise ModelLoadError(f"quantization {quantization!r} is not one of {', '.join(get_args(Quantization))}")
+    if scheme is not None and (quantization != "none" or has_adapter):
+        what = "model.adapter" if has_adapter else f"model.quantization {quantization}"
+        raise ModelLoadError(
+            f"{model_id!r} is stored in {scheme}: {what} wants the unquantised checkpoint; take that one, with "
+            "model.quantization where memory is short"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,8 +45,7 @@ def stored_options(config: Any, scheme: StoredScheme, device: torch.device | str
     Raises:
         ModelLoadError: a package of the extra ``quantized`` is missing.
     """
-    needed = ("accelerate", "compressed_tensors") if scheme.method == "compressed-tensors" else ("accelerate",)
-    require_packages("quantized", *needed, purpose=f"a checkpoint in {scheme}")
+    require_packages("quantized", *scheme.packages, purpose=f"a checkpoint in {scheme}")
     keeps = keeps_stored(scheme, device)
     fields = {"dequantize": not keeps}
     if scheme.method == "compressed-tensors":
@@ -136,11 +135,10 @@ def _torchao_config(scheme: Quantization, *, dtype: torch.dtype, device: torch.d
 def describe_weights(layer: Any, *, stored_as: str | None, quantization: Quantization) -> str:
     """Say what a decoder's linear layer computes with, such as ``bfloat16, dequantized from float8 (fp8)``."""
     base = getattr(layer, "base_layer", layer)
-    beside = "" if base is layer else ", with an adapter beside them"
     dtype = str(base.weight.dtype).removeprefix("torch.")
     if quantization != "none":
         inputs_too = getattr(base.weight, "act_quant_kwargs", None) is not None
-        return f"{quantization} by torchao, computed in {'float8' if inputs_too else dtype}{beside}"
+        return f"{quantization} by torchao, computed in {'float8' if inputs_too else dtype}"
     if stored_as is None:
-        return dtype + beside
+        return dtype
     return f"{stored_as}, as stored" if holds_encoded(base) else f"{dtype}, dequantized from {stored_as}"
