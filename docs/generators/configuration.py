@@ -46,6 +46,7 @@ media:
   max_duration_s: 3600
   max_images: 8
   max_pages: 20
+  over_max_pages: fail
   page_dpi: 144
   # of a Qwen model: 64 to 640 tokens a picture, 6,400 a video
   max_pixels: 501_760
@@ -55,6 +56,22 @@ media:
 media:
   # of a LLaVA model: at most four tiles and the base tile
   max_tiles: 4
+""",
+    "model": """\
+model:
+  # a 7B on a card of 24 GB
+  model_id: Qwen/Qwen2.5-VL-7B-Instruct
+  revision: "0000000000000000000000000000000000000000" # the commit that you checked
+  dtype: auto
+  device: cuda
+  quantization: float8
+  kv_cache_bytes: 4_000_000_000
+  max_batch_requests: 16
+  # trained on that model
+  adapter:
+    id: adapters/cranes
+    revision: null
+    merge: true
 """,
     "task: {kind: caption}": """\
 task:

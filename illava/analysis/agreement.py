@@ -31,7 +31,8 @@ from illava.engine.request_state import RequestState
 from illava.engine.sampling import SamplingBatch
 from illava.errors import RandomWeightsError, RequestError
 from illava.model_files import RANDOM_WEIGHTS_REASON
-from illava.plan import EMPTY_PLAN, ReductionPlan, preset
+from illava.plan import EMPTY_PLAN, ReductionPlan
+from illava.plan_input.resolve import PlanSource, resolve_plan
 from illava.requests import Generation, Request
 from illava.vlm import VLM
 
@@ -66,7 +67,7 @@ class Agreement:
 def measure_agreement(
     vlm: VLM,
     requests: Sequence[Request],
-    plan: ReductionPlan | str,
+    plan: PlanSource,
     *,
     reference: VLM | None = None,
     max_logit_bytes: int = _MAX_LOGIT_BYTES,
@@ -76,7 +77,7 @@ def measure_agreement(
     Args:
         vlm: without requests of its own in flight.
         requests: with distinct ids; their temperature is taken as 0. ``max_new_tokens`` bounds T.
-        plan: a plan or the name of a preset.
+        plan: as `VLM.generate` takes it.
         reference: the unreduced model, of the same tokenizer: the same weights before they were quantised, say. None is
             ``vlm`` itself.
         max_logit_bytes: of reference logits held at a time; more requests go in several batches.
@@ -92,7 +93,7 @@ def measure_agreement(
         raise RandomWeightsError(f"agreement is not measured: {RANDOM_WEIGHTS_REASON}")
     if vlm.has_work or reference.has_work:
         raise RuntimeError("submitted requests are still running: step() until has_work is false")
-    plan = preset(plan) if isinstance(plan, str) else plan
+    plan = resolve_plan(plan)
     greedy = [
         replace(request, sampling=replace(request.sampling, temperature=0.0), trace=False) for request in requests
     ]

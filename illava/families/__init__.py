@@ -35,6 +35,7 @@ class FamilySpec:
         plan_check: torch-free function that refuses a plan which the tower cannot carry out.
         presets: names of the shipped plans for its published checkpoints.
         pixel_limits: fields of `PixelLimits` that mean something for it.
+        hybrid: torch-free function, from `ModelFiles` to the decoder's `HybridLayers`; empty where all layers attend.
     """
 
     model_type: str
@@ -45,6 +46,7 @@ class FamilySpec:
     plan_check: str
     presets: tuple[str, ...]
     pixel_limits: tuple[str, ...]
+    hybrid: str = ""
 
 
 _NATIVE = ("max_pixels", "min_pixels", "total_pixels")
@@ -98,6 +100,17 @@ _SPECS = (
         plan_check="illava.families.qwen.plan_check:check_qwen",
         presets=("illava-qwen2-vl",),  # none is published for it
         pixel_limits=_NATIVE,
+    ),
+    FamilySpec(
+        model_type="qwen3_5",
+        family="illava.families.qwen.qwen3_5:Qwen35",
+        geometry="illava.families.qwen.geometry:qwen3_geometry",
+        depth="illava.families.qwen.geometry:model_depth",
+        preprocessor="illava.families.qwen.preprocessor:qwen3_preprocessor",
+        plan_check="illava.families.qwen.plan_check:check_qwen",
+        presets=("illava-qwen3.5",),
+        pixel_limits=_NATIVE,
+        hybrid="illava.families.qwen.hybrid_layers:read_hybrid_layers",
     ),
 )
 FAMILIES = {spec.model_type: spec for spec in _SPECS}
