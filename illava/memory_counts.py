@@ -12,8 +12,8 @@ from typing import Any
 
 from illava.engine.config import EngineConfig
 from illava.model_files import JsonSection, ModelFiles
-from illava.weight_files import Quantization, WeightCounts
 
+CARDS_GB = (24, 48, 80, 141)  # L4 and 4090; L40S and A6000; A100 and H100; H200
 CONTEXT_BYTES = 700_000_000  # CUDA's own, with the libraries' kernels and workspaces
 FREE_MEMORY_SHARE = 0.6  # of what the weights leave, for the key/value pool; the rest is for activations
 _BESIDE_MLP = 4  # hidden states at the model's width that live beside the MLP's: residual, normed, delta, rotary's
@@ -56,6 +56,8 @@ def memory_counts(files: ModelFiles, itemsize: int, config: EngineConfig | None 
     head_dim = text.get("head_dim") or (width // heads if isinstance(width, int) and heads else None)
     if not all(isinstance(number, int) for number in (layers, kv_heads, head_dim, width, inner)):
         return None
+    kinds = text.get("layer_types") or []
+    layers -= sum(kind == "linear_attention" for kind in kinds)  # which keep a state of one size instead
     prefill = limits.max_prefill_tokens * (_BESIDE_MLP * width + 3 * inner)  # gate, up, and their product
     logits = limits.max_batch_requests * int(text.get("vocab_size") or 152_064) * 3  # drawn from in float32
     tower = limits.max_vision_patches * _patch_values(vision)
@@ -78,10 +80,3 @@ def fit(
     left = int(card_bytes * share) - CONTEXT_BYTES - weights_bytes
     pool = int(max(0, left) * FREE_MEMORY_SHARE) if cache_bytes is None else cache_bytes
     return Fit(pool > 0 and left - pool >= counts.activation_bytes, pool)
-
-
-def weights_bytes(
-    counts: WeightCounts, itemsize: int, quantization: Quantization = "none", *, keeps_stored: bool = False
-) -> int:
-    """Memory of a model's weights: as stored where they are kept so, else in its dtype or the scheme."""
-    return counts.stored_bytes if keeps_stored else counts.num_bytes(itemsize, quantization)

@@ -24,7 +24,9 @@ _MAX_HEADER_BYTES = 100_000_000  # safetensors' own bound
 
 Quantization = Literal["none", "float8", "int8", "int4"]  # of the decoder's linear layers, while a model is loaded
 INT4_GROUP = 128  # inputs of a layer that share a scale and a zero in int4
-_LAYER = re.compile(r"(^|\.)layers\.\d+\.(.+\.)?\w+_proj\.weight$")
+_LAYER = re.compile(
+    r"(^|\.)layers\.\d+\.(.+\.)?(\w+_proj|in_proj_(qkvz?|z))\.weight$"
+)  # of gates, a few rows each, none
 _ELSEWHERE = re.compile(r"vision|visual|\.experts\.")
 
 
@@ -33,14 +35,32 @@ def is_quantised_on_load(name: str) -> bool:
     return _LAYER.search(name) is not None and _ELSEWHERE.search(name) is None
 
 
-def check_options(model_id: str, scheme: StoredScheme | None, quantization: Quantization, *, has_adapter: bool) -> None:
-    """Refuse to change weights that are stored quantised, or a scheme that is none.
+def has_experts(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json describes a mixture of experts, whose weights are no linear layers."""
+    text = config.get("text_config") or config
+    return bool(text.get("num_experts") or text.get("num_local_experts"))
+
+
+def check_options(
+    model_id: str,
+    config: Mapping[str, Any],
+    *,
+    scheme: StoredScheme | None,
+    quantization: Quantization,
+    has_adapter: bool,
+) -> None:
+    """Refuse to change weights that are stored quantised or are no linear layers, and a scheme that is none.
 
     Raises:
         ModelLoadError: names the option.
     """
     if quantization not in get_args(Quantization):
         raise ModelLoadError(f"quantization {quantization!r} is not one of {', '.join(get_args(Quantization))}")
+    if quantization != "none" and has_experts(config):
+        raise ModelLoadError(
+            f"{model_id!r} is a mixture of experts, most of whose weights model.quantization would leave as they are: "
+            "set it to none"
+        )
     if scheme is not None and (quantization != "none" or has_adapter):
         what = "model.adapter" if has_adapter else f"model.quantization {quantization}"
         raise ModelLoadError(

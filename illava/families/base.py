@@ -211,7 +211,7 @@ class Family(ABC):
     @property
     def weights(self) -> str:
         """What the decoder's linear layers compute with, such as ``bfloat16, dequantized from float8 (fp8)``."""
-        layer = self.decoder.layers[0].self_attn.o_proj
+        layer = next(m for name, m in self.decoder.layers[0].named_modules() if name.endswith("_proj"))
         said = describe_weights(layer, stored_as=self.stored_as, quantization=self.quantization)
         if self.adapter is None:
             return said

@@ -21,7 +21,7 @@ from illava.checkpoint_check import FLOATING_DTYPES, StoredScheme, check_stored,
 from illava.errors import ModelLoadError
 from illava.families.adapters import Adapter, inject_adapter, is_adapted, merge_layer
 from illava.families.quantization import OnLoad, holds_encoded, stored_options
-from illava.weight_files import Quantization, check_options
+from illava.weight_files import Quantization
 
 _PROCESSOR_TEMPLATE = "chat_template.json"
 _UNREADABLE = (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError)
@@ -64,7 +64,6 @@ def load_weights(
         ModelLoadError: weights are missing, incomplete, corrupt, of another model, not safetensors, or quantised
             otherwise than ``scheme`` says; or adapter and quantisation do not fit the model or each other.
     """
-    check_options(model_id, scheme, quantization, has_adapter=adapter is not None)
     model = _read_weights(model_class, model_id, revision, dtype=dtype, device=device, scheme=scheme)
     if adapter is not None:
         inject_adapter(model, adapter, model_id)

@@ -24,7 +24,7 @@ from pipeline.config.schema import JobConfig
 from pipeline.errors import ConfigError
 
 _CPU_CACHE_BYTES = 2 << 30  # `illava.vlm` takes as much where model.kv_cache_bytes is null
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _GPU_SIGNS = ("/proc/driver/nvidia", "/dev/nvidia0", "/dev/dxg")
 
 _Dtype = Literal["bfloat16", "float16", "float32"]
@@ -88,7 +88,13 @@ def preflight(config: JobConfig, dtype: _Dtype) -> Preflight:
 def _check_weights(config: JobConfig, files: ModelFiles) -> None:
     """Refuse an adapter or a quantisation that this model cannot have, and packages that are not here for them."""
     model, here = config.model, not runs_elsewhere(config)
-    check_options(model.model_id, files.stored_scheme, model.quantization, has_adapter=model.adapter is not None)
+    check_options(
+        model.model_id,
+        files.config.content,
+        scheme=files.stored_scheme,
+        quantization=model.quantization,
+        has_adapter=model.adapter is not None,
+    )
     if model.adapter is not None:
         check_adapter(Adapter(model.adapter.id, model.adapter.revision, model.adapter.merge), model.model_id)
         if here:
@@ -124,7 +130,7 @@ def _check_cache(files: ModelFiles, cache_bytes: int, dtype: _Dtype) -> None:
     head_dim = text.get("head_dim") or _quotient(text, "hidden_size", num_heads)
     if not all(isinstance(number, int) for number in (num_layers, num_kv_heads, head_dim)):
         return
-    block_bytes = 2 * EngineConfig().block_size * num_kv_heads * head_dim * _BYTES[dtype]
+    block_bytes = 2 * EngineConfig().block_size * num_kv_heads * head_dim * ITEMSIZES[dtype]
     if cache_bytes < block_bytes * num_layers:
         raise ConfigError(
             f"model.kv_cache_bytes is {cache_bytes:,}: one token needs a block of {block_bytes:,} bytes in each of the "
@@ -138,9 +144,9 @@ def _weights_bytes(config: JobConfig, files: ModelFiles, counts: WeightCounts, d
     if scheme is not None and scheme.weights == "float8" and _device(config) == "cuda":
         from illava.families.quantization import keeps_stored
 
-        if keeps_stored(scheme, "cuda"):
+        if keeps_stored(scheme, files.config.content, "cuda"):
             return counts.stored_bytes
-    return counts.num_bytes(_BYTES[dtype], config.model.quantization)
+    return counts.num_bytes(ITEMSIZES[dtype], config.model.quantization)
 
 
 def _quotient(text: JsonSection, key: str, divisor: Any) -> int | None:
