@@ -44,7 +44,7 @@ def test_kernels_compile_without_a_gpu_within_its_shared_memory(capability):
     assert [name for name, *_ in compiled] == [*["_attend_split"] * 2, "_join_splits", *scores, *scores, *layers]
     for name, dtype, _registers, spilled_bytes, two_byte_loads, _shared_bytes in compiled:
         # cards of 8.6 and 8.9 spill a little of what sums scores in float32, in which no card runs a published model
-        most = 256 if dtype == "fp32" and capability in (86, 89) else 0
+        most = 512 if dtype == "fp32" and capability in (86, 89) else 0
         assert int(spilled_bytes) <= most, (name, dtype)
         assert two_byte_loads == "0", (name, dtype)
 
