@@ -47,7 +47,7 @@ def text_sections(tokenizer: Any, num_layers: int, *, interval: int) -> dict[str
 
 
 def write(folder: str | Path, tokenizer: Any, config: Any, *, seed: int) -> Path:
-    """Write the model, in which states remember some 20 tokens and norms are near the identity; and its other files."""
+    """Write the model, in which states remember some 100 tokens and norms are near the identity; and its other files."""
     import torch
     from transformers import GenerationConfig, Qwen3_5ForConditionalGeneration
 
@@ -60,7 +60,7 @@ def write(folder: str | Path, tokenizer: Any, config: Any, *, seed: int) -> Path
         models_qwen._scale_weights(model)
         for name, value in model.named_parameters():
             if name.endswith("A_log"):
-                value.normal_(-2.5, 0.3)  # a token lets about exp(-2.5) / 2 of a state decay
+                value.normal_(-4.5, 0.3)  # a token lets about exp(-4.5) of a state decay
             elif "language_model" in name and name.endswith("norm.weight") and "linear_attn" not in name:
                 value.normal_(0.0, 0.1)  # these norms multiply by 1 + weight
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id

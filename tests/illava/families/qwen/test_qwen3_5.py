@@ -28,7 +28,7 @@ from tests.support.models.stock_parity import prefill, prompt_of
 
 pytestmark = pytest.mark.numeric
 
-ANSWER = SamplingParams(max_new_tokens=4, min_new_tokens=4)
+ANSWER = SamplingParams(max_new_tokens=4, min_new_tokens=4, logprobs=True)
 QUESTIONS = ("What?", "What happens here, and why?", "Where is it?")
 NUM_LAYERS = 4
 
@@ -72,6 +72,13 @@ def begun(vlm, prompts, plan):
         vlm.engine.cache.admit(row, [prompt.num_tokens] * NUM_LAYERS)
     blocks = vlm.engine.cache.batch(range(len(prompts)), [[0] * NUM_LAYERS] * len(prompts))
     return PrefillRun(vlm.family.decoder, pack(prompts), plan, vlm.engine.cache, blocks, seeds=[0] * len(prompts))
+
+
+def assert_same_answers(got, expected):
+    """The same tokens, at the same probabilities: a wrong state may leave a greedy token what it is."""
+    assert [generation.token_ids for generation in got] == [generation.token_ids for generation in expected]
+    for one, other in zip(got, expected, strict=True):
+        assert_close(one.token_logprobs, other.token_logprobs)
 
 
 def all_free(cache):
@@ -127,7 +134,7 @@ def test_layers_above_a_reduction_see_the_merged_sequence(vlm, folder, requests,
 def test_a_shared_prefix_is_computed_once_and_changes_no_answer(vlm, requests, name, monkeypatch):
     """Three questions begin from one snapshot of the video; the image shares nothing."""
     plan, states = PLANS[name], vlm.engine.cache.states
-    alone = [vlm.generate([request], plan=plan)[0].token_ids for request in requests]
+    alone = [vlm.generate([request], plan=plan)[0] for request in requests]
     lengths, first, run = [], vlm.family.decoder.recurrent[0], vlm.family.decoder.recurrent[0].run
     monkeypatch.setattr(first, "run", lambda x_TD, *rest: lengths.append(len(x_TD)) or run(x_TD, *rest))
     for request in requests:
@@ -138,7 +145,7 @@ def test_a_shared_prefix_is_computed_once_and_changes_no_answer(vlm, requests, n
         vlm.engine.cache.check()
         least_free = min(least_free, states.num_free)
     assert [done[request.request_id].error for request in requests] == [None] * 4
-    assert [done[request.request_id].token_ids for request in requests] == alone
+    assert_same_answers([done[request.request_id] for request in requests], alone)
     usage = [done[request.request_id].usage for request in requests]
     in_full = sum(one.num_prompt_tokens for one in usage)
     video = usage[0].num_vision_tokens_kept
@@ -149,20 +156,20 @@ def test_a_shared_prefix_is_computed_once_and_changes_no_answer(vlm, requests, n
 
 def test_a_snapshot_outlives_the_request_that_made_it(vlm, requests):
     first, second, third, _ = requests
-    first = replace(first, sampling=SamplingParams(max_new_tokens=3, min_new_tokens=3))
-    second = replace(second, sampling=SamplingParams(max_new_tokens=9, min_new_tokens=9))
-    alone = [vlm.generate([request])[0].token_ids for request in (first, second, third)]
+    first = replace(first, sampling=replace(ANSWER, max_new_tokens=3, min_new_tokens=3))
+    second = replace(second, sampling=replace(ANSWER, max_new_tokens=9, min_new_tokens=9))
+    alone = [vlm.generate([request])[0] for request in (first, second, third)]
     engine, done, late = Engine(vlm.family, vlm.engine.cache), {}, False
     engine.submit(first)
     engine.submit(second)
     while engine.has_work:
-        done |= {generation.request_id: generation.token_ids for generation in engine.step()}
+        done |= {generation.request_id: generation for generation in engine.step()}
         if first.request_id in done and engine._running and not late:
             engine.submit(third)  # its donor is the second, which began from the first one's snapshot
             late = True
-            engine.step()
+            assert engine.step() == []
             assert engine._running[-1].num_computed > 0
-    assert [done.get(request.request_id) for request in (first, second, third)] == alone
+    assert_same_answers([done[request.request_id] for request in (first, second, third)], alone)
     assert all_free(vlm.engine.cache)
 
 
@@ -189,8 +196,7 @@ def test_requests_wait_for_a_free_state_and_are_all_answered(folder, vlm, reques
     block_bytes = cache.k_pool_PSGd[0].nbytes + cache.v_pool_PSGd[0].nbytes
     assert cache.num_blocks == ((1 << 20) - 2 * state_bytes) // block_bytes
     together = Engine(vlm.family, cache).generate(requests[1:])
-    alone = [vlm.generate([request])[0].token_ids for request in requests[1:]]
-    assert [generation.token_ids for generation in together] == alone
+    assert_same_answers(together, [vlm.generate([request])[0] for request in requests[1:]])
     assert all_free(cache)
     with pytest.raises(ModelLoadError, match="a request a recurrent state of"):
         VLM.from_pretrained(folder, kv_cache_bytes=state_bytes)
@@ -207,11 +213,11 @@ def test_a_request_that_begins_again_begins_with_an_empty_state(vlm, requests):
         return sample(logits_BV, sampling, group)
 
     sample = vlm.engine._draw
-    alone = [vlm.generate([request])[0].token_ids for request in requests[2:]]
+    alone = [vlm.generate([request])[0] for request in requests[2:]]
     engine = Engine(vlm.family, vlm.engine.cache, draw=draw)
     done = engine.generate(requests[2:])
     assert calls[:4] == [2, 2, 1, 1]
-    assert [generation.token_ids for generation in done] == alone
+    assert_same_answers(done, alone)
 
 
 @torch.inference_mode()
