@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.config.preflight import Preflight, preflight
+from pipeline.config.preflight import Preflight, RecurrentMemory, preflight
 from pipeline.runs.run_folder import Run
 
 
@@ -13,7 +13,8 @@ def model_fit(run: Run) -> list[tuple[str, str]]:
         PlanError, ModelLoadError, ConfigError, DeviceError: as `preflight`, and as the run itself would.
     """
     found = preflight(run.config, run.config_fingerprint.fields["model.dtype"])
-    return [("device", _device(found)), ("memory", _memory(found, run.config.runtime.num_vlm_actors.max))]
+    lines = [("device", _device(found)), ("memory", _memory(found, run.config.runtime.num_vlm_actors.max))]
+    return lines if found.states is None else [*lines, ("", _states(found.states))]
 
 
 def _device(found: Preflight) -> str:
@@ -28,6 +29,13 @@ def _memory(found: Preflight, num_actors: int) -> str:
     cache = "60 % of what they leave" if found.cache_bytes is None else f"{_size(found.cache_bytes)}"
     there = "" if found.memory_bytes is None else f"; {_size(found.memory_bytes)} here"
     return f"{weights}, {cache} of key/value cache an actor, {num_actors} at most{there}"
+
+
+def _states(states: RecurrentMemory) -> str:
+    """What a request takes beside its tokens' keys and values, and how many requests the pool has room for."""
+    layers = f"{states.num_layers} of {states.num_layers + states.num_attention_layers} layers"
+    held = "" if states.num_slots is None else f"; room for {states.num_slots} with snapshots of shared prefixes"
+    return f"in this cache, {_size(states.state_bytes)} a request for the recurrent states of {layers}{held}"
 
 
 def _size(num_bytes: int) -> str:

@@ -39,9 +39,7 @@ def plan_of(stage, layers=(), **reducer):
 
 
 MERGED = plan_of("decoder_layer", [2], kind="illava", keep_ratio=0.5, per="prompt")  # scored by layer 1, which attends
-DRAWN = plan_of(
-    "decoder_layer", [1, 3], kind="random", keep_ratio=0.6, per="prompt"
-)  # 1: behind a recurrent layer
+DRAWN = plan_of("decoder_layer", [1, 3], kind="random", keep_ratio=0.6, per="prompt")  # 1: behind a recurrent layer
 ASKED = plan_of("decoder_layer", [3], kind="pyramiddrop", keep_ratio=0.5)  # scored by layer 3 itself
 PLANS = {"whole": EMPTY_PLAN, "merged": MERGED, "drawn": DRAWN, "asked": ASKED}
 EACH_PLAN = [name if name == "merged" else pytest.param(name, marks=pytest.mark.long) for name in PLANS]
