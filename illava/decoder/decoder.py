@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from illava.attention.paged import paged_attention
-from illava.decoder.joined_linears import products
+from illava.decoder.joined_linears import is_plain, products
 from illava.decoder.kv_cache import BatchBlockTables, LayerBlockTable, PagedCache
 from illava.decoder.layer_ops import Rotary, add_rms_norm, rms_norm, rotate_and_write, silu_mul
 from illava.decoder.recurrent_state import RecurrentStates, StateRows
@@ -106,7 +106,7 @@ class Decoder:
     @property
     def num_tokens(self) -> int:
         """Logits of a token; a tokenizer may know fewer."""
-        return self.lm_head.weight.shape[0]
+        return int(self.lm_head.out_features)
 
     def check(self, plan: ReductionPlan) -> None:
         """Raise PlanError for decoder steps that cannot run here."""
@@ -186,7 +186,7 @@ class Decoder:
     def feed_forward(self, layer: Any, hidden_TD: Tensor, delta_TD: Tensor) -> Tensor:
         """The rest of a block after its token mixing, which gave ``delta_TD``: residuals and MLP."""
         hidden_TD, normed_TD = add_rms_norm(layer.post_attention_layernorm, hidden_TD, delta_TD)
-        if not hidden_TD.is_cuda and len(hidden_TD) > _CPU_ROWS:
+        if not hidden_TD.is_cuda and len(hidden_TD) > _CPU_ROWS and is_plain(layer.mlp.gate_proj):
             return hidden_TD + _mlp_in_place(layer.mlp, normed_TD)
         gate_TM, up_TM = self._gate_up[layer](normed_TD)
         return hidden_TD + layer.mlp.down_proj(silu_mul(layer.mlp.act_fn, gate_TM, up_TM))
