@@ -59,13 +59,13 @@ class RecurrentMemory:
         num_layers: recurrent layers.
         num_attention_layers: the others, which keep keys and values.
         state_bytes: of one request, in all recurrent layers.
-        num_slots: of an actor's pool, snapshots of shared prefixes included; None where its size is not known yet.
+        num_states: of an actor's pool, snapshots of shared prefixes included; None where its size is not known yet.
     """
 
     num_layers: int
     num_attention_layers: int
     state_bytes: int
-    num_slots: int | None
+    num_states: int | None
 
 
 def preflight(config: JobConfig, dtype: _Dtype) -> Preflight:
@@ -127,17 +127,17 @@ def _states(
     if shape is None:
         return None
     state_bytes = shape.num_bytes(_BYTES[dtype])
-    num_slots = None
+    num_states = None
     if cache_bytes is not None:
-        num_slots = num_state_slots(cache_bytes, state_bytes, max_requests=max_batch_requests)
-    return RecurrentMemory(shape.num_layers, len(hybrid.attention_layers), state_bytes, num_slots)
+        num_states = num_state_slots(cache_bytes, state_bytes, max_requests=max_batch_requests)
+    return RecurrentMemory(shape.num_layers, len(hybrid.attention_layers), state_bytes, num_states)
 
 
 def _check_cache(
     files: ModelFiles, cache_bytes: int, dtype: _Dtype, hybrid: HybridLayers, states: RecurrentMemory | None
 ) -> None:
     """Refuse a pool that cannot hold a single token; published configurations that leave keys out are let through."""
-    if states is not None and not states.num_slots:
+    if states is not None and not states.num_states:
         raise ConfigError(
             f"model.kv_cache_bytes is {cache_bytes:,}: half of it must hold the recurrent state of one request, "
             f"{states.state_bytes:,} bytes; raise it, or set it to null"
@@ -149,7 +149,7 @@ def _check_cache(
     if not all(isinstance(number, int) for number in (num_kv_heads, head_dim)):
         return
     block_bytes = 2 * EngineConfig().block_size * num_kv_heads * head_dim * _BYTES[dtype]
-    of_states = states.state_bytes * (states.num_slots or 0) if states else 0
+    of_states = states.state_bytes * (states.num_states or 0) if states else 0
     if cache_bytes - of_states < block_bytes * num_layers:
         raise ConfigError(
             f"model.kv_cache_bytes is {cache_bytes:,}: one token needs a block of {block_bytes:,} bytes in each of the "

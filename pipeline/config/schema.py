@@ -181,7 +181,8 @@ class ModelConfig(Section):
             `pipeline.runs.config_fingerprint`).
         device: ``auto`` is CUDA where each actor has a GPU, else CPU, and a run of one may go on on the other;
             ``cuda`` and ``cpu`` hold for all rows of a run. Which GPU is CUDA_VISIBLE_DEVICES' or Ray's to say.
-        kv_cache_bytes: size of the paged key/value pool; null takes 60 % of what the weights leave, 2 GiB on CPU.
+        kv_cache_bytes: size of the paged key/value pool, with the recurrent states of Qwen3.5; null takes 60 % of what
+            the weights leave, 2 GiB on CPU.
         max_batch_requests: requests in one running decode batch, at most.
     """
 

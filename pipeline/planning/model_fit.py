@@ -34,7 +34,7 @@ def _memory(found: Preflight, num_actors: int) -> str:
 def _states(states: RecurrentMemory) -> str:
     """What a request takes beside its tokens' keys and values, and how many requests the pool has room for."""
     layers = f"{states.num_layers} of {states.num_layers + states.num_attention_layers} layers"
-    held = "" if states.num_slots is None else f"; room for {states.num_slots} with snapshots of shared prefixes"
+    held = "" if states.num_states is None else f"; room for {states.num_states} with snapshots of shared prefixes"
     return f"in this cache, {_size(states.state_bytes)} a request for the recurrent states of {layers}{held}"
 
 

@@ -81,7 +81,7 @@ def assert_same_answers(got, expected):
 
 def all_free(cache):
     cache.check()
-    return (cache.num_free_blocks, cache.states.num_free) == (cache.num_blocks, cache.states.num_slots)
+    return (cache.num_free_blocks, cache.states.num_free) == (cache.num_blocks, cache.states.num_states)
 
 
 @pytest.mark.parametrize("name", EACH_PLAN)
@@ -148,7 +148,7 @@ def test_a_shared_prefix_is_computed_once_and_changes_no_answer(vlm, requests, n
     in_full = sum(one.num_prompt_tokens for one in usage)
     video = usage[0].num_vision_tokens_kept
     assert sum(lengths) <= in_full - 2 * video
-    assert states.num_slots - least_free == 5  # four requests, and one snapshot that three of them share
+    assert states.num_states - least_free == 5  # four requests, and one snapshot that three of them share
     assert all_free(vlm.engine.cache)
 
 
@@ -189,7 +189,7 @@ def test_requests_wait_for_a_free_state_and_are_all_answered(folder, vlm, reques
     """A pool with two states: one snapshot at most, and never a third request inside."""
     state_bytes = load_model_shape(folder).hybrid.state_shape.num_bytes(4)
     cache = make_cache(vlm.family.decoder, pool_bytes=1 << 20, block_size=4, max_requests=1)
-    assert cache.states.num_slots == 2
+    assert cache.states.num_states == 2
     assert cache.states.conv_LSCW[:, :1].nbytes + cache.states.state_LSHkv[:, :1].nbytes == state_bytes
     block_bytes = cache.k_pool_PSGd[0].nbytes + cache.v_pool_PSGd[0].nbytes
     assert cache.num_blocks == ((1 << 20) - 2 * state_bytes) // block_bytes
@@ -241,7 +241,7 @@ def test_fixed_tensors_of_a_captured_step_carry_states_and_padding_touches_none(
             static = StaticInputs(decoder, cache, max_batch=8, num_axes=3)
             static.load(inputs)
             inputs = static.rows(4)
-            others = set(range(cache.states.num_slots)) - set(cache.states.rows(range(3)).slots)
+            others = set(range(cache.states.num_states)) - set(cache.states.rows(range(3)).slots)
             before = cache.states.state_LSHkv[:, sorted(others)].clone()
         blocks = with_host_lengths(inputs.blocks, lengths)
         for _ in range(2):
