@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from illava.decoder.state_shape import num_state_slots
 from illava.engine.config import EngineConfig
 from illava.families import load_spec
 from illava.families.adapters import Adapter, check_adapter
 from illava.families.extras import require_packages
-from illava.families.model_shape import check_plan
+from illava.families.hybrid_layers import HybridLayers
+from illava.families.model_shape import check_plan, load_hybrid_layers
 from illava.model_files import JsonSection, ModelFiles, require_tokenizer
 from illava.weight_files import WeightCounts, check_options, count_stored
 from pipeline.config.placement import place_here
@@ -41,6 +43,7 @@ class Preflight:
         weights_bytes: of one actor's weights on this device; None where the hub's files are not downloaded yet.
         cache_bytes: of one actor's key/value pool; None where what the weights leave decides.
         memory_bytes: of the device that holds them; None where it is not known here.
+        states: what recurrent layers keep, within ``cache_bytes``; None for a model whose layers all attend.
     """
 
     device: Literal["cpu", "cuda"] | None
@@ -49,6 +52,24 @@ class Preflight:
     weights_bytes: int | None
     cache_bytes: int | None
     memory_bytes: int | None
+    states: RecurrentMemory | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RecurrentMemory:
+    """Holds what the recurrent layers of a model keep of each request, beside the key/value cache of the others.
+
+    Attributes:
+        num_layers: recurrent layers.
+        num_attention_layers: the others, which keep keys and values.
+        state_bytes: of one request, in all recurrent layers.
+        num_states: of an actor's pool, snapshots of shared prefixes included; None where its size is not known yet.
+    """
+
+    num_layers: int
+    num_attention_layers: int
+    state_bytes: int
+    num_states: int | None
 
 
 def preflight(config: JobConfig, dtype: _Dtype) -> Preflight:
@@ -65,14 +86,16 @@ def preflight(config: JobConfig, dtype: _Dtype) -> Preflight:
     """
     model = config.model
     check_plan(config.reduction, model.model_id, revision=model.hub_revision)
-    _, files = load_spec(model.model_id, revision=model.hub_revision)
+    spec, files = load_spec(model.model_id, revision=model.hub_revision)
     _check_weights(config, files)
     require_tokenizer(files.folder)
     counts = count_stored(files.folder, files.stored_scheme)
     device = _device(config)
     cache_bytes = model.kv_cache_bytes or (_CPU_CACHE_BYTES if device == "cpu" else None)
+    hybrid = load_hybrid_layers(spec, files)
+    states = _states(hybrid, cache_bytes, dtype, model.max_batch_requests)
     if cache_bytes is not None:
-        _check_cache(files, cache_bytes, dtype)
+        _check_cache(files, cache_bytes, dtype, hybrid, states)
     found = Preflight(
         device=device,
         dtype=dtype,
@@ -80,6 +103,7 @@ def preflight(config: JobConfig, dtype: _Dtype) -> Preflight:
         weights_bytes=None if counts is None else _weights_bytes(config, files, counts, dtype),
         cache_bytes=cache_bytes,
         memory_bytes=_memory_bytes(device),
+        states=states,
     )
     _check_memory(found)
     return found
@@ -122,16 +146,37 @@ def _device(config: JobConfig) -> Literal["cpu", "cuda"] | None:
     return "cpu"
 
 
-def _check_cache(files: ModelFiles, cache_bytes: int, dtype: _Dtype) -> None:
+def _states(
+    hybrid: HybridLayers, cache_bytes: int | None, dtype: _Dtype, max_batch_requests: int
+) -> RecurrentMemory | None:
+    shape = hybrid.state_shape
+    if shape is None:
+        return None
+    state_bytes = shape.num_bytes(ITEMSIZES[dtype])
+    num_states = None
+    if cache_bytes is not None:
+        num_states = num_state_slots(cache_bytes, state_bytes, max_requests=max_batch_requests)
+    return RecurrentMemory(shape.num_layers, len(hybrid.attention_layers), state_bytes, num_states)
+
+
+def _check_cache(
+    files: ModelFiles, cache_bytes: int, dtype: _Dtype, hybrid: HybridLayers, states: RecurrentMemory | None
+) -> None:
     """Refuse a pool that cannot hold a single token; published configurations that leave keys out are let through."""
+    if states is not None and not states.num_states:
+        raise ConfigError(
+            f"model.kv_cache_bytes is {cache_bytes:,}: half of it must hold the recurrent state of one request, "
+            f"{states.state_bytes:,} bytes; raise it, or set it to null"
+        )
     text = files.config.section("text_config") if files.config.get("text_config") else files.config
-    num_heads, num_layers = text.get("num_attention_heads"), text.get("num_hidden_layers")
+    num_heads, num_layers = text.get("num_attention_heads"), len(hybrid.attention_layers)
     num_kv_heads = text.get("num_key_value_heads") or num_heads
     head_dim = text.get("head_dim") or _quotient(text, "hidden_size", num_heads)
-    if not all(isinstance(number, int) for number in (num_layers, num_kv_heads, head_dim)):
+    if not all(isinstance(number, int) for number in (num_kv_heads, head_dim)):
         return
     block_bytes = 2 * EngineConfig().block_size * num_kv_heads * head_dim * ITEMSIZES[dtype]
-    if cache_bytes < block_bytes * num_layers:
+    of_states = states.state_bytes * (states.num_states or 0) if states else 0
+    if cache_bytes - of_states < block_bytes * num_layers:
         raise ConfigError(
             f"model.kv_cache_bytes is {cache_bytes:,}: one token needs a block of {block_bytes:,} bytes in each of the "
             f"model's {num_layers} layers, {block_bytes * num_layers:,} in all; raise it, or set it to null"

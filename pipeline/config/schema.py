@@ -202,7 +202,8 @@ class ModelConfig(Section):
             their memory, ``int4`` leaves a quarter; tower, projector and output head stay as they are. ``none`` is as
             stored. float8 is multiplied as such on cards of compute capability 8.9 and later, else in ``dtype``.
         adapter: a LoRA adapter that is added to the model; null adds none.
-        kv_cache_bytes: size of the paged key/value pool; null takes 60 % of what the weights leave, 2 GiB on CPU.
+        kv_cache_bytes: size of the paged key/value pool, with the recurrent states of Qwen3.5; null takes 60 % of what
+            the weights leave, 2 GiB on CPU.
         max_batch_requests: requests in one running decode batch, at most.
     """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from illava.engine.config import EngineConfig
 from illava.families import load_spec
 from illava.memory_counts import CARDS_GB, fit, memory_counts
-from pipeline.config.preflight import ITEMSIZES, Preflight, preflight
+from pipeline.config.preflight import ITEMSIZES, Preflight, RecurrentMemory, preflight
 from pipeline.config.schema import JobConfig
 from pipeline.runs.run_folder import Run
 
@@ -18,6 +18,8 @@ def model_fit(run: Run) -> list[tuple[str, str]]:
     """
     found = preflight(run.config, run.config_fingerprint.fields["model.dtype"])
     lines = [("device", _device(found)), ("memory", _memory(found, run.config.runtime.num_vlm_actors.max))]
+    if found.states is not None:
+        lines.append(("", _states(found.states)))
     return [*lines, *_cards(run.config, found)]
 
 
@@ -55,6 +57,13 @@ def _cards(config: JobConfig, found: Preflight) -> list[tuple[str, str]]:
         said.append(f"{gigabytes} GB: {f'{tokens // 1000:,}k tokens cached' if card.fits else 'too small'}")
     needed = f"{_size(weights)} of weights, about {_size(counts.activation_bytes)} of activations at most"
     return [("a card of", "; ".join(said)), ("", f"for {needed}, {_size(counts.kv_token_bytes)} a token")]
+
+
+def _states(states: RecurrentMemory) -> str:
+    """What a request takes beside its tokens' keys and values, and how many requests the pool has room for."""
+    layers = f"{states.num_layers} of {states.num_layers + states.num_attention_layers} layers"
+    held = "" if states.num_states is None else f"; room for {states.num_states} with snapshots of shared prefixes"
+    return f"in this cache, {_size(states.state_bytes)} a request for the recurrent states of {layers}{held}"
 
 
 def _size(num_bytes: int) -> str:

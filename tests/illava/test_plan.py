@@ -54,6 +54,7 @@ def test_presets_follow_the_table(name, layout):
 SHARES = {
     "illava-qwen2-vl": ((12, 13, 14, 15), 0.84, (6, 7, 8), 0.90, "illava"),
     "illava-qwen2.5-vl": ((7, 15, 23), 0.80, (6, 7, 8), 0.90, "illava"),
+    "illava-qwen3.5": ((12, 13, 14, 15), 0.84, (4, 8), 0.85, "illava"),
     "illava-2026": ((5, 6, 7, 8), 0.90, (15, 17, 19, 21), 0.85, "illava_2026"),
 }
 
