@@ -12,7 +12,7 @@ import torch
 
 from illava.attention.backend import kernels_on
 from illava.attention.packed import backend_name
-from illava.decoder.cuda_graphs import DecodeGraphs, can_capture
+from illava.decoder.cuda_graphs import DecodeGraphs, captures_steps
 from illava.decoder.kv_cache import PagedCache
 from illava.devices import open_device
 from illava.engine.config import EngineConfig
@@ -68,7 +68,7 @@ class VLM:
             dtype=decoder.dtype,
             device=decoder.device,
         )
-        captured = can_capture(decoder.device) if config.decode_graphs is None else config.decode_graphs
+        captured = captures_steps(decoder) if config.decode_graphs is None else config.decode_graphs
         graphs = DecodeGraphs(decoder, family.embed, cache, max_batch=config.max_batch_requests) if captured else None
         self.family = family
         self.engine = Engine(family, cache, config, graphs=graphs)

@@ -60,7 +60,8 @@ class Decoder:
         for layer in self.layers:
             own, mlp = layer.self_attn, layer.mlp
             self._qkv[layer] = products([own.q_proj, own.k_proj, own.v_proj], join=join)
-            self._gate_up[layer] = products([mlp.gate_proj, mlp.up_proj], join=join)
+            if not _has_experts(layer):
+                self._gate_up[layer] = products([mlp.gate_proj, mlp.up_proj], join=join)
         if join:
             torch.cuda.empty_cache()  # of what the layers' own weights took: pools are sized by free memory
 
@@ -71,6 +72,11 @@ class Decoder:
     @property
     def device(self) -> torch.device:
         return self.norm.weight.device
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether a layer's MLP is a mixture of experts."""
+        return any(map(_has_experts, self.layers))
 
     @property
     def num_tokens(self) -> int:
@@ -134,10 +140,17 @@ class Decoder:
         """The rest of a block after attention: output projection, residuals and MLP."""
         delta_TD = layer.self_attn.o_proj(mixed_THd.flatten(1))
         hidden_TD, normed_TD = add_rms_norm(layer.post_attention_layernorm, hidden_TD, delta_TD)
+        if layer not in self._gate_up:  # a token's experts are its own: who else is packed beside it changes nothing
+            return hidden_TD + layer.mlp(normed_TD[None])[0]
         if not hidden_TD.is_cuda and len(hidden_TD) > _CPU_ROWS:
             return hidden_TD + _mlp_in_place(layer.mlp, normed_TD)
         gate_TM, up_TM = self._gate_up[layer](normed_TD)
         return hidden_TD + layer.mlp.down_proj(silu_mul(layer.mlp.act_fn, gate_TM, up_TM))
+
+
+def _has_experts(layer: Any) -> bool:
+    """Whether the layer's MLP is a mixture of experts, which routes every token by itself and runs as a whole."""
+    return hasattr(layer.mlp, "experts")
 
 
 def _mlp_in_place(mlp: Any, normed_TD: Tensor) -> Tensor:

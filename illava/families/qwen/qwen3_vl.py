@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration
@@ -96,7 +96,7 @@ def _follow(deepstack: list[Tensor], reduction: VisionReduction, num_steps: int)
 class Qwen3VL(Family):
     """Holds one loaded Qwen3-VL model."""
 
-    model_class = Qwen3VLForConditionalGeneration
+    model_class: ClassVar[Any] = Qwen3VLForConditionalGeneration
     tower: Qwen3VLTower
     encoder: NativeEncoder
 
