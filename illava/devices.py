@@ -10,6 +10,7 @@ import torch
 
 from illava.errors import DeviceError
 
+_MEANT = {"gpu": "cuda", "nvidia": "cuda", "none": "auto"}
 _NAME = re.compile(r"(cpu|cuda)(?::(\d+))?")
 
 
@@ -23,20 +24,26 @@ def cuda_memory_bytes() -> int:
     return int(torch.cuda.get_device_properties(0).total_memory)
 
 
-def open_device(name: str | torch.device) -> torch.device:
-    """The device of that name; ``auto`` is CUDA where there is one, else the CPU.
+def open_device(name: str | int | torch.device) -> torch.device:
+    """The device of that name; ``auto`` is CUDA where there is one, else the CPU; a number N is ``cuda:N``.
 
     Raises:
         DeviceError: no such device is known, or this process has none.
     """
     if name == "auto":
         name = "cuda" if has_cuda() else "cpu"
+    if isinstance(name, int) and not isinstance(name, bool) and name >= 0:
+        name = f"cuda:{name}"
     found = _NAME.fullmatch(str(name))
     if found is None:
-        near = difflib.get_close_matches(str(name), ("auto", "cpu", "cuda"), 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        near = _MEANT.get(str(name).lower()) or next(
+            iter(difflib.get_close_matches(str(name).lower(), ("auto", "cpu", "cuda"), 1)), None
+        )
+        hint = f"; did you mean {near!r}?" if near else ""
         raise DeviceError(f"device {str(name)!r} is none of auto, cpu, cuda, cuda:N{hint}")
     kind, index = found.groups()
+    if kind == "cpu" and index not in {None, "0"}:
+        raise DeviceError(f"device {str(name)!r}: there is one CPU device, cpu; threads are torch.set_num_threads")
     if kind == "cuda":
         _require_cuda(int(index or 0))
     return torch.device(str(name))

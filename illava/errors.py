@@ -43,7 +43,11 @@ class RandomWeightsError(ILLaVAError, ValueError):
 
 
 class RequestTooLargeError(RequestError):
-    """One request needs more positions than the model has, or more key/value blocks than the whole pool has."""
+    """One request needs more positions than the model has, with its media and its answer."""
+
+
+class CacheTooSmallError(RequestTooLargeError):
+    """One request needs more key/value blocks than the whole pool has; a larger pool would take it."""
 
 
 class NumericalError(ILLaVAError, ArithmeticError):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from illava.checkpoint_check import SIDE_FILES, check_encoding
+from illava.checkpoint_check import SIDE_FILES, StoredScheme, check_encoding, stored_scheme
 from illava.errors import ModelLoadError, RandomWeightsError
 
 # A folder of made-up weights says so in its config.json: {"illava_random_weights": true}.
@@ -91,6 +91,11 @@ class ModelFiles:
         return self.config["model_type"]
 
     @property
+    def stored_scheme(self) -> StoredScheme | None:
+        """How the weights are quantised; None where they are plain."""
+        return stored_scheme(self.config.where, self.config.content)
+
+    @property
     def has_random_weights(self) -> bool:
         """Whether the folder declares that its weights were drawn, not trained."""
         return bool(self.config.get(RANDOM_WEIGHTS_KEY, False))
@@ -105,12 +110,12 @@ def load_model_files(model_id: str, *, revision: str | None = None) -> ModelFile
 
     Raises:
         ModelLoadError: no such folder or hub id, the hub cannot be reached, config.json is missing or not JSON, or the
-            weights are quantised or an adapter's.
+            weights are an adapter's, or quantised in a way that is not read here.
 
     Source of the precedence (nested over file of its own): transformers 5.23, image_processing_base.py and
     video_processing_utils.py.
     """
-    folder = _folder(model_id, revision)
+    folder = model_folder(model_id, revision)
     config = _config(folder)
     processor = _read(folder, "processor_config.json") or JsonSection(f"{folder}/processor_config.json", {})
     return ModelFiles(model_id, folder, config, processor)
@@ -122,7 +127,7 @@ def declared_dtype(model_id: str, *, revision: str | None = None) -> str | None:
     Raises:
         ModelLoadError: as `load_model_files`.
     """
-    config = _read(_folder(model_id, revision), "config.json") or JsonSection("", {})
+    config = _read(model_folder(model_id, revision), "config.json") or JsonSection("", {})
     text = config.get("text_config") or {}
     for section in (config.content, text if isinstance(text, dict) else {}):
         for key in ("dtype", "torch_dtype"):  # the name until transformers 4.56
@@ -175,7 +180,8 @@ def declare_random_weights(folder: str | Path) -> None:
     path.write_text(json.dumps(config | {RANDOM_WEIGHTS_KEY: True}, indent=2) + "\n", encoding="utf-8")
 
 
-def _folder(model_id: str, revision: str | None) -> Path:
+def model_folder(model_id: str, revision: str | None) -> Path:
+    """The folder of a model's JSON files: a local one, or the hub's in its cache. Raises ModelLoadError."""
     if Path(model_id).is_dir():
         return Path(model_id)
     if model_id.startswith((".", "/", "~")) or model_id.count("/") > 1:
@@ -229,7 +235,7 @@ def _hub_silence(model_id: str, revision: str | None) -> str:
 
 
 def _config(folder: Path) -> JsonSection:
-    """Read config.json, after checking that the files beside it declare plain weights."""
+    """Read config.json, after checking that it and the files beside it declare weights that can be read."""
     config = _read(folder, "config.json")
     side = {name: found.content for name in SIDE_FILES if (found := _read(folder, name)) is not None}
     check_encoding(folder, {} if config is None else config.content, side)

@@ -111,6 +111,8 @@ PRESETS: dict[str, Any] = {
     # Shares of whole 2x2 groups, in the README; the block numbers of Qwen2.5-VL are its full-attention blocks.
     "illava-qwen2-vl": lambda layout: _shares([12, 13, 14, 15], 0.84, [6, 7, 8], 0.90),
     "illava-qwen2.5-vl": lambda layout: _shares([7, 15, 23], 0.80, [6, 7, 8], 0.90),
+    # Qwen2-VL's shares, in the decoder behind full-attention layers (3, 7, ...): before the others nothing can rank.
+    "illava-qwen3.5": lambda layout: _shares([12, 13, 14, 15], 0.84, [4, 8], 0.85),
     "illava-2026": lambda layout: _shares([5, 6, 7, 8], 0.90, [15, 17, 19, 21], 0.85, kind="illava_2026"),
     # The paper's layers in a decoder of 32 layers, and the same shares of one of 28 (Qwen2-7B).
     "pyramiddrop": lambda layout: _pyramid([8, 16, 24]),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 FinishReason = Literal["stop", "length", "loop"]
 OnLoop = Literal["stop", "cut", "keep"]
+OnError = Literal["raise", "return"]  # what becomes of a request's error: it is raised, or stands in its generation
 ContentKind = Literal["document", "image", "video"]  # what a request's media are, judged by their pixels
 
 

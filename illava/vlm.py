@@ -5,25 +5,30 @@ The reduction plan is given per call, so a baseline and a reduced run share one 
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from illava.attention.backend import kernels_on
 from illava.attention.packed import backend_name
 from illava.decoder.cuda_graphs import DecodeGraphs, captures_steps
-from illava.decoder.kv_cache import PagedCache
+from illava.decoder.hybrid_cache import make_cache
 from illava.devices import open_device
 from illava.engine.config import EngineConfig
 from illava.engine.engine import Engine
 from illava.errors import ModelLoadError
 from illava.families import load_family
+from illava.families.adapters import Adapter
 from illava.families.base import Family
 from illava.pixel_limits import NO_LIMITS, PixelLimits
-from illava.plan import EMPTY_PLAN, ReductionPlan, preset
-from illava.requests import Generation, Request
+from illava.plan import EMPTY_PLAN
+from illava.plan_input.resolve import PlanSource, resolve_plan
+from illava.requests import Generation, OnError, Request
+from illava.weight_files import Quantization
 
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CPU_CACHE_BYTES = 2 << 30
 _FREE_MEMORY_SHARE = 0.6  # of what the weights leave; the rest is for activations of tower and prefill
 
@@ -49,24 +54,11 @@ class VLM:
 
     def __init__(self, family: Family, engine_config: EngineConfig | None = None, **options: Any) -> None:
         config, decoder = (engine_config or EngineConfig()).override(**options), family.decoder
-        block_bytes = 2 * config.block_size * decoder.num_kv_heads * decoder.head_dim * decoder.dtype.itemsize
         pool_bytes = config.kv_cache_bytes
         if pool_bytes is None:
             pool_bytes = _default_cache_bytes(decoder.device, config.gpu_share)
-        num_blocks = pool_bytes // block_bytes
-        if num_blocks < decoder.num_layers:
-            raise ModelLoadError(
-                f"a key/value pool of {pool_bytes} bytes holds {num_blocks} blocks of {block_bytes} bytes; one token "
-                f"needs {decoder.num_layers}, a block in each layer: raise kv_cache_bytes, or free memory on the device"
-            )
-        cache = PagedCache(
-            num_layers=decoder.num_layers,
-            num_kv_heads=decoder.num_kv_heads,
-            head_dim=decoder.head_dim,
-            num_blocks=num_blocks,
-            block_size=config.block_size,
-            dtype=decoder.dtype,
-            device=decoder.device,
+        cache = make_cache(
+            decoder, pool_bytes=pool_bytes, block_size=config.block_size, max_requests=config.max_batch_requests
         )
         captured = captures_steps(decoder) if config.decode_graphs is None else config.decode_graphs
         graphs = DecodeGraphs(decoder, family.embed, cache, max_batch=config.max_batch_requests) if captured else None
@@ -83,6 +75,8 @@ class VLM:
         device: str | torch.device = "auto",
         engine_config: EngineConfig | None = None,
         pixel_limits: PixelLimits = NO_LIMITS,
+        quantization: Quantization = "none",
+        adapter: Adapter | None = None,
         **options: Any,
     ) -> VLM:
         """Load a model from a folder or from the Hugging Face hub.
@@ -90,16 +84,20 @@ class VLM:
         Args:
             model_id: folder or hub name.
             revision: commit, tag or branch of the hub.
-            dtype: name of a torch dtype; ``auto`` is float32 on CPU and bfloat16 on CUDA.
+            dtype: float32, bfloat16 or float16; ``auto`` is float32 on CPU and bfloat16 on CUDA.
             device: such as ``cuda:0``; ``auto`` is CUDA where there is one.
             engine_config: see the class.
             pixel_limits: bounds of the pictures' sizes; give `load_preprocessor` the same ones.
+            quantization: of the decoder's linear layers, made by torchao while loading: ``none`` (as stored),
+                ``float8``, ``int8`` or ``int4``.
+            adapter: a LoRA adapter that is added to the model.
             options: see the class.
 
         Raises:
             TypeError: an option that `EngineConfig` does not have; raised before anything is loaded.
             DeviceError: this process has no such device.
-            ModelLoadError: weights, configuration or dtype that cannot be loaded, or no memory left for the cache.
+            ModelLoadError: weights, configuration, dtype, quantisation or adapter that cannot be loaded, or no memory
+                left for the cache.
         """
         config, device = (engine_config or EngineConfig()).override(**options), open_device(device)
         family = load_family(
@@ -108,26 +106,36 @@ class VLM:
             dtype=_resolve_dtype(dtype, device),
             device=device,
             pixel_limits=pixel_limits,
+            quantization=quantization,
+            adapter=adapter,
         )
         return cls(family, config)
 
-    def generate(self, requests: Sequence[Request], *, plan: ReductionPlan | str = EMPTY_PLAN) -> list[Generation]:
-        """Answer all requests, in their order; a request that fails carries its error and disturbs no other.
+    def generate(
+        self, requests: Sequence[Request], *, plan: PlanSource = EMPTY_PLAN, errors: OnError = "raise"
+    ) -> list[Generation]:
+        """Answer all requests, in their order.
 
         Args:
             requests: with distinct ids.
-            plan: a plan or the name of a preset.
+            plan: a plan, the name of a preset, a dict with the keys of a plan, or the path of a YAML file with them;
+                see `illava.plan_input.resolve.resolve_plan`.
+            errors: ``raise`` raises the first error of a request, as soon as it is met, and drops the others; with
+                ``return`` a request that fails carries its error in `Generation.error`, and disturbs no other.
 
         Raises:
-            PlanError: the plan makes no sense for this model.
-            RequestError: two requests of the same id.
+            PlanError: the plan is none, or makes no sense for this model.
+            RequestError: two requests of the same id; or, under ``raise``, a request that this model cannot answer.
             RuntimeError: requests given to `submit` are still running.
+            ILLaVAError: under ``raise``, what else ended a request, such as NumericalError; a note names the request.
         """
-        return self.engine.generate(requests, preset(plan) if isinstance(plan, str) else plan)
+        if errors not in get_args(OnError):
+            raise ValueError(f"errors is 'raise' or 'return', not {errors!r}")
+        return self.engine.generate(requests, resolve_plan(plan), errors=errors)
 
-    def submit(self, request: Request, *, plan: ReductionPlan | str = EMPTY_PLAN) -> None:
+    def submit(self, request: Request, *, plan: PlanSource = EMPTY_PLAN) -> None:
         """Queue a request for `step`. Raises PlanError or RequestError at once if it cannot be answered."""
-        self.engine.submit(request, preset(plan) if isinstance(plan, str) else plan)
+        self.engine.submit(request, resolve_plan(plan))
 
     def step(self) -> list[Generation]:
         """Run tower, prefill and decode once; returns the generations that ended."""
@@ -154,21 +162,26 @@ class VLM:
 
     @property
     def backends(self) -> dict[str, str]:
-        """The choices on this machine: packed attention, kernels of scores and paged decode, and decode steps."""
+        """The choices on this machine: packed attention, kernels of scores and paged decode, decode steps, weights."""
         return {
             "attention": self.attention_backend,
             "kernels": kernels_on(self.family.decoder.device),
             "decode_steps": "eager" if self.engine.graphs is None else "cuda_graphs",
+            "weights": self.family.weights,
         }
 
 
 def _resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     if dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ModelLoadError(f"dtype {dtype!r} is not one of auto, float32, bfloat16, float16")
-    return found
+    name = str(dtype).removeprefix("torch.")
+    if name in _DTYPES:
+        return _DTYPES[name]
+    short = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "f32": "float32"}
+    near = difflib.get_close_matches(name.lower(), _DTYPES, n=1, cutoff=0.8)
+    meant = short.get(name.lower(), near[0] if near else None)
+    hint = f"; did you mean {meant!r}?" if meant else ""
+    raise ModelLoadError(f"dtype {dtype!r} is none of auto, {', '.join(_DTYPES)}{hint}")
 
 
 def _default_cache_bytes(device: torch.device, gpu_share: float) -> int:

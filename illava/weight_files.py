@@ -1,17 +1,20 @@
-"""Reads what a model folder's safetensors files hold, from their headers: names, dtypes and counts. Torch-free.
+"""Reads what a model folder's safetensors files hold, from their headers, and counts what that takes in memory.
 
-Weights that are missing, broken off, quantised or an adapter's are refused here, before a device is asked for them.
+Weights that are missing, broken off, an adapter's or quantised in a way that is not read are refused here, before a
+device is asked for them. Torch-free.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from illava.checkpoint_check import check_stored
+from illava.checkpoint_check import StoredScheme, check_stored, is_quantised
 from illava.errors import ModelLoadError
 from illava.model_files import is_hub_snapshot
 
@@ -19,8 +22,46 @@ _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own bound
 
 
-def num_stored_values(folder: Path) -> int | None:
-    """Count the numbers that a model folder's weight files hold; None where a hub model's are not downloaded yet.
+Quantization = Literal["none", "float8", "int8", "int4"]  # of the decoder's linear layers, while a model is loaded
+INT4_GROUP = 128  # inputs of a layer that share a scale and a zero in int4
+_LAYER = re.compile(r"(^|\.)layers\.\d+\.(.+\.)?\w+_proj\.weight$")
+_ELSEWHERE = re.compile(r"vision|visual|\.experts\.")
+
+
+def is_quantised_on_load(name: str) -> bool:
+    """Whether ``model.quantization`` concerns the weight of this name: a linear layer of the decoder's own."""
+    return _LAYER.search(name) is not None and _ELSEWHERE.search(name) is None
+
+
+@dataclass(frozen=True, slots=True)
+class WeightCounts:
+    """Counts the numbers of a model's weights.
+
+    Attributes:
+        linear_values: of the decoder's linear layers, which `Quantization` concerns.
+        linear_rows: their output channels.
+        other_values: of everything else.
+        stored_bytes: of the files.
+    """
+
+    linear_values: int
+    linear_rows: int
+    other_values: int
+    stored_bytes: int = 0
+
+    def num_bytes(self, itemsize: int, quantization: Quantization = "none") -> int:
+        """Memory of the weights in a dtype of so many bytes, scales included."""
+        linear = {
+            "none": self.linear_values * itemsize,
+            "float8": self.linear_values + 4 * self.linear_rows,
+            "int8": self.linear_values + itemsize * self.linear_rows,
+            "int4": self.linear_values // 2 + 4 * self.linear_values // INT4_GROUP,  # bfloat16 scale and zero a group
+        }[quantization]
+        return linear + self.other_values * itemsize
+
+
+def count_stored(folder: Path, scheme: StoredScheme | None = None) -> WeightCounts | None:
+    """Count the numbers that a model folder's weight files stand for; None where a hub model's are not here yet.
 
     Raises:
         ModelLoadError: a file is missing or broken off, or `check_stored` refuses what the files hold.
@@ -31,8 +72,21 @@ def num_stored_values(folder: Path) -> int | None:
     tensors: dict[str, Any] = {}
     for path in paths:
         tensors |= _header(path)
-    check_stored(str(folder), {name: str(tensor["dtype"]) for name, tensor in tensors.items()})
-    return sum(math.prod(tensor["shape"]) for tensor in tensors.values())
+    check_stored(str(folder), {name: str(tensor["dtype"]) for name, tensor in tensors.items()}, scheme)
+    linear = rows = other = 0
+    for stored_name, tensor in tensors.items():
+        name, values = stored_name, math.prod(tensor["shape"])
+        if scheme is not None and stored_name.endswith(".weight_packed"):
+            name = stored_name.removesuffix("_packed")
+            values = values * 32 // int(scheme.weights.removeprefix("int"))
+        if is_quantised(name):
+            continue  # scales
+        if is_quantised_on_load(name):
+            linear, rows = linear + values, rows + tensor["shape"][0]
+        else:
+            other += values
+    stored = sum(tensor["data_offsets"][1] - tensor["data_offsets"][0] for tensor in tensors.values())
+    return WeightCounts(linear, rows, other, stored)
 
 
 def _weight_files(folder: Path) -> list[Path] | None:

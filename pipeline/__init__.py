@@ -14,6 +14,8 @@ _HOME = {
     "run_job": "pipeline.execution.runner",
     "RunSummary": "pipeline.execution.reporting.summary",
     "PipelineError": "pipeline.errors",
+    "read_media": "pipeline.own_files.media_reader",
+    "MediaReader": "pipeline.own_files.media_reader",
     "verify_run": "pipeline.inspection.verify",
     "write_report": "pipeline.report.write",
 }

@@ -6,6 +6,7 @@ The closed list of row error types stands in `pipeline.records`.
 from __future__ import annotations
 
 from illava.errors import (
+    CacheTooSmallError,
     NumericalError,
     PreprocessError,
     ReductionDidNotFireError,
@@ -17,6 +18,7 @@ from pipeline.records import LoadStats, RowErrorType
 from pipeline.redaction import redacted
 
 _OF_MODEL_ERRORS: tuple[tuple[type[Exception], RowErrorType], ...] = (
+    (CacheTooSmallError, "cache_too_small"),
     (RequestTooLargeError, "prompt_too_long"),
     (RequestError, "bad_request"),
     (PreprocessError, "bad_request"),

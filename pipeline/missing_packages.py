@@ -18,6 +18,8 @@ _EXTRAS = {
     **dict.fromkeys(("s3fs", "aiobotocore", "botocore", "boto3"), "s3"),
     **dict.fromkeys(("gcsfs", "google"), "gcs"),
     "matplotlib": "plots",
+    **dict.fromkeys(("compressed_tensors", "torchao"), "quantized"),
+    "peft": "adapters",
     **dict.fromkeys(("lmms_eval", "evaluate", "sacrebleu", "loguru"), "lmms-eval"),
     **dict.fromkeys(("pytest", "hypothesis", "moto", "skvideo", "pandas", "duckdb", "datasets"), "dev"),
 }

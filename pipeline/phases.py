@@ -15,7 +15,7 @@ SAY_EVERY_S = 30.0
 
 @contextmanager
 def phase(what: str, *, after_s: float = SAY_AFTER_S, every_s: float = SAY_EVERY_S) -> Iterator[None]:
-    """Log what the command is at, and again and again while it goes on.
+    """Log what the command is at, and again and again while it goes on; nothing more once it has ended.
 
     Args:
         what: such as ``listing s3://bucket/videos/``.
@@ -32,8 +32,10 @@ def phase(what: str, *, after_s: float = SAY_AFTER_S, every_s: float = SAY_EVERY
         while not ended.wait(every_s):
             logger.info("still %s, for %.0f s", what, time.monotonic() - began_s)
 
-    threading.Thread(target=tell, name="phase", daemon=True).start()
+    telling = threading.Thread(target=tell, name="phase", daemon=True)
+    telling.start()
     try:
         yield
     finally:
         ended.set()
+        telling.join()

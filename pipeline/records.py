@@ -23,6 +23,9 @@ LATER_COLUMNS: dict[str, int] = {
     "retention_ratio": 3,
     "candidates": 3,
     "drafts": 3,
+    "model_wait_s": 3,
+    "finished_at": 3,
+    "num_pages": 3,
 }
 
 
@@ -45,7 +48,8 @@ RowErrorType = Literal[
     "load_out_of_memory",  # the child hit its memory limit
     "media_lost",  # loaded, and gone before the model saw them, repeatedly
     "bad_request",  # the model cannot take this prompt and media
-    "prompt_too_long",  # more tokens than the model or the cache holds
+    "prompt_too_long",  # prompt, media and answer are longer than the model's positions
+    "cache_too_small",  # more tokens than the whole KV cache holds
     "out_of_memory",  # too large for the device even alone
     "numerical_error",  # logits not finite
     "invalid_answer",  # not the JSON that the task's schema asks for, or none of the grammar
@@ -165,6 +169,8 @@ class LoadedItem:
         stats: what loading took.
         partial: why fewer frames than asked for were decoded (a truncated file); None when complete.
         failed_pages: pages of a document that are not among the media.
+        page_notes: what `partial` says of a document beside its failed pages.
+        num_pages: pages that a document has, those over ``max_pages`` too; None of what is none.
     """
 
     item: MediaItem
@@ -173,6 +179,8 @@ class LoadedItem:
     stats: LoadStats
     partial: str | None = None
     failed_pages: tuple[FailedPage, ...] = ()
+    page_notes: str | None = None
+    num_pages: int | None = None
 
     def for_item(self, item: MediaItem) -> LoadedItem:
         """The same media for an item that asks about them too: what loading took stands with the first one."""
@@ -207,6 +215,7 @@ class ResultRow:
     answer_logprob: float | None
     option_probabilities: tuple[float, ...] | None
     pages: tuple[dict, ...] | None
+    num_pages: int | None
     fields: dict[str, str]
     status: Literal["ok", "partial", "failed"]
     error_type: str | None
@@ -230,10 +239,12 @@ class ResultRow:
     load_s: float
     preprocess_s: float
     queue_s: float
+    model_wait_s: float | None
     vision_s: float
     prefill_s: float
     decode_s: float
     latency_s: float
+    finished_at: str | None
     cpu_s: float
     gpu_s: float
     cost_usd: float

@@ -75,7 +75,7 @@ def test_every_package_that_is_imported_is_asked_for() -> None:
     by_module = packages_distributions()
     wanted = {canonicalize_name(by_module.get(name, [name])[0]) for name in imported}
     assert len(wanted) > 15
-    assert wanted - ELSEWHERE <= names("dependencies", "s3", "gcs", "plots")
+    assert wanted - ELSEWHERE <= names("dependencies", "s3", "gcs", "plots", "quantized", "adapters")
 
 
 def test_lmms_eval_is_installed_by_one_recipe() -> None:

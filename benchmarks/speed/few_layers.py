@@ -91,9 +91,7 @@ def measure_few_layers(seconds: float, *, num_frames: int = 1) -> FewLayers:
 
 def _cpu_s(vlm: VLM, request: Request, plan: ReductionPlan) -> float:
     began_s = time.process_time()
-    (done,) = vlm.generate([request], plan=plan)
-    if done.error is not None:
-        raise done.error
+    vlm.generate([request], plan=plan)
     return time.process_time() - began_s
 
 

@@ -56,7 +56,7 @@ class Captioner:
             times_s = tuple(map(float, batch["timestamps_s"][n]))
             visual = VisualInput("video", np.ascontiguousarray(batch["tiles"][n]), size, times_s)
             requests.append(Request(str(item_id), (visual, str(batch["prompt"][n])), sampling))
-        answers = self._vlm.generate(requests, plan=self._config.reduction)
+        answers = self._vlm.generate(requests, plan=self._config.reduction, errors="return")
         return {
             "item_id": batch["item_id"],
             "uri": batch["uri"],

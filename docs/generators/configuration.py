@@ -46,6 +46,7 @@ media:
   max_duration_s: 3600
   max_images: 8
   max_pages: 20
+  over_max_pages: fail
   page_dpi: 144
   # of a Qwen model: 64 to 640 tokens a picture, 6,400 a video
   max_pixels: 501_760

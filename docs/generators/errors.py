@@ -113,9 +113,14 @@ ROWS: dict[str, Words] = {
         "Change the manifest or the model; new run.",
     ),
     "prompt_too_long": Words(
-        "More tokens than the model's context or the KV cache holds.",
-        "Many frames, images or pages in one request without reduction; a very long prompt.",
-        f"Fewer `media.num_frames`, fewer `task.pages_per_request`, a stronger plan: new run. Where the cache was too small: {_retry('prompt_too_long', more=' --set model.kv_cache_bytes=20_000_000_000')}.",
+        "Prompt, media and answer are longer than the model's positions (`max_position_embeddings`).",
+        "Many frames, images or pages in one request; a very long prompt; a large `sampling.max_new_tokens`. A larger cache helps nothing.",
+        "Fewer `task.pages_per_request` or `media.num_frames`, a lower `media.max_pixels` or `media.max_tiles`, a lower `sampling.max_new_tokens`, a shorter prompt; or a model of more positions: new run. A plan that merges makes room only with `layout: released`, or at stage `media`.",
+    ),
+    "cache_too_small": Words(
+        "More tokens than the whole KV cache holds.",
+        "Many frames, images or pages in one request, on a device with little memory left beside the weights.",
+        f"{_retry('cache_too_small', more=' --set model.kv_cache_bytes=20_000_000_000')}, as much as the device has; or as `prompt_too_long`. Runs of earlier versions call it `prompt_too_long`.",
     ),
     "out_of_memory": Words(
         "Too large for the device, even alone in its batch.",
@@ -204,8 +209,13 @@ EXCEPTIONS: dict[str, Words] = {
     ),
     "RequestError": Words("A request this model cannot answer.", "In jobs a row `bad_request`.", "Change the request."),
     "RequestTooLargeError": Words(
-        "One request needs more KV blocks than the whole pool has.",
+        "One request, its media and its answer are longer than the model's positions.",
         "In jobs a row `prompt_too_long`.",
+        "Fewer or smaller frames, images or pages at once, or a lower `max_new_tokens`.",
+    ),
+    "CacheTooSmallError": Words(
+        "One request needs more KV blocks than the whole pool has.",
+        "In jobs a row `cache_too_small`.",
         "Raise `kv_cache_bytes`, or fewer frames.",
     ),
     "PreprocessError": Words(

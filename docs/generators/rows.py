@@ -49,7 +49,7 @@ GROUPS: dict[str, dict[str, Column]] = {
     "What came out": {
         "status": Column(
             "",
-            "`ok`; `partial`: truncated media (of a picture at least three quarters of the rows are there), a video some of whose frame times had to be mended, or a document some of whose pages failed; `failed`.",
+            "`ok`; `partial`: truncated media (of a picture at least three quarters of the rows are there), a video some of whose frame times had to be mended, or a document some of whose pages failed, or are more than `media.max_pages`; `failed`.",
         ),
         "text": Column("", "The model's text.", "empty where the model gave no answer"),
         "candidates": Column(
@@ -84,6 +84,11 @@ GROUPS: dict[str, dict[str, Column]] = {
             "null without `sampling.logprobs`, for other questions, and where two options begin with the same token",
         ),
         "pages": Column("", "One entry a page, see below.", "null unless the job is `process_documents`"),
+        "num_pages": Column(
+            "pages",
+            "Pages that the document has. Where they are more than `media.max_pages`, only the first stand in `pages`.",
+            "null of what is no document, of failed loads and in parts of an earlier version",
+        ),
         "finish_reason": Column(
             "",
             "`stop`: the model ended, or wrote a text of `sampling.stop`; `length`: cut at `sampling.max_new_tokens`; `loop`: the answer repeats itself, see `sampling.loop_tokens`.",
@@ -133,12 +138,23 @@ GROUPS: dict[str, dict[str, Column]] = {
         "fetch_s": Column("s", "Store to the local cache."),
         "load_s": Column("s", "Media bytes to frames, the sandbox process included."),
         "preprocess_s": Column("s", "Frames to uint8 at model size."),
-        "queue_s": Column("s", "Every wait between the stages."),
+        "queue_s": Column("s", "Every wait between the stages, `model_wait_s` included."),
+        "model_wait_s": Column(
+            "s",
+            "The part of `queue_s` in which no worker had its model loaded yet; 0 in one process, which loads it first.",
+            "null in parts of an earlier version",
+        ),
         "vision_s": Column("s", "Vision tower, projector and layout.", _FAILED_ZERO),
         "prefill_s": Column("s", "Prefill of the language model.", _FAILED_ZERO),
         "decode_s": Column("s", "First token to last, waiting for other requests' prefill included.", _FAILED_ZERO),
         "latency_s": Column(
-            "s", "From the load being handed out to the outcome being seen; the seven stages above sum to it."
+            "s",
+            "From the load being handed out to the outcome being seen; the seven stages above (`model_wait_s` is a part of one) sum to it.",
+        ),
+        "finished_at": Column(
+            "",
+            "When the row was made, by the driver's clock: ISO 8601 in UTC, to the millisecond.",
+            "null in parts of an earlier version",
         ),
         "cpu_s": Column("s", "CPU seconds of the reader and its sandbox process, every try included."),
         "gpu_s": Column(

@@ -31,7 +31,8 @@ from illava.engine.request_state import RequestState
 from illava.engine.sampling import SamplingBatch
 from illava.errors import RandomWeightsError, RequestError
 from illava.model_files import RANDOM_WEIGHTS_REASON
-from illava.plan import EMPTY_PLAN, ReductionPlan, preset
+from illava.plan import EMPTY_PLAN, ReductionPlan
+from illava.plan_input.resolve import PlanSource, resolve_plan
 from illava.requests import Generation, Request
 from illava.vlm import VLM
 
@@ -66,7 +67,7 @@ class Agreement:
 def measure_agreement(
     vlm: VLM,
     requests: Sequence[Request],
-    plan: ReductionPlan | str,
+    plan: PlanSource,
     *,
     max_logit_bytes: int = _MAX_LOGIT_BYTES,
 ) -> list[Agreement]:
@@ -75,7 +76,7 @@ def measure_agreement(
     Args:
         vlm: without requests of its own in flight.
         requests: with distinct ids; their temperature is taken as 0. ``max_new_tokens`` bounds T.
-        plan: a plan or the name of a preset.
+        plan: as `VLM.generate` takes it.
         max_logit_bytes: of reference logits held at a time; more requests go in several batches.
 
     Raises:
@@ -88,7 +89,7 @@ def measure_agreement(
         raise RandomWeightsError(f"agreement is not measured: {RANDOM_WEIGHTS_REASON}")
     if vlm.has_work:
         raise RuntimeError("submitted requests are still running: step() until has_work is false")
-    plan = preset(plan) if isinstance(plan, str) else plan
+    plan = resolve_plan(plan)
     greedy = [
         replace(request, sampling=replace(request.sampling, temperature=0.0), trace=False) for request in requests
     ]
@@ -173,7 +174,7 @@ def _chunks(vlm: VLM, requests: Sequence[Request], max_logit_bytes: int) -> Iter
     """Batches of at least one request whose reference logits stay within the bound."""
     decoder, held_bytes = vlm.family.decoder, 0
     chunk: list[Request] = []
-    token_bytes = decoder.lm_head.weight.shape[0] * decoder.dtype.itemsize
+    token_bytes = decoder.num_tokens * decoder.dtype.itemsize
     for request in requests:
         own = request.sampling.max_new_tokens * token_bytes
         if chunk and held_bytes + own > max_logit_bytes:

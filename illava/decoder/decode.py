@@ -2,7 +2,7 @@
 
 No operation of a step depends on a value that the host would have to read. With the Triton kernels none depends on a
 value that the host holds either: block tables are as wide as any request's can be, and kernels read lengths on the
-device. Rows that only fill a bucket up write to the cache's null block, which nobody reads.
+device. Rows that only fill a bucket up write to the cache's null block, and to its null state, which nobody reads.
 
 Shape suffixes: L layers, B requests, M blocks of a table, P rotary axes, D model width, V vocabulary.
 """
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from illava.decoder.decoder import Decoder
 from illava.decoder.kv_cache import BatchBlockTables, PagedCache
+from illava.decoder.recurrent_state import StateRows
 
 Embed = Callable[[Tensor], Tensor]  # word embeddings: [B] -> [B, D]
 
@@ -48,7 +49,7 @@ class StaticInputs:
     """
 
     def __init__(self, decoder: Decoder, cache: PagedCache, *, max_batch: int, num_axes: int) -> None:
-        num_layers, device = decoder.num_layers, decoder.device
+        num_layers, device = len(decoder.kv_layers), decoder.device
         max_blocks = min(-(-decoder.max_positions // cache.block_size), cache.num_blocks)
         self._null_block = cache.num_blocks
         self._table_LBM = torch.empty(num_layers, max_batch, max_blocks, dtype=torch.int32, device=device)
@@ -57,6 +58,8 @@ class StaticInputs:
         )
         self._position_PB = torch.empty(num_axes, max_batch, dtype=torch.int64, device=device)
         self._token_B = torch.empty(max_batch, dtype=torch.int64, device=device)
+        self._state_slot_B = torch.empty(max_batch if cache.states else 0, dtype=torch.int64, device=device)
+        self._null_state = cache.states.null_slot if cache.states else 0
 
     def rows(self, num_rows: int, *, biased: bool = False) -> StepInputs:
         """The first rows, as a step reads them, with biases of keys or without. The host knows no lengths here."""
@@ -64,6 +67,8 @@ class StaticInputs:
         blocks = BatchBlockTables(self._table_LBM[:, :num_rows], self._length_LB[:, :num_rows], unknown, unknown)
         if biased:
             blocks = replace(blocks, num_biased_LB=self._num_biased_LB[:, :num_rows], host_num_biased=unknown)
+        if len(self._state_slot_B):
+            blocks = replace(blocks, states=StateRows(self._state_slot_B[:num_rows]))
         return StepInputs(blocks, self._position_PB[:, :num_rows], self._token_B[:num_rows])
 
     def load(self, inputs: StepInputs) -> None:
@@ -76,9 +81,12 @@ class StaticInputs:
             self._num_biased_LB[:, :num_rows] = inputs.blocks.num_biased_LB
         self._position_PB[:, :num_rows] = inputs.position_PB
         self._token_B[:num_rows] = inputs.token_B
+        if inputs.blocks.states is not None:
+            self._state_slot_B[:num_rows] = inputs.blocks.states.slot_B
 
     def clear(self) -> None:
-        """Make every row a padding row, which writes to the null block."""
+        """Make every row a padding row, which writes to the null block and the null state."""
         self._table_LBM.fill_(self._null_block)
+        self._state_slot_B.fill_(self._null_state)
         for tensor in (self._length_LB, self._num_biased_LB, self._position_PB, self._token_B):
             tensor.zero_()

@@ -2,8 +2,9 @@
 
 Weights, norms, projections, MLPs and rotary tables are the loaded model's own modules. The loop over them is ours, so
 that prompts of different lengths lie end to end and tokens may be reduced before any layer. Without a reduction the
-logits equal the borrowed model's. `illava.decoder.prefill` runs a packed prefill. Knows no family, no media and no
-reducer.
+logits equal the borrowed model's. A layer attends (`Decoder.project`, then attention), or it is recurrent and keeps a
+state instead of keys (`illava.decoder.gated_delta`); both end in `Decoder.feed_forward`. `illava.decoder.prefill` runs
+a packed prefill. Knows no family, no media and no reducer.
 
 Shape suffixes: T packed tokens, B requests, D model width, H query heads, G key/value heads, d head width, P rotary
 axes, L layers, V vocabulary, M channels within the MLP, X rows of a slice.
@@ -12,20 +13,34 @@ axes, L layers, V vocabulary, M channels within the MLP, X rows of a slice.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from illava.attention.paged import paged_attention
-from illava.decoder.joined_linears import products
+from illava.decoder.joined_linears import is_plain, products
 from illava.decoder.kv_cache import BatchBlockTables, LayerBlockTable, PagedCache
 from illava.decoder.layer_ops import Rotary, add_rms_norm, rms_norm, rotate_and_write, silu_mul
+from illava.decoder.recurrent_state import RecurrentStates, StateRows
+from illava.decoder.state_shape import StateShape
 from illava.errors import ModelLoadError
 from illava.plan import ReductionPlan
 from illava.reduction.evidence import check_decoder_steps
 
+if TYPE_CHECKING:
+    from illava.decoder.gated_delta import GatedDelta
+
 _CPU_ROWS = 64  # 1 MiB at Qwen2-0.5B's width: half of an L2 cache
+
+
+class Projected(NamedTuple):
+    """What a layer's attention takes: rotated queries, rotated keys, values; the gate of its output, if it has one."""
+
+    q_THd: Tensor
+    k_TGd: Tensor
+    v_TGd: Tensor
+    gate_THd: Tensor | None = None
 
 
 class Decoder:
@@ -36,19 +51,33 @@ class Decoder:
         lm_head: its output projection.
 
     Raises:
-        ModelLoadError: the model has sliding windows, or rotary tables that change with the input.
+        ModelLoadError: the model has sliding windows, rotary tables that change with the input, or a last layer that
+            is recurrent.
+
+    Attributes:
+        kv_layers: the layers that keep keys and values; the others are recurrent.
+        kv_index: of each of these, its number among them, by which the cache knows it.
+        recurrent: the token mixing of each other layer.
+        state_shape: of the recurrent layers' states; None without such layers.
     """
 
     def __init__(self, text_model: Any, lm_head: Any) -> None:
         self.layers, self.norm, self.rotary = list(text_model.layers), text_model.norm, text_model.rotary_emb
-        self.lm_head, config, attention = lm_head, text_model.config, text_model.layers[0].self_attn
+        self.kv_layers = tuple(n for n, layer in enumerate(self.layers) if hasattr(layer, "self_attn"))
+        self.kv_index = {layer: number for number, layer in enumerate(self.kv_layers)}
+        if len(self.layers) - 1 not in self.kv_index:
+            raise ModelLoadError(
+                "this decoder's last layer is recurrent; only decoders that end in full attention are built. Take a "
+                "model whose layer_types end in full_attention"
+            )
+        self.lm_head, config, attention = lm_head, text_model.config, self.layers[-1].self_attn
         self.num_layers, self.num_kv_heads = len(self.layers), config.num_key_value_heads
         self.head_dim, self.scale, self.max_positions = (
             attention.head_dim,
             attention.scaling,
             config.max_position_embeddings,
         )
-        if _slides(self.layers, config):
+        if _slides([self.layers[n] for n in self.kv_layers], config):
             raise ModelLoadError(
                 "this decoder has sliding-window layers; only full causal attention is built. Take a model whose "
                 "text_config has sliding_window null or use_sliding_window false"
@@ -58,12 +87,14 @@ class Decoder:
         join = self.device.type == "cuda"
         self._qkv, self._gate_up = {}, {}
         for layer in self.layers:
-            own, mlp = layer.self_attn, layer.mlp
-            self._qkv[layer] = products([own.q_proj, own.k_proj, own.v_proj], join=join)
+            mlp, own = layer.mlp, getattr(layer, "self_attn", None)
+            if own is not None:
+                self._qkv[layer] = products([own.q_proj, own.k_proj, own.v_proj], join=join)
             if not _has_experts(layer):
                 self._gate_up[layer] = products([mlp.gate_proj, mlp.up_proj], join=join)
         if join:
             torch.cuda.empty_cache()  # of what the layers' own weights took: pools are sized by free memory
+        self.recurrent, self.state_shape = _recurrent(self.layers)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -81,11 +112,11 @@ class Decoder:
     @property
     def num_tokens(self) -> int:
         """Logits of a token; a tokenizer may know fewer."""
-        return self.lm_head.weight.shape[0]
+        return int(self.lm_head.out_features)
 
     def check(self, plan: ReductionPlan) -> None:
         """Raise PlanError for decoder steps that cannot run here."""
-        check_decoder_steps(plan, self.num_layers)
+        check_decoder_steps(plan, self.num_layers, self.kv_layers)
 
     @torch.inference_mode()
     def decode(self, hidden_BD: Tensor, position_PB: Tensor, cache: PagedCache, blocks: BatchBlockTables) -> Tensor:
@@ -94,9 +125,15 @@ class Decoder:
         slot_LB = cache.last_slots(blocks)
         rotary = self.rotary_at(hidden_BD, position_PB)
         for n, layer in enumerate(self.layers):
-            q_BHd, _, _ = self.project(layer, hidden_BD, rotary, into=(cache, slot_LB[n]))
-            mixed_BHd = self.attend_paged(q_BHd, cache, blocks.layer(n))
-            hidden_BD = self.finish(layer, hidden_BD, mixed_BHd)
+            if n in self.recurrent:
+                states, rows = recurrent_of(cache, blocks)
+                mixed_BD = self.recurrent[n].step(rms_norm(layer.input_layernorm, hidden_BD), states, rows.slot_B)
+                hidden_BD = self.feed_forward(layer, hidden_BD, mixed_BD)
+                continue
+            number = self.kv_index[n]
+            projected = self.project(layer, hidden_BD, rotary, into=(cache, slot_LB[number]))
+            mixed_BHd = self.attend_paged(projected.q_THd, cache, blocks.layer(number))
+            hidden_BD = self.finish(layer, hidden_BD, mixed_BHd, projected.gate_THd)
         return self.head(hidden_BD)
 
     def head(self, hidden_BD: Tensor) -> Tensor:
@@ -127,22 +164,37 @@ class Decoder:
 
     def project(
         self, layer: Any, hidden_TD: Tensor, rotary: Rotary, *, into: tuple[PagedCache, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries, rotated keys, and values of one layer; ``into``: the cache, and the slots that take them."""
+    ) -> Projected:
+        """What attention takes of one layer; ``into``: the cache, and the slots that take keys and values."""
         attention, x_TD = layer.self_attn, rms_norm(layer.input_layernorm, hidden_TD)
-        q_THd, k_TGd, v_TGd = (part.unflatten(-1, (-1, self.head_dim)) for part in self._qkv[layer](x_TD))
+        q_TX, *keys_values = self._qkv[layer](x_TD)
+        q_THd, gate_THd = self._queries(attention, q_TX)
+        k_TGd, v_TGd = (part.unflatten(-1, (-1, self.head_dim)) for part in keys_values)
         if hasattr(attention, "q_norm"):
             q_THd, k_TGd = rms_norm(attention.q_norm, q_THd), rms_norm(attention.k_norm, k_TGd)
         q_THd, k_TGd = rotate_and_write(q_THd, k_TGd, v_TGd, rotary, into)
-        return q_THd, k_TGd, v_TGd
+        return Projected(q_THd, k_TGd, v_TGd, gate_THd)
 
-    def finish(self, layer: Any, hidden_TD: Tensor, mixed_THd: Tensor) -> Tensor:
-        """The rest of a block after attention: output projection, residuals and MLP."""
-        delta_TD = layer.self_attn.o_proj(mixed_THd.flatten(1))
+    def _queries(self, attention: Any, q_TX: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Queries, and the gates that a gated attention's projection has behind those of each head."""
+        q_THd = q_TX.unflatten(-1, (-1, self.head_dim))
+        if attention.q_proj.out_features == attention.o_proj.in_features:
+            return q_THd, None
+        q_THd, gate_THd = q_TX.unflatten(-1, (-1, 2, self.head_dim)).unbind(-2)
+        return q_THd, gate_THd
+
+    def finish(self, layer: Any, hidden_TD: Tensor, mixed_THd: Tensor, gate_THd: Tensor | None = None) -> Tensor:
+        """The rest of a block after attention: the gate where there is one, output projection, residuals and MLP."""
+        if gate_THd is not None:
+            mixed_THd = mixed_THd * gate_THd.sigmoid()
+        return self.feed_forward(layer, hidden_TD, layer.self_attn.o_proj(mixed_THd.flatten(1)))
+
+    def feed_forward(self, layer: Any, hidden_TD: Tensor, delta_TD: Tensor) -> Tensor:
+        """The rest of a block after its token mixing, which gave ``delta_TD``: residuals and MLP."""
         hidden_TD, normed_TD = add_rms_norm(layer.post_attention_layernorm, hidden_TD, delta_TD)
         if layer not in self._gate_up:  # a token's experts are its own: who else is packed beside it changes nothing
             return hidden_TD + layer.mlp(normed_TD[None])[0]
-        if not hidden_TD.is_cuda and len(hidden_TD) > _CPU_ROWS:
+        if not hidden_TD.is_cuda and len(hidden_TD) > _CPU_ROWS and is_plain(layer.mlp.gate_proj):
             return hidden_TD + _mlp_in_place(layer.mlp, normed_TD)
         gate_TM, up_TM = self._gate_up[layer](normed_TD)
         return hidden_TD + layer.mlp.down_proj(silu_mul(layer.mlp.act_fn, gate_TM, up_TM))
@@ -151,6 +203,24 @@ class Decoder:
 def _has_experts(layer: Any) -> bool:
     """Whether the layer's MLP is a mixture of experts, which routes every token by itself and runs as a whole."""
     return hasattr(layer.mlp, "experts")
+
+
+def recurrent_of(cache: PagedCache, blocks: BatchBlockTables) -> tuple[RecurrentStates, StateRows]:
+    """The states of a decoder's recurrent layers, and where those of a batch lie."""
+    if cache.states is None or blocks.states is None:
+        raise RuntimeError("this cache holds no recurrent states: build it with make_cache")
+    return cache.states, blocks.states
+
+
+def _recurrent(layers: Sequence[Any]) -> tuple[dict[int, GatedDelta], StateShape | None]:
+    """The token mixing of every recurrent layer, and the shape of their states."""
+    own = [n for n, layer in enumerate(layers) if not hasattr(layer, "self_attn")]
+    if not own:
+        return {}, None
+    from illava.decoder.gated_delta import GatedDelta, state_shape
+
+    mixing = {layer: GatedDelta(layers[layer].linear_attn, number) for number, layer in enumerate(own)}
+    return mixing, state_shape([layers[layer] for layer in own])
 
 
 def _mlp_in_place(mlp: Any, normed_TD: Tensor) -> Tensor:

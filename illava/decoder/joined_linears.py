@@ -27,9 +27,18 @@ def products(linears: Sequence[Any], *, join: bool) -> Products:
     return lambda x_TD: nn.functional.linear(x_TD, weight_ND, bias_N).split(sizes, -1)
 
 
+def is_plain(linear: Any) -> bool:
+    """Whether a layer computes ``x weight^T + bias`` from its weight's own values, which may then be read.
+
+    Quantised layers and layers with an adapter do more: either the module is of another class, or, as torchao has it,
+    its weight.
+    """
+    return type(linear) is nn.Linear and type(linear.weight) is nn.Parameter
+
+
 def _are_alike(linears: Sequence[Any]) -> bool:
-    """Plain layers (no quantised ones, no adapters) of one type, and all with or all without a bias."""
-    if any(type(linear) is not nn.Linear for linear in linears):
+    """Plain layers of one type, and all with or all without a bias."""
+    if not all(map(is_plain, linears)):
         return False
     kinds = {(linear.weight.dtype, linear.weight.device, linear.in_features, linear.bias is None) for linear in linears}
     return len(kinds) == 1 and not any(p.requires_grad for linear in linears for p in linear.parameters())

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from illava.decoder.block_allocator import BlockAllocator
+from illava.decoder.recurrent_state import RecurrentStates, StateRows
 from illava.host_copies import on_device, to_device
 
 
@@ -48,6 +49,7 @@ class BatchBlockTables:
         num_biased_LB: int32 leading tokens whose keys have a bias in the cache, on the device: a prompt's; 0 for a
             request without. None where no request of the batch has any.
         host_num_biased: the same counts on the host, by layer.
+        states: where the requests' recurrent states lie; None for a decoder without recurrent layers.
     """
 
     table_LBM: Tensor
@@ -56,6 +58,7 @@ class BatchBlockTables:
     host_starts: list[list[int]]
     num_biased_LB: Tensor | None = None
     host_num_biased: list[list[int]] | None = None
+    states: StateRows | None = None
 
     def layer(self, n: int) -> LayerBlockTable:
         table = LayerBlockTable(self.table_LBM[n], self.length_LB[n], self.host_lengths[n], self.host_starts[n])
@@ -101,7 +104,10 @@ class PagedCache:
         bias_pool_PS: float32, what every score of a slot's key gets added, in all heads; None until the first
             `write_bias`. It is a number beside the keys, not a channel of them: the keys keep the width that kernels
             want, a request without biases costs nothing, and decode steps write none, since only a prompt has them.
+        states: of recurrent layers; None without any. See `illava.decoder.hybrid_cache`.
     """
+
+    states: RecurrentStates | None = None
 
     def __init__(
         self,
@@ -131,6 +137,11 @@ class PagedCache:
         """Blocks that a request of these tokens per layer takes: the sum over layers of ceil(length / block_size)."""
         return sum(-(-n // self.block_size) for n in lengths)
 
+    def has_room(self, lengths: Sequence[int], prefix_lengths: Sequence[int] = ()) -> bool:
+        """Whether a request of these tokens per layer can be admitted now, with this prefix another's."""
+        shared = sum(n // self.block_size for n in prefix_lengths)
+        return self.num_blocks_for(lengths) - shared <= self.num_free_blocks
+
     def admit(
         self,
         request_id: Hashable,
@@ -138,6 +149,7 @@ class PagedCache:
         *,
         prefix_from: Hashable | None = None,
         prefix_lengths: Sequence[int] = (),
+        num_behind: int | None = None,
     ) -> None:
         """Allocate the blocks for ``lengths[layer]`` tokens in each layer.
 
@@ -147,6 +159,7 @@ class PagedCache:
             prefix_from: another request, whose cached prefix serves this one too. Both share the prefix's whole
                 blocks, which are freed when neither uses them any more; the tokens of a partly filled block are copied.
             prefix_lengths: tokens of that prefix by layer; no request writes to them any more.
+            num_behind: of recurrent layers alone; see `illava.decoder.recurrent_state`.
 
         Raises:
             MemoryError: fewer blocks are free; ask `num_free_blocks` first.

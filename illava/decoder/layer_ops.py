@@ -57,7 +57,8 @@ def rotate_and_write(
 
     The kernel rotates in place: the caller's queries and keys are gone.
     """
-    if fuses(q_THd) and all(x.stride(-1) == 1 for x in (q_THd, k_TGd, v_TGd)) and q_THd.shape[-1] % 2 == 0:
+    whole = rotary[0].shape[-1] == q_THd.shape[-1]  # the kernel rotates all channels of a head
+    if fuses(q_THd) and all(x.stride(-1) == 1 for x in (q_THd, k_TGd, v_TGd)) and q_THd.shape[-1] % 2 == 0 and whole:
         from illava.decoder import triton_layers
 
         pools = None if into is None else (into[1], into[0].k_pool_PSGd, into[0].v_pool_PSGd)
@@ -71,7 +72,10 @@ def rotate_and_write(
 
 
 def rotate(x_THd: Tensor, cos_T1d: Tensor, sin_T1d: Tensor) -> Tensor:
-    """Rotary embedding in the half-split convention."""
+    """Rotary embedding in the half-split convention; channels beyond the tables' width stay as they are."""
+    width = cos_T1d.shape[-1]
+    if width < x_THd.shape[-1]:
+        return torch.cat([rotate(x_THd[..., :width], cos_T1d, sin_T1d), x_THd[..., width:]], -1)
     left, right = x_THd.chunk(2, -1)
     return x_THd * cos_T1d + torch.cat((-right, left), -1) * sin_T1d
 
@@ -97,6 +101,8 @@ def _is_rms_norm(kind: type) -> bool:
         return False
     with torch.inference_mode(False), torch.no_grad():
         module, x_D = kind(4), torch.tensor([0.5, -1.0, 2.0, 3.0])
+        if not hasattr(module, "variance_epsilon"):
+            return False
         module.weight.copy_(torch.tensor([1.0, 0.5, 2.0, -1.0]))
         expected_D = module.weight * x_D * (x_D.pow(2).mean() + module.variance_epsilon).rsqrt()
         return bool(torch.allclose(module(x_D), expected_D, rtol=1e-6))

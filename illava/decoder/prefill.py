@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from illava.attention.packed import chunk_attention, packed_attention
+from illava.decoder.decoder import Decoder, Projected, recurrent_of
 from illava.decoder.kv_cache import BatchBlockTables, PagedCache
+from illava.decoder.layer_ops import rms_norm
 from illava.errors import ReductionDidNotFireError
 from illava.host_copies import on_device
 from illava.plan import ReductionPlan
@@ -27,9 +28,6 @@ from illava.reduction.decoder import DecoderReduction, size_bias
 from illava.reduction.probe import AttentionProbe
 from illava.reduction.scopes import PackedPrompts
 from illava.requests import TraceStep
-
-if TYPE_CHECKING:
-    from illava.decoder.decoder import Decoder
 
 _Span = tuple[int, int, int]  # request, its first and its end token
 
@@ -118,6 +116,8 @@ class PrefillRun:
             raise ValueError("a probe needs whole prompts: none of their tokens can be cached already")
         self._lengths_LB: list[tuple[int, ...]] = []
         self._num_visual_LB: list[tuple[int, ...]] = []
+        if blocks.states is not None:
+            recurrent_of(cache, blocks)[0].begin(blocks.states, self._num_computed_LB[-1])
         self._group = 0
         self._open(self._reduction.apply(prompts, "decoder_input"))
 
@@ -150,13 +150,15 @@ class PrefillRun:
         self._bias_T = size_bias(self._plan, prompts)
         self._rotary = self._decoder.rotary_at(prompts.hidden_TD, prompts.position_PT)
         self._remaining = [(row, 0, stop) for row, stop in enumerate(lengths) if stop]
-        self._done: list[tuple[Tensor, Tensor, Tensor]] = []  # of each chunk: hidden, queries, keys behind the group
+        self._done: list[tuple[Tensor, ...]] = []  # of each chunk: hidden; behind attention queries and keys, too
+        if self._block_tables.states is not None:
+            self._places = self._block_tables.states.places(lengths, self._num_computed_LB[first])
         self._lengths_LB += [lengths] * (stop - first)
         self._num_visual_LB += [prompts.counts.num_visual] * (stop - first)
 
     def _next_group(self) -> None:
         """Reduce before the first layer of the next group, now that all tokens have reached it."""
-        hidden_TD, q_THd, k_TGd = (_join(parts) for parts in zip(*self._done, strict=True))
+        hidden_TD, *attended = (_join(parts) for parts in zip(*self._done, strict=True))
         first, stop = self._bounds[self._group : self._group + 2]
         deepstack = self._prompts.deepstack[stop - first :]
         entering = replace(self._prompts, hidden_TD=hidden_TD, deepstack=deepstack)
@@ -165,7 +167,7 @@ class PrefillRun:
             entering,
             "decoder_layer",
             stop,
-            qk=(q_THd, k_TGd),
+            qk=(attended[0], attended[1]) if attended else None,
             own_qk=lambda: decoder.project(decoder.layers[stop], hidden_TD, rotary)[:2],
         )
         self._group += 1
@@ -185,30 +187,47 @@ class PrefillRun:
         rotary = self._rotary if whole else (_rows(cos_T1d, own), _rows(sin_T1d, own))
         bias_C = self._bias_T if whole or self._bias_T is None else _rows(self._bias_T, own)
         first, stop = self._bounds[self._group : self._group + 2]
+        own_qkv: Projected | None = None
         for n in range(first, stop):
             layer = self._decoder.layers[n]
-            slot_C = self._cache.span_slots(self._block_tables.table_LBM[n], self._in_cache(n, spans))
-            q_CHd, k_CGd, v_CGd = self._decoder.project(layer, hidden_CD, rotary, into=(self._cache, slot_C))
-            if bias_C is not None:
-                self._cache.write_bias(slot_C, bias_C)
-            if n == self._decoder.num_layers - 1:
-                break  # only the last tokens' outputs are read there: `_result`
-            mixed_CHd = self._attend(n, spans, (q_CHd, k_CGd, v_CGd), bias_C)
-            hidden_CD = self._decoder.finish(layer, hidden_CD, mixed_CHd)
+            if n in self._decoder.recurrent:
+                own_qkv = None
+                hidden_CD = self._recur(n, spans, hidden_CD)
+            else:
+                slot_C = self._cache.span_slots(self._table_BM(n), self._in_cache(n, spans))
+                own_qkv = self._decoder.project(layer, hidden_CD, rotary, into=(self._cache, slot_C))
+                if bias_C is not None:
+                    self._cache.write_bias(slot_C, bias_C)
+                if n == self._decoder.num_layers - 1:
+                    self._keep_last(spans, hidden_CD, own_qkv)
+                    break  # only the last tokens' outputs are read there: `_result`
+                mixed_CHd = self._attend(n, spans, own_qkv, bias_C)
+                hidden_CD = self._decoder.finish(layer, hidden_CD, mixed_CHd, own_qkv.gate_THd)
             if n - first < len(deepstack):
                 hidden_CD = hidden_CD + deepstack[n - first]
-        if stop == self._decoder.num_layers:
-            self._keep_last(spans, hidden_CD, q_CHd)
         else:
-            self._done.append((hidden_CD, q_CHd, k_CGd))
+            self._done.append((hidden_CD, *(() if own_qkv is None else own_qkv[:2])))
         return hidden_CD.shape[0]
 
-    def _keep_last(self, spans: Sequence[_Span], hidden_CD: Tensor, q_CHd: Tensor) -> None:
-        """Keep the last layer's input and query at each request's last token."""
+    def _recur(self, n: int, spans: Sequence[_Span], hidden_CD: Tensor) -> Tensor:
+        """Run a recurrent layer over a chunk; its states go on where the chunk before left them."""
+        states, rows = recurrent_of(self._cache, self._block_tables)
+        layer = self._decoder.layers[n]
+        normed_CD = rms_norm(layer.input_layernorm, hidden_CD)
+        mixed_CD = self._decoder.recurrent[n].run(normed_CD, spans, states, rows, self._places)
+        return self._decoder.feed_forward(layer, hidden_CD, mixed_CD)
+
+    def _keep_last(self, spans: Sequence[_Span], hidden_CD: Tensor, own_qkv: Projected) -> None:
+        """Keep the last layer's input, query and gate at each request's last token."""
         ends = zip(spans, accumulate(end - begin for _, begin, end in spans), strict=True)
         last = [at - 1 for (row, _, end), at in ends if end == self._prompts.lengths[row]]
         index_B = on_device(last, hidden_CD.device, torch.long)
-        self._done.append((hidden_CD[index_B], q_CHd[index_B], q_CHd[:0]))
+        gate = () if own_qkv.gate_THd is None else (own_qkv.gate_THd[index_B],)
+        self._done.append((hidden_CD[index_B], own_qkv.q_THd[index_B], *gate))
+
+    def _table_BM(self, n: int) -> Tensor:
+        """The blocks of a layer that keeps keys and values."""
+        return self._block_tables.table_LBM[self._decoder.kv_index[n]]
 
     def _take(self, max_tokens: int | None) -> tuple[_Span, ...]:
         """The next spans, in packed order, of no more tokens than given."""
@@ -222,16 +241,14 @@ class PrefillRun:
             capacity = None if capacity is None else capacity - (end - begin)
         return tuple(spans)
 
-    def _attend(
-        self, n: int, spans: tuple[_Span, ...], qkv: tuple[Tensor, Tensor, Tensor], bias_C: Tensor | None
-    ) -> Tensor:
+    def _attend(self, n: int, spans: tuple[_Span, ...], own_qkv: Projected, bias_C: Tensor | None) -> Tensor:
         """Attend with a chunk's queries over their requests' keys so far; earlier chunks' keys lie in the cache."""
         lengths, scale = [end - begin for _, begin, end in spans], self._decoder.scale
-        in_cache = self._in_cache(n, spans)
+        in_cache, qkv = self._in_cache(n, spans), own_qkv[:3]
         if all(begin == 0 for _, begin, _ in in_cache):
             return packed_attention(*qkv, lengths, causal=True, scale=scale, key_bias_T=bias_C)
         so_far = tuple((row, 0, end) for row, _, end in in_cache)
-        slot_U = self._cache.span_slots(self._block_tables.table_LBM[n], so_far)
+        slot_U = self._cache.span_slots(self._table_BM(n), so_far)
         k_UGd, v_UGd = self._cache.read(slot_U)
         key_lengths = [end for _, _, end in in_cache]
         bias_U = None if bias_C is None else self._cache.read_bias(slot_U)
@@ -246,13 +263,13 @@ class PrefillRun:
         """Finish: the last layer's outputs are needed at last tokens only, so it runs as in a decode step."""
         decoder = self._decoder
         lengths = [n + own for n, own in zip(self._num_computed_LB[-1], self._prompts.lengths, strict=True)]
-        hidden_BD, q_BHd, _ = (_join(parts) for parts in zip(*self._done, strict=True))
+        hidden_BD, q_BHd, *gate = (_join(parts) for parts in zip(*self._done, strict=True))
         length_B = on_device(lengths, decoder.device, torch.int32)
         blocks = replace(self._block_tables.layer(-1), length_B=length_B, host_lengths=lengths)
         if self._bias_T is not None:
             blocks = replace(blocks, num_biased_B=length_B, host_num_biased=lengths)
         mixed_BHd = decoder.attend_paged(q_BHd, self._cache, blocks)
-        logits_BV = decoder.head(decoder.finish(decoder.layers[-1], hidden_BD, mixed_BHd))
+        logits_BV = decoder.head(decoder.finish(decoder.layers[-1], hidden_BD, mixed_BHd, *gate))
         found = self._reduction
         return Prefill(logits_BV, self._lengths_LB, self._num_visual_LB, found.errors, found.traces)
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from illava.engine.request_state import RequestState
 from illava.engine.sampling import SamplingBatch, draw_tokens
-from illava.errors import ILLaVAError, NumericalError, RequestError
+from illava.errors import ILLaVAError, NumericalError, RequestError, RequestTooLargeError
 from illava.plan import ReductionPlan
 from illava.preprocess import VisualInput
-from illava.requests import Request
+from illava.requests import Generation, OnError, Request
 
 Outcome = int | Exception | None  # a drawn token, the error that ended the request, or neither
 Draw = Callable[[Tensor, SamplingBatch, Sequence[RequestState]], Tensor]  # like `sample_next_token`, the default
@@ -83,14 +83,15 @@ def check_length(request: Request, plan: ReductionPlan, *, num_vision_tokens: in
         max_positions: positions of the decoder.
 
     Raises:
-        RequestError: the media are too long; says by how much, and what to lower.
+        RequestTooLargeError: the media are too long; says by how much, and what to lower.
     """
     num_new = request.sampling.max_new_tokens
     fixed = plan.layout == "geometric" and plan.at("media") is None
     if fixed and num_vision_tokens + num_new > max_positions:
-        raise RequestError(
+        raise RequestTooLargeError(
             f"request {request.request_id!r}: {num_vision_tokens} prompt tokens of its media and {num_new} new tokens "
-            f"exceed the model's {max_positions} positions; send fewer frames or images, or lower max_new_tokens"
+            f"exceed the model's {max_positions} positions; send fewer or smaller frames, images or pages at once, or "
+            "lower max_new_tokens"
         )
 
 
@@ -121,6 +122,18 @@ def run_with_fallback(
         if len(group) == 1:
             return [error]
     return [outcome for state in group for outcome in run_with_fallback(work, [state])]
+
+
+def collect(ended: Sequence[Generation], errors: OnError) -> dict[str, Generation]:
+    """Return generations by the ids of their requests; under ``raise``, raise the error of the first that has one."""
+    failed = next((one for one in ended if one.error is not None), None)
+    if errors == "raise" and failed is not None and failed.error is not None:
+        failed.error.add_note(
+            f"raised by request {failed.request_id!r}; with errors='return' the other requests of the call are "
+            "answered, and this error stands in the request's Generation.error"
+        )
+        raise failed.error
+    return {generation.request_id: generation for generation in ended}
 
 
 def sample_next_token(logits_BV: Tensor, sampling: SamplingBatch, group: Sequence[RequestState]) -> Tensor:

@@ -7,6 +7,12 @@ import warnings
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+_OF_TRANSFORMERS = {
+    "torch_dtype": "give dtype='bfloat16'",
+    "device_map": "give device='cuda:0'; a model lies on one device",
+    "attn_implementation": "the attention is chosen by the device, and `VLM.backends` says which it is; leave it out",
+    "trust_remote_code": "code that comes with a model is never run; leave it out",
+}
 _RENAMED = {"page_size": "block_size"}  # old name -> new name; an old name works for one release
 
 
@@ -15,7 +21,8 @@ class EngineConfig:
     """Memory and batch limits of a `VLM` and its engine.
 
     Attributes:
-        kv_cache_bytes: size of the key/value pool; None takes 2 GiB on CPU, 60 % of the free memory on a GPU.
+        kv_cache_bytes: size of the key/value pool, with recurrent states; None takes 2 GiB on CPU, 60 % of the free
+            memory on a GPU.
         max_batch_requests: requests encoded or running at a time; beside them those whose media are encoded for these.
         block_size: tokens of a key/value block.
         max_vision_patches: patches of one tower call, unless a single request has more.
@@ -26,6 +33,7 @@ class EngineConfig:
 
     Raises:
         ValueError: a limit below 1, under which nothing would ever run.
+        TypeError: a limit that is no whole number.
     """
 
     kv_cache_bytes: int | None = None
@@ -45,8 +53,12 @@ class EngineConfig:
             "max_prefill_tokens",
             "max_chunk_tokens",
         ):
+            if not isinstance(getattr(self, name), int):
+                raise TypeError(f"{name} is a whole number; got {getattr(self, name)!r}")
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if self.kv_cache_bytes is not None and not isinstance(self.kv_cache_bytes, int):
+            raise TypeError(f"kv_cache_bytes is a number of bytes, such as 2 << 30; got {self.kv_cache_bytes!r}")
         if not 0 < self.gpu_share <= 1:
             raise ValueError(f"gpu_share must lie in (0, 1]; got {self.gpu_share}")
 
@@ -58,6 +70,8 @@ class EngineConfig:
         """
         known = [field.name for field in fields(self)]
         for name in options:
+            if name in _OF_TRANSFORMERS:
+                raise TypeError(f"unknown option {name!r}, a word of transformers: {_OF_TRANSFORMERS[name]}")
             if name not in known and name not in _RENAMED:
                 near = difflib.get_close_matches(name, known, n=1)
                 meant = f", did you mean {near[0]!r}?" if near else "."

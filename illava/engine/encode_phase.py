@@ -14,7 +14,7 @@ from illava.engine.media_phase import MediaPhase
 from illava.engine.prefix_sharing import MediaDedupCache, encode_once, mm_keys, prefix
 from illava.engine.prompt import assemble
 from illava.engine.request_state import RequestState
-from illava.errors import RequestError, RequestTooLargeError
+from illava.errors import CacheTooSmallError, RequestError
 from illava.families.base import Family
 from illava.reduction.probe import AttentionProbe
 from illava.reduction.scopes import planned_lengths
@@ -103,7 +103,7 @@ class EncodePhase:
         state.reserved = [n + state.request.sampling.max_new_tokens for n in lengths]
         needed = self._cache.num_blocks_for(state.reserved)
         if needed > self._cache.num_blocks:
-            return RequestTooLargeError(
+            return CacheTooSmallError(
                 f"request {state.request_id!r} needs {needed} key/value blocks, the whole pool has "
                 f"{self._cache.num_blocks}; raise kv_cache_bytes, send fewer frames, or lower max_new_tokens"
             )

@@ -28,6 +28,7 @@ from illava.engine.batching import (
     check_content,
     check_encoding,
     check_length,
+    collect,
     run_with_fallback,
     sample_next_token,
     sampling_of,
@@ -46,7 +47,7 @@ from illava.grammar.answer import GrammarCompiler
 from illava.host_copies import on_device
 from illava.plan import EMPTY_PLAN, ReductionPlan
 from illava.reduction.probe import AttentionProbe
-from illava.requests import Generation, Request
+from illava.requests import Generation, OnError, Request
 
 _DEFAULTS = EngineConfig()
 
@@ -148,14 +149,10 @@ class Engine:
         self._waiting.append(state)
         self._ids.add(request.request_id)
 
-    def generate(self, requests: Sequence[Request], plan: ReductionPlan = EMPTY_PLAN) -> list[Generation]:
-        """Answer all requests, in their order; a request that fails carries its error and disturbs no other.
-
-        Raises:
-            PlanError: the plan makes no sense for this model.
-            RequestError: two requests of the same id.
-            RuntimeError: requests given to `submit` are still running.
-        """
+    def generate(
+        self, requests: Sequence[Request], plan: ReductionPlan = EMPTY_PLAN, *, errors: OnError = "return"
+    ) -> list[Generation]:
+        """Answer all requests, in their order; see `VLM.generate`, which raises errors of requests by default."""
         if self.has_work:
             raise RuntimeError("submitted requests are still running: step() until has_work is false, then generate()")
         ids = [request.request_id for request in requests]
@@ -167,9 +164,9 @@ class Engine:
                 try:
                     self.submit(request, plan)
                 except RequestError as error:
-                    done[request.request_id] = Generation.failed(request.request_id, error)
+                    done |= collect([Generation.failed(request.request_id, error)], errors)
             while self.has_work:
-                done |= {generation.request_id: generation for generation in self.step()}
+                done |= collect(self.step(), errors)
         except BaseException:
             self.cancel_all()  # out of memory, an interrupt: no request of this call may stay in the next
             raise

@@ -1,7 +1,7 @@
 """Runs the second phase of a request in the engine: allocates its blocks, prefills its prompt, draws its first token.
 
 A group whose blocks are allocated is prefilled at once, or a chunk a step while other requests decode. Requests with a
-common prefix share the blocks of that prefix (see `illava.engine.prefix_sharing`).
+common prefix share its blocks (see `illava.engine.prefix_sharing`), and its snapshot of recurrent layers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from illava.engine.batching import (
     take_batch,
     to_host,
 )
-from illava.engine.prefix_sharing import cached_prefix, common_prefix_len
+from illava.engine.prefix_sharing import cached_prefix, common_prefix_len, snapshot_len
 from illava.engine.prompt import join_trace, pack
 from illava.engine.request_state import RequestState
 from illava.errors import ILLaVAError
@@ -86,33 +86,50 @@ class PrefillPhase:
     def _admit(
         self, encoded: Iterable[RequestState], running: Sequence[RequestState], capacity: int
     ) -> list[RequestState]:
-        group: list[RequestState] = []
-        for state in take_batch(encoded, capacity, self._max_tokens, lambda state: state.prompt.num_tokens):
+        group, waiting = list[RequestState](), list(encoded)
+        for state in take_batch(waiting, capacity, self._max_tokens, lambda state: state.prompt.num_tokens):
             donor = max(running, key=lambda other: self._common_prefix_len(state, other), default=state)
             num_computed = self._common_prefix_len(state, donor) if running else 0
             if any(self._common_prefix_len(state, other) > num_computed for other in group):
                 continue
             nothing = [0] * self._decoder.num_layers
             prefix_lengths, mm_item = cached_prefix(donor, num_computed) if num_computed else (nothing, nothing)
-            shared_blocks = sum(n // self._cache.block_size for n in prefix_lengths)
-            if self._cache.num_blocks_for(state.reserved) - shared_blocks > self._cache.num_free_blocks:
+            if not self._cache.has_room(state.reserved, prefix_lengths):
                 break
+            state.snapshot_len = donor.snapshot_len if num_computed else self._new_snapshot(state, waiting)
+            takes_snapshot = state.snapshot_len and not num_computed
             self._cache.admit(
                 state.request_id,
                 state.reserved,
                 prefix_from=donor.request_id if num_computed else None,
                 prefix_lengths=prefix_lengths,
+                num_behind=state.prompt.num_tokens - state.snapshot_len if takes_snapshot else None,
             )
             state.num_computed, state.computed_by_layer = num_computed, (prefix_lengths, mm_item)
             group.append(state)
         return group
 
     def _common_prefix_len(self, state: RequestState, other: RequestState) -> int:
-        """Tokens of the prefix that both prompts share, without the last token, which has to be computed.
+        """Tokens of the prefix that ``state`` may take of ``other``, without its last token, which has to be computed.
 
-        Returns 0 with a probe, since a probe needs whole prompts.
+        Returns 0 with a probe, since a probe needs whole prompts. Of a recurrent layer nothing less than a whole
+        snapshot can be taken.
         """
-        return 0 if self._probe is not None else min(common_prefix_len(state, other), state.prompt.num_tokens - 1)
+        if self._probe is not None:
+            return 0
+        common = min(common_prefix_len(state, other), state.prompt.num_tokens - 1)
+        if self._cache.states is None:
+            return common
+        return other.snapshot_len if other.snapshot_len <= common else 0
+
+    def _new_snapshot(self, state: RequestState, waiting: Sequence[RequestState]) -> int:
+        """Behind how many tokens a snapshot is taken for the requests that wait for this one: as many as all share.
+
+        Returns 0 where nobody waits, there are no recurrent layers, or no state is free beside the request's own.
+        """
+        if self._probe is not None or self._cache.states is None or self._cache.states.num_free < 2:
+            return 0
+        return min(filter(None, (snapshot_len(state, other) for other in waiting if other is not state)), default=0)
 
     def _whole(self, group: Sequence[RequestState]) -> list[Outcome]:
         done = self._begin(group).advance()

@@ -142,6 +142,20 @@ def common_prefix_len(one: RequestState, other: RequestState) -> int:
     return common
 
 
+def snapshot_len(one: RequestState, other: RequestState) -> int:
+    """The number of leading tokens behind which both could begin from one snapshot of recurrent states; 0 for none.
+
+    A snapshot stands behind the last visual input that both have. The few words that their texts begin alike with are
+    computed again; so it serves questions, too, that come later and begin otherwise.
+    """
+    common, place, length = common_prefix_len(one, other), 0, 0
+    for span, num_tokens in one.prefix:
+        length += num_tokens
+        if _is_visual(span) and length <= common:
+            place = length
+    return place
+
+
 def cached_prefix(other: RequestState, common: int) -> tuple[list[int], list[int]]:
     """The cached tokens of a prefilled request's first ``common`` tokens as assembled, by layer; and the visual ones.
 

@@ -108,8 +108,8 @@ def assemble(family: Family, request: Request, encoded: Sequence[EncodedVisual])
     if num_tokens + request.sampling.max_new_tokens > limit:
         raise RequestTooLargeError(
             f"request {request.request_id!r}: {num_tokens} prompt tokens and {request.sampling.max_new_tokens} new "
-            f"tokens exceed the model's {limit} positions; send fewer frames or images, shorten the text, or lower "
-            "max_new_tokens"
+            f"tokens exceed the model's {limit} positions; send fewer or smaller frames, images or pages at once, "
+            "shorten the text, or lower max_new_tokens"
         )
     device = family.decoder.device
     position_PS = to_device(family.position_ids(rendered, request.media), device)

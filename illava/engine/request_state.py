@@ -49,6 +49,7 @@ class RequestState:
         prompt: the assembled prompt, between tower and prefill.
         prefix: the prompt's content, span by span; see `illava.engine.prefix_sharing`.
         num_computed: leading tokens, as assembled, whose keys and values another request has computed.
+        snapshot_len: leading tokens, as assembled, behind which recurrent states are kept for others; 0 for none.
         computed_by_layer: cached tokens of these per decoder layer, and the visual tokens among them.
         reserved: tokens per decoder layer that blocks are allocated for, the answer included.
         lengths: tokens per decoder layer that prefill left in the cache.
@@ -79,7 +80,7 @@ class RequestState:
         self.encoded: list[EncodedVisual] = []
         self.prompt: Prompt
         self.prefix: list[tuple[Hashable, int]] = []
-        self.num_computed = 0
+        self.num_computed = self.snapshot_len = 0
         self.computed_by_layer: tuple[list[int], list[int]] = ([], [])
         self.reserved: list[int] = []
         self.lengths: list[int] = []

@@ -13,10 +13,12 @@ from illava.errors import ModelLoadError
 from illava.model_files import ModelFiles, load_model_files
 from illava.pixel_limits import NO_LIMITS, PixelLimits
 from illava.preprocess import Preprocessor
+from illava.weight_files import Quantization
 
 if TYPE_CHECKING:
     import torch
 
+    from illava.families.adapters import Adapter
     from illava.families.base import Family
 
 
@@ -33,6 +35,7 @@ class FamilySpec:
         plan_check: torch-free function that refuses a plan which the tower cannot carry out.
         presets: names of the shipped plans for its published checkpoints.
         pixel_limits: fields of `PixelLimits` that mean something for it.
+        hybrid: torch-free function, from `ModelFiles` to the decoder's `HybridLayers`; empty where all layers attend.
     """
 
     model_type: str
@@ -43,6 +46,7 @@ class FamilySpec:
     plan_check: str
     presets: tuple[str, ...]
     pixel_limits: tuple[str, ...]
+    hybrid: str = ""
 
 
 _NATIVE = ("max_pixels", "min_pixels", "total_pixels")
@@ -106,6 +110,17 @@ _SPECS = (
         plan_check="illava.families.qwen.plan_check:check_qwen",
         presets=("illava-qwen2-vl",),  # none is published for it
         pixel_limits=_NATIVE,
+    ),
+    FamilySpec(
+        model_type="qwen3_5",
+        family="illava.families.qwen.qwen3_5:Qwen35",
+        geometry="illava.families.qwen.geometry:qwen3_geometry",
+        depth="illava.families.qwen.geometry:model_depth",
+        preprocessor="illava.families.qwen.preprocessor:qwen3_preprocessor",
+        plan_check="illava.families.qwen.plan_check:check_qwen",
+        presets=("illava-qwen3.5",),
+        pixel_limits=_NATIVE,
+        hybrid="illava.families.qwen.hybrid_layers:read_hybrid_layers",
     ),
 )
 FAMILIES = {spec.model_type: spec for spec in _SPECS}
@@ -192,6 +207,8 @@ def load_family(
     dtype: torch.dtype,
     device: torch.device | str,
     pixel_limits: PixelLimits = NO_LIMITS,
+    quantization: Quantization = "none",
+    adapter: Adapter | None = None,
 ) -> Family:
     """Load a model's weights and tokenizer from a local folder or the hub.
 
@@ -200,16 +217,28 @@ def load_family(
     Args:
         model_id: local folder, or hub id.
         revision: hub commit.
-        dtype: of all weights.
+        dtype: of all weights that are not quantised.
         device: where they go.
         pixel_limits: bounds of the pictures' sizes, as the preprocessor has them.
+        quantization: of the decoder's linear layers, made while loading.
+        adapter: added to the model.
 
     Raises:
-        ModelLoadError: unknown family, no such model, weights that are missing, incomplete or not safetensors.
+        ModelLoadError: unknown family, no such model, weights that are missing, incomplete or not safetensors; or an
+            adapter or a quantisation that does not fit the model.
     """
     spec, files = load_spec(model_id, revision=revision)
     family_class: type[Family] = load_part(spec.family)
     preprocessor = load_preprocessor(model_id, revision=revision, pixel_limits=pixel_limits)
-    family = family_class.load(model_id, preprocessor, revision=revision, dtype=dtype, device=device)
+    family = family_class.load(
+        model_id,
+        preprocessor,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        scheme=files.stored_scheme,
+        quantization=quantization,
+        adapter=adapter,
+    )
     family.has_random_weights = files.has_random_weights
     return family

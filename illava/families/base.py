@@ -14,14 +14,18 @@ from typing import Any, ClassVar, Protocol, Self
 import torch
 from torch import Tensor
 
+from illava.checkpoint_check import StoredScheme
 from illava.decoder.decoder import Decoder
+from illava.families.adapters import Adapter
 from illava.families.chat_prompt import ChatPrompt, RenderedPrompt
 from illava.families.loading import load_config, load_tokenizer, load_weights, stop_token_ids
+from illava.families.quantization import describe_weights
 from illava.plan import ReductionPlan
 from illava.preprocess import Preprocessor, VisualInput
 from illava.reduction.probe import AttentionProbe
 from illava.requests import Message
 from illava.visual_tokens import EncodedVisual
+from illava.weight_files import Quantization
 
 
 class MediaEncoder(Protocol):
@@ -52,6 +56,8 @@ class Family(ABC):
         tower: runs the vision tower's blocks.
         encoder: encodes media to visual tokens.
         has_random_weights: the model's folder declares it.
+        stored_as: how the checkpoint's weights are quantised; None where they are plain.
+        quantization: of the decoder's linear layers, made while loading.
     """
 
     model_class: ClassVar[Any]
@@ -59,6 +65,8 @@ class Family(ABC):
     tower: Any
     encoder: MediaEncoder
     has_random_weights: bool = False
+    stored_as: str | None = None
+    quantization: Quantization = "none"
 
     def __init__(self, model: Any, tokenizer: Any, preprocessor: Preprocessor) -> None:
         """Borrow a loaded model's modules.
@@ -92,6 +100,9 @@ class Family(ABC):
         revision: str | None,
         dtype: torch.dtype,
         device: torch.device | str,
+        scheme: StoredScheme | None = None,
+        quantization: Quantization = "none",
+        adapter: Adapter | None = None,
     ) -> Self:
         """Load from a local folder or the hub; an unsupported configuration is refused before the weights are read.
 
@@ -100,8 +111,19 @@ class Family(ABC):
         """
         cls.check_config(load_config(cls.model_class, model_id, revision=revision))
         tokenizer = load_tokenizer(model_id, revision=revision)
-        model = load_weights(cls.model_class, model_id, revision=revision, dtype=dtype, device=device)
-        return cls(model, tokenizer, preprocessor)
+        model = load_weights(
+            cls.model_class,
+            model_id,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            scheme=scheme,
+            quantization=quantization,
+            adapter=adapter,
+        )
+        family = cls(model, tokenizer, preprocessor)
+        family.stored_as, family.quantization = None if scheme is None else str(scheme), quantization
+        return family
 
     @classmethod  # noqa: B027  (most families support every configuration of their class)
     def check_config(cls, config: Any) -> None:
@@ -182,6 +204,13 @@ class Family(ABC):
             RequestError: says what the template lacks.
         """
         self._chat.template_text(("x",), history=history, template_args=template_args)
+
+    @property
+    def weights(self) -> str:
+        """What the decoder's linear layers compute with, such as ``bfloat16, dequantized from float8 (fp8)``."""
+        return describe_weights(
+            self.decoder.layers[0].self_attn.o_proj, stored_as=self.stored_as, quantization=self.quantization
+        )
 
     @property
     def tokenizer(self) -> Any:

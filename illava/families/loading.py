@@ -13,12 +13,15 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-from illava.checkpoint_check import FLOATING_DTYPES, check_stored, check_used
+from illava.checkpoint_check import FLOATING_DTYPES, StoredScheme, check_stored, check_used
 from illava.errors import ModelLoadError
+from illava.families.adapters import Adapter, inject_adapter, is_adapted, merge_layer
+from illava.families.quantization import OnLoad, holds_encoded, stored_options
+from illava.weight_files import Quantization
 
 _PROCESSOR_TEMPLATE = "chat_template.json"
 _UNREADABLE = (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError)
@@ -38,28 +41,70 @@ def load_config(model_class: Any, model_id: str, *, revision: str | None) -> Any
 
 
 def load_weights(
-    model_class: Any, model_id: str, *, revision: str | None, dtype: torch.dtype, device: torch.device | str
+    model_class: Any,
+    model_id: str,
+    *,
+    revision: str | None,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    scheme: StoredScheme | None = None,
+    quantization: Quantization = "none",
+    adapter: Adapter | None = None,
 ) -> Any:
     """Load the model in eval mode, without a second copy of the weights in host memory.
 
     The files are mapped, not read: a weight's memory pages come in when the weight is converted and moved, and a
     shard's pages go when its last weight has moved. So the host holds about one shard beside the weights that stay
     there as ``dtype``; weights that have this dtype already stay mapped. Files of mixed dtypes are converted while they
-    are all still mapped.
+    are all still mapped. A layer is adapted, merged and quantised as soon as it stands on its device, and before the
+    next one comes: the device never holds all of them in two forms. A checkpoint that is quantised already is read
+    straight to the device.
 
     Raises:
-        ModelLoadError: weights are missing, incomplete, corrupt, quantised, of another model or not safetensors.
+        ModelLoadError: weights are missing, incomplete, corrupt, of another model, not safetensors, or quantised
+            otherwise than ``scheme`` says; or adapter and quantisation do not fit the model or each other.
     """
+    if scheme is not None and (quantization != "none" or adapter is not None):
+        what = "model.adapter" if adapter is not None else f"model.quantization {quantization}"
+        raise ModelLoadError(
+            f"{model_id!r} is stored in {scheme}: {what} wants the unquantised checkpoint; take that one, with "
+            "model.quantization where memory is short"
+        )
+    model = _read_weights(model_class, model_id, revision, dtype=dtype, device=device, scheme=scheme)
+    if adapter is not None:
+        inject_adapter(model, adapter, model_id)
+    on_load = None if quantization == "none" else OnLoad(quantization, dtype=dtype, device=device)
+    if adapter is not None or on_load is not None:
+        _finish_layers(model, adapter, on_load, dtype=dtype, device=device)
+    for weight in _castable(model):
+        weight.data = weight.data.to(device).to(dtype)
+    return model.to(device).eval()
+
+
+def _read_weights(
+    model_class: Any,
+    model_id: str,
+    revision: str | None,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    scheme: StoredScheme | None,
+) -> Any:
+    """The model as transformers gives it, all of whose weights were found."""
     try:
         stored = _stored_dtypes(model_id, revision)
-        check_stored(model_id, stored)
+        check_stored(model_id, stored, scheme)
+        options: dict[str, Any] = {"dtype": _one_dtype(stored) or dtype}
+        if scheme is not None:
+            config = load_config(model_class, model_id, revision=revision)
+            options = {"dtype": dtype, **stored_options(config, scheme, device)}
         model, report = model_class.from_pretrained(
             model_id,
             revision=revision,
-            dtype=_one_dtype(stored) or dtype,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # refused below, with an own message
             output_loading_info=True,
+            **options,
         )
     except ModelLoadError:
         raise
@@ -73,10 +118,32 @@ def load_weights(
                 "its config.json is another model's; download it again"
             )
     check_used(model_id, report["unexpected_keys"])
-    # in the order of the mapped files, so that each is let go before the next comes in; buffers keep their dtype
-    for weight in sorted(model.parameters(), key=Tensor.data_ptr):
-        weight.data = weight.data.to(device).to(dtype)
-    return model.to(device).eval()
+    return model
+
+
+def _finish_layers(
+    model: Any, adapter: Adapter | None, on_load: OnLoad | None, *, dtype: torch.dtype, device: torch.device | str
+) -> None:
+    """Move, merge and quantise layer by layer, in the order of the mapped files."""
+    layers = [(name, m) for name, m in model.named_modules() if is_adapted(m) or isinstance(m, nn.Linear)]
+    inner = {id(part) for _, m in layers if is_adapted(m) for part in m.modules() if part is not m}
+    layers = [(name, layer) for name, layer in layers if id(layer) not in inner]
+    for name, layer in sorted(layers, key=lambda pair: getattr(pair[1], "base_layer", pair[1]).weight.data_ptr()):
+        layer.to(device).to(dtype)
+        if adapter is not None and adapter.merge and is_adapted(layer):
+            layer = merge_layer(model, name, layer)  # noqa: PLW2901
+        if on_load is not None:
+            on_load.quantize(name, getattr(layer, "base_layer", layer))
+
+
+def _castable(model: Any) -> list[Tensor]:
+    """All weights that mean what they say, in the order of the mapped files, so that each is let go before the next.
+
+    Buffers keep their dtype, and so does every number that has a scale.
+    """
+    modules = (module for module in model.modules() if not holds_encoded(module))
+    found = {id(p): p for module in modules for p in module.parameters(recurse=False)}
+    return sorted(found.values(), key=Tensor.data_ptr)
 
 
 def _refusal(model_class: Any, model_id: str, revision: str | None, error: Exception) -> ModelLoadError:

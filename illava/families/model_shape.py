@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from illava.families import load_geometry, load_part, load_spec
+from illava.families import FamilySpec, load_geometry, load_part, load_spec
+from illava.families.hybrid_layers import HybridLayers
 from illava.families.llava.geometry import AnyresGeometry
 from illava.families.qwen.geometry import NativeGeometry
+from illava.model_files import ModelFiles
 from illava.pixel_limits import NO_LIMITS, PixelLimits
 from illava.plan import ReductionPlan
 from illava.reduction.evidence import check_decoder_steps
@@ -23,11 +25,13 @@ class ModelShape:
         geometry: tiles and grids.
         num_vision_blocks: blocks of the tower up to the feature that is used.
         num_decoder_layers: of the LLM.
+        hybrid: which of these attend, and what the others keep.
     """
 
     geometry: AnyresGeometry | NativeGeometry
     num_vision_blocks: int
     num_decoder_layers: int
+    hybrid: HybridLayers
 
 
 def load_model_shape(
@@ -39,7 +43,20 @@ def load_model_shape(
         ModelLoadError: a file or key is missing, or the model is of no supported family.
     """
     spec, files = load_spec(model_id, revision=revision)
-    return ModelShape(load_geometry(spec, files, pixel_limits), *load_part(spec.depth)(files))
+    num_blocks, num_layers = load_part(spec.depth)(files)
+    return ModelShape(load_geometry(spec, files, pixel_limits), num_blocks, num_layers, load_hybrid_layers(spec, files))
+
+
+def load_hybrid_layers(spec: FamilySpec, files: ModelFiles) -> HybridLayers:
+    """Read from its JSON files which layers of a model's decoder attend.
+
+    Raises:
+        ModelLoadError: a key is missing, or a layer is of an unknown kind.
+    """
+    if spec.hybrid:
+        hybrid: HybridLayers = load_part(spec.hybrid)(files)
+        return hybrid
+    return HybridLayers(tuple(range(load_part(spec.depth)(files)[1])))
 
 
 def check_plan(plan: ReductionPlan, model_id: str, *, revision: str | None = None) -> None:
@@ -58,4 +75,4 @@ def check_plan(plan: ReductionPlan, model_id: str, *, revision: str | None = Non
         num_blocks=num_blocks,
         full_blocks=files.config.section("vision_config").get("fullatt_block_indexes"),
     )
-    check_decoder_steps(plan, num_layers)
+    check_decoder_steps(plan, num_layers, load_hybrid_layers(spec, files).attention_layers)

@@ -88,7 +88,7 @@ class DecoderReduction:
             prompts: the output of the layer before.
             stage: ``decoder_input`` or ``decoder_layer``.
             layer: the layer about to run, at ``decoder_layer``.
-            qk: rotated queries and keys of the layer before, which score the tokens.
+            qk: rotated queries and keys of the layer before, which score the tokens; None behind a recurrent layer.
             own_qk: computes those of the layer about to run, over all these tokens; called if a reducer asks for it.
         """
         if self._probe is not None and qk is not None and layer is not None:
@@ -131,14 +131,19 @@ class DecoderReduction:
             found["size_T"] = prompts.size_T[index_N]
         if "seed" in kinds:
             found["seeds"] = self._scope_seeds(site)
-        if qk is None:
+        if site.layer is None:
             if "attention_received" in kinds:
                 if prompts.score_T is None:
                     raise PlanError(f"{site.stage} is scored by the tower's attention, which this family did not give")
                 found["attention_received_T"] = prompts.score_T[index_N]
             return Evidence(**found)
-        q_THd, k_TGd = qk
         bias_T = size_bias(self._plan, prompts)
+        if "own_layer_query_attention" in kinds and own_qk is not None:
+            score_T = last_query_attention(*own_qk(), lengths, scale=self._scale, key_bias_T=bias_T)
+            found["own_layer_query_attention_T"] = score_T[index_N]
+        if qk is None:
+            return Evidence(**found)
+        q_THd, k_TGd = qk
         for kind, normalised in (("attention_received", False), ("causal_normalised_attention", True)):
             if kind in kinds:
                 score_T = causal_attention_received(
@@ -149,9 +154,6 @@ class DecoderReduction:
         if "last_query_attention" in kinds:
             score_T = last_query_attention(q_THd, k_TGd, lengths, scale=self._scale, key_bias_T=bias_T)
             found["last_query_attention_T"] = score_T[index_N]
-        if "own_layer_query_attention" in kinds and own_qk is not None:
-            score_T = last_query_attention(*own_qk(), lengths, scale=self._scale, key_bias_T=bias_T)
-            found["own_layer_query_attention_T"] = score_T[index_N]
         if "keys" in kinds:
             found["keys_THd"] = k_TGd[index_N]
         return Evidence(**found)

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from illava.plan_input.strict_yaml import YAMLTextError, key_path, parse_yaml
 from pipeline.config.base import choices_of
 from pipeline.config.schema import JobConfig
 from pipeline.errors import ConfigError
@@ -48,6 +49,11 @@ def load_as(schema: type[Schema], path: str, overrides: Sequence[str] = ()) -> S
 def parse_config(data: dict[str, Any], overrides: Sequence[str] = (), *, source: str) -> JobConfig:
     """Validate a job's keys and values; the overrides are put into `data`. Raises as `load_as`."""
     return _validated(JobConfig, data, overrides, source=source)
+
+
+def parse_as(schema: type[Schema], data: dict[str, Any], *, source: str) -> Schema:
+    """Validate keys and values that stand in no file; ``source`` begins the message. Raises as `load_as`."""
+    return _validated(schema, data, (), source=source)
 
 
 def _validated(schema: type[Schema], data: dict[str, Any], overrides: Sequence[str], *, source: str) -> Schema:
@@ -129,35 +135,10 @@ def _read(path: str) -> dict[str, Any]:
 
 
 def _parsed(text: str, where: str) -> Any:
-    """The value of a YAML text. PyYAML lets errors of Python through: of dates, of numbers, of depth."""
     try:
-        _refuse_double_keys(yaml.compose(text, Loader=yaml.SafeLoader), where)
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is not YAML: {error}; put text in quotes") from error
-    except RecursionError as error:
-        raise ConfigError(f"{where} is nested too deep, or holds itself by an alias") from error
-    except ValueError as error:
-        raise ConfigError(f"{where} has a date or number that is none ({error}); put text in quotes") from error
-
-
-def _refuse_double_keys(node: yaml.Node | None, path: str) -> None:
-    """YAML keeps the last of two equal keys without a word."""
-    if isinstance(node, yaml.MappingNode):
-        seen: dict[str, int] = {}
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if not isinstance(key, yaml.ScalarNode):
-                raise ConfigError(f"{path}, line {line}: a key is a name; this one is a {key.id}")
-            if key.value in seen:
-                raise ConfigError(
-                    f"{path}, line {line}: `{key.value}` stands on line {seen[key.value]} already; leave one out"
-                )
-            seen[str(key.value)] = line
-            _refuse_double_keys(value, path)
-    elif isinstance(node, yaml.SequenceNode):
-        for entry in node.value:
-            _refuse_double_keys(entry, path)
+        return parse_yaml(text, where)
+    except YAMLTextError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _apply(data: dict[str, Any], override: str, schema: type[BaseModel]) -> None:
@@ -229,7 +210,7 @@ def _entry(place: Any, name: str, override: str, where: str) -> Any:
 
 def _describe(problem: Any, data: dict[str, Any], schema: type[BaseModel]) -> str:
     location, message = problem["loc"], problem["msg"].removeprefix("Value error, ")
-    path = ".".join(_visible(location, data, missing=problem["type"] != "value_error")) or "the whole file"
+    path = ".".join(key_path(location, data, missing=problem["type"] != "value_error")) or "the whole file"
     if problem["type"] == "extra_forbidden":
         return f"{path}: unknown key{_suggestion(path, location, schema)}"
     if problem["type"] == "missing":
@@ -245,20 +226,6 @@ def _describe(problem: Any, data: dict[str, Any], schema: type[BaseModel]) -> st
         message += "; put it in quotes"
     shown = "" if isinstance(given, (dict, list)) else f" (got {printable(repr(given), 80)})"
     return f"{path}: {message}{shown}"
-
-
-def _visible(location: tuple[int | str, ...], data: Any, *, missing: bool) -> Iterator[str]:
-    """The path as the file spells it: without the tags by which pydantic names a member of a union.
-
-    The last part of a ``missing`` key is none, although the data lack it.
-    """
-    for depth, part in enumerate(location):
-        in_list = isinstance(data, list) and isinstance(part, int) and part < len(data)
-        if in_list or (isinstance(data, dict) and part in data):
-            data = data[part]
-        elif depth < len(location) - 1 or not missing:
-            continue
-        yield str(part)
 
 
 def _suggestion(path: str, location: tuple[int | str, ...], schema: type[BaseModel]) -> str:

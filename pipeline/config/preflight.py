@@ -16,7 +16,7 @@ from illava.engine.config import EngineConfig
 from illava.families import load_spec
 from illava.families.model_shape import check_plan
 from illava.model_files import JsonSection, ModelFiles, require_tokenizer
-from illava.weight_files import num_stored_values
+from illava.weight_files import count_stored
 from pipeline.config.placement import place_here
 from pipeline.config.schema import JobConfig
 from pipeline.errors import ConfigError
@@ -63,7 +63,7 @@ def preflight(config: JobConfig, dtype: _Dtype) -> Preflight:
     check_plan(config.reduction, model.model_id, revision=model.revision)
     _, files = load_spec(model.model_id, revision=model.revision)
     require_tokenizer(files.folder)
-    num_values = num_stored_values(files.folder)
+    counts = count_stored(files.folder, files.stored_scheme)
     device = _device(config)
     cache_bytes = model.kv_cache_bytes or (_CPU_CACHE_BYTES if device == "cpu" else None)
     if cache_bytes is not None:
@@ -71,7 +71,7 @@ def preflight(config: JobConfig, dtype: _Dtype) -> Preflight:
     found = Preflight(
         device=device,
         dtype=dtype,
-        weights_bytes=None if num_values is None else num_values * _BYTES[dtype],
+        weights_bytes=None if counts is None else counts.num_bytes(_BYTES[dtype]),
         cache_bytes=cache_bytes,
         memory_bytes=_memory_bytes(device),
     )

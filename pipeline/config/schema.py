@@ -124,7 +124,10 @@ class MediaConfig(Section):
             size that the model reads them at.
         max_duration_s: longest clip.
         max_images: most images of one image set.
-        max_pages: most pages of one document.
+        max_pages: most pages of one document that are read.
+        over_max_pages: of task ``document``: of a longer one, or of one of more page images than ``max_images``, the
+            ``first`` so many pages are read, and its row is ``partial`` and says how many there are; or its row
+            ``fail``s, as it does under every other task.
         page_dpi: dots an inch at which a PDF's pages are rendered; a page that would have more than
             ``max_pixels_per_frame`` then fails.
         max_pixels: pixels of an image, and of each frame of a video, after the resize, at most; for families of native
@@ -149,6 +152,7 @@ class MediaConfig(Section):
     max_duration_s: float = result_field(6 * 3600.0, gt=0)
     max_images: int = result_field(64, ge=1)
     max_pages: int = result_field(100, ge=1)
+    over_max_pages: Literal["first", "fail"] = optional_result_field("first", off="fail")
     page_dpi: int = result_field(144, ge=18, le=1200)
     max_pixels: int | None = optional_result_field(ge=1)
     min_pixels: int | None = optional_result_field(ge=1)

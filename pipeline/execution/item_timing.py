@@ -5,7 +5,8 @@ request. Driver and worker keep an `ItemTimeline` each, on their own clock. Only
 timestamps of two clocks are never subtracted.
 
 A second belongs to exactly one stage. The reader counts its own seconds (`LoadStats`), the engine counts its own
-(`Timing`), and a timeline counts the waits in between, which are the row's `queue_s`. `latency_s` is one measurement on
+(`Timing`), and a timeline counts the waits in between, which are the row's `queue_s`; its part in which no worker had
+its model loaded yet is `model_wait_s`. `latency_s` is one measurement on
 the driver's clock, from dispatching the load to the item's end. That the stages sum to the latency is therefore a
 property that tests check, not an identity.
 """
@@ -15,12 +16,35 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from pipeline.records import LoadStats, ResultRow
 
 if TYPE_CHECKING:
     from illava.requests import Generation
+
+
+class ModelGaps:
+    """Remembers when no worker had its model loaded, on the clock of this process; the first gap begins with it."""
+
+    def __init__(self) -> None:
+        self._gaps: list[tuple[float, float]] = []
+        self._began_s: float | None = time.perf_counter()
+
+    def note(self, *, is_loaded: bool) -> None:
+        """Record whether any worker has its model loaded by now."""
+        now_s = time.perf_counter()
+        if is_loaded and self._began_s is not None:
+            self._gaps.append((self._began_s, now_s))
+            self._began_s = None
+        elif not is_loaded and self._began_s is None:
+            self._began_s = now_s
+
+    def within(self, from_s: float, to_s: float) -> float:
+        """Return the seconds of all gaps between two times of this clock."""
+        gaps = [*self._gaps, (self._began_s, to_s)] if self._began_s is not None else self._gaps
+        return sum(max(min(ended_s, to_s) - max(began_s, from_s), 0.0) for began_s, ended_s in gaps)
 
 
 class ItemTimeline:
@@ -35,16 +59,18 @@ class ItemTimeline:
         self.began_s = time.perf_counter()
         self.stats = LoadStats()
         self._latest_s = self.began_s
-        self._waited_s = 0.0
+        self._waited_s = self._waited_for_model_s = 0.0
 
     @property
     def since_dispatch_s(self) -> float:
         """Seconds since the item was dispatched; meaningful until it comes back."""
         return time.perf_counter() - self._latest_s
 
-    def dispatched(self) -> None:
-        """Record that the item is dispatched now: it has waited since the event before."""
+    def dispatched(self, gaps: ModelGaps | None = None) -> None:
+        """Record that the item is dispatched now: it has waited since the event before, for a model in these gaps."""
         now_s = time.perf_counter()
+        if gaps is not None:
+            self._waited_for_model_s += gaps.within(self._latest_s, now_s)
         self._waited_s += now_s - self._latest_s
         self._latest_s = now_s
 
@@ -83,8 +109,14 @@ class ItemTimeline:
         return self.written_to(row)
 
     def written_to(self, row: ResultRow) -> ResultRow:
-        """Return the row with the latency up to the latest event, this timeline's waits added to the row's own."""
-        return replace(row, queue_s=row.queue_s + self._waited_s, latency_s=self._latest_s - self.began_s)
+        """Return the row as it ends now: latency up to the latest event, this timeline's waits added to its own."""
+        return replace(
+            row,
+            queue_s=row.queue_s + self._waited_s,
+            model_wait_s=(row.model_wait_s or 0.0) + self._waited_for_model_s,
+            latency_s=self._latest_s - self.began_s,
+            finished_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        )
 
     def _came_back(self, now_s: float, took_s: float) -> None:
         self._waited_s += max(now_s - self._latest_s - took_s, 0.0)

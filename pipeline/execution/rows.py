@@ -63,6 +63,7 @@ class RowMaker:
         measured: dict[str, Any] = {
             "frame_timestamps_s": loaded.frame_timestamps_s,
             "num_frames": len(loaded.frame_timestamps_s) or len(loaded.media),
+            "num_pages": loaded.num_pages,
             "queue_s": timing.queue_s,
             "vision_s": timing.vision_s,
             "prefill_s": timing.prefill_s,
@@ -92,7 +93,7 @@ class RowMaker:
                 wrong = {"status": "failed", "error_type": "invalid_answer", "error_message": fault}
                 measured |= wrong | {"answer": None, "score": None}
         if pages is not None:
-            measured |= {"pages": pages, **pages_outcome(pages)}
+            measured |= {"pages": pages, **pages_outcome(pages, loaded.page_notes)}
         return self._row(item, loaded.stats, attempts=attempts, shard_index=shard_index, **measured)
 
     def failed(
@@ -157,7 +158,7 @@ class RowMaker:
 # A row's values where nothing was measured.
 _NO_COUNTS = ("num_frames", "num_patches", "num_patches_kept", "num_vision_tokens", "num_vision_tokens_kept")
 _NO_TOKENS = ("num_decoder_tokens_kept", "num_prompt_tokens", "num_generated_tokens")
-_NO_SECONDS = ("queue_s", "vision_s", "prefill_s", "decode_s", "latency_s", "gpu_s")
+_NO_SECONDS = ("queue_s", "model_wait_s", "vision_s", "prefill_s", "decode_s", "latency_s", "gpu_s")
 _EMPTY: dict[str, Any] = {
     "text": "",
     "candidates": None,
@@ -165,9 +166,11 @@ _EMPTY: dict[str, Any] = {
     "answer": None,
     "score": None,
     "pages": None,
+    "num_pages": None,
     "error_type": None,
     "error_message": None,
     "finish_reason": None,
+    "finished_at": None,
     "answer_logprob": None,
     "option_probabilities": None,
     "frame_timestamps_s": (),

@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,9 @@ from pipeline.errors import ItemError
 from pipeline.inputs.arrow_text import json_text
 from pipeline.storage.uris import FORBIDDEN_PATTERN, OBJECT_URI_PATTERN, check_uri, printable
 
+if TYPE_CHECKING:
+    from pipeline.records import MediaKind
+
 # What the decoders read (`pipeline.loading.decoding`): every container and picture format there under its usual names.
 VIDEO_EXTENSIONS = ("mp4", "mov", "m4v", "mkv", "webm", "avi", "ts", "mts", "m2ts")
 DOCUMENT_EXTENSIONS = ("pdf", "tif", "tiff")
@@ -24,20 +27,26 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp")  # gif is left out: the
 LATER_VIDEO_EXTENSIONS = ("3gp", "3g2", "qt", "f4v", "m2t")
 LATER_IMAGE_EXTENSIONS = ("jpe", "jfif", "dib")
 Refuse = Callable[[list[int], str], NoReturn]
+_EXTENSIONS = {
+    "video": VIDEO_EXTENSIONS + LATER_VIDEO_EXTENSIONS,
+    "image": IMAGE_EXTENSIONS + LATER_IMAGE_EXTENSIONS,
+    "document": DOCUMENT_EXTENSIONS,
+}
 _SCHEME = r"^[A-Za-z][A-Za-z0-9+.-]*:/"
 
 
 def kinds_of(uris: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return ``video``, ``image``, ``document`` or null, by extension."""
     extension = pc.utf8_lower(pc.struct_field(pc.extract_regex(uris, r"\.(?P<ext>[A-Za-z0-9]{1,5})$"), "ext"))
-    known = {
-        "video": VIDEO_EXTENSIONS + LATER_VIDEO_EXTENSIONS,
-        "image": IMAGE_EXTENSIONS + LATER_IMAGE_EXTENSIONS,
-        "document": DOCUMENT_EXTENSIONS,
-    }
-    kinds = pa.array([kind for kind, extensions in known.items() for _ in extensions])
-    place = pc.index_in(extension, value_set=pa.array([name for names in known.values() for name in names]))
+    kinds = pa.array([kind for kind, extensions in _EXTENSIONS.items() for _ in extensions])
+    place = pc.index_in(extension, value_set=pa.array([name for names in _EXTENSIONS.values() for name in names]))
     return pa.chunked_array([kinds.take(place.combine_chunks())])
+
+
+def kind_of(uri: str) -> MediaKind | None:
+    """Return the kind of one address, as `kinds_of` does of a column."""
+    kind: MediaKind | None = kinds_of(pa.chunked_array([[uri]]))[0].as_py()
+    return kind
 
 
 def join_relative(uris: pa.ChunkedArray, base: str) -> pa.ChunkedArray:

@@ -23,7 +23,8 @@ PERMANENT = frozenset(
 # Permanent while these keys are what they were; they change no row that can be made, so no fingerprint has them.
 PERMANENT_UNDER: dict[str, tuple[str, ...]] = {
     "too_large": ("runtime.cache_bytes", "runtime.num_reader_actors"),
-    "prompt_too_long": ("model.kv_cache_bytes",),
+    "cache_too_small": ("model.kv_cache_bytes",),
+    "prompt_too_long": ("model.kv_cache_bytes",),  # of runs in which it was the cache, too
 }
 
 

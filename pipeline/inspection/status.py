@@ -14,6 +14,7 @@ from pipeline.retention import Retention
 from pipeline.runs.accepted import Difference, read_accepted
 from pipeline.runs.earlier_runs import list_runs
 from pipeline.runs.heartbeat import Beat, Observer, watch
+from pipeline.runs.page_counts import PageCounts
 from pipeline.runs.parquet_sink import list_parts
 from pipeline.runs.run import done_shards
 from pipeline.runs.run_folder import is_finished
@@ -181,6 +182,8 @@ def render_status(status: RunStatus) -> str:
     ]
     if totals.by_error_type:
         lines.append("  failures " + ", ".join(f"{count} {name}" for name, count in totals.by_error_type.items()))
+    if pages := str(PageCounts.of(totals.pages)):
+        lines.append(f"  pages    {pages}")
     if status.counts and len(status.counts.terms()) > 1:
         lines += [f"  input    {text}" for text in status.counts.lines()]
     lines += [f"  {label:<8} {text}" for label, text in Retention.of(totals.sums).lines]

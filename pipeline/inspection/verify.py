@@ -37,7 +37,7 @@ __all__ = ["Violation", "verify_run"]
 _EXPECTED_NAMES = re.compile(
     r"^(run\.json|_RUN\.json|data/|sessions/|accepted/|report\.html|manifest-[0-9a-f]{32}\.parquet)$"
 )
-_LATER_TOTALS = frozenset({"num_empty"})  # not in the files that earlier versions of the present schema wrote
+_LATER_TOTALS = frozenset({"num_empty", "pages"})  # not in the files that earlier versions of the present schema wrote
 _NUM_READERS = 8
 _MAX_MISFITS = 0.01  # share of answered rows whose stages may miss the latency; one row always may
 

@@ -18,7 +18,7 @@ STAGES = ("fetch_s", "load_s", "preprocess_s", "queue_s", "vision_s", "prefill_s
 STAGE_SLACK_S = 0.010
 _ROUNDING = 1e-5  # of float32 logarithms and sums
 _YES_NO = ("yes", "no")  # what metrics of that kind tell of, whatever the row's options
-_SECONDS = (*STAGES, "latency_s", "cpu_s", "gpu_s")
+_SECONDS = (*STAGES, "model_wait_s", "latency_s", "cpu_s", "gpu_s")
 _COUNTS = (
     "num_frames",
     "bytes_fetched",
@@ -171,8 +171,13 @@ def _pages_problem(row: Row) -> str | None:
         num_failed += failed
         if page["status"] not in {"ok", "failed"} or failed != (page["error_type"] in ROW_ERROR_TYPES):
             return f"page {page['page']} has status {page['status']!r} with error type {page['error_type']!r}"
-    if row["status"] != ("failed" if num_failed == len(pages) else "partial" if num_failed else "ok"):
+    due = {"failed"} if num_failed == len(pages) else {"partial"} if num_failed else {"ok", "partial"}
+    if row["status"] not in due:
         return f"{num_failed} of {len(pages)} pages failed and the row's status is {row['status']!r}"
+    if (num_pages := row.get("num_pages")) is not None and num_pages < len(pages):  # null before schema version 3
+        return f"{len(pages)} pages of a document that has {num_pages}"
+    if num_pages is not None and num_pages > len(pages) and row["status"] == "ok":
+        return f"{len(pages)} of {num_pages} pages were read, and the row's status is ok"
     for name in _PAGE_COUNTS:
         if (total := sum(page[name] or 0 for page in pages)) != row[name]:
             return f"{name} is {row[name]}, the pages' sum to {total}"
@@ -180,9 +185,11 @@ def _pages_problem(row: Row) -> str | None:
 
 
 def _times_problem(row: Row) -> str | None:
-    bad = [name for name in (*_SECONDS, "cost_usd") if not 0 <= (row[name] or 0.0) < math.inf]
+    bad = [name for name in (*_SECONDS, "cost_usd") if not 0 <= (row.get(name) or 0.0) < math.inf]
     if bad:
         return f"{bad[0]} is {row[bad[0]]}"
+    if (row.get("model_wait_s") or 0.0) > row["queue_s"] + STAGE_SLACK_S:
+        return f"model_wait_s is {row['model_wait_s']}, a part of queue_s, which is {row['queue_s']}"
     stamps = row["frame_timestamps_s"]
     if stamps and (len(stamps) != row["num_frames"] or any(b < a for a, b in pairwise(stamps))):
         return f"{len(stamps)} frame timestamps for {row['num_frames']} frames, or not in order"

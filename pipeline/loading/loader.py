@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Self
 
 from pipeline.errors import ItemError
 from pipeline.loading.load_report import LoadMeter
+from pipeline.loading.page_limit import num_pages_read
 from pipeline.loading.ranged_read import load_by_ranges
 from pipeline.loading.sandbox.child import DecordFailedError
 from pipeline.loading.sandbox.client import ITEMS_PER_CHILD, MEMORY_BYTES, DecodedMedia, DecoderProcess
 from pipeline.loading.staging import Staging, check_unchanged
 from pipeline.loading.video_index.mp4_index import RangeReadUnsafeError
-from pipeline.records import LoadedItem, MediaItem
+from pipeline.records import FailedPage, LoadedItem, MediaItem
 from pipeline.storage.uris import is_local
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class Loader:
             StorageError: the store or the local disk failed for all items.
             PipelineError: the decoder process cannot be started at all.
         """
-        if len(item.uris) > self._media.max_images:
+        if len(item.uris) > self._media.max_images and not self._has_page_images(item):
             raise ItemError("too_large", f"{len(item.uris)} images; max_images is {self._media.max_images}")
         if item.media_kind != "images" and len(item.uris) != 1:
             raise ItemError(
@@ -93,12 +94,21 @@ class Loader:
         meter = LoadMeter(self._staging, self._decoder, child_s=self._media.load_timeout_s)
         try:
             decoded = self._load_by_ranges(item, meter) or self._load_whole(item, meter)
-            _check_unchanged(item)
+            _check_unchanged(item, decoded)
         except ItemError as error:
             error.stats = meter.spent()
             raise
         stats = meter.spent(preprocess_s=decoded.preprocess_s, decoder=decoded.decoder)
-        return LoadedItem(item, decoded.media, decoded.timestamps_s, stats, decoded.partial, decoded.failed_pages)
+        return LoadedItem(
+            item,
+            decoded.media,
+            decoded.timestamps_s,
+            stats,
+            decoded.partial,
+            decoded.failed_pages,
+            decoded.page_notes,
+            decoded.num_pages,
+        )
 
     def warm_up(self) -> None:
         """Start the child, by a file of no bytes: for measurements, so that its start counts to no item."""
@@ -132,24 +142,59 @@ class Loader:
         except ItemError as error:
             raise ItemError(error.error_type, f"{_name(item)}: {error}", retryable=error.retryable) from error
 
+    def _has_page_images(self, item: MediaItem) -> bool:
+        return self._pages_per_request is not None and item.media_kind in ("image", "images")
+
     def _load_whole(self, item: MediaItem, meter: LoadMeter) -> DecodedMedia:
+        if self._has_page_images(item):
+            return self._load_page_images(item, meter)
         paths: list[str] = []
         with meter.fetching():
             for uri, size, etag in zip(item.uris, item.sizes, item.etags, strict=True):
                 paths.append(self._staging.get(uri, size=size, etag=etag, keep=paths).path)
+        return self._decode_named(item, paths, meter)
+
+    def _load_page_images(self, item: MediaItem, meter: LoadMeter) -> DecodedMedia:
+        """Load a document of page images: one whose object cannot be had fails alone, unless another try may help."""
+        num_read = num_pages_read(item.media_kind, len(item.uris), self._media)
+        objects = list(zip(item.uris, item.sizes, item.etags, strict=True))[:num_read]
+        paths: list[str] = []
+        lost: list[FailedPage] = []
+        with meter.fetching():
+            for page, (uri, size, etag) in enumerate(objects):
+                try:
+                    paths.append(self._staging.get(uri, size=size, etag=etag, keep=paths).path)
+                except ItemError as error:
+                    if error.retryable:
+                        raise
+                    lost.append(FailedPage(page, error.error_type, str(error)))
+        if not paths:
+            others = f"; none of its {num_read} pages could be had" if num_read > 1 else ""
+            raise ItemError(lost[0].error_type, f"{lost[0].message}{others}")
+        return self._decode_named(item, paths, meter, lost=lost)
+
+    def _decode_named(
+        self, item: MediaItem, paths: list[str], meter: LoadMeter, *, lost: Sequence[FailedPage] = ()
+    ) -> DecodedMedia:
         try:
-            return self._decode(item, paths, meter)
+            return self._decode(item, paths, meter, lost)
         except ItemError as error:
             _check_unchanged(item)
             raise ItemError(error.error_type, f"{_name(item)}: {error}", retryable=error.retryable) from error
 
-    def _decode(self, item: MediaItem, paths: list[str], meter: LoadMeter) -> DecodedMedia:
+    def _decode(self, item: MediaItem, paths: list[str], meter: LoadMeter, lost: Sequence[FailedPage]) -> DecodedMedia:
         """Decode with the configured decoder; PyAV, in a new child, takes what decord refuses or crashes on."""
         decoder, per_request = self._media.decoder, self._pages_per_request
         try:
             with meter.child() as deadline_s:
                 return self._decoder.load(
-                    item.media_kind, paths, decoder=decoder, deadline_s=deadline_s, pages_per_request=per_request
+                    item.media_kind,
+                    paths,
+                    decoder=decoder,
+                    deadline_s=deadline_s,
+                    pages_per_request=per_request,
+                    lost=lost,
+                    num_pages=len(item.uris) if self._has_page_images(item) else None,
                 )
         except DecordFailedError as failure:
             if decoder == "decord":
@@ -158,10 +203,11 @@ class Loader:
                 return self._decoder.load(item.media_kind, paths, decoder="pyav", deadline_s=deadline_s)
 
 
-def _check_unchanged(item: MediaItem) -> None:
-    """Check that local objects, which are read in place, did not change meanwhile."""
-    for uri, size, etag in zip(item.uris, item.sizes, item.etags, strict=True):
-        if is_local(uri):
+def _check_unchanged(item: MediaItem, decoded: DecodedMedia | None = None) -> None:
+    """Check that local objects, which are read in place, did not change meanwhile; failed page images are no matter."""
+    failed = {page.page for page in decoded.failed_pages} if decoded and len(item.uris) > 1 else set()
+    for number, (uri, size, etag) in enumerate(zip(item.uris, item.sizes, item.etags, strict=True)):
+        if is_local(uri) and number not in failed:
             check_unchanged(uri, size=size, etag=etag)
 
 

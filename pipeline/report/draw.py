@@ -1,8 +1,7 @@
 """Draws what is kept of a job's items: per item the figures of the paper, as PNG files and one HTML page.
 
 Figure 2: attention maps layer by layer, of the unreduced model. Figures 3 and 6: the input, the tokens kept after each
-block of the tower, the tokens kept in the language model, merged groups in one colour. For any family, method and
-modality.
+block of the tower, the tokens kept in the language model. For any family, method and modality.
 """
 
 from __future__ import annotations
@@ -23,7 +22,9 @@ from pipeline.execution.runner import build_loader
 from pipeline.execution.worker import load_vlm
 from pipeline.inputs.build_manifest import build_manifest
 from pipeline.records import LoadedItem
-from pipeline.report.draw_page import Figure, Section, render_page
+from pipeline.report.draw_page import Section, render_page
+from pipeline.report.picture import Picture, Tile
+from pipeline.report.plan_text import plan_lines
 from pipeline.report.raster import Sheet, draw_cells, draw_heat, png, sheets_of, side_by_side
 from pipeline.report.token_maps import GONE, PatchCells, cells_of
 from pipeline.runs.earlier_runs import done_ids
@@ -61,10 +62,10 @@ def draw_job(config: JobConfig) -> list[str]:
         request = request_of(config.task, one.item.item_id, content, params, trace=True)
         section = draw_request(vlm, config, request, title=_title(one) + f", window {window + 1}" * bool(window))
         sections.append(section)
-        for order, figure in enumerate(section.figures):
-            name = re.sub(r"[^a-z0-9]+", "-", figure.caption.split(":")[0].lower()).strip("-")
+        for order, picture in enumerate(section.pictures):
+            name = re.sub(r"[^a-z0-9]+", "-", picture.caption.split(":")[0].lower()).strip("-")
             written.append(f"{base}/{number:03d}-{order:02d}-{name}.png")
-            storage.write_atomic(written[-1], figure.png)
+            storage.write_atomic(written[-1], png(side_by_side([tile.pixels_HW3 for tile in picture.tiles])))
     written.append(f"{base}/{PAGE}")
     storage.write_atomic(written[-1], render_page(f"{config.name}: what is kept", sections).encode())
     return written
@@ -79,21 +80,19 @@ def draw_request(vlm: VLM, config: JobConfig, request: Request, *, title: str) -
     from illava.analysis.attention_maps import attention_maps
 
     (done,) = vlm.generate([request], plan=config.reduction)
-    if done.error is not None:
-        raise done.error
     if done.trace is None or done.usage is None:
         raise RuntimeError(f"request {request.request_id!r} was answered without the trace it asked for")
-    (whole,) = vlm.generate([replace(request, trace=False)])
+    (whole,) = vlm.generate([replace(request, trace=False)], errors="return")
     tiles = [part.tiles for part in request.content if not isinstance(part, str)]
     sheets = sheets_of(done.trace.patch_coords.numpy(), tiles)
-    figures = [_cells_figure(sheets, cells) for cells in cells_of(done.trace)]
+    pictures = [_of_cells(sheets, cells) for cells in cells_of(done.trace)]
     whole_trace, maps = attention_maps(vlm, request)
     whole_sheets = sheets_of(whole_trace.patch_coords.numpy(), tiles)
     for stage, name in (("vision_block", "attention in the tower"), ("decoder_layer", "attention in the decoder")):
         own = [one for one in maps if one.stage == stage]
         if own:
-            figures.append(_maps_figure(whole_sheets, name, [(one.layer, one.value_P.numpy()) for one in own]))
-    return Section(title, _facts(config, request, done, whole), tuple(figures))
+            pictures.append(_of_maps(whole_sheets, name, [(one.layer, one.value_P.numpy()) for one in own]))
+    return Section(title, _facts(config, request, done, whole), tuple(pictures))
 
 
 def check_drawable(config: JobConfig) -> None:
@@ -106,36 +105,39 @@ def check_drawable(config: JobConfig) -> None:
             )
 
 
-def _cells_figure(sheets: Sequence[Sheet], cells: PatchCells) -> Figure:
-    """All sheets behind one step; the figures of one item differ in the cells only."""
+def _of_cells(sheets: Sequence[Sheet], cells: PatchCells) -> Picture:
+    """All sheets behind one step; the pictures of one item differ in the cells only."""
     gone = int((cells.representative_P == GONE).sum())
     parts = [f"{cells.num_tokens - cells.num_separators} visual tokens of {cells.representative_P.size} patches"]
-    parts += [f"{cells.num_separators} separators"] * bool(cells.num_separators)
-    parts += [f"{gone} patches gone"] * bool(gone)
-    parts += [f"{cells.num_shared} tokens made of patches that weigh more in another"] * bool(cells.num_shared)
-    image = side_by_side([draw_cells(sheet, cells.representative_P) for sheet in sheets])
-    return Figure(f"{cells.title}: {', '.join(parts)}", png(image))
+    parts += [_several(cells.num_separators, "separator")] * bool(cells.num_separators)
+    parts += [f"{_several(gone, 'patch', 'patches')} gone"] * bool(gone)
+    parts += [f"{_several(cells.num_shared, 'token')} of patches that weigh more in another"] * bool(cells.num_shared)
+    images = draw_cells(sheets, cells.representative_P)
+    tiles = [Tile(sheet.number, image) for sheet, image in zip(sheets, images, strict=True)]
+    return Picture(f"{cells.title}: {', '.join(parts)}", tiles)
 
 
-def _maps_figure(sheets: Sequence[Sheet], name: str, maps: Sequence[tuple[int, np.ndarray]]) -> Figure:
-    """A picture a layer, of the item's first tile or frame; each layer has its own scale."""
+def _several(count: int, one: str, more: str = "") -> str:
+    return f"{count} {one if count == 1 else more or one + 's'}"
+
+
+def _of_maps(sheets: Sequence[Sheet], name: str, maps: Sequence[tuple[int, np.ndarray]]) -> Picture:
+    """A map a layer, of the item's first tile or frame; each layer has its own scale."""
     first = sheets[0]
-    images = [draw_heat(first, value_P, float(np.quantile(value_P[first.patch_RC], 0.98))) for _, value_P in maps]
-    layers = ", ".join(str(layer) for layer, _ in maps)
-    return Figure(f"{name}: layers {layers}, unreduced, first tile or frame", png(side_by_side(images)))
+    tiles = [
+        Tile(f"layer {layer}", draw_heat(first, value_P, float(np.quantile(value_P[first.patch_RC], 0.98))))
+        for layer, value_P in maps
+    ]
+    return Picture(f"{name}: layer by layer, unreduced, first tile or frame", tiles)
 
 
 def _facts(config: JobConfig, request: Request, done: Generation, whole: Generation) -> tuple[tuple[str, str], ...]:
     prompt = " ".join(part for part in request.content if isinstance(part, str))
-    steps = [
-        f"{step.stage} {' '.join(map(str, step.layers))}: {step.reducer.model_dump_json(exclude_none=True)}"
-        for step in config.reduction.steps
-    ]
     return (
         ("prompt", prompt),
         ("answer under the plan", done.text),
         ("answer of the unreduced model", whole.text if whole.error is None else str(whole.error)),
-        (f"plan ({config.reduction.layout} layout)", "\n".join(steps) or "none"),
+        ("plan", "\n".join(plan_lines(config.reduction))),
     )
 
 

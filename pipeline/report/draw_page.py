@@ -5,15 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.report.html import base64_of, render_html
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """Holds one picture and what stands above it."""
-
-    caption: str
-    png: bytes
+from pipeline.report.html import render_html
+from pipeline.report.picture import Picture, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,17 +15,13 @@ class Section:
 
     title: str
     facts: tuple[tuple[str, str], ...]
-    figures: tuple[Figure, ...]
+    pictures: tuple[Picture, ...]
 
 
 def render_page(title: str, sections: Sequence[Section]) -> str:
     """Render the page of all sections, in order."""
-    shown = [
-        {
-            "title": section.title,
-            "facts": section.facts,
-            "figures": [{"caption": one.caption, "reason": "", "data": base64_of(one.png)} for one in section.figures],
-        }
-        for section in sections
+    items = [
+        {"title": one.title, "facts": one.facts, "pictures": [shown(picture) for picture in one.pictures]}
+        for one in sections
     ]
-    return render_html("kept_tokens.html.jinja", title=title, sections=shown)
+    return render_html("kept_tokens.html.jinja", title=title, sections=items)

@@ -8,8 +8,8 @@ from typing import Any
 from pipeline.inputs.input_counts import say_left_out
 from pipeline.records import ResultRow
 from pipeline.report.figures import RunFigures
-from pipeline.report.html import base64_of, render_html
-from pipeline.report.pictures import Picture
+from pipeline.report.html import render_html
+from pipeline.report.picture import Picture, shown
 from pipeline.retention import Retention
 
 MAX_BYTES = 10_000_000
@@ -52,15 +52,15 @@ def _within_budget(pictures: Sequence[Sequence[Picture]]) -> list[list[dict[str,
     """Pictures as text, the first ones first, until the page is full."""
     left, found = _PICTURE_BYTES, []
     for some in pictures:
-        shown = []
-        for picture in some:
-            data = base64_of(picture.png) if picture.png is not None else ""
-            reason = picture.reason
-            if len(data) > left:
-                data, reason = "", "left out: the page would be larger than 10 MB"
-            left -= len(data)
-            shown.append({"caption": picture.caption, "data": data, "reason": reason})
-        found.append(shown)
+        drawn = []
+        for picture in map(shown, some):
+            num_bytes = sum(len(tile["data"]) for tile in picture["tiles"])
+            if num_bytes > left:
+                picture |= {"tiles": [], "reason": "left out: the page would be larger than 10 MB"}
+            else:
+                left -= num_bytes
+            drawn.append(picture)
+        found.append(drawn)
     return found
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,30 +20,17 @@ from pipeline.errors import PipelineError
 from pipeline.loading.load_report import ItemLoader
 from pipeline.records import LoadedItem, MediaItem
 from pipeline.report.draw import check_drawable
-from pipeline.report.raster import draw_cells, png, sheets_of, side_by_side
+from pipeline.report.picture import Picture, Tile
+from pipeline.report.raster import draw_cells, sheets_of, shrink
 from pipeline.report.token_maps import GONE, PatchCells, cells_of
 
 if TYPE_CHECKING:
     from illava import VLM
+    from illava.preprocess import VisualInput
     from illava.requests import Generation
 
-_MAX_FRAMES, _FRAME_PX = 8, 128
+_MAX_SEEN, _SEEN_PX = 8, 176
 _MAX_SHEETS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """Holds a picture, or the reason why there is none.
-
-    Attributes:
-        caption: what it shows.
-        png: None where it cannot be had.
-        reason: why not.
-    """
-
-    caption: str
-    png: bytes | None = None
-    reason: str = ""
 
 
 def item_pictures(
@@ -75,7 +62,7 @@ def item_pictures(
             if isinstance(loaded, Picture):
                 yield [loaded]
             else:
-                yield [_frames(loaded), *tracer.overlays(loaded, text)]
+                yield [_seen(loaded), *tracer.overlays(loaded, text)]
 
 
 def _load(loader: ItemLoader, item: MediaItem) -> LoadedItem | Picture:
@@ -85,12 +72,37 @@ def _load(loader: ItemLoader, item: MediaItem) -> LoadedItem | Picture:
         return Picture("frames", reason=f"the media cannot be read again: {error}")
 
 
-def _frames(loaded: LoadedItem) -> Picture:
-    tiles = [tile for visual in loaded.media for tile in visual.tiles]
-    shown = _spread(tiles, _MAX_FRAMES)
-    caption = f"{len(shown)} of {len(tiles)} frames or tiles as the model got them"
-    small = [tile[:: -(-max(tile.shape[:2]) // _FRAME_PX), :: -(-max(tile.shape[:2]) // _FRAME_PX)] for tile in shown]
-    return Picture(caption, png(side_by_side(small, per_row=4)))
+def _seen(loaded: LoadedItem) -> Picture:
+    """Some of a video's frames; else every picture or page whole, with its number."""
+    if loaded.item.media_kind == "video":
+        frames = [tile for visual in loaded.media for tile in visual.tiles]
+        times_s = [f"{at_s:.2f} s" for at_s in loaded.frame_timestamps_s] or [""] * len(frames)
+        labels = [f"{number} · {at}" if at else f"{number}" for number, at in enumerate(times_s, 1)]
+        shown = _spread(list(zip(labels, frames, strict=True)), _MAX_SEEN)
+        tiles = [Tile(label, shrink(frame, _SEEN_PX)) for label, frame in shown]
+        return Picture(f"{len(shown)} of {len(frames)} frames, as the model got them", tiles)
+    name = "page" if loaded.item.media_kind == "document" else "picture"
+    left_out = {page.page for page in loaded.failed_pages}
+    numbers = [number for number in range(len(loaded.media) + len(left_out)) if number not in left_out]
+    shown = _spread(list(zip(numbers, loaded.media, strict=True)), _MAX_SEEN)
+    tiles = [Tile(_numbered(name, number, visual), _whole(visual)) for number, visual in shown]
+    caption = f"{len(shown)} of {_several(len(numbers), name)}, at the model's size"
+    missing = ", ".join(str(number + 1) for number in sorted(left_out))
+    return Picture(caption + (f"; could not be shown to it: {missing}" if missing else ""), tiles)
+
+
+def _several(count: int, name: str) -> str:
+    return f"{count} {name}{'s' * (count != 1)}"
+
+
+def _numbered(name: str, number: int, visual: VisualInput) -> str:
+    return f"{name} {number + 1}" + (f" · {len(visual.tiles)} tiles" if len(visual.tiles) > 1 else "")
+
+
+def _whole(visual: VisualInput) -> np.ndarray:
+    """The first tile of several is the whole picture squeezed into a square: it gets its shape back."""
+    height, width = visual.original_size if len(visual.tiles) > 1 else visual.tiles[0].shape[:2]
+    return shrink(visual.tiles[0], _SEEN_PX, shape=(height, width))
 
 
 class _Tracer:
@@ -136,8 +148,6 @@ class _Tracer:
         content, *further = build_task(config.task).requests(loaded.item, loaded.media)
         request = request_of(config.task, loaded.item.item_id, content, params, trace=True)
         (done,) = vlm.generate([request], plan=config.reduction)
-        if done.error is not None:
-            raise done.error
         tiles = [part.tiles for part in content if not isinstance(part, str)]
         return list(_drawn(tiles, done, text=None if further or config.task.refine else text))
 
@@ -145,15 +155,16 @@ class _Tracer:
 def _drawn(tiles: Sequence[np.ndarray], done: Generation, *, text: str | None) -> Iterator[Picture]:
     if done.trace is None:
         raise RuntimeError(f"request {done.request_id!r} was answered without the trace it asked for")
-    sheets = _spread(sheets_of(done.trace.patch_coords.numpy(), tiles), _MAX_SHEETS)
+    sheets = sheets_of(done.trace.patch_coords.numpy(), tiles)
     steps = done.trace.steps
     num_before = next((n for n, step in enumerate(steps) if step.stage == "decoder_layer"), len(steps))
     ends = {"into the language model": num_before, "in its last layer": len(steps)}
     for name, upto in ends.items():
         # Only the states that are drawn are composed.
         cells = cells_of(replace(done.trace, steps=steps[:upto]))[-1]
-        image = side_by_side([draw_cells(sheet, cells.representative_P) for sheet in sheets], per_row=2)
-        yield Picture(f"kept tokens {name}: {_counted(cells)}", png(image))
+        drawn = zip(sheets, draw_cells(sheets, cells.representative_P), strict=True)
+        shown = _spread([Tile(sheet.number, image) for sheet, image in drawn], _MAX_SHEETS)
+        yield Picture(f"kept tokens {name}: {_counted(cells)}", shown)
     if text is not None and done.text.strip() != text.strip():
         yield Picture("the answer here differs from the row's", reason=done.text)
 

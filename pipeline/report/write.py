@@ -8,7 +8,8 @@ from pipeline.errors import PipelineError
 from pipeline.records import MediaItem, ResultRow
 from pipeline.report.figures import RunFigures, run_figures
 from pipeline.report.page import render_report
-from pipeline.report.pictures import Picture, item_pictures
+from pipeline.report.picture import Picture
+from pipeline.report.pictures import item_pictures
 from pipeline.runs.run_folder import read_frozen_manifest
 from pipeline.runs.run_record import RUN_FILE, recorded_config
 from pipeline.storage import storage

@@ -42,7 +42,6 @@ _PACKAGES: dict[str, frozenset[str]] = {
     _RESIZE: frozenset({"video"}),
     "pypdfium2": frozenset({"document"}),
 }
-
 # Changes of this program that give other rows under an unchanged configuration: name -> 1, 2, ... A fingerprint that
 # lacks a name was made before that change. The release number itself decides nothing: CONTRIBUTING.md, "Change what a
 # run records", says when an entry is due.

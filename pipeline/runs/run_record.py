@@ -29,7 +29,9 @@ _IGNORED_KEYS = frozenset({"schema_version", "model.device", "attention_backend"
 # made with that value; a job that goes on with its run says so too.
 VALUES_BEFORE: dict[str, Any] = {"sampling.loop_tokens": None}
 # The same, of keys of one kind of task.
-_VALUES_BEFORE_OF: dict[str, dict[str, Any]] = {"document": {"task.enforce_schema": False}}
+_VALUES_BEFORE_OF: dict[str, dict[str, Any]] = {
+    "document": {"task.enforce_schema": False, "media.over_max_pages": "fail"}
+}
 _RUN_KEYS = {
     "fingerprint": str,
     "recipe_digest": str,

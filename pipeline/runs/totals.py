@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.errors import ItemError, StorageError
 from pipeline.records import LATER_COLUMNS
+from pipeline.runs.page_counts import PageCounts
 from pipeline.runs.parquet_sink import read_parts
 from pipeline.runs.run_folder import FINISHED_FILE
 from pipeline.storage import storage
@@ -41,6 +42,7 @@ class Totals:
         by_error_type: number of failed rows of each type.
         by_finish_reason: number of answered rows whose answer ended so.
         sums: sums of the columns that can be summed; without a later column that any of the rows lacks.
+        pages: `pipeline.runs.page_counts.PageCounts` as a mapping; empty of a run without documents.
         num_empty: answered rows without a text, or with white space alone; None where an earlier version did not count.
     """
 
@@ -50,6 +52,7 @@ class Totals:
     by_finish_reason: dict[str, int] = field(default_factory=dict)
     sums: dict[str, float] = field(default_factory=dict)
     num_empty: int | None = None
+    pages: dict[str, Any] = field(default_factory=dict)
 
     @property
     def num_answered(self) -> int:
@@ -68,8 +71,9 @@ def run_totals(run_uri: str, indexes: Sequence[int]) -> Totals:
         ItemError, StorageError: a part is absent or cannot be read.
     """
     groups: list[dict[str, Any]] = []
-    num_empty = 0
-    for table in read_parts(run_uri, indexes, [*_COUNTED, *_SUMMED, "text"]):
+    num_empty, pages = 0, PageCounts()
+    for table in read_parts(run_uri, indexes, [*_COUNTED, *_SUMMED, "text", "pages", "num_pages"]):
+        pages.add_table(table)
         answered = zip(table["status"].to_pylist(), table["text"].to_pylist(), strict=True)
         num_empty += sum(status != "failed" and not text.strip() for status, text in answered)
         summed = [([], "count_all"), *((name, "sum") for name in _SUMMED), *((name, "count") for name in _LATER)]
@@ -87,7 +91,7 @@ def run_totals(run_uri: str, indexes: Sequence[int]) -> Totals:
             continue  # of rows that do not all say it there is no sum
         values = [group[f"{name}_sum"] or 0 for group in groups]  # null where no row has a value
         sums[name] = math.fsum(values) if name.endswith(("_s", "_usd")) else sum(values)
-    return Totals(sum(status.values()), status, errors, reasons, sums, num_empty)
+    return Totals(sum(status.values()), status, errors, reasons, sums, num_empty, pages.as_dict())
 
 
 def recorded_totals(run_uri: str) -> Totals:

@@ -52,7 +52,7 @@ def measure_point(
 
     began_s = time.perf_counter()
     with PeakMemory(vlm.family.decoder.device) as memory:
-        answers = vlm.generate(requests, plan=plan)
+        answers = vlm.generate(requests, plan=plan, errors="return")
     wall_s = time.perf_counter() - began_s
     found: dict[str, Any] = {
         "num_failed": sum(answer.error is not None for answer in answers),
@@ -115,7 +115,7 @@ def _seconds(vlm: VLM, requests: Sequence[Request], plan: ReductionPlan, speed: 
         rounds: dict[str, list[float]] = {name: [] for name in taken}
         for _ in range(speed.rounds + 1):
             for side, which in (("whole_", EMPTY_PLAN), ("", plan)):
-                (done,) = vlm.generate([request], plan=which)
+                (done,) = vlm.generate([request], plan=which, errors="return")
                 if done.error is None:
                     for state in _STATES:
                         rounds[f"{side}{state}"].append(getattr(done.timing, state))

@@ -115,13 +115,19 @@ class Document(Task):
             return _failed(page, window, "invalid_answer", f"{why_cut(generation)}{error}", **answer)
 
 
-def pages_outcome(pages: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Say what a document's row says of its pages: ok, partial where some failed, failed where all did."""
+def pages_outcome(pages: Sequence[dict[str, Any]], notes: str | None = None) -> dict[str, Any]:
+    """Say what a document's row says of its pages: ok, partial where some failed, failed where all did.
+
+    Args:
+        pages: of the document, as the row has them.
+        notes: what is missing of it beside the failed pages; it stands behind them.
+    """
     failed = [page for page in pages if page["status"] == "failed"]
     if not failed:
         return {}
     first = failed[0]
     message = f"{len(failed)} of {len(pages)} pages failed; page {first['page'] + 1}: {first['error_message']}"
+    message += f"; {notes}" if notes else ""
     if len(failed) < len(pages):
         return {"status": "partial", "error_message": message}
     return {"status": "failed", "error_type": first["error_type"], "error_message": message}

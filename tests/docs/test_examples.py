@@ -15,7 +15,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 
@@ -226,11 +225,9 @@ def test_python_compiles_and_runs_where_it_is_marked(block, request, tmp_path, m
         case "documents":
             shutil.copytree(DOCUMENTS, tmp_path / "run")
             names |= {"RUN": str(tmp_path / "run"), "OUT": str(tmp_path)}
-        case "demo-model":
-            names["frames"] = np.random.default_rng(0).integers(0, 255, (4, 112, 112, 3), np.uint8)
         case "job-from-python":
             names["OUT"] = str(tmp_path / "run")
-        case "reducer" | "task":
+        case "reducer" | "task" | "demo-model":
             pass
         case mark:
             raise AssertionError(f"nothing is known of the mark {mark}")

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from compressed_tensors.quantization import QuantizationArgs
 from safetensors.torch import load_file, save_file
 
 from illava import VLM
@@ -17,9 +18,28 @@ from illava.families.text_scorer import RelevanceModel
 from illava.reducers.clip_crop import ClipScorer
 from tests.support.models.clip import make_clip
 from tests.support.models.published_llava import edit
-from tests.support.models.quantised_models import PUBLISHED, fp8_alone, int8, make_quantised, put_json, store_layers
+from tests.support.models.quantised_models import (
+    FLOAT8,
+    INT4,
+    PUBLISHED,
+    READ,
+    declared,
+    fp8_alone,
+    int8,
+    make_quantised,
+    put_json,
+    store_layers,
+)
 
 INSTEAD = "take the unquantised repository"
+NVFP4 = QuantizationArgs(num_bits=4, type="float", strategy="tensor_group", group_size=16)
+BY_GROUP_ORDER = INT4.model_copy(update={"actorder": "group"})
+
+
+def compressed_groups(*groups) -> dict:
+    """Several schemes in one checkpoint, of which transformers would take the first for all layers."""
+    sections = [declared(args, "x")["config_groups"]["group_0"] for args in groups]
+    return declared(groups[0], "mixed") | {"config_groups": dict(enumerate(sections))}
 
 
 @pytest.fixture
@@ -60,8 +80,16 @@ def test_numbers_without_a_scale_are_told_by_their_dtype(folder, store, dtype):
         load(folder)
 
 
+@pytest.mark.parametrize("name", ["fp8", "compressed-fp8"])
+def test_numbers_without_a_scale_are_refused_under_a_scheme_that_is_read(folder, name):
+    store_layers(folder, fp8_alone)
+    edit(folder / "config.json", quantization_config=READ[name][1])
+    with pytest.raises(ModelLoadError, match=r"28 tensors of .*_proj\.weight' in F8_E4M3"):
+        load(folder)
+
+
 @pytest.mark.parametrize(
-    ("declared", "words"),
+    ("section", "words"),
     [
         ({"quantization_config": {"quant_method": "torchao", "quant_type": {}}}, "by torchao"),
         ({"quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": []}}, "by mxfp4"),
@@ -70,12 +98,22 @@ def test_numbers_without_a_scale_are_told_by_their_dtype(folder, store, dtype):
         ({"quantization_config": {"bits": 3}}, "by a method it leaves open"),
         ({"quantization_config": {}}, "by a method it leaves open"),
         ({"quantization_config": "fp8"}, "by 'fp8'"),
+        ({"quantization_config": {"quant_method": "fp8", "scale_fmt": "ue8m0"}}, "by fp8 of another kind .*ue8m0"),
+        ({"quantization_config": {"quant_method": "compressed-tensors"}}, "by compressed-tensors with 0 config_groups"),
+        ({"quantization_config": compressed_groups(INT4, FLOAT8)}, "by compressed-tensors with 2 config_groups"),
+        (
+            {"quantization_config": declared(FLOAT8, "float-quantized", kv_cache_scheme={"num_bits": 8})},
+            "kv_cache_scheme",
+        ),
+        ({"quantization_config": declared(FLOAT8, "x", sparsity_config={"format": "sparse-24"})}, "sparsity_config"),
+        ({"quantization_config": declared(NVFP4, "nvfp4-pack-quantized")}, r"in nvfp4-pack-quantized \(float4\)"),
+        ({"quantization_config": declared(BY_GROUP_ORDER, "pack-quantized")}, r"pack-quantized \(int4, actorder group"),
         ({"compression_config": {"format": "float-quantized"}}, r"compression_config: .* by compressed-tensors"),
         ({"quantization": {"group_size": 64, "bits": 4}}, r"json: quantization: .* by mlx"),
     ],
 )
-def test_whatever_config_json_declares_is_refused(folder, declared, words):
-    edit(folder / "config.json", **declared)
+def test_whatever_else_config_json_declares_is_refused(folder, section, words):
+    edit(folder / "config.json", **section)
     refused_by_config(folder, rf"{words}.*{INSTEAD}")
 
 
@@ -102,7 +140,7 @@ def test_the_quantisers_own_files_beside_config_json_are_read(folder, name, cont
 
 def test_an_adapter_is_refused_with_or_without_a_config_of_its_own(folder):
     put_json(folder, "adapter_config.json", {"base_model_name_or_path": "org/base", "peft_type": "LORA", "r": 8})
-    words = r"adapter_config\.json: an adapter of org/base, which would be left out; merge it into the base"
+    words = r"adapter_config\.json: an adapter of org/base, which would be left out; name the base model in"
     refused_by_config(folder, words)
     (folder / "config.json").unlink()
     refused_by_config(folder, words)

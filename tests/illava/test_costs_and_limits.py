@@ -17,7 +17,7 @@ from illava import VLM, ReductionPlan, Request, SamplingParams, load_preprocesso
 from illava.attention import packed as attention
 from illava.decoder.decoder import Decoder
 from illava.engine.prompt import pack
-from illava.errors import ModelLoadError, RequestError
+from illava.errors import ModelLoadError, RequestError, RequestTooLargeError
 from illava.plan import EMPTY_PLAN
 from illava.reducers import ILLaVA
 from illava.reduction.decoder import DecoderReduction
@@ -232,7 +232,7 @@ def test_media_that_cannot_fit_are_refused_before_the_tower_runs(vlm, preprocess
     video = preprocessor.video(noise(3, 30, 40))
     monkeypatch.setattr(vlm.family.decoder, "max_positions", 52)  # 3 x 16 + 1 places, 3 new tokens
     monkeypatch.setattr(vlm.family, "encode", lambda *_, **__: pytest.fail("the tower ran"))
-    with pytest.raises(RequestError, match=r"'long': 49 prompt tokens of its media and 4 new tokens .* 52 positions"):
+    with pytest.raises(RequestTooLargeError, match=r"'long': 49 prompt tokens of its media and 4 new .* 52 positions"):
         vlm.submit(Request("long", (video, "?"), SamplingParams(max_new_tokens=4)))
     assert not vlm.has_work
     vlm.submit(Request("fits", (video, "?"), SamplingParams(max_new_tokens=3)))
@@ -248,7 +248,7 @@ def test_media_that_cannot_fit_are_refused_before_the_tower_runs(vlm, preprocess
 )
 def test_content_that_is_no_text_and_no_prepared_medium_is_that_requests_error(vlm, content, message):
     good = Request("good", ("Hello",), SamplingParams(max_new_tokens=2))
-    bad, fine = vlm.generate([Request("bad", content), good], plan=EMPTY_PLAN)
+    bad, fine = vlm.generate([Request("bad", content), good], plan=EMPTY_PLAN, errors="return")
     assert fine.error is None
     assert isinstance(bad.error, RequestError)
     assert message in str(bad.error)

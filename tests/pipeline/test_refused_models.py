@@ -51,7 +51,9 @@ def test_quantised_models_and_adapters_end_with_2_before_anything_is_written(job
         edit(model / "config.json", quantization_config={"quant_method": method})
     said = refused(path, *flags, capsys=capsys)
     assert method in said
-    assert ("merge it into the base" if method == "adapter" else "take the unquantised repository") in said
+    assert (
+        "name the base model in model.model_id" if method == "adapter" else "take the unquantised repository"
+    ) in said
     assert not out.exists(), "another model may use this folder"
 
 

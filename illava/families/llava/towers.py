@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from illava.attention.packed import packed_attention
+from illava.decoder.joined_linears import is_plain
 from illava.errors import ModelLoadError
 from illava.reduction.vision import VisionReduction
 
@@ -179,8 +180,8 @@ def _attend_by_segment(block: Any, hidden_TD: Tensor, reduction: VisionReduction
 
 
 def _mlp(mlp: Any, normed_TD: Tensor, wide_TM: Tensor | None) -> Tensor:
-    """Run Hugging Face's own forward, with its widest result in ``wide_TM`` if that is given."""
-    if wide_TM is None:
+    """Run Hugging Face's own forward, with its widest result in ``wide_TM`` if that is given and serves this layer."""
+    if wide_TM is None or not is_plain(mlp.fc1) or mlp.fc1.bias is None:
         return mlp(normed_TD)
     wide_TM = wide_TM[: len(normed_TD)]
     torch.addmm(mlp.fc1.bias, normed_TD, mlp.fc1.weight.t(), out=wide_TM)

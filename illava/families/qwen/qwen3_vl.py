@@ -44,9 +44,8 @@ class Qwen3VLTower(NativeTower):
     def __init__(self, vision_model: Any) -> None:
         """Borrow its layers."""
         super().__init__(vision_model)
-        self._deepstack = dict(
-            zip(vision_model.deepstack_visual_indexes, vision_model.deepstack_merger_list, strict=True)
-        )
+        blocks = getattr(vision_model, "deepstack_visual_indexes", ())  # Qwen3.5's tower is this one without deepstack
+        self._deepstack = dict(zip(blocks, getattr(vision_model, "deepstack_merger_list", ()), strict=True))
         self._positions, self._positions_per_side = vision_model.pos_embed, vision_model.num_grid_per_side
 
     def embed(self, patch_PX: Tensor, grids: Sequence[PatchGrid]) -> Tensor:

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from pipeline.config.schema import JobConfig
-from pipeline.execution.item_timing import ItemTimeline, loaded_together
+from pipeline.execution.item_timing import ItemTimeline, ModelGaps, loaded_together
 from pipeline.execution.lease import Lease
 from pipeline.execution.ray.actor_pool import (
     CALLS_PER_ACTOR,
@@ -72,12 +72,13 @@ class RayExecutor:
         self._readers: list[ReaderHandle] = []
         self._past_usage: list[WorkerUsage] = []
         self._num_spawned = 0
-        self.reading = ReadingUsage()
+        self._model_gaps, self.reading = ModelGaps(), ReadingUsage()
         self._autoscaler = ActorPoolAutoscaler(runtime.num_vlm_actors.min, now_s=time.monotonic())
 
     def poll(self) -> None:
         """Dispatch items to actors with capacity, then take every answer that is ready; wait briefly for the first."""
         self._resize()
+        self._model_gaps.note(is_loaded=any(vlm.started for vlm in self._vlms))
         self._feed_readers()
         self._feed_vlms()
         self._check_deadlines()
@@ -194,7 +195,7 @@ class RayExecutor:
 
     def _advance(self, vlm: VLMHandle, leases: list[Lease]) -> None:
         for lease in leases:
-            lease.timeline.dispatched()
+            lease.timeline.dispatched(self._model_gaps)
         payloads = list(dict.fromkeys(lease.payload for lease in leases))
         inputs = [
             BatchInput(lease.item, payloads.index(lease.payload), lease.attempts, lease.shard_index) for lease in leases

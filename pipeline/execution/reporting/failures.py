@@ -18,6 +18,7 @@ _WITH_MORE = {
     "unsafe_uri": "--set input.follow_links=FOLDER",
     "load_timeout": "--set media.load_timeout_s=600",
     "out_of_memory": "--set model.max_batch_requests=1",
+    "cache_too_small": "--set model.kv_cache_bytes=20_000_000_000",
     "item_timeout": "--set runtime.item_timeout_s=7200",
 }
 # Neither the bytes nor the machine: the same configuration gives the same failure.

@@ -14,6 +14,7 @@ from pipeline.inputs.input_counts import InputCounts
 from pipeline.records import ResultRow
 from pipeline.redaction import visible
 from pipeline.retention import Retention
+from pipeline.runs.page_counts import PageCounts
 from pipeline.storage.uris import printable
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class RunStats:
     num_decoder_tokens_kept: int = 0
     num_generated_tokens: int = 0
     num_loops: int = 0
+    pages: PageCounts = field(default_factory=PageCounts)
     bytes_fetched: int = 0
     gpu_s: float = 0.0
     cpu_s: float = 0.0
@@ -56,6 +58,7 @@ class RunStats:
         self.num_decoder_tokens_kept += row.num_decoder_tokens_kept
         self.num_generated_tokens += row.num_generated_tokens
         self.num_loops += row.finish_reason == "loop"
+        self.pages.add(row.pages, row.num_pages)
         self.bytes_fetched += row.bytes_fetched
         self.gpu_s += row.gpu_s
         self.cpu_s += row.cpu_s
@@ -124,6 +127,8 @@ def render_summary(summary: RunSummary) -> str:
             _line("throughput", _throughput(summary)),
             *([_line("device", said(summary.placed))] if summary.placed else []),
         ]
+    if pages := str(stats.pages):
+        lines.append(_line("pages", pages))
     lines += [_line(label, text) for label, text in stats.retention.lines]
     if stats.num_loops:
         lines.append(_line("loops", f"{stats.num_loops} answers repeat themselves (finish_reason loop)"))

@@ -1,7 +1,8 @@
 """Renders documents to pages: PDFs by PDFium, TIFFs by Pillow; pictures are pages already. Runs in the sandbox child.
 
 Pages are made one window at a time, so that a long document takes the memory of its tiles and not of its pages. A page
-that cannot be shown fails alone. A document fails as a whole where all of its pages fail.
+that cannot be shown fails alone. A document fails as a whole where all of its pages fail. Of one that has too many
+pages the first are read.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ import numpy as np
 from illava.errors import PreprocessError
 from pipeline.errors import ItemError
 from pipeline.loading.decoding.pictures import Picture, load_image_pages, load_picture
+from pipeline.loading.page_limit import num_pages_read, page_limit
 from pipeline.records import FailedPage
 
 if TYPE_CHECKING:
@@ -44,6 +46,9 @@ class Pages:
     """Holds the pages of one document.
 
     Attributes:
+        limit: how many pages are read at most.
+        limit_key: what limits them, in words.
+        num_pages: pages that the document has.
         inputs: one for each page that could be shown, in order, at model size.
         failed: the other pages.
         cut_short: pages among the first of which a part is missing, each with what is missing.
@@ -51,7 +56,10 @@ class Pages:
         preprocess_s: seconds of bringing pages to model size.
     """
 
-    decoder: str
+    limit: int
+    limit_key: str
+    num_pages: int = 0
+    decoder: str = ""
     inputs: list[VisualInput] = field(default_factory=list)
     failed: list[FailedPage] = field(default_factory=list)
     cut_short: list[tuple[int, str]] = field(default_factory=list)
@@ -60,11 +68,19 @@ class Pages:
     @property
     def partial(self) -> str | None:
         """Names the pages that failed or are cut short; None where there is none."""
+        if not self.failed:
+            return self.notes
+        first, total = self.failed[0], len(self.inputs) + len(self.failed)
+        failed = f"{len(self.failed)} of {total} pages failed; page {first.page + 1}: {first.message}"
+        return f"{failed}; {self.notes}" if self.notes else failed
+
+    @property
+    def notes(self) -> str | None:
+        """Says what is missing beside the pages that failed; None where nothing is."""
         parts = [f"page {page + 1}: {what}" for page, what in self.cut_short]
-        if self.failed:
-            first = self.failed[0]
-            total = len(self.inputs) + len(self.failed)
-            parts.insert(0, f"{len(self.failed)} of {total} pages failed; page {first.page + 1}: {first.message}")
+        if self.num_pages > self.limit:
+            read = f"the first {self.limit:,} were read" if self.limit > 1 else "the first was read"
+            parts.append(f"the document has {self.num_pages:,} pages, {read}: {self.limit_key} is {self.limit:,}")
         return "; ".join(parts) or None
 
 
@@ -75,6 +91,8 @@ def load_pages(
     preprocessor: Preprocessor,
     *,
     pages_per_request: int | None,
+    lost: Sequence[FailedPage] = (),
+    num_pages: int | None = None,
 ) -> Pages:
     """Load every page at model size.
 
@@ -84,12 +102,19 @@ def load_pages(
         media: budgets and resolution.
         preprocessor: is given as many good pages at once as one request shows to the model.
         pages_per_request: that number of pages; None for all of them.
+        lost: page images that no path stands for, since their objects could not be had.
+        num_pages: page images that the document has, where more are there than are read.
 
     Raises:
         ItemError: the document cannot be opened or is over a budget, or no page of it can be shown.
     """
-    decoder, pages = _open(kind, paths, media)
-    loaded, window = Pages(decoder), []
+    limit_key, limit = page_limit(kind, media)
+    loaded, window = Pages(limit, limit_key), []
+    if kind == "document":
+        pages = _open(paths[0], media, loaded, in_windows=pages_per_request is not None)
+    else:
+        loaded.decoder, loaded.num_pages = "pillow", num_pages or len(paths) + len(lost)
+        pages = _pictures(paths, lost, media)
     with contextlib.closing(pages):
         for number, page in enumerate(pages):
             if isinstance(page, ItemError):
@@ -120,46 +145,51 @@ def _prepare(window: Sequence[tuple[int, np.ndarray]], preprocessor: Preprocesso
     loaded.preprocess_s += time.perf_counter() - began_s
 
 
-def _open(kind: MediaKind, paths: Sequence[str], media: MediaConfig) -> tuple[str, Generator[Page, None, None]]:
-    if kind != "document":
-        return "pillow", _pictures(paths, media)
-    (path,) = paths
+def _open(path: str, media: MediaConfig, loaded: Pages, *, in_windows: bool) -> Generator[Page, None, None]:
+    """Yield a document's pages; say in ``loaded`` by what, and how many there are."""
+
+    def begin(num_pages: int) -> int:
+        loaded.num_pages = num_pages
+        return num_pages_read("document", num_pages, media, in_windows=in_windows)
+
     with open(path, "rb") as file:
         head = file.read(_HEAD_BYTES)
     if not head:
         raise ItemError("empty_media", "the file has zero bytes")
     if b"%PDF-" in head:
-        return "pypdfium2", _render(path, media)
+        loaded.decoder = "pypdfium2"
+        return _render(path, media, begin)
     if head.startswith(_TIFF_HEADS):
-        return "pillow", load_image_pages(path, media)
+        loaded.decoder = "pillow"
+        return load_image_pages(path, media.max_pixels_per_frame, begin)
     raise ItemError("unsupported_media", f"neither a PDF nor a TIFF (first bytes {head[:12].hex(' ')})")
 
 
-def _pictures(paths: Sequence[str], media: MediaConfig) -> Generator[Page, None, None]:
-    check_num_pages(len(paths), media)
-    for path in paths:
+def _pictures(paths: Sequence[str], lost: Sequence[FailedPage], media: MediaConfig) -> Generator[Page, None, None]:
+    """Yield page images in order; a file that is gone or may not be read is lost too."""
+    errors = {page.page: ItemError(page.error_type, page.message) for page in lost}
+    left = iter(paths)
+    for number in range(len(paths) + len(lost)):
+        if number in errors:
+            yield errors[number]
+            continue
         try:
-            yield load_picture(path, media.max_pixels_per_frame)
+            yield load_picture(next(left), media.max_pixels_per_frame)
         except ItemError as error:
             yield error
+        except FileNotFoundError:
+            yield ItemError("not_found", "the file is gone")
+        except PermissionError:
+            yield ItemError("access_denied", "the file may not be read")
 
 
-def check_num_pages(num_pages: int, media: MediaConfig) -> None:
-    """Raise for a document without pages, or with too many, before the first page is made."""
-    if num_pages == 0:
-        raise ItemError("empty_media", "the document has no pages")
-    if num_pages > media.max_pages:
-        raise ItemError("too_large", f"the document has {num_pages:,} pages; max_pages is {media.max_pages:,}")
-
-
-def _render(path: str, media: MediaConfig) -> Generator[Page, None, None]:
+def _render(path: str, media: MediaConfig, begin: Callable[[int], int]) -> Generator[Page, None, None]:
     """Yield a PDF's pages as shown: rotated by their /Rotate, with forms and annotations, on white."""
     import pypdfium2
 
     document = _open_pdf(path)
     with contextlib.closing(document):
-        check_num_pages(len(document), media)
-        for number in range(len(document)):
+        for number in range(begin(len(document))):
             try:
                 yield Picture(_render_page(document, number, media))
             except pypdfium2.PdfiumError:

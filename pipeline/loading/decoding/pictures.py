@@ -6,7 +6,7 @@ Runs in the sandbox child. What Pillow reads without saying what white is (float
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -66,15 +66,38 @@ def load_images(paths: Sequence[str], media: MediaConfig) -> Frames:
     return Frames(frames, (), "pillow", "; ".join(problems) or None)
 
 
-def load_image_pages(path: str, media: MediaConfig) -> Generator[Picture | ItemError, None, None]:
-    """Yield every picture of a TIFF in order, or the error of one that cannot be read. Raises as `load_images`."""
-    with _opened(path, media.max_pixels_per_frame, ("TIFF",)) as image:
-        num_pages = image.n_frames
-        if num_pages > media.max_pages:
-            raise ItemError("too_large", f"the document has {num_pages:,} pages; max_pages is {media.max_pages:,}")
+def is_picture(source: Any) -> bool:
+    """Whether it is a picture of Pillow."""
+    from PIL import Image
+
+    return isinstance(source, Image.Image)
+
+
+def rgb_of(image: Any) -> np.ndarray:
+    """Return a picture of Pillow as `load_images` returns that of a file: uint8 [H, W, 3] RGB, upright, on white.
+
+    Raises:
+        ItemError: ``unsupported_media``: a mode without a defined white.
+    """
+    image.load()
+    return np.array(_upright(_to_rgb(image), image))
+
+
+def load_image_pages(
+    path: str, max_pixels: int, begin: Callable[[int], int]
+) -> Generator[Picture | ItemError, None, None]:
+    """Yield the pictures of a TIFF in order, or the error of one that cannot be read. Raises as `load_images`.
+
+    Args:
+        path: a local file.
+        max_pixels: of one picture.
+        begin: is told how many there are, and says how many of them to read.
+    """
+    with _opened(path, max_pixels, ("TIFF",)) as image:
+        num_pages = begin(image.n_frames)
     for number in range(num_pages):
         try:
-            page = load_picture(path, media.max_pixels_per_frame, formats=("TIFF",), number=number)
+            page = load_picture(path, max_pixels, formats=("TIFF",), number=number)
         except ItemError as error:
             yield error
         else:
@@ -189,7 +212,7 @@ def _to_rgb(image: Any) -> Any:
     """Return the picture in RGB. What its numbers mean is said by the mode, and in a TIFF by its tags."""
     from PIL import Image
 
-    tags = image.tag_v2 if image.format == "TIFF" else {}
+    tags = image.tag_v2 if getattr(image, "format", None) == "TIFF" else {}
     sample_formats = tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))
     if image.mode == "F" or set(sample_formats) != {_UNSIGNED}:
         raise _no_white("with floats or signed numbers")

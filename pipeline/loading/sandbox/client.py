@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -41,6 +41,8 @@ class DecodedMedia:
     partial: str | None
     preprocess_s: float
     failed_pages: tuple[FailedPage, ...] = ()
+    page_notes: str | None = None
+    num_pages: int | None = None
 
 
 class DecoderProcess:
@@ -79,6 +81,8 @@ class DecoderProcess:
         deadline_s: float,
         present: Sequence[tuple[int, int]] | None = None,
         pages_per_request: int | None = None,
+        lost: Sequence[FailedPage] = (),
+        num_pages: int | None = None,
     ) -> DecodedMedia:
         """Decode and preprocess one item.
 
@@ -89,6 +93,7 @@ class DecoderProcess:
             deadline_s: when the child is killed, on `time.monotonic`.
             present: the byte ranges that are present of a video that is read by ranges; None for whole files.
             pages_per_request: pictures are pages of a document, of which one request shows so many to the model.
+            lost, num_pages: of page images, as `pipeline.loading.decoding.pages.load_pages` takes them.
 
         Raises:
             ItemError: the child's own error, or ``load_timeout``, ``load_crashed``, ``load_out_of_memory``.
@@ -97,7 +102,8 @@ class DecoderProcess:
             PipelineError: the child cannot be started at all.
         """
         request: dict[str, Any] = {"kind": kind, "paths": list(paths), "decoder": decoder, "present": present}
-        request["pages_per_request"] = pages_per_request
+        request |= {"pages_per_request": pages_per_request, "num_pages": num_pages}
+        request["lost"] = [asdict(page) for page in lost]
         return self._ask(request, _decoded, deadline_s)
 
     def needed_ranges(self, path: str, *, deadline_s: float) -> list[tuple[int, int]]:
@@ -171,6 +177,6 @@ def _decoded(answer: dict[str, Any], child: SandboxProcess, deadline_s: float) -
         height, width = visual["original_size"]
         own_times_s = times_s if visual["kind"] == "video" and len(times_s) == shape[0] else ()
         media.append(VisualInput(visual["kind"], tiles, (height, width), own_times_s))
-    details = {key: answer[key] for key in ("decoder", "partial", "preprocess_s")}
+    details = {key: answer[key] for key in ("decoder", "partial", "preprocess_s", "page_notes", "num_pages")}
     failed = tuple(FailedPage(**page) for page in answer["failed_pages"])
     return DecodedMedia(tuple(media), times_s, **details, failed_pages=failed)

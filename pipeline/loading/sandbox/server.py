@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from pipeline.errors import ItemError
+from pipeline.records import FailedPage
 
 if TYPE_CHECKING:
     from illava.preprocess import Preprocessor, VisualInput
@@ -101,11 +102,19 @@ def _load(
 
     kind, is_video = request["kind"], request["kind"] == "video"
     if kind == "document" or request["pages_per_request"]:
-        per_request = request["pages_per_request"]
-        pages = load_pages(kind, request["paths"], media, preprocessor, pages_per_request=per_request)
+        pages = load_pages(
+            kind,
+            request["paths"],
+            media,
+            preprocessor,
+            pages_per_request=request["pages_per_request"],
+            lost=[FailedPage(**page) for page in request["lost"]],
+            num_pages=request["num_pages"],
+        )
         answer, tiles = _described(pages.inputs)
         answer |= {"timestamps_s": (), "decoder": pages.decoder, "partial": pages.partial}
         answer |= {"preprocess_s": pages.preprocess_s, "failed_pages": [asdict(page) for page in pages.failed]}
+        answer |= {"page_notes": pages.notes, "num_pages": pages.num_pages}
         return answer, tiles
     if request["present"] is not None:
         (path,) = request["paths"]
@@ -126,6 +135,8 @@ def _load(
         "partial": frames.partial,
         "preprocess_s": time.perf_counter() - started_s,
         "failed_pages": [],
+        "page_notes": None,
+        "num_pages": None,
     }
     return answer, tiles
 

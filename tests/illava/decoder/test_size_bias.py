@@ -195,7 +195,7 @@ def test_the_scores_before_a_layer_are_of_the_biased_attention(decoder, score):
     run_prefill(decoder, [prompt], biased(plan))
     run_prefill(decoder, [prompt], plan)
     layer = decoder.layers[0]
-    q, k, _ = decoder.project(layer, prompt.hidden_TD, decoder.rotary_at(prompt.hidden_TD, prompt.position_PT))
+    q, k, *_ = decoder.project(layer, prompt.hidden_TD, decoder.rotary_at(prompt.hidden_TD, prompt.position_PT))
     logits = torch.einsum("ihd,jhd->hij", q, k.repeat_interleave(2, 1)) * decoder.scale + added(prompt.size_T)[0]
     attention = logits.softmax(-1).mean(0)
     if score == "released":

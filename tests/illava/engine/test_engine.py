@@ -11,11 +11,11 @@ from illava.decoder.prefill import PrefillRun
 from illava.engine.config import EngineConfig
 from illava.engine.engine import Engine
 from illava.errors import (
+    CacheTooSmallError,
     NumericalError,
     PlanError,
     ReductionDidNotFireError,
     RequestError,
-    RequestTooLargeError,
 )
 from illava.plan import EMPTY_PLAN
 
@@ -135,10 +135,10 @@ def test_blocks_are_taken_per_layer_and_all_given_back(vlm, requests):
 def test_a_full_pool_makes_requests_wait_and_an_impossible_one_fail(onevision_folder, vlm, requests):
     block_bytes = 2 * 16 * 2 * 8 * 4
     small = VLM.from_pretrained(str(onevision_folder), kv_cache_bytes=60 * block_bytes)
-    done = {g.request_id: g for g in small.generate(requests)}
+    done = {g.request_id: g for g in small.generate(requests, errors="return")}
     for request in requests:
         if request.request_id in "bd":
-            assert isinstance(done[request.request_id].error, RequestTooLargeError)
+            assert isinstance(done[request.request_id].error, CacheTooSmallError)
             assert "the whole pool has 60" in str(done[request.request_id].error)
         else:
             assert done[request.request_id].token_ids == only(vlm, request, EMPTY_PLAN).token_ids
@@ -174,7 +174,7 @@ def test_random_draws_do_not_depend_on_the_batch(vlm, requests):
 
 def test_a_plan_that_did_not_fire_fails_that_request_alone(vlm, requests):
     plan = plan_of({"stage": "decoder_layer", "layers": [1], "reducer": {"kind": "illava", "keep_per_frame": 9}})
-    done = {g.request_id: g for g in vlm.generate(requests, plan=plan)}
+    done = {g.request_id: g for g in vlm.generate(requests, plan=plan, errors="return")}
     assert isinstance(done["b"].error, ReductionDidNotFireError)  # a tiled image is no frame
     assert "removed none of" in str(done["b"].error)
     assert done["b"].finish_reason is None
@@ -198,7 +198,7 @@ def test_logits_that_are_not_finite_fail_that_request_alone(vlm, requests, monke
         return logits_BV
 
     monkeypatch.setattr(vlm.family.decoder, "decode", decode)
-    done = vlm.generate(requests)
+    done = vlm.generate(requests, errors="return")
     assert isinstance(done[broken_row].error, NumericalError)
     assert "'c'" in str(done[broken_row].error)
     assert len(done[broken_row].token_ids) == 2
@@ -209,7 +209,7 @@ def test_logits_that_are_not_finite_fail_that_request_alone(vlm, requests, monke
 
 def test_a_medium_of_another_model_fails_its_request_alone(vlm, requests, media):
     wrong = replace(media["video"], tiles=np.zeros((4, 20, 20, 3), np.uint8))
-    done = vlm.generate([requests[0], Request("wrong", (wrong, "?"), SHORT), requests[2]])
+    done = vlm.generate([requests[0], Request("wrong", (wrong, "?"), SHORT), requests[2]], errors="return")
     assert isinstance(done[1].error, RequestError)
     assert done[1].usage is None
     assert done[0].token_ids == only(vlm, requests[0], EMPTY_PLAN).token_ids
@@ -226,10 +226,28 @@ def test_a_medium_of_another_model_fails_its_request_alone(vlm, requests, media)
     ],
 )
 def test_requests_that_cannot_be_answered_carry_their_error(vlm, requests, request_, message):
-    good, bad = vlm.generate([requests[4], request_])
+    good, bad = vlm.generate([requests[4], request_], errors="return")
     assert good.error is None
     assert isinstance(bad.error, RequestError)
     assert message in str(bad.error)
+
+
+def test_a_request_that_fails_raises_unless_it_is_asked_to_carry_its_error(vlm, requests, media, monkeypatch):
+    bad = Request("bad", ("hi",), SamplingParams(top_p=2.0))
+    encoded = []
+    encode = vlm.family.encode
+    monkeypatch.setattr(vlm.family, "encode", lambda *given, **more: (encoded.append(1), encode(*given, **more))[1])
+    with pytest.raises(RequestError, match="top_p") as refused:
+        vlm.generate([requests[0], bad, requests[1]])
+    assert "raised by request 'bad'; with errors='return'" in refused.value.__notes__[0]
+    assert (encoded, vlm.has_work) == ([], False), "what cannot be answered is told before anything is computed"
+    with pytest.raises(ReductionDidNotFireError, match="removed none of"):  # met while the others run
+        vlm.generate(requests[:4], plan=plan_of(FRAMES))
+    assert not vlm.has_work
+    vlm.engine.cache.check()
+    assert vlm.engine.cache.num_free_blocks == vlm.engine.cache.num_blocks
+    with pytest.raises(ValueError, match="errors is 'raise' or 'return', not 'ignore'"):
+        vlm.generate([bad], errors="ignore")
 
 
 def test_ids_in_flight_and_plans_are_checked_at_once(vlm, requests):

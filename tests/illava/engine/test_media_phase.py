@@ -154,7 +154,7 @@ def test_fewer_frames_are_an_ordinary_video_of_as_many(tiny):
     assert reduced.usage.num_vision_tokens > plain.usage.num_vision_tokens
     assert reduced.usage.num_vision_tokens_kept == plain.usage.num_vision_tokens_kept
     assert reduced.usage.num_patches == plain.usage.num_patches
-    (error,) = tiny.vlm.generate([tiny.requests["image"]], plan=plan)
+    (error,) = tiny.vlm.generate([tiny.requests["image"]], plan=plan, errors="return")
     assert isinstance(error.error, ReductionDidNotFireError)
 
 
@@ -164,7 +164,7 @@ def test_lower_resolution_is_the_model_s_own_smaller_picture(tiny):
     mm_item = tiny.pre.images([picture])[0]
     single = Request("single", (mm_item, "What?"), SAMPLING)
     if tiny.vlm.family.model_type == "llava_next":  # no canvas of half its tiles
-        (refused,) = tiny.vlm.generate([single], plan=plan)
+        (refused,) = tiny.vlm.generate([single], plan=plan, errors="return")
         assert isinstance(refused.error, RequestError)
         assert "its tower takes tiles of one size" in str(refused.error)
         return
@@ -178,7 +178,7 @@ def test_lower_resolution_is_the_model_s_own_smaller_picture(tiny):
     assert usage.num_patches == plain.usage.num_patches <= 0.5 * tiny.vlm.family.num_patches(mm_item)
     assert usage.num_vision_tokens == tiny.vlm.family.num_vision_tokens(mm_item) > usage.num_vision_tokens_kept
     if tiny.vlm.family.model_type == "llava_onevision":
-        refused = tiny.vlm.generate([tiny.requests["images"], tiny.requests["video"]], plan=plan)
+        refused = tiny.vlm.generate([tiny.requests["images"], tiny.requests["video"]], plan=plan, errors="return")
         assert ["a video frame" in str(one.error) or "in 1 tiles" in str(one.error) for one in refused] == [True, True]
 
 
@@ -200,7 +200,7 @@ def test_what_cannot_be_is_refused_in_words(tiny, scorers, tmp_path):
         return
     image = tiny.requests["image"]
     (silent,) = tiny.vlm.generate(
-        [Request("silent", (image.content[0],), SAMPLING)], plan=plan_of("clip_crop", scorers)
+        [Request("silent", (image.content[0],), SAMPLING)], plan=plan_of("clip_crop", scorers), errors="return"
     )
     assert "compares pictures with a text, but there is none" in str(silent.error)
     with pytest.raises(ModelLoadError, match="is a 'clipseg' model; this method needs a 'clip' model"):

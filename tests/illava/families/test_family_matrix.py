@@ -76,9 +76,9 @@ def requests_of(preprocessor, *, video: bool) -> dict[str, Request]:
 def test_what_check_accepts_runs_and_a_batch_equals_its_items_alone(tiny, row):
     for stage in set(stages_of(tiny.vlm.family, SETTINGS[row])) - {"media"}:  # tests/illava/engine/test_media_phase.py
         plan = plan_of(tiny.vlm.family, SETTINGS[row], stage)
-        together = tiny.vlm.generate(list(tiny.requests.values()), plan=plan)
+        together = tiny.vlm.generate(list(tiny.requests.values()), plan=plan, errors="return")
         for (modality, request), batched in zip(tiny.requests.items(), together, strict=True):
-            (alone,) = tiny.vlm.generate([request], plan=plan)
+            (alone,) = tiny.vlm.generate([request], plan=plan, errors="return")
             where = (row, stage, modality)
             if modality != "video" and REDUCERS[SETTINGS[row]["kind"]].merges_frames:
                 for generation in (alone, batched):  # nothing to join: this request's error, in a batch too

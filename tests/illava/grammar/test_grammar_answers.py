@@ -112,7 +112,8 @@ def test_a_grammar_without_answers_ends_its_request_alone(vlm):
         [
             Request("bad", ("What?",), SamplingParams(grammar=Grammar(regex="("))),
             Request("good", ("What?",), SamplingParams(grammar=COLOUR)),
-        ]
+        ],
+        errors="return",
     )
     assert isinstance(bad.error, RequestError)
     assert str(bad.error) == "grammar.regex: unclosed group"
@@ -132,7 +133,7 @@ def test_an_answer_that_cannot_be_followed_any_further_ends_alone(vlm, monkeypat
 
     monkeypatch.setattr(AnswerGrammar, "fill", gives_up)
     asked = {"date": SamplingParams(9, grammar=DATE), "free": SamplingParams(5, min_new_tokens=5)}
-    date, free = vlm.generate([Request(name, ("What?",), params) for name, params in asked.items()])
+    date, free = vlm.generate([Request(name, ("What?",), params) for name, params in asked.items()], errors="return")
     assert "request 'date': its answer cannot be followed through its grammar any further" in str(date.error)
     assert (free.error, free.finish_reason) == (None, "length")
 

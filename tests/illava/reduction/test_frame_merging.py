@@ -91,9 +91,9 @@ def test_a_request_without_a_video_is_refused_alone_and_in_a_batch(loaded):
     }
     requests = [Request(name, content, sampling) for name, content in contents.items()]
     plan = merging(BLOCKS[vlm.family.model_type][:1])
-    together = vlm.generate(requests, plan=plan)
+    together = vlm.generate(requests, plan=plan, errors="return")
     for request, batched in zip(requests, together, strict=True):
-        (alone,) = vlm.generate([request], plan=plan)
+        (alone,) = vlm.generate([request], plan=plan, errors="return")
         assert type(alone.error) is type(batched.error)
         refused = request.request_id in ("image", "one frame")
         assert isinstance(alone.error, ReductionDidNotFireError) == refused, request.request_id

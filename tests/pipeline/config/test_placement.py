@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from illava import devices
-from illava.errors import DeviceError
+from illava.errors import DeviceError, ModelLoadError
 from pipeline.cli import run_cli
 from pipeline.config.load import load_config
 from pipeline.config.placement import ClusterGPUs, gpus_of, place_here, place_on_ray, said
@@ -105,7 +105,11 @@ def test_one_process_refuses_a_gpu_it_does_not_have(monkeypatch) -> None:
         (True, 0, "cuda", "sees no CUDA device"),
         (True, 1, "cuda:7", "cuda:7: this process sees 1 CUDA device, cuda:0$"),
         (True, 2, "cuda:2", "2 CUDA devices, cuda:0 to cuda:1$"),
-        (True, 1, "gpu", "none of auto, cpu, cuda, cuda:N"),
+        (True, 1, "gpu", "none of auto, cpu, cuda, cuda:N; did you mean 'cuda'"),
+        (True, 1, "CPU", "did you mean 'cpu'"),
+        (True, 1, 1, "cuda:1: this process sees 1 CUDA device"),
+        (True, 1, None, "did you mean 'auto'"),
+        (True, 1, "cpu:1", "there is one CPU device"),
         (True, 1, "cuad", "did you mean 'cuda'"),
         (True, 1, "mps", "none of"),
         (True, 1, "meta", "none of"),
@@ -126,6 +130,26 @@ def test_a_device_is_looked_for_before_a_model_is_loaded() -> None:
 
     with pytest.raises(DeviceError, match="none of auto"):
         VLM.from_pretrained("/no/model/is/here", device="gpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"dtype": "bf16"}, ModelLoadError, "dtype 'bf16' is none of auto, float32, bfloat16, float16; .*'bfloat16'"),
+        ({"dtype": "Float16"}, ModelLoadError, "did you mean 'float16'"),
+        ({"dtype": None}, ModelLoadError, "dtype None is none of auto"),
+        ({"dtype": "float8_e4m3fn"}, ModelLoadError, "is none of auto"),
+        ({"torch_dtype": "bfloat16"}, TypeError, "a word of transformers: give dtype='bfloat16'"),
+        ({"device_map": "auto"}, TypeError, "a word of transformers: give device='cuda:0'"),
+        ({"kv_cache_bytes": "2GB"}, TypeError, "kv_cache_bytes is a number of bytes, such as 2 << 30; got '2GB'"),
+        ({"max_batch_requests": 2.5}, TypeError, "max_batch_requests is a whole number; got 2.5"),
+    ],
+)
+def test_a_wrong_option_of_a_model_is_said_before_it_is_loaded(options, error, words) -> None:
+    from illava import VLM
+
+    with pytest.raises(error, match=words):
+        VLM.from_pretrained("/no/model/is/here", **({"device": "cpu"} | options))
 
 
 @pytest.mark.parametrize(

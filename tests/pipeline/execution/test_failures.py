@@ -151,7 +151,7 @@ def test_a_limit_that_was_raised_makes_its_failures_worth_another_try(tmp_path) 
     recorded = before.model_dump(mode="json")
     assert permanent_types(recorded, before) == PERMANENT | PERMANENT_UNDER.keys()
     more = job_config(tmp_path, {"uri": "in"}, runtime={"cache_bytes": 2000})
-    assert permanent_types(recorded, more) == PERMANENT | {"prompt_too_long"}
+    assert permanent_types(recorded, more) == PERMANENT | {"prompt_too_long", "cache_too_small"}
     more = job_config(tmp_path, {"uri": "in"}, runtime={"cache_bytes": 1000}, model={"kv_cache_bytes": 1 << 30})
     assert permanent_types(recorded, more) == PERMANENT | {"too_large"}
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -11,9 +13,15 @@ from hypothesis import strategies as st
 
 from illava.requests import Generation, Timing, TokenUsage
 from pipeline.execution import item_timing
-from pipeline.execution.item_timing import ItemTimeline, loaded_together
+from pipeline.execution.item_timing import ItemTimeline, ModelGaps, loaded_together
+from pipeline.execution.ray.actors import StepResult
+from pipeline.execution.ray.executor import RayExecutor
 from pipeline.execution.rows import RowMaker, RunInfo
-from pipeline.records import LoadStats, MediaItem
+from pipeline.execution.scheduler import Scheduler
+from pipeline.execution.worker import WorkerUsage
+from pipeline.loading.load_report import LoadReport
+from pipeline.records import LoadStats, MediaItem, ResultRow, Shard
+from tests.support.runs.actors_without_ray import Answer, Cluster
 from tests.support.runs.fakes import FakeLoader, job_config
 
 STAGES = ("fetch_s", "load_s", "preprocess_s", "queue_s", "vision_s", "prefill_s", "decode_s")
@@ -177,3 +185,74 @@ def test_a_row_that_no_worker_made_has_all_its_seconds_too(clock, rows, reached,
     loaded_s = 3.5 if reached != "reader" and not shares_load else 0.0
     assert row.queue_s == pytest.approx(row.latency_s - loaded_s)
     assert stages_s(row) == pytest.approx(row.latency_s)
+
+
+def test_the_wait_for_a_model_is_the_part_of_the_wait_without_any(clock) -> None:
+    gaps, began_s = ModelGaps(), clock.now_s
+    for seconds, is_loaded in ((10, True), (5, True), (5, False), (2, False), (3, True)):
+        clock.now_s += seconds
+        gaps.note(is_loaded=is_loaded)
+    assert gaps.within(began_s, clock.now_s) == pytest.approx(10 + 2 + 3)
+    assert gaps.within(began_s + 4, began_s + 12) == pytest.approx(6)
+    assert gaps.within(began_s + 11, began_s + 19) == 0
+    assert gaps.within(began_s + 21, began_s + 22) == pytest.approx(1)
+    gaps.note(is_loaded=False)
+    clock.now_s += 7
+    assert gaps.within(clock.now_s - 4, clock.now_s) == pytest.approx(4), "one that goes on"
+
+
+class LoadsItsModelLast(Cluster):
+    """Holds the answer of every VLM actor's start back until the test lets it go."""
+
+    def __init__(self, clock: Clock, row: ResultRow) -> None:
+        super().__init__()
+        self._clock, self._row, self.is_loaded, self._starts = clock, row, False, []
+
+    def spawn_vlm(self, config, make_worker):
+        actor = super().spawn_vlm(config, make_worker)
+        actor.start = SimpleNamespace(remote=self._start)
+        actor.advance = SimpleNamespace(remote=self._advance)
+        return actor
+
+    def _advance(self, inputs, *payloads) -> Answer:
+        self._clock.now_s += 2.0 + 7.25  # its mailbox, then the worker
+        return Answer(StepResult(tuple((self._row, 7.25) for _ in inputs), WorkerUsage()))
+
+    def _start(self) -> Answer:
+        self._starts.append(Answer(1))
+        return self._starts[-1]
+
+    def load(self, reader, item: MediaItem):
+        self._clock.now_s += 3.5
+        return Answer(LoadReport(3.5, STATS, nbytes=10)), object()
+
+    def wait(self, references, timeout_s):
+        return [one for one in references if self.is_loaded or one not in self._starts]
+
+
+def test_a_row_says_how_long_it_waited_for_the_model_to_be_loaded(clock, rows, tmp_path) -> None:
+    item = MediaItem("item-1", ("1.mp4",), "video", (1,), ("",))
+    cluster, made = LoadsItsModelLast(clock, replace(made_row(rows), latency_s=7.25)), []
+    scheduler = Scheduler(
+        [0],
+        lambda index: Shard(index, (item,)),
+        estimate_bytes=lambda item: 10,
+        failed_row=lambda *_: pytest.fail("nothing fails"),
+        on_row=made.append,
+        max_inflight_bytes=100,
+        max_open_shards=1,
+        max_attempts=1,
+    )
+    config = job_config(tmp_path, {"uri": "unused"}, executor="ray")
+    executor = RayExecutor(cluster, config, scheduler, make_loader=lambda: None, make_worker=lambda: None)
+    for seconds in (1.0, 15.0, 5.0, 0.0):  # the reader starts; the item is handed out, loaded, and waits
+        executor.poll()
+        clock.now_s += seconds
+    cluster.is_loaded = True
+    executor.poll()
+    executor.poll()
+    (row,) = made
+    assert row.model_wait_s == pytest.approx(20.0)
+    assert row.queue_s - row.model_wait_s == pytest.approx(2.0 + TIMINGS[0].queue_s)
+    assert stages_s(row) == pytest.approx(row.latency_s)
+    assert abs((datetime.now(UTC) - datetime.fromisoformat(row.finished_at)).total_seconds()) < 3600

@@ -178,6 +178,7 @@ def test_a_long_phase_is_said_and_said_again_and_a_short_one_is_not(caplog) -> N
     try:
         with phase("listing a long one", after_s=0.01, every_s=0.01):
             assert said.wait(60)
+        assert not [thread for thread in threading.enumerate() if thread.name == "phase"], "all is said by now"
     finally:
         logging.getLogger("pipeline").removeHandler(seen)
     assert caplog.messages[0] == "listing a long one"

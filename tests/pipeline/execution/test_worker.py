@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from illava.errors import (
+    CacheTooSmallError,
     NumericalError,
     PlanError,
     PreprocessError,
@@ -65,6 +66,7 @@ def test_an_error_of_one_request_is_its_row_and_its_neighbour_is_unharmed(tmp_pa
     ("error", "error_type"),
     [
         (RequestTooLargeError("x"), "prompt_too_long"),
+        (CacheTooSmallError("x"), "cache_too_small"),
         (RequestError("x"), "bad_request"),
         (PreprocessError("x"), "bad_request"),
         (NumericalError("x"), "numerical_error"),

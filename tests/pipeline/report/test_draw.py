@@ -23,8 +23,10 @@ from illava.plan import ReductionPlan
 from pipeline.config.schema import JobConfig
 from pipeline.errors import ConfigError
 from pipeline.report.draw import draw_job, draw_request
-from pipeline.report.draw_page import Figure, Section, render_page
-from pipeline.report.raster import Sheet, draw_cells, draw_heat, png, sheets_of
+from pipeline.report.draw_page import Section, render_page
+from pipeline.report.picture import Picture, Tile
+from pipeline.report.plan_text import plan_lines
+from pipeline.report.raster import Sheet, draw_cells, draw_heat, png, sheets_of, shrink
 from pipeline.report.token_maps import GONE, PatchCells, cells_of, representatives
 from tests.support.models.cells import family_params
 from tests.support.models.families import make_folder
@@ -67,6 +69,9 @@ def test_drawn_cells_partition_the_patch_grid(tiny, method) -> None:
         num_patches = done.usage.num_patches
         drawn = np.concatenate([sheet.patch_RC.ravel() for sheet in sheets_for(request, done.trace)])
         assert np.array_equal(np.sort(drawn), np.arange(num_patches)), "every patch is drawn once"
+        numbers = [sheet.number for sheet in sheets_for(request, done.trace)]
+        assert numbers[0] == ("1.1" if name == "images" else "1")
+        assert len(set(numbers)) == len(numbers)
         steps = cells_of(done.trace)
         assert steps[0].title == "input"
         for upto, cells in enumerate(steps):
@@ -129,13 +134,16 @@ def test_a_request_becomes_a_page_and_pictures(tiny) -> None:
         }
     )
     section = draw_request(vlm, config, replace(request, trace=True), title="<b>clip</b>.mp4")
-    captions = [figure.caption for figure in section.figures]
+    captions = [picture.caption for picture in section.pictures]
     assert captions[0].startswith("input: ")
     assert any(caption.startswith("language model, before layer") for caption in captions)
     assert sum("attention in the" in caption for caption in captions) == 2
     page = render_page("kept & drawn", [section])
-    check_page(page, num_pictures=len(captions))
+    check_page(page, num_pictures=sum(len(picture.tiles) for picture in section.pictures))
     assert "&lt;b&gt;clip&lt;/b&gt;.mp4" in page
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in page
+    for said in ("shows itself", "their mean colour, outlined", "one token for most of", "no token holds it", "redder"):
+        assert said in page.partition("<h2>")[0], "the legend stands before the first item"
 
 
 def check_page(page: str, *, num_pictures: int) -> None:
@@ -166,8 +174,8 @@ def check_page(page: str, *, num_pictures: int) -> None:
 
 def test_what_comes_from_outside_is_escaped() -> None:
     evil = '"><script>alert(1)</script><img src=http://x/>'
-    figure = Figure(evil, png(np.zeros((2, 3, 3), np.uint8)))
-    check_page(render_page(evil, [Section(evil, ((evil, evil),), (figure,))]).replace("http:", ""), num_pictures=1)
+    picture = Picture(evil, [Tile(evil, np.zeros((2, 3, 3), np.uint8))])
+    check_page(render_page(evil, [Section(evil, ((evil, evil),), (picture,))]).replace("http:", ""), num_pictures=1)
 
 
 def test_texts_of_any_length_are_shown_whole_without_secrets_or_control_characters(monkeypatch) -> None:
@@ -182,24 +190,74 @@ def test_texts_of_any_length_are_shown_whole_without_secrets_or_control_characte
     assert "\x1b" not in page
 
 
-def test_pixels_are_what_the_cells_say() -> None:
-    pixels = np.full((6, 6, 3), 200, np.uint8)
-    sheet = Sheet(pixels, np.arange(9).reshape(3, 3))
+def checked(size: int, shades: list[int]) -> Sheet:
+    """A square sheet whose patches have one shade each, except for a darker pixel in the corner of each."""
+    pixels = np.array(shades, np.uint8).reshape(size, size).repeat(16, 0).repeat(16, 1)
+    pixels[::16, ::16] //= 2
+    return Sheet(np.stack([pixels] * 3, -1), np.arange(size * size).reshape(size, size))
+
+
+def test_a_group_shows_its_mean_colour_with_a_thin_outline() -> None:
+    shades = [200, 100, 140, 200, 200, 180, 200, 200, 200]
     representative_P = np.array([0, 1, 1, 2, GONE, 1, 3, 4, 5])
-    image = draw_cells(sheet, representative_P)
+    (image,) = draw_cells([checked(3, shades)], representative_P)
     side = image.shape[0] // 3
     middle = image[side // 2 :: side, side // 2 :: side].reshape(9, 3)
     assert (middle[[0, 3, 6, 7, 8]] == 200).all(), "a patch alone is shown as it is"
     assert (middle[4] == 36).all(), "what is gone is dark"
-    assert (middle[1] == middle[[2, 5]]).all(), "a group has one colour"
-    assert (middle[1] != 200).any()
-    lines = (image == 24).all(-1)
-    assert lines[:side, side].all(), "an edge between two representatives"
-    assert not lines[1 : side - 1, 2 * side].any(), "none within a group"
+    mean = np.mean([shade - (shade - shade // 2) / 256 for shade in (100, 140, 180)])
+    assert (middle[[1, 2, 5]] == round(mean)).all(), "a group is its patches' mean"
+    assert (image[2, side + 3 : 2 * side - 2] == round(mean)).all(), "flat: its pixels are gone"
+    assert (image[1 : side - 1, side] == round(mean / 2)).all(), "its outline is one pixel, half as bright"
+    assert (image[1 : side - 1, side + 1] == round(mean)).all()
+    assert (image[1 : side - 1, 2 * side] == round(mean)).all(), "no line within a group"
+    assert (image[2 * side + 8 : 3 * side - 1, side] == 200).all(), "none between two patches alone"
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(png(image)))), image)
-    heat = draw_heat(sheet, np.array([0.0] * 8 + [1.0]), 1.0)
-    assert heat[-1, -1, 0] > heat[0, 0, 0]
-    assert heat[0, 0, 2] > heat[-1, -1, 2]
+
+
+def test_a_token_that_stands_for_most_of_a_frame_is_hatched_on_every_frame() -> None:
+    first, second = checked(3, [120] * 9), checked(3, [60] * 9)
+    second = replace(second, patch_RC=second.patch_RC + 9)
+    most = np.array([0] * 5 + [1] * 4 + [0] + [2] * 4 + [3] * 4)
+    images = draw_cells([first, second], most)
+    side = images[0].shape[0] // 3
+    shades = [{*image[2 : side - 1, 2 : side - 1].ravel().tolist()} for image in images]
+    assert shades[0] == shades[1], "one colour, the mean over both frames, and one of the lines"
+    assert len(shades[0]) == 2
+    others = (images[0][-side + 2 :, -side + 2 :], images[1][-side + 2 :, -side + 2 :])
+    assert [len({*other.ravel().tolist()}) for other in others] == [1, 1], "four of nine are no background"
+    half = np.array([0] * 8 + [1] + [2] * 9)
+    assert len({*draw_cells([first, second], half)[1][2 : side - 1, 2 : side - 1].ravel().tolist()}) == 2, (
+        "a whole frame"
+    )
+
+
+def test_a_map_is_the_redder_the_more() -> None:
+    values = np.array([0.0, 0.5, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, np.nan])
+    heat = draw_heat(checked(3, [200] * 9), values, 1.0)
+    side = heat.shape[0] // 3
+    none, half, full = (heat[side // 2, (2 * n + 1) * side // 2].tolist() for n in range(3))
+    assert none[0] == none[1] == none[2]
+    assert full[0] - full[2] > half[0] - half[2] > 0
+    assert heat[-side // 2, -side // 2].tolist() == [36, 36, 36], "of no token"
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"), [(None, (20, 20)), ((300, 100), (20, 7)), ((1, 4000), (1, 20)), ((9, 9), (9, 9))]
+)
+def test_a_picture_shrinks_into_its_own_shape(shape, size) -> None:
+    assert shrink(np.zeros((40, 40, 3), np.uint8), 20, shape=shape).shape == (*size, 3)
+
+
+def test_a_plan_is_told_in_the_words_of_its_yaml() -> None:
+    assert plan_lines(ReductionPlan()) == ["none"]
+    step = {"stage": "vision_block", "layers": [1, 2], "reducer": {"kind": "tome", "num_merged": 2}}
+    plan = ReductionPlan.model_validate({"steps": [step], "unmerge": {}, "size_bias": True})
+    assert plan_lines(plan) == [
+        "vision_block 1, 2: tome, per medium, num_merged 2",
+        "unmerge kind knn_delta, num_neighbours 4",
+        "size_bias true",
+    ]
 
 
 def test_of_equal_weights_the_first_token_holds_a_patch() -> None:
@@ -232,4 +290,4 @@ def test_the_job_draws_the_demo(tmp_path) -> None:
     assert [Path(path).exists() for path in written] == [True] * len(written)
     pictures = [path for path in written if path.endswith(".png")]
     assert len(pictures) == 9, "input, four blocks, layout, decoder, attention in both"
-    check_page((tmp_path / "kept_tokens.html").read_text(), num_pictures=len(pictures))
+    check_page((tmp_path / "kept_tokens.html").read_text(), num_pictures=7 * 8 + 10 + 5)

@@ -17,8 +17,7 @@ from pipeline.errors import RefusedError
 from pipeline.records import LoadedItem, LoadStats
 from pipeline.report.figures import run_figures
 from pipeline.report.page import MAX_BYTES, _usd, render_report
-from pipeline.report.pictures import Picture
-from pipeline.report.raster import png
+from pipeline.report.picture import Picture, Tile
 from pipeline.report.write import write_report
 from pipeline.runs.parquet_sink import ParquetSink
 from pipeline.runs.run import open_run, pending_shards
@@ -127,8 +126,8 @@ def test_pictures_that_are_too_many_are_left_out_by_name(opened) -> None:
     complete(opened)
     figures = run_figures(opened.uri, num_samples=6)
     figures = replace(figures, samples=tuple(replace(row, text="x" * 10**6) for row in figures.samples))
-    noise = png(np.random.default_rng(0).integers(0, 256, (800, 800, 3), dtype=np.uint8))
-    page = render_report(figures, [[Picture("frames", noise)]] * len(figures.samples))
+    noise = Tile("1", np.random.default_rng(0).integers(0, 256, (800, 800, 3), dtype=np.uint8))
+    page = render_report(figures, [[Picture("frames", [noise])]] * len(figures.samples))
     assert len(page.encode()) < MAX_BYTES
     assert page.count("data:image/png") == 3
     assert page.count("left out: the page would be larger than 10 MB") == 3
@@ -160,7 +159,7 @@ def test_frames_come_through_the_runs_own_loader(opened, monkeypatch) -> None:
     items = {item.item_id: item for item in opened.manifest.items}
     assert asked[-1] == "closed"
     assert [items[item.item_id] for item in asked[:-1]] == asked[:-1]
-    assert page.count("data:image/png") == 2
+    assert page.count("data:image/png") == 2 * 3
     assert "the media cannot be read again: it is another object now" in page
     assert page.count("not asked for; --overlays N loads the model here") == 2
 
@@ -185,11 +184,11 @@ def test_an_overlay_that_fails_takes_none_of_the_others_with_it(opened, monkeypa
     frames = np.zeros((2, 32, 48, 3), np.uint8)
     loaded = [LoadedItem(item, (VisualInput("video", frames, (32, 48)),), (0.0, 1.0), LoadStats()) for item in items]
     monkeypatch.setattr(worker, "load_vlm", lambda config: model)
-    monkeypatch.setattr(pictures, "_drawn", lambda tiles, done, *, text: [Picture(text, b"drawn")])
+    monkeypatch.setattr(pictures, "_drawn", lambda tiles, done, *, text: [Picture(text, [Tile("1", frames[0])])])
     tracer = pictures._Tracer(opened.config, 3)
     found = [tracer.overlays(one, one.item.item_id) for one in loaded]
     assert model.asked == [item.item_id for item in items[:3]]
-    assert [one.png for (one,) in found] == [b"drawn", None, b"drawn", None]
+    assert [len(one.tiles) for (one,) in found] == [1, 0, 1, 0]
     assert found[1][0].reason == "cannot be drawn: ValueError: too long for this machine"
     assert found[3][0].reason.startswith("not asked for; --overlays N")
 

@@ -37,6 +37,7 @@ ROWS_VALUES: dict[str, Any] = {
     "media.max_duration_s": 10.0,
     "media.max_images": 3,
     "media.max_pages": 3,
+    "media.over_max_pages": "fail",
     "media.page_dpi": 72,
     "media.max_pixels": 200_704,
     "media.min_pixels": 50_176,

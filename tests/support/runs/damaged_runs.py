@@ -196,6 +196,7 @@ DAMAGES = {
     "answer_without_tokens": (set_value(num_generated_tokens=0), "bad_counts"),
     "negative_seconds": (set_value(decode_s=-0.1), "bad_seconds"),
     "seconds_not_finite": (set_value(gpu_s=float("nan")), "bad_seconds"),
+    "more_wait_for_the_model_than_wait": (set_value(model_wait_s=0.4), "bad_seconds"),
     "negative_cost": (set_value(cost_usd=-1.0), "bad_seconds"),
     "logprob_above_zero": (set_value(answer_logprob=0.1), "bad_probabilities"),
     "logprob_not_finite": (set_value(answer_logprob=float("-inf")), "bad_probabilities"),

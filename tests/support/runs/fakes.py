@@ -28,7 +28,7 @@ from pipeline.records import LoadedItem, LoadStats, MediaItem
 from tests.support.media.clips import read_barcode
 
 DEMO_MODEL = Path(__file__).resolve().parents[3] / "configs" / "demo" / "model"
-FREE_COLUMNS = {"attempts", "bytes_fetched", "cost_usd"}
+FREE_COLUMNS = {"attempts", "bytes_fetched", "cost_usd", "finished_at"}
 
 
 def job_config(out: Path | str, source: dict, *, executor: str = "local", num_vlms: int = 1, **sections) -> JobConfig:

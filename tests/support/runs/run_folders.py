@@ -53,6 +53,7 @@ def make_row(run, shard_index, item, **changes):
         "answer_logprob": -0.25,
         "option_probabilities": (0.5, 0.25),
         "pages": None,
+        "num_pages": None,
         "fields": item.fields,
         "status": "ok",
         "error_type": None,
@@ -76,10 +77,12 @@ def make_row(run, shard_index, item, **changes):
         "load_s": 0.2,
         "preprocess_s": 0.1,
         "queue_s": 0.3,
+        "model_wait_s": 0.2,
         "vision_s": 0.1,
         "prefill_s": 0.1,
         "decode_s": 0.1,
         "latency_s": 1.0,
+        "finished_at": "2026-11-30T14:00:00.000+00:00",
         "cpu_s": 0.3,
         "gpu_s": 0.2,
         "cost_usd": 0.001,
@@ -99,7 +102,7 @@ def failed_row(run, shard_index, item, error_type="corrupt_media"):
         ("num_frames", "num_patches", "num_vision_tokens", "num_vision_tokens_kept", "num_decoder_tokens_kept"), 0
     )
     nothing |= {"num_patches_kept": 0, "retention_ratio": None}
-    seconds = dict.fromkeys(("queue_s", "vision_s", "prefill_s", "decode_s", "latency_s", "gpu_s"), 0.0)
+    seconds = dict.fromkeys(("queue_s", "model_wait_s", "vision_s", "prefill_s", "decode_s", "latency_s", "gpu_s"), 0.0)
     return make_row(
         run,
         shard_index,

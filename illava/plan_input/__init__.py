@@ -1,0 +1,1 @@
+"""What a caller may give for a plan: names, mappings and YAML files."""
