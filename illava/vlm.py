@@ -13,7 +13,7 @@ import torch
 
 from illava.attention.backend import kernels_on
 from illava.attention.packed import backend_name
-from illava.decoder.cuda_graphs import DecodeGraphs, can_capture
+from illava.decoder.cuda_graphs import DecodeGraphs, captures_steps
 from illava.decoder.hybrid_cache import make_cache
 from illava.devices import open_device
 from illava.engine.config import EngineConfig
@@ -60,7 +60,7 @@ class VLM:
         cache = make_cache(
             decoder, pool_bytes=pool_bytes, block_size=config.block_size, max_requests=config.max_batch_requests
         )
-        captured = can_capture(decoder.device) if config.decode_graphs is None else config.decode_graphs
+        captured = captures_steps(decoder) if config.decode_graphs is None else config.decode_graphs
         graphs = DecodeGraphs(decoder, family.embed, cache, max_batch=config.max_batch_requests) if captured else None
         self.family = family
         self.engine = Engine(family, cache, config, graphs=graphs)

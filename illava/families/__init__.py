@@ -102,6 +102,16 @@ _SPECS = (
         pixel_limits=_NATIVE,
     ),
     FamilySpec(
+        model_type="qwen3_vl_moe",
+        family="illava.families.qwen.qwen3_vl_moe:Qwen3VLMoe",
+        geometry="illava.families.qwen.geometry:qwen3_geometry",
+        depth="illava.families.qwen.geometry:model_depth",
+        preprocessor="illava.families.qwen.preprocessor:qwen3_preprocessor",
+        plan_check="illava.families.qwen.plan_check:check_qwen",
+        presets=("illava-qwen2-vl",),  # none is published for it
+        pixel_limits=_NATIVE,
+    ),
+    FamilySpec(
         model_type="qwen3_5",
         family="illava.families.qwen.qwen3_5:Qwen35",
         geometry="illava.families.qwen.geometry:qwen3_geometry",

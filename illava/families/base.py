@@ -2,7 +2,7 @@
 
 This module holds what all families share; a family adds its tower, its encoder and its checks. A family knows no
 reducer: its tower calls the reduction between attention and MLP of a block, and gets fewer tokens back. Each family is
-one file; subclasses are one level deep.
+one file; subclasses are one level deep, but for one that differs from another in its class of transformers alone.
 """
 
 from __future__ import annotations

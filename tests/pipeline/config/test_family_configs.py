@@ -52,6 +52,7 @@ CONFIGS = {
     # its decoder steps stand behind the full-attention layers 3 and 7
     "qwen3_5": ("caption_videos_qwen3_5", [(640, 160, QWEN3_LEFT, kept(QWEN3_LEFT, *[0.85] * 2))] * 2),
     "qwen3_vl": ("caption_videos_qwen3_vl", [(640, 160, QWEN3_LEFT, kept(QWEN3_LEFT, *[0.9] * 3))] * 2),
+    "qwen3_vl_moe": ("caption_videos_qwen3_vl_moe", [(640, 160, QWEN3_LEFT, kept(QWEN3_LEFT, *[0.9] * 3))] * 2),
 }
 COLUMNS = ("num_patches", "num_vision_tokens", "num_vision_tokens_kept", "num_decoder_tokens_kept")
 
