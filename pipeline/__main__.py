@@ -59,7 +59,7 @@ def build_parser() -> CommandParser:
     parser.commands = commands.choices
     for add in (_add_jobs, _add_sweep, _add_draw, _add_status, _add_verify, _add_retry, _add_report, _add_compare):
         add(commands)
-    for add in (_add_parity, _add_export, _add_convert, _add_judge):
+    for add in (_add_parity, _add_export, _add_erase, _add_convert, _add_judge):
         add(commands)
     return parser
 
@@ -213,15 +213,19 @@ def _add_report(commands: Any) -> None:
     command = _command(commands, "report", _report, text)
     command.add_argument("uri", metavar="RUN_URI", help="finished or not")
     command.add_argument("--samples", type=int, default=6, metavar="N", help="items shown (6)")
+    _add_without(command)
     command.add_argument(
         "--overlays", type=int, default=0, metavar="N", help="load the model here, and draw what it keeps of N of them"
     )
 
 
 def _report(options: argparse.Namespace) -> int:
+    from pipeline.inspection.withheld import parse_without
     from pipeline.report.write import write_report
 
-    print(visible(write_report(options.uri, num_samples=options.samples, num_overlays=options.overlays)))
+    leave_out = parse_without(options.without)
+    written = write_report(options.uri, num_samples=options.samples, num_overlays=options.overlays, leave_out=leave_out)
+    print(visible(written))
     return 0
 
 
@@ -284,6 +288,11 @@ def _parity(options: argparse.Namespace) -> int:
     return 0 if parity.holds else 4
 
 
+def _add_without(command: CommandParser) -> None:
+    text = "leave out addresses and messages (uri), what was asked (prompt), your columns (fields), pictures (frames)"
+    command.add_argument("--without", default="", metavar="uri,prompt,fields,frames", help=text)
+
+
 def _add_export(commands: Any) -> None:
     text = "a run's rows as CSV, JSON, JSON lines or Markdown; of each document a Markdown file with its pages in order"
     command = _command(commands, "export", _export, text)
@@ -292,12 +301,32 @@ def _add_export(commands: Any) -> None:
         "--format", required=True, choices=("csv", "json", "jsonl", "md"), help="md: a table of answers"
     )
     command.add_argument("--to", required=True, metavar="URI", help="file to write; a folder for documents as md")
+    _add_without(command)
 
 
 def _export(options: argparse.Namespace) -> int:
     from pipeline.inspection.export import export_run
+    from pipeline.inspection.withheld import parse_without
 
-    print(visible(export_run(options.uri, options.format, options.to)))
+    leave_out = parse_without(options.without)
+    print(visible(export_run(options.uri, options.format, options.to, leave_out=leave_out)))
+    return 0
+
+
+def _add_erase(commands: Any) -> None:
+    text = "erase items of a finished run: addresses, prompts, columns, answers; their rows stay, as `erased`"
+    command = _command(commands, "erase", _erase, text)
+    command.add_argument("uri", metavar="RUN_URI", help="a run whose parts are all published")
+    command.add_argument("--items", required=True, metavar="URI", help="a text: an item's id or address on each line")
+
+
+def _erase(options: argparse.Namespace) -> int:
+    from pipeline.runs.erase import erase_run
+
+    done = erase_run(options.uri, options.items)
+    before = done.num_named - done.num_rows
+    print(visible(f"{done.uri}: {done.num_rows:,} rows erased" + (f", {before:,} erased before" if before else "")))
+    print("  what was exported or reported elsewhere, a bucket's older versions, and the media themselves are yours")
     return 0
 
 

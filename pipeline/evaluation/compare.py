@@ -14,6 +14,7 @@ import numpy as np
 from pipeline.errors import RefusedError
 from pipeline.evaluation.run_columns import RunColumns, categories_of, read_run_columns
 from pipeline.evaluation.statistics import Interval, McNemar, mcnemar, paired_difference
+from pipeline.records import UNANSWERED
 from pipeline.runs.run_record import config_diff, recorded_config_fingerprint
 
 MEASURED = (
@@ -141,7 +142,9 @@ def compare_runs(first_uri: str, second_uri: str, *, seed: int = 0) -> Compariso
 def compare_columns(first: RunColumns, second: RunColumns, *, seed: int = 0) -> Comparison:
     """Compare as `compare_runs` does, over columns that were read before."""
     _refuse_other_items(first, second)
-    failed = [np.array([status == "failed" for status in run.columns["status"]], dtype=bool) for run in (first, second)]
+    failed = [
+        np.array([status in UNANSWERED for status in run.columns["status"]], dtype=bool) for run in (first, second)
+    ]
     pairs = np.flatnonzero(~(failed[0] | failed[1]))
     if not len(pairs):
         raise RefusedError(f"no item was answered by both {first.uri} and {second.uri}; there is nothing to compare")

@@ -39,6 +39,7 @@ from pipeline.execution.scheduling import build_scheduler
 from pipeline.execution.signals import Interruption
 from pipeline.execution.worker import VLMWorker, WorkerUsage
 from pipeline.inputs.build_manifest import readable_roots
+from pipeline.inputs.passwords import read_passwords
 from pipeline.loading.load_report import ItemLoader, ReadingUsage
 from pipeline.loading.loader import Loader
 from pipeline.log import add_log_fields
@@ -124,6 +125,8 @@ def continue_run(
                 interruption.reinstall()
                 # Only now is run.json created. One of a job that cannot start would refuse the corrected job.
                 run = open_planned(run)
+                if "document" in run.manifest.kinds:
+                    run = replace(run, passwords=read_passwords(config))
                 logger.info("%s: the model is on %s", config.name, said(config))
                 executor = partial(
                     open_executor,
