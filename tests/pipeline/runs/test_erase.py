@@ -137,8 +137,6 @@ def test_an_erasure_through_a_kill_at_every_step(finished, copied, tmp_path) -> 
         number += 1
     check_erased(copied, finished)
     assert number == 10, "nine changes: two of each JSON file but run.json, two parts, manifest, report"
-        "nine changes: erasing.json, run.json, _RUN.json, two parts, manifest, report, _RUN.json, erasing.json"
-    )
 
 
 def test_kills_in_a_row_end_at_the_same(finished, copied, tmp_path) -> None:
