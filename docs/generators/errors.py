@@ -225,7 +225,7 @@ EXCEPTIONS: dict[str, Words] = {
     ),
     "ModelLoadError": Words(
         "Weights or configuration that cannot be loaded.",
-        "A quantised checkpoint or an adapter, another family, no safetensors, a wrong revision.",
+        "A checkpoint in AWQ or GPTQ, an adapter of another model, another family, no safetensors, a wrong revision.",
         "See [choose a model](choose-a-model.md); `hf download MODEL --revision REVISION`.",
     ),
     "DeviceError": Words(

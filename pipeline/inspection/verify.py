@@ -36,7 +36,8 @@ from pipeline.storage import storage
 __all__ = ["Violation", "verify_run"]
 
 _EXPECTED_NAMES = re.compile(
-    r"^(run\.json|_RUN\.json|data/|sessions/|accepted/|report\.html|erasing\.json|manifest-[0-9a-f]{32}\.parquet)$"
+    r"^(run\.json|_RUN\.json|data/|sessions/|accepted/|report\.html|scores\.json|erasing\.json"
+    r"|manifest-[0-9a-f]{32}\.parquet)$"
 )
 _LATER_TOTALS = frozenset({"num_empty", "pages"})  # not in the files that earlier versions of the present schema wrote
 _NUM_READERS = 8

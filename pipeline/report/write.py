@@ -42,7 +42,8 @@ def write_report(
     pictures = [] if "frames" in leave_out else _pictures(figures, num_overlays=num_overlays)
     shown = withhold_pictures(pictures or [[] for _ in figures.samples], leave_out)
     target = storage.join(figures.uri, REPORT_FILE)
-    storage.write_atomic(target, render_report(withhold(figures, leave_out), shown).encode())
+    page = render_report(withhold(figures, leave_out), shown, num_overlays=num_overlays)
+    storage.write_atomic(target, page.encode())
     return target
 
 
