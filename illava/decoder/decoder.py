@@ -90,7 +90,8 @@ class Decoder:
             mlp, own = layer.mlp, getattr(layer, "self_attn", None)
             if own is not None:
                 self._qkv[layer] = products([own.q_proj, own.k_proj, own.v_proj], join=join)
-            self._gate_up[layer] = products([mlp.gate_proj, mlp.up_proj], join=join)
+            if not _has_experts(layer):
+                self._gate_up[layer] = products([mlp.gate_proj, mlp.up_proj], join=join)
         if join:
             torch.cuda.empty_cache()  # of what the layers' own weights took: pools are sized by free memory
         self.recurrent, self.state_shape = _recurrent(self.layers)
@@ -102,6 +103,11 @@ class Decoder:
     @property
     def device(self) -> torch.device:
         return self.norm.weight.device
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether a layer's MLP is a mixture of experts."""
+        return any(map(_has_experts, self.layers))
 
     @property
     def num_tokens(self) -> int:
@@ -186,10 +192,17 @@ class Decoder:
     def feed_forward(self, layer: Any, hidden_TD: Tensor, delta_TD: Tensor) -> Tensor:
         """The rest of a block after its token mixing, which gave ``delta_TD``: residuals and MLP."""
         hidden_TD, normed_TD = add_rms_norm(layer.post_attention_layernorm, hidden_TD, delta_TD)
+        if layer not in self._gate_up:  # a token's experts are its own: who else is packed beside it changes nothing
+            return hidden_TD + layer.mlp(normed_TD[None])[0]
         if not hidden_TD.is_cuda and len(hidden_TD) > _CPU_ROWS and is_plain(layer.mlp.gate_proj):
             return hidden_TD + _mlp_in_place(layer.mlp, normed_TD)
         gate_TM, up_TM = self._gate_up[layer](normed_TD)
         return hidden_TD + layer.mlp.down_proj(silu_mul(layer.mlp.act_fn, gate_TM, up_TM))
+
+
+def _has_experts(layer: Any) -> bool:
+    """Whether the layer's MLP is a mixture of experts, which routes every token by itself and runs as a whole."""
+    return hasattr(layer.mlp, "experts")
 
 
 def recurrent_of(cache: PagedCache, blocks: BatchBlockTables) -> tuple[RecurrentStates, StateRows]:

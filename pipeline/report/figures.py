@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.records import ResultRow
+from pipeline.records import UNANSWERED, ResultRow
 from pipeline.report.course import Course, course_of
 from pipeline.runs.parquet_sink import list_parts, part_name, read_parts, read_rows, result_rows
 from pipeline.runs.run_folder import is_finished, read_finished
@@ -111,7 +111,7 @@ def run_figures(uri: str, *, num_samples: int) -> RunFigures:
     done = [index for index in list_parts(uri) if index < record["num_shards"]]
     totals = run_totals(uri, done)
     columns = _columns(uri, done)
-    answered = np.flatnonzero(columns["status"] != "failed")
+    answered = np.flatnonzero(~np.isin(columns["status"], list(UNANSWERED)))
     shown: dict[str, Any] = {
         "samples": answered[np.linspace(0, max(len(answered) - 1, 0), min(num_samples, len(answered)), dtype=np.int64)],
         "slowest": _largest(columns["latency_s"]),

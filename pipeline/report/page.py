@@ -52,7 +52,7 @@ def render_report(figures: RunFigures, pictures: Sequence[Sequence[Picture]], *,
         asked=_asked(figures, config),
         num_overlays=num_overlays,
         anchors={row.item_id: f"item-{number}" for number, row in enumerate(figures.samples, 1)},
-        samples=list(zip(figures.samples, _within_budget(pictures), strict=True)),
+        samples=list(zip(figures.samples, within_budget(pictures), strict=True)),
         num_rows=figures.totals.num_rows,
         sums=figures.totals.sums,
         retention=Retention.of(figures.totals.sums),
@@ -101,7 +101,7 @@ def _score(value: float) -> str:
     return f"{value:.3f}"
 
 
-def _within_budget(pictures: Sequence[Sequence[Picture]]) -> list[list[dict[str, Any]]]:
+def within_budget(pictures: Sequence[Sequence[Picture]]) -> list[list[dict[str, Any]]]:
     """Pictures as text, the first ones first, until the page is full."""
     left, found = _PICTURE_BYTES, []
     for some in pictures:

@@ -46,7 +46,7 @@ def item_pictures(
     """
     try:
         preprocessor = load_preprocessor(
-            config.model.model_id, revision=config.model.revision, pixel_limits=config.media.pixel_limits
+            config.model.model_id, revision=config.model.hub_revision, pixel_limits=config.media.pixel_limits
         )
     except (ILLaVAError, OSError) as error:
         yield from (

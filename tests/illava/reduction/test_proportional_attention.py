@@ -14,7 +14,8 @@ from illava.reduction.grid_representatives import merged_counts
 from illava.reduction.segments import Segments
 from illava.reduction.vision import VisionReduction
 from tests.support.closeness import FLOAT32, assert_close
-from tests.support.models.families import MAKERS, make_folder
+from tests.support.models.cells import family_params
+from tests.support.models.families import make_folder
 
 pytestmark = pytest.mark.numeric
 
@@ -92,7 +93,7 @@ def test_the_published_methods_stay_as_published():
     assert {"illava", "illava_2026", "tome", "kmeans", "greedy", "pooling"} <= plain
 
 
-@pytest.fixture(scope="module", params=MAKERS)
+@pytest.fixture(scope="module", params=family_params())
 def family(request, tmp_path_factory):
     folder = str(make_folder(request.param, tmp_path_factory.mktemp(request.param)))
     return VLM.from_pretrained(folder, kv_cache_bytes=8 << 20).family

@@ -28,13 +28,14 @@ from pipeline.report.picture import Picture, Tile
 from pipeline.report.plan_text import plan_lines
 from pipeline.report.raster import Sheet, draw_cells, draw_heat, png, sheets_of, shrink
 from pipeline.report.token_maps import GONE, PatchCells, cells_of, representatives
-from tests.support.models.families import MAKERS, make_folder
+from tests.support.models.cells import family_params
+from tests.support.models.families import make_folder
 
 ROOT = Path(__file__).resolve().parents[3]
 METHODS = ("illava", "tome", "attention_pruning", "illava_2026")
 
 
-@pytest.fixture(scope="module", params=MAKERS)
+@pytest.fixture(scope="module", params=family_params())
 def tiny(request, tmp_path_factory) -> tuple[VLM, dict[str, Request]]:
     folder = str(make_folder(request.param, tmp_path_factory.mktemp(request.param)))
     preprocessor, rng = load_preprocessor(folder), np.random.default_rng(5)
