@@ -18,6 +18,7 @@ from tests.support.closeness import assert_close
 from tests.support.models.families import make_folder
 
 BLOCKS = {"llava_onevision": (2, 5), "qwen2_vl": (1, 3), "qwen2_5_vl": (1, 3), "qwen3_vl": (1, 3)}
+BLOCKS["qwen3_5"] = (1, 3)
 
 
 def merging(layers, *others, num_frames=2, **options) -> ReductionPlan:

@@ -33,8 +33,8 @@ def true_positions(prompt_ids, grids, visual_ids):
 
 def prompt_grids(vlm, media):
     """Grids of every medium as they stand in the prompt: Qwen3 writes a video frame by frame."""
-    interval = {"qwen2_vl": 1, "qwen2_5_vl": 2 * 1.4, "qwen3_vl": 1}[vlm.family.model_type]
-    apart, grids = vlm.family.model_type == "qwen3_vl", []
+    interval = {"qwen2_vl": 1, "qwen2_5_vl": 2 * 1.4}.get(vlm.family.model_type, 1)
+    apart, grids = vlm.family.model_type.startswith("qwen3"), []
     for grid in map(vlm.family.encoder.grid, media):
         times, rows, cols = grid.times, grid.rows // 2, grid.cols // 2
         grids.append([(1, rows, cols, 1)] * times if apart else [(times, rows, cols, interval)])
