@@ -22,6 +22,7 @@ from illava.errors import ModelLoadError
 from illava.families import load_family
 from illava.families.adapters import Adapter
 from illava.families.base import Family
+from illava.memory_counts import FREE_MEMORY_SHARE
 from illava.pixel_limits import NO_LIMITS, PixelLimits
 from illava.plan import EMPTY_PLAN
 from illava.plan_input.resolve import PlanSource, resolve_plan
@@ -30,7 +31,6 @@ from illava.weight_files import Quantization
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CPU_CACHE_BYTES = 2 << 30
-_FREE_MEMORY_SHARE = 0.6  # of what the weights leave; the rest is for activations of tower and prefill
 
 
 class VLM:
@@ -190,4 +190,4 @@ def _default_cache_bytes(device: torch.device, gpu_share: float) -> int:
         return _CPU_CACHE_BYTES
     free_bytes, total_bytes = torch.cuda.mem_get_info(device)
     own_bytes = int(total_bytes * gpu_share) - torch.cuda.memory_reserved(device)
-    return int(max(0, min(free_bytes, own_bytes)) * _FREE_MEMORY_SHARE)
+    return int(max(0, min(free_bytes, own_bytes)) * FREE_MEMORY_SHARE)

@@ -121,9 +121,9 @@ def make_cache(decoder: Decoder, *, pool_bytes: int, block_size: int, max_reques
     num_kv_layers, shape = len(decoder.kv_layers), decoder.state_shape
     block_bytes = 2 * block_size * decoder.num_kv_heads * decoder.head_dim * decoder.dtype.itemsize
     state_bytes = 0 if shape is None else shape.num_bytes(decoder.dtype.itemsize)
-    num_slots = num_state_slots(pool_bytes, state_bytes, max_requests=max_requests)
-    num_blocks = (pool_bytes - num_slots * state_bytes) // block_bytes
-    if num_blocks < num_kv_layers or (shape is not None and not num_slots):
+    num_states = num_state_slots(pool_bytes, state_bytes, max_requests=max_requests)
+    num_blocks = (pool_bytes - num_states * state_bytes) // block_bytes
+    if num_blocks < num_kv_layers or (shape is not None and not num_states):
         more = f", and a request a recurrent state of {state_bytes} bytes in half of the pool" if state_bytes else ""
         raise ModelLoadError(
             f"a key/value pool of {pool_bytes} bytes holds {num_blocks} blocks of {block_bytes} bytes; one token "
@@ -141,7 +141,7 @@ def make_cache(decoder: Decoder, *, pool_bytes: int, block_size: int, max_reques
         )
     return HybridCache(
         kv_layers=decoder.kv_layers,
-        states=RecurrentStates(shape, num_slots, dtype=decoder.dtype, device=decoder.device),
+        states=RecurrentStates(shape, num_states, dtype=decoder.dtype, device=decoder.device),
         num_kv_heads=decoder.num_kv_heads,
         head_dim=decoder.head_dim,
         num_blocks=num_blocks,

@@ -54,7 +54,7 @@ class RecurrentStates:
 
     Args:
         shape: of one request's states.
-        num_slots: size of the pools.
+        num_states: size of the pools.
         dtype: of the convolution's inputs.
         device: where the pools are.
 
@@ -63,13 +63,13 @@ class RecurrentStates:
         state_LSHkv: float32 state matrices.
     """
 
-    def __init__(self, shape: StateShape, num_slots: int, *, dtype: torch.dtype, device: torch.device) -> None:
-        self.shape, self.num_slots = shape, num_slots
-        rows = (shape.num_layers, num_slots + 1)  # the last slot is of rows that fill a bucket: nobody reads it
+    def __init__(self, shape: StateShape, num_states: int, *, dtype: torch.dtype, device: torch.device) -> None:
+        self.shape, self.num_states = shape, num_states
+        rows = (shape.num_layers, num_states + 1)  # the last slot is of rows that fill a bucket: nobody reads it
         self.conv_LSCW = torch.zeros(*rows, shape.num_channels, shape.look_back, dtype=dtype, device=device)
         matrix = (shape.num_heads, shape.key_width, shape.value_width)
         self.state_LSHkv = torch.zeros(*rows, *matrix, dtype=torch.float32, device=device)
-        self._free = list(range(num_slots))[::-1]
+        self._free = list(range(num_states))[::-1]
         self._slot_of: dict[Hashable, int] = {}
         self._snapshot_of: dict[Hashable, tuple[int, int]] = {}  # its slot, and the tokens of the prompt behind it
         self._ref_count: Counter[int] = Counter()
@@ -80,7 +80,7 @@ class RecurrentStates:
 
     @property
     def null_slot(self) -> int:
-        return self.num_slots
+        return self.num_states
 
     def admit(
         self, request_id: Hashable, *, prefix_from: Hashable | None = None, num_behind: int | None = None
@@ -147,5 +147,5 @@ class RecurrentStates:
         """
         shared = Counter(slot for slot, _ in self._snapshot_of.values())
         found = sorted([*self._free, *self._slot_of.values(), *shared])
-        if found != list(range(self.num_slots)) or shared != self._ref_count:
-            raise RuntimeError(f"{len(set(found))} of {self.num_slots} recurrent states accounted for in {len(found)}")
+        if found != list(range(self.num_states)) or shared != self._ref_count:
+            raise RuntimeError(f"{len(set(found))} of {self.num_states} recurrent states accounted for in {len(found)}")

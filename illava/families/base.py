@@ -58,6 +58,7 @@ class Family(ABC):
         has_random_weights: the model's folder declares it.
         stored_as: how the checkpoint's weights are quantised; None where they are plain.
         quantization: of the decoder's linear layers, made while loading.
+        adapter: that was added while loading.
     """
 
     model_class: ClassVar[Any]
@@ -67,6 +68,7 @@ class Family(ABC):
     has_random_weights: bool = False
     stored_as: str | None = None
     quantization: Quantization = "none"
+    adapter: Adapter | None = None
 
     def __init__(self, model: Any, tokenizer: Any, preprocessor: Preprocessor) -> None:
         """Borrow a loaded model's modules.
@@ -123,6 +125,7 @@ class Family(ABC):
         )
         family = cls(model, tokenizer, preprocessor)
         family.stored_as, family.quantization = None if scheme is None else str(scheme), quantization
+        family.adapter = adapter
         return family
 
     @classmethod  # noqa: B027  (most families support every configuration of their class)
@@ -212,9 +215,11 @@ class Family(ABC):
     @property
     def weights(self) -> str:
         """What the decoder's linear layers compute with, such as ``bfloat16, dequantized from float8 (fp8)``."""
-        return describe_weights(
-            self.decoder.layers[0].self_attn.o_proj, stored_as=self.stored_as, quantization=self.quantization
-        )
+        layer = next(m for name, m in self.decoder.layers[0].named_modules() if name.endswith("_proj"))
+        said = describe_weights(layer, stored_as=self.stored_as, quantization=self.quantization)
+        if self.adapter is None:
+            return said
+        return f"{said}, with an adapter {'merged' if self.adapter.merge else 'beside them'}"
 
     @property
     def tokenizer(self) -> Any:

@@ -78,7 +78,7 @@ def _state(run: Run) -> str:
 
 def _token_lines(config: JobConfig, shapes: Counter[_Shape], num_items: int) -> list[str]:
     limits = config.media.pixel_limits
-    model = load_model_shape(config.model.model_id, revision=config.model.revision, pixel_limits=limits)
+    model = load_model_shape(config.model.model_id, revision=config.model.hub_revision, pixel_limits=limits)
     total = TokenCounts(0, 0, 0, 0, 0)
     for shape, count in shapes.items():
         total += _counts(config, model, shape).times(count)

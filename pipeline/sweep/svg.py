@@ -55,9 +55,9 @@ def _written(figure: Figure) -> str:
 def _round_layout(figure: Figure) -> None:
     """Keep the layout that was found, its shares of the figure rounded to 12 digits.
 
-    The constrained layout's solver sums in the order of its variables' addresses, so its last digit differs between
-    processes. The file would show it: in the names of clip rectangles, which are a hash of all digits, and in places
-    that are cut in the middle between two last digits, since widths of letters are multiples of 1/64.
+    The constrained layout's solver sums in the order of its variables' addresses, so its last digit differs from
+    process to process. The file would show it: in the names of clip rectangles, which are a hash of all digits, and in
+    places that lie in the middle between two of the file's digits, since letters are multiples of 1/64 wide.
     """
     figure.set_layout_engine("none")
     for part in figure.subfigs:

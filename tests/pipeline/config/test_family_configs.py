@@ -49,6 +49,8 @@ CONFIGS = {
     ),
     "qwen2_vl": ("caption_videos_qwen2_vl", [(768, 192, QWEN_LEFT, kept(QWEN_LEFT, *[0.9] * 3))] * 2),
     "qwen2_5_vl": ("caption_videos_qwen2_5_vl", [(768, 192, QWEN25_LEFT, kept(QWEN25_LEFT, *[0.9] * 3))] * 2),
+    # its decoder steps stand behind the full-attention layers 3 and 7
+    "qwen3_5": ("caption_videos_qwen3_5", [(640, 160, QWEN3_LEFT, kept(QWEN3_LEFT, *[0.85] * 2))] * 2),
     "qwen3_vl": ("caption_videos_qwen3_vl", [(640, 160, QWEN3_LEFT, kept(QWEN3_LEFT, *[0.9] * 3))] * 2),
     "qwen3_vl_moe": ("caption_videos_qwen3_vl_moe", [(640, 160, QWEN3_LEFT, kept(QWEN3_LEFT, *[0.9] * 3))] * 2),
 }

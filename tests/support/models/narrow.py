@@ -12,6 +12,7 @@ from tests.support.models import qwen as models_qwen
 from tests.support.models.internvl import make_internvl
 from tests.support.models.llava_next import VICUNA, make_llava_next
 from tests.support.models.onevision import make_onevision
+from tests.support.models.qwen3_5 import make_narrow_qwen3_5
 from tests.support.models.qwen_moe import EXPERTS
 
 
@@ -27,6 +28,8 @@ def make_narrow(model_type: str, folder: str | Path) -> Path:
     if model_type == "llava_next":
         depth = {"vision": {"num_hidden_layers": 24}, "text": {"num_hidden_layers": 32}}
         return make_llava_next(folder, side=336, patch=14, template=VICUNA, **depth)
+    if model_type == "qwen3_5":
+        return make_narrow_qwen3_5(folder)
     return _make_qwen(model_type, Path(folder))
 
 
