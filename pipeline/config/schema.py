@@ -141,7 +141,8 @@ class MediaConfig(Section):
             by a token's pixels, the most tokens of a video. Every frame gets an even share, at least 1.05 times the
             least pixels of a frame.
         max_tiles: tiles that a single image is cut into at most, base tile apart; for tiled families (LLaVA-OneVision,
-            LLaVA-NeXT). As if the processor's ``image_grid_pinpoints`` named no canvas of more tiles.
+            LLaVA-NeXT, InternVL). As if the processor's ``image_grid_pinpoints`` named no canvas of more tiles, or as
+            its ``max_patches``.
     """
 
     num_frames: int = result_field(32, ge=1, le=4096)
