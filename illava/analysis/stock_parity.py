@@ -11,9 +11,11 @@ Shape suffixes: V vocabulary.
 from __future__ import annotations
 
 import gc
+import importlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -180,36 +182,49 @@ def _stock_inputs(family: Family, request: Request, case: ParityCase, image_proc
     token_ids = family.render(request.content, [one.num_placeholders for one in encoded]).token_ids
     ids = torch.tensor([token_ids])
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if case.pictures:
-        inputs |= dict(image_processor(images=list(case.pictures), return_tensors="pt"))
-    else:
-        inputs |= _video_inputs(family, request.media[0])
     parameters = inspect.signature(family.model_class.forward).parameters
-    return {name: value.cpu() for name, value in inputs.items() if name in parameters and isinstance(value, Tensor)}
+    if case.pictures:
+        made = dict(image_processor(list(case.pictures)))
+    else:
+        made = _video_inputs(family, request.media[0], parameters)
+    taken = {name: value.cpu() for name, value in made.items() if name in parameters and isinstance(value, Tensor)}
+    if not taken:
+        raise ILLaVAError(f"parity is not known for {family.model_type}: stock takes none of {', '.join(made)}")
+    return inputs | taken
 
 
-def _video_inputs(family: Family, video: VisualInput) -> dict[str, Any]:
+def _video_inputs(family: Family, video: VisualInput, parameters: Container[str]) -> dict[str, Any]:
     encoder: Any = family.encoder
-    if hasattr(encoder, "patches"):
+    if "video_grid_thw" in parameters:
         grid = encoder.grid(video)
-        found = {
+        step_s = 2 * video.timestamps_s[1] if len(video.timestamps_s) > 1 else 1.0
+        return {
             "pixel_values_videos": encoder.patches(video),
             "video_grid_thw": torch.tensor([[grid.times, grid.rows, grid.cols]]),
+            "second_per_grid_ts": torch.tensor([step_s]),
         }
-        step_s = 2 * video.timestamps_s[1] if len(video.timestamps_s) > 1 else 1.0
-        return found | {"second_per_grid_ts": torch.tensor([step_s])}
-    if hasattr(encoder, "pixels"):
+    if "pixel_values_videos" in parameters:
         return {"pixel_values_videos": encoder.pixels([video])[None]}
-    raise ILLaVAError(f"parity of videos is not known for {family.model_type}; give pictures")
+    return {"pixel_values": encoder.patches(video)}  # frames are pictures to this model
 
 
-def _image_processor(model_id: str, revision: str | None) -> Any:
+def _image_processor(model_id: str, revision: str | None) -> Callable[[list[np.ndarray]], Any]:
+    """Make stock's image processor, with the options that the model's whole processor gives it."""
+    import transformers
     from transformers import AutoImageProcessor
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
     try:
-        return AutoImageProcessor.from_pretrained(model_id, revision=revision, backend="pil")
+        processor = AutoImageProcessor.from_pretrained(model_id, revision=revision, backend="pil")
     except (OSError, ValueError, ImportError) as error:
         raise ModelLoadError(f"transformers cannot make the image processor of {model_id!r}: {error}") from error
+    name = PROCESSOR_MAPPING_NAMES.get(load_spec(model_id, revision=revision)[0].model_type)
+    whole = getattr(transformers, name or "", None)
+    options = getattr(whole, "images_kwargs", None)
+    if options is None and whole is not None:  # as the first releases of transformers 5 have it
+        named = vars(importlib.import_module(whole.__module__)).get(f"{name}Kwargs")
+        options = getattr(named, "_defaults", {}).get("images_kwargs")
+    return partial(processor, return_tensors="pt", **(options or {}))
 
 
 @torch.inference_mode()

@@ -20,7 +20,10 @@ from tests.support.models.published_llava import edit
 pytestmark = pytest.mark.numeric
 
 
-@pytest.fixture(scope="module", params=["llava_onevision", pytest.param("qwen2_5_vl", marks=pytest.mark.long)])
+LATER = [pytest.param(name, marks=pytest.mark.long) for name in ("qwen2_5_vl", "internvl")]
+
+
+@pytest.fixture(scope="module", params=["llava_onevision", *LATER])
 def folder(request, tmp_path_factory):
     return str(make_folder(request.param, tmp_path_factory.mktemp(request.param)))
 
@@ -70,7 +73,7 @@ def test_another_stock_model_and_another_count_of_tokens_are_told(folder, files,
 
     def smaller(*given):
         made = processor(*given)
-        return lambda images, **options: made([one[:8, :8] for one in images], **options)
+        return lambda images: made([one[:8, :8] for one in images])
 
     monkeypatch.setattr(stock_parity, "_image_processor", smaller)
     code, (*_, tokens, told), _ = run(folder, files[1], capsys=capsys)
