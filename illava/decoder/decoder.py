@@ -12,7 +12,9 @@ axes, L layers, V vocabulary, M channels within the MLP, X rows of a slice.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -82,8 +84,7 @@ class Decoder:
                 "this decoder has sliding-window layers; only full causal attention is built. Take a model whose "
                 "text_config has sliding_window null or use_sliding_window false"
             )
-        if getattr(self.rotary, "rope_type", "default") in ("dynamic", "longrope"):
-            raise ModelLoadError(f"rotary tables of type {self.rotary.rope_type!r} change with the input: not built")
+        self._rotary_forward = _fixed_rotary(self.rotary, config)
         join = self.device.type == "cuda"
         self._qkv, self._gate_up = {}, {}
         for layer in self.layers:
@@ -159,7 +160,7 @@ class Decoder:
     def rotary_at(self, hidden_TD: Tensor, position_PT: Tensor) -> Rotary:
         """Cosines and sines at each token's own position: [T, 1, d] each."""
         position_1T = position_PT if position_PT.shape[0] == 1 else position_PT[:, None]  # M-RoPE: [axes, batch, T]
-        cos_1Td, sin_1Td = self.rotary(hidden_TD[None], position_1T)
+        cos_1Td, sin_1Td = self._rotary_forward(hidden_TD[None], position_1T)
         return cos_1Td[0, :, None], sin_1Td[0, :, None]
 
     def project(
@@ -198,6 +199,25 @@ class Decoder:
             return hidden_TD + _mlp_in_place(layer.mlp, normed_TD)
         gate_TM, up_TM = self._gate_up[layer](normed_TD)
         return hidden_TD + layer.mlp.down_proj(silu_mul(layer.mlp.act_fn, gate_TM, up_TM))
+
+
+def _fixed_rotary(rotary: Any, config: Any) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """What computes cosines and sines, where they do not depend on what else is computed.
+
+    Tables of type ``dynamic`` (InternVL3) change beyond the positions that the model has, where no request comes; the
+    module's own test whether they are reached would wait for the device.
+
+    Raises:
+        ModelLoadError: tables that change with the input.
+    """
+    kind = getattr(rotary, "rope_type", "default")
+    if kind == "dynamic":
+        own, most = getattr(config, "rope_parameters", None) or {}, config.max_position_embeddings
+        if own.get("original_max_position_embeddings", most) >= most:
+            return partial(inspect.unwrap(type(rotary).forward), rotary)
+    if kind in ("dynamic", "longrope"):
+        raise ModelLoadError(f"rotary tables of type {kind!r} change with the input: not built")
+    return rotary  # type: ignore[no-any-return]
 
 
 def _has_experts(layer: Any) -> bool:

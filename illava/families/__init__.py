@@ -52,6 +52,16 @@ class FamilySpec:
 _NATIVE = ("max_pixels", "min_pixels", "total_pixels")
 _SPECS = (
     FamilySpec(
+        model_type="internvl",
+        family="illava.families.internvl.internvl:InternVL",
+        geometry="illava.families.internvl.geometry:internvl_geometry",
+        depth="illava.families.internvl.geometry:model_depth",
+        preprocessor="illava.families.internvl.preprocessor:internvl_preprocessor",
+        plan_check="illava.families.internvl.plan_check:check_internvl",
+        presets=("illava-2026",),
+        pixel_limits=("max_tiles",),
+    ),
+    FamilySpec(
         model_type="llava_next",
         family="illava.families.llava.next:LlavaNext",
         geometry="illava.families.llava.geometry:next_geometry",

@@ -89,7 +89,7 @@ class Family(ABC):
         self.stop_token_ids = stop_token_ids(model)
         self._embedding = model.model.get_input_embeddings()
         self._tokenizer = tokenizer
-        self._chat = ChatPrompt(tokenizer, {kind: getattr(config, f"{kind}_token_id") for kind in self.media_kinds})
+        self._chat = ChatPrompt(tokenizer, self.placeholder_ids(config, tokenizer))
         self.tower, self.encoder = self.build_encoder(model)
         self.num_vision_blocks: int = self.tower.num_blocks
 
@@ -135,6 +135,10 @@ class Family(ABC):
         Raises:
             ModelLoadError: names the feature, and says what is supported.
         """
+
+    def placeholder_ids(self, config: Any, tokenizer: Any) -> dict[str, int]:
+        """The token that the chat template writes for a medium of each kind."""
+        return {kind: getattr(config, f"{kind}_token_id") for kind in self.media_kinds}
 
     @abstractmethod
     def build_encoder(self, model: Any) -> tuple[Any, MediaEncoder]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from illava.families import FamilySpec, load_geometry, load_part, load_spec
 from illava.families.hybrid_layers import HybridLayers
+from illava.families.internvl.geometry import TileGroupGeometry
 from illava.families.llava.geometry import AnyresGeometry
 from illava.families.qwen.geometry import NativeGeometry
 from illava.model_files import ModelFiles
@@ -28,7 +29,7 @@ class ModelShape:
         hybrid: which of these attend, and what the others keep.
     """
 
-    geometry: AnyresGeometry | NativeGeometry
+    geometry: AnyresGeometry | NativeGeometry | TileGroupGeometry
     num_vision_blocks: int
     num_decoder_layers: int
     hybrid: HybridLayers
@@ -43,8 +44,9 @@ def load_model_shape(
         ModelLoadError: a file or key is missing, or the model is of no supported family.
     """
     spec, files = load_spec(model_id, revision=revision)
+    geometry = load_geometry(spec, files, pixel_limits)
     num_blocks, num_layers = load_part(spec.depth)(files)
-    return ModelShape(load_geometry(spec, files, pixel_limits), num_blocks, num_layers, load_hybrid_layers(spec, files))
+    return ModelShape(geometry, num_blocks, num_layers, load_hybrid_layers(spec, files))
 
 
 def load_hybrid_layers(spec: FamilySpec, files: ModelFiles) -> HybridLayers:

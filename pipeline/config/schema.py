@@ -141,7 +141,8 @@ class MediaConfig(Section):
             by a token's pixels, the most tokens of a video. Every frame gets an even share, at least 1.05 times the
             least pixels of a frame.
         max_tiles: tiles that a single image is cut into at most, base tile apart; for tiled families (LLaVA-OneVision,
-            LLaVA-NeXT). As if the processor's ``image_grid_pinpoints`` named no canvas of more tiles.
+            LLaVA-NeXT, InternVL). As if the processor's ``image_grid_pinpoints`` named no canvas of more tiles, or as
+            its ``max_patches``.
     """
 
     num_frames: int = result_field(32, ge=1, le=4096)
@@ -222,9 +223,12 @@ class ModelConfig(Section):
         return None if os.path.isdir(self.model_id) else self.revision
 
     @property
-    def has_false_revision(self) -> bool:
-        """Whether rows would name a commit of the hub, though the weights come from a folder of this machine."""
-        return self.revision is not None and os.path.isdir(self.model_id)
+    def false_revisions(self) -> tuple[tuple[str, str, str], ...]:
+        """Keys with a commit of the hub beside a folder of this machine, for which rows would name the commit."""
+        found = [("model.revision", self.revision, self.model_id)]
+        if self.adapter is not None:
+            found.append(("model.adapter.revision", self.adapter.revision, self.adapter.id))
+        return tuple((key, commit, name) for key, commit, name in found if commit is not None and os.path.isdir(name))
 
     @field_validator("device", mode="before")
     @classmethod

@@ -105,7 +105,7 @@ def _limit_lines(model: ModelShape, limits: PixelLimits) -> list[str]:
             most = "least" if name == "min_pixels" else "most"
             meaning = f"at {most} about {tokens:,} tokens for {of_what}"
         else:
-            meaning = f"at most {(1 + value) * geometry.grid**2:,} patches for an image"
+            meaning = f"at most {(1 + value) * geometry.patches_per_tile:,} patches for an image"
         lines.append(_line("" if lines else "pixels", f"media.{name} {value:,}: {meaning}"))
     return lines
 

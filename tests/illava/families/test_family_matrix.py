@@ -114,7 +114,7 @@ def test_everything_else_is_refused_in_words(tiny, row):
 
 def test_a_tower_with_cls_takes_what_the_others_refuse(tiny):
     """The promise itself, apart from the code that asks `check`."""
-    expected = ("vision_block", "vision_output") if tiny.vlm.family.model_type == "llava_next" else ()
+    expected = ("vision_block", "vision_output") if tiny.vlm.family.model_type in ("llava_next", "internvl") else ()
     for row in ("prumerge, CLS", "visionzip, CLS", "scope, CLS"):
         assert stages_of(tiny.vlm.family, SETTINGS[row]) == expected
     every = ("vision_block", "vision_output", "decoder_input", "decoder_layer")

@@ -32,6 +32,8 @@ def chat(request, tmp_path_factory):
         kind: config.get(name, config.get(name.replace("_id", "_index")))
         for kind, name in zip(kinds, names, strict=True)
     }
+    if request.param == "internvl":  # no token of the model's, only of the template's
+        ids["video"] = tokenizer.convert_tokens_to_ids("<video>")
     return ChatPrompt(tokenizer, ids), tokenizer, ids
 
 

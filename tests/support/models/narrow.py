@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 from tests.support.models import qwen as models_qwen
+from tests.support.models.internvl import make_internvl
 from tests.support.models.llava_next import VICUNA, make_llava_next
 from tests.support.models.onevision import make_onevision
 from tests.support.models.qwen3_5 import make_narrow_qwen3_5
@@ -20,6 +21,10 @@ def make_narrow(model_type: str, folder: str | Path) -> Path:
     if model_type == "llava_onevision":
         depth = {"vision": {"num_hidden_layers": 26}, "text": {"num_hidden_layers": 28}}
         return make_onevision(folder, side=384, patch=14, **depth)
+    if model_type == "internvl":
+        text = {"model_type": "qwen3", "head_dim": 16, "max_position_embeddings": 40960}
+        depth = {"vision": {"num_hidden_layers": 24}, "text": text, "num_layers": 36}
+        return make_internvl(folder, side=448, patch=14, max_patches=12, **depth)
     if model_type == "llava_next":
         depth = {"vision": {"num_hidden_layers": 24}, "text": {"num_hidden_layers": 32}}
         return make_llava_next(folder, side=336, patch=14, template=VICUNA, **depth)
