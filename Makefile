@@ -8,7 +8,7 @@ IN_PROCESSES := -n $(or $(PROCESSES),2) --dist loadgroup --max-worker-restart 0
 export HF_HUB_DISABLE_TELEMETRY := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test test-long check bench docs lock wheel help
+.PHONY: demo test test-long check bench docs lock platforms wheel help
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -53,6 +53,14 @@ lock:  ## pin every package that pyproject.toml leads to in constraints.txt; UPG
 	$(PYTHON) -m venv build/uv && build/uv/bin/pip install -q "uv>=0.13,<0.14"
 	build/uv/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-annotate -q \
 	  --custom-compile-command "make lock" --output-file constraints.txt $(UPGRADE)
+
+platforms:  ## whether every pinned package has a wheel for Linux on aarch64 (glibc 2.31) and macOS 14 on arm64
+	$(PYTHON) -m venv build/uv && build/uv/bin/pip install -q "uv>=0.13,<0.14"
+	for platform in aarch64-manylinux_2_31 aarch64-apple-darwin; do \
+	  MACOSX_DEPLOYMENT_TARGET=14.0 build/uv/bin/uv pip compile pyproject.toml --only-binary :all: -c constraints.txt -q \
+	    --extra quantized --extra adapters --extra s3 --extra gcs --extra plots --python-version 3.11 \
+	    --python-platform $$platform --output-file build/uv/$$platform.txt > build/uv/$$platform.log || exit 1; \
+	done
 
 wheel: | $(VENV)/.base  ## dist/illava-*.whl
 	rm -rf build/lib build/bdist.*

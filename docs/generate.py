@@ -14,9 +14,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from docs.generators import cli, configuration, errors, licences, rows, screens  # noqa: E402
+from docs.generators import cli, configuration, errors, licences, memory, rows, screens  # noqa: E402
 
 PAGES: dict[str, Callable[[], str]] = {
+    "docs/choose-a-model.md": memory.page,
     "docs/cli.md": cli.page,
     "docs/configuration.md": configuration.page,
     "docs/errors.md": errors.page,

@@ -66,6 +66,17 @@ class StoredScheme:
     has_row_scales: bool
     quantizes_inputs: bool
 
+    @property
+    def has_common_product(self) -> bool:
+        """Whether torch itself multiplies these weights as they are, on cards of compute capability 8.9 and later."""
+        by_rows = self.weights == "float8" and self.has_row_scales and self.quantizes_inputs
+        return by_rows and self.method == "compressed-tensors"
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """What transformers wants to read it."""
+        return ("accelerate",) if self.method == "fp8" else ("accelerate", "compressed_tensors")
+
     def __str__(self) -> str:
         return f"{self.weights} ({self.method})"
 

@@ -183,6 +183,11 @@ def declare_random_weights(folder: str | Path) -> None:
 def model_folder(model_id: str, revision: str | None) -> Path:
     """The folder of a model's JSON files: a local one, or the hub's in its cache. Raises ModelLoadError."""
     if Path(model_id).is_dir():
+        if revision is not None:
+            raise ModelLoadError(
+                f"{model_id!r} is a folder here, and revision {revision!r} would be one of the hub, which nobody "
+                "compares with the folder: leave revision out, or give the hub id"
+            )
         return Path(model_id)
     if model_id.startswith((".", "/", "~")) or model_id.count("/") > 1:
         raise ModelLoadError(f"no model folder at {model_id!r} (working directory: {Path.cwd()})")

@@ -13,6 +13,7 @@ from math import isqrt
 from typing import Literal
 
 from illava.errors import PlanError
+from illava.families.internvl.geometry import TileGroupGeometry
 from illava.families.llava.geometry import AnyresGeometry
 from illava.families.qwen.geometry import NativeGeometry
 from illava.plan import ReductionPlan, Stage
@@ -114,7 +115,7 @@ class TokenCounts:
 
 
 def expected_counts(
-    geometry: AnyresGeometry | NativeGeometry,
+    geometry: AnyresGeometry | NativeGeometry | TileGroupGeometry,
     plan: ReductionPlan,
     media: Sequence[VisualShape],
     *,
@@ -191,26 +192,28 @@ def _reduce_scope(
 
 
 def tower_counts(
-    geometry: AnyresGeometry | NativeGeometry, plan: ReductionPlan, media: Sequence[VisualShape]
+    geometry: AnyresGeometry | NativeGeometry | TileGroupGeometry, plan: ReductionPlan, media: Sequence[VisualShape]
 ) -> TowerCounts:
     """Count patches, unreduced vision tokens, and the tokens that the plan's tower steps keep.
 
     Raises:
         PlanError: counts the released layout cannot make squares of, or a video for a model that reads images only.
     """
-    return _native(geometry, plan, media) if isinstance(geometry, NativeGeometry) else _tiled(geometry, plan, media)
+    return _tiled(geometry, plan, media) if isinstance(geometry, AnyresGeometry) else _grouped(geometry, plan, media)
 
 
-def _native(geometry: NativeGeometry, plan: ReductionPlan, media: Sequence[VisualShape]) -> TowerCounts:
-    """Counts at native resolution, where whole groups are reduced."""
+def _grouped(
+    geometry: NativeGeometry | TileGroupGeometry, plan: ReductionPlan, media: Sequence[VisualShape]
+) -> TowerCounts:
+    """Counts where whole groups of patches are reduced; the tiles of one image are no frames."""
     if plan.layout == "released":
-        raise PlanError("the released layout needs square pictures, but this model reads any shape: use geometric")
+        raise PlanError("the released layout needs square pictures, but this model reads groups: use geometric")
     grids = [geometry.grid_of(mm_item.kind, mm_item.num_frames, mm_item.height, mm_item.width) for mm_item in media]
     left = [_left_of_tile(grid.num_groups // grid.times, plan) for grid in grids]
     groups = [
-        TokenGroup(index, time, count, exact)
+        TokenGroup(index, frame, count * num_tiles, exact)
         for index, (grid, (count, exact)) in enumerate(zip(grids, left, strict=True))
-        for time in (_frames_left(plan, grid.times) if media[index].kind == "video" else range(grid.times))
+        for frame, num_tiles in _frames(plan, media[index], grid.times)
     ]
     num_patches, num_groups = sum(grid.num_patches for grid in grids), sum(grid.num_groups for grid in grids)
     num_patches_kept = sum(group.count for group in groups) * geometry.group_side**2
@@ -260,6 +263,13 @@ def _left_of_tile(num_patches: int, plan: ReductionPlan) -> tuple[int, bool]:
             kept = reducer.num_kept(left)
             left, exact = (left, False) if kept is None else (kept, exact)
     return left, exact
+
+
+def _frames(plan: ReductionPlan, mm_item: VisualShape, times: int) -> list[tuple[int, int]]:
+    """(frame, tiles) of what is counted together: every frame left of a video, a whole image."""
+    if mm_item.kind == "video":
+        return [(time, 1) for time in _frames_left(plan, times)]
+    return [(0 if times == 1 else -1, times)]
 
 
 def _frames_left(plan: ReductionPlan, num_frames: int) -> tuple[int, ...]:

@@ -185,7 +185,14 @@ def _group_sums(value_E: Tensor, size_G: Tensor) -> Tensor:
     return torch.segment_reduce(value_E, "sum", lengths=size_G, axis=0, unsafe=True)
 
 
-def embed_in_batch(assignment: Assignment, index_N: Tensor, num_tokens: int, lengths: tuple[int, ...]) -> Assignment:
+def embed_in_batch(
+    assignment: Assignment,
+    index_N: Tensor,
+    num_tokens: int,
+    lengths: tuple[int, ...],
+    *,
+    dropped_X: Tensor | None = None,
+) -> Assignment:
     """Embed an assignment over a subset of tokens in the whole packed batch; all other tokens are kept.
 
     Args:
@@ -193,10 +200,13 @@ def embed_in_batch(assignment: Assignment, index_N: Tensor, num_tokens: int, len
         index_N: int64, ascending indices of that subset among ``num_tokens`` tokens.
         num_tokens: tokens of the whole batch.
         lengths: kept tokens per segment of the whole batch (host integers).
+        dropped_X: int64, indices of other tokens that are discarded all the same.
     """
     keep_T = torch.ones(num_tokens, dtype=torch.bool, device=index_N.device)
     keep_T[index_N] = False
     keep_T[index_N.index_select(0, assignment.kept_K)] = True
+    if dropped_X is not None:
+        keep_T[dropped_X] = False
     # A stable sort brings the kept tokens to the front in order: no nonzero(), so no host round trip.
     kept_K = torch.argsort(~keep_T, stable=True)[: sum(lengths)]
     row_T = torch.cumsum(keep_T, 0) - 1

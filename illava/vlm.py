@@ -13,7 +13,7 @@ import torch
 
 from illava.attention.backend import kernels_on
 from illava.attention.packed import backend_name
-from illava.decoder.cuda_graphs import DecodeGraphs, can_capture
+from illava.decoder.cuda_graphs import DecodeGraphs, captures_steps
 from illava.decoder.hybrid_cache import make_cache
 from illava.devices import open_device
 from illava.engine.config import EngineConfig
@@ -22,6 +22,7 @@ from illava.errors import ModelLoadError
 from illava.families import load_family
 from illava.families.adapters import Adapter
 from illava.families.base import Family
+from illava.memory_counts import FREE_MEMORY_SHARE
 from illava.pixel_limits import NO_LIMITS, PixelLimits
 from illava.plan import EMPTY_PLAN
 from illava.plan_input.resolve import PlanSource, resolve_plan
@@ -30,7 +31,6 @@ from illava.weight_files import Quantization
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CPU_CACHE_BYTES = 2 << 30
-_FREE_MEMORY_SHARE = 0.6  # of what the weights leave; the rest is for activations of tower and prefill
 
 
 class VLM:
@@ -60,7 +60,7 @@ class VLM:
         cache = make_cache(
             decoder, pool_bytes=pool_bytes, block_size=config.block_size, max_requests=config.max_batch_requests
         )
-        captured = can_capture(decoder.device) if config.decode_graphs is None else config.decode_graphs
+        captured = captures_steps(decoder) if config.decode_graphs is None else config.decode_graphs
         graphs = DecodeGraphs(decoder, family.embed, cache, max_batch=config.max_batch_requests) if captured else None
         self.family = family
         self.engine = Engine(family, cache, config, graphs=graphs)
@@ -190,4 +190,4 @@ def _default_cache_bytes(device: torch.device, gpu_share: float) -> int:
         return _CPU_CACHE_BYTES
     free_bytes, total_bytes = torch.cuda.mem_get_info(device)
     own_bytes = int(total_bytes * gpu_share) - torch.cuda.memory_reserved(device)
-    return int(max(0, min(free_bytes, own_bytes)) * _FREE_MEMORY_SHARE)
+    return int(max(0, min(free_bytes, own_bytes)) * FREE_MEMORY_SHARE)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from illava.checkpoint_check import StoredScheme, check_stored, is_quantised
 from illava.errors import ModelLoadError
@@ -24,13 +24,49 @@ _MAX_HEADER_BYTES = 100_000_000  # safetensors' own bound
 
 Quantization = Literal["none", "float8", "int8", "int4"]  # of the decoder's linear layers, while a model is loaded
 INT4_GROUP = 128  # inputs of a layer that share a scale and a zero in int4
-_LAYER = re.compile(r"(^|\.)layers\.\d+\.(.+\.)?\w+_proj\.weight$")
+_LAYER = re.compile(
+    r"(^|\.)layers\.\d+\.(.+\.)?(\w+_proj|in_proj_(qkvz?|z))\.weight$"
+)  # of gates, a few rows each, none
 _ELSEWHERE = re.compile(r"vision|visual|\.experts\.")
 
 
 def is_quantised_on_load(name: str) -> bool:
     """Whether ``model.quantization`` concerns the weight of this name: a linear layer of the decoder's own."""
     return _LAYER.search(name) is not None and _ELSEWHERE.search(name) is None
+
+
+def has_experts(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json describes a mixture of experts, whose weights are no linear layers."""
+    text = config.get("text_config") or config
+    return bool(text.get("num_experts") or text.get("num_local_experts"))
+
+
+def check_options(
+    model_id: str,
+    config: Mapping[str, Any],
+    *,
+    scheme: StoredScheme | None,
+    quantization: Quantization,
+    has_adapter: bool,
+) -> None:
+    """Refuse to change weights that are stored quantised or are no linear layers, and a scheme that is none.
+
+    Raises:
+        ModelLoadError: names the option.
+    """
+    if quantization not in get_args(Quantization):
+        raise ModelLoadError(f"quantization {quantization!r} is not one of {', '.join(get_args(Quantization))}")
+    if quantization != "none" and has_experts(config):
+        raise ModelLoadError(
+            f"{model_id!r} is a mixture of experts, most of whose weights model.quantization would leave as they are: "
+            "set it to none"
+        )
+    if scheme is not None and (quantization != "none" or has_adapter):
+        what = "model.adapter" if has_adapter else f"model.quantization {quantization}"
+        raise ModelLoadError(
+            f"{model_id!r} is stored in {scheme}: {what} wants the unquantised checkpoint; take that one, with "
+            "model.quantization where memory is short"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ def build_parser() -> CommandParser:
     parser.commands = commands.choices
     for add in (_add_jobs, _add_sweep, _add_draw, _add_status, _add_verify, _add_retry, _add_report, _add_compare):
         add(commands)
-    for add in (_add_export, _add_convert, _add_judge):
+    for add in (_add_parity, _add_export, _add_erase, _add_convert, _add_judge):
         add(commands)
     return parser
 
@@ -201,6 +201,10 @@ def _retry(options: argparse.Namespace) -> int:
     run = begin_retry(options.uri, only=only, overrides=options.overrides, accept=options.accept)
     summary = continue_run(run, debug=options.debug)
     print(render_summary(summary))
+    if summary.scores is not None:
+        from pipeline.evaluation.run_scores import render_scores
+
+        print(render_scores(summary.scores))
     return summary.exit_code
 
 
@@ -209,15 +213,19 @@ def _add_report(commands: Any) -> None:
     command = _command(commands, "report", _report, text)
     command.add_argument("uri", metavar="RUN_URI", help="finished or not")
     command.add_argument("--samples", type=int, default=6, metavar="N", help="items shown (6)")
+    _add_without(command)
     command.add_argument(
         "--overlays", type=int, default=0, metavar="N", help="load the model here, and draw what it keeps of N of them"
     )
 
 
 def _report(options: argparse.Namespace) -> int:
+    from pipeline.inspection.withheld import parse_without
     from pipeline.report.write import write_report
 
-    print(visible(write_report(options.uri, num_samples=options.samples, num_overlays=options.overlays)))
+    leave_out = parse_without(options.without)
+    written = write_report(options.uri, num_samples=options.samples, num_overlays=options.overlays, leave_out=leave_out)
+    print(visible(written))
     return 0
 
 
@@ -226,13 +234,63 @@ def _add_compare(commands: Any) -> None:
     command = _command(commands, "compare", _compare, text)
     command.add_argument("first", metavar="RUN_A", help="the reference, such as the unreduced run")
     command.add_argument("second", metavar="RUN_B")
+    command.add_argument("--json", action="store_true", help="print one JSON object, all flipped items included")
+    text = "write an HTML page to this file: what is printed, and each flipped item with its frames"
+    command.add_argument("--report", metavar="URI", help=text)
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from pipeline.evaluation.compare import compare_runs, render_comparison
+    from pipeline.evaluation.compare import compare_runs
+    from pipeline.evaluation.comparison_text import comparison_json, render_comparison
 
-    print(visible(render_comparison(compare_runs(options.first, options.second))))
+    comparison = compare_runs(options.first, options.second)
+    text = comparison_json(comparison) if options.json else visible(render_comparison(comparison))
+    print(text)
+    if options.report:
+        from pipeline.report.compare_page import write_comparison
+
+        uri = write_comparison(comparison, options.report)
+        print(visible(uri), file=sys.stderr if options.json else sys.stdout)
     return 0
+
+
+def _add_parity(commands: Any) -> None:
+    text = "a model's answers, logits and token counts beside stock transformers, on your own files"
+    exit_codes = "exit codes: 0 they agree · 2 usage, or a model that cannot be loaded · 4 they differ"
+    command = _command(commands, "parity", _parity, text, exit_codes=exit_codes)
+    command.add_argument(
+        "model", metavar="MODEL", help="folder or hub id, of plain weights; they are loaded twice, in turn"
+    )
+    files = "videos, pictures, PDFs (their first 3 pages); without any, a drawn picture and video"
+    command.add_argument("files", metavar="FILE", nargs="*", help=files)
+    command.add_argument("--revision", metavar="COMMIT", help="of the hub")
+    command.add_argument("--dtype", default="auto", help="float32 compares best; auto is it on CPU, bfloat16 on CUDA")
+    command.add_argument("--device", default="auto", help="cpu, cuda or cuda:N")
+    command.add_argument("--prompt", default="Describe what you see.", help="asked about each file")
+    command.add_argument("--num-frames", type=int, default=8, metavar="N", help="of a video")
+    command.add_argument("--max-new-tokens", type=int, default=32, metavar="N", help="of each answer")
+
+
+def _parity(options: argparse.Namespace) -> int:
+    from pipeline.own_files.parity import parity_of_files, render_parity
+
+    parity = parity_of_files(
+        options.model,
+        options.files,
+        revision=options.revision,
+        dtype=options.dtype,
+        device=options.device,
+        prompt=options.prompt,
+        num_frames=options.num_frames,
+        max_new_tokens=options.max_new_tokens,
+    )
+    print(visible(render_parity(parity)))
+    return 0 if parity.holds else 4
+
+
+def _add_without(command: CommandParser) -> None:
+    text = "leave out addresses and messages (uri), what was asked (prompt), your columns (fields), pictures (frames)"
+    command.add_argument("--without", default="", metavar="uri,prompt,fields,frames", help=text)
 
 
 def _add_export(commands: Any) -> None:
@@ -243,19 +301,40 @@ def _add_export(commands: Any) -> None:
         "--format", required=True, choices=("csv", "json", "jsonl", "md"), help="md: a table of answers"
     )
     command.add_argument("--to", required=True, metavar="URI", help="file to write; a folder for documents as md")
+    _add_without(command)
 
 
 def _export(options: argparse.Namespace) -> int:
     from pipeline.inspection.export import export_run
+    from pipeline.inspection.withheld import parse_without
 
-    print(visible(export_run(options.uri, options.format, options.to)))
+    leave_out = parse_without(options.without)
+    print(visible(export_run(options.uri, options.format, options.to, leave_out=leave_out)))
+    return 0
+
+
+def _add_erase(commands: Any) -> None:
+    text = "erase items of a finished run: addresses, prompts, columns, answers; their rows stay, as `erased`"
+    command = _command(commands, "erase", _erase, text)
+    command.add_argument("uri", metavar="RUN_URI", help="a run whose parts are all published")
+    command.add_argument("--items", required=True, metavar="URI", help="a text: an item's id or address on each line")
+
+
+def _erase(options: argparse.Namespace) -> int:
+    from pipeline.runs.erase import erase_run
+
+    done = erase_run(options.uri, options.items)
+    before = done.num_named - done.num_rows
+    print(visible(f"{done.uri}: {done.num_rows:,} rows erased" + (f", {before:,} erased before" if before else "")))
+    print("  what was exported or reported elsewhere, a bucket's older versions, and the media themselves are yours")
     return 0
 
 
 def _add_convert(commands: Any) -> None:
     text = "a benchmark's published files to a manifest for `illava answer`"
     command = _command(commands, "convert", _convert, text)
-    command.add_argument("benchmark", metavar="BENCHMARK", help="such as mmbench or videomme; a wrong name lists all")
+    command.add_argument("--list", action=_ListBenchmarks, nargs=0, help="list the benchmarks, and end")
+    command.add_argument("benchmark", metavar="BENCHMARK", help="such as mmbench or videomme; --list lists all")
     command.add_argument("source", metavar="SOURCE", help="a published file, or a prefix with several")
     command.add_argument("--media", required=True, metavar="PREFIX", help="of its videos, or where its images go")
     command.add_argument("--manifest", required=True, metavar="URI", help="to write; ends in .jsonl")
@@ -264,7 +343,7 @@ def _add_convert(commands: Any) -> None:
 
 def _convert(options: argparse.Namespace) -> int:
     from pipeline.evaluation.benchmarks.convert import write_manifest
-    from pipeline.evaluation.benchmarks.registry import benchmark
+    from pipeline.evaluation.benchmarks.registry import benchmark, next_command
 
     written = write_manifest(
         options.benchmark,
@@ -277,12 +356,17 @@ def _convert(options: argparse.Namespace) -> int:
     print(f"{written.uri}: {written.num_items:,} questions on {written.num_media:,} media")
     if table.note:
         print(f"note: {table.note}")
-    print(
-        f"next: illava answer --config configs/answer_questions.yaml --set input.uri={options.media} "
-        f"--set input.manifest={written.uri} --set task.choice_template=null --set task.open_template=null "
-        f"--set sampling.max_new_tokens={table.max_new_tokens}"
-    )
+    print(f"next: {next_command(options.benchmark, media_uri=options.media, manifest_uri=written.uri)}")
     return 0
+
+
+class _ListBenchmarks(argparse.Action):
+    def __call__(self, *_given: Any) -> None:
+        """Print the list and end, whatever else is given."""
+        from pipeline.evaluation.benchmarks.registry import render_list
+
+        print(render_list())
+        raise SystemExit(0)
 
 
 def _add_judge(commands: Any) -> None:

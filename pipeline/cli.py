@@ -188,10 +188,10 @@ def job_command(options: argparse.Namespace) -> int:
         print(render_line(summary) + (f"; drift: {drift}" if drift else ""))
     else:
         print(render_summary(summary) + (f"\n  {'drift':<14} {drift}" if drift else ""))
-    if config.task.kind == "question" and not summary.num_left:
-        from pipeline.evaluation.run_scores import render_scores, score_run
+    if summary.scores is not None:
+        from pipeline.evaluation.run_scores import render_scores
 
-        print(render_scores(score_run(summary.output_uri)))
+        print(render_scores(summary.scores))
     return summary.exit_code
 
 

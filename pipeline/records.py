@@ -29,6 +29,8 @@ LATER_COLUMNS: dict[str, int] = {
 }
 
 
+RowStatus = Literal["ok", "partial", "failed", "erased"]
+UNANSWERED = frozenset({"failed", "erased"})  # statuses of rows without an answer
 RowErrorType = Literal[
     "unsafe_uri",  # scheme or path outside what is allowed
     "not_found",  # the store has no such object
@@ -94,6 +96,7 @@ class MediaItem:
         prompt: overrides the task's prompt.
         question_id, options, reference, category: for question answering.
         fields: every other column of the user's manifest, as text.
+        passwords: of an encrypted PDF, to be tried in order; for its reader alone, and never written.
     """
 
     item_id: str
@@ -107,6 +110,7 @@ class MediaItem:
     reference: str | None = None
     category: str | None = None
     fields: dict[str, str] = field(default_factory=dict)
+    passwords: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +221,7 @@ class ResultRow:
     pages: tuple[dict, ...] | None
     num_pages: int | None
     fields: dict[str, str]
-    status: Literal["ok", "partial", "failed"]
+    status: RowStatus
     error_type: str | None
     error_message: str | None
     attempts: int

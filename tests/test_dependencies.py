@@ -94,14 +94,14 @@ MACHINES = {
     f"{python} on {machine}": {
         "python_version": python,
         "python_full_version": f"{python}.9",
-        "sys_platform": "linux",
-        "platform_system": "Linux",
+        "sys_platform": "darwin" if machine == "arm64" else "linux",
+        "platform_system": "Darwin" if machine == "arm64" else "Linux",
         "platform_machine": machine,
         "implementation_name": "cpython",
         "platform_python_implementation": "CPython",
     }
     for python in ("3.11", "3.12")
-    for machine in ("x86_64", "aarch64")
+    for machine in ("x86_64", "aarch64", "arm64")
 }
 
 

@@ -5,10 +5,13 @@ import random
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from illava.attention.backend import kernels_on
 from tests.support.isolation import isolated_process, own_temporary_folder
@@ -57,6 +60,22 @@ def test_every_test_draws_the_same_numbers():
         with isolated_process():
             drawn.append((torch.rand(1).item(), np.random.rand(), random.random()))
     assert drawn[0] == drawn[1]
+
+
+def test_hypothesis_draws_the_same_examples_and_asks_for_no_seconds():
+    drawn = []
+
+    @given(st.integers())
+    def slow_once(number):
+        if not drawn:
+            time.sleep(0.3)  # longer than Hypothesis allows by itself
+        drawn.append(number)
+
+    slow_once()
+    first = drawn.copy()
+    drawn.clear()
+    slow_once()
+    assert drawn == first
 
 
 def test_every_test_is_isolated(request):

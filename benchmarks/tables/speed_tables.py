@@ -226,5 +226,20 @@ def grammar_table() -> str:
     return "\n".join(lines)
 
 
+def quantization_table() -> str:
+    """How each weight scheme agrees with the plain model, token by token."""
+    lines = [
+        "| `model.quantization` | top-1 agreement | KL, nats a token | tokens | machine |",
+        "|---|---|---|---|---|",
+    ]
+    for result in results("quantization_agreement"):
+        lines += [
+            f"| `{scheme}` | {100 * found['top1_ratio']:.1f} % | {found['kl_nats']:.2g} | {found['num_tokens']} "
+            f"| {device_of(result['machine'])} |"
+            for scheme, found in result["schemes"].items()
+        ]
+    return "\n".join(lines)
+
+
 def _ratio(found: dict[str, Any] | None) -> str:
     return "" if found is None else f"{found['median']:.2f}x ({found['min']:.2f} to {found['max']:.2f})"

@@ -57,6 +57,22 @@ media:
   # of a LLaVA model: at most four tiles and the base tile
   max_tiles: 4
 """,
+    "model": """\
+model:
+  # a 7B on a card of 24 GB
+  model_id: Qwen/Qwen2.5-VL-7B-Instruct
+  revision: "0000000000000000000000000000000000000000" # the commit that you checked
+  dtype: auto
+  device: cuda
+  quantization: float8
+  kv_cache_bytes: 4_000_000_000
+  max_batch_requests: 16
+  # trained on that model
+  adapter:
+    id: adapters/cranes
+    revision: null
+    merge: true
+""",
     "task: {kind: caption}": """\
 task:
   kind: caption

@@ -73,9 +73,9 @@ ROWS: dict[str, Words] = {
         "Try the file with `--set media.decoder=pyav` in a new run; else make it anew.",
     ),
     "encrypted_document": Words(
-        "The PDF opens with a password only.",
+        "The PDF opens with a password only, or not with the one that was given.",
         "A protected file.",
-        "Remove the password, for instance with `qpdf --decrypt`, and run it again.",
+        f"Give the password in the manifest's column `password`, or one for all PDFs in `ILLAVA_PDF_PASSWORD`: {_retry('encrypted_document')}. Or remove it, for instance with `qpdf --decrypt`, and run the file again.",
     ),
     "encrypted_video": Words(
         "The video needs a key.",
@@ -225,7 +225,7 @@ EXCEPTIONS: dict[str, Words] = {
     ),
     "ModelLoadError": Words(
         "Weights or configuration that cannot be loaded.",
-        "A quantised checkpoint or an adapter, another family, no safetensors, a wrong revision.",
+        "A checkpoint in AWQ or GPTQ, an adapter of another model, another family, no safetensors, a wrong revision.",
         "See [choose a model](choose-a-model.md); `hf download MODEL --revision REVISION`.",
     ),
     "DeviceError": Words(

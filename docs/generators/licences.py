@@ -31,6 +31,10 @@ def page() -> str:
     return f"{before}{GENERATED}\n\n{made}\n\n{END}{rest.partition(END)[2]}"
 
 
+# Whose metadata names no licence: what the LICENSE file in its wheel is.
+_BY_FILE = {"torchao": "BSD-3-Clause (its LICENSE file)"}
+
+
 def dependencies() -> dict[str, str]:
     """Each direct dependency, and where pyproject.toml asks for it; those of every installation first."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -60,4 +64,4 @@ def _licence(name: str, standing: dict[str, str]) -> str:
     ]
     named = said.get("License") or ""
     words = [said.get("License-Expression"), named if len(named) <= _LONGEST else None, *classifiers]
-    return next(word for word in words if word)
+    return next((word for word in words if word), None) or _BY_FILE[name]

@@ -49,7 +49,7 @@ GROUPS: dict[str, dict[str, Column]] = {
     "What came out": {
         "status": Column(
             "",
-            "`ok`; `partial`: truncated media (of a picture at least three quarters of the rows are there), a video some of whose frame times had to be mended, or a document some of whose pages failed, or are more than `media.max_pages`; `failed`.",
+            "`ok`; `partial`: truncated media (of a picture at least three quarters of the rows are there), a video some of whose frame times had to be mended, or a document some of whose pages failed, or are more than `media.max_pages`; `failed`; `erased`: by `illava erase`, with ids and counts alone.",
         ),
         "text": Column("", "The model's text.", "empty where the model gave no answer"),
         "candidates": Column(

@@ -69,14 +69,17 @@ def measure_agreement(
     requests: Sequence[Request],
     plan: PlanSource,
     *,
+    reference: VLM | None = None,
     max_logit_bytes: int = _MAX_LOGIT_BYTES,
 ) -> list[Agreement]:
-    """Measure the agreement of the model under ``plan`` with itself unreduced, request by request, in order.
+    """Measure the agreement of the model under ``plan`` with an unreduced one, request by request, in order.
 
     Args:
         vlm: without requests of its own in flight.
         requests: with distinct ids; their temperature is taken as 0. ``max_new_tokens`` bounds T.
         plan: as `VLM.generate` takes it.
+        reference: the unreduced model, of the same tokenizer: the same weights before they were quantised, say. None is
+            ``vlm`` itself.
         max_logit_bytes: of reference logits held at a time; more requests go in several batches.
 
     Raises:
@@ -85,9 +88,10 @@ def measure_agreement(
         RequestError: two requests of the same id.
         RuntimeError: requests given to ``vlm.submit`` are still running.
     """
-    if vlm.family.has_random_weights:
+    reference = vlm if reference is None else reference
+    if vlm.family.has_random_weights or reference.family.has_random_weights:
         raise RandomWeightsError(f"agreement is not measured: {RANDOM_WEIGHTS_REASON}")
-    if vlm.has_work:
+    if vlm.has_work or reference.has_work:
         raise RuntimeError("submitted requests are still running: step() until has_work is false")
     plan = resolve_plan(plan)
     greedy = [
@@ -98,13 +102,13 @@ def measure_agreement(
     vlm.family.check(plan)
     found: list[Agreement] = []
     for chunk in _chunks(vlm, greedy, max_logit_bytes):
-        found += _of_chunk(vlm, chunk, plan)
+        found += _of_chunk(vlm, chunk, plan, reference)
     return found
 
 
-def _of_chunk(vlm: VLM, chunk: Sequence[Request], plan: ReductionPlan) -> list[Agreement]:
+def _of_chunk(vlm: VLM, chunk: Sequence[Request], plan: ReductionPlan, reference: VLM) -> list[Agreement]:
     whole = _Recorder()
-    answers = _run(_engine(vlm, whole.draw), chunk, EMPTY_PLAN)
+    answers = _run(_engine(reference, whole.draw), chunk, EMPTY_PLAN)
     answered = [request for request in chunk if answers[request.request_id].error is None]
     teacher = _Teacher(answers, whole.logits)
     ends = _run(_engine(vlm, teacher.draw), answered, plan)

@@ -37,7 +37,8 @@ class DecodeGraphs:
         max_batch: the largest batch.
 
     Raises:
-        ModelLoadError: no CUDA device, or its paged attention is the torch reference, which reads lengths on the host.
+        ModelLoadError: no CUDA device, or its paged attention is the torch reference, which reads lengths on the host;
+            or the decoder has experts, whose products have been captured on no GPU yet.
     """
 
     def __init__(self, decoder: Decoder, embed: Embed, cache: PagedCache, *, max_batch: int) -> None:
@@ -45,6 +46,11 @@ class DecodeGraphs:
             raise ModelLoadError(
                 f"decode steps cannot be captured on {decoder.device}: that takes CUDA and the Triton kernels, and "
                 f"{kernels_on(decoder.device)} serves there; pass decode_graphs=None or False"
+            )
+        if decoder.has_experts:
+            raise ModelLoadError(
+                "decode steps of a mixture of experts are not captured: how many rows an expert gets is known on the "
+                "device alone; pass decode_graphs=None or False"
             )
         self._decoder, self._embed, self._cache, self._max_batch = decoder, embed, cache, max_batch
         self._captured: dict[tuple[int, bool], _Captured] = {}
@@ -90,6 +96,11 @@ class DecodeGraphs:
 def can_capture(device: torch.device) -> bool:
     """Whether decode steps can be captured there."""
     return device.type == "cuda" and kernels_on(device) == "triton"
+
+
+def captures_steps(decoder: Decoder) -> bool:
+    """Whether this decoder's steps are captured unless a user says otherwise."""
+    return can_capture(decoder.device) and not decoder.has_experts
 
 
 def bucket_of(num_rows: int, max_batch: int) -> int:

@@ -12,7 +12,9 @@ axes, L layers, V vocabulary, M channels within the MLP, X rows of a slice.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -82,15 +84,15 @@ class Decoder:
                 "this decoder has sliding-window layers; only full causal attention is built. Take a model whose "
                 "text_config has sliding_window null or use_sliding_window false"
             )
-        if getattr(self.rotary, "rope_type", "default") in ("dynamic", "longrope"):
-            raise ModelLoadError(f"rotary tables of type {self.rotary.rope_type!r} change with the input: not built")
+        self._rotary_forward = _fixed_rotary(self.rotary, config)
         join = self.device.type == "cuda"
         self._qkv, self._gate_up = {}, {}
         for layer in self.layers:
             mlp, own = layer.mlp, getattr(layer, "self_attn", None)
             if own is not None:
                 self._qkv[layer] = products([own.q_proj, own.k_proj, own.v_proj], join=join)
-            self._gate_up[layer] = products([mlp.gate_proj, mlp.up_proj], join=join)
+            if not _has_experts(layer):
+                self._gate_up[layer] = products([mlp.gate_proj, mlp.up_proj], join=join)
         if join:
             torch.cuda.empty_cache()  # of what the layers' own weights took: pools are sized by free memory
         self.recurrent, self.state_shape = _recurrent(self.layers)
@@ -102,6 +104,11 @@ class Decoder:
     @property
     def device(self) -> torch.device:
         return self.norm.weight.device
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether a layer's MLP is a mixture of experts."""
+        return any(map(_has_experts, self.layers))
 
     @property
     def num_tokens(self) -> int:
@@ -153,7 +160,7 @@ class Decoder:
     def rotary_at(self, hidden_TD: Tensor, position_PT: Tensor) -> Rotary:
         """Cosines and sines at each token's own position: [T, 1, d] each."""
         position_1T = position_PT if position_PT.shape[0] == 1 else position_PT[:, None]  # M-RoPE: [axes, batch, T]
-        cos_1Td, sin_1Td = self.rotary(hidden_TD[None], position_1T)
+        cos_1Td, sin_1Td = self._rotary_forward(hidden_TD[None], position_1T)
         return cos_1Td[0, :, None], sin_1Td[0, :, None]
 
     def project(
@@ -186,10 +193,36 @@ class Decoder:
     def feed_forward(self, layer: Any, hidden_TD: Tensor, delta_TD: Tensor) -> Tensor:
         """The rest of a block after its token mixing, which gave ``delta_TD``: residuals and MLP."""
         hidden_TD, normed_TD = add_rms_norm(layer.post_attention_layernorm, hidden_TD, delta_TD)
+        if layer not in self._gate_up:  # a token's experts are its own: who else is packed beside it changes nothing
+            return hidden_TD + layer.mlp(normed_TD[None])[0]
         if not hidden_TD.is_cuda and len(hidden_TD) > _CPU_ROWS and is_plain(layer.mlp.gate_proj):
             return hidden_TD + _mlp_in_place(layer.mlp, normed_TD)
         gate_TM, up_TM = self._gate_up[layer](normed_TD)
         return hidden_TD + layer.mlp.down_proj(silu_mul(layer.mlp.act_fn, gate_TM, up_TM))
+
+
+def _fixed_rotary(rotary: Any, config: Any) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """What computes cosines and sines, where they do not depend on what else is computed.
+
+    Tables of type ``dynamic`` (InternVL3) change beyond the positions that the model has, where no request comes; the
+    module's own test whether they are reached would wait for the device.
+
+    Raises:
+        ModelLoadError: tables that change with the input.
+    """
+    kind = getattr(rotary, "rope_type", "default")
+    if kind == "dynamic":
+        own, most = getattr(config, "rope_parameters", None) or {}, config.max_position_embeddings
+        if own.get("original_max_position_embeddings", most) >= most:
+            return partial(inspect.unwrap(type(rotary).forward), rotary)
+    if kind in ("dynamic", "longrope"):
+        raise ModelLoadError(f"rotary tables of type {kind!r} change with the input: not built")
+    return rotary  # type: ignore[no-any-return]
+
+
+def _has_experts(layer: Any) -> bool:
+    """Whether the layer's MLP is a mixture of experts, which routes every token by itself and runs as a whole."""
+    return hasattr(layer.mlp, "experts")
 
 
 def recurrent_of(cache: PagedCache, blocks: BatchBlockTables) -> tuple[RecurrentStates, StateRows]:

@@ -13,7 +13,7 @@ from illava.errors import ModelLoadError
 from illava.model_files import ModelFiles, load_model_files
 from illava.pixel_limits import NO_LIMITS, PixelLimits
 from illava.preprocess import Preprocessor
-from illava.weight_files import Quantization
+from illava.weight_files import Quantization, check_options
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +51,16 @@ class FamilySpec:
 
 _NATIVE = ("max_pixels", "min_pixels", "total_pixels")
 _SPECS = (
+    FamilySpec(
+        model_type="internvl",
+        family="illava.families.internvl.internvl:InternVL",
+        geometry="illava.families.internvl.geometry:internvl_geometry",
+        depth="illava.families.internvl.geometry:model_depth",
+        preprocessor="illava.families.internvl.preprocessor:internvl_preprocessor",
+        plan_check="illava.families.internvl.plan_check:check_internvl",
+        presets=("illava-2026",),
+        pixel_limits=("max_tiles",),
+    ),
     FamilySpec(
         model_type="llava_next",
         family="illava.families.llava.next:LlavaNext",
@@ -102,6 +112,16 @@ _SPECS = (
         pixel_limits=_NATIVE,
     ),
     FamilySpec(
+        model_type="qwen3_vl_moe",
+        family="illava.families.qwen.qwen3_vl_moe:Qwen3VLMoe",
+        geometry="illava.families.qwen.geometry:qwen3_geometry",
+        depth="illava.families.qwen.geometry:model_depth",
+        preprocessor="illava.families.qwen.preprocessor:qwen3_preprocessor",
+        plan_check="illava.families.qwen.plan_check:check_qwen",
+        presets=("illava-qwen2-vl",),  # none is published for it
+        pixel_limits=_NATIVE,
+    ),
+    FamilySpec(
         model_type="qwen3_5",
         family="illava.families.qwen.qwen3_5:Qwen35",
         geometry="illava.families.qwen.geometry:qwen3_geometry",
@@ -129,6 +149,13 @@ def load_spec(model_id: str, *, revision: str | None = None) -> tuple[FamilySpec
         ModelLoadError: the model is of no supported family, or as `load_model_files`.
     """
     files = load_model_files(model_id, revision=revision)
+    declared = files.config.get("model_type")
+    if not isinstance(declared, str) or not declared:
+        raise ModelLoadError(
+            f"{model_id!r}: {files.config.where} names no model_type, so its family is not known: it is no checkpoint "
+            f"in the form of transformers. Supported are: {', '.join(FAMILIES)}; take a checkpoint of one of these, "
+            "often the one whose name ends in -hf"
+        )
     if files.model_type not in tuple(FAMILIES):  # config.json may hold anything
         raise ModelLoadError(
             f"{model_id!r} is a {files.model_type!r} model, which is not supported (model_type in "
@@ -218,6 +245,13 @@ def load_family(
             adapter or a quantisation that does not fit the model.
     """
     spec, files = load_spec(model_id, revision=revision)
+    check_options(
+        model_id,
+        files.config.content,
+        scheme=files.stored_scheme,
+        quantization=quantization,
+        has_adapter=adapter is not None,
+    )
     family_class: type[Family] = load_part(spec.family)
     preprocessor = load_preprocessor(model_id, revision=revision, pixel_limits=pixel_limits)
     family = family_class.load(

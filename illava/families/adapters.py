@@ -113,6 +113,13 @@ def inject_adapter(model: Any, adapter: Adapter, model_id: str) -> None:
                 f"{min(map(str, names))!r}; take the base model that its {CONFIG_FILE} names"
             )
 
+    beside = [] if adapter.merge else [m.get_base_layer() for m in model.modules() if is_adapted(m)]
+    if others := sorted({type(layer).__name__ for layer in beside if "Linear" not in type(layer).__name__}):
+        raise ModelLoadError(
+            f"adapter {adapter.id!r} adapts layers of the kind {', '.join(others)}, which is not built beside the "
+            "weights: set model.adapter.merge to true"
+        )
+
 
 def _fetch_weights(adapter: Adapter) -> Path:
     from huggingface_hub import hf_hub_download

@@ -2,7 +2,7 @@
 
 This module holds what all families share; a family adds its tower, its encoder and its checks. A family knows no
 reducer: its tower calls the reduction between attention and MLP of a block, and gets fewer tokens back. Each family is
-one file; subclasses are one level deep.
+one file; subclasses are one level deep, but for one that differs from another in its class of transformers alone.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class Family(ABC):
         has_random_weights: the model's folder declares it.
         stored_as: how the checkpoint's weights are quantised; None where they are plain.
         quantization: of the decoder's linear layers, made while loading.
+        adapter: that was added while loading.
     """
 
     model_class: ClassVar[Any]
@@ -67,6 +68,7 @@ class Family(ABC):
     has_random_weights: bool = False
     stored_as: str | None = None
     quantization: Quantization = "none"
+    adapter: Adapter | None = None
 
     def __init__(self, model: Any, tokenizer: Any, preprocessor: Preprocessor) -> None:
         """Borrow a loaded model's modules.
@@ -87,7 +89,7 @@ class Family(ABC):
         self.stop_token_ids = stop_token_ids(model)
         self._embedding = model.model.get_input_embeddings()
         self._tokenizer = tokenizer
-        self._chat = ChatPrompt(tokenizer, {kind: getattr(config, f"{kind}_token_id") for kind in self.media_kinds})
+        self._chat = ChatPrompt(tokenizer, self.placeholder_ids(config, tokenizer))
         self.tower, self.encoder = self.build_encoder(model)
         self.num_vision_blocks: int = self.tower.num_blocks
 
@@ -123,6 +125,7 @@ class Family(ABC):
         )
         family = cls(model, tokenizer, preprocessor)
         family.stored_as, family.quantization = None if scheme is None else str(scheme), quantization
+        family.adapter = adapter
         return family
 
     @classmethod  # noqa: B027  (most families support every configuration of their class)
@@ -132,6 +135,10 @@ class Family(ABC):
         Raises:
             ModelLoadError: names the feature, and says what is supported.
         """
+
+    def placeholder_ids(self, config: Any, tokenizer: Any) -> dict[str, int]:
+        """The token that the chat template writes for a medium of each kind."""
+        return {kind: getattr(config, f"{kind}_token_id") for kind in self.media_kinds}
 
     @abstractmethod
     def build_encoder(self, model: Any) -> tuple[Any, MediaEncoder]:
@@ -208,9 +215,11 @@ class Family(ABC):
     @property
     def weights(self) -> str:
         """What the decoder's linear layers compute with, such as ``bfloat16, dequantized from float8 (fp8)``."""
-        return describe_weights(
-            self.decoder.layers[0].self_attn.o_proj, stored_as=self.stored_as, quantization=self.quantization
-        )
+        layer = next(m for name, m in self.decoder.layers[0].named_modules() if name.endswith("_proj"))
+        said = describe_weights(layer, stored_as=self.stored_as, quantization=self.quantization)
+        if self.adapter is None:
+            return said
+        return f"{said}, with an adapter {'merged' if self.adapter.merge else 'beside them'}"
 
     @property
     def tokenizer(self) -> Any:

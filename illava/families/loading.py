@@ -64,12 +64,6 @@ def load_weights(
         ModelLoadError: weights are missing, incomplete, corrupt, of another model, not safetensors, or quantised
             otherwise than ``scheme`` says; or adapter and quantisation do not fit the model or each other.
     """
-    if scheme is not None and (quantization != "none" or adapter is not None):
-        what = "model.adapter" if adapter is not None else f"model.quantization {quantization}"
-        raise ModelLoadError(
-            f"{model_id!r} is stored in {scheme}: {what} wants the unquantised checkpoint; take that one, with "
-            "model.quantization where memory is short"
-        )
     model = _read_weights(model_class, model_id, revision, dtype=dtype, device=device, scheme=scheme)
     if adapter is not None:
         inject_adapter(model, adapter, model_id)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from illava.families import FamilySpec, load_geometry, load_part, load_spec
 from illava.families.hybrid_layers import HybridLayers
+from illava.families.internvl.geometry import TileGroupGeometry
 from illava.families.llava.geometry import AnyresGeometry
 from illava.families.qwen.geometry import NativeGeometry
 from illava.model_files import ModelFiles
@@ -28,7 +29,7 @@ class ModelShape:
         hybrid: which of these attend, and what the others keep.
     """
 
-    geometry: AnyresGeometry | NativeGeometry
+    geometry: AnyresGeometry | NativeGeometry | TileGroupGeometry
     num_vision_blocks: int
     num_decoder_layers: int
     hybrid: HybridLayers

@@ -7,6 +7,7 @@ projector and output head keep the model's dtype, as published recipes have it.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
@@ -17,7 +18,7 @@ from illava.checkpoint_check import StoredScheme
 from illava.decoder.joined_linears import is_plain
 from illava.errors import ModelLoadError
 from illava.families.extras import require_packages
-from illava.weight_files import INT4_GROUP, Quantization, is_quantised_on_load
+from illava.weight_files import INT4_GROUP, Quantization, has_experts, is_quantised_on_load
 
 _FP8_CAPABILITY = (8, 9)
 _PLAIN_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -29,14 +30,17 @@ def computes_float8(device: torch.device | str) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _FP8_CAPABILITY
 
 
-def keeps_stored(scheme: StoredScheme, device: torch.device | str) -> bool:
+def keeps_stored(scheme: StoredScheme, config: Mapping[str, Any], device: torch.device | str) -> bool:
     """Whether weights stay as they are stored: the device has a product for them, and the scheme means that product.
 
-    Scales of blocks are for kernels that the package ``kernels`` fetches from the hub: who installs it, wants them.
+    Experts are read by products of our own, and dequantised. Scales of blocks are for kernels that the package
+    ``kernels`` fetches from the hub: who installs it, wants them.
     """
     if scheme.weights != "float8" or not scheme.quantizes_inputs or not computes_float8(device):
         return False
-    return find_spec("kernels") is not None if scheme.method == "fp8" else scheme.has_row_scales
+    if has_experts(config):
+        return False
+    return find_spec("kernels") is not None if scheme.method == "fp8" else scheme.has_common_product
 
 
 def stored_options(config: Any, scheme: StoredScheme, device: torch.device | str) -> dict[str, Any]:
@@ -45,9 +49,8 @@ def stored_options(config: Any, scheme: StoredScheme, device: torch.device | str
     Raises:
         ModelLoadError: a package of the extra ``quantized`` is missing.
     """
-    needed = ("accelerate", "compressed_tensors") if scheme.method == "compressed-tensors" else ("accelerate",)
-    require_packages("quantized", *needed, purpose=f"a checkpoint in {scheme}")
-    keeps = keeps_stored(scheme, device)
+    require_packages("quantized", *scheme.packages, purpose=f"a checkpoint in {scheme}")
+    keeps = keeps_stored(scheme, config.to_dict(), device)
     fields = {"dequantize": not keeps}
     if scheme.method == "compressed-tensors":
         fields["use_optimized_inference"] = keeps
@@ -136,11 +139,10 @@ def _torchao_config(scheme: Quantization, *, dtype: torch.dtype, device: torch.d
 def describe_weights(layer: Any, *, stored_as: str | None, quantization: Quantization) -> str:
     """Say what a decoder's linear layer computes with, such as ``bfloat16, dequantized from float8 (fp8)``."""
     base = getattr(layer, "base_layer", layer)
-    beside = "" if base is layer else ", with an adapter beside them"
     dtype = str(base.weight.dtype).removeprefix("torch.")
     if quantization != "none":
         inputs_too = getattr(base.weight, "act_quant_kwargs", None) is not None
-        return f"{quantization} by torchao, computed in {'float8' if inputs_too else dtype}{beside}"
+        return f"{quantization} by torchao, computed in {'float8' if inputs_too else dtype}"
     if stored_as is None:
-        return dtype + beside
+        return dtype
     return f"{stored_as}, as stored" if holds_encoded(base) else f"{dtype}, dequantized from {stored_as}"

@@ -1,6 +1,6 @@
 """Keeps the tile or frame that each segment of a packed tower call is, also after frames are merged.
 
-Host integers only.
+Host integers, but for `Segments.cls_dropped`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 
+import torch
+from torch import Tensor
+
 from illava.errors import PlanError
+from illava.host_copies import constant_on
 from illava.requests import derive_seed
 
 
@@ -92,6 +96,20 @@ class Segments:
             return None
         by_original_index = dict(zip(before.original_index, values, strict=True))
         return [by_original_index[n] for n in self.original_index]
+
+    def cls_dropped(self, after: Segments, num_patches: Sequence[int], device: torch.device) -> Tensor | None:
+        """Index of each CLS token whose frame went into another one; a frame that is kept keeps its own as it is.
+
+        Args:
+            after: the segments after frames were merged.
+            num_patches: patches of each segment before; a CLS token leads each.
+            device: of the result.
+        """
+        if len(after.original_index) == len(self.original_index):
+            return None
+        kept, begins = set(after.original_index), starts([n + 1 for n in num_patches])
+        gone = [begin for begin, n in zip(begins, self.original_index, strict=False) if n not in kept]
+        return constant_on(gone, device)
 
     def _members(self) -> list[list[int]]:
         """The segments of each scope."""

@@ -235,7 +235,10 @@ class VisionReduction:
         self._trace.append(PackedTrace(stage, block, assignment.matrix, self.coord_T3, *counts))
         if patch_P is None:
             return merge(assignment, hidden_TD)
-        return merge(embed_in_batch(assignment, patch_P, hidden_TD.shape[0], self.lengths), hidden_TD)
+        dropped_X = before.cls_dropped(self.segments, num_patches, hidden_TD.device)
+        return merge(
+            embed_in_batch(assignment, patch_P, hidden_TD.shape[0], self.lengths, dropped_X=dropped_X), hidden_TD
+        )
 
     def _unmerge(self, unmerging: Unmerging, hidden_TD: Tensor) -> Tensor:
         """Restore the grid that entered the blocks; a cell takes the evidence of the kept token it follows most."""

@@ -18,7 +18,7 @@ def check_model_options(config: JobConfig) -> None:
     args, limits = config.task.template_args, config.media.pixel_limits
     if args is None and not limits.named:
         return
-    spec, files = load_spec(config.model.model_id, revision=config.model.revision)
+    spec, files = load_spec(config.model.model_id, revision=config.model.hub_revision)
     if problem := unused_limits(spec, limits):
         raise ConfigError(f"media: {problem}")
     if args is not None:

@@ -15,16 +15,18 @@ from typing import Any, Literal
 from illava.decoder.state_shape import num_state_slots
 from illava.engine.config import EngineConfig
 from illava.families import load_spec
+from illava.families.adapters import Adapter, check_adapter
+from illava.families.extras import require_packages
 from illava.families.hybrid_layers import HybridLayers
 from illava.families.model_shape import check_plan, load_hybrid_layers
 from illava.model_files import JsonSection, ModelFiles, require_tokenizer
-from illava.weight_files import count_stored
+from illava.weight_files import WeightCounts, check_options, count_stored
 from pipeline.config.placement import place_here
 from pipeline.config.schema import JobConfig
 from pipeline.errors import ConfigError
 
 _CPU_CACHE_BYTES = 2 << 30  # `illava.vlm` takes as much where model.kv_cache_bytes is null
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _GPU_SIGNS = ("/proc/driver/nvidia", "/dev/nvidia0", "/dev/dxg")
 
 _Dtype = Literal["bfloat16", "float16", "float32"]
@@ -37,7 +39,8 @@ class Preflight:
     Attributes:
         device: ``cpu`` or ``cuda``; None where a cluster elsewhere decides.
         dtype: of the weights in memory.
-        weights_bytes: of one actor's weights; None where the hub's files are not downloaded yet.
+        weights: counts of the weights; None where the hub's files are not downloaded yet.
+        weights_bytes: of one actor's weights on this device; None where the hub's files are not downloaded yet.
         cache_bytes: of one actor's key/value pool; None where what the weights leave decides.
         memory_bytes: of the device that holds them; None where it is not known here.
         states: what recurrent layers keep, within ``cache_bytes``; None for a model whose layers all attend.
@@ -45,6 +48,7 @@ class Preflight:
 
     device: Literal["cpu", "cuda"] | None
     dtype: _Dtype
+    weights: WeightCounts | None
     weights_bytes: int | None
     cache_bytes: int | None
     memory_bytes: int | None
@@ -81,8 +85,9 @@ def preflight(config: JobConfig, dtype: _Dtype) -> Preflight:
         ConfigError, DeviceError: a device that is not here, or more memory than it has.
     """
     model = config.model
-    check_plan(config.reduction, model.model_id, revision=model.revision)
-    spec, files = load_spec(model.model_id, revision=model.revision)
+    check_plan(config.reduction, model.model_id, revision=model.hub_revision)
+    spec, files = load_spec(model.model_id, revision=model.hub_revision)
+    _check_weights(config, files)
     require_tokenizer(files.folder)
     counts = count_stored(files.folder, files.stored_scheme)
     device = _device(config)
@@ -94,13 +99,34 @@ def preflight(config: JobConfig, dtype: _Dtype) -> Preflight:
     found = Preflight(
         device=device,
         dtype=dtype,
-        weights_bytes=None if counts is None else counts.num_bytes(_BYTES[dtype]),
+        weights=counts,
+        weights_bytes=None if counts is None else _weights_bytes(config, files, counts, dtype),
         cache_bytes=cache_bytes,
         memory_bytes=_memory_bytes(device),
         states=states,
     )
     _check_memory(found)
     return found
+
+
+def _check_weights(config: JobConfig, files: ModelFiles) -> None:
+    """Refuse an adapter or a quantisation that this model cannot have, and packages that are not here for them."""
+    model, here = config.model, not runs_elsewhere(config)
+    check_options(
+        model.model_id,
+        files.config.content,
+        scheme=files.stored_scheme,
+        quantization=model.quantization,
+        has_adapter=model.adapter is not None,
+    )
+    if model.adapter is not None:
+        check_adapter(Adapter(model.adapter.id, model.adapter.revision, model.adapter.merge), model.model_id)
+        if here:
+            require_packages("adapters", "peft", purpose="model.adapter")
+    if model.quantization != "none" and here:
+        require_packages("quantized", "torchao", purpose=f"model.quantization {model.quantization}")
+    if files.stored_scheme is not None and here:
+        require_packages("quantized", *files.stored_scheme.packages, purpose=f"a checkpoint in {files.stored_scheme}")
 
 
 def runs_elsewhere(config: JobConfig) -> bool:
@@ -126,7 +152,7 @@ def _states(
     shape = hybrid.state_shape
     if shape is None:
         return None
-    state_bytes = shape.num_bytes(_BYTES[dtype])
+    state_bytes = shape.num_bytes(ITEMSIZES[dtype])
     num_states = None
     if cache_bytes is not None:
         num_states = num_state_slots(cache_bytes, state_bytes, max_requests=max_batch_requests)
@@ -148,13 +174,24 @@ def _check_cache(
     head_dim = text.get("head_dim") or _quotient(text, "hidden_size", num_heads)
     if not all(isinstance(number, int) for number in (num_kv_heads, head_dim)):
         return
-    block_bytes = 2 * EngineConfig().block_size * num_kv_heads * head_dim * _BYTES[dtype]
+    block_bytes = 2 * EngineConfig().block_size * num_kv_heads * head_dim * ITEMSIZES[dtype]
     of_states = states.state_bytes * (states.num_states or 0) if states else 0
     if cache_bytes - of_states < block_bytes * num_layers:
         raise ConfigError(
             f"model.kv_cache_bytes is {cache_bytes:,}: one token needs a block of {block_bytes:,} bytes in each of the "
             f"model's {num_layers} layers, {block_bytes * num_layers:,} in all; raise it, or set it to null"
         )
+
+
+def _weights_bytes(config: JobConfig, files: ModelFiles, counts: WeightCounts, dtype: _Dtype) -> int:
+    """Memory of the weights: as stored where the GPU here keeps them so, else in the dtype or by the scheme."""
+    scheme = files.stored_scheme
+    if scheme is not None and scheme.weights == "float8" and _device(config) == "cuda":
+        from illava.families.quantization import keeps_stored
+
+        if keeps_stored(scheme, files.config.content, "cuda"):
+            return counts.stored_bytes
+    return counts.num_bytes(ITEMSIZES[dtype], config.model.quantization)
 
 
 def _quotient(text: JsonSection, key: str, divisor: Any) -> int | None:

@@ -8,6 +8,7 @@ ray.
 from __future__ import annotations
 
 import difflib
+import os
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -15,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from illava.engine.config import EngineConfig
 from illava.pixel_limits import PixelLimits
 from illava.plan import ReductionPlan
+from illava.weight_files import Quantization
 from pipeline.config.base import Section, optional_result_field, result_field, result_fields, runtime_field
 from pipeline.config.grammar import GrammarConfig
 from pipeline.config.runtime import ActorRange, RuntimeConfig
@@ -25,6 +27,7 @@ from pipeline.storage.uris import is_local, without_extra_slashes
 __all__ = [
     "READER_AND_DRIVER_BYTES",
     "ActorRange",
+    "AdapterConfig",
     "CaptionConfig",
     "DocumentConfig",
     "FpsSampling",
@@ -138,7 +141,8 @@ class MediaConfig(Section):
             by a token's pixels, the most tokens of a video. Every frame gets an even share, at least 1.05 times the
             least pixels of a frame.
         max_tiles: tiles that a single image is cut into at most, base tile apart; for tiled families (LLaVA-OneVision,
-            LLaVA-NeXT). As if the processor's ``image_grid_pinpoints`` named no canvas of more tiles.
+            LLaVA-NeXT, InternVL). As if the processor's ``image_grid_pinpoints`` named no canvas of more tiles, or as
+            its ``max_patches``.
     """
 
     num_frames: int = result_field(32, ge=1, le=4096)
@@ -171,6 +175,20 @@ class MediaConfig(Section):
         return PixelLimits(self.max_pixels, self.min_pixels, self.total_pixels, self.max_tiles)
 
 
+class AdapterConfig(Section):
+    """Names a LoRA adapter (safetensors, as peft writes it) that is added to the model, language model and tower alike.
+
+    Attributes:
+        id: hub id or local folder; its base model must be ``model.model_id``.
+        revision: 40 hex digits of the hub commit; null for a local folder.
+        merge: into the weights, at no cost for each token; ``false`` computes it beside them, for the same answers.
+    """
+
+    id: str = result_field(min_length=1)
+    revision: str | None = result_field(None, pattern=r"^[0-9a-f]{40}$")
+    merge: bool = result_field(True)
+
+
 class ModelConfig(Section):
     """Names the model. A hub id needs a pinned revision; a local folder is identified by the hashes of its files.
 
@@ -181,6 +199,10 @@ class ModelConfig(Section):
             `pipeline.runs.config_fingerprint`).
         device: ``auto`` is CUDA where each actor has a GPU, else CPU, and a run of one may go on on the other;
             ``cuda`` and ``cpu`` hold for all rows of a run. Which GPU is CUDA_VISIBLE_DEVICES' or Ray's to say.
+        quantization: of the decoder's linear layers while the model is loaded (torchao): ``float8`` and ``int8`` halve
+            their memory, ``int4`` leaves a quarter; tower, projector and output head stay as they are. ``none`` is as
+            stored. float8 is multiplied as such on cards of compute capability 8.9 and later, else in ``dtype``.
+        adapter: a LoRA adapter that is added to the model; null adds none.
         kv_cache_bytes: size of the paged key/value pool, with the recurrent states of Qwen3.5; null takes 60 % of what
             the weights leave, 2 GiB on CPU.
         max_batch_requests: requests in one running decode batch, at most.
@@ -190,8 +212,23 @@ class ModelConfig(Section):
     revision: str | None = result_field(None, pattern=r"^[0-9a-f]{40}$")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = result_field("auto")
     device: Literal["auto", "cpu", "cuda"] = runtime_field("auto")
+    quantization: Quantization = optional_result_field("none", off="none")
+    adapter: AdapterConfig | None = optional_result_field()
     kv_cache_bytes: int | None = runtime_field(None, ge=1)
     max_batch_requests: int = runtime_field(EngineConfig().max_batch_requests, ge=1)
+
+    @property
+    def hub_revision(self) -> str | None:
+        """The revision to load: none of a local folder, beside which runs of earlier versions may have one."""
+        return None if os.path.isdir(self.model_id) else self.revision
+
+    @property
+    def false_revisions(self) -> tuple[tuple[str, str, str], ...]:
+        """Keys with a commit of the hub beside a folder of this machine, for which rows would name the commit."""
+        found = [("model.revision", self.revision, self.model_id)]
+        if self.adapter is not None:
+            found.append(("model.adapter.revision", self.adapter.revision, self.adapter.id))
+        return tuple((key, commit, name) for key, commit, name in found if commit is not None and os.path.isdir(name))
 
     @field_validator("device", mode="before")
     @classmethod

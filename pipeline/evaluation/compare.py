@@ -1,6 +1,7 @@
 """Compares two runs over one manifest, item by item: paired differences with intervals, McNemar for scores.
 
-Pairs are items that both runs answered; intervals draw media, not questions.
+Pairs are items that both runs answered; intervals draw media, not questions. `pipeline.evaluation.comparison_text` says
+it in words and in JSON.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import RefusedError
-from pipeline.evaluation.run_columns import RunColumns, read_run_columns
+from pipeline.evaluation.run_columns import RunColumns, categories_of, read_run_columns
 from pipeline.evaluation.statistics import Interval, McNemar, mcnemar, paired_difference
+from pipeline.records import UNANSWERED
 from pipeline.runs.run_record import config_diff, recorded_config_fingerprint
-from pipeline.storage.uris import printable
 
 MEASURED = (
     "num_vision_tokens_kept",
@@ -27,7 +28,9 @@ MEASURED = (
     "gpu_s",
     "cost_usd",
 )
-_COLUMNS = ("item_id", "uris", "status", "text", "score", *MEASURED)
+_SHOWN = ("prompt", "reference", "answer")
+_COLUMNS = ("item_id", "uris", "status", "text", "score", "category", "fields", *_SHOWN, *MEASURED)
+_RIGHT = 0.5  # a score above it counts as right, as in McNemar's test
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,46 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
+class CategoryDifference:
+    """Holds the scores of one category in both runs; ``name`` of the difference is the category's.
+
+    Attributes:
+        score: of the pairs of this category that have scores.
+        only_first, only_second: pairs that only this run has right.
+    """
+
+    score: Difference
+    only_first: int
+    only_second: int
+
+
+@dataclass(frozen=True, slots=True)
+class FlippedItem:
+    """Holds an item that one run has right and the other wrong.
+
+    Attributes:
+        place: of the item in the manifest, from 0.
+        item_id, uris, category, question, reference: of the item.
+        scores, answers, texts: of the first and the second run; an answer is what was read in the text, if anything.
+    """
+
+    place: int
+    item_id: str
+    uris: tuple[str, ...]
+    category: str
+    question: str | None
+    reference: str | None
+    scores: tuple[float, float]
+    answers: tuple[str | None, str | None]
+    texts: tuple[str, str]
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the first run has it right."""
+        return self.scores[0] > _RIGHT
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """Holds two runs side by side.
 
@@ -64,6 +107,8 @@ class Comparison:
         differences: ``score`` first where both runs have scores.
         mcnemar: where all scores are 0 or 1.
         differing_config: key -> (first, second) where the two config fingerprints differ.
+        categories: where the items have some and both runs have scores, by name.
+        flipped: items that one run has right and the other wrong, in manifest order.
     """
 
     first_uri: str
@@ -76,6 +121,8 @@ class Comparison:
     differences: tuple[Difference, ...]
     mcnemar: McNemar | None
     differing_config: dict[str, tuple[Any, Any]]
+    categories: tuple[CategoryDifference, ...] = ()
+    flipped: tuple[FlippedItem, ...] = ()
 
 
 def compare_runs(first_uri: str, second_uri: str, *, seed: int = 0) -> Comparison:
@@ -95,13 +142,17 @@ def compare_runs(first_uri: str, second_uri: str, *, seed: int = 0) -> Compariso
 def compare_columns(first: RunColumns, second: RunColumns, *, seed: int = 0) -> Comparison:
     """Compare as `compare_runs` does, over columns that were read before."""
     _refuse_other_items(first, second)
-    failed = [np.array([status == "failed" for status in run.columns["status"]], dtype=bool) for run in (first, second)]
+    failed = [
+        np.array([status in UNANSWERED for status in run.columns["status"]], dtype=bool) for run in (first, second)
+    ]
     pairs = np.flatnonzero(~(failed[0] | failed[1]))
     if not len(pairs):
         raise RefusedError(f"no item was answered by both {first.uri} and {second.uri}; there is nothing to compare")
     media = np.array(first.media, dtype=object)[pairs]
     _, media = np.unique(media.astype(str), return_inverse=True)
     differences, test = [], None
+    categories: tuple[CategoryDifference, ...] = ()
+    flipped: tuple[FlippedItem, ...] = ()
     scores = [_floats(run, "score", pairs) for run in (first, second)]
     scored = np.flatnonzero(np.isfinite(scores[0]) & np.isfinite(scores[1]))
     if len(scored):
@@ -109,6 +160,10 @@ def compare_columns(first: RunColumns, second: RunColumns, *, seed: int = 0) -> 
         differences.append(_difference("score", a, b, media[scored], seed))
         if np.isin(np.concatenate([a, b]), (0.0, 1.0)).all():
             test = mcnemar(a, b)
+        names = np.array(categories_of(first), dtype=str)
+        categories = _by_category(names[pairs[scored]], a, b, media[scored], seed)
+        places = pairs[scored][(a > _RIGHT) != (b > _RIGHT)]
+        flipped = tuple(_flipped(first, second, int(place), names[place]) for place in places)
     for name in MEASURED:
         measured = [_floats(run, name, pairs) for run in (first, second)]
         known = np.flatnonzero(np.isfinite(measured[0]) & np.isfinite(measured[1]))  # null: of an earlier version
@@ -128,31 +183,9 @@ def compare_columns(first: RunColumns, second: RunColumns, *, seed: int = 0) -> 
         tuple(differences),
         test,
         _differing_config(first, second),
+        categories,
+        flipped,
     )
-
-
-def render_comparison(comparison: Comparison) -> str:
-    """Render the table printed by ``python -m pipeline compare``."""
-    pairs = comparison.num_pairs
-    lines = [
-        f"A  {comparison.first_uri}",
-        f"B  {comparison.second_uri}",
-        f"{pairs:,} of {comparison.num_items:,} items answered by both (A failed {comparison.failed_first}, "
-        f"B {comparison.failed_second}); same text in {comparison.num_same_text / pairs:.1%}",
-        "",
-        f"{'mean of an item':<26}{'A':>12}{'B':>12}{'B - A':>12}  {'95 % interval':<26}{'B / A':>7}",
-    ]
-    lines += [_line(difference) for difference in comparison.differences]
-    if comparison.mcnemar is not None:
-        test = comparison.mcnemar
-        lines += [
-            "",
-            f"right only in A: {test.only_first}, only in B: {test.only_second}; McNemar p = {test.p_value:.3g}",
-        ]
-    if comparison.differing_config:
-        lines += ["", "configuration that differs:"]
-        lines += [f"  {key}: {_short(a)} -> {_short(b)}" for key, (a, b) in comparison.differing_config.items()]
-    return "\n".join(lines)
 
 
 def _refuse_other_items(first: RunColumns, second: RunColumns) -> None:
@@ -180,17 +213,28 @@ def _difference(name: str, first: np.ndarray, second: np.ndarray, media: np.ndar
     return Difference(name, float(first.mean()), float(second.mean()), interval)
 
 
+def _by_category(
+    names: np.ndarray, first: np.ndarray, second: np.ndarray, media: np.ndarray, seed: int
+) -> tuple[CategoryDifference, ...]:
+    found = []
+    for name in sorted(set(names.tolist()) - {""}):
+        own = names == name
+        a, b = first[own], second[own]
+        only = [int(((x > _RIGHT) & ~(y > _RIGHT)).sum()) for x, y in ((a, b), (b, a))]
+        found.append(CategoryDifference(_difference(name, a, b, media[own], seed), *only))
+    return tuple(found)
+
+
+def _flipped(first: RunColumns, second: RunColumns, place: int, category: str) -> FlippedItem:
+    def of_both(name: str) -> tuple[Any, Any]:
+        return first.columns[name][place], second.columns[name][place]
+
+    (question, _), (reference, _) = of_both("prompt"), of_both("reference")
+    uris = tuple(first.columns["uris"][place])
+    item_id = first.columns["item_id"][place]
+    scores, answers, texts = of_both("score"), of_both("answer"), of_both("text")
+    return FlippedItem(place, item_id, uris, str(category), question, reference, scores, answers, texts)
+
+
 def _differing_config(first: RunColumns, second: RunColumns) -> dict[str, tuple[Any, Any]]:
     return config_diff(recorded_config_fingerprint(first.record), recorded_config_fingerprint(second.record))
-
-
-def _line(difference: Difference) -> str:
-    interval = difference.difference
-    ratio = "" if difference.ratio is None else f"{difference.ratio:.3f}"
-    numbers = (difference.first_mean, difference.second_mean, interval.mean)
-    between = f"[{interval.low:.4g}, {interval.high:.4g}]"
-    return f"{difference.name:<26}" + "".join(f"{n:>12.4g}" for n in numbers) + f"  {between:<26}{ratio:>7}"
-
-
-def _short(value: Any) -> str:
-    return printable(str(value), 60)

@@ -36,6 +36,16 @@ class RunColumns:
         return ["\n".join(uris) for uris in self.columns["uris"]]
 
 
+def categories_of(run: RunColumns) -> list[str]:
+    """Name each row's category, behind its benchmark where the run has several; "" where it has none."""
+    benchmarks = [fields.get("benchmark", "") for fields in run.columns["fields"]]
+    several = len(set(benchmarks)) > 1
+    return [
+        " / ".join(part for part in (benchmark if several else "", category or "") if part)
+        for benchmark, category in zip(benchmarks, run.columns["category"], strict=True)
+    ]
+
+
 def read_run_columns(uri: str, names: Sequence[str]) -> RunColumns:
     """Read these columns of all rows.
 

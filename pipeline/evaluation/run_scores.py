@@ -5,6 +5,7 @@ Reads a finished run; single answers were scored when their rows were made (`pip
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +15,12 @@ import numpy as np
 from pipeline.evaluation.benchmarks.registry import BENCHMARKS
 from pipeline.evaluation.benchmarks.scores import category_mean, circular_accuracy, mme_scores
 from pipeline.evaluation.caption_metrics import bleu, cider
-from pipeline.evaluation.run_columns import RunColumns, read_run_columns
+from pipeline.evaluation.run_columns import RunColumns, categories_of, read_run_columns
 from pipeline.evaluation.statistics import Interval, mean_interval
+from pipeline.storage import storage
 from pipeline.tasks.answers import references_of
 
+SCORES_FILE = "scores.json"
 _COLUMNS = ("uris", "status", "question_id", "category", "text", "answer", "reference", "score", "fields")
 
 
@@ -75,11 +78,7 @@ def score_columns(run: RunColumns, *, seed: int = 0) -> RunScores:
     scores = np.array([np.nan if score is None else score for score in columns["score"]], dtype=np.float64)
     failed = np.array([status == "failed" for status in columns["status"]], dtype=bool)
     benchmarks = [fields.get("benchmark", "") for fields in columns["fields"]]
-    several = len(set(benchmarks)) > 1
-    categories = [
-        " / ".join(part for part in (benchmark if several else "", category or "") if part)
-        for benchmark, category in zip(benchmarks, columns["category"], strict=True)
-    ]
+    categories = categories_of(run)
     media = np.unique(np.array(run.media, dtype=str), return_inverse=True)[1]
     names = np.array(categories, dtype=str)
     masks = [("all", np.ones(len(scores), dtype=bool))]
@@ -92,6 +91,46 @@ def score_columns(run: RunColumns, *, seed: int = 0) -> RunScores:
             groups.append(GroupScore(name, interval, int((mask & failed).sum())))
     unread = sum(s is not None and a is None for s, a in zip(columns["score"], columns["answer"], strict=True))
     return RunScores(tuple(groups), len(scores), unread, *_published(run, benchmarks, failed))
+
+
+def write_scores(uri: str, scores: RunScores) -> str | None:
+    """Write the scores into the run folder as ``scores.json``, and return its address; None where there are none."""
+    found = scores_dict(scores)
+    if not found:
+        return None
+    target = storage.join(storage.folder_uri(uri), SCORES_FILE)
+    storage.write_atomic(target, (json.dumps(found, ensure_ascii=False, indent=2) + "\n").encode())
+    return target
+
+
+def scores_dict(scores: RunScores) -> dict[str, dict[str, Any]]:
+    """Return metric -> its numbers, plain enough for JSON.
+
+    ``score`` is the mean over answered rows: ``mean``, ``low``, ``high`` (95 % over media), ``num_values``,
+    ``num_media``, ``num_failed``, ``mean_with_failures``, ``num_unread``, and ``categories`` with the same of each.
+    A published number, such as ``mme perception``, has ``mean`` alone.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    if scores.groups:
+        first, *categories = scores.groups
+        of_categories = {group.name: _group_dict(group) for group in categories}
+        found["score"] = _group_dict(first) | {"num_unread": scores.num_unread, "categories": of_categories}
+    for benchmark, numbers in scores.published.items():
+        found |= {f"{benchmark} {name}": {"mean": value} for name, value in numbers.items()}
+    return found
+
+
+def _group_dict(group: GroupScore) -> dict[str, Any]:
+    interval = group.interval
+    return {
+        "mean": interval.mean,
+        "low": interval.low,
+        "high": interval.high,
+        "num_values": interval.num_values,
+        "num_media": interval.num_clusters,
+        "num_failed": group.num_failed,
+        "mean_with_failures": group.mean_with_failures,
+    }
 
 
 def render_scores(scores: RunScores) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from illava.families import load_preprocessor
 from illava.preprocess import Preprocessor
@@ -39,6 +39,7 @@ from pipeline.execution.scheduling import build_scheduler
 from pipeline.execution.signals import Interruption
 from pipeline.execution.worker import VLMWorker, WorkerUsage
 from pipeline.inputs.build_manifest import readable_roots
+from pipeline.inputs.passwords import read_passwords
 from pipeline.loading.load_report import ItemLoader, ReadingUsage
 from pipeline.loading.loader import Loader
 from pipeline.log import add_log_fields
@@ -50,6 +51,9 @@ from pipeline.runs.run_folder import Run, is_finished
 from pipeline.runs.sessions import Session, other_sessions
 from pipeline.runs.totals import run_totals
 from pipeline.tasks.build import build_task
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.run_scores import RunScores
 
 logger = logging.getLogger(__name__)
 WorkerFactory = Callable[[JobConfig, RunInfo], VLMWorker]
@@ -114,13 +118,15 @@ def continue_run(
     with Interruption() as interruption:
         if pending_shards(run) and not used_up:
             preprocessor = load_preprocessor(
-                config.model.model_id, revision=config.model.revision, pixel_limits=config.media.pixel_limits
+                config.model.model_id, revision=config.model.hub_revision, pixel_limits=config.media.pixel_limits
             )
             preflight(config, run.config_fingerprint.fields["model.dtype"])
             with placed_run(run, debug=debug) as (config, cluster):
                 interruption.reinstall()
                 # Only now is run.json created. One of a job that cannot start would refuse the corrected job.
                 run = open_planned(run)
+                if "document" in run.manifest.kinds:
+                    run = replace(run, passwords=read_passwords(config))
                 logger.info("%s: the model is on %s", config.name, said(config))
                 executor = partial(
                     open_executor,
@@ -278,8 +284,22 @@ def _finished(run: Run, summary: RunSummary) -> RunSummary:
     too_often = failed_too_often(run.config.runtime.max_failed, num_failed, len(run.manifest))
     exit_code = FAILURES_EXIT_CODE if too_often else 3 if num_failed else 0
     return replace(
-        summary, exit_code=exit_code, interrupted_by=None, failed_too_often=too_often, run_error_types=error_types
+        summary,
+        exit_code=exit_code,
+        interrupted_by=None,
+        failed_too_often=too_often,
+        run_error_types=error_types,
+        scores=_scores(run) if run.config.task.kind == "question" else None,
     )
+
+
+def _scores(run: Run) -> RunScores:
+    """Score all rows of a finished run, and write ``scores.json`` anew: an earlier attempt may have left one."""
+    from pipeline.evaluation.run_scores import score_run, write_scores  # takes a second
+
+    scores = score_run(run.uri)
+    write_scores(run.uri, scores)
+    return scores
 
 
 def _session(summary: RunSummary) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from illava.engine.oom_backoff import OOMBackoff
 from illava.errors import RequestError
+from illava.families.adapters import Adapter
 from illava.requests import Generation, Request, SamplingParams
 from pipeline.config.placement import gpus_of, place_here
 from pipeline.config.schema import JobConfig
@@ -251,13 +252,15 @@ def load_vlm(config: JobConfig) -> VLM:
     model, gpus = config.model, gpus_of(config)
     vlm = VLM.from_pretrained(
         model.model_id,
-        revision=model.revision,
+        revision=model.hub_revision,
         dtype=resolve_dtype(config),
         device=model.device,
         kv_cache_bytes=model.kv_cache_bytes,
         max_batch_requests=model.max_batch_requests,
         gpu_share=gpus if 0 < gpus < 1 else 1.0,  # of several actors on one GPU each takes its own share
         pixel_limits=config.media.pixel_limits,
+        quantization=model.quantization,
+        adapter=None if (found := model.adapter) is None else Adapter(found.id, found.revision, found.merge),
     )
     try:
         vlm.family.check_conversation(conversation_of(config.task), config.task.template_args or {})

@@ -29,6 +29,7 @@ from pipeline.storage.uris import printable
 from pipeline.tasks.base import LISTED_COLUMNS
 
 logger = logging.getLogger(__name__)
+_PASSWORDS = "password"  # a column of this module alone
 
 
 def build_manifest(
@@ -66,6 +67,7 @@ def build_manifest(
         raise ConfigError(f"input.follow_links: there is no folder {printable(followed)} on this machine")
     if config.input.exclude_runs and done_ids is None:
         raise ValueError("the config names input.exclude_runs: pass done_ids")
+    passwords = columns.pop(_PASSWORDS, None)
     table, num_done = pa.table(columns), 0
     num_videos = pc.sum(pc.equal(table["media_kind"], "video")).as_py()
     if isinstance(config.task, DocumentConfig) and num_videos:
@@ -76,7 +78,7 @@ def build_manifest(
         left = _without(table, done_ids)
         table, num_done = left, table.num_rows - left.num_rows
     counts = counts or InputCounts(table.num_rows + num_done, 0)
-    again = _still_failing(table, failed) if failed else []
+    again = _still_failing(table, _locked(failed, columns["item_id"], passwords)) if failed else []
     if again:
         logger.info(
             "%d items failed in earlier runs by what their files are, and are left out; `illava retry RUN` tries them",
@@ -98,6 +100,14 @@ def build_manifest(
 
 def _without(table: pa.Table, item_ids: Sequence[str]) -> pa.Table:
     return table.filter(pc.invert(pc.is_in(table["item_id"], value_set=pa.array(item_ids, pa.string()))))
+
+
+def _locked(failed: Mapping[str, str | None], ids: Any, passwords: Any) -> Mapping[str, str | None]:
+    """Leave out the failed items that the manifest has a password for, which may be new."""
+    if passwords is None:
+        return failed
+    unlocked = {name for name, password in zip(ids.to_pylist(), passwords.to_pylist(), strict=True) if password}
+    return {name: etag for name, etag in failed.items() if name not in unlocked}
 
 
 def _still_failing(table: pa.Table, failed: Mapping[str, str | None]) -> list[str]:
@@ -144,6 +154,7 @@ def _from_file(config: JobConfig, uri: str) -> dict[str, Any]:
     if not len(user.lines):
         raise InputError(f'manifest {uri} has no rows; write one line for each item, such as {{"uri": "clip.mp4"}}')
     source = ManifestColumns(uri, user)
+    passwords = source.take_passwords()  # never frozen: `pipeline.inputs.passwords` reads them again for the readers
     for note in source.notes():
         logger.info("note: %s", note)
     base = config.input.uri or uri.rpartition("/")[0] or "."
@@ -161,6 +172,7 @@ def _from_file(config: JobConfig, uri: str) -> dict[str, Any]:
     asked = [] if template is None else source.template_values(template_fields(template), columns)
     columns["item_id"] = source.item_ids(columns, asked)
     refuse_duplicates(columns["item_id"], source.refuse)
+    columns[_PASSWORDS] = passwords
     columns |= {f"{FIELD_PREFIX}{name}": column for name, column in source.rest().items()}
     columns |= {f"{TYPED_PREFIX}{name}": column for name, column in source.typed_rest().items()}
     return {name: column for name, column in columns.items() if column is not None}

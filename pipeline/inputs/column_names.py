@@ -23,6 +23,7 @@ KNOWN_COLUMNS = (
     "metric",
     "size",
     "etag",
+    "password",
 )
 _ADDRESS_WORDS = frozenset({"file", "file_name", "filename", "image", "images", "path", "url", "urls", "video"})
 _CLOSE = 0.84  # of `difflib`: one letter more, less or exchanged in a word of six

@@ -23,6 +23,8 @@ from pipeline.inputs.input_counts import InputCounts
 from pipeline.records import MediaItem
 from pipeline.storage.parquet import read_table
 
+# Metadata of a frozen manifest of which items were erased: the digest that it was frozen with, and the present one.
+_ERASED_FROM, _ERASED_DIGEST = "illava.erased_from", "illava.erased_digest"
 FIELD_PREFIX, TYPED_PREFIX = "field:", "typed:"
 _TEXT, _TEXTS = pa.string(), pa.list_(pa.string())
 _NEEDED = (
@@ -59,6 +61,7 @@ class Manifest:
         digested: columns that ``digest`` covers; None stands for all.
         first_extensions: whether it was listed before `pipeline.inputs.columns` had its later extensions.
         keeps_types: whether it was frozen with the users' types; rows of one that was not have no columns for them.
+        is_erased: whether items were blanked since it was frozen; ``digest`` stays that of the frozen content.
     """
 
     table: pa.Table
@@ -67,6 +70,7 @@ class Manifest:
     digested: tuple[str, ...] | None = None
     first_extensions: bool = False
     keeps_types: bool = True
+    is_erased: bool = False
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -167,6 +171,10 @@ def manifest_bytes(manifest: Manifest) -> bytes:
     """Write a manifest as one Parquet file, which `read_manifest` reads."""
     sink = io.BytesIO()
     metadata = {"illava.left_out": json.dumps(dict(manifest.left_out)), "illava.num_done": str(manifest.num_done)}
+    if manifest.is_erased:
+        metadata |= {_ERASED_FROM: manifest.digest, _ERASED_DIGEST: _content_digest(manifest.table)}
+        if manifest.first_extensions:
+            del metadata["illava.left_out"]
     if manifest.keeps_types:
         metadata["illava.keeps_types"] = "1"
     if manifest.counts:
@@ -194,6 +202,9 @@ def read_manifest(data: bytes) -> Manifest:
     counts = table.schema.metadata or {}
     table = table.replace_schema_metadata(None)
     digest, digested = _content_digest(table), tuple(table.column_names)
+    is_erased = _ERASED_FROM.encode() in counts
+    if is_erased and digest == counts.get(_ERASED_DIGEST.encode(), b"").decode():
+        digest = counts[_ERASED_FROM.encode()].decode()  # an altered one keeps its own, which is refused
     for name in COLUMNS.keys() - have:
         table = table.append_column(name, pa.nulls(table.num_rows, COLUMNS[name]))
     return Manifest(
@@ -203,6 +214,7 @@ def read_manifest(data: bytes) -> Manifest:
         digested,
         b"illava.left_out" not in counts,
         b"illava.keeps_types" in counts,
+        is_erased,
     )
 
 

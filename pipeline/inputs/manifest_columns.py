@@ -18,6 +18,7 @@ from pipeline.storage.uris import printable
 from pipeline.tasks.base import TEMPLATE_COLUMNS
 from pipeline.tasks.question import question_problem
 
+PASSWORD_COLUMN = "password"
 _FOR_LISTS = {"uri": "name it `uris`, or give one address a row"}
 
 
@@ -52,6 +53,20 @@ class ManifestColumns:
                 f"manifest {self._uri}: both columns `prompt` and `question`; they mean the same, keep one"
             )
         return next((used for used in (name, alias) if used in self._left), None)
+
+    def take_passwords(self) -> pa.ChunkedArray | None:
+        """Take the passwords of encrypted PDFs, so that they become nobody's `fields`; None where there are none.
+
+        Raises:
+            InputError: a column is nearly called so; as a field its values would stand in every row.
+        """
+        for name, meant in near_misses(self._user.columns).items():
+            if meant == PASSWORD_COLUMN:
+                raise InputError(
+                    f"manifest {self._uri}: column {printable(name)!r} would be written into the rows; call it "
+                    f"`{PASSWORD_COLUMN}` if it holds the passwords of PDFs, and by a name unlike it if not"
+                )
+        return self.take_text(PASSWORD_COLUMN)
 
     def take_text(self, name: str) -> pa.ChunkedArray | None:
         """Take a column of one text per row, or its alias."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.config.schema import JobConfig
+from pipeline.inputs.passwords import has_password_for_all
 
 # Of the medium's bytes, or of limits that are in the config fingerprint. A mended file has another ETag.
 PERMANENT = frozenset(
@@ -37,7 +38,8 @@ def permanent_types(recorded: Mapping[str, Any], config: JobConfig) -> frozenset
     """
     now = config.model_dump(mode="json")
     same = {name for name, keys in PERMANENT_UNDER.items() if all(_at(recorded, key) == _at(now, key) for key in keys)}
-    return PERMANENT | same
+    opened = {"encrypted_document"} if has_password_for_all() else set[str]()
+    return (PERMANENT - opened) | same
 
 
 def _at(data: Mapping[str, Any], key: str) -> Any:

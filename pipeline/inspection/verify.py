@@ -17,7 +17,8 @@ from typing import Any
 from pipeline.errors import CredentialsError, PipelineError
 from pipeline.inputs.manifest import Manifest
 from pipeline.inspection.verify_rows import STAGE_SLACK_S, Violation, check_ids, check_row, stages_fit_latency
-from pipeline.records import FIRST_SCHEMA_VERSION, SCHEMA_VERSION
+from pipeline.records import FIRST_SCHEMA_VERSION, SCHEMA_VERSION, UNANSWERED
+from pipeline.runs.erase import ERASING_FILE, is_being_erased
 from pipeline.runs.parquet_sink import list_parts, part_index, part_name, read_stored
 from pipeline.runs.row_schema import SCHEMA, USER_PREFIX, schema_of, to_current_schema, version_of
 from pipeline.runs.run_folder import FINISHED_FILE, read_frozen_manifest
@@ -35,7 +36,8 @@ from pipeline.storage import storage
 __all__ = ["Violation", "verify_run"]
 
 _EXPECTED_NAMES = re.compile(
-    r"^(run\.json|_RUN\.json|data/|sessions/|accepted/|report\.html|manifest-[0-9a-f]{32}\.parquet)$"
+    r"^(run\.json|_RUN\.json|data/|sessions/|accepted/|report\.html|scores\.json|erasing\.json"
+    r"|manifest-[0-9a-f]{32}\.parquet)$"
 )
 _LATER_TOTALS = frozenset({"num_empty", "pages"})  # not in the files that earlier versions of the present schema wrote
 _NUM_READERS = 8
@@ -98,6 +100,9 @@ def _check_record(record: dict[str, Any]) -> Iterator[Violation]:
 
 def _check_names(folder: _Folder) -> Iterator[Violation]:
     """Check that no file is temporary or foreign, and that no part is missing."""
+    if is_being_erased(folder.uri):
+        message = "an erasure was interrupted; `illava erase` with the same --items goes on with it"
+        yield Violation("unfinished_erasure", ERASING_FILE, message)
     for path in storage.temporaries(folder.uri):
         yield Violation("temporary_file", path, "an unfinished write was left behind; delete it")
     temporary = {path.rpartition("/")[2] for path in storage.temporaries(folder.uri)}
@@ -169,7 +174,7 @@ def _check_part(folder: _Folder, index: int, table: Any) -> Iterator[Violation]:
         if item is None:
             continue
         yield from check_row(f"{where} row {number}", row, item, constants)
-        if row["status"] != "failed":
+        if row["status"] not in UNANSWERED:
             folder.num_answered += 1
             if not stages_fit_latency(row):
                 folder.misfits.append(f"{where} row {number}")

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any, get_args
 
 from illava.requests import FinishReason
-from pipeline.records import ROW_ERROR_TYPES, MediaItem
+from pipeline.records import ROW_ERROR_TYPES, UNANSWERED, MediaItem, RowStatus
 from pipeline.retention import retention_ratio
 
 STAGES = ("fetch_s", "load_s", "preprocess_s", "queue_s", "vision_s", "prefill_s", "decode_s")
@@ -30,6 +30,7 @@ _COUNTS = (
     "num_prompt_tokens",
     "num_generated_tokens",
 )
+_ERASED = ("text", "candidates", "drafts", "answer", "score", "pages", "fields", "error_type", "error_message")
 _PAGE_COUNTS = ("num_vision_tokens", "num_vision_tokens_kept", "num_decoder_tokens_kept", "num_generated_tokens")
 Row = dict[str, Any]
 
@@ -114,8 +115,11 @@ def _plain(value: Any) -> Any:
 
 def _status_problem(row: Row) -> str | None:
     status, error_type = row["status"], row["error_type"]
-    if status not in {"ok", "partial", "failed"}:
+    if status not in get_args(RowStatus):
         return f"status {status!r}"
+    if status == "erased":
+        left = [name for name in _ERASED if row[name]]
+        return f"erased, and {left[0]} is {row[left[0]]!r}" if left else None
     if status == "failed" and error_type not in ROW_ERROR_TYPES:
         return f"failed with error type {error_type!r}, which is not on the closed list"
     if status == "failed" and not row["error_message"]:
@@ -140,7 +144,7 @@ def _counts_problem(row: Row) -> str | None:
         return f"{kept} kept vision tokens in a prompt of {row['num_prompt_tokens']}"
     if not math.isclose(row["kept_ratio"], kept / total if total else 0.0, abs_tol=1e-9):
         return f"kept_ratio is {row['kept_ratio']}, the counts say {kept} of {total}"
-    if row["status"] != "failed":
+    if row["status"] not in UNANSWERED:
         nothing = [name for name in ("num_frames", "num_patches", "num_generated_tokens") if row[name] == 0]
         return f"answered with {nothing[0]} = 0" if nothing else None
     return None

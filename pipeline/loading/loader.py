@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -100,7 +101,7 @@ class Loader:
             raise
         stats = meter.spent(preprocess_s=decoded.preprocess_s, decoder=decoded.decoder)
         return LoadedItem(
-            item,
+            replace(item, passwords=()) if item.passwords else item,
             decoded.media,
             decoded.timestamps_s,
             stats,
@@ -195,6 +196,7 @@ class Loader:
                     pages_per_request=per_request,
                     lost=lost,
                     num_pages=len(item.uris) if self._has_page_images(item) else None,
+                    passwords=item.passwords,
                 )
         except DecordFailedError as failure:
             if decoder == "decord":

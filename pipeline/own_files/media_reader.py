@@ -105,6 +105,10 @@ class MediaReader:
             "([H, W, 3], or [F, H, W, 3] for a video), or a list of pictures, all paths or none"
         )
 
+    def kind(self, source: str | os.PathLike[str]) -> MediaKind:
+        """Say what a file is, by its name. Raises as `read`."""
+        return _kind([_address(source)], None)
+
     def close(self) -> None:
         """End the decoder process. Another `read` starts it again."""
         for loader in self._loaders.values():

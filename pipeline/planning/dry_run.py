@@ -78,7 +78,7 @@ def _state(run: Run) -> str:
 
 def _token_lines(config: JobConfig, shapes: Counter[_Shape], num_items: int) -> list[str]:
     limits = config.media.pixel_limits
-    model = load_model_shape(config.model.model_id, revision=config.model.revision, pixel_limits=limits)
+    model = load_model_shape(config.model.model_id, revision=config.model.hub_revision, pixel_limits=limits)
     total = TokenCounts(0, 0, 0, 0, 0)
     for shape, count in shapes.items():
         total += _counts(config, model, shape).times(count)
@@ -105,7 +105,7 @@ def _limit_lines(model: ModelShape, limits: PixelLimits) -> list[str]:
             most = "least" if name == "min_pixels" else "most"
             meaning = f"at {most} about {tokens:,} tokens for {of_what}"
         else:
-            meaning = f"at most {(1 + value) * geometry.grid**2:,} patches for an image"
+            meaning = f"at most {(1 + value) * geometry.patches_per_tile:,} patches for an image"
         lines.append(_line("" if lines else "pixels", f"media.{name} {value:,}: {meaning}"))
     return lines
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from pipeline.config.preflight import Preflight, RecurrentMemory, preflight
+from illava.engine.config import EngineConfig
+from illava.families import load_spec
+from illava.memory_counts import CARDS_GB, fit, memory_counts
+from pipeline.config.preflight import ITEMSIZES, Preflight, RecurrentMemory, preflight
+from pipeline.config.schema import JobConfig
 from pipeline.runs.run_folder import Run
 
 
@@ -14,7 +18,9 @@ def model_fit(run: Run) -> list[tuple[str, str]]:
     """
     found = preflight(run.config, run.config_fingerprint.fields["model.dtype"])
     lines = [("device", _device(found)), ("memory", _memory(found, run.config.runtime.num_vlm_actors.max))]
-    return lines if found.states is None else [*lines, ("", _states(found.states))]
+    if found.states is not None:
+        lines.append(("", _states(found.states)))
+    return [*lines, *_cards(run.config, found)]
 
 
 def _device(found: Preflight) -> str:
@@ -31,6 +37,28 @@ def _memory(found: Preflight, num_actors: int) -> str:
     return f"{weights}, {cache} of key/value cache an actor, {num_actors} at most{there}"
 
 
+def _cards(config: JobConfig, found: Preflight) -> list[tuple[str, str]]:
+    """Which common cards hold weights, activations and a pool, and how many tokens the pool then has."""
+    model = config.model
+    _, files = load_spec(model.model_id, revision=model.revision)
+    engine = EngineConfig(max_batch_requests=model.max_batch_requests)
+    counts = memory_counts(files, ITEMSIZES[found.dtype], engine)
+    if found.weights is None or counts is None or model.device == "cpu":
+        return []
+    weights = found.weights.num_bytes(ITEMSIZES[found.dtype], model.quantization)
+    if files.stored_scheme is not None and files.stored_scheme.has_common_product:
+        weights = found.weights.stored_bytes
+    gpus = config.runtime.gpus_per_actor
+    share = gpus if isinstance(gpus, float) and 0 < gpus < 1 else 1.0
+    said = []
+    for gigabytes in CARDS_GB:
+        card = fit(counts, weights, gigabytes * 10**9, cache_bytes=model.kv_cache_bytes, share=share)
+        tokens = card.cache_bytes // counts.kv_token_bytes
+        said.append(f"{gigabytes} GB: {f'{tokens // 1000:,}k tokens cached' if card.fits else 'too small'}")
+    needed = f"{_size(weights)} of weights, about {_size(counts.activation_bytes)} of activations at most"
+    return [("a card of", "; ".join(said)), ("", f"for {needed}, {_size(counts.kv_token_bytes)} a token")]
+
+
 def _states(states: RecurrentMemory) -> str:
     """What a request takes beside its tokens' keys and values, and how many requests the pool has room for."""
     layers = f"{states.num_layers} of {states.num_layers + states.num_attention_layers} layers"
@@ -39,4 +67,6 @@ def _states(states: RecurrentMemory) -> str:
 
 
 def _size(num_bytes: int) -> str:
+    if num_bytes < 1e5:
+        return f"{num_bytes / 1e3:.3g} kB"
     return f"{num_bytes / 1e9:.3g} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.3g} MB"

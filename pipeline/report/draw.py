@@ -21,6 +21,7 @@ from pipeline.errors import ConfigError
 from pipeline.execution.runner import build_loader
 from pipeline.execution.worker import load_vlm
 from pipeline.inputs.build_manifest import build_manifest
+from pipeline.inputs.passwords import read_passwords
 from pipeline.records import LoadedItem
 from pipeline.report.draw_page import Section, render_page
 from pipeline.report.picture import Picture, Tile
@@ -53,7 +54,7 @@ def draw_job(config: JobConfig) -> list[str]:
         config.model.model_id, revision=config.model.revision, pixel_limits=config.media.pixel_limits
     )
     with closing(build_loader(config, preprocessor)) as loader:
-        loaded = [loader.load(item) for item in items]
+        loaded = [loader.load(item) for item in read_passwords(config).give(items)]
     vlm, task, sampling = load_vlm(config), build_task(config.task), config.sampling
     params = SamplingParams(sampling.max_new_tokens, sampling.temperature, sampling.top_p, config.seed)
     written, sections, base = [], [], config.output.uri.rstrip("/")

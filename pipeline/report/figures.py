@@ -7,21 +7,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.records import ResultRow
+from pipeline.records import UNANSWERED, ResultRow
+from pipeline.report.course import Course, course_of
 from pipeline.runs.parquet_sink import list_parts, part_name, read_parts, read_rows, result_rows
 from pipeline.runs.run_folder import is_finished, read_finished
 from pipeline.runs.run_record import read_run_file
-from pipeline.runs.sessions import cost_record
+from pipeline.runs.sessions import cost_record, session_spans
 from pipeline.runs.totals import Totals, run_totals
 from pipeline.storage import storage
 
-STAGES = ("fetch_s", "load_s", "preprocess_s", "queue_s", "vision_s", "prefill_s", "decode_s", "latency_s")
+if TYPE_CHECKING:
+    from pipeline.evaluation.run_scores import RunScores
+
+# What a stage is called -> the columns whose difference it is.
+STAGES = {
+    "fetch": ("fetch_s",),
+    "load": ("load_s",),
+    "preprocess": ("preprocess_s",),
+    "model loading": ("model_wait_s",),
+    "queue": ("queue_s", "model_wait_s"),
+    "vision": ("vision_s",),
+    "prefill": ("prefill_s",),
+    "decode": ("decode_s",),
+    "latency": ("latency_s",),
+}
 PERCENTILES = (50, 90, 99, 100)
-_NUM_EXTREME = 8
+_SECONDS = tuple(dict.fromkeys(name for names in STAGES.values() for name in names))
+_NUM_EXTREME, _NUM_FAILED = 8, 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +54,9 @@ class StageSeconds:
     """Holds the seconds of one stage over all answered rows.
 
     Attributes:
-        name: of the column.
+        name: in `STAGES`.
         percentiles: at `PERCENTILES`.
-        share: of the sum over all stages; of ``latency_s`` itself 1.
+        share: of the sum of all latencies; of the latency itself 1.
     """
 
     name: str
@@ -59,7 +76,9 @@ class RunFigures:
         cost: over all sessions so far (`pipeline.runs.sessions.cost_record`).
         stages: seconds of the answered rows; empty where none was answered.
         samples, slowest, most_expensive: rows to show.
-        failures: error type -> how often, and a row that has it.
+        failures: error type -> how often, and the first rows that have it.
+        course: rows over time; None where no row says when it was made.
+        scores: of a finished run whose rows have any.
     """
 
     uri: str
@@ -71,7 +90,9 @@ class RunFigures:
     samples: tuple[ResultRow, ...]
     slowest: tuple[ResultRow, ...]
     most_expensive: tuple[ResultRow, ...]
-    failures: dict[str, tuple[int, ResultRow]]
+    failures: dict[str, tuple[int, tuple[ResultRow, ...]]]
+    course: Course | None = None
+    scores: RunScores | None = None
 
 
 def run_figures(uri: str, *, num_samples: int) -> RunFigures:
@@ -90,13 +111,13 @@ def run_figures(uri: str, *, num_samples: int) -> RunFigures:
     done = [index for index in list_parts(uri) if index < record["num_shards"]]
     totals = run_totals(uri, done)
     columns = _columns(uri, done)
-    answered = np.flatnonzero(columns["status"] != "failed")
-    shown = {
+    answered = np.flatnonzero(~np.isin(columns["status"], list(UNANSWERED)))
+    shown: dict[str, Any] = {
         "samples": answered[np.linspace(0, max(len(answered) - 1, 0), min(num_samples, len(answered)), dtype=np.int64)],
         "slowest": _largest(columns["latency_s"]),
         "most_expensive": _largest(columns["cost_usd"]) if totals.sums["cost_usd"] > 0 else [],
-        "failed": [np.flatnonzero(columns["error_type"] == name)[0] for name in totals.by_error_type],
     }
+    shown |= {name: np.flatnonzero(columns["error_type"] == name)[:_NUM_FAILED] for name in totals.by_error_type}
     places = {
         kind: [Place(int(columns["shard"][row]), int(columns["offset"][row])) for row in rows]
         for kind, rows in shown.items()
@@ -114,19 +135,21 @@ def run_figures(uri: str, *, num_samples: int) -> RunFigures:
         slowest=tuple(rows[place] for place in places["slowest"]),
         most_expensive=tuple(rows[place] for place in places["most_expensive"]),
         failures={
-            name: (count, rows[place])
-            for (name, count), place in zip(totals.by_error_type.items(), places["failed"], strict=True)
+            name: (count, tuple(rows[place] for place in places[name])) for name, count in totals.by_error_type.items()
         },
+        course=course_of(columns["finished_s"], columns["status"] == "failed", session_spans(uri)),
+        scores=_scores(uri) if finished and np.isfinite(columns["score"]).any() else None,
     )
 
 
 def _columns(uri: str, indexes: Sequence[int]) -> dict[str, np.ndarray]:
     """A number or a short word a row, in the order of the parts."""
-    names = ["status", "error_type", "cost_usd", *STAGES]
-    found: dict[str, list[np.ndarray]] = {name: [] for name in (*names, "shard", "offset")}
-    for index, table in zip(indexes, read_parts(uri, indexes, names), strict=True):
+    names = ["status", "error_type", "cost_usd", "score", *_SECONDS]
+    found: dict[str, list[np.ndarray]] = {name: [] for name in (*names, "finished_s", "shard", "offset")}
+    for index, table in zip(indexes, read_parts(uri, indexes, [*names, "finished_at"]), strict=True):
         for name in names:
             found[name].append(table[name].to_numpy())  # NaN for a number that is null
+        found["finished_s"].append(_seconds_since_1970(table["finished_at"].to_pylist()))
         found["shard"].append(np.full(table.num_rows, index))
         found["offset"].append(np.arange(table.num_rows))
     return {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in found.items()}
@@ -135,18 +158,33 @@ def _columns(uri: str, indexes: Sequence[int]) -> dict[str, np.ndarray]:
 def _stages(columns: dict[str, np.ndarray], answered: np.ndarray) -> tuple[StageSeconds, ...]:
     if not len(answered):
         return ()
-    known = {name: columns[name][answered] for name in STAGES}
-    known = {name: values[np.isfinite(values)] for name, values in known.items()}  # null: of an earlier version
+    known = {}
+    for name, (column, *less) in STAGES.items():
+        values = columns[column][answered].astype(np.float64)
+        for other in less:
+            values = values - np.nan_to_num(columns[other][answered].astype(np.float64))
+        known[name] = values[np.isfinite(values)].clip(0)  # null: of an earlier version
     sums = {name: float(values.sum(dtype=np.float64)) for name, values in known.items()}
     return tuple(
         StageSeconds(
             name,
             tuple(float(value) for value in np.percentile(values, PERCENTILES)),
-            sums[name] / sums["latency_s"] if sums["latency_s"] else 0.0,
+            sums[name] / sums["latency"] if sums["latency"] else 0.0,
         )
         for name, values in known.items()
         if len(values)
     )
+
+
+def _seconds_since_1970(texts: Sequence[str | None]) -> np.ndarray:
+    return np.array([np.nan if text is None else datetime.fromisoformat(text).timestamp() for text in texts])
+
+
+def _scores(uri: str) -> RunScores | None:
+    from pipeline.evaluation.run_scores import score_run  # scipy takes a second
+
+    scores = score_run(uri)
+    return scores if scores.groups else None
 
 
 def _largest(values: np.ndarray) -> np.ndarray:

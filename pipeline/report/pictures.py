@@ -46,7 +46,7 @@ def item_pictures(
     """
     try:
         preprocessor = load_preprocessor(
-            config.model.model_id, revision=config.model.revision, pixel_limits=config.media.pixel_limits
+            config.model.model_id, revision=config.model.hub_revision, pixel_limits=config.media.pixel_limits
         )
     except (ILLaVAError, OSError) as error:
         yield from (
@@ -111,20 +111,17 @@ class _Tracer:
     def __init__(self, config: JobConfig, num_overlays: int) -> None:
         self._config, self._left = config, num_overlays
         self._vlm: VLM | None = None
-        self._reason = ""
 
     def overlays(self, loaded: LoadedItem, text: str) -> list[Picture]:
-        """Draw what entered the language model and what its last layer still had."""
-        if not self._left and not self._reason:
-            self._reason = "not asked for; --overlays N loads the model here and computes it for the first N items"
-        if self._reason:
-            return [Picture("kept tokens", reason=self._reason)]
+        """Draw what entered the language model and what its last layer still had; nothing where that is not wanted."""
+        if not self._left:
+            return []
         self._left -= 1
         try:
             self._vlm = self._vlm or self._load()
         except Exception as error:  # a model that runs on the cluster may fail here in any way; the report goes on
-            self._reason = f"the model cannot be run here: {type(error).__name__}: {error}"
-            return [Picture("kept tokens", reason=self._reason)]
+            self._left = 0  # said once, beside the first item
+            return [Picture("kept tokens", reason=f"the model cannot be run here: {type(error).__name__}: {error}")]
         try:
             return self._trace(self._vlm, loaded, text)
         except Exception as error:  # of this item alone; the next one may well be drawn

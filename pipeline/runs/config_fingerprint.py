@@ -20,8 +20,10 @@ from typing import Any, Literal, get_args
 
 from illava.families import require_supported
 from illava.model_files import declared_dtype
+from illava.plan import ReductionPlan
 from illava.preprocess import resize_digest
-from pipeline.config.schema import JobConfig, result_fields
+from illava.reducers.out_of_tree import package_of
+from pipeline.config.schema import AdapterConfig, JobConfig, result_fields
 from pipeline.errors import ConfigError
 from pipeline.phases import phase
 from pipeline.records import MediaKind
@@ -33,6 +35,7 @@ _IGNORED_ENDINGS = (".md", ".gitattributes", ".lock")
 # a video it only resizes the frames, so there `illava.preprocess.resize_digest` counts, and not its release.
 MEDIA_KINDS: frozenset[str] = frozenset(get_args(MediaKind))
 _RESIZE = "pillow_resize"
+_FILES = ("model.files", "model.adapter.files")
 _PACKAGES: dict[str, frozenset[str]] = {
     "torch": MEDIA_KINDS,
     "transformers": MEDIA_KINDS,
@@ -59,9 +62,10 @@ class ConfigFingerprint:
 
     Attributes:
         digest: 32 hex digits over the fields.
-        fields: dotted config keys that affect rows, ``auto`` resolved, then ``model.files``, ``versions.*`` and
-            ``behaviour.*``; JSON types. The dtype is among them. The device is not: it changes last bits only, as
-            batch composition does.
+        fields: dotted config keys that affect rows, ``auto`` resolved, then hashes of local files (``model.files``,
+            ``model.adapter.files``), ``versions.*`` and ``behaviour.*``; JSON types. The dtype is among them. The
+            device is not: it changes last bits only, as batch composition does, but in float8, which some cards
+            multiply as such and others do not.
     """
 
     digest: str
@@ -100,7 +104,7 @@ def resolve_dtype(config: JobConfig) -> Literal["bfloat16", "float16", "float32"
     model = config.model
     if model.dtype != "auto":
         return model.dtype
-    declared = declared_dtype(model.model_id, revision=model.revision)
+    declared = declared_dtype(model.model_id, revision=model.hub_revision)
     return "bfloat16" if declared in {"bfloat16", "float16"} else "float32"
 
 
@@ -114,17 +118,30 @@ def resolve_config_fingerprint(config: JobConfig) -> ConfigFingerprint:
     """
     files = _model_files(config)  # before the dtype, which may ask the hub
     fields = result_fields(config) | {"model.dtype": resolve_dtype(config), "model.files": files}
+    if config.model.adapter is not None:
+        fields["model.adapter.files"] = _adapter_files(config.model.adapter)
     has_grammar = config.sampling.grammar or (config.task.kind == "document" and config.task.has_grammar)
-    packages = (*_PACKAGES, "llguidance") if has_grammar else _PACKAGES
+    others = {
+        "llguidance": has_grammar,
+        "torchao": config.model.quantization != "none",
+        "peft": config.model.adapter is not None,
+    }
+    packages = (*_PACKAGES, *(name for name, counts in others.items() if counts))
     fields |= {f"versions.{name}": resize_digest() if name == _RESIZE else _version(name) for name in packages}
+    fields |= {f"versions.{name}": version for name, version in plan_packages(config.reduction).items()}
     fields |= {f"behaviour.{name}": number for name, number in BEHAVIOUR.items()}
     fields |= {f"behaviour.{name}": number for name, (number, concerns) in _BEHAVIOUR_OF.items() if concerns(config)}
     return ConfigFingerprint(digest_of(fields), dict(sorted(fields.items())))
 
 
+def plan_packages(plan: ReductionPlan) -> dict[str, str]:
+    """Return the packages whose reducers a plan has, with their versions; this project's own are none."""
+    return dict(filter(None, (package_of(step.reducer) for step in plan.steps)))
+
+
 def is_fact(key: str) -> bool:
     """Whether a key was read from the machine; a fingerprint without the key says nothing about it."""
-    return key == "model.files" or key.startswith("versions.")
+    return key in _FILES or key.startswith("versions.")
 
 
 def in_config(key: str) -> bool:
@@ -150,6 +167,17 @@ def _model_files(config: JobConfig) -> str | None:
         raise ConfigError(
             f"model.model_id: {model_id!r} is no folder here, and a hub id needs model.revision (40 hex digits), "
             "so that the same job always runs the same weights"
+        )
+    return None
+
+
+def _adapter_files(adapter: AdapterConfig) -> str | None:
+    if os.path.isdir(adapter.id):
+        return folder_digest(adapter.id)
+    if adapter.revision is None:
+        raise ConfigError(
+            f"model.adapter.id: {adapter.id!r} is no folder here (working directory: {os.getcwd()}), and a hub id "
+            "needs model.adapter.revision (40 hex digits), so that the same job always runs the same adapter"
         )
     return None
 

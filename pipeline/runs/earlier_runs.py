@@ -24,7 +24,7 @@ from pipeline.storage import storage
 
 logger = logging.getLogger(__name__)
 _COLUMNS = ["item_id", "status", "error_type", "media_etag", "recipe_digest", "media_kind"]
-_DONE = ("ok", "partial")  # a truncated file stays truncated until its etag, and with it the item, changes
+_DONE = ("ok", "partial", "erased")  # a truncated file stays truncated until its etag, and with it the item, changes
 _Diffs = dict[str, list[Difference]]  # kind of media -> by what its rows are made in another way
 
 

@@ -6,14 +6,14 @@ import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import StorageError
 from pipeline.faults import fault_point
-from pipeline.records import LATER_COLUMNS, ROW_ERROR_TYPES, SCHEMA_VERSION, ResultRow, Shard
+from pipeline.records import LATER_COLUMNS, ROW_ERROR_TYPES, SCHEMA_VERSION, ResultRow, RowStatus, Shard
 from pipeline.runs.row_schema import NULLABLE, SCHEMA, USER_PREFIX, to_current_schema
 from pipeline.storage import storage
 from pipeline.storage.parquet import read_table
@@ -90,7 +90,8 @@ class ParquetSink:
             raise StorageError(
                 f"{where}: a row of another run, config fingerprint or shard; this is a defect, report it"
             )
-        if row.status not in {"ok", "partial", "failed"} or (row.status == "failed") != (row.error_type is not None):
+        is_known = row.status in get_args(RowStatus)
+        if not is_known or (row.status == "failed") != (row.error_type is not None):
             raise StorageError(
                 f"{where}: status {row.status!r} with error type {row.error_type!r}; failed rows name one"
             )
@@ -181,6 +182,11 @@ def _part_bytes(
     table = pa.Table.from_arrays(columns, schema=schema)
     for name, column in (user or {}).items():
         table = table.append_column(f"{USER_PREFIX}{name}", column)
+    return table_bytes(table, compression)
+
+
+def table_bytes(table: pa.Table, compression: str) -> bytes:
+    """Write a part's table as a Parquet file."""
     sink = io.BytesIO()
     pq.write_table(table, sink, compression=compression, write_page_checksum=True)
     return sink.getvalue()

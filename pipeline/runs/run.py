@@ -69,7 +69,9 @@ def open_planned(run: Run) -> Run:
         record_accepted(run.uri, run.accepted)
         return run
     model = run.config.model
-    require_supported(model.model_id, revision=model.revision)  # before run.json, which would refuse the corrected job
+    require_supported(
+        model.model_id, revision=model.hub_revision
+    )  # before run.json, which would refuse the corrected job
     return create_or_resume(run)
 
 
@@ -100,6 +102,13 @@ def plan_run(config: JobConfig, *, accept: Collection[str] = ()) -> Run:
     uri = storage.folder_uri(config.output.uri)
     if storage.is_local(uri) and os.path.isfile(storage.local_path(uri)):
         raise ConfigError(f"output.uri: {uri} is a file; name a folder, which is made where there is none")
+    if config.model.false_revisions and not storage.exists(storage.join(uri, RUN_FILE)):
+        key, commit, folder = config.model.false_revisions[0]
+        raise ConfigError(
+            f"{key}: {commit} is a commit of the hub, but {folder} is a folder here, whose files a run knows by their "
+            "hashes; every row would name a commit that nobody compared. Take the line out, or add --set "
+            f"{key}=null"
+        )
     everything = resolve_config_fingerprint(config)
     check_model_options(config)
     check_keys(accept, everything.fields)

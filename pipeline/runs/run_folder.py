@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.config.schema import JobConfig
 from pipeline.errors import RefusedError
 from pipeline.inputs.manifest import Manifest, read_manifest
+from pipeline.inputs.passwords import Passwords
 from pipeline.records import Shard
 from pipeline.runs.accepted import Difference, DoneItems
 from pipeline.runs.config_fingerprint import ConfigFingerprint
@@ -44,6 +45,7 @@ class Run:
         resumed: whether the run existed before.
         earlier: what the runs in ``input.exclude_runs`` have done, and which of them are passed over.
         accepted: differences that this command goes on with, by ``--accept``.
+        passwords: of encrypted PDFs; go with the items of a shard, and into no record.
         replaces: nonce of a run that began here, published nothing and is taken over.
     """
 
@@ -62,6 +64,7 @@ class Run:
     earlier: DoneItems = field(default_factory=DoneItems)
     accepted: tuple[Difference, ...] = ()
     replaces: str = ""
+    passwords: Passwords = field(default_factory=Passwords, repr=False)
 
     @property
     def num_shards(self) -> int:
@@ -71,7 +74,8 @@ class Run:
         """Return the items of one shard, in manifest order."""
         if not 0 <= index < self.num_shards:
             raise IndexError(f"shard {index} of {self.num_shards}")
-        return Shard(index, self.manifest.slice(index * self.items_per_shard, self.items_per_shard))
+        items = self.manifest.slice(index * self.items_per_shard, self.items_per_shard)
+        return Shard(index, self.passwords.give(items))
 
     def part_metadata(self, shard_index: int) -> dict[str, str]:
         """Return the metadata that says which run, attempt and shard a part belongs to."""

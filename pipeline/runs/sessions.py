@@ -103,6 +103,24 @@ class SessionSpending:
     ended: bool
 
 
+@dataclass(frozen=True, slots=True)
+class SessionSpan:
+    """Says when one session of a run was at work, in ISO 8601; ``ended_at`` is None where it did not say."""
+
+    began_at: str
+    ended_at: str | None
+
+
+def session_spans(run_uri: str) -> list[SessionSpan]:
+    """List when the run's sessions were at work.
+
+    Raises:
+        StorageError: a session's file cannot be read.
+    """
+    found = [(record.get("began_at"), record.get("ended_at")) for _, record in _records(run_uri)]
+    return [SessionSpan(began_at, ended_at) for began_at, ended_at in found if began_at]
+
+
 def other_sessions(run_uri: str, *, but: str = "") -> list[SessionSpending]:
     """List what all sessions of a run have spent that have begun, ended or not, but for the one of this name.
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from pipeline.errors import ItemError, StorageError
-from pipeline.records import LATER_COLUMNS
+from pipeline.records import LATER_COLUMNS, UNANSWERED
 from pipeline.runs.page_counts import PageCounts
 from pipeline.runs.parquet_sink import read_parts
 from pipeline.runs.run_folder import FINISHED_FILE
@@ -57,7 +57,7 @@ class Totals:
     @property
     def num_answered(self) -> int:
         """Rows with an answer."""
-        return self.num_rows - self.by_status.get("failed", 0)
+        return self.num_rows - sum(self.by_status.get(status, 0) for status in UNANSWERED)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the totals as JSON types."""
@@ -75,7 +75,7 @@ def run_totals(run_uri: str, indexes: Sequence[int]) -> Totals:
     for table in read_parts(run_uri, indexes, [*_COUNTED, *_SUMMED, "text", "pages", "num_pages"]):
         pages.add_table(table)
         answered = zip(table["status"].to_pylist(), table["text"].to_pylist(), strict=True)
-        num_empty += sum(status != "failed" and not text.strip() for status, text in answered)
+        num_empty += sum(status not in UNANSWERED and not text.strip() for status, text in answered)
         summed = [([], "count_all"), *((name, "sum") for name in _SUMMED), *((name, "count") for name in _LATER)]
         # In the calling thread, as `pipeline.storage.parquet` reads.
         groups += table.group_by(_COUNTED, use_threads=False).aggregate(summed).to_pylist()

@@ -10,7 +10,7 @@ import os
 import secrets
 import socket
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -102,7 +102,12 @@ def pinned(path: str, etag: str) -> PinnedFile:
 
 def write(path: str, data: bytes) -> None:
     """Write a temporary file in the same folder, fsync, rename, and fsync the folder."""
-    temporary = _write_temporary(path, data)
+    write_stream(path, (data,))
+
+
+def write_stream(path: str, chunks: Iterable[bytes]) -> None:
+    """Write chunks one after the other, as `write` does a whole file."""
+    temporary = _write_temporary(path, chunks)
     try:
         os.replace(temporary, path)
     except BaseException:
@@ -116,7 +121,7 @@ def create(path: str, data: bytes) -> bool | None:
 
     Returns None where the file system has no hard links, so that nothing is decided.
     """
-    temporary = _write_temporary(path, data)
+    temporary = _write_temporary(path, (data,))
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -158,14 +163,14 @@ def _info(path: str, found: os.stat_result) -> ObjectInfo:
     return ObjectInfo(path, found.st_size, f"mtime:{found.st_mtime_ns}")
 
 
-def _write_temporary(path: str, data: bytes) -> str:
+def _write_temporary(path: str, chunks: Iterable[bytes]) -> str:
     folder, name = os.path.split(path)
     os.makedirs(folder, exist_ok=True)
     writer = f"{socket.gethostname()}~{os.getpid()}~{secrets.token_hex(4)}"
     temporary = os.path.join(folder, f".{name}~{writer}{_TEMPORARY_SUFFIX}")
     try:
         with open(temporary, "xb") as file:
-            file.write(data)
+            file.writelines(chunks)
             file.flush()
             os.fsync(file.fileno())
     except BaseException:

@@ -80,6 +80,10 @@ class ObjectStore:
         """Send one PUT; above 100 MB, a multipart upload that is completed once."""
         self.filesystem.pipe_file(uri, data)
 
+    def upload(self, path: str, uri: str) -> None:
+        """Send a local file, a large one in parts."""
+        self.filesystem.put_file(path, uri)
+
     def create(self, uri: str, data: bytes) -> bool | None:
         """Send a conditional PUT twice: a store that refuses the second one honours the condition.
 

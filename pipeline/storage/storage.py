@@ -13,8 +13,9 @@ from __future__ import annotations
 import os
 import re
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
@@ -53,6 +54,7 @@ __all__ = [
     "sweep_temporaries",
     "temporaries",
     "write_atomic",
+    "write_stream",
 ]
 
 _TRIES = 3
@@ -202,6 +204,24 @@ def write_atomic(uri: str, data: bytes) -> None:
     """
     uri = check_uri(uri)
     _on_store("write", uri, lambda: _backend(uri).write(uri, data))
+
+
+def write_stream(uri: str, chunks: Iterable[bytes]) -> None:
+    """Write chunks one after the other as one object, completely or not at all; memory holds one chunk at a time.
+
+    For an object store they are gathered in a temporary file, which is then sent.
+
+    Raises:
+        StorageError: as `write_atomic`; what ``chunks`` raises passes through.
+    """
+    uri = check_uri(uri)
+    if is_local(uri):
+        _on_store("write", uri, lambda: local_files.write_stream(uri, chunks))
+        return
+    with tempfile.NamedTemporaryFile(prefix="illava-") as file:
+        file.writelines(chunks)
+        file.flush()
+        _on_store("write", uri, lambda: _backend(uri).upload(file.name, uri))
 
 
 def create_exclusive(uri: str, data: bytes) -> bool:

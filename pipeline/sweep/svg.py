@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import io
 import warnings
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import numpy as np
 from matplotlib import style
@@ -39,11 +40,18 @@ def plot_style() -> AbstractContextManager[None]:
 
 def svg_of(figure: Figure) -> str:
     """Render the figure as a whole SVG file."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the viewer's fonts draw the text
+    with without_glyph_warnings():
         _written(figure)  # for the layout: letters have the widths that an SVG gives them
         _round_layout(figure)
         return _written(figure)
+
+
+@contextmanager
+def without_glyph_warnings() -> Iterator[None]:
+    """Let letters be missing from our font: the viewer's fonts draw the text."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        yield
 
 
 def _written(figure: Figure) -> str:
@@ -55,9 +63,9 @@ def _written(figure: Figure) -> str:
 def _round_layout(figure: Figure) -> None:
     """Keep the layout that was found, its shares of the figure rounded to 12 digits.
 
-    The constrained layout's solver sums in the order of its variables' addresses, so its last digit differs between
-    processes. The file would show it: in the names of clip rectangles, which are a hash of all digits, and in places
-    that are cut in the middle between two last digits, since widths of letters are multiples of 1/64.
+    The constrained layout's solver sums in the order of its variables' addresses, so its last digit differs from
+    process to process. The file would show it: in the names of clip rectangles, which are a hash of all digits, and in
+    places that lie in the middle between two of the file's digits, since letters are multiples of 1/64 wide.
     """
     figure.set_layout_engine("none")
     for part in figure.subfigs:

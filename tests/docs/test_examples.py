@@ -94,7 +94,7 @@ def check(words: list[str], jobs: Path) -> None:
         case ["illava", *rest]:
             check(["python", "-m", "pipeline", *rest], jobs)
         case ["python", "-m", module, *rest]:
-            options = parser_of_module(module).parse_args(rest)
+            options = parsed(parser_of_module(module), rest)
             load(options, jobs, SweepConfig if rest[0] == "sweep" else JobConfig)
         case ["python", script, *rest] if script.endswith(".py"):
             options = parser_of_script(script).parse_args(rest)
@@ -120,6 +120,16 @@ def check(words: list[str], jobs: Path) -> None:
             raise AssertionError(f"no check is known for: {' '.join(words)}")
 
 
+def parsed(parser: Any, words: list[str]) -> Any:
+    """The flags; of those that print something and end, such as ``--list``, nothing."""
+    try:
+        return parser.parse_args(words)
+    except SystemExit as ended:
+        if ended.code:
+            raise
+    return None
+
+
 def load(options: Any, jobs: Path, schema: type) -> None:
     """The command's configuration, where it has one, with what the command line overrides."""
     if (name := getattr(options, "config", None)) is None:
@@ -142,7 +152,7 @@ def test_commands_in_sentences_have_flags_that_exist(tmp_path) -> None:
             words = re.sub(r"^illava ", "python -m pipeline ", command.replace("\\|", "|")).split()
             if len(words) > 2 and "..." not in command and "COMMAND" not in command and "--" in command:
                 parser = parser_of_script(words[1]) if words[1] != "-m" else parser_of_module("pipeline")
-                parser.parse_args(words[2 if words[1] != "-m" else 3 :])
+                parsed(parser, words[2 if words[1] != "-m" else 3 :])
 
 
 def test_retries_that_errors_names_set_only_what_changes_no_row() -> None:

@@ -16,7 +16,7 @@ import pytest
 from tests.support.docs_pages import ROOT, blocks, commands_of
 
 pytestmark = pytest.mark.long
-FIRST_HOUR = {"docs/quickstart.md": 5, "docs/recipes/evaluate-a-plan.md": 5}
+FIRST_HOUR = {"docs/quickstart.md": 5, "docs/recipes/evaluate-a-plan.md": 6}
 OUTSIDE = ("s3://", "huggingface_hub", "--estimate", "configs/answer_questions.yaml", "mmvet", "illava sweep")
 
 

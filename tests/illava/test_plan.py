@@ -73,12 +73,12 @@ def test_presets_of_native_resolution_follow_the_table(name):
 
 # name: vision blocks, share kept by all of them, share kept before the LLM
 WARD = {
-    "ward-image-50": ((5, 6, 7, 8), 0.50, None),
-    "ward-image-25": ((5, 6, 7, 8), 0.25, None),
-    "ward-video-50": ((5, 6, 7, 8), 0.50, 0.50),
-    "ward-video-25": ((5, 6, 7, 8), 0.25, 0.25),
-    "ward-qwen2-vl-50": ((12, 13, 14, 15), 0.50, None),
-    "ward-qwen2-vl-25": ((12, 13, 14, 15), 0.25, None),
+    "ward-image-50": ((6, 8), 0.50, None),
+    "ward-image-25": ((6, 8), 0.25, None),
+    "ward-video-50": ((6, 8), 0.50, 0.50),
+    "ward-video-25": ((6, 8), 0.25, 0.25),
+    "ward-qwen2-vl-50": ((13, 15), 0.50, None),
+    "ward-qwen2-vl-25": ((13, 15), 0.25, None),
     "ward-qwen2.5-vl-50": ((7, 15, 23), 0.50, None),
     "ward-qwen2.5-vl-25": ((7, 15, 23), 0.25, None),
 }
@@ -92,6 +92,8 @@ def test_wards_presets_keep_their_share_and_tell_the_language_model_sizes(name):
     assert left_of(10_000, plan) == pytest.approx(10_000 * keep, rel=0.01)
     budget = plan.at("decoder_input")
     assert (None if budget is None else budget.keep_ratio) == decoder_keep
+    assert budget is None or budget.per == "frame"
+    assert plan.at("vision_block", blocks[0]).alpha == 0.5
     assert plan.size_bias
     assert not preset(name, layout="released").size_bias
     assert plan.at("vision_block", blocks[0]).biases_attention

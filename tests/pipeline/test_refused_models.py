@@ -9,7 +9,11 @@ import pytest
 import yaml
 from PIL import Image
 
+from illava.errors import ModelLoadError
+from illava.families import load_preprocessor
+from pipeline.__main__ import main
 from pipeline.cli import run_cli
+from pipeline.config.schema import ModelConfig
 from pipeline.execution import runner
 from pipeline.sweep.command import sweep_cli
 from tests.support.media.clips import barcode_frame
@@ -111,3 +115,42 @@ def test_a_sweep_and_its_plan_end_with_2(job, tmp_path, capsys) -> None:
         said = capsys.readouterr().err
         assert "quantised by gptq" in said
         assert "defect" not in said
+
+
+@pytest.mark.parametrize("declared", [None, 7, "internvl", "llava_qwen"])
+def test_a_model_of_no_supported_family_is_told_by_its_model_type(job, declared, capsys) -> None:
+    path, model, out = job
+    (model / "preprocessor_config.json").unlink()  # a folder of another family lacks other files, too
+    edit(model / "config.json", model_type=declared)
+    for flags in ((), ("--dry-run",)):
+        said = refused(path, *flags, capsys=capsys)
+        if isinstance(declared, str):
+            assert f"is a '{declared}' model, which is not supported" in said
+        else:
+            assert "names no model_type, so its family is not known" in said
+        assert "Supported are: llava_next" in said
+        assert "complete" not in said
+    assert not out.exists()
+
+
+def test_a_revision_beside_a_folder_is_refused_where_a_run_begins_and_lives_on_in_earlier_runs(
+    job, capsys, monkeypatch
+) -> None:
+    path, model, out = job
+    hub = ("--set", f"model.revision={'c' * 40}")
+    for flags in ((), ("--dry-run",)):
+        said = refused(path, *hub, *flags, capsys=capsys)
+        assert f"model.revision: {'c' * 40} is a commit of the hub, but {model} is a folder here" in said
+        assert "--set model.revision=null" in said
+        assert not out.exists()
+    beside = ("--set", f"model.adapter={{id: {model}, revision: {'d' * 40}}}")
+    assert f"model.adapter.revision: {'d' * 40} is a commit" in refused(path, *beside, capsys=capsys)
+    with monkeypatch.context() as earlier:  # as a version did that knew nothing of it
+        earlier.setattr(ModelConfig, "false_revisions", ())
+        assert run_cli("job", ["--config", path, *hub]) == 0
+    assert run_cli("job", ["--config", path, *hub]) == 0
+    assert main(["report", str(out)]) == 0
+    assert main(["verify", str(out)]) == 0
+    assert "all invariants hold" in capsys.readouterr().out
+    with pytest.raises(ModelLoadError, match="is a folder here, and revision 'main' would be one of the hub"):
+        load_preprocessor(str(model), revision="main")

@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 import threading
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import get_args
@@ -36,14 +37,25 @@ from tests.support.stores.hostile_addresses import hostile_addresses, literal_na
 CANARY = "CANARY-of-a-secret-7f3a"
 
 
+def _bound_to_one_number() -> tuple[socket.socket, socket.socket]:
+    """A TCP and a UDP socket; of the numbers that are free for the one, another process may hold some for the other."""
+    with ExitStack() as refused:
+        while True:
+            tcp, udp = socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            try:
+                udp.bind(tcp.getsockname())
+                return tcp, udp
+            except OSError:
+                refused.enter_context(tcp)  # held, so that the next number is another
+                udp.close()
+
+
 class Listener:
     """Counts TCP connections to a loopback port, and datagrams to the same number."""
 
     def __init__(self) -> None:
-        self._tcp = socket.create_server(("127.0.0.1", 0))
+        self._tcp, self._udp = _bound_to_one_number()
         self.port = self._tcp.getsockname()[1]
-        self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._udp.bind(("127.0.0.1", self.port))
         self._tcp.setblocking(False)
         self._udp.setblocking(False)
         self.url = f"http://127.0.0.1:{self.port}"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from hypothesis import HealthCheck, settings
 
 from illava.attention import packed as attention
 from illava.attention.backend import kernels_on
@@ -21,6 +22,10 @@ from illava.attention.backend import kernels_on
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes: more threads than cores wait for each other
     torch.set_num_threads(1)
+# Hypothesis draws the same examples each time, and asks for no seconds: by itself an example that takes 0.2 s, or ten
+# that take 1 s to draw, fail a test, as a busy machine or one pass of the garbage collector makes them.
+settings.register_profile("suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 _NUM_THREADS = torch.get_num_threads()
 _CSV_FIELD_CHARS = csv.field_size_limit()
 # They keep what was read from the environment or tried on the device; all other caches hold what depends on nothing.

@@ -77,6 +77,10 @@ class AnyresGeometry:
         return self.tile_px // self.patch_px
 
     @property
+    def patches_per_tile(self) -> int:
+        return self.grid**2
+
+    @property
     def pooled(self) -> int:
         """Tokens per side of a pooled video frame."""
         return math.ceil(self.grid / 2)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,7 +29,12 @@ class NativeTower(ABC):
     Attributes:
         num_blocks: blocks that are run.
         last_scored_block: the last block whose attention can score patches for later stages.
+        has_cls: a CLS token precedes the patches of every segment; it is never reduced.
     """
+
+    has_cls: ClassVar[bool] = False
+    num_blocks: int
+    last_scored_block: int
 
     def __init__(self, vision_model: Any) -> None:
         """Borrow the layers of a loaded tower."""

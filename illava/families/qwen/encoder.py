@@ -10,7 +10,7 @@ channels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -90,13 +90,16 @@ class NativeEncoder:
             patch_selection.lengths,
             patch_selection.coord_K3,
             num_blocks=num_blocks,
+            has_cls=self._tower.has_cls,
             group_side=group_side,
             seeds=roots,
             segments=Segments.of([grid.times for grid in grids], [mm_item.kind == "video" for mm_item in media]),
             probe=probe,
         )
         hidden_PD = self._tower.embed(torch.cat([self.patches(mm_item) for mm_item in media]), grids)
-        feature_KD, deepstack = self._tower.run(patch_selection.select(hidden_PD), reduction)
+        feature_KD, deepstack = self._tower.run(
+            patch_selection.select(hidden_PD, has_cls=self._tower.has_cls), reduction
+        )
         encoded = self._apart(media, feature_KD, reduction, trace=trace)
         encoded = patch_selection.traced(encoded) if trace else encoded
         if plan.size_bias:
@@ -131,6 +134,12 @@ class NativeEncoder:
         blocks = pixels_FCHW.reshape(grid.times, depth, 3, rows, side, px, cols, side, px)
         return blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(grid.num_patches, -1)
 
+    def frame_counts(
+        self, mm_item: VisualInput, grid: PatchGrid, counts: Mapping[int, int]
+    ) -> tuple[tuple[int, int], ...]:
+        """(frame, kept groups) of an input, frame by frame, from those of each temporal patch that is left."""
+        return tuple((time, counts.get(time, 0)) for time in range(grid.times))
+
     def _apart(
         self, media: Sequence[VisualInput], feature_KD: Tensor, reduction: VisionReduction, *, trace: bool
     ) -> list[EncodedVisual]:
@@ -152,7 +161,7 @@ class NativeEncoder:
                     feature_KD=feature_KD[own],
                     placeholder_K=(coord_K3[own] * constant_on([rows * cols, cols, 1], self._device)).sum(1),
                     num_placeholders=grid.num_groups,
-                    frame_counts=tuple((time, in_time.get(time, 0)) for time in range(grid.times)),
+                    frame_counts=self.frame_counts(mm_item, grid, in_time),
                     coord_K3=coord_K3[own],
                     score_K=None if score_K is None else score_K[own],
                     num_patches=grid.num_patches - mm_item.num_left_out * side**2,

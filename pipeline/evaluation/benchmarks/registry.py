@@ -10,6 +10,7 @@ import base64
 import binascii
 import hashlib
 import json
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,6 +48,31 @@ def benchmark(name: str) -> Benchmark:
     if name not in BENCHMARKS:
         raise InputError(f"no converter for benchmark {name!r}; there are: {', '.join(BENCHMARKS)}")
     return BENCHMARKS[name]
+
+
+def render_list() -> str:
+    """List the benchmarks: name, what its items are, how its number is made, whose columns are read, and notes."""
+    width = max(map(len, BENCHMARKS)) + 2
+    lines = [f"{'name':<{width}}{'media':<8}{'number':<15}published files"]
+    for table in BENCHMARKS.values():
+        lines.append(f"{table.name:<{width}}{table.media_kind:<8}{table.aggregate:<15}{table.dataset}")
+        lines += [f"{'':<{width}}{table.note}"] * bool(table.note)
+    return "\n".join(lines)
+
+
+def next_command(name: str, *, media_uri: str, manifest_uri: str) -> str:
+    """Say the command that answers the converted questions; its output is a folder of this machine."""
+    table = benchmark(name)
+    keys = {
+        "input.uri": media_uri,
+        "input.manifest": manifest_uri,
+        "sampling.max_new_tokens": str(table.max_new_tokens),
+        "output.uri": f"runs/{name}",
+    }
+    if table.media_kind != "video":
+        keys["reduction.preset"] = "illava-image"
+    overrides = [word for key, value in keys.items() for word in ("--set", f"{key}={value}")]
+    return shlex.join(["illava", "answer", "--config", "configs/answer_questions.yaml", *overrides])
 
 
 def convert_rows(name: str, rows: Iterable[Row]) -> Iterator[ConvertedItem]:

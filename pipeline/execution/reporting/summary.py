@@ -19,6 +19,7 @@ from pipeline.storage.uris import printable
 
 if TYPE_CHECKING:
     from pipeline.config.schema import JobConfig
+    from pipeline.evaluation.run_scores import RunScores
     from pipeline.execution.worker import WorkerUsage
 
 
@@ -93,6 +94,7 @@ class RunSummary:
         wall_s: wall time of this command after its items were listed, model loading included.
         cost: cost of this command's rows and of its actors' loading and waiting; None where no prices are set.
         workers: where the workers' wall time went.
+        scores: of a finished question-answering run; also in its folder, as ``scores.json``.
         interrupted_by: name of the signal that ended the command early.
         placed: the job with the device chosen for this command; None where the command had nothing to do.
     """
@@ -106,6 +108,7 @@ class RunSummary:
     wall_s: float
     cost: RunCost | None
     workers: tuple[WorkerUsage, ...] = ()
+    scores: RunScores | None = None
     num_skipped: int = 0
     counts: InputCounts | None = None
     num_left: int = 0

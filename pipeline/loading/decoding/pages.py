@@ -93,6 +93,7 @@ def load_pages(
     pages_per_request: int | None,
     lost: Sequence[FailedPage] = (),
     num_pages: int | None = None,
+    passwords: Sequence[str] = (),
 ) -> Pages:
     """Load every page at model size.
 
@@ -104,6 +105,7 @@ def load_pages(
         pages_per_request: that number of pages; None for all of them.
         lost: page images that no path stands for, since their objects could not be had.
         num_pages: page images that the document has, where more are there than are read.
+        passwords: to be tried on an encrypted PDF, in order.
 
     Raises:
         ItemError: the document cannot be opened or is over a budget, or no page of it can be shown.
@@ -111,7 +113,7 @@ def load_pages(
     limit_key, limit = page_limit(kind, media)
     loaded, window = Pages(limit, limit_key), []
     if kind == "document":
-        pages = _open(paths[0], media, loaded, in_windows=pages_per_request is not None)
+        pages = _open(paths[0], media, loaded, in_windows=pages_per_request is not None, passwords=passwords)
     else:
         loaded.decoder, loaded.num_pages = "pillow", num_pages or len(paths) + len(lost)
         pages = _pictures(paths, lost, media)
@@ -145,7 +147,9 @@ def _prepare(window: Sequence[tuple[int, np.ndarray]], preprocessor: Preprocesso
     loaded.preprocess_s += time.perf_counter() - began_s
 
 
-def _open(path: str, media: MediaConfig, loaded: Pages, *, in_windows: bool) -> Generator[Page, None, None]:
+def _open(
+    path: str, media: MediaConfig, loaded: Pages, *, in_windows: bool, passwords: Sequence[str]
+) -> Generator[Page, None, None]:
     """Yield a document's pages; say in ``loaded`` by what, and how many there are."""
 
     def begin(num_pages: int) -> int:
@@ -158,7 +162,7 @@ def _open(path: str, media: MediaConfig, loaded: Pages, *, in_windows: bool) -> 
         raise ItemError("empty_media", "the file has zero bytes")
     if b"%PDF-" in head:
         loaded.decoder = "pypdfium2"
-        return _render(path, media, begin)
+        return _render(path, media, begin, passwords)
     if head.startswith(_TIFF_HEADS):
         loaded.decoder = "pillow"
         return load_image_pages(path, media.max_pixels_per_frame, begin)
@@ -183,11 +187,13 @@ def _pictures(paths: Sequence[str], lost: Sequence[FailedPage], media: MediaConf
             yield ItemError("access_denied", "the file may not be read")
 
 
-def _render(path: str, media: MediaConfig, begin: Callable[[int], int]) -> Generator[Page, None, None]:
+def _render(
+    path: str, media: MediaConfig, begin: Callable[[int], int], passwords: Sequence[str]
+) -> Generator[Page, None, None]:
     """Yield a PDF's pages as shown: rotated by their /Rotate, with forms and annotations, on white."""
     import pypdfium2
 
-    document = _open_pdf(path)
+    document = _open_pdf(path, passwords)
     with contextlib.closing(document):
         for number in range(begin(len(document))):
             try:
@@ -198,7 +204,7 @@ def _render(path: str, media: MediaConfig, begin: Callable[[int], int]) -> Gener
                 yield error
 
 
-def _open_pdf(path: str) -> pypdfium2.PdfDocument:
+def _open_pdf(path: str, passwords: Sequence[str] = ()) -> pypdfium2.PdfDocument:
     """Open a PDF, in a PDFium that has seen no other.
 
     PDFium keeps the fonts that it takes for missing ones, and draws the next document's text otherwise with them; begun
@@ -218,7 +224,7 @@ def _open_pdf(path: str) -> pypdfium2.PdfDocument:
     _library_scope.init_lib()
     pdfium.FPDF_LoadDocument(b"", None)
     try:
-        document = pypdfium2.PdfDocument(path)
+        document = _unlocked(path, passwords)
         if document.get_formtype() == pdfium.FORMTYPE_XFA_FULL:
             document.close()
             raise ItemError(
@@ -230,10 +236,33 @@ def _open_pdf(path: str) -> pypdfium2.PdfDocument:
     except pypdfium2.PdfiumError as error:
         code = error.err_code
         if code in _ENCRYPTED:
-            why = "a password" if code == _WRONG_PASSWORD else "a security handler that is not known"
-            raise ItemError("encrypted_document", f"the PDF is encrypted and opens with {why} only") from error
+            raise ItemError("encrypted_document", _why_locked(code, len(passwords))) from error
         raise ItemError("corrupt_media", f"the PDF cannot be opened: {_REASONS.get(code, _NO_REASON)}") from error
     return document
+
+
+def _unlocked(path: str, passwords: Sequence[str]) -> pypdfium2.PdfDocument:
+    """Open a PDF without a password, else with each of these; raises PDFium's error of the last try."""
+    import pypdfium2
+
+    for password in (None, *passwords[:-1]):
+        try:
+            return pypdfium2.PdfDocument(path, password)
+        except pypdfium2.PdfiumError as error:
+            if error.err_code != _WRONG_PASSWORD or not passwords:
+                raise
+    return pypdfium2.PdfDocument(path, passwords[-1])
+
+
+def _why_locked(code: int, num_passwords: int) -> str:
+    if code != _WRONG_PASSWORD:
+        return "the PDF is encrypted and opens with a security handler that is not known only"
+    if num_passwords:
+        return "the PDF is encrypted, and the password that was given for it does not open it"
+    return (
+        "the PDF is encrypted and opens with a password only; give it in the manifest's column `password`, or in "
+        "ILLAVA_PDF_PASSWORD, and retry with --only encrypted_document"
+    )
 
 
 def _render_page(document: pypdfium2.PdfDocument, number: int, media: MediaConfig) -> np.ndarray:

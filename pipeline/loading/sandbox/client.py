@@ -83,6 +83,7 @@ class DecoderProcess:
         pages_per_request: int | None = None,
         lost: Sequence[FailedPage] = (),
         num_pages: int | None = None,
+        passwords: Sequence[str] = (),
     ) -> DecodedMedia:
         """Decode and preprocess one item.
 
@@ -94,6 +95,7 @@ class DecoderProcess:
             present: the byte ranges that are present of a video that is read by ranges; None for whole files.
             pages_per_request: pictures are pages of a document, of which one request shows so many to the model.
             lost, num_pages: of page images, as `pipeline.loading.decoding.pages.load_pages` takes them.
+            passwords: of an encrypted PDF.
 
         Raises:
             ItemError: the child's own error, or ``load_timeout``, ``load_crashed``, ``load_out_of_memory``.
@@ -102,7 +104,7 @@ class DecoderProcess:
             PipelineError: the child cannot be started at all.
         """
         request: dict[str, Any] = {"kind": kind, "paths": list(paths), "decoder": decoder, "present": present}
-        request |= {"pages_per_request": pages_per_request, "num_pages": num_pages}
+        request |= {"pages_per_request": pages_per_request, "num_pages": num_pages, "passwords": list(passwords)}
         request["lost"] = [asdict(page) for page in lost]
         return self._ask(request, _decoded, deadline_s)
 

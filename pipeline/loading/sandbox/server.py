@@ -110,6 +110,7 @@ def _load(
             pages_per_request=request["pages_per_request"],
             lost=[FailedPage(**page) for page in request["lost"]],
             num_pages=request["num_pages"],
+            passwords=request["passwords"],
         )
         answer, tiles = _described(pages.inputs)
         answer |= {"timestamps_s": (), "decoder": pages.decoder, "partial": pages.partial}

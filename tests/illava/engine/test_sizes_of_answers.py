@@ -16,12 +16,13 @@ from illava.engine.engine import Engine
 from illava.engine.prompt import assemble, pack
 from illava.plan import EMPTY_PLAN
 from tests.support.closeness import assert_close
-from tests.support.models.families import MAKERS, make_folder
+from tests.support.models.cells import family_params
+from tests.support.models.families import make_folder
 
 pytestmark = pytest.mark.numeric
 
 IN_MAKE_TEST = {"llava_onevision", "qwen2_5_vl"}  # tiled; native resolution with windows
-FAMILIES = [name if name in IN_MAKE_TEST else pytest.param(name, marks=pytest.mark.long) for name in MAKERS]
+FAMILIES = family_params(in_make_test=IN_MAKE_TEST)
 ANSWER = SamplingParams(max_new_tokens=3, min_new_tokens=3)
 DECODER = [True, pytest.param(False, marks=pytest.mark.long)]
 

@@ -1,7 +1,7 @@
 """Every family x every registered method x every modality, as `check` promises.
 
 What it accepts runs through `VLM.generate`, a batch equals its items alone, and all else is refused in words. A tiled
-and a native-resolution family run in `make test`, all five in `make test-long`; what is refused is asked of all.
+and a native-resolution family run in `make test`, all in `make test-long`; what is refused is asked of all.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from illava.engine.prompt import assemble
 from illava.errors import PlanError, ReductionDidNotFireError
 from illava.plan import EMPTY_PLAN
 from illava.reducers import REDUCERS
-from tests.support.models.families import MAKERS, make_folder
+from tests.support.models.cells import family_params
+from tests.support.models.families import make_folder
 
 NUM_NEW = 3
 POOLS_VIDEO = {"llava_onevision"}  # restores a frame's grid behind the tower and pools it: its count stays
 IN_TOWER = ("vision_block", "vision_output")
 IN_MAKE_TEST = {"llava_onevision", "qwen2_5_vl"}  # tiled; native resolution with windows
-FAMILIES_TO_RUN = [name if name in IN_MAKE_TEST else pytest.param(name, marks=pytest.mark.long) for name in MAKERS]
+FAMILIES_TO_RUN = family_params(in_make_test=IN_MAKE_TEST)
 
 
 @dataclass
@@ -44,7 +45,7 @@ class Tiny:
     whole: dict[str, int] = field(default_factory=dict)
 
 
-@pytest.fixture(scope="module", params=MAKERS)
+@pytest.fixture(scope="module", params=family_params())
 def tiny(request, tmp_path_factory) -> Tiny:
     folder = str(make_folder(request.param, tmp_path_factory.mktemp(request.param)))
     vlm = VLM.from_pretrained(folder, kv_cache_bytes=8 << 20)
@@ -113,7 +114,7 @@ def test_everything_else_is_refused_in_words(tiny, row):
 
 def test_a_tower_with_cls_takes_what_the_others_refuse(tiny):
     """The promise itself, apart from the code that asks `check`."""
-    expected = ("vision_block", "vision_output") if tiny.vlm.family.model_type == "llava_next" else ()
+    expected = ("vision_block", "vision_output") if tiny.vlm.family.model_type in ("llava_next", "internvl") else ()
     for row in ("prumerge, CLS", "visionzip, CLS", "scope, CLS"):
         assert stages_of(tiny.vlm.family, SETTINGS[row]) == expected
     every = ("vision_block", "vision_output", "decoder_input", "decoder_layer")

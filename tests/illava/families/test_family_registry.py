@@ -101,7 +101,7 @@ READERS = (read_family, VLM.from_pretrained, load_preprocessor, load_model_shape
 
 
 @pytest.mark.parametrize("read", READERS)
-@pytest.mark.parametrize("model_type", ["llama", "internvl", ["qwen2_vl"], None])
+@pytest.mark.parametrize("model_type", ["llama", "smolvlm", ["qwen2_vl"], None])
 def test_a_model_of_no_family_is_refused_by_its_type_not_by_what_its_folder_lacks(tmp_path, read, model_type):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     with pytest.raises(ModelLoadError, match=r"not supported .*config\.json") as refusal:

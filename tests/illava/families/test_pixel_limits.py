@@ -26,9 +26,9 @@ from illava.errors import ModelLoadError
 from illava.families import FAMILIES
 from illava.families.model_shape import load_model_shape
 from illava.families.qwen.geometry import NativeGeometry, PixelRange
-from tests.support.models.families import MAKERS, QWEN, make_folder
+from tests.support.models.families import MAKERS, make_folder
 
-TILED = tuple(name for name in MAKERS if name not in QWEN)
+TILED = ("llava_next", "llava_onevision")
 
 
 class _Base:

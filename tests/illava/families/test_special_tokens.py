@@ -14,12 +14,13 @@ from illava.errors import RequestError
 from illava.families import FAMILIES, load_part
 from illava.families.chat_prompt import ChatPrompt
 from illava.families.special_tokens import SpecialTokens
+from tests.support.models.cells import family_params
 from tests.support.models.families import MAKERS, make_folder
 
 ORDINARY = "What is <this>? 100 % | a|b ~ «é»\n\n\tEnd of im_end <|im_en d|>"
 
 
-@pytest.fixture(scope="module", params=sorted(MAKERS))
+@pytest.fixture(scope="module", params=family_params(sorted(MAKERS)))
 def chat(request, tmp_path_factory):
     """The family's prompt renderer, and its tokenizer."""
     folder = make_folder(request.param, tmp_path_factory.mktemp(request.param))
@@ -31,6 +32,8 @@ def chat(request, tmp_path_factory):
         kind: config.get(name, config.get(name.replace("_id", "_index")))
         for kind, name in zip(kinds, names, strict=True)
     }
+    if request.param == "internvl":  # no token of the model's, only of the template's
+        ids["video"] = tokenizer.convert_tokens_to_ids("<video>")
     return ChatPrompt(tokenizer, ids), tokenizer, ids
 
 

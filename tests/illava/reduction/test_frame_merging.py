@@ -15,10 +15,18 @@ from illava.families.model_shape import load_model_shape
 from illava.plan import EMPTY_PLAN, ReductionPlan
 from illava.token_counts import VisualShape, expected_counts
 from tests.support.closeness import assert_close
+from tests.support.models.cells import family_params
 from tests.support.models.families import make_folder
 
-BLOCKS = {"llava_onevision": (2, 5), "qwen2_vl": (1, 3), "qwen2_5_vl": (1, 3), "qwen3_vl": (1, 3)}
-BLOCKS["qwen3_5"] = (1, 3)
+BLOCKS = {
+    "llava_onevision": (2, 5),
+    "qwen2_vl": (1, 3),
+    "qwen2_5_vl": (1, 3),
+    "qwen3_vl": (1, 3),
+    "qwen3_vl_moe": (1, 3),
+    "qwen3_5": (1, 3),
+    "internvl": (1, 3),
+}
 
 
 def merging(layers, *others, num_frames=2, **options) -> ReductionPlan:
@@ -27,7 +35,7 @@ def merging(layers, *others, num_frames=2, **options) -> ReductionPlan:
     return ReductionPlan.model_validate({"steps": steps, **options})
 
 
-@pytest.fixture(scope="module", params=BLOCKS)
+@pytest.fixture(scope="module", params=family_params(BLOCKS))
 def loaded(request, tmp_path_factory):
     folder = str(make_folder(request.param, tmp_path_factory.mktemp(request.param)))
     return VLM.from_pretrained(folder, kv_cache_bytes=8 << 20), load_preprocessor(folder), folder

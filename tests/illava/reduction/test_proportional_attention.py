@@ -8,13 +8,15 @@ import torch
 from illava import VLM
 from illava.attention.packed import packed_attention, with_key_bias
 from illava.attention.scores import attention_received, one_query_attention
+from illava.families.qwen.blocks import NativeTower
 from illava.plan import EMPTY_PLAN, ReductionPlan
 from illava.reducers import REDUCERS
 from illava.reduction.grid_representatives import merged_counts
 from illava.reduction.segments import Segments
 from illava.reduction.vision import VisionReduction
 from tests.support.closeness import FLOAT32, assert_close
-from tests.support.models.families import MAKERS, make_folder
+from tests.support.models.cells import family_params
+from tests.support.models.families import make_folder
 
 pytestmark = pytest.mark.numeric
 
@@ -92,7 +94,7 @@ def test_the_published_methods_stay_as_published():
     assert {"illava", "illava_2026", "tome", "kmeans", "greedy", "pooling"} <= plain
 
 
-@pytest.fixture(scope="module", params=MAKERS)
+@pytest.fixture(scope="module", params=family_params())
 def family(request, tmp_path_factory):
     folder = str(make_folder(request.param, tmp_path_factory.mktemp(request.param)))
     return VLM.from_pretrained(folder, kv_cache_bytes=8 << 20).family
@@ -108,7 +110,7 @@ def test_equal_tokens_merged_are_as_if_they_were_all_there(family, kind, monkeyp
     """Twins at one place: what is merged of them attends and is attended as both did, in every later block."""
     monkeypatch.setattr("illava.families.llava.towers._CPU_ROWS", 1)  # segment by segment
     tower, width = family.tower, _width(family)
-    has_cls, side = getattr(tower, "has_cls", False), 2 if family.model_type.startswith("qwen") else 1
+    has_cls, side = getattr(tower, "has_cls", False), 2 if isinstance(tower, NativeTower) else 1
     gen, twins, size = torch.Generator().manual_seed(2), 8, side**2
     corners = torch.cartesian_prod(torch.arange(side), torch.arange(side))
     cells = torch.stack([torch.arange(twins) // 4, torch.arange(twins) % 4], 1).repeat_interleave(2, 0)
@@ -142,5 +144,6 @@ def test_equal_tokens_merged_are_as_if_they_were_all_there(family, kind, monkeyp
 
 def _width(family):
     block = family.tower._blocks[0]
-    norm = block.layer_norm1 if hasattr(block, "layer_norm1") else block.norm1
+    names = ("layer_norm1", "layernorm_before", "norm1")
+    norm = next(getattr(block, name) for name in names if hasattr(block, name))
     return norm.weight.shape[0]

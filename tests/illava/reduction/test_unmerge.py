@@ -15,12 +15,13 @@ from illava.reduction.unmerge import Unmerging
 from illava.token_counts import VisualShape, expected_counts
 from illava.tokens import cluster, merge, prune
 from tests.support.closeness import assert_close
-from tests.support.models.families import MAKERS, make_folder
+from tests.support.models.cells import family_params
+from tests.support.models.families import make_folder
 
 pytestmark = pytest.mark.numeric
 
 BLOCKS = {"llava_onevision": [2, 5], "llava_next": [1, 2], "qwen2_vl": [1, 3], "qwen2_5_vl": [1, 3], "qwen3_vl": [1, 3]}
-BLOCKS["qwen3_5"] = [1, 3]
+BLOCKS |= {"qwen3_vl_moe": [1, 3], "qwen3_5": [1, 3], "internvl": [1, 3]}
 
 
 def slow_restore(before, after, now, kept, *, lengths, num_neighbours):
@@ -79,7 +80,7 @@ def test_what_has_not_changed_since_is_what_it_was():
     assert torch.equal(unmerging.followed(place)[kept.kept_K], place)
 
 
-@pytest.fixture(scope="module", params=MAKERS)
+@pytest.fixture(scope="module", params=family_params())
 def loaded(request, tmp_path_factory):
     folder = str(make_folder(request.param, tmp_path_factory.mktemp(request.param)))
     return VLM.from_pretrained(folder, kv_cache_bytes=8 << 20), load_preprocessor(folder), folder

@@ -52,7 +52,14 @@ CONFIGS = {
     # its decoder steps stand behind the full-attention layers 3 and 7
     "qwen3_5": ("caption_videos_qwen3_5", [(640, 160, QWEN3_LEFT, kept(QWEN3_LEFT, *[0.85] * 2))] * 2),
     "qwen3_vl": ("caption_videos_qwen3_vl", [(640, 160, QWEN3_LEFT, kept(QWEN3_LEFT, *[0.9] * 3))] * 2),
+    "qwen3_vl_moe": ("caption_videos_qwen3_vl_moe", [(640, 160, QWEN3_LEFT, kept(QWEN3_LEFT, *[0.9] * 3))] * 2),
 }
+# 16 frames of one tile: 32 x 32 patches, 256 groups.
+INTERNVL_LEFT = 16 * kept(256, *[0.90] * 4)
+CONFIGS["internvl"] = (
+    "caption_videos_internvl",
+    [(16 * 1024, 16 * 256, INTERNVL_LEFT, kept(INTERNVL_LEFT, *[0.85] * 4))] * 2,
+)
 COLUMNS = ("num_patches", "num_vision_tokens", "num_vision_tokens_kept", "num_decoder_tokens_kept")
 
 

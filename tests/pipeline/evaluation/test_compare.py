@@ -1,11 +1,15 @@
 """Two runs item by item: exact where nothing differs, honest about what does."""
 
+import json
+import re
+
 import numpy as np
 import pytest
 
 from pipeline.__main__ import main
 from pipeline.errors import RefusedError
-from pipeline.evaluation.compare import MEASURED, compare_columns, compare_runs, render_comparison
+from pipeline.evaluation.compare import MEASURED, Comparison, compare_columns, compare_runs
+from pipeline.evaluation.comparison_text import render_comparison
 from pipeline.evaluation.run_columns import RunColumns
 from pipeline.runs.parquet_sink import ParquetSink
 from pipeline.runs.run import finish, open_run, pending_shards
@@ -72,6 +76,57 @@ def test_what_differs_is_said(tmp_path, model_folder, media, capsys):
     assert "sampling.max_new_tokens: 128 -> 7" in printed
 
 
+def test_categories_and_flipped_items_are_told_in_words_as_json_and_drawn(tmp_path, model_folder, media, capsys):
+    def of_run(right):
+        def change(n):
+            known = {"category": ("even", "odd")[n % 2], "prompt": f"Which is {n}?", "reference": f"ref {n}"}
+            return known | {"score": float(n in right), "text": f"said {n in right}", "answer": None}
+
+        return change
+
+    first = write_run(tmp_path / "a", model_folder, media, change=of_run({0, 1, 2, 3}))
+    plan = {"steps": [{"stage": "decoder_input", "reducer": {"kind": "illava", "keep_ratio": 0.5}}]}
+    second = write_run(tmp_path / "b", model_folder, media, change=of_run({0, 2, 3, 4, 6}), reduction=plan)
+    assert main(["compare", first, second, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    even, odd = said["categories"]["even"], said["categories"]["odd"]
+    assert (even["first_mean"], even["second_mean"], even["only_first"], even["only_second"]) == (0.4, 0.8, 0, 2)
+    assert (odd["first_mean"], odd["second_mean"], odd["only_first"], odd["only_second"]) == (0.4, 0.2, 1, 0)
+    assert [(one["place"], one["scores"]) for one in said["flipped"]] == [(1, [1, 0]), (4, [0, 1]), (6, [0, 1])]
+    lost = said["flipped"][0]
+    assert (lost["category"], lost["question"], lost["reference"]) == ("odd", "Which is 1?", "ref 1")
+    assert lost["texts"] == ["said True", "said False"]
+    assert said["differing_config"]["reduction"][1]["steps"][0]["reducer"]["keep_ratio"] == 0.5
+
+    target = tmp_path / "flips.html"
+    assert main(["compare", first, second, "--report", str(target)]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^even +0\.4 +0\.8 +0\.4 .* 5 +0 +2$", printed, flags=re.MULTILINE)
+    assert re.search(
+        r"^right in A, wrong in B: 1\n  clip-001.mp4: \[odd\] Which is 1\? \| reference: ref 1", printed, re.M
+    )
+    assert re.search(r"^wrong in A, right in B: 2$", printed, flags=re.MULTILINE)
+    assert '"reducer": {"kind": "illava", "per": "medium", "keep_ratio": 0.5' in printed, "whole, where it differs"
+    page = target.read_text()
+    assert page.count("<article>") == 3
+    assert page.index("A right, B wrong") < page.index("A wrong, B right")
+    assert page.count("frames: the model&#39;s preprocessor cannot be loaded here") == 3, (
+        "a reason in place of a picture"
+    )
+    assert "&#34;keep_ratio&#34;: 0.5" in page
+
+
+def test_configuration_differs_where_it_differs():
+    long = {"a": {"same": "x" * 200, "b": [1, {"c": "old"}]}}
+    other = {"a": {"same": "x" * 200, "b": [1, {"c": "new"}]}}
+    comparison = Comparison(
+        "A", "B", 1, 1, 0, 0, 1, (), None, {"task.schema": (long, other), "kept": (None, "y" * 120)}
+    )
+    lines = render_comparison(comparison).splitlines()
+    assert "  task.schema.a.b.1.c: old -> new" in lines
+    assert lines[-3:] == ["  kept:", "    A  None", f"    B  {'y' * 120}"]
+
+
 def test_scores_between_zero_and_one_have_no_mcnemar(tmp_path, model_folder, media):
     uri = write_run(tmp_path / "a", model_folder, media, change=lambda n: {"score": n / 10})
     assert compare_runs(uri, uri).mcnemar is None
@@ -116,6 +171,11 @@ def simulated(scores, media, latencies_s):
         "uris": [[f"{mm_item}.mp4"] for mm_item in media],
         "status": ["ok"] * count,
         "text": [""] * count,
+        "answer": [None] * count,
+        "prompt": ["?"] * count,
+        "reference": [None] * count,
+        "category": [None] * count,
+        "fields": [{}] * count,
         "score": list(scores),
         "latency_s": list(latencies_s),
     }

@@ -89,10 +89,12 @@ def test_an_actor_whose_process_is_stopped_is_replaced(cluster, tmp_path) -> Non
                 stopped.append(int(next((tmp_path / "pids").iterdir()).name[4:]))
                 os.kill(stopped[0], signal.SIGSTOP)
             time.sleep(0.005)
+        (tmp_path / "stopped").touch()  # the run waits for it in its middle
 
     thread = threading.Thread(target=stop_the_first)
     thread.start()
-    rows, pids = run(tmp_path, num_items=64, model="FakeVLM", sleeps={"decode_s": 0.03})
+    gates, sleeps = {40: str(tmp_path / "stopped")}, {"decode_s": 0.03}
+    rows, pids = run(tmp_path, num_items=64, model="GatedVLM", gates=gates, sleeps=sleeps)
     thread.join()
     assert stopped
     assert [row["text"] for row in rows.values()] == [item_id[5:] for item_id in rows], "nobody was to blame"

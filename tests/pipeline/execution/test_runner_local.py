@@ -131,13 +131,15 @@ def test_adversarial_files_are_rows_with_named_errors_and_neighbours_are_unharme
     assert violations(tmp_path / "out") == []
 
 
-def _start(tmp_path: Path, output: Path, source: dict, *, seconds: float) -> subprocess.Popen:
-    """The same job in a process of its own, slow enough to be caught in the middle."""
+def _start(tmp_path: Path, output: Path, source: dict) -> subprocess.Popen:
+    """The same job in a process of its own, which is in the middle until the file "caught" exists."""
     code = (
         "import sys; from functools import partial\n"
-        "from pipeline.execution.runner import run_job; from tests.support.runs import fakes\n"
+        "from pipeline.execution.runner import run_job\n"
+        "from tests.support.models.gated_model import gated_worker; from tests.support.runs import fakes\n"
         f"config = fakes.job_config({str(output)!r}, {source!r})\n"
-        f"work = partial(fakes.barcode_worker, sleeps={{'decode_s': {seconds}}})\n"
+        f"gates = {{40: {str(tmp_path / 'caught')!r}}}\n"
+        "work = partial(gated_worker, gates=gates, sleeps={'decode_s': 0.03})\n"
         "sys.exit(run_job(config, worker_factory=work, loader_factory=fakes.fake_loader).exit_code)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -146,7 +148,7 @@ def _start(tmp_path: Path, output: Path, source: dict, *, seconds: float) -> sub
 
 
 def _wait_for_parts(output: Path, count: int, process: subprocess.Popen) -> None:
-    deadline_s = time.monotonic() + 60
+    deadline_s = time.monotonic() + 240
     while len(list(output.glob("data/*.parquet"))) < count:
         assert process.poll() is None, "the job ended before it could be caught"
         assert time.monotonic() < deadline_s
@@ -155,10 +157,10 @@ def _wait_for_parts(output: Path, count: int, process: subprocess.Popen) -> None
 
 def test_killed_in_the_middle_then_the_same_command_gives_every_item_exactly_once(tmp_path) -> None:
     output, source = tmp_path / "out", numbered_items(tmp_path, 60)
-    process = _start(tmp_path, output, source, seconds=0.03)
+    process = _start(tmp_path, output, source)
     _wait_for_parts(output, 2, process)
     process.kill()
-    assert process.wait(timeout=30) == -signal.SIGKILL
+    assert process.wait(timeout=240) == -signal.SIGKILL
     done = {part: part.stat().st_mtime_ns for part in output.glob("data/*.parquet")}
     assert 2 <= len(done) < 8
     summary = run(job_config(output, source))
@@ -176,10 +178,11 @@ def test_killed_in_the_middle_then_the_same_command_gives_every_item_exactly_onc
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_publishes_complete_shards_and_leaves_a_resumable_run(tmp_path, number, exit_code) -> None:
     output, source = tmp_path / "out", numbered_items(tmp_path, 60)
-    process = _start(tmp_path, output, source, seconds=0.03)
+    process = _start(tmp_path, output, source)
     _wait_for_parts(output, 1, process)
     process.send_signal(number)
-    assert process.wait(timeout=30) == exit_code, (tmp_path / "log").read_text()
+    (tmp_path / "caught").touch()
+    assert process.wait(timeout=240) == exit_code, (tmp_path / "log").read_text()
     assert not (output / "_RUN.json").exists()
     assert not list(output.glob("**/*tmp*"))
     assert run(job_config(output, source)).exit_code == 0

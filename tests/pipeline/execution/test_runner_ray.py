@@ -22,6 +22,7 @@ from pipeline.errors import ClusterError, CredentialsError
 from pipeline.execution.ray.actors import connect
 from pipeline.execution.runner import run_job
 from tests.support.media import clips
+from tests.support.models import gated_model
 from tests.support.runs import fakes
 from tests.support.runs.fakes import fixed, job_config, numbered_items, read_rows, violations
 from tests.support.timing import holds_in_one_of_three
@@ -87,32 +88,35 @@ def test_no_item_gets_another_ones_frames(rows_by_actors, num_vlms) -> None:
     assert list(map(fixed, rows)) == list(map(fixed, rows_by_actors(1)))
 
 
-def _kill_one(folder: Path, kind: str, output: Path, killed: list[int]) -> None:
-    """SIGKILL to the first actor of a kind once the run is under way."""
-    deadline_s = time.monotonic() + 60
+def _kill_one(folder: Path, kind: str, output: Path, killed: Path) -> None:
+    """SIGKILL to the first actor of a kind once the run is under way, which waits for it."""
+    deadline_s = time.monotonic() + 240
     while time.monotonic() < deadline_s:
         if (pids := sorted(folder.glob(f"{kind}-*"))) and list(output.glob("data/*.parquet")):
-            killed.append(int(pids[0].name.rpartition("-")[2]))
-            os.kill(killed[0], signal.SIGKILL)
-            return
+            os.kill(int(pids[0].name.rpartition("-")[2]), signal.SIGKILL)
+            break
         time.sleep(0.005)
+    killed.touch()
 
 
 @pytest.mark.parametrize("kind", ["vlm", "reader"])
 def test_an_actor_killed_in_the_middle_costs_nothing_but_time(cluster, tmp_path, kind) -> None:
     """In a run whose store fails every fifth item's first load, too."""
-    pids, output, source = tmp_path / "pids", tmp_path / "out", numbered_items(tmp_path, 64)
+    pids, output, killed, source = (
+        *(tmp_path / name for name in ("pids", "out", "killed")),
+        numbered_items(tmp_path, 64),
+    )
     pids.mkdir()
     config = job_config(output, source, executor="ray", runtime={"num_reader_actors": 1})
-    killed: list[int] = []
     killer = threading.Thread(target=_kill_one, args=(pids, kind, output, killed))
     killer.start()
     seen = {"pid_folder": str(pids)}
     passing = [f"item-{n}" for n in range(0, 64, 5)]
-    loader = {"sleeps": {"load_s": 0.02}, "passing": passing, **seen}
-    summary = run(config, sleeps={"decode_s": 0.03}, loader=loader, **seen)
+    # With the third shard waiting, four of the eight are open: whichever actor dies, another has work left.
+    worker = partial(gated_model.gated_worker, gates={16: str(killed)}, sleeps={"decode_s": 0.03}, **seen)
+    loader = partial(fakes.fake_loader, sleeps={"load_s": 0.02}, passing=passing, **seen)
+    summary = run_job(config, worker_factory=worker, loader_factory=loader)
     killer.join()
-    assert killed
     assert summary.exit_code == 0
     assert len(list(pids.glob(f"{kind}-*"))) == 2, "one more in the dead one's place"
     assert violations(output) == []
@@ -184,9 +188,11 @@ def test_a_driver_ended_in_the_middle_takes_its_cluster_along_and_the_run_resume
     output, source = tmp_path / "out", numbered_items(tmp_path, 64)
     code = (
         "from functools import partial\n"
-        "from pipeline.execution.runner import run_job; from tests.support.runs import fakes\n"
+        "from pipeline.execution.runner import run_job\n"
+        "from tests.support.models.gated_model import gated_worker; from tests.support.runs import fakes\n"
         f"config = fakes.job_config({str(output)!r}, {source!r}, executor='ray')\n"
-        "work = partial(fakes.barcode_worker, sleeps={'decode_s': 0.1})\n"
+        f"gates = {{40: {str(tmp_path / 'caught')!r}}}\n"
+        "work = partial(gated_worker, gates=gates, sleeps={'decode_s': 0.1})\n"
         "raise SystemExit(run_job(config, worker_factory=work, loader_factory=fakes.fake_loader).exit_code)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -202,8 +208,9 @@ def test_a_driver_ended_in_the_middle_takes_its_cluster_along_and_the_run_resume
     started = [process for process in started if not process.name().endswith("Agent")]
     assert len(started) > 4, "its own cluster"
     driver.send_signal(number)
-    assert driver.wait(timeout=60) == exit_code, (tmp_path / "log").read_text()
-    _, alive = psutil.wait_procs(started, timeout=30)
+    (tmp_path / "caught").touch()
+    assert driver.wait(timeout=240) == exit_code, (tmp_path / "log").read_text()
+    _, alive = psutil.wait_procs(started, timeout=120)
     assert alive == []
     done = {part: part.stat().st_mtime_ns for part in output.glob("data/*.parquet")}
     assert len(done) < 8

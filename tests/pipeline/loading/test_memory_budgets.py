@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -58,11 +59,13 @@ class Watch:
         while not self._ended.is_set():
             found = {"driver": psutil.Process()}
             for path in self._pids.glob("reader-*"):
-                pid = int(path.name.rpartition("-")[2])
-                if psutil.pid_exists(pid):
-                    found[path.name] = psutil.Process(pid)
+                with suppress(psutil.NoSuchProcess):
+                    found[path.name] = psutil.Process(int(path.name.rpartition("-")[2]))
             for name, process in found.items():
-                memory = process.memory_info()
+                try:
+                    memory = process.memory_info()
+                except psutil.NoSuchProcess:  # the run ends its readers while it is watched
+                    continue
                 self.own[name] = max(self.own.get(name, 0), memory.rss - memory.shared)
                 self.shared[name] = max(self.shared.get(name, 0), memory.shared)
             time.sleep(0.02)

@@ -19,6 +19,7 @@ from PIL import Image
 from benchmarks.tables.family_matrix import SETTINGS, plan_of
 from illava import VLM, Request, SamplingParams, load_preprocessor
 from illava.analysis.attention_maps import attention_maps
+from illava.families.qwen.blocks import NativeTower
 from illava.plan import ReductionPlan
 from pipeline.config.schema import JobConfig
 from pipeline.errors import ConfigError
@@ -28,13 +29,14 @@ from pipeline.report.picture import Picture, Tile
 from pipeline.report.plan_text import plan_lines
 from pipeline.report.raster import Sheet, draw_cells, draw_heat, png, sheets_of, shrink
 from pipeline.report.token_maps import GONE, PatchCells, cells_of, representatives
-from tests.support.models.families import MAKERS, make_folder
+from tests.support.models.cells import family_params
+from tests.support.models.families import make_folder
 
 ROOT = Path(__file__).resolve().parents[3]
 METHODS = ("illava", "tome", "attention_pruning", "illava_2026")
 
 
-@pytest.fixture(scope="module", params=MAKERS)
+@pytest.fixture(scope="module", params=family_params())
 def tiny(request, tmp_path_factory) -> tuple[VLM, dict[str, Request]]:
     folder = str(make_folder(request.param, tmp_path_factory.mktemp(request.param)))
     preprocessor, rng = load_preprocessor(folder), np.random.default_rng(5)
@@ -108,14 +110,15 @@ def test_attention_maps_are_the_models_own(tiny) -> None:
         for one in tower:
             for sheet in sheets_for(request, trace):
                 total = float(one.value_P.numpy()[sheet.patch_RC].sum())
-                assert total < 1.0 if vlm.family.model_type == "llava_next" else total == pytest.approx(1.0, abs=1e-4)
+                has_cls = getattr(vlm.family.tower, "has_cls", False)
+                assert total < 1.0 if has_cls else total == pytest.approx(1.0, abs=1e-4)
         assert all(0 <= float(one.value_P.max()) <= 1 for one in decoder)
     (step,) = plan_of(vlm.family, SETTINGS["attention_pruning"], "vision_block").steps
     (done,) = vlm.generate([requests["image"]], plan=ReductionPlan(steps=(step,)))
     trace, maps = attention_maps(vlm, requests["image"])
     (value_P,) = (one.value_P for one in maps if (one.stage, one.layer) == ("vision_block", step.layers[0]))
     kept_P = cells_of(done.trace)[1].representative_P != GONE
-    if not vlm.family.model_type.startswith("qwen"):  # there groups are ranked
+    if not isinstance(vlm.family.tower, NativeTower):  # there groups are ranked
         for sheet in sheets_for(requests["image"], trace):
             here = sheet.patch_RC.ravel()
             assert value_P[here][kept_P[here]].min() >= value_P[here][~kept_P[here]].max() - 1e-7

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -14,14 +15,16 @@ from illava.preprocess import VisualInput
 from pipeline.__main__ import main
 from pipeline.cost import Spending
 from pipeline.errors import RefusedError
-from pipeline.records import LoadedItem, LoadStats
+from pipeline.records import FailedPage, LoadedItem, LoadStats, MediaItem
+from pipeline.report.course import course_of
 from pipeline.report.figures import run_figures
 from pipeline.report.page import MAX_BYTES, _usd, render_report
 from pipeline.report.picture import Picture, Tile
+from pipeline.report.pictures import _seen
 from pipeline.report.write import write_report
 from pipeline.runs.parquet_sink import ParquetSink
-from pipeline.runs.run import open_run, pending_shards
-from pipeline.runs.sessions import Session
+from pipeline.runs.run import finish, open_run, pending_shards
+from pipeline.runs.sessions import Session, SessionSpan
 from pipeline.storage import storage
 from tests.support.runs.fakes import violations
 from tests.support.runs.run_folders import complete, make_config, make_row, put_media
@@ -73,6 +76,7 @@ def test_a_finished_run_has_its_report_beside_its_data(opened) -> None:
     assert "0.46 items/s" in page
     assert "latency 1 s 1 s 1 s 1 s 100.0%" in page
     assert "fetch 100 ms 100 ms 100 ms 100 ms 10.0%" in page
+    assert "model loading 200 ms 200 ms 200 ms 200 ms 20.0% queue 100 ms 100 ms 100 ms 100 ms 10.0%" in page
     # 21 rows of 1568 -> 800 -> 560, and 0.001 USD a row, failed ones as well.
     assert "into the LLM 16,800 51.0%" in page
     assert "in its last layer 11,760 35.7%" in page
@@ -80,7 +84,9 @@ def test_a_finished_run_has_its_report_beside_its_data(opened) -> None:
     assert "lost: work that is in no row $0.0100 1.0%" in page
     assert "run $1.00 100.0%" in page
     assert "$0.0435 an item · $43.48 per 1,000 items · $0.0595 per 1,000 kept tokens" in page
-    assert "corrupt_media 2 cannot be decoded" in page
+    assert re.search(r"corrupt_media 2 clip-\d+\.mp4 cannot be decoded", page)
+    assert "plan none prompt Describe. task kind caption" in page
+    assert "Scores" not in page
     assert "preprocessor cannot be loaded here" in page
 
 
@@ -112,7 +118,9 @@ def test_what_came_from_outside_is_text(opened) -> None:
     figures.record["config"]["name"] = HOSTILE
     page = render_report(figures, [[Picture(HOSTILE, reason=HOSTILE)]])
     tags = Tags(page).found
-    assert {tag for tag, _ in tags}.isdisjoint({"script", "img", "iframe", "form", "a", "object"})
+    assert {tag for tag, _ in tags}.isdisjoint({"script", "img", "iframe", "form", "object"})
+    ids = {attrs["id"] for _, attrs in tags if "id" in attrs}
+    assert {attrs["href"] for tag, attrs in tags if tag == "a"} == {f"#{name}" for name in ids}, "within the page"
     assert not [name for _, attrs in tags for name in attrs if name.startswith("on") or name == "style"]
     assert [attrs for tag, attrs in tags if tag == "link"] == [{"rel": "icon", "href": "data:,"}]
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", page)
@@ -161,11 +169,11 @@ def test_frames_come_through_the_runs_own_loader(opened, monkeypatch) -> None:
     assert [items[item.item_id] for item in asked[:-1]] == asked[:-1]
     assert page.count("data:image/png") == 2 * 3
     assert "the media cannot be read again: it is another object now" in page
-    assert page.count("not asked for; --overlays N loads the model here") == 2
+    assert page.count("--overlays 3</code> loads the model here") == 1, "said once"
 
 
 class Tracing:
-    """Stands for the model: its second answer is an error of that item alone."""
+    """Stands for the model: the second item alone cannot be answered."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -173,7 +181,9 @@ class Tracing:
     def generate(self, requests, *, plan):
         (request,) = requests
         self.asked.append(request.request_id)
-        return [SimpleNamespace(error=ValueError("too long for this machine") if len(self.asked) == 2 else None)]
+        if len(self.asked) == 2:
+            raise ValueError("too long for this machine")
+        return [SimpleNamespace(text="")]
 
 
 def test_an_overlay_that_fails_takes_none_of_the_others_with_it(opened, monkeypatch) -> None:
@@ -188,9 +198,8 @@ def test_an_overlay_that_fails_takes_none_of_the_others_with_it(opened, monkeypa
     tracer = pictures._Tracer(opened.config, 3)
     found = [tracer.overlays(one, one.item.item_id) for one in loaded]
     assert model.asked == [item.item_id for item in items[:3]]
-    assert [len(one.tiles) for (one,) in found] == [1, 0, 1, 0]
+    assert [[len(picture.tiles) for picture in of_item] for of_item in found] == [[1], [0], [1], []]
     assert found[1][0].reason == "cannot be drawn: ValueError: too long for this machine"
-    assert found[3][0].reason.startswith("not asked for; --overlays N")
 
 
 def test_a_model_that_cannot_be_loaded_is_tried_once(opened, monkeypatch) -> None:
@@ -206,7 +215,7 @@ def test_a_model_that_cannot_be_loaded_is_tried_once(opened, monkeypatch) -> Non
     monkeypatch.setattr(worker, "load_vlm", load)
     tracer = pictures._Tracer(opened.config, 2)
     reasons = [one.reason for _ in range(3) for one in tracer.overlays(None, "")]
-    assert reasons == ["the model cannot be run here: OSError: no such model here"] * 3
+    assert reasons == ["the model cannot be run here: OSError: no such model here"], "said once"
     assert len(tried) == 1
 
 
@@ -230,3 +239,78 @@ def test_the_command_prints_where_it_is(opened, capsys) -> None:
 def test_a_folder_without_a_run_is_refused(tmp_path, capsys) -> None:
     assert main(["report", str(tmp_path)]) == 4
     assert "holds no run" in capsys.readouterr().err
+
+
+def test_failed_items_are_listed_under_their_type_and_linked(opened) -> None:
+    sink = ParquetSink(opened)
+    for index in pending_shards(opened):
+        rows = [make_row(opened, index, item) for item in opened.shard(index).items]
+        failed = {"status": "failed", "error_type": "not_found", "error_message": "gone", "latency_s": 0.5}
+        sink.publish(index, [replace(row, **failed) if index < 2 else row for row in rows])
+    figures = run_figures(opened.uri, num_samples=1)
+    (count, failed), *others = figures.failures.values()
+    assert (count, len(failed), others) == (8, 8, [])
+    page = render_report(figures, [[]])
+    place = page.index('<article id="failed-1">')
+    assert page.index('<a href="#failures">8 failed</a>') < page.index('<a href="#failed-1">not_found</a>') < place
+    listed = words(page[place : page.index("</article>", place)])
+    assert all(f"{row.uri.rpartition('/')[2]} {row.uri} · {row.item_id}" in listed for row in failed), "names first"
+    sample = figures.samples[0]
+    assert f'<a href="#item-1">{sample.uri.rpartition("/")[2]}</a>' in page, "among the slowest, and shown"
+
+
+def test_a_finished_run_with_scores_shows_them(opened) -> None:
+    sink = ParquetSink(opened)
+    for index in pending_shards(opened):
+        sink.publish(
+            index,
+            [
+                make_row(opened, index, item, score=float(n % 2), answer="x", category=f"{index}<b>")
+                for n, item in enumerate(opened.shard(index).items)
+            ],
+        )
+    assert run_figures(opened.uri, num_samples=1).scores is None, "of an unfinished run there are none yet"
+    finish(opened, {})
+    figures = run_figures(opened.uri, num_samples=1)
+    page = render_report(figures, [[]])
+    assert figures.scores.groups[0].interval.mean == pytest.approx(11 / 23)
+    assert f"score 0.478 {figures.scores.groups[0].interval.low:.3f} to" in words(page)
+    assert "23 answers on 23 media" in words(page)
+    assert "0&lt;b&gt; 0.500" in words(page)
+
+
+def test_pages_and_pictures_are_shown_whole_with_their_numbers() -> None:
+    item = MediaItem("i", ("a.pdf",), "document", (1,), ("",))
+    squeezed = np.zeros((3, 64, 64, 3), np.uint8)  # a base tile and two of detail
+    media = (VisualInput("image", squeezed, (200, 100)), VisualInput("image", squeezed[:1], (64, 64)))
+    failed = (FailedPage(1, "corrupt_media", "x"),)
+    seen = _seen(LoadedItem(item, media, (), LoadStats(), failed_pages=failed))
+    assert seen.caption == "2 of 2 pages, at the model's size; could not be shown to it: 2"
+    assert [tile.label for tile in seen.tiles] == ["page 1 · 3 tiles", "page 3"]
+    assert [tile.pixels_HW3.shape for tile in seen.tiles] == [(176, 88, 3), (64, 64, 3)]
+    pictures = LoadedItem(replace(item, media_kind="images"), media, (), LoadStats())
+    assert [tile.label for tile in _seen(pictures).tiles] == ["picture 1 · 3 tiles", "picture 2"]
+    frames = VisualInput("video", np.zeros((12, 9, 9, 3), np.uint8), (9, 9))
+    clip = LoadedItem(replace(item, media_kind="video"), (frames,), tuple(range(12)), LoadStats())
+    assert _seen(clip).caption == "8 of 12 frames, as the model got them"
+    assert [_seen(clip).tiles[n].label for n in (0, -1)] == ["1 · 0.00 s", "12 · 11.00 s"]
+
+
+def test_rows_over_time_leave_out_the_pauses_between_sessions() -> None:
+    hours = [
+        SessionSpan(f"2026-11-30T0{hour}:00:00.000+00:00", f"2026-11-30T0{hour}:01:00.000+00:00") for hour in (1, 3)
+    ]
+    killed = SessionSpan("2026-11-30T05:00:00.000+00:00", None)
+    began_s = datetime(2026, 11, 30, 1, tzinfo=UTC).timestamp()
+    finished_s = began_s + np.array([59.0, 7200.0, 7259.9, 14400 + 120.0, np.nan])
+    course = course_of(finished_s, np.array([False, True, False, False, True]), [killed, *reversed(hours)])
+    assert (course.worked_s, course.session_starts, course.num_untimed) == (240.0, (0.25, 0.5), 1)
+    assert (course.began_at, course.ended_at) == ("2026-11-30 01:00:00", "2026-11-30 05:02:00")
+    assert {n: count for n, count in enumerate(course.num_rows) if count} == {14: 1, 15: 1, 29: 1, 59: 1}
+    assert {n: count for n, count in enumerate(course.num_failed) if count} == {15: 1}
+    together = course_of(
+        finished_s, np.zeros(5, bool), [hours[0], replace(hours[0], began_at="2026-11-30T01:00:30+00:00")]
+    )
+    assert together.worked_s == 60.0, "two drivers at once"
+    assert course_of(np.full(3, np.nan), np.zeros(3, bool), hours) is None, "rows of an earlier version"
+    assert course_of(finished_s, np.zeros(5, bool), []) is None

@@ -1,6 +1,7 @@
 """Questions from a manifest to scored rows: the task, the refusals, a whole run, its scores and its judge's file."""
 
 import json
+import shlex
 import subprocess
 import sys
 from functools import partial
@@ -12,6 +13,7 @@ from pipeline.__main__ import main
 from pipeline.config.load import load_config
 from pipeline.config.schema import QuestionConfig
 from pipeline.errors import ConfigError, InputError
+from pipeline.evaluation.benchmarks.registry import BENCHMARKS
 from pipeline.evaluation.compare import compare_runs
 from pipeline.evaluation.run_scores import render_scores, score_run
 from pipeline.execution.runner import run_job
@@ -171,10 +173,27 @@ def test_a_whole_run_is_scored(tmp_path, capsys):
     assert (groups["all"].num_failed, groups["all"].mean_with_failures) == (2, pytest.approx(19 / 24))
     assert groups["even"].interval.mean == pytest.approx(9 / 11)
     assert groups["odd"].interval.mean == pytest.approx(10 / 11)
+    assert summary.scores == scores
+    said = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert list(said) == ["score"]
+    assert (said["score"]["mean"], said["score"]["num_failed"]) == (groups["all"].interval.mean, 2)
+    assert {name: one["mean"] for name, one in said["score"]["categories"].items()} == {
+        name: groups[name].interval.mean for name in ("even", "odd")
+    }
     text = render_scores(scores)
     assert "22 questions on 11 media; 2 failed (0.7917 with them as wrong)" in text
     comparison = compare_runs(uri, uri)
     assert comparison.mcnemar.p_value == 1.0
+
+
+def test_the_same_command_and_a_retry_write_the_scores_anew(tmp_path, monkeypatch):
+    uri, summary = run_questions(tmp_path, "out", num=4)
+    scores = tmp_path / "out" / "scores.json"
+    written = scores.read_bytes()
+    scores.write_text('{"score": {"mean": 0.0}}')  # as an attempt left it that was killed between finish and scores
+    assert run_questions(tmp_path, "out", num=4)[1].scores == summary.scores
+    assert scores.read_bytes() == written
+    assert violations(uri) == []
 
 
 def test_the_judges_file_of_a_run(tmp_path, capsys):
@@ -200,7 +219,18 @@ def test_adapt_on_the_command_line(tmp_path, capsys):
     target = str(tmp_path / "m.jsonl")
     arguments = [str(tmp_path / "rows.jsonl"), "--media", str(tmp_path / "videos"), "--manifest", target]
     assert main(["convert", "videodc", *arguments]) == 0
-    assert "1 questions on 1 media" in capsys.readouterr().out
+    *_, last = capsys.readouterr().out.splitlines()
+    program, *command = shlex.split(last.removeprefix("next: "))
+    assert program == "illava"
+    assert command[:3] == ["answer", "--config", "configs/answer_questions.yaml"]
+    here = ["model.model_id=configs/demo/model", "model.revision=null", "model.device=cpu", "reduction.preset=none"]
+    assert main([*command, "--dry-run", *(word for key in here for word in ("--set", key))]) == 0
+    assert "1 item" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["convert", "--list"])
+    listed = capsys.readouterr().out
+    assert all(f"\n{name} " in listed for name in BENCHMARKS)
+    assert "only the subset carries answers" in listed.lower()
     assert main(["convert", "nothing", *arguments]) == 2
     assert "there are: ai2d" in capsys.readouterr().err
 

@@ -1,8 +1,9 @@
-"""Compiles the Triton kernels for compute capability 9.0, at LLaVA-OneVision-7B's shapes and alignments; prints a line.
+"""Compiles the Triton kernels for one compute capability, at LLaVA-OneVision-7B's shapes and alignments; prints lines.
 
 What the interpreter lets pass and the compiler does not shows here, without a GPU. The compiler is told what the JIT
 will see of the arguments: pointers and strides that 16 divides. Without it other code is compiled than will run. A
-kernel's line has its name, its registers, its spilled bytes, and its loads of two bytes. Run by test_kernels.py.
+kernel's line has its name, its type, its registers, its spilled bytes, its loads of two bytes, and its shared memory.
+Run by test_kernels.py with the capability, such as ``90``.
 """
 
 import re
@@ -21,7 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 from illava.attention import triton_paged, triton_scores
 from illava.decoder import triton_layers
 
-HOPPER = GPUTarget("cuda", 90, 32)
+CAPABILITY = int(sys.argv[1])
+TARGET = GPUTarget("cuda", CAPABILITY, 32)
+# Shared memory that one block may have, in KiB: CUDA C++ Programming Guide, "Technical specifications per compute
+# capability".
+SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227}
 NUMBERS = {
     **dict.fromkeys(("partial", "lse", "score", "bias_pool"), "*fp32"),
     **dict.fromkeys(("table", "length", "blocks", "num_biased"), "*i32"),
@@ -46,11 +51,11 @@ def compile_kernel(kernel: JITFunction, odd: tuple[str, ...] = (), dtype: str = 
     }
     fixed = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     source = ASTSource(kernel, signature, fixed, divided)
-    options = make_backend(HOPPER).parse_options({"num_stages": 2, "num_warps": warps}).__dict__
-    compiled = triton.compile(source, target=HOPPER, options=options)
-    assert ".target sm_90" in compiled.asm["ptx"]
-    assert compiled.metadata.shared < 99 << 10, compiled.metadata.shared  # what every GPU from 8.0 on has
-    print(kernel.__name__, dtype, *inspected(compiled.asm["cubin"]))
+    options = make_backend(TARGET).parse_options({"num_stages": 2, "num_warps": warps}).__dict__
+    compiled = triton.compile(source, target=TARGET, options=options)
+    assert f".target sm_{CAPABILITY}" in compiled.asm["ptx"]
+    assert compiled.metadata.shared <= SHARED_KIB[CAPABILITY] << 10, compiled.metadata.shared
+    print(kernel.__name__, dtype, *inspected(compiled.asm["cubin"]), compiled.metadata.shared)
 
 
 def inspected(cubin: bytes) -> tuple[int, int, int]:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from illava.families import FAMILIES, load_part
+from tests.support.models.internvl import make_internvl
 from tests.support.models.llava_next import make_llava_next
 from tests.support.models.onevision import make_onevision
 from tests.support.models.qwen import make_qwen2_5_vl, make_qwen2_vl, make_qwen3_vl
 from tests.support.models.qwen3_5 import make_qwen3_5
+from tests.support.models.qwen_moe import make_qwen3_vl_moe
 
 MAKERS: dict[str, Callable[..., Path]] = {
     "llava_onevision": make_onevision,
@@ -18,9 +20,12 @@ MAKERS: dict[str, Callable[..., Path]] = {
     "qwen2_vl": make_qwen2_vl,
     "qwen2_5_vl": make_qwen2_5_vl,
     "qwen3_vl": make_qwen3_vl,
+    "internvl": make_internvl,
+    "qwen3_vl_moe": make_qwen3_vl_moe,
     "qwen3_5": make_qwen3_5,
 }
 QWEN = tuple(name for name in MAKERS if name.startswith("qwen"))
+EXPERTS = ("qwen3_vl_moe",)  # whose decoder routes tokens to experts
 
 
 def stock_class(model_type: str) -> Any:

@@ -15,10 +15,11 @@ class GatedVLM(FakeVLM):
 
     Args:
         gates: first number -> that file.
+        sleeps: as of a `FakeVLM`.
     """
 
-    def __init__(self, gates: dict[int, str]) -> None:
-        super().__init__()
+    def __init__(self, gates: dict[int, str], *, sleeps: dict[str, float] | None = None) -> None:
+        super().__init__(sleeps=sleeps)
         self._gates = gates
 
     def step(self) -> list:
@@ -29,6 +30,8 @@ class GatedVLM(FakeVLM):
         return super().step()
 
 
-def gated_worker(config, run_info, *, pid_folder: str, gates: dict[int, str]) -> VLMWorker:
-    Path(pid_folder, f"vlm-{os.getpid()}").touch()
-    return VLMWorker(config, run_info, vlm=GatedVLM(gates))
+def gated_worker(config, run_info, *, gates: dict[int, str], pid_folder: str | None = None, **options) -> VLMWorker:
+    """A worker around a `GatedVLM`; leaves its process id as a file name where asked to."""
+    if pid_folder is not None:
+        Path(pid_folder, f"vlm-{os.getpid()}").touch()
+    return VLMWorker(config, run_info, vlm=GatedVLM(gates, **options))

@@ -15,6 +15,7 @@ import torch
 
 from pipeline.execution.worker import VLMWorker
 from tests.support.media.clips import read_barcode
+from tests.support.models.gated_model import GatedVLM
 from tests.support.runs import fakes
 
 
@@ -97,7 +98,8 @@ class LostDeviceVLM(fakes.FakeVLM):
         return super().step()
 
 
-MODELS = {model.__name__: model for model in (fakes.FakeVLM, HangingVLM, EndlessVLM, SmallDeviceVLM, LostDeviceVLM)}
+_MODELS = (fakes.FakeVLM, GatedVLM, HangingVLM, EndlessVLM, SmallDeviceVLM, LostDeviceVLM)
+MODELS = {model.__name__: model for model in _MODELS}
 
 
 def worker(config, run_info, *, model: str, pid_folder: str | None = None, **options) -> VLMWorker:

@@ -9,16 +9,22 @@ import json
 from pathlib import Path
 
 from tests.support.models import qwen as models_qwen
+from tests.support.models.internvl import make_internvl
 from tests.support.models.llava_next import VICUNA, make_llava_next
 from tests.support.models.onevision import make_onevision
 from tests.support.models.qwen3_5 import make_narrow_qwen3_5
+from tests.support.models.qwen_moe import EXPERTS
 
 
 def make_narrow(model_type: str, folder: str | Path) -> Path:
-    """Write the folder of the size that `configs/` names: 7B or 8B."""
+    """Write the folder of the size that `configs/` names: 7B or 8B; of mixtures of experts 30B."""
     if model_type == "llava_onevision":
         depth = {"vision": {"num_hidden_layers": 26}, "text": {"num_hidden_layers": 28}}
         return make_onevision(folder, side=384, patch=14, **depth)
+    if model_type == "internvl":
+        text = {"model_type": "qwen3", "head_dim": 16, "max_position_embeddings": 40960}
+        depth = {"vision": {"num_hidden_layers": 24}, "text": text, "num_layers": 36}
+        return make_internvl(folder, side=448, patch=14, max_patches=12, **depth)
     if model_type == "llava_next":
         depth = {"vision": {"num_hidden_layers": 24}, "text": {"num_hidden_layers": 32}}
         return make_llava_next(folder, side=336, patch=14, template=VICUNA, **depth)
@@ -71,6 +77,7 @@ _QWEN = {
         },
     ),
 }
+_QWEN["qwen3_vl_moe"] = ("Qwen3VLMoe", 48, *_QWEN["qwen3_vl"][2:])
 
 
 def _make_qwen(model_type: str, folder: Path) -> Path:
@@ -79,7 +86,8 @@ def _make_qwen(model_type: str, folder: Path) -> Path:
     name, num_layers, vision, processors = _QWEN[model_type]
     tokenizer = models_qwen._tokenizer()
     vision |= {"num_heads": 2, "spatial_merge_size": 2, "temporal_patch_size": 2}
-    text = models_qwen._text(tokenizer, num_layers) | ({"head_dim": 16} if model_type == "qwen3_vl" else {})
+    text = models_qwen._text(tokenizer, num_layers) | ({"head_dim": 16} if model_type.startswith("qwen3") else {})
+    text |= EXPERTS if model_type == "qwen3_vl_moe" else {}
     text["max_position_embeddings"] = 32768
     config_class = getattr(transformers, f"{name}Config")
     config = config_class(text_config=text, vision_config=vision, **models_qwen._tokens(tokenizer))

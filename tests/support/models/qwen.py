@@ -163,6 +163,8 @@ def _scale_weights(model) -> None:
         for name, value in model.named_parameters():
             if value.dim() >= 2:
                 std = 1.0 if "embed_tokens" in name else 1.4 / value[0].numel() ** 0.5
+                if ".experts." in name:  # small: of two experts that nearly tie, rounding may choose either
+                    std = 0.5 / value.shape[-1] ** 0.5
                 value.normal_(0.0, std)
             elif ("norm" in name or "ln_q" in name) and name.endswith("weight"):
                 value.normal_(1.0, 0.1)

@@ -6,8 +6,7 @@ import numpy as np
 
 from illava.plan import ReductionPlan
 
-BLOCKS = {"qwen2_vl": (2, 3), "qwen2_5_vl": (1, 3), "qwen3_vl": (1, 3)}
-BLOCKS["qwen3_5"] = (1, 3)
+BLOCKS = {"qwen2_vl": (2, 3), "qwen2_5_vl": (1, 3), "qwen3_vl": (1, 3), "qwen3_vl_moe": (1, 3), "qwen3_5": (1, 3)}
 
 
 def picture(height, width, seed=0):

@@ -46,6 +46,10 @@ ROWS_VALUES: dict[str, Any] = {
     "model.model_id": "org/model",
     "model.revision": "0" * 40,
     "model.dtype": "bfloat16",
+    "model.quantization": "int8",
+    "model.adapter.id": "org/adapter",
+    "model.adapter.revision": "1" * 40,
+    "model.adapter.merge": False,
     "reduction": {"preset": "illava-video"},
     "task.prompt": "Other.",
     "task.system_prompt": "You are brief.",
@@ -155,6 +159,8 @@ def config_with(model_folder, leaf: Leaf, **sections) -> JobConfig:
     data = make_config(model_folder, **sections).model_dump(mode="json")
     if leaf.key == "media.max_tiles":
         (model_folder / "config.json").write_text('{"model_type": "llava_onevision"}')
+    if leaf.owner == "AdapterConfig":
+        _put(data, "model.adapter", {"id": "org/an-adapter", "revision": "0" * 40})
     for section, kinds in KINDS.items():
         if leaf.owner in kinds:
             _put(data, section, kinds[leaf.owner])

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from illava import VLM, load_preprocessor
+from tests.support.models.cells import family_params
 from tests.support.models.families import QWEN, make_folder, stock_class
 
 
-@pytest.fixture(scope="module", params=QWEN)
+@pytest.fixture(scope="module", params=family_params(QWEN))
 def loaded(request, tmp_path_factory):
     folder = make_folder(request.param, tmp_path_factory.mktemp(request.param))
     stock = stock_class(request.param).from_pretrained(folder, dtype=torch.float32).eval()

@@ -3,18 +3,13 @@
 What the tiny models of the parity tests load and run must be what the published ones hold: the same names, deeper.
 """
 
-import re
-from collections import Counter
-
 import pytest
-import torch
 from safetensors import safe_open
-from transformers import AutoConfig
 
 from illava.errors import PlanError
-from illava.families import load_family, load_preprocessor
 from illava.plan import preset
-from tests.support.models.families import MAKERS, QWEN, stock_class
+from tests.support.models.families import MAKERS
+from tests.support.models.published_qwen import check_published_names, names
 
 _QWEN2_VISION = {
     "depth": 32,
@@ -179,46 +174,20 @@ def tiny(tmp_path_factory):
     return folder
 
 
-def names(keys):
-    """Names with their numbers left out, and how often each occurs."""
-    return Counter(re.sub(r"\.\d+(?=\.)", ".N", key) for key in keys)
-
-
 @pytest.mark.parametrize("model_id", PUBLISHED)
 def test_published_configurations_build_with_the_names_that_load(model_id, tiny):
     model_type, published = PUBLISHED[model_id]
-    config = AutoConfig.for_model(model_type, **published)
-    small = load_family(str(tiny(model_type)), dtype=torch.float32, device="cpu")
-    for name in ("image", "video"):
-        setattr(config, f"{name}_token_id", small._tokenizer.convert_tokens_to_ids(f"<|{name}_pad|>"))
-    for name in ("vision_start", "vision_end"):
-        setattr(config, f"{name}_token_id", small._tokenizer.convert_tokens_to_ids(f"<|{name}|>"))
-    with torch.device("meta"):
-        model = stock_class(model_type)(config).eval()
-    family = type(small)(model, small._tokenizer, load_preprocessor(str(tiny(model_type))))
-    text = config.get_text_config()
-    assert family.num_vision_blocks == published["vision_config"]["depth"]
-    assert family.decoder.num_layers == text.num_hidden_layers
+    family = check_published_names(model_type, published, tiny(model_type))
     if model_type == "qwen2_5_vl":
         family.check(preset("illava-qwen2.5-vl"))
         with pytest.raises(PlanError, match=r"blocks \[5, 6, 8\], which attend within windows"):
             family.check(preset("illava-2026"))
-    if model_type in ("qwen2_vl", "qwen3_vl"):
+    else:
         family.check(preset("illava-qwen2-vl"))
         family.check(preset("illava-2026"))
-    assert family.decoder.num_kv_heads == text.num_key_value_heads
-
-    loaded = names(stock_class(model_type).from_pretrained(tiny(model_type)).state_dict())
-    theirs = names(model.state_dict())
-    assert set(theirs) == set(loaded)
-    for key, count in theirs.items():
-        if ".language_model.layers." in key:
-            assert count == text.num_hidden_layers * (loaded[key] // 3)
-        elif ".visual.blocks." in key:
-            assert count == family.num_vision_blocks * (loaded[key] // small.num_vision_blocks)
 
 
-@pytest.mark.parametrize("model_type", QWEN)
+@pytest.mark.parametrize("model_type", NAMES)
 def test_a_folder_holds_the_published_names(model_type, tiny):
     """`save_pretrained` writes the published layout, and the parity tests load it: so does `load_family`."""
     with safe_open(tiny(model_type) / "model.safetensors", "pt") as file:

@@ -33,7 +33,7 @@ def true_positions(prompt_ids, grids, visual_ids):
 
 def prompt_grids(vlm, media):
     """Grids of every medium as they stand in the prompt: Qwen3 writes a video frame by frame."""
-    interval = {"qwen2_vl": 1, "qwen2_5_vl": 2 * 1.4}.get(vlm.family.model_type, 1)
+    interval = 2 * 1.4 if vlm.family.model_type == "qwen2_5_vl" else 1
     apart, grids = vlm.family.model_type.startswith("qwen3"), []
     for grid in map(vlm.family.encoder.grid, media):
         times, rows, cols = grid.times, grid.rows // 2, grid.cols // 2
