@@ -34,7 +34,7 @@ def test_states_are_counted_as_the_engine_makes_them(job, folder, cache_bytes, n
     state_bytes = 2 * 4 * (4 * 12 * 16 + 3 * 112)
     text = render_dry_run(job(cache_bytes))
     assert (
-        f"{state_bytes / 1e6:.3g} MB a request for the recurrent states of 2 of 4 layers; room for {num_states}" in text
+        f"{state_bytes / 1e3:.3g} kB a request for the recurrent states of 2 of 4 layers; room for {num_states}" in text
     )
     cache = VLM.from_pretrained(folder, kv_cache_bytes=cache_bytes, max_batch_requests=8).engine.cache
     assert cache.states.num_states == num_states
