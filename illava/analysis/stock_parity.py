@@ -181,10 +181,12 @@ def _stock_inputs(family: Family, request: Request, case: ParityCase, image_proc
     ids = torch.tensor([token_ids])
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if case.pictures:
-        inputs |= dict(image_processor(images=list(case.pictures), return_tensors="pt"))
+        inputs |= dict(image_processor(images=list(case.pictures), return_tensors="pt", **family.image_processor_args))
     else:
         inputs |= _video_inputs(family, request.media[0])
     parameters = inspect.signature(family.model_class.forward).parameters
+    if "pixel_values_videos" in inputs and "pixel_values_videos" not in parameters:  # one name for all pictures
+        inputs["pixel_values"] = inputs.pop("pixel_values_videos")
     return {name: value.cpu() for name, value in inputs.items() if name in parameters and isinstance(value, Tensor)}
 
 

@@ -51,6 +51,7 @@ class Family(ABC):
 
     Attributes:
         model_class: the class of transformers.
+        image_processor_args: what its processor of transformers asks of the image processor, beside the folder's file.
         media_kinds: the kinds it reads; each has a placeholder token in config.json.
         model_type: as in config.json.
         tower: runs the vision tower's blocks.
@@ -62,6 +63,7 @@ class Family(ABC):
     """
 
     model_class: ClassVar[Any]
+    image_processor_args: ClassVar[Mapping[str, Any]] = {}
     media_kinds: ClassVar[tuple[str, ...]] = ("image", "video")
     tower: Any
     encoder: MediaEncoder

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import InternVLForConditionalGeneration
 
@@ -32,6 +32,7 @@ class InternVL(Family):
     """Holds one loaded InternVL model."""
 
     model_class = InternVLForConditionalGeneration
+    image_processor_args: ClassVar[Mapping[str, Any]] = {"crop_to_patches": True}
     tower: InternVLTower
     encoder: TileGroupEncoder
 
