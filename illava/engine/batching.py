@@ -47,7 +47,7 @@ def _check_parts(name: str, content: Sequence[str | VisualInput]) -> None:
         if not isinstance(part, str | VisualInput):
             raise RequestError(
                 f"{name}: item {index} of its content is a {type(part).__name__}; give text, or media from "
-                "`load_preprocessor(model_id)`"
+                "`pipeline.read_media(path, model)` or `load_preprocessor(model)`"
             )
 
 

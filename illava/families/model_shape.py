@@ -44,8 +44,9 @@ def load_model_shape(
         ModelLoadError: a file or key is missing, or the model is of no supported family.
     """
     spec, files = load_spec(model_id, revision=revision)
+    geometry = load_geometry(spec, files, pixel_limits)
     num_blocks, num_layers = load_part(spec.depth)(files)
-    return ModelShape(load_geometry(spec, files, pixel_limits), num_blocks, num_layers, load_hybrid_layers(spec, files))
+    return ModelShape(geometry, num_blocks, num_layers, load_hybrid_layers(spec, files))
 
 
 def load_hybrid_layers(spec: FamilySpec, files: ModelFiles) -> HybridLayers:

@@ -1,6 +1,6 @@
 """Registers the reducers: a plan's `reducer:` key names one of them by its `kind`.
 
-A new method is one file here and one word in the union.
+A new method is one file here and one word in the union; or a class of another package, see `out_of_tree`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Annotated, get_args
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field, SerializeAsAny, ValidatorFunctionWrapHandler, WrapValidator
 
 from illava.reducers.attention_pruning import AttentionPruning
 from illava.reducers.base import Evidence, EvidenceKind, Reducer, Scope, Stage
@@ -26,6 +26,7 @@ from illava.reducers.illava import ILLaVA
 from illava.reducers.illava_2026 import ILLaVA2026
 from illava.reducers.kmeans import KMeans
 from illava.reducers.lower_resolution import LowerResolution
+from illava.reducers.out_of_tree import load_reducer, out_of_tree_kinds
 from illava.reducers.pixel_dedup import PixelDedup
 from illava.reducers.pixel_prune import PixelPrune
 from illava.reducers.pooling import Pooling
@@ -71,18 +72,24 @@ _Union = (
 REDUCERS: dict[str, type[Reducer]] = {cls.model_fields["kind"].default: cls for cls in get_args(_Union)}
 
 
-def _known_kind(data: object) -> object:
-    """Name the kinds in an error of our own, before pydantic raises one about tags and discriminators."""
+def _of_any_package(data: object, own: ValidatorFunctionWrapHandler) -> Reducer:
+    """Validate by the class that has the kind; an unknown kind is told here, before pydantic tells of tags."""
+    if isinstance(data, Reducer) and data.kind not in REDUCERS:
+        return data
     if isinstance(data, dict) and data.get("kind") not in REDUCERS:
-        given = data.get("kind")
-        near = get_close_matches(str(given), REDUCERS, n=1)
+        given, others = data.get("kind"), out_of_tree_kinds()
+        if isinstance(given, str) and given in others:
+            return load_reducer(others[given]).model_validate(data)
+        known = [*REDUCERS, *others]
+        near = get_close_matches(str(given), known, n=1)
         wrong = "a reducer needs a `kind`" if given is None else f"no reducer of kind {given!r}"
         hint = f"; did you mean {near[0]!r}?" if near else ";"
-        raise ValueError(f"{wrong}{hint} the kinds are: {', '.join(REDUCERS)}")
-    return data
+        raise ValueError(f"{wrong}{hint} the kinds are: {', '.join(known)}")
+    found: Reducer = own(data)
+    return found
 
 
-AnyReducer = Annotated[_Union, Field(discriminator="kind"), BeforeValidator(_known_kind)]
+AnyReducer = Annotated[SerializeAsAny[_Union], Field(discriminator="kind"), WrapValidator(_of_any_package)]
 
 __all__ = [
     "EVS",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import typing
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,7 +38,8 @@ def load_as(schema: type[Schema], path: str, overrides: Sequence[str] = ()) -> S
         path: of the YAML file.
         overrides: ``a.b=value``; a number as a path segment addresses a list. The value of a key that holds text is
             taken as it stands, but for quotes around the whole of it and for ``null``; any other is read as YAML.
-            ``reduction.preset`` replaces the file's whole plan, and ``reduction.steps`` a preset of the file.
+            ``reduction.preset`` or ``reduction.budget`` replaces the file's whole plan, and ``reduction.steps`` a
+            preset of the file.
 
     Raises:
         ConfigError: every problem at once, one a line.
@@ -58,7 +59,7 @@ def parse_as(schema: type[Schema], data: dict[str, Any], *, source: str) -> Sche
 
 def _validated(schema: type[Schema], data: dict[str, Any], overrides: Sequence[str], *, source: str) -> Schema:
     renamed = _rename_keys(data, source)
-    _forget_other_plan(data, {override.partition("=")[0].strip() for override in overrides})
+    _forget_other_plan(data, {key.strip(): value.strip() for key, _, value in (o.partition("=") for o in overrides)})
     for override in overrides:
         todays, old = _todays_override(override, overrides)
         _apply(data, todays, schema)
@@ -90,10 +91,11 @@ def _rename_keys(data: dict[str, Any], where: str) -> set[str]:
     return found
 
 
-def _forget_other_plan(data: dict[str, Any], overridden: Collection[str]) -> None:
-    """Drop the file's plan where the overrides name another one: a preset is a whole plan."""
+def _forget_other_plan(data: dict[str, Any], overridden: Mapping[str, str]) -> None:
+    """Drop the file's plan where the overrides name another one: a preset is a whole plan, and so is a budget."""
     plan = data.get("reduction")
-    if isinstance(plan, dict) and "reduction.preset" in overridden:
+    has_budget = overridden.get("reduction.budget", "null") not in {"null", "~", ""}
+    if isinstance(plan, dict) and ("reduction.preset" in overridden or has_budget):
         plan.clear()
     elif isinstance(plan, dict) and "reduction.steps" in overridden:
         plan.pop("preset", None)

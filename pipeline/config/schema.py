@@ -223,9 +223,12 @@ class ModelConfig(Section):
         return None if os.path.isdir(self.model_id) else self.revision
 
     @property
-    def has_false_revision(self) -> bool:
-        """Whether rows would name a commit of the hub, though the weights come from a folder of this machine."""
-        return self.revision is not None and os.path.isdir(self.model_id)
+    def false_revisions(self) -> tuple[tuple[str, str, str], ...]:
+        """Keys with a commit of the hub beside a folder of this machine, for which rows would name the commit."""
+        found = [("model.revision", self.revision, self.model_id)]
+        if self.adapter is not None:
+            found.append(("model.adapter.revision", self.adapter.revision, self.adapter.id))
+        return tuple((key, commit, name) for key, commit, name in found if commit is not None and os.path.isdir(name))
 
     @field_validator("device", mode="before")
     @classmethod

@@ -20,7 +20,9 @@ from typing import Any, Literal, get_args
 
 from illava.families import require_supported
 from illava.model_files import declared_dtype
+from illava.plan import ReductionPlan
 from illava.preprocess import resize_digest
+from illava.reducers.out_of_tree import package_of
 from pipeline.config.schema import AdapterConfig, JobConfig, result_fields
 from pipeline.errors import ConfigError
 from pipeline.phases import phase
@@ -126,9 +128,15 @@ def resolve_config_fingerprint(config: JobConfig) -> ConfigFingerprint:
     }
     packages = (*_PACKAGES, *(name for name, counts in others.items() if counts))
     fields |= {f"versions.{name}": resize_digest() if name == _RESIZE else _version(name) for name in packages}
+    fields |= {f"versions.{name}": version for name, version in plan_packages(config.reduction).items()}
     fields |= {f"behaviour.{name}": number for name, number in BEHAVIOUR.items()}
     fields |= {f"behaviour.{name}": number for name, (number, concerns) in _BEHAVIOUR_OF.items() if concerns(config)}
     return ConfigFingerprint(digest_of(fields), dict(sorted(fields.items())))
+
+
+def plan_packages(plan: ReductionPlan) -> dict[str, str]:
+    """Return the packages whose reducers a plan has, with their versions; this project's own are none."""
+    return dict(filter(None, (package_of(step.reducer) for step in plan.steps)))
 
 
 def is_fact(key: str) -> bool:

@@ -102,11 +102,12 @@ def plan_run(config: JobConfig, *, accept: Collection[str] = ()) -> Run:
     uri = storage.folder_uri(config.output.uri)
     if storage.is_local(uri) and os.path.isfile(storage.local_path(uri)):
         raise ConfigError(f"output.uri: {uri} is a file; name a folder, which is made where there is none")
-    if config.model.has_false_revision and not storage.exists(storage.join(uri, RUN_FILE)):
+    if config.model.false_revisions and not storage.exists(storage.join(uri, RUN_FILE)):
+        key, commit, folder = config.model.false_revisions[0]
         raise ConfigError(
-            f"model.revision: {config.model.revision} is a commit of the hub, but {config.model.model_id} is a folder "
-            "here, whose files a run knows by their hashes; every row would name a commit that nobody compared. Take "
-            "the line out, or add --set model.revision=null"
+            f"{key}: {commit} is a commit of the hub, but {folder} is a folder here, whose files a run knows by their "
+            "hashes; every row would name a commit that nobody compared. Take the line out, or add --set "
+            f"{key}=null"
         )
     everything = resolve_config_fingerprint(config)
     check_model_options(config)

@@ -67,7 +67,7 @@ def measure_point(
 
     agreements = measure_agreement(vlm, requests, plan)
     references = [one.reference for one in agreements]
-    return found | _agreement(agreements) | _accuracy(build_task(config.task), loaded, references, answers)
+    return found | _agreement(loaded, agreements) | _accuracy(build_task(config.task), loaded, references, answers)
 
 
 def _tokens(answers: Sequence[Generation]) -> dict[str, float]:
@@ -79,13 +79,17 @@ def _tokens(answers: Sequence[Generation]) -> dict[str, float]:
     return means | ({"kept_ratio": means["num_decoder_tokens_kept"] / whole} if whole else {})
 
 
-def _agreement(agreements: Sequence[Agreement]) -> dict[str, float]:
-    agreed = [one for one in agreements if one.error is None]
+def _agreement(loaded: Sequence[LoadedItem], agreements: Sequence[Agreement]) -> dict[str, float]:
+    pairs = zip(loaded, agreements, strict=True)
+    agreed = [(one.item.uris[0], agreement) for one, agreement in pairs if agreement.error is None]
     if not agreed:
         return {}
+    top1 = mean_interval([one.top1_ratio for _, one in agreed], [uri for uri, _ in agreed])
     return {
-        "agreement_top1": statistics.fmean(one.top1_ratio for one in agreed),
-        "agreement_kl_nats": statistics.fmean(one.kl_nats for one in agreed),
+        "agreement_top1": top1.mean,
+        "agreement_top1_low": top1.low,
+        "agreement_top1_high": top1.high,
+        "agreement_kl_nats": statistics.fmean(one.kl_nats for _, one in agreed),
     }
 
 
@@ -111,6 +115,7 @@ def _seconds(vlm: VLM, requests: Sequence[Request], plan: ReductionPlan, speed: 
     """Seconds by component of single requests: the unreduced model and the plan in turn, the first round dropped."""
     forced = SamplingParams(max_new_tokens=speed.num_new_tokens, min_new_tokens=speed.num_new_tokens)
     taken: dict[str, list[float]] = {f"{side}{state}": [] for side in ("whole_", "") for state in _STATES}
+    ends: list[tuple[float, float]] = []
     for request in (replace(request, sampling=forced) for request in requests[: speed.num_items]):
         rounds: dict[str, list[float]] = {name: [] for name in taken}
         for _ in range(speed.rounds + 1):
@@ -122,4 +127,9 @@ def _seconds(vlm: VLM, requests: Sequence[Request], plan: ReductionPlan, speed: 
         if all(len(values) > 1 for values in rounds.values()):
             for name, values in rounds.items():
                 taken[name].append(statistics.median(values[1:]))
-    return {name: statistics.fmean(values) for name, values in taken.items() if values}
+            totals = [sum(states) for states in zip(*(rounds[state][1:] for state in _STATES), strict=True)]
+            ends.append((min(totals), max(totals)))
+    found = {name: statistics.fmean(values) for name, values in taken.items() if values}
+    if ends:
+        found["request_s_low"], found["request_s_high"] = (statistics.fmean(end) for end in zip(*ends, strict=True))
+    return found

@@ -41,10 +41,13 @@ class SweepRow:
             an item that fails scores 0.
         difference, difference_low, difference_high: to the unreduced model on the same items, paired.
         agreement_top1, agreement_kl_nats: see `illava.analysis.agreement`; mean over items.
+        agreement_top1_low, agreement_top1_high: its 95 % interval over media; null in rows of earlier sweeps.
         items_per_s: all items in one running batch.
         peak_memory_bytes: during that batch; allocated on a GPU, resident on a CPU.
         vision_s, prefill_s, decode_s: one request alone; medians over rounds, mean over items.
         whole_vision_s, whole_prefill_s, whole_decode_s: the unreduced model's, taken in turn with them.
+        request_s_low, request_s_high: of one request alone, the fastest and the slowest round, mean over items; null in
+            rows of earlier sweeps.
         scores: of every scored item, in manifest order.
     """
 
@@ -81,6 +84,10 @@ class SweepRow:
     whole_decode_s: float | None = None
     scores: list[float] | None = None
     depends_on: str | None = None
+    agreement_top1_low: float | None = None
+    agreement_top1_high: float | None = None
+    request_s_low: float | None = None
+    request_s_high: float | None = None
 
     @property
     def quality(self) -> float | None:
@@ -117,7 +124,10 @@ _TYPES: dict[str, pa.DataType] = {
     "list[float] | None": pa.list_(pa.float64()),
     "dict[str, str]": pa.map_(pa.string(), pa.string()),
 }
-_LATER_COLUMNS = frozenset({"depends_on"})  # null in the rows of sweeps that lack them
+# Null in the rows of sweeps that lack them.
+_LATER_COLUMNS = frozenset(
+    {"depends_on", "agreement_top1_low", "agreement_top1_high", "request_s_low", "request_s_high"}
+)
 SCHEMA = pa.schema([(field.name, _TYPES[str(field.type)]) for field in fields(SweepRow)])
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import io
 import warnings
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import numpy as np
 from matplotlib import style
@@ -39,11 +40,18 @@ def plot_style() -> AbstractContextManager[None]:
 
 def svg_of(figure: Figure) -> str:
     """Render the figure as a whole SVG file."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the viewer's fonts draw the text
+    with without_glyph_warnings():
         _written(figure)  # for the layout: letters have the widths that an SVG gives them
         _round_layout(figure)
         return _written(figure)
+
+
+@contextmanager
+def without_glyph_warnings() -> Iterator[None]:
+    """Let letters be missing from our font: the viewer's fonts draw the text."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        yield
 
 
 def _written(figure: Figure) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import subprocess
 import sys
-import time
 import tomllib
 from functools import partial
 from pathlib import Path
@@ -40,13 +40,18 @@ def in_root(monkeypatch) -> None:
 
 
 def _in_under_a_second(code: str) -> subprocess.CompletedProcess:
+    """Of a core: a start computes and hardly waits, and what it waits for on a busy machine is not its own."""
     done = []
+
+    def core_s() -> float:
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return ended.ru_utime + ended.ru_stime
 
     @holds_in_one_of_three
     def attempt(number) -> None:
-        begin_s = time.perf_counter()
+        before_s = core_s()
         done.append(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False))
-        assert time.perf_counter() - begin_s < 1.0
+        assert core_s() - before_s < 1.0
 
     return done[-1]
 

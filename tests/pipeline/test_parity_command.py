@@ -20,7 +20,7 @@ from tests.support.models.published_llava import edit
 pytestmark = pytest.mark.numeric
 
 
-@pytest.fixture(scope="module", params=["llava_onevision", "qwen2_5_vl"])
+@pytest.fixture(scope="module", params=["llava_onevision", pytest.param("qwen2_5_vl", marks=pytest.mark.long)])
 def folder(request, tmp_path_factory):
     return str(make_folder(request.param, tmp_path_factory.mktemp(request.param)))
 

@@ -143,8 +143,10 @@ def test_a_revision_beside_a_folder_is_refused_where_a_run_begins_and_lives_on_i
         assert f"model.revision: {'c' * 40} is a commit of the hub, but {model} is a folder here" in said
         assert "--set model.revision=null" in said
         assert not out.exists()
+    beside = ("--set", f"model.adapter={{id: {model}, revision: {'d' * 40}}}")
+    assert f"model.adapter.revision: {'d' * 40} is a commit" in refused(path, *beside, capsys=capsys)
     with monkeypatch.context() as earlier:  # as a version did that knew nothing of it
-        earlier.setattr(ModelConfig, "has_false_revision", False)
+        earlier.setattr(ModelConfig, "false_revisions", ())
         assert run_cli("job", ["--config", path, *hub]) == 0
     assert run_cli("job", ["--config", path, *hub]) == 0
     assert main(["report", str(out)]) == 0

@@ -69,7 +69,7 @@ def test_a_checkpoint_agrees_with_its_plain_twin(folders, twin, name):
     assert (got - expected).norm() < LOGITS[name] * expected.norm()
 
 
-@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("name", ["fp8", "compressed-int4"])
 def test_what_is_not_quantised_has_the_asked_dtype(folders, name):
     family = load(folders[name], torch.bfloat16)
     assert {p.dtype for layer in family.decoder.layers for p in layer.parameters()} == {torch.bfloat16}

@@ -24,6 +24,7 @@ BLOCKS = {
     "qwen2_5_vl": (1, 3),
     "qwen3_vl": (1, 3),
     "qwen3_vl_moe": (1, 3),
+    "qwen3_5": (1, 3),
     "internvl": (1, 3),
 }
 

@@ -21,7 +21,7 @@ from tests.support.models.families import make_folder
 pytestmark = pytest.mark.numeric
 
 BLOCKS = {"llava_onevision": [2, 5], "llava_next": [1, 2], "qwen2_vl": [1, 3], "qwen2_5_vl": [1, 3], "qwen3_vl": [1, 3]}
-BLOCKS |= {"qwen3_vl_moe": [1, 3], "internvl": [1, 3]}
+BLOCKS |= {"qwen3_vl_moe": [1, 3], "qwen3_5": [1, 3], "internvl": [1, 3]}
 
 
 def slow_restore(before, after, now, kept, *, lengths, num_neighbours):

@@ -5,18 +5,20 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import yaml
 from pydantic import ValidationError
 
-from illava.plan import EMPTY_PLAN, preset
+from illava.plan import EMPTY_PLAN, ReductionPlan, preset
 from pipeline.config.base import choices_of
 from pipeline.config.load import _models_in, load_config
 from pipeline.config.schema import JobConfig
 from pipeline.errors import ConfigError
 from pipeline.sweep.config import SweepConfig
 
+ROOT = Path(__file__).resolve().parents[3]
 BASE = """
 input: {uri: s3://bucket/videos/, pattern: "**/*.mp4"}
 media: {num_frames: 32, frame_sampling: {kind: uniform}, max_bytes: 8_000_000_000}
@@ -137,6 +139,25 @@ def test_a_plan_named_in_an_override_replaces_the_one_in_the_file(load, order):
     head, _, tail = BASE.partition("reduction:")
     with_preset = head + "reduction: {preset: illava-video}\n" + tail[tail.index("runtime:") :]
     assert load(with_preset, "reduction.steps=[]").reduction == EMPTY_PLAN
+    budget = ["reduction.budget=auto", "reduction.epsilon=0.2"][::order]
+    for text in (BASE, with_preset):
+        assert load(text, *budget).reduction == ReductionPlan(budget="auto", epsilon=0.2)
+    assert load(BASE, "reduction.budget=null").reduction == load().reduction
+
+
+def test_the_unreduced_model_is_to_be_had_as_files_and_pages_advise():
+    """By ``reduction.preset=none``: of every shipped configuration, those with steps of their own among them."""
+    texts = [*(ROOT / "configs").glob("*.yaml"), *(ROOT / "docs").rglob("*.md"), ROOT / "pipeline/lmms_eval_model.py"]
+    advising = [path for path in texts if "reduction.preset=none" in path.read_text("utf-8")]
+    assert len(advising) >= 4
+    jobs = [path for path in (ROOT / "configs").glob("*.yaml") if "\nreduction:" in path.read_text("utf-8")]
+    assert {path for path in advising if path.suffix == ".yaml"} <= set(jobs)
+    with_steps = 0
+    for path in jobs:
+        with_steps += "  steps:" in path.read_text("utf-8")
+        assert load_config(str(path)).reduction != EMPTY_PLAN
+        assert load_config(str(path), ["reduction.preset=none"]).reduction == EMPTY_PLAN, path.name
+    assert with_steps, "no shipped file has steps, of which this says something"
 
 
 @pytest.mark.parametrize(

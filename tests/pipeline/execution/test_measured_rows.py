@@ -136,6 +136,7 @@ def test_a_sleep_in_every_stage_of_a_real_run_appears_in_that_stage_alone(tmp_pa
             sampling={"max_new_tokens": 2},
             reduction={"steps": [VISION, FRAMES, LAYER]},
         )
+        began_s = time.perf_counter()
         run_job(
             config,
             worker_factory=lambda config, run_info: VLMWorker(config, run_info, vlm=vlm),
@@ -143,10 +144,12 @@ def test_a_sleep_in_every_stage_of_a_real_run_appears_in_that_stage_alone(tmp_pa
                 config.media, SlowPreprocessor(preprocessor, sleeps["preprocess_s"])
             ),
         )
+        wall_s = time.perf_counter() - began_s
         [row] = fakes.read_rows(tmp_path / f"out-{number}")
         assert row["status"] == "ok", row["error_message"]
-        for stage, sleep_s in sleeps.items():
-            assert sleep_s <= row[stage] < sleep_s + 0.4, (stage, row[stage])
-        assert row["queue_s"] < 0.4
+        # Each sleep is whole in its stage, and the stages make up the latency: none is in another one too. How long
+        # the stages' own work takes is the machine's.
+        assert all(row[stage] >= sleep_s for stage, sleep_s in sleeps.items()), row
         total_s = sum(row[stage] for stage in sleeps) + row["load_s"] + row["queue_s"]
         assert total_s == pytest.approx(row["latency_s"], rel=0.02)
+        assert row["latency_s"] <= wall_s

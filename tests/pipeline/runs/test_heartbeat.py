@@ -9,6 +9,7 @@ import json
 import logging
 import threading
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
@@ -69,8 +70,7 @@ def test_a_session_is_at_work_where_its_beat_changes_and_stale_where_it_does_not
 def test_the_writers_clock_does_not_matter(tmp_path, monkeypatch) -> None:
     other, clock = beat_of(str(tmp_path)), Clock()
     observer = Observer(str(tmp_path), clock=clock)
-    monkeypatch.setattr(heartbeat.time, "monotonic", lambda: -1e9)
-    monkeypatch.setattr(heartbeat.time, "time", lambda: 0.0)
+    monkeypatch.setattr(heartbeat, "time", SimpleNamespace(monotonic=lambda: -1e9, time=lambda: 0.0))
     for _ in range(2):
         other.beat()
         observer.look()

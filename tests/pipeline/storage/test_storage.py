@@ -6,6 +6,7 @@ import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -125,13 +126,13 @@ def test_a_store_that_ignores_conditions_is_noticed_and_settles(s3_bucket, monke
 
     monkeypatch.setattr(storage, "_backend", lambda uri: ObjectStore(Unconditional()))
     waited = []
-    monkeypatch.setattr(storage.time, "sleep", waited.append)
+    monkeypatch.setattr(storage, "time", SimpleNamespace(sleep=waited.append))  # other threads sleep on
     uri = f"{s3_bucket}/run.json"
     assert storage.create_exclusive(uri, b"mine") is True
     assert waited == [storage._SETTLE_S]
     assert storage.create_exclusive(uri, b"theirs") is False
     storage.delete(uri)
-    monkeypatch.setattr(storage.time, "sleep", lambda _: plain.pipe_file(uri, b"a later writer"))
+    monkeypatch.setattr(storage, "time", SimpleNamespace(sleep=lambda _: plain.pipe_file(uri, b"a later writer")))
     assert storage.create_exclusive(uri, b"mine") is False
 
 

@@ -3,6 +3,7 @@
 import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 
@@ -75,7 +76,7 @@ def test_a_store_that_keeps_failing_is_given_up_in_words(fake_store):
 
 
 def test_a_body_that_ends_early_is_read_again(fake_store, monkeypatch):
-    monkeypatch.setattr(storage.time, "sleep", lambda _: None)
+    monkeypatch.setattr(storage, "time", SimpleNamespace(sleep=lambda _: None))
     answers, _ = fake_store
     answers += [(206, None, b"SHORT"), (206, None, b"data")]
     assert storage.read_range("s3://bucket/x", 0, 4) == b"data"

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
@@ -273,63 +273,96 @@ TIMES = {f"{side}{state}": 0.5 for side in ("", "whole_") for state in ("vision_
 MEASURED = {"kept_ratio": 0.5, "agreement_top1": 0.9, "items_per_s": 2.0, "peak_memory_bytes": 1 << 30}
 
 
-def drawn(rows: list[SweepRow]) -> dict[tuple[str, str], list[tuple[float, float]]]:
-    """The points of each panel by its axes' titles."""
+def drawn(rows: list[SweepRow]) -> dict[str, list[tuple[float, float]]]:
+    """The points of each panel by its axis's title; of a column below, by its own."""
     panels = {}
     with plot_style():
         for ax in sweep_figure("t", rows).axes:
-            points = [tuple(float(value) for value in line.get_xydata()[0]) for line in ax.lines]
-            panels[ax.get_xlabel(), ax.get_ylabel()] = points
+            if name := ax.get_xlabel() or ax.get_title(loc="left"):
+                panels[name] = [tuple(float(value) for value in line.get_xydata()[0]) for line in ax.lines]
     return panels
 
 
 def test_the_picture_shows_what_was_measured_and_nothing_else() -> None:
-    kept, time, memory = (
-        "visual tokens in the last layer, % of the whole model's",
-        "seconds an item, in a batch",
-        "peak memory, MiB",
-    )
+    kept, time = "visual tokens in the last layer, % of the whole model's", "seconds an item, in a batch"
     other = row_of("other", kept_ratio=0.25, items_per_s=4.0)
     assert drawn([row_of("x", **MEASURED), other]) == {
-        (kept, "top-1 agreement"): [(50.0, 0.9)],
-        (kept, time): [(50.0, 0.5), (25.0, 0.25)],
-        (kept, memory): [(50.0, 1024.0)],
-        (time, "top-1 agreement"): [(0.5, 0.9)],
-        (memory, "top-1 agreement"): [(1024.0, 0.9)],
+        kept: [(50.0, 0.9)],
+        time: [(0.5, 0.9)],
+        "top-1 agreement, 95 %": [(0.9, 0.0)],
+        "peak memory, MiB": [],
     }
-    assert set(drawn([row_of("x", **TIMES)])) == {("seconds", "")}, "the bars alone"
+    assert drawn([row_of("x", **TIMES)]) == {"one request, seconds": []}, "the bars alone"
     scored = MEASURED | {"accuracy": 0.7, "accuracy_low": 0.6, "accuracy_high": 0.8}
-    assert drawn([row_of("x", **scored)])[kept, "accuracy"] == [(50.0, 0.7)]
+    assert drawn([row_of("x", **scored)])[kept] == [(50.0, 0.7)]
+
+
+@pytest.mark.parametrize("name", ["accuracy", "agreement_top1"])
+def test_quality_has_its_interval_and_equal_marks_stand_side_by_side(name) -> None:
+    measured = MEASURED | {name: 0.7, f"{name}_low": 0.6, f"{name}_high": 0.8}
+    rows = [row_of(f"row {n}", **measured) for n in range(3)] + [row_of("apart", **measured | {"kept_ratio": 0.9})]
+    with plot_style():
+        figure = sweep_figure("t", rows)
+        figure.draw_without_rendering()
+        scatter, _, _, column, *_ = figure.axes
+        for ax, axis in ((scatter, 1), (column, 0)):
+            ends = [[float(end[axis]) for end in lines.get_segments()[0]] for lines in ax.collections]
+            assert ends == [[0.6, 0.8]] * 4
+        places = [line.get_window_extent() for line in scatter.lines]
+    assert [line.get_xydata()[0].tolist() for line in scatter.lines][:3] == [[50.0, 0.7]] * 3, "all at 50 %"
+    centres = [(place.x0 + place.x1) / 2 for place in places[:3]]
+    side_px = 5 / 72 * figure.dpi
+    assert min(centres[1] - centres[0], centres[2] - centres[1]) > side_px, "none covers another"
+    assert centres[1] == pytest.approx(scatter.transData.transform((50.0, 0.7))[0], abs=0.01), "around their place"
+
+
+def test_a_request_is_drawn_beside_the_whole_models_with_its_slowest_round() -> None:
+    times = TIMES | {"prefill_s": 0.1, "decode_s": 0.1, "request_s_low": 0.6, "request_s_high": 0.9}
+    with plot_style():
+        _, column = sweep_figure("t", [row_of("x", **times)]).axes
+    whole, rounds = (one.get_segments()[0].tolist() for one in column.collections)
+    assert [end[0] for end in whole] == [1.5, 1.5]
+    assert [end[0] for end in rounds] == [0.6, 0.9]
+    assert sum(bar.get_width() for bar in column.patches) == pytest.approx(0.7)
+    assert "2.14x" in [text.get_text() for text in column.texts]
+
+
+def test_ticks_are_round() -> None:
+    rows = [row_of(str(n), **MEASURED | TIMES | {"agreement_top1": 0.9137 + 0.0071 * n}) for n in range(4)]
+    with plot_style():
+        figure = sweep_figure("t", rows)
+        figure.draw_without_rendering()
+        for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)):
+            ticks = axis.get_majorticklocs()
+            assert len(ticks) <= 9
+            for step in np.diff(ticks):
+                assert round(float(step) / 10.0 ** np.floor(np.log10(step) + 1e-9), 6) in (1, 2, 5), ticks
 
 
 @pytest.fixture
-def rounded_otherwise(monkeypatch):
-    """A layout's solver that ends at another last digit, as it does in another process."""
-    execute = ConstrainedLayoutEngine.execute
-
-    def executed(engine, figure) -> None:
-        execute(engine, figure)
-        for box in [ax._position for ax in figure.axes] + [part.bbox_relative for part in figure.subfigs]:
-            box.set_points(np.nextafter(box.get_points(), 1.0))
+def placed_otherwise(monkeypatch):
+    """Axes whose places end at another last digit."""
+    add_axes = Figure.add_axes
 
     def begin() -> None:
-        monkeypatch.setattr(ConstrainedLayoutEngine, "execute", executed)
+        monkeypatch.setattr(Figure, "add_axes", lambda figure, rect: add_axes(figure, np.nextafter(rect, 1.0)))
 
     return begin
 
 
-def test_a_picture_is_the_same_each_time_and_shows_names_as_they_are(rounded_otherwise) -> None:
+def test_a_picture_is_the_same_each_time_and_shows_names_as_they_are(placed_otherwise) -> None:
     names = ['<b>"a" & b', "$x_1$ for $2", "_hidden", "\x01\n漢字", "long " * 40]
     rows = [row_of(name, **MEASURED, **TIMES) for name in names]
     svg = draw_sweep("a <title>", rows)
     assert svg == draw_sweep("a <title>", rows)
-    rounded_otherwise()
-    assert svg == draw_sweep("a <title>", rows), "the layout's solver differs in the last digit between processes"
+    placed_otherwise()
+    assert svg == draw_sweep("a <title>", rows), "a last digit that no file shows"
     words = ["".join(element.itertext()) for element in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
     for name in ('<b>"a" & b', "$x_1$ for $2", "_hidden", "\\x01 漢字"):
-        assert words.count(f"m: {name}") == 2, "in the legend and beside its bar"
+        assert words.count(name) == 1, "one line a row"
     assert "a <title>" in words
     assert max(map(len, words)) <= 60
+    assert "2 items; a mark stands for the same row everywhere" in words
     assert "<script" not in svg
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from illava.plan import ReductionPlan
 
-BLOCKS = {"qwen2_vl": (2, 3), "qwen2_5_vl": (1, 3), "qwen3_vl": (1, 3), "qwen3_vl_moe": (1, 3)}
+BLOCKS = {"qwen2_vl": (2, 3), "qwen2_5_vl": (1, 3), "qwen3_vl": (1, 3), "qwen3_vl_moe": (1, 3), "qwen3_5": (1, 3)}
 
 
 def picture(height, width, seed=0):
@@ -23,7 +23,8 @@ def plan(vlm, *, decoder: bool = False, **budget) -> ReductionPlan:
     reducer = {"kind": "illava", **(budget or {"keep_ratio": 0.7})}
     steps = [{"stage": "vision_block", "layers": BLOCKS[vlm.family.model_type], "reducer": reducer}]
     if decoder:
-        steps.append({"stage": "decoder_layer", "layers": [1, 2], "reducer": {"kind": "illava", "keep_ratio": 0.8}})
+        layers = [n + 1 for n in vlm.family.decoder.kv_layers if n < 2]  # behind layers that attend
+        steps.append({"stage": "decoder_layer", "layers": layers, "reducer": {"kind": "illava", "keep_ratio": 0.8}})
     return ReductionPlan(steps=steps)
 
 

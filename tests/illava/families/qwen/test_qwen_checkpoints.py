@@ -159,6 +159,8 @@ NAMES["qwen3_vl"] = {
 }
 NAMES["qwen2_5_vl"] = NAMES["qwen2_vl"] - {"visual.blocks.N.mlp.fc1.bias"} | {"visual.blocks.N.mlp.gate_proj.bias"}
 
+NAMES["qwen3_5"] = {"model.language_model.layers.N.linear_attn.A_log"}  # all of them: test_qwen3_5_published.py
+
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
