@@ -351,9 +351,12 @@ def test_errors_become_words_and_an_exit_code(error, exit_code, debug, capsys) -
 JOBS = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if not path.stem.startswith(("sweep_", "compare_"))]
 
 
+NO_COMMIT_SEEN = "process_documents_olmocr"  # its users pin one; until then the id is refused: test_document_configs.py
+
+
 @pytest.mark.parametrize("config", JOBS, ids=lambda path: path.stem)
 def test_shipped_configs_are_valid_and_pin_their_weights(config, in_root) -> None:
     from pipeline.config.load import load_config
 
     job = load_config(str(config))
-    assert job.model.revision is not None or Path(job.model.model_id).is_dir()
+    assert job.model.revision is not None or Path(job.model.model_id).is_dir() or config.stem == NO_COMMIT_SEEN

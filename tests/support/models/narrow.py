@@ -22,15 +22,21 @@ def make_narrow(model_type: str, folder: str | Path) -> Path:
         depth = {"vision": {"num_hidden_layers": 26}, "text": {"num_hidden_layers": 28}}
         return make_onevision(folder, side=384, patch=14, **depth)
     if model_type == "internvl":
-        text = {"model_type": "qwen3", "head_dim": 16, "max_position_embeddings": 40960}
-        depth = {"vision": {"num_hidden_layers": 24}, "text": text, "num_layers": 36}
-        return make_internvl(folder, side=448, patch=14, max_patches=12, **depth)
+        return make_narrow_internvl(folder)
     if model_type == "llava_next":
         depth = {"vision": {"num_hidden_layers": 24}, "text": {"num_hidden_layers": 32}}
         return make_llava_next(folder, side=336, patch=14, template=VICUNA, **depth)
     if model_type == "qwen3_5":
         return make_narrow_qwen3_5(folder)
     return _make_qwen(model_type, Path(folder))
+
+
+def make_narrow_internvl(folder: str | Path, *, hidden: int = 32, intermediate: int = 64) -> Path:
+    """Write a folder of the depth, tiles and patches of InternVL3.5-8B and -4B, which differ in these two widths."""
+    text = {"model_type": "qwen3", "head_dim": 16, "max_position_embeddings": 40960}
+    text |= {"hidden_size": hidden, "intermediate_size": intermediate}
+    vision = {"num_hidden_layers": 24}
+    return make_internvl(folder, side=448, patch=14, max_patches=12, vision=vision, text=text, num_layers=36)
 
 
 _OLDER = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2, "min_pixels": 3136, "max_pixels": 12845056}

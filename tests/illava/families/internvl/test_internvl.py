@@ -14,6 +14,7 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2Im
 from transformers.models.internvl.processing_internvl import InternVLProcessor
 
 from illava import VLM, Request, SamplingParams, load_preprocessor
+from illava.analysis.stock_parity import ParityCase, measure_parity
 from illava.engine.prompt import assemble
 from illava.errors import ModelLoadError, PlanError, PreprocessError
 from illava.families.model_shape import load_model_shape
@@ -233,6 +234,17 @@ def test_what_makes_no_sense_is_refused(tmp_path):
     settings.write_text(json.dumps(left))
     with pytest.raises(ModelLoadError, match=r"names no start_image_token, end_image_token.*ends in -hf"):
         VLM.from_pretrained(str(folder), kv_cache_bytes=8 << 20)
+
+
+def test_the_parity_of_a_user_s_own_files_holds(tmp_path):
+    folder = str(make_internvl(tmp_path))
+    pre, wide = load_preprocessor(folder), picture(40, 90)
+    clip = pre.video([picture(24, 40, n) for n in range(3)])
+    cases = [ParityCase("page", pre.images([wide]), "What?", (wide,)), ParityCase("clip", (clip,), "What?")]
+    found = measure_parity(folder, cases, dtype="float32", device="cpu", max_new_tokens=3)
+    assert found.holds, found
+    assert [(one.problem, one.has_same_answer) for one in found.cases] == [(None, True)] * 2
+    assert [one.num_vision_tokens for one in found.cases] == [48, 48]
 
 
 def test_tables_that_change_within_the_model_s_positions_are_refused(tmp_path):
