@@ -43,7 +43,7 @@ def _report(folder: Path, source: list[str]) -> None:
         )
     _illava("answer", "configs/demo_questions.yaml", "runs/pictures/run", source, codes=(3,))
     _run(sys.executable, "-m", "pipeline", "report", "runs/pictures/run", "--overlays", "2")
-    page, items = folder / "run" / "report.html", folder / "items.html"
+    page, items = _without_root(folder / "run" / "report.html"), folder / "items.html"
     text = page.read_text("utf-8")
     from_items = text.rindex("<h2>", 0, text.index('id="item-1"'))
     items.write_text(text[: text.index("<h1>")] + text[from_items:], "utf-8")
@@ -56,7 +56,7 @@ def _report(folder: Path, source: list[str]) -> None:
 def _drawn(folder: Path, source: list[str]) -> None:
     _illava("draw", "configs/draw_demo.yaml", "runs/pictures/drawn", ["input.pattern=clip_003.mp4"])
     folder = ROOT / folder
-    _photograph(folder / "drawn" / "kept_tokens.html", "drawn_page", folder, 1280, 1640)
+    _photograph(_without_root(folder / "drawn" / "kept_tokens.html"), "drawn_page", folder, 1280, 1640)
 
 
 def _sweep(folder: Path, source: list[str]) -> None:
@@ -67,6 +67,13 @@ def _sweep(folder: Path, source: list[str]) -> None:
 def _illava(command: str, config: str, output: str, sets: list[str], codes: tuple[int, ...] = (0,)) -> None:
     flags = [part for one in [*sets, f"output.uri={output}"] for part in ("--set", one)]
     _run(sys.executable, "-m", "pipeline", command, "--config", config, *flags, codes=codes)
+
+
+def _without_root(page: Path) -> Path:
+    """A copy of a page, whose addresses are those below the repository's root."""
+    copy = page.with_suffix(".copy.html")
+    copy.write_text(page.read_text("utf-8").replace(f"{ROOT}/", ""), "utf-8")
+    return copy
 
 
 def _photograph(page: Path, name: str, folder: Path, width: int, height: int, *, dark: bool = False) -> None:

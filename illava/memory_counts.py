@@ -16,6 +16,8 @@ from illava.model_files import JsonSection, ModelFiles
 CARDS_GB = (24, 48, 80, 141)  # L4 and 4090; L40S and A6000; A100 and H100; H200
 CONTEXT_BYTES = 700_000_000  # CUDA's own, with the libraries' kernels and workspaces
 FREE_MEMORY_SHARE = 0.6  # of what the weights leave, for the key/value pool; the rest is for activations
+_IN_RULE = 12  # rows of a head's width that live in the torch formula of a recurrent layer's rule
+_RULE_CHUNK = 64  # tokens that it compares with each other, in three matrices
 _BESIDE_MLP = 4  # hidden states at the model's width that live beside the MLP's: residual, normed, delta, rotary's
 
 
@@ -61,7 +63,14 @@ def memory_counts(files: ModelFiles, itemsize: int, config: EngineConfig | None 
     prefill = limits.max_prefill_tokens * (_BESIDE_MLP * width + 3 * inner)  # gate, up, and their product
     logits = limits.max_batch_requests * int(text.get("vocab_size") or 152_064) * 3  # drawn from in float32
     tower = limits.max_vision_patches * _patch_values(vision)
-    return MemoryCounts(2 * layers * kv_heads * head_dim * itemsize, (max(prefill, tower) + logits) * itemsize)
+    widest = max(max(prefill, tower) * itemsize, limits.max_prefill_tokens * _rule_bytes(text) if kinds else 0)
+    return MemoryCounts(2 * layers * kv_heads * head_dim * itemsize, widest + logits * itemsize)
+
+
+def _rule_bytes(text: JsonSection) -> int:
+    """Bytes that live for each token in a recurrent layer's delta rule, which runs in float32 (`illava.decoder`)."""
+    heads, width = text.get("linear_num_value_heads") or 0, text.get("linear_value_head_dim") or 0
+    return int(heads * (_IN_RULE * width + 3 * _RULE_CHUNK) * 4)
 
 
 def _patch_values(vision: JsonSection | None) -> int:

@@ -1,7 +1,8 @@
 """Runs Gated DeltaNet layers over packed tokens: the recurrent kind of decoder layer, which keeps a state and no keys.
 
-Projections, convolution weights, norms and the delta rule itself are Hugging Face's; where `flash-linear-attention` is
-installed, transformers puts its kernels in the place of the rule. This module lays requests of different lengths side
+Projections, convolution weights, norms and the delta rule itself are Hugging Face's. On a GPU transformers puts kernels
+of `flash-linear-attention` and `causal-conv1d` in their place where these are installed, and says where they are not; a
+CPU has no such kernels. This module lays requests of different lengths side
 by side for it, carries their states from call to call, and takes snapshots on the way. Tokens that fill a row up change
 no state: they neither write (beta is 0) nor decay it (its logarithm is 0).
 
@@ -13,7 +14,8 @@ channels, W inputs that the convolution looks back on, H value heads, G key head
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise, zip_longest
 from typing import Any
@@ -134,7 +136,7 @@ class GatedDelta:
         look_back = states.shape.look_back
         newest = [joined_RCX[row, :, n : n + look_back] for row, n in enumerate(lengths or ())]
         conv_SCW.index_copy_(0, slot_R, joined_RCX[..., 1:] if lengths is None else torch.stack(newest))
-        convolved_RCX = causal_conv1d_fn(
+        convolved_RCX = _for_device(causal_conv1d_fn, joined_RCX)(
             joined_RCX, module.conv1d.weight.squeeze(1), module.conv1d.bias, activation=module.activation
         )
         sizes = [module.key_dim, module.key_dim, module.value_dim]
@@ -145,7 +147,7 @@ class GatedDelta:
         if repeats > 1:
             q_RXGk, k_RXGk = (value.repeat_interleave(repeats, dim=2) for value in (q_RXGk, k_RXGk))
         rule = torch_recurrent_gated_delta_rule if lengths is None else torch_chunk_gated_delta_rule
-        mixed_RXHv, after_RHkv = rule(
+        mixed_RXHv, after_RHkv = _for_device(rule, q_RXGk)(
             q_RXGk,
             k_RXGk,
             v_RXHv,
@@ -164,6 +166,11 @@ class GatedDelta:
         gate_THv = module.in_proj_z(x_TD).unflatten(-1, (-1, module.head_v_dim))
         normed = module.norm(mixed_THv.flatten(0, 1), gate_THv.flatten(0, 1))
         return module.out_proj(normed.view(len(x_TD), -1))
+
+
+def _for_device(function: Callable[..., Any], x: Tensor) -> Callable[..., Any]:
+    """Hugging Face's function as it chooses kernels, on a GPU; on a CPU its own formula."""
+    return function if x.is_cuda else inspect.unwrap(function)
 
 
 def _calls(spans: Sequence[_Span], places: Sequence[int | None]) -> Iterator[list[_Piece]]:

@@ -21,6 +21,8 @@ from illava.families.extras import require_packages
 from illava.weight_files import INT4_GROUP, Quantization, has_experts, is_quantised_on_load
 
 _FP8_CAPABILITY = (8, 9)
+# Where it is installed transformers imports it with every model, and it warns of extensions for other builds of torch.
+logging.getLogger("torchao").setLevel(logging.ERROR)
 _PLAIN_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -103,9 +105,6 @@ class OnLoad:
 
 
 def _torchao_config(scheme: Quantization, *, dtype: torch.dtype, device: torch.device | str) -> Any:
-    log = logging.getLogger("torchao")
-    level = log.level
-    log.setLevel(logging.ERROR)  # extensions that a build of torch without CUDA cannot load
     from torchao.quantization import (
         Float8DynamicActivationFloat8WeightConfig,
         Float8WeightOnlyConfig,
@@ -117,7 +116,6 @@ def _torchao_config(scheme: Quantization, *, dtype: torch.dtype, device: torch.d
     )
     from torchao.quantization.quant_primitives import MappingType
 
-    log.setLevel(level)
     if scheme == "int8":
         return Int8WeightOnlyConfig(set_inductor_config=False)
     if scheme == "float8" and computes_float8(device) and dtype == torch.bfloat16:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from illava.decoder.state_shape import num_state_slots
 from illava.engine.config import EngineConfig
 from illava.families import load_spec
 from illava.memory_counts import CARDS_GB, fit, memory_counts
@@ -53,10 +54,16 @@ def _cards(config: JobConfig, found: Preflight) -> list[tuple[str, str]]:
     said = []
     for gigabytes in CARDS_GB:
         card = fit(counts, weights, gigabytes * 10**9, cache_bytes=model.kv_cache_bytes, share=share)
-        tokens = card.cache_bytes // counts.kv_token_bytes
+        tokens = (card.cache_bytes - _held_by_states(found, card.cache_bytes, config)) // counts.kv_token_bytes
         said.append(f"{gigabytes} GB: {f'{tokens // 1000:,}k tokens cached' if card.fits else 'too small'}")
     needed = f"{_size(weights)} of weights, about {_size(counts.activation_bytes)} of activations at most"
     return [("a card of", "; ".join(said)), ("", f"for {needed}, {_size(counts.kv_token_bytes)} a token")]
+
+
+def _held_by_states(found: Preflight, cache_bytes: int, config: JobConfig) -> int:
+    """Bytes of a pool that recurrent states take."""
+    one = 0 if found.states is None else found.states.state_bytes
+    return one * num_state_slots(cache_bytes, one, max_requests=config.model.max_batch_requests)
 
 
 def _states(states: RecurrentMemory) -> str:

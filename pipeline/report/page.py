@@ -14,6 +14,7 @@ from pipeline.report.html import render_html
 from pipeline.report.picture import Picture, shown
 from pipeline.report.plan_text import plan_lines
 from pipeline.retention import Retention
+from pipeline.runs.page_counts import PageCounts
 
 MAX_BYTES = 10_000_000
 _PICTURE_BYTES = 8_000_000  # as base64; the rest is text
@@ -55,6 +56,7 @@ def render_report(figures: RunFigures, pictures: Sequence[Sequence[Picture]], *,
         samples=list(zip(figures.samples, within_budget(pictures), strict=True)),
         num_rows=figures.totals.num_rows,
         sums=figures.totals.sums,
+        pages=PageCounts.of(figures.totals.pages) if figures.totals.pages else None,
         retention=Retention.of(figures.totals.sums),
         cost=figures.cost,
     )

@@ -76,6 +76,9 @@ def command_for(error_types: Mapping[str, int], run_uri: str) -> str:
         return f"illava retry {run_uri} --only {again[0]} {_WITH_MORE[again[0]]}"
     if again:
         return f"illava retry {run_uri} --only {','.join(name for name in again if name not in _WITH_MORE)}"
+    if "encrypted_document" in error_types:
+        how = "give the PDFs' passwords in the manifest's column `password` or in ILLAVA_PDF_PASSWORD"
+        return f"{how}, then illava retry {run_uri} --only encrypted_document"
     if set(error_types) <= PERMANENT:
         return f"mend or leave out these files (illava report {run_uri} shows them all); what is mended runs anew"
     return f"illava report {run_uri} shows all of them; a new run under other keys may do better (docs/errors.md)"

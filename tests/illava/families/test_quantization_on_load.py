@@ -14,7 +14,7 @@ from illava.families import load_family, quantization
 from illava.families.adapters import Adapter
 from illava.plan import EMPTY_PLAN
 from illava.requests import Request, SamplingParams
-from illava.weight_files import INT4_GROUP, count_stored
+from illava.weight_files import INT4_GROUP, check_options, count_stored, is_quantised_on_load
 from tests.support.models.lora import make_lora
 from tests.support.models.onevision import make_onevision
 from tests.support.models.onevision_tower import picture
@@ -100,6 +100,33 @@ def test_a_checkpoint_that_is_quantised_already_is_refused(onevision_folder, tmp
         load_family(str(fp8), dtype=torch.float32, device="cpu", quantization="int8")
     with pytest.raises(ModelLoadError, match="quantization 'int3' is not one of none, float8, int8, int4"):
         load_family(str(onevision_folder), dtype=torch.float32, device="cpu", quantization="int3")
+
+
+@pytest.mark.parametrize(
+    ("name", "is_one"),
+    [
+        ("model.language_model.layers.3.self_attn.q_proj.weight", True),
+        ("language_model.model.layers.3.mlp.down_proj.weight", True),  # in older files
+        ("model.layers.3.mlp.gate_proj.weight", True),
+        ("model.language_model.layers.0.linear_attn.in_proj_qkv.weight", True),
+        ("model.language_model.layers.0.linear_attn.in_proj_b.weight", False),
+        ("model.language_model.layers.3.self_attn.q_proj.bias", False),
+        ("model.vision_tower.vision_model.encoder.layers.3.self_attn.q_proj.weight", False),
+        ("model.visual.blocks.3.mlp.gate_proj.weight", False),
+        ("model.language_model.layers.3.mlp.experts.7.down_proj.weight", False),
+        ("model.language_model.layers.3.input_layernorm.weight", False),
+        ("lm_head.weight", False),
+    ],
+)
+def test_names_tell_the_layers_that_are_quantised(name, is_one):
+    assert is_quantised_on_load(name) is is_one
+
+
+def test_a_mixture_of_experts_is_refused():
+    config = {"text_config": {"num_experts": 128}}
+    with pytest.raises(ModelLoadError, match=r"'org/moe' is a mixture of experts, .* set it to none"):
+        check_options("org/moe", config, scheme=None, quantization="float8", has_adapter=False)
+    check_options("org/moe", config, scheme=None, quantization="none", has_adapter=True)
 
 
 @pytest.mark.parametrize("merge", [True, False])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from pipeline.loading.loader import Loader
 from pipeline.records import MediaItem
 from pipeline.runs.run import plan_run
 from pipeline.sweep.config import SweepConfig
+from tests.support.closeness import no_near_ties
 from tests.support.models.families import make_folder
 from tests.support.runs.fakes import FakeLoader, FakeVLM, job_config, read_rows, violations
 from tests.support.timing import holds_in_one_of_three
@@ -43,6 +45,21 @@ def pictures(tmp_path) -> dict:
     for number, picture in enumerate(np.random.default_rng(4).integers(0, 256, (3, 56, 84, 3), dtype=np.uint8)):
         Image.fromarray(picture).save(tmp_path / "in" / f"{number}.png")
     return {"uri": str(tmp_path / "in")}
+
+
+@pytest.fixture
+def named_pictures(tmp_path, pictures) -> dict:
+    """The same under names of their own: by its address each would draw other numbers in every folder."""
+    lines = [json.dumps({"id": f"picture-{number}", "uri": f"{number}.png"}) for number in range(3)]
+    (tmp_path / "items.jsonl").write_text("\n".join(lines))
+    return pictures | {"manifest": str(tmp_path / "items.jsonl")}
+
+
+@pytest.fixture
+def clear_choices():
+    """Texts of batches of several sizes are compared: no near-tie may decide one."""
+    with no_near_ties():
+        yield
 
 
 @pytest.fixture
@@ -71,7 +88,7 @@ def job(out: Path, source: dict, model: Path, **sections):
     )
 
 
-def test_a_second_pass_loads_and_encodes_nothing_again(tmp_path, model, pictures, counted) -> None:
+def test_a_second_pass_loads_and_encodes_nothing_again(tmp_path, model, pictures, counted, clear_choices) -> None:
     run_job(job(tmp_path / "once", pictures, model, task={"prompt": "What?"}))
     assert counted == {"loaded": 3, "encoded": 3}
     counted.clear()
@@ -92,12 +109,14 @@ def test_a_second_pass_loads_and_encodes_nothing_again(tmp_path, model, pictures
     assert plan_run(config).resumed
 
 
-def test_the_documented_candidates_are_drawn_of_one_encoding(tmp_path, model, pictures, counted) -> None:
-    sampling = {"max_new_tokens": 6, **EXAMPLE["sampling"]}
+def test_the_documented_candidates_are_drawn_of_one_encoding(
+    tmp_path, model, named_pictures, counted, clear_choices
+) -> None:
+    sampling = {"max_new_tokens": 4, **EXAMPLE["sampling"]}
     task = {name: value for name, value in EXAMPLE["task"].items() if name != "candidates"}
-    run_job(job(tmp_path / "one", pictures, model, task=task, sampling=sampling))
+    run_job(job(tmp_path / "one", named_pictures, model, task=task, sampling=sampling))
     counted.clear()
-    run_job(job(tmp_path / "several", pictures, model, task=EXAMPLE["task"], sampling=sampling))
+    run_job(job(tmp_path / "several", named_pictures, model, task=EXAMPLE["task"], sampling=sampling))
     assert counted == {"loaded": 3, "encoded": 3}
     one, several = (read_rows(tmp_path / name) for name in ("one", "several"))
     assert [row["text"] for row in several] == [row["text"] for row in one]
@@ -109,7 +128,7 @@ def test_the_documented_candidates_are_drawn_of_one_encoding(tmp_path, model, pi
         assert after["attempts"] == 1
     assert violations(tmp_path / "several") == []
     again = tmp_path / "again"
-    run_job(job(again, pictures, model, task=EXAMPLE["task"], sampling=sampling))
+    run_job(job(again, named_pictures, model, task=EXAMPLE["task"], sampling=sampling))
     assert [row["candidates"] for row in read_rows(again)] == [row["candidates"] for row in several]
 
 

@@ -83,6 +83,9 @@ def run(tmp_path, *, inflight_bytes: int) -> Watch:
     )
     loader = partial(fakes.fake_loader, side=SIDE_PX, sleeps={"load_s": READ_S}, pid_folder=str(pids))
     worker = partial(fakes.barcode_worker, sleeps={"decode_s": ANSWER_S})
+    (tmp_path / "first").mkdir()  # a first run imports what a driver needs, some 40 MB
+    first = job_config(tmp_path / "first" / "out", numbered_items(tmp_path / "first", 2), executor="ray")
+    assert run_job(first, worker_factory=fakes.barcode_worker, loader_factory=fakes.fake_loader).exit_code == 0
     with Watch(pids) as watch:
         assert run_job(config, worker_factory=worker, loader_factory=loader).exit_code == 0
     # Two processes sample memory beside it: seconds are not what this is about.

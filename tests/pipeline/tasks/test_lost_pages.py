@@ -17,6 +17,7 @@ from pipeline.inspection.status import render_status, run_status
 from pipeline.inspection.verify_rows import check_row
 from pipeline.loading.loader import Loader
 from pipeline.records import MediaItem
+from pipeline.report.write import write_report
 from pipeline.runs.retry import begin_retry
 from pipeline.storage import storage
 from tests.support.media import pdf_files
@@ -126,6 +127,8 @@ def test_of_a_document_that_is_too_long_the_first_pages_are_read(tmp_path) -> No
     assert both.endswith("; the document has 4 pages, the first 3 were read: media.max_pages is 3")
     told = "14 read, 1 failed (1 too_large), 5 over media.max_pages left out"
     assert f"\n  pages    {told}\n" in render_status(run_status(str(tmp_path / "out")))
+    report = storage.read(write_report(str(tmp_path / "out"), leave_out=frozenset({"frames"}))).decode()
+    assert f'<div class="card">pages<b>14</b><span class="soft">{told}</span></div>' in report
     stats = RunStats()
     for row in rows.values():
         stats.pages.add(row["pages"], row["num_pages"])

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from transformers.integrations import hub_kernels
 
 from illava import VLM, ReductionPlan, Request, SamplingParams, load_preprocessor
 from illava.decoder import gated_delta
@@ -279,6 +280,12 @@ def test_a_step_scored_by_a_recurrent_layer_is_refused_with_the_layers_that_serv
         vlm.family.check(plan)
     with pytest.raises(PlanError, match=said):
         check_plan(plan, folder)
+
+
+def test_a_cpu_is_not_told_to_install_kernels_of_a_gpu(vlm, requests, caplog):
+    hub_kernels.logger.warning_once.cache_clear()
+    assert vlm.generate([requests[3]])[0].error is None
+    assert "falling back" not in caplog.text
 
 
 def test_the_files_say_what_the_loaded_layers_are(vlm, folder):
