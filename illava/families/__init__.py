@@ -149,8 +149,7 @@ def load_spec(model_id: str, *, revision: str | None = None) -> tuple[FamilySpec
         ModelLoadError: the model is of no supported family, or as `load_model_files`.
     """
     files = load_model_files(model_id, revision=revision)
-    declared = files.config.get("model_type")
-    if not isinstance(declared, str) or not declared:
+    if "model_type" not in files.config.content:
         raise ModelLoadError(
             f"{model_id!r}: {files.config.where} names no model_type, so its family is not known: it is no checkpoint "
             f"in the form of transformers. Supported are: {', '.join(FAMILIES)}; take a checkpoint of one of these, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -117,18 +118,20 @@ def test_a_sweep_and_its_plan_end_with_2(job, tmp_path, capsys) -> None:
         assert "defect" not in said
 
 
-@pytest.mark.parametrize("declared", [None, 7, "internvl", "llava_qwen"])
+@pytest.mark.parametrize("declared", [None, "idefics3", "llava_qwen"])
 def test_a_model_of_no_supported_family_is_told_by_its_model_type(job, declared, capsys) -> None:
     path, model, out = job
     (model / "preprocessor_config.json").unlink()  # a folder of another family lacks other files, too
-    edit(model / "config.json", model_type=declared)
+    config = json.loads((model / "config.json").read_text())
+    del config["model_type"]
+    (model / "config.json").write_text(json.dumps(config | ({"model_type": declared} if declared else {})))
     for flags in ((), ("--dry-run",)):
         said = refused(path, *flags, capsys=capsys)
         if isinstance(declared, str):
             assert f"is a '{declared}' model, which is not supported" in said
         else:
             assert "names no model_type, so its family is not known" in said
-        assert "Supported are: llava_next" in said
+        assert "Supported are: " in said
         assert "complete" not in said
     assert not out.exists()
 
