@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.__main__ import main
+from pipeline.report.figures import run_figures
+from pipeline.report.withhold import withhold
 from pipeline.runs.parquet_sink import ParquetSink
 from pipeline.runs.run import finish, open_run
 from pipeline.storage import storage
@@ -42,6 +44,9 @@ def test_what_is_left_out_stands_nowhere_and_the_rest_stays(run, kind) -> None:
     page = report(run, "--without", kind)
     assert {name for name, secret in SECRETS.items() if secret in page} == SECRETS.keys() - {kind}
     assert "(left out)" in page
+    figures = run_figures(run, num_samples=6)
+    assert SECRETS[kind] in str(figures.record["config"])
+    assert SECRETS[kind] not in str(withhold(figures, frozenset({kind}))), "whatever the page comes to show"
     assert "text of " in page
 
 
