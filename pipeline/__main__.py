@@ -7,6 +7,7 @@ are in `pipeline.cli`; the scripts under jobs/ run the same.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -249,8 +250,11 @@ def _compare(options: argparse.Namespace) -> int:
     if options.report:
         from pipeline.report.compare_page import write_comparison
 
-        uri = write_comparison(comparison, options.report)
-        print(visible(uri), file=sys.stderr if options.json else sys.stdout)
+        uri = visible(write_comparison(comparison, options.report))
+        if options.json:
+            logging.getLogger(__name__).info("written: %s", uri)  # stdout is one JSON object
+        else:
+            print(uri)
     return 0
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 Products = Callable[[Tensor], tuple[Tensor, ...]]  # of one input, the output of each layer
 
@@ -31,9 +32,9 @@ def is_plain(linear: Any) -> bool:
     """Whether a layer computes ``x weight^T + bias`` from its weight's own values, which may then be read.
 
     Quantised layers and layers with an adapter do more: either the module is of another class, or, as torchao has it,
-    its weight.
+    its weight is a tensor that wraps others.
     """
-    return type(linear) is nn.Linear and type(linear.weight) is nn.Parameter
+    return type(linear) is nn.Linear and not is_traceable_wrapper_subclass(linear.weight)
 
 
 def _are_alike(linears: Sequence[Any]) -> bool:

@@ -19,6 +19,7 @@ def withhold(figures: RunFigures, leave_out: frozenset[str]) -> RunFigures:
     changed = {one.name: _withheld(getattr(figures, one.name), leave_out) for one in fields(figures)}
     record = dict(figures.record)
     record["config"] = config_without(record.get("config") or {}, leave_out)
+    record.pop("recipe", None)  # the same words key by key, of which a report shows the digest alone
     return replace(figures, **changed | {"record": record})
 
 

@@ -185,7 +185,7 @@ def test_a_terminal_gets_levels_and_colours_and_no_line_is_broken(monkeypatch) -
 class AnyRow:
     """Stands for an answered row; what is counted of it is 0."""
 
-    status, text, error_type, finish_reason = "ok", "", None, "stop"
+    status, text, error_type, finish_reason, pages = "ok", "", None, "stop", None
 
     def __getattr__(self, name: str) -> int:
         return 0

@@ -111,11 +111,13 @@ ANSWERS: dict[str, Answer] = {
     ),
     "no config.json": Answer(2, "config.json", "/model", "has no", "give a Hugging Face model folder"),
     "a broken config.json": Answer(2, "is not valid JSON", "config.json", "line 1 column 2", "download it again"),
-    "another family": Answer(2, "'bert' model", "model_type in", "not supported", "Supported are: llava_next"),
+    "another family": Answer(
+        2, "'bert' model", "model_type in", "not supported", "Supported are: internvl, llava_next"
+    ),
     "a quantised model": Answer(
         2, "quantised by awq", "quantization_config", "does not compute with", "take the unquant"
     ),
-    "an adapter": Answer(2, "an adapter", "adapter_config.json", "would be left out", "merge it into the base"),
+    "an adapter": Answer(2, "an adapter", "adapter_config.json", "would be left out", "in model.adapter.id"),
     "no preprocessor": Answer(2, "preprocessor_config.json", "/model", "not complete", "download it again"),
     "no weights": Answer(2, "has no weights", "/model", "neither model.safetensors", "hf download"),
     "weights broken off": Answer(2, "broken off", "model.safetensors", "bytes are there", "download the model again"),

@@ -135,10 +135,11 @@ def test_equal_work_is_found_again_and_other_weights_find_none_of_it(tmp_path: P
     for unit in everything:
         keep(setting, unit, {}, tmp_path)
     assert unfinished(setting, plans, tmp_path) == []
-    compared = [*plans, "compare:illava@50%", "compare:evs@25%, clips"]
+    both = "compare:illava and pooling@50%, clips"
+    compared = [*plans, "compare:illava@50%", both, "compare:evs@25%, clips"]
     more = unfinished(replace(setting, third_party=("mnist",)), compared, tmp_path)
     assert {(unit.plan, unit.group) for unit in more} == {
-        *(("compare:illava@50%", "clips"), ("compare:evs@25%, clips", "clips")),  # their pictures' plans were asked
+        *((both, "clips"), ("compare:evs@25%, clips", "clips")),  # their pictures' plans were asked
         *(("none", "mnist"), ("illava@0.5", "mnist")),
     }
     for other in ({"model": str(models["second"])}, {"scale": 0.5}, {"first_seed": 1}):
