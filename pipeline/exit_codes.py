@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import signal
 import sys
 import threading
@@ -41,15 +42,30 @@ def guarded(command: Callable[[], int], *, debug: bool, log: str = "auto") -> in
             logger.error("%s is Python %s; 3.11 or newer is needed", sys.executable, version)
             return 2
         try:
-            return command()
+            exit_code = command()
+            sys.stdout.flush()
+            return exit_code
         except KeyboardInterrupt as interrupt:
             name = "SIGTERM" if isinstance(interrupt, Terminated) else "SIGINT"
             logger.warning("interrupted by %s; the same command resumes", name)
             return Terminated.exit_code if isinstance(interrupt, Terminated) else 130
         except Exception as error:
+            if isinstance(error, BrokenPipeError) and _reader_has_gone():
+                return 128 + signal.SIGPIPE
             words, exit_code = _told(error, debug=debug)
             logger.error("%s", visible(words), exc_info=debug)  # whoever else handles it gets no secrets either
             return exit_code
+
+
+def _reader_has_gone() -> bool:
+    """Whether nobody reads stdout any more, such as `head`, which has what it wanted; then nothing is written there."""
+    stdout = sys.__stdout__.fileno() if sys.__stdout__ is not None else -1
+    watch = select.poll()
+    watch.register(stdout, 0)  # a pipe that nobody reads is always told
+    if not watch.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)  # for what the interpreter writes when it ends
+    return True
 
 
 class Terminated(KeyboardInterrupt):

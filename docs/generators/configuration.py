@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, get_args, get_origin
 
@@ -210,6 +211,11 @@ def _section(section: type[BaseModel], *, affects: bool = True) -> str:
 def _reducer(kind: str) -> str:
     reducer = REDUCERS[kind]
     said = attributes(reducer.__doc__)
+    told = {one.__name__: attributes(one.__doc__) for one in reducer.__mro__}
+    for name, text in said.items():
+        if see := re.match(r"see `(\w+)`[.;]? ?", text):
+            of_its_own = sentence(text[see.end() :])
+            said[name] = f"{told[see[1]][name]} {of_its_own}".rstrip()
     rows = [
         (f"`{name}`", _type(info), _default(info), sentence(said.get(name) or COMMON.get(name, "")))
         for name, info in reducer.model_fields.items()

@@ -144,8 +144,12 @@ GROUPS: dict[str, dict[str, Column]] = {
             "The part of `queue_s` in which no worker had its model loaded yet; 0 in one process, which loads it first.",
             "null in parts of an earlier version",
         ),
-        "vision_s": Column("s", "Vision tower, projector and layout.", _FAILED_ZERO),
-        "prefill_s": Column("s", "Prefill of the language model.", _FAILED_ZERO),
+        "vision_s": Column(
+            "s", "Vision tower, projector and layout: of the whole call, for each request in it.", _FAILED_ZERO
+        ),
+        "prefill_s": Column(
+            "s", "Prefill of the language model: of the whole call, for each request in it.", _FAILED_ZERO
+        ),
         "decode_s": Column("s", "First token to last, waiting for other requests' prefill included.", _FAILED_ZERO),
         "latency_s": Column(
             "s",

@@ -17,7 +17,7 @@ class Budget(BaseModel):
 
     Attributes:
         per: the scope that is ranked at decoder stages; the tower always ranks within a tile or frame.
-        num_merged: r, tokens fewer than before (``illava_vit_r`` in the released code).
+        num_merged: tokens fewer than before, r (``illava_vit_r`` in the released code). Give exactly one budget.
         keep_ratio: share of a scope's tokens kept, r = n - round(n * keep_ratio) (``illava_llm_r``).
         keep_per_frame: tokens kept of each frame; sets the scope to the frame.
     """

@@ -19,6 +19,7 @@ from pipeline.evaluation.run_columns import RunColumns, categories_of, read_run_
 from pipeline.evaluation.statistics import Interval, mean_interval
 from pipeline.storage import storage
 from pipeline.tasks.answers import references_of
+from pipeline.tasks.question import UNSCORED, metric_of
 
 SCORES_FILE = "scores.json"
 _COLUMNS = ("uris", "status", "question_id", "category", "text", "answer", "reference", "score", "fields")
@@ -30,17 +31,19 @@ class GroupScore:
 
     Attributes:
         name: ``all``, a category, or benchmark and category.
-        interval: of the mean over answered rows that have a score.
+        interval: of the mean over answered rows that have a score; None where every row that would have one failed.
         num_failed: rows of the group that have none because their item failed.
     """
 
     name: str
-    interval: Interval
+    interval: Interval | None
     num_failed: int
 
     @property
     def mean_with_failures(self) -> float:
         """The mean with every failed row as zero."""
+        if self.interval is None:
+            return 0.0
         return self.interval.mean * self.interval.num_values / (self.interval.num_values + self.num_failed)
 
 
@@ -49,7 +52,7 @@ class RunScores:
     """Holds the scores of a run.
 
     Attributes:
-        groups: ``all`` first, then the categories by name; empty where no row has a score.
+        groups: ``all`` first, then the categories by name; empty where no row has a score, or would have had it.
         num_rows: of the run.
         num_unread: scored rows in whose text no answer could be read; they count as wrong.
         published: benchmark -> name of its published number -> value, over the rows that have a score.
@@ -77,6 +80,7 @@ def score_columns(run: RunColumns, *, seed: int = 0) -> RunScores:
     columns = run.columns
     scores = np.array([np.nan if score is None else score for score in columns["score"]], dtype=np.float64)
     failed = np.array([status == "failed" for status in columns["status"]], dtype=bool)
+    lost = failed & _would_have_score(run)
     benchmarks = [fields.get("benchmark", "") for fields in columns["fields"]]
     categories = categories_of(run)
     media = np.unique(np.array(run.media, dtype=str), return_inverse=True)[1]
@@ -86,8 +90,8 @@ def score_columns(run: RunColumns, *, seed: int = 0) -> RunScores:
     groups = []
     for name, mask in masks:
         scored = np.flatnonzero(mask & np.isfinite(scores) & ~failed)
-        if len(scored):
-            interval = mean_interval(scores[scored], media[scored], seed=seed)
+        if len(scored) or (mask & lost).any():
+            interval = mean_interval(scores[scored], media[scored], seed=seed) if len(scored) else None
             groups.append(GroupScore(name, interval, int((mask & failed).sum())))
     unread = sum(s is not None and a is None for s, a in zip(columns["score"], columns["answer"], strict=True))
     return RunScores(tuple(groups), len(scores), unread, *_published(run, benchmarks, failed))
@@ -108,6 +112,7 @@ def scores_dict(scores: RunScores) -> dict[str, dict[str, Any]]:
 
     ``score`` is the mean over answered rows: ``mean``, ``low``, ``high`` (95 % over media), ``num_values``,
     ``num_media``, ``num_failed``, ``mean_with_failures``, ``num_unread``, and ``categories`` with the same of each.
+    Where all failed, ``mean``, ``low`` and ``high`` are None.
     A published number, such as ``mme perception``, has ``mean`` alone.
     """
     found: dict[str, dict[str, Any]] = {}
@@ -123,11 +128,11 @@ def scores_dict(scores: RunScores) -> dict[str, dict[str, Any]]:
 def _group_dict(group: GroupScore) -> dict[str, Any]:
     interval = group.interval
     return {
-        "mean": interval.mean,
-        "low": interval.low,
-        "high": interval.high,
-        "num_values": interval.num_values,
-        "num_media": interval.num_clusters,
+        "mean": interval.mean if interval else None,
+        "low": interval.low if interval else None,
+        "high": interval.high if interval else None,
+        "num_values": interval.num_values if interval else 0,
+        "num_media": interval.num_clusters if interval else 0,
         "num_failed": group.num_failed,
         "mean_with_failures": group.mean_with_failures,
     }
@@ -140,8 +145,11 @@ def render_scores(scores: RunScores) -> str:
     lines = ["scores (mean, 95 % interval over media)"]
     for group in scores.groups:
         interval = group.interval
-        line = f"  {group.name:<32} {interval.mean:7.4f} [{interval.low:.4f}, {interval.high:.4f}]"
-        line += f"  {interval.num_values:,} questions on {interval.num_clusters:,} media"
+        if interval is None:
+            line = f"  {group.name:<32} {'-':>7} {'':<16}  0 questions on 0 media"
+        else:
+            line = f"  {group.name:<32} {interval.mean:7.4f} [{interval.low:.4f}, {interval.high:.4f}]"
+            line += f"  {interval.num_values:,} questions on {interval.num_clusters:,} media"
         if group.num_failed:
             line += f"; {group.num_failed} failed ({group.mean_with_failures:.4f} with them as wrong)"
         lines.append(line)
@@ -152,6 +160,19 @@ def render_scores(scores: RunScores) -> str:
         lines.append(f"  {benchmark} as published: {shown}")
     lines += [f"  {benchmark} as published: none, {why}" for benchmark, why in scores.unpublished.items()]
     return "\n".join(lines)
+
+
+def _would_have_score(run: RunColumns) -> np.ndarray:
+    """Whether an answer of each row is scored by itself: it has a reference and a metric for single answers."""
+    configured = run.record.get("config", {}).get("task", {}).get("metric", "auto")
+    rows = zip(run.columns["reference"], run.columns["fields"], strict=True)
+    return np.array(
+        [
+            bool(references_of(reference)) and metric_of(configured, fields.get("metric"), None) not in UNSCORED
+            for reference, fields in rows
+        ],
+        dtype=bool,
+    )
 
 
 def _published(

@@ -19,6 +19,7 @@ from pipeline.tasks.base import TEMPLATE_COLUMNS
 from pipeline.tasks.question import question_problem
 
 PASSWORD_COLUMN = "password"
+_MAX_PROBLEMS = 5  # named in one refusal
 _FOR_LISTS = {"uri": "name it `uris`, or give one address a row"}
 
 
@@ -39,6 +40,14 @@ class ManifestColumns:
     def refuse(self, rows: list[int], problem: str) -> NoReturn:
         """Raise with the lines of these rows."""
         raise InputError(f"manifest {self._uri}, {self._user.where(rows)}: {problem}")
+
+    def _refuse_each(self, rows_of: dict[str, list[int]]) -> NoReturn:
+        """Raise with the lines of each problem; of many problems the last are only counted."""
+        (first, rows), *others = rows_of.items()
+        said = [f"; {self._user.where(own)}: {problem}" for problem, own in others[: _MAX_PROBLEMS - 1]]
+        if left := sum(len(own) for _, own in others[_MAX_PROBLEMS - 1 :]):
+            said.append(f"; and {left:,} more with other problems")
+        self.refuse(rows, first + "".join(said))
 
     def take(self, name: str) -> pa.ChunkedArray | None:
         """Take a column, or its alias, out of the remaining ones; None where there is neither."""
@@ -171,13 +180,13 @@ class ManifestColumns:
         given = (*(columns.get(name) for name in ("prompt", "options", "reference")), self._left.get("metric"))
         none = [None] * len(self._user.lines)
         lists = [none if column is None else column.to_pylist() for column in given]
-        problems = [
-            question_problem(metric, prompt=prompt, options=options, reference=reference, metric=of_row)
-            for prompt, options, reference, of_row in zip(*lists, strict=True)
-        ]
-        bad = [row for row, problem in enumerate(problems) if problem]
+        bad: dict[str, list[int]] = {}
+        for row, (prompt, options, reference, of_row) in enumerate(zip(*lists, strict=True)):
+            problem = question_problem(metric, prompt=prompt, options=options, reference=reference, metric=of_row)
+            if problem:
+                bad.setdefault(problem, []).append(row)
         if bad:
-            self.refuse(bad, problems[bad[0]] or "")
+            self._refuse_each(bad)
 
     def template_values(self, names: Sequence[str], columns: dict[str, Any]) -> list[list[Any]]:
         """Return the values of the columns that a prompt template names, but for ids.

@@ -95,7 +95,7 @@ class Loader:
         meter = LoadMeter(self._staging, self._decoder, child_s=self._media.load_timeout_s)
         try:
             decoded = self._load_by_ranges(item, meter) or self._load_whole(item, meter)
-            _check_unchanged(item, decoded)
+            self._check_unchanged(item, decoded)
         except ItemError as error:
             error.stats = meter.spent()
             raise
@@ -146,19 +146,35 @@ class Loader:
     def _has_page_images(self, item: MediaItem) -> bool:
         return self._pages_per_request is not None and item.media_kind in ("image", "images")
 
+    def _check_unchanged(self, item: MediaItem, decoded: DecodedMedia | None = None) -> None:
+        """Check that local objects, which are read in place, did not change meanwhile.
+
+        Page images that failed, or that are over the limit and so were never read, are no matter.
+        """
+        failed = {page.page for page in decoded.failed_pages} if decoded and len(item.uris) > 1 else set()
+        for number, (uri, size, etag) in enumerate(self._objects_read(item)):
+            if is_local(uri) and number not in failed:
+                check_unchanged(uri, size=size, etag=etag)
+
+    def _objects_read(self, item: MediaItem) -> list[tuple[str, int, str]]:
+        """URI, size and entity tag of each object that is read: of page images only those within the limit."""
+        objects = list(zip(item.uris, item.sizes, item.etags, strict=True))
+        if not self._has_page_images(item):
+            return objects
+        return objects[: num_pages_read(item.media_kind, len(objects), self._media)]
+
     def _load_whole(self, item: MediaItem, meter: LoadMeter) -> DecodedMedia:
         if self._has_page_images(item):
             return self._load_page_images(item, meter)
         paths: list[str] = []
         with meter.fetching():
-            for uri, size, etag in zip(item.uris, item.sizes, item.etags, strict=True):
+            for uri, size, etag in self._objects_read(item):
                 paths.append(self._staging.get(uri, size=size, etag=etag, keep=paths).path)
         return self._decode_named(item, paths, meter)
 
     def _load_page_images(self, item: MediaItem, meter: LoadMeter) -> DecodedMedia:
         """Load a document of page images: one whose object cannot be had fails alone, unless another try may help."""
-        num_read = num_pages_read(item.media_kind, len(item.uris), self._media)
-        objects = list(zip(item.uris, item.sizes, item.etags, strict=True))[:num_read]
+        objects = self._objects_read(item)
         paths: list[str] = []
         lost: list[FailedPage] = []
         with meter.fetching():
@@ -170,7 +186,7 @@ class Loader:
                         raise
                     lost.append(FailedPage(page, error.error_type, str(error)))
         if not paths:
-            others = f"; none of its {num_read} pages could be had" if num_read > 1 else ""
+            others = f"; none of its {len(objects)} pages could be had" if len(objects) > 1 else ""
             raise ItemError(lost[0].error_type, f"{lost[0].message}{others}")
         return self._decode_named(item, paths, meter, lost=lost)
 
@@ -180,7 +196,7 @@ class Loader:
         try:
             return self._decode(item, paths, meter, lost)
         except ItemError as error:
-            _check_unchanged(item)
+            self._check_unchanged(item)
             raise ItemError(error.error_type, f"{_name(item)}: {error}", retryable=error.retryable) from error
 
     def _decode(self, item: MediaItem, paths: list[str], meter: LoadMeter, lost: Sequence[FailedPage]) -> DecodedMedia:
@@ -203,14 +219,6 @@ class Loader:
                 raise failure.error from failure
             with meter.child() as deadline_s:
                 return self._decoder.load(item.media_kind, paths, decoder="pyav", deadline_s=deadline_s)
-
-
-def _check_unchanged(item: MediaItem, decoded: DecodedMedia | None = None) -> None:
-    """Check that local objects, which are read in place, did not change meanwhile; failed page images are no matter."""
-    failed = {page.page for page in decoded.failed_pages} if decoded and len(item.uris) > 1 else set()
-    for number, (uri, size, etag) in enumerate(zip(item.uris, item.sizes, item.etags, strict=True)):
-        if is_local(uri) and number not in failed:
-            check_unchanged(uri, size=size, etag=etag)
 
 
 def _name(item: MediaItem) -> str:

@@ -9,7 +9,7 @@ An erasure takes durable steps, each of which may be the last before the process
 2. ``run.json`` gets a new nonce, so that a job or a retry that is at work publishes no older rows any more.
 3. ``_RUN.json`` is deleted, since its totals will be wrong.
 4. Each part that holds such an item is written anew, whole, under its name; other rows stay to the bit.
-5. So is the manifest, which keeps the digest that names the run. ``report.html`` is deleted.
+5. So is the manifest, which keeps the digest that names the run. ``report.html`` and ``scores.json`` are deleted.
 6. ``_RUN.json`` is written, and ``erasing.json`` deleted.
 
 The same command again does what is left: a step that is done changes nothing when it is done once more.
@@ -45,6 +45,7 @@ from pipeline.storage.uris import printable
 
 ERASING_FILE = "erasing.json"
 _REPORT_FILE = "report.html"
+_SCORES_FILE = "scores.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,8 @@ def erase_run(uri: str, items_uri: str) -> Erasure:
     manifest = replace(run.manifest, table=erase_items(run.manifest.table, item_ids), is_erased=True)
     run.check_ownership()
     storage.write_atomic(manifest_uri(uri, manifest.digest), manifest_bytes(manifest))
-    storage.delete(storage.join(uri, _REPORT_FILE))
+    for name in (_REPORT_FILE, _SCORES_FILE):  # made of all rows; the next command makes them again
+        storage.delete(storage.join(uri, name))
     finish(replace(run, manifest=manifest), summary)
     storage.delete(storage.join(uri, ERASING_FILE))
     return Erasure(uri, num_rows, len(item_ids))

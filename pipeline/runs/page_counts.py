@@ -14,7 +14,7 @@ class PageCounts:
 
     Attributes:
         num_read: pages with an answer.
-        num_left_out: pages over ``media.max_pages``, of which rows have no entry.
+        num_left_out: pages over ``media.max_pages`` or ``media.max_images``, of which rows have no entry.
         by_error_type: number of failed pages of each type.
     """
 
@@ -61,7 +61,7 @@ class PageCounts:
         return {"read": self.num_read, "failed": num_failed, "left_out": self.num_left_out, "by_error_type": types}
 
     def __str__(self) -> str:
-        """Say it in half a line, such as ``597 read, 3 failed (3 not_found), 150 over media.max_pages left out``."""
+        """Say it in half a line, such as ``597 read, 3 failed (3 not_found)``, and how many were left out."""
         if not self.as_dict():
             return ""
         parts = [f"{self.num_read:,} read"]
@@ -70,5 +70,5 @@ class PageCounts:
             types = ", ".join(f"{count:,} {name}" for name, count in ordered)
             parts.append(f"{self.by_error_type.total():,} failed ({types})")
         if self.num_left_out:
-            parts.append(f"{self.num_left_out:,} over media.max_pages left out")
+            parts.append(f"{self.num_left_out:,} over media.max_pages or max_images left out")
         return ", ".join(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import resource
 import subprocess
@@ -360,3 +361,17 @@ def test_shipped_configs_are_valid_and_pin_their_weights(config, in_root) -> Non
 
     job = load_config(str(config))
     assert job.model.revision is not None or Path(job.model.model_id).is_dir() or config.stem == NO_COMMIT_SEEN
+
+
+@pytest.mark.parametrize("text", ["'a word'", "'a word' * 10_000"], ids=["at the end", "in the middle"])
+def test_a_reader_that_has_gone_is_no_error(text) -> None:
+    """As in `illava status RUN | head -1`; the message was that a server did not answer."""
+    command = f"guarded(lambda: print({text}) or 0, debug=False)"
+    code = f"import sys; from pipeline.exit_codes import guarded; sys.exit({command})"
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as stdout:
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (141, "")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.evaluation.run_columns import RunColumns
-from pipeline.evaluation.run_scores import render_scores, score_columns
+from pipeline.evaluation.run_scores import render_scores, score_columns, scores_dict
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -64,6 +64,24 @@ def test_unread_answers_are_counted():
     scores = score_columns(columns(score=[0.0, 1.0, None], answer=[None, "A", None]))
     assert scores.num_unread == 1
     assert "in 1 texts no answer could be read" in render_scores(scores)
+
+
+def test_a_category_whose_items_all_failed_stands_with_its_failures():
+    scores = score_columns(
+        columns(
+            score=[1.0, None, None, None, None],
+            status=["ok", "failed", "failed", "failed", "failed"],
+            category=["good", "gone", "gone", "caption", "open"],
+            fields=[{}, {}, {}, {"metric": "caption"}, {}],
+            reference=["x", "x", "x", "x", None],
+        )
+    )
+    said = scores_dict(scores)["score"]["categories"]
+    assert list(said) == ["gone", "good"], "captions and questions without a reference would have no score either"
+    empty = {"mean": None, "low": None, "high": None, "num_values": 0, "num_media": 0}
+    assert said["gone"] == empty | {"num_failed": 2, "mean_with_failures": 0}
+    lines = render_scores(scores).splitlines()
+    assert " ".join(lines[2].split()) == "gone - 0 questions on 0 media; 2 failed (0.0000 with them as wrong)"
 
 
 def test_a_run_without_scores_says_so():

@@ -15,6 +15,7 @@ from illava.preprocess import VisualInput
 from pipeline.__main__ import main
 from pipeline.cost import Spending
 from pipeline.errors import RefusedError
+from pipeline.evaluation.run_scores import GroupScore
 from pipeline.records import FailedPage, LoadedItem, LoadStats, MediaItem
 from pipeline.report.course import course_of
 from pipeline.report.figures import run_figures
@@ -277,6 +278,9 @@ def test_a_finished_run_with_scores_shows_them(opened) -> None:
     assert f"score 0.478 {figures.scores.groups[0].interval.low:.3f} to" in words(page)
     assert "23 answers on 23 media" in words(page)
     assert "0&lt;b&gt; 0.500" in words(page)
+    assert figures.scores is not None
+    gone = replace(figures.scores, groups=(*figures.scores.groups, GroupScore("gone", None, 2)))
+    assert "gone - - 0 0 2" in words(render_report(replace(figures, scores=gone), [[]]))
 
 
 def test_pages_and_pictures_are_shown_whole_with_their_numbers() -> None:

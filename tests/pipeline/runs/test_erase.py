@@ -64,7 +64,8 @@ def finished(tmp_path_factory) -> Path:
         items = run.shard(index).items
         sink.publish(index, [make_row(run, index, one, text=f"A {one.reference}", prompt=one.prompt) for one in items])
     finish(run, {"wall_s": 5.0})
-    (folder / "run" / "report.html").write_text("".join(f"SECRET{n}x" for n in range(10)))
+    for name in ("report.html", "scores.json"):
+        (folder / "run" / name).write_text("".join(f"SECRET{n}x" for n in range(10)))
     return folder / "run"
 
 
@@ -136,7 +137,7 @@ def test_an_erasure_through_a_kill_at_every_step(finished, copied, tmp_path) -> 
         shutil.copytree(finished, copied)
         number += 1
     check_erased(copied, finished)
-    assert number == 10, "nine changes: two of each JSON file but run.json, two parts, manifest, report"
+    assert number == 11, "ten changes: two of each JSON file but run.json, two parts, manifest, report, scores"
 
 
 def test_kills_in_a_row_end_at_the_same(finished, copied, tmp_path) -> None:

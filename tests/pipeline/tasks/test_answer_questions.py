@@ -133,6 +133,21 @@ def test_a_row_that_cannot_be_asked_is_refused_with_its_line(tmp_path, row, word
         build_manifest(job_config(tmp_path / "out", source, task={"kind": "question"}))
 
 
+def test_each_wrong_row_is_refused_with_its_own_reason(tmp_path):
+    wrong = [("true", "yes_no"), ("Z", "multiple_choice"), ("true", "yes_no")]
+    rows = [{"question": "q", "metric": metric, "reference": reference} for reference, metric in wrong]
+    many = [{"question": "q", "metric": "yes_no", "reference": f"no {n}"} for n in range(6)]
+    source = write_manifest(tmp_path, [{"uri": f"{n}.mp4", **row} for n, row in enumerate(rows + many)])
+    with pytest.raises(InputError) as error:
+        build_manifest(job_config(tmp_path / "out", source, task={"kind": "question"}))
+    assert str(error.value).endswith(
+        "lines 1, 3: reference 'true' is neither yes nor no; "
+        "line 2: reference 'Z' is neither an option's letter nor an option; "
+        + "".join(f"line {n + 4}: reference 'no {n}' is neither yes nor no; " for n in range(3))
+        + "and 3 more with other problems"
+    )
+
+
 def test_questions_need_a_manifest(tmp_path):
     with pytest.raises(ConfigError, match=r"input\.manifest: task\.kind question needs a manifest"):
         build_manifest(job_config(tmp_path / "out", {"uri": str(tmp_path)}, task={"kind": "question"}))

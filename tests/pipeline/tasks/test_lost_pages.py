@@ -125,7 +125,7 @@ def test_of_a_document_that_is_too_long_the_first_pages_are_read(tmp_path) -> No
     both = rows["faulty.pdf"]["error_message"]
     assert both.startswith("1 of 3 pages failed; page 2: ")
     assert both.endswith("; the document has 4 pages, the first 3 were read: media.max_pages is 3")
-    told = "14 read, 1 failed (1 too_large), 5 over media.max_pages left out"
+    told = "14 read, 1 failed (1 too_large), 5 over media.max_pages or max_images left out"
     assert f"\n  pages    {told}\n" in render_status(run_status(str(tmp_path / "out")))
     report = storage.read(write_report(str(tmp_path / "out"), leave_out=frozenset({"frames"}))).decode()
     assert f'<div class="card">pages<b>14</b><span class="soft">{told}</span></div>' in report
@@ -135,6 +135,14 @@ def test_of_a_document_that_is_too_long_the_first_pages_are_read(tmp_path) -> No
     assert str(stats.pages) == told
     recorded = json.loads((tmp_path / "out" / "_RUN.json").read_text())["totals"]["pages"]
     assert recorded == {"read": 14, "failed": 1, "left_out": 5, "by_error_type": {"too_large": 1}}
+
+
+def test_a_page_image_over_the_limit_need_not_be_there(tmp_path) -> None:
+    first = picture(tmp_path, 0)
+    row = read(tmp_path, {"a": [first, first, "missing.png"]}, max_pages=2)["a"]
+    assert (row["status"], row["error_type"], row["num_pages"]) == ("partial", None, 3)
+    assert outcomes(row) == ["page 0", "page 0"]
+    assert "the first 2 were read" in row["error_message"]
 
 
 @pytest.mark.parametrize("kind", ["document", "images"])
