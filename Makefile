@@ -30,7 +30,7 @@ $(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/.base
 demo: | $(VENV)/.base  ## captions and answers by the bundled model, merged and not, beside their references; a few true-shape layers timed
 	$(RUN) jobs/demo.py
 
-test: $(VENV)/.dev  ## the CPU suite, at most 5 minutes on two idle cores
+test: $(VENV)/.dev  ## the CPU suite, at most 8 minutes on two idle cores
 	$(RUN) -m pytest -m "not long" $(IN_PROCESSES) --durations=15
 
 test-long: $(VENV)/.dev  ## chaos, fuzz, matrices, training smoke, at most 15 minutes on two idle cores

@@ -179,7 +179,7 @@ def test_a_process_killed_by_its_pid_at_every_step(finished, copied, tmp_path, p
         shutil.rmtree(copied)
         shutil.copytree(finished, copied)
     check_erased(copied, finished)
-    assert number == {"write": 10, "rename": 7}[point]
+    assert number == {"write": 11, "rename": 7}[point]
 
 
 def test_the_command_says_what_it_did_and_what_it_cannot(copied, tmp_path, capsys) -> None:
