@@ -14,6 +14,21 @@ from illava.families import load_family, load_preprocessor
 from illava.families.base import Family
 from tests.support.models.families import stock_class
 
+# Qwen3-VL's tower as published from 8B on; the smaller ones name what differs.
+QWEN3_VISION = {
+    "depth": 27,
+    "hidden_act": "gelu_pytorch_tanh",
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_heads": 16,
+    "in_channels": 3,
+    "patch_size": 16,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "num_position_embeddings": 2304,
+    "deepstack_visual_indexes": [8, 16, 24],
+}
+
 
 def names(keys: Iterable[str]) -> Counter[str]:
     """Names with their numbers left out, and how often each occurs."""

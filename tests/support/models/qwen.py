@@ -78,7 +78,13 @@ def make_qwen3_vl(folder: str | Path, *, depth: int = 6, num_layers: int = 4, se
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
     tokenizer = _tokenizer()
-    vision = {
+    text = _text(tokenizer, num_layers) | {"head_dim": 16}
+    config = Qwen3VLConfig(text_config=text, vision_config=_qwen3_vision(depth), **_tokens(tokenizer))
+    return _write(folder, tokenizer, Qwen3VLForConditionalGeneration, config, name="Qwen3VL", seed=seed)
+
+
+def _qwen3_vision(depth: int) -> dict:
+    return {
         "depth": depth,
         "hidden_size": 32,
         "out_hidden_size": 64,
@@ -90,9 +96,6 @@ def make_qwen3_vl(folder: str | Path, *, depth: int = 6, num_layers: int = 4, se
         "num_position_embeddings": 25,
         "deepstack_visual_indexes": [0, 2, 4],
     }
-    text = _text(tokenizer, num_layers) | {"head_dim": 16}
-    config = Qwen3VLConfig(text_config=text, vision_config=vision, **_tokens(tokenizer))
-    return _write(folder, tokenizer, Qwen3VLForConditionalGeneration, config, name="Qwen3VL", seed=seed)
 
 
 def _text(tokenizer, num_layers: int) -> dict:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.support.models.qwen import PATCH_PX, _text, _tokenizer, _tokens, _write
+from tests.support.models.qwen import _qwen3_vision, _text, _tokenizer, _tokens, _write
 
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 
@@ -20,20 +20,8 @@ def make_qwen3_vl_moe(
     from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
 
     tokenizer = _tokenizer()
-    vision = {
-        "depth": depth,
-        "hidden_size": 32,
-        "out_hidden_size": 64,
-        "num_heads": 2,
-        "intermediate_size": 64,
-        "patch_size": PATCH_PX,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-        "num_position_embeddings": 25,
-        "deepstack_visual_indexes": [0, 2, 4],
-    }
     text = _text(tokenizer, num_layers) | {"head_dim": 16, **EXPERTS, "mlp_only_layers": list(dense_layers)}
-    config = Qwen3VLMoeConfig(text_config=text, vision_config=vision, **_tokens(tokenizer))
+    config = Qwen3VLMoeConfig(text_config=text, vision_config=_qwen3_vision(depth), **_tokens(tokenizer))
     folder = _write(folder, tokenizer, Qwen3VLMoeForConditionalGeneration, config, name="Qwen3VL", seed=seed)
     _store_as_published(folder / "model.safetensors")
     return folder

@@ -15,20 +15,10 @@ from illava.families.qwen.hybrid_layers import read_hybrid_layers
 from illava.families.qwen.qwen3_vl import Qwen3VLTower
 from illava.model_files import JsonSection, ModelFiles
 from tests.support.models.families import stock_class
+from tests.support.models.published_qwen import QWEN3_VISION
 from tests.support.models.qwen3_5 import make_qwen3_5
 
-VISION = {
-    "depth": 27,
-    "hidden_act": "gelu_pytorch_tanh",
-    "hidden_size": 1152,
-    "intermediate_size": 4304,
-    "num_heads": 16,
-    "in_channels": 3,
-    "patch_size": 16,
-    "spatial_merge_size": 2,
-    "temporal_patch_size": 2,
-    "num_position_embeddings": 2304,
-}
+VISION = {key: value for key, value in QWEN3_VISION.items() if key != "deepstack_visual_indexes"}
 
 
 def text(hidden, intermediate, layers, heads, value_heads):

@@ -17,25 +17,11 @@ from illava.errors import ModelLoadError
 from illava.plan import EMPTY_PLAN, ReductionPlan, preset
 from tests.support.closeness import assert_close
 from tests.support.models.families import stock_class
-from tests.support.models.published_qwen import check_published_names, names
+from tests.support.models.published_qwen import QWEN3_VISION, check_published_names, names
 from tests.support.models.qwen_moe import make_qwen3_vl_moe
 from tests.support.models.stock_parity import longer, prefill, prompt_of
 
 pytestmark = pytest.mark.numeric
-
-VISION = {
-    "depth": 27,
-    "hidden_act": "gelu_pytorch_tanh",
-    "hidden_size": 1152,
-    "intermediate_size": 4304,
-    "num_heads": 16,
-    "in_channels": 3,
-    "patch_size": 16,
-    "spatial_merge_size": 2,
-    "temporal_patch_size": 2,
-    "num_position_embeddings": 2304,
-    "deepstack_visual_indexes": [8, 16, 24],
-}
 
 
 def published(hidden, layers, heads, experts_width):
@@ -58,7 +44,11 @@ def published(hidden, layers, heads, experts_width):
         "moe_intermediate_size": experts_width,
         "norm_topk_prob": True,
     }
-    return {"text_config": text, "vision_config": {**VISION, "out_hidden_size": hidden}, "tie_word_embeddings": False}
+    return {
+        "text_config": text,
+        "vision_config": {**QWEN3_VISION, "out_hidden_size": hidden},
+        "tie_word_embeddings": False,
+    }
 
 
 PUBLISHED = {

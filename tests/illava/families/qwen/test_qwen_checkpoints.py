@@ -9,7 +9,7 @@ from safetensors import safe_open
 from illava.errors import PlanError
 from illava.plan import preset
 from tests.support.models.families import MAKERS
-from tests.support.models.published_qwen import check_published_names, names
+from tests.support.models.published_qwen import QWEN3_VISION, check_published_names, names
 
 _QWEN2_VISION = {
     "depth": 32,
@@ -78,19 +78,6 @@ PUBLISHED |= {
         _qwen2(3584, 18944, 28, 28, 4, vocab=152064, tied=False, out_hidden_size=3584, **_QWEN25_VISION),
     ),
 }
-_QWEN3_VISION = {
-    "depth": 27,
-    "hidden_act": "gelu_pytorch_tanh",
-    "hidden_size": 1152,
-    "intermediate_size": 4304,
-    "num_heads": 16,
-    "in_channels": 3,
-    "patch_size": 16,
-    "spatial_merge_size": 2,
-    "temporal_patch_size": 2,
-    "num_position_embeddings": 2304,
-    "deepstack_visual_indexes": [8, 16, 24],
-}
 
 
 def _qwen3(hidden, intermediate, layers, heads, kv_heads, *, tied, **vision):
@@ -112,7 +99,7 @@ def _qwen3(hidden, intermediate, layers, heads, kv_heads, *, tied, **vision):
 
 
 # Depth 24 and width 1024 of the two smaller ones' towers, 27 and 1152 of the largest's.
-_QWEN3_SMALL = _QWEN3_VISION | {
+_QWEN3_SMALL = QWEN3_VISION | {
     "depth": 24,
     "hidden_size": 1024,
     "intermediate_size": 4096,
@@ -129,7 +116,7 @@ PUBLISHED |= {
     ),
     "Qwen3-VL-8B-Instruct": (
         "qwen3_vl",
-        _qwen3(4096, 12288, 36, 32, 8, tied=False, out_hidden_size=4096, **_QWEN3_VISION),
+        _qwen3(4096, 12288, 36, 32, 8, tied=False, out_hidden_size=4096, **QWEN3_VISION),
     ),
 }
 # Names in the published files.
