@@ -185,3 +185,16 @@ def _check_frame(frame: np.ndarray, name: str) -> None:
 
 def _size(frame: np.ndarray) -> str:
     return f"{frame.shape[1]}x{frame.shape[0]}"
+
+
+def square_video(frames: np.ndarray | Sequence[np.ndarray], side: int, resample: int) -> VisualInput:
+    """Resize each frame of a video to one square tile of ``side`` pixels.
+
+    Raises:
+        PreprocessError: as `check_video`.
+    """
+    check_video(frames)
+    tiles = np.empty((len(frames), side, side, 3), np.uint8)
+    for index, frame in enumerate(frames):
+        tiles[index] = resize(frame, side, side, resample)
+    return VisualInput("video", tiles, frames[0].shape[:2])

@@ -17,7 +17,7 @@ import numpy as np
 from illava.errors import ModelLoadError, PreprocessError
 from illava.families.internvl.geometry import TileGroupGeometry
 from illava.model_files import JsonSection, ModelFiles
-from illava.preprocess import Preprocessor, VisualCells, VisualInput, check_images, check_video, resize
+from illava.preprocess import Preprocessor, VisualCells, VisualInput, check_images, resize, square_video
 
 _BICUBIC = 3
 
@@ -50,12 +50,7 @@ class TileGroupPreprocessor(Preprocessor):
         Raises:
             PreprocessError: no frames, frames of the wrong dtype or shape, or of different sizes.
         """
-        check_video(frames)
-        side = self.geometry.tile_px
-        tiles = np.empty((len(frames), side, side, 3), np.uint8)
-        for index, frame in enumerate(frames):
-            tiles[index] = resize(frame, side, side, self.video_resample)
-        return VisualInput("video", tiles, frames[0].shape[:2])
+        return square_video(frames, self.geometry.tile_px, self.video_resample)
 
     def cells(self, mm_item: VisualInput) -> VisualCells:
         """See `Preprocessor.cells`: a cell is a group of patches."""

@@ -17,7 +17,7 @@ import numpy as np
 from illava.errors import ModelLoadError, PreprocessError
 from illava.families.llava.geometry import AnyresGeometry
 from illava.model_files import JsonSection, ModelFiles
-from illava.preprocess import Preprocessor, VisualCells, VisualInput, check_images, check_video, resize
+from illava.preprocess import Preprocessor, VisualCells, VisualInput, check_images, resize, square_video
 
 # The square of an image set's member is held in memory once: 805 MB at this side.
 MAX_SQUARE_PX = 16_384
@@ -57,12 +57,7 @@ class TilePreprocessor(Preprocessor):
                 f"{self.model_type} reads images only; give some of the video's frames as images, or take a model that "
                 "reads videos, such as LLaVA-OneVision"
             )
-        check_video(frames)
-        side = self.geometry.tile_px
-        tiles = np.empty((len(frames), side, side, 3), np.uint8)
-        for index, frame in enumerate(frames):
-            tiles[index] = resize(frame, side, side, self.video_resample)
-        return VisualInput("video", tiles, frames[0].shape[:2])
+        return square_video(frames, self.geometry.tile_px, self.video_resample)
 
     def cells(self, mm_item: VisualInput) -> VisualCells:
         """See `Preprocessor.cells`: a cell is a patch."""
