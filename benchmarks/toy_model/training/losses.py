@@ -82,7 +82,7 @@ class Losses:
     def foreground_attention(self, batch: Batch) -> Tensor:
         """How far foreground patches fall short of the attention they should receive in blocks 2 to 5.
 
-        A foreground patch should receive ``_MARKING_FACTOR`` times what an even spread gives it, or less where the
+        A foreground patch should receive ``_FOREGROUND_FACTOR`` times what an even spread gives it, or less where the
         foreground is large. Call it behind `encode`, which kept the attention. Pretrained towers attend to what is not
         background by themselves; one this small does so only late, and the benchmark needs a tower that does.
         """

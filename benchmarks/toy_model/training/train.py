@@ -169,14 +169,15 @@ class Trainer:
     def _dense_step(self) -> dict[str, float]:
         batch = self.schedule.dense(self.step).to(self.args.device)
         loss, colour, kind = self.losses.dense(batch, self.forward.encode(batch))
-        foreground_attention = self.losses.foreground_attention(batch)
-        (loss + _FOREGROUND_WEIGHT * foreground_attention).backward()
-        return {
-            "dense": loss.item(),
-            "foreground_attention": foreground_attention.item(),
-            "patch_colour": colour.item(),
-            "patch_kind": kind.item(),
-        }
+        losses = {"dense": loss.item(), "patch_colour": colour.item(), "patch_kind": kind.item()}
+        if self.args.foreground_attention:
+            foreground_attention = self.losses.foreground_attention(batch)
+            loss, losses["foreground_attention"] = (
+                loss + _FOREGROUND_WEIGHT * foreground_attention,
+                foreground_attention.item(),
+            )
+        loss.backward()
+        return losses
 
     def _question_step(self) -> dict[str, float]:
         batch = self.schedule.questions(self.step).to(self.args.device)
@@ -187,7 +188,7 @@ class Trainer:
         name = "clip" if batch.pooled else "still"
         losses = {name: answer.item(), "patch_colour": colour.item(), "patch_kind": kind.item()}
         loss = answer + _DENSE_WEIGHT * dense
-        if train_tower:
+        if train_tower and self.args.foreground_attention:
             foreground_attention = self.losses.foreground_attention(batch)
             loss = loss + _FOREGROUND_WEIGHT * foreground_attention
             losses["foreground_attention"] = foreground_attention.item()
@@ -250,6 +251,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=16, help="pictures a step and process")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--easy-vqa", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument(
+        "--foreground-attention",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="teach the tower to attend to the foreground; the second toy is trained without it",
+    )
     parser.add_argument("--log-s", type=float, default=60.0)
     parser.add_argument("--eval-s", type=float, default=300.0)
     parser.add_argument("--num-validation", type=int, default=32, help="samples a kind")

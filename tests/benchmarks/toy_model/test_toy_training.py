@@ -224,7 +224,7 @@ def test_paired_comparison_counts_flips_and_covers_the_difference():
     assert same.difference_low == same.difference_high == 0
 
 
-def _train(folder: Path, budget_minutes: float) -> list[dict]:
+def _train(folder: Path, budget_minutes: float, *options: str) -> list[dict]:
     command = [
         sys.executable,
         "-m",
@@ -235,7 +235,7 @@ def _train(folder: Path, budget_minutes: float) -> list[dict]:
         "4",
     ]
     command += ["--work-dir", str(folder / "work"), "--out", str(folder / "model")]
-    command += ["--smoke-minutes", str(budget_minutes)]
+    command += ["--smoke-minutes", str(budget_minutes), *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in (folder / "work" / "log.jsonl").read_text().splitlines()]
@@ -245,7 +245,9 @@ def _train(folder: Path, budget_minutes: float) -> list[dict]:
 def test_smoke_training_writes_a_model_and_goes_on_where_it_stopped(tmp_path: Path):
     first = _train(tmp_path, 0.15)
     assert {"dense", "questions"} <= {record["stage"] for record in first}
-    again = _train(tmp_path, 0.25)
+    assert any("foreground_attention" in record for record in first)
+    again = _train(tmp_path, 0.25, "--no-foreground-attention")
+    assert not any("foreground_attention" in record for record in again[len(first) :])
     resumed = next(record for record in again if "resumed_at" in record)
     assert resumed["resumed_at"] == first[-1]["step"]
     assert again[-1]["step"] > first[-1]["step"]
