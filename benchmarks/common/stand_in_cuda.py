@@ -299,6 +299,7 @@ class StandInCuda(TorchDispatchMode):
         # Under inference mode a dispatch mode is given composites (``linear``, ``to``), not what they are made of.
         yield mock.patch.object(torch._C, "_InferenceMode", lambda mode: torch.no_grad() if mode else nullcontext())
         yield mock.patch.object(torch.cuda, "synchronize", return_value=None)
+        yield mock.patch.object(torch.cuda, "Event", mock.MagicMock)
         yield mock.patch.object(FakeTensor, "tolist", lambda value: value.cpu().tolist())  # torch's reads cell by cell
         yield mock.patch.dict(os.environ, {"ILLAVA_KERNELS": "torch"} if self.values else {})
         yield mock.patch.object(Tensor, "pin_memory", lambda value, *_: value)

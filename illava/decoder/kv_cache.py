@@ -133,6 +133,11 @@ class PagedCache:
     def num_free_blocks(self) -> int:
         return self._free.count
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the pools of keys and values."""
+        return self.k_pool_PSGd.nbytes + self.v_pool_PSGd.nbytes
+
     def num_blocks_for(self, lengths: Sequence[int]) -> int:
         """Blocks that a request of these tokens per layer takes: the sum over layers of ceil(length / block_size)."""
         return sum(-(-n // self.block_size) for n in lengths)

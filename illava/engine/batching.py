@@ -153,9 +153,8 @@ def sampling_of(group: Sequence[RequestState], device: torch.device, *, first: b
     )
 
 
-def to_host(drawn_2B: Tensor, group: Sequence[RequestState]) -> list[Outcome]:
-    """Copy the drawn tokens to the host, once a step; probabilities go to the requests that asked for them."""
-    drawn_2B = drawn_2B.cpu()
+def to_outcomes(drawn_2B: Tensor, group: Sequence[RequestState]) -> list[Outcome]:
+    """Turn drawn tokens, copied to the host once a step, to outcomes; probabilities go to those that asked for them."""
     told = drawn_2B[2:].int().view(torch.float32).tolist()  # log-probabilities, then a row for each option
     for state, logprob, *options in zip(group, *told, strict=True) if told else ():
         if state.request.sampling.logprobs:

@@ -134,6 +134,16 @@ class SamplingBatch:
         index_R, wanted_R2 = to_device(index_R, device), to_device(wanted_R2, device)
         return cls(tuple(params), random, index_R, wanted_R2, limits_R2, penalties, mask, choices)
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether every row takes the largest of its own logits: `draw_greedy` draws the same."""
+        return not self.random and self.penalties is None and self.grammars is None and self.choice_ids is None
+
+    @property
+    def num_greedy_rows(self) -> int:
+        """Rows of `draw_greedy` that are wanted: log-probabilities only where a row asks for them."""
+        return 2 + any(own.logprobs for own in self.params)
+
     def wanted(self, logits_BV: Tensor) -> Tensor:
         """Return float32 logits as penalties leave them, and what a row's grammar forbids at the least float."""
         if self.penalties is not None:
@@ -173,10 +183,25 @@ def draw_tokens(logits_BV: Tensor, batch: SamplingBatch, draws: Sequence[float])
     drawn = [token_B, finite_B.long()]
     if any(own.logprobs for own in batch.params):
         total_B = logits_BV.logsumexp(-1)
-        drawn.append(_as_bits(logits_BV.gather(1, token_B[:, None]).squeeze(1) - total_B))
+        drawn.append(_logprob_bits(logits_BV, token_B, total_B))
         if batch.choice_ids is not None:
             drawn += map(_as_bits, _choice_probabilities(logits_BV, total_B, *batch.choice_ids))
     return torch.stack(drawn)
+
+
+def draw_greedy(logits_BV: Tensor) -> Tensor:
+    """Greedy tokens, whether logits were finite, and the tokens' log-probabilities: int64 [3, B].
+
+    What `draw_tokens` gives rows that are greedy and nothing else, whatever they are: a captured step holds it.
+    """
+    logits_BV = logits_BV.float()
+    token_B = logits_BV.argmax(-1)
+    logprob_B = _logprob_bits(logits_BV, token_B, logits_BV.logsumexp(-1))
+    return torch.stack([token_B, logits_BV.isfinite().all(-1).long(), logprob_B])
+
+
+def _logprob_bits(logits_BV: Tensor, token_B: Tensor, total_B: Tensor) -> Tensor:
+    return _as_bits(logits_BV.gather(1, token_B[:, None]).squeeze(1) - total_B)
 
 
 def _as_bits(value_B: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ BOUNDS = {
     ("plan", "tower"): (379, 0, 0.022),
     ("plan", "prefill"): (258, 1, 0.005),
 }
-STEP_KERNELS = 88  # of a captured step of six layers
+STEP_KERNELS = 88 + 16  # of a captured step of six layers, and of its greedy draw
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,13 @@ def test_a_captured_step_has_no_more_kernels_than_today_and_waits_for_nothing(co
     for step in counted["captured_step"].values():
         assert step["kernels"] <= STEP_KERNELS, step["kernels_by_name"]
         assert step["blocking_copies"] == step["other_copies"] == 0, step["blocking_by_line"]
+
+
+def test_a_decode_step_outside_of_a_graph_waits_for_its_tokens_alone(counted):
+    """The host waits for the event behind their copy; of what it brings to the device a composition has five parts."""
+    for plan in counted["plans"].values():
+        assert plan["decode"]["second"]["blocking_copies"] == 0, plan["decode"]["second"]["blocking_by_line"]
+        assert plan["decode"]["second"]["kernels"] <= STEP_KERNELS, plan["decode"]["second"]["kernels_by_name"]
 
 
 def test_the_committed_counts_are_of_the_true_shapes():
