@@ -147,11 +147,12 @@ class DecodePhase:
     def _compose(self, group: Sequence[RequestState]) -> _RunningBatch:
         """Make the tensors that stay on the device until a request joins or leaves."""
         num_computed = [[n + len(state.token_ids) - 1 for n in state.lengths] for state in group]
-        positions = [state.next_position_P + len(state.token_ids) - 1 for state in group]
         num_biased = [state.num_biased for state in group]
         blocks = self._cache.batch([state.request_id for state in group], num_computed, num_biased)
-        token_B = on_device([state.token_ids[-1] for state in group], self._decoder.device)
-        inputs = StepInputs(blocks, torch.stack(positions, 1), token_B)
+        newest = [[state.token_ids[-1], len(state.token_ids) - 1] for state in group]
+        token_B, num_behind_B = on_device(newest, self._decoder.device).unbind(1)
+        position_PB = torch.stack([state.next_position_P for state in group], 1) + num_behind_B
+        inputs = StepInputs(blocks, position_PB, token_B.contiguous())
         if self.graphs is None:
             step: Step = partial(self._eager_step, inputs)
         else:

@@ -77,7 +77,7 @@ def run(vlm, requests, *, every=1, looks_ahead=True, graphs=False, limit=4):
                     continue
                 held = self._blocks_of[phase._batch.states[row].request_id]
                 for layer, block in enumerate(written):
-                    assert block in held.table_LM[layer, : held.counts[layer]].tolist()
+                    assert block in held.table_LW[layer, : held.counts[layer]].tolist()
             return slot_LB
 
         with pytest.MonkeyPatch.context() as patch:
