@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.tables.family_matrix import SETTINGS, plan_of
 from illava import VLM, Request, SamplingParams, VisualInput, load_preprocessor
-from illava.attention.packed import chunk_attention, packed_attention
+from illava.attention.packed import chunk_attention, packed_attention, packed_attention_lse
 from illava.attention.paged import paged_attention
 from illava.attention.scores import attention_received, causal_attention_received
 from illava.decoder.kv_cache import PagedCache
@@ -122,6 +122,10 @@ def score_checks(device: torch.device, dtype: torch.dtype) -> Iterator[Check]:
         expected = [_attention(a, b, scale=scale, causal=False).mean((0, 1)) for a, b in pairs]
         found = attention_received(q, k, lengths, scale=scale)
         yield Check(f"attention received, {dtype}, width {width}", _apart(found, torch.cat(expected)), 1e-4)
+        _, lse = packed_attention_lse(q, k, q, lengths, causal=False, scale=scale)
+        found = attention_received(q, k, lengths, scale=scale, lse_HT=lse)
+        name = f"attention received by the attention's log-sum-exps, {dtype}, width {width}"
+        yield Check(name if lse is not None else name + " (none here)", _apart(found, torch.cat(expected)), 1e-4)
     lengths = (500, 200)
     q, k = (_draw(sum(lengths), n, 128, device=device, dtype=dtype) for n in (28, 4))
     scope = torch.arange(sum(lengths), device=device) // 100 % 3 - 1

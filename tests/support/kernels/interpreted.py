@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
+from illava.attention import triton_scores
 from illava.attention.backend import kernels_on
 from illava.attention.paged import paged_attention
 from illava.attention.scores import attention_received, causal_attention_received
@@ -124,6 +125,18 @@ def test_attention_received_with_a_bias_and_strided_keys_is_its_reference():
     score = attention_received(*args, scale=0.4, key_bias_T=bias)
     expected = reference(attention_received, *args, scale=0.4, key_bias_T=bias)
     assert_close(score, expected)
+
+
+def test_with_the_attention_s_log_sum_exps_the_first_pass_is_left_out(monkeypatch):
+    lengths = (70, 30)
+    q, k = qk(sum(lengths))
+    expected = attention_received(q, k, lengths, scale=0.4)
+    parts = zip(q.split(lengths), k.split(lengths), strict=True)
+    maps = [torch.einsum("ihd,jhd->hij", qs, ks) * 0.4 for qs, ks in parts]
+    lse = torch.cat([part.logsumexp(-1) for part in maps], 1)
+    monkeypatch.setattr(triton_scores, "_log_sum_exp", None)
+    for given in (lse, lse.t().contiguous().t()):
+        assert_close(attention_received(q, k, lengths, scale=0.4, lse_HT=given), expected)
 
 
 @pytest.mark.parametrize("normalised", [False, True])
