@@ -233,7 +233,7 @@ class StandInCuda(TorchDispatchMode):
             args = (args[0], [self._index(part) for part in args[1]], *args[2:])
         if name in _READS_BACK or _has_mask(name, args) or _counts_repeats(name, kwargs):
             self._wait()
-        dtypes = {str(leaf.dtype) for leaf in _leaves(args) if isinstance(leaf, Tensor)}
+        dtypes = {str(leaf.dtype) for leaf in _leaves(args) if isinstance(leaf, Tensor) and leaf.is_floating_point()}
         if name in _PRODUCTS and len(dtypes) > 1:
             raise RuntimeError(f"{name}: operands of one dtype expected, not {sorted(dtypes)}")
         known = _known_storages(args, kwargs)
@@ -304,6 +304,8 @@ class StandInCuda(TorchDispatchMode):
         with unset_fake_temporarily():
             if name == "_varlen_attn":
                 return _varlen_reference(*args, **kwargs)
+            if name == "histc" and not args[0].is_floating_point():  # of whole numbers CUDA can, the CPU cannot
+                return func(args[0].float(), *args[1:], **kwargs).to(args[0].dtype)
             return func(*args, **kwargs)
 
     def _faked(self, value: Any) -> Any:
