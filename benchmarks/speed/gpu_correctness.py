@@ -10,6 +10,7 @@ run over the reference implementations, which tries the script.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,7 @@ from illava.attention.paged import paged_attention
 from illava.attention.scores import attention_received, causal_attention_received
 from illava.decoder.kv_cache import PagedCache
 from illava.decoder.layer_ops import add_rms_norm, rms_norm, rotate, rotate_and_write, silu_mul
+from illava.errors import ModelLoadError
 from illava.plan import EMPTY_PLAN
 from illava.requests import Generation
 from tests.support.models.families import EXPERTS, MAKERS
@@ -67,26 +69,43 @@ def checks(device: torch.device) -> Iterator[Check]:
 
 
 def attention_checks(device: torch.device) -> Iterator[Check]:
-    """Packed attention at every family's head width, and of chunks, in bfloat16."""
+    """Packed attention at every family's head width, and of chunks, in bfloat16, by each backend that can run there."""
+    for word in ("auto", "cudnn", "sdpa", "math"):
+        before = os.environ.get("ILLAVA_ATTENTION")
+        os.environ["ILLAVA_ATTENTION"] = before if word == "auto" and before else word
+        try:
+            yield from _attention_checks(device, word)
+        except ModelLoadError as refusal:
+            print(f"not checked: {refusal}", flush=True)
+        finally:
+            os.environ.pop("ILLAVA_ATTENTION")
+            if before is not None:
+                os.environ["ILLAVA_ATTENTION"] = before
+
+
+def _attention_checks(device: torch.device, word: str) -> Iterator[Check]:
     dtype, bound = HALF
     shapes = (
         (72, 16, 16, (729, 361, 729)),
         (80, 16, 16, (100, 64, 1)),
         (128, 28, 4, (1300, 7, 1)),
         (88, 16, 16, (300,)),
+        (72, 16, 16, (361, 361, 361)),
     )
     for width, heads, groups, lengths in shapes:
         for causal in (False, True):
             q, k, v = (_draw(sum(lengths), n, width, device=device, dtype=dtype) for n in (heads, groups, groups))
             found = packed_attention(q, k, v, lengths, causal=causal, scale=width**-0.5)
             expected = _exact(q, k, v, lengths, lengths, causal=causal, scale=width**-0.5)
-            yield Check(f"packed attention, width {width}, causal {causal}", _apart(found, expected), bound)
+            yield Check(
+                f"packed attention, {word}, {lengths} of width {width}, causal {causal}", _apart(found, expected), bound
+            )
     queries, keys = (3, 100, 1), (700, 100, 64)
     q = _draw(sum(queries), 28, 128, device=device, dtype=dtype)
     k, v = _draw(2, sum(keys), 4, 128, device=device, dtype=dtype)
     found = chunk_attention(q, k, v, queries, keys, scale=0.09)
     expected = _exact(q, k, v, queries, keys, causal=True, scale=0.09)
-    yield Check("attention of chunks, aligned to the ends", _apart(found, expected), bound)
+    yield Check(f"attention of chunks, {word}, aligned to the ends", _apart(found, expected), bound)
 
 
 def paged_checks(device: torch.device, dtype: torch.dtype, bound: float) -> Iterator[Check]:
