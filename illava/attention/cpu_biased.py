@@ -1,7 +1,7 @@
 """Computes attention with a bias on each key on CPU, where SDPA takes it as a mask of one row for all queries.
 
-As extra channels of queries and keys (`illava.attention.packed.with_key_bias`, for kernels that take no bias) it costs a
-CPU a third to a half of the attention, mostly copies; as a mask it costs 2 to 4 per cent.
+As extra channels of queries and keys (`illava.attention.packed.with_key_bias`, for kernels that take no bias) it costs
+a CPU a third to a half of the attention, mostly copies; as a mask it costs 2 to 4 per cent.
 
 Shape suffixes: T tokens packed end to end, C queries, U keys, H query heads, G key/value heads, d head width.
 """
