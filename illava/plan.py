@@ -56,6 +56,11 @@ class ReductionStep(BaseModel):
                 f"proportional attention acts in the blocks behind a vision_block step; behind {self.stage!r} there "
                 "are none, and the decoder's cache holds keys of the model's own width: leave it out"
             )
+        if self.reducer.frames_in_window is not None and self.stage not in ("decoder_input", "decoder_layer"):
+            raise ValueError(
+                f"`window` joins frames before the language model and its layers; at {self.stage!r} every frame is "
+                "reduced by itself: leave it out, or merge whole frames by kind: frame_merging"
+            )
         if self.stage == "decoder_layer" and 0 in self.layers:
             raise ValueError("a decoder_layer step is scored by the layer before it: the first possible layer is 1")
         return self
@@ -194,7 +199,7 @@ def dump_digest(dump: dict[str, Any]) -> str:
 
 def _as_before(reducer: dict[str, Any]) -> dict[str, Any]:
     """A method's fields without those that came in later and are not used; two had proportional attention before."""
-    later = {"max_merge_error", "max_tokens"}
+    later = {"max_merge_error", "max_tokens", "window"}
     if reducer["kind"] not in ("tome", "ward"):
         later |= {"proportional_attention"}
     return {key: value for key, value in reducer.items() if key not in later or value}
