@@ -205,6 +205,18 @@ def _as_before(reducer: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in reducer.items() if key not in later or value}
 
 
+def deprecations(plan: ReductionPlan) -> list[str]:
+    """What of a plan the next release no longer has, and what is to be written in its place; one sentence each."""
+    instead = (
+        "write {preset: ward-document}, or a step {stage: decoder_input, reducer: {kind: ward, max_merge_error: 0.1}} "
+        "with size_bias: true; at equal tokens fewer answers are lost, and choosing them takes less time "
+        "(docs/plans-and-methods.md, budgets by error)"
+    )
+    old = ["`budget: auto`"] if plan.budget == "auto" else []
+    old += ["reducer `kind: bounded_error`" for step in plan.steps if step.reducer.kind == "bounded_error"][:1]
+    return [f"{what} is deprecated, and the next release no longer has it: {instead}" for what in old]
+
+
 EMPTY_PLAN = ReductionPlan()
 
 
