@@ -41,7 +41,13 @@ class Ward(Budget, Reducer):
             weights, stays under this, segment by segment. It is the distance of the tokens, scaled to length one, to
             the means of their groups; 0 would keep all but equal ones, 1 a single token. What looks alike goes, in any
             picture; counts depend on the picture, and cost host synchronisations.
-        max_tokens: beside ``max_merge_error``: keep at most so many of a segment, whatever the error.
+        max_tokens: beside ``max_merge_error``: keep at most so many of a segment, whatever the error. Segments are what
+            ``per`` says: ``prompt`` holds a ceiling over all visual inputs of a request, ``medium`` over each.
+        window: before the language model and its layers, tokens join within windows of so many neighbouring frames of
+            a video (0 .. W - 1, W .. 2 W - 1, ...; a temporal patch counts as one frame), so that what stands still
+            is told once a window, and no token is of frames further apart. A window takes the place of the medium: its
+            tokens get its share of a ``keep_ratio``, or an error bound of their own. A frame that an earlier step left
+            without tokens is not counted. Images, which have no frames, are one window each; newlines stay.
 
     Source: ours. The criterion is that of Ward 1963 (Journal of the American Statistical Association 58, 236-244);
     attention by log size is ToMe's (arXiv 2210.09461).
@@ -55,9 +61,15 @@ class Ward(Budget, Reducer):
     proportional_attention: bool | None = None
     max_merge_error: float | None = Field(default=None, ge=0.01, lt=1.0)
     max_tokens: int | None = Field(default=None, ge=1)
+    window: int | None = Field(default=None, ge=2)
 
     @model_validator(mode="after")
     def _ceiling_of_an_error(self) -> Self:
+        if self.window is not None and self.per != "medium":
+            raise ValueError(
+                f"`window` ranks within windows of a medium's frames, and per: {self.per} ranks otherwise: leave "
+                "`per`, or `keep_per_frame`, or `window` out"
+            )
         if self.max_tokens is not None and self.max_merge_error is None:
             raise ValueError("max_tokens is a ceiling for max_merge_error: give that, too, or leave it out")
         return self
@@ -65,6 +77,13 @@ class Ward(Budget, Reducer):
     def num_kept(self, num_tokens: int) -> int | None:  # type: ignore[override]
         """See `Budget`; None where an error decides."""
         return None if self.max_merge_error is not None else super().num_kept(num_tokens)
+
+    def most_kept(self, num_tokens: int) -> int:
+        return min(super().most_kept(num_tokens), self.max_tokens or num_tokens)
+
+    @property
+    def frames_in_window(self) -> int | None:
+        return self.window
 
     @property
     def may_keep_all(self) -> bool:  # type: ignore[override]
