@@ -199,9 +199,8 @@ def _media(folder: str) -> list[VisualInput]:
 def _answers(
     folder: str, device: Any, dtype: str, stage: str | None, media: list[VisualInput], **options: Any
 ) -> list[Generation]:
-    vlm = VLM.from_pretrained(
-        folder, device=device, dtype=dtype, kv_cache_bytes=64 << 20, max_chunk_tokens=40, **options
-    )
+    limits = {"kv_cache_bytes": 64 << 20, "max_batch_requests": 8, "max_chunk_tokens": 40} | options
+    vlm = VLM.from_pretrained(folder, device=device, dtype=dtype, **limits)
     vlm.family.stop_token_ids = frozenset()
     plan = EMPTY_PLAN if stage is None else plan_of(vlm.family, SETTINGS["illava"], stage)
     requests = [
