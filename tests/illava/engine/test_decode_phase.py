@@ -76,9 +76,9 @@ def run(vlm, requests, *, every=1, looks_ahead=True, graphs=False, limit=4):
                 if row >= len(phase._batch.states):
                     assert written == [self.num_blocks] * len(written)
                     continue
-                held = self._blocks_of[phase._batch.states[row].request_id]
+                own = self._blocks_of[phase._batch.states[row].request_id]
                 for layer, block in enumerate(written):
-                    assert block in held.table_LW[layer, : held.counts[layer]].tolist()
+                    assert block in own.table_LW[layer, : own.counts[layer]].tolist()
             return slot_LB
 
         with pytest.MonkeyPatch.context() as patch:
