@@ -58,14 +58,13 @@ class VLM:
         pool_bytes = config.kv_cache_bytes
         if pool_bytes is None:
             pool_bytes = _default_cache_bytes(decoder.device, config.gpu_share)
-        cache = make_cache(
-            decoder, pool_bytes=pool_bytes, block_size=config.block_size, max_requests=config.max_batch_requests
-        )
+        max_batch = config.batch_limit(decoder.device.type)
+        cache = make_cache(decoder, pool_bytes=pool_bytes, block_size=config.block_size, max_requests=max_batch)
         captured = captures_steps(decoder) if config.decode_graphs is None else config.decode_graphs
         backend_name(decoder.device, decoder.dtype, decoder.head_dim)  # refuses a word that cannot be had, at once
         graphs = None
         if captured:
-            graphs = DecodeGraphs(decoder, family.embed, cache, draw=draw_greedy, max_batch=config.max_batch_requests)
+            graphs = DecodeGraphs(decoder, family.embed, cache, draw=draw_greedy, max_batch=max_batch)
             with torch.cuda.device_of(cache.k_pool_PSGd), torch.inference_mode():
                 graphs.capture()
         self.family = family

@@ -93,7 +93,8 @@ def preflight(config: JobConfig, dtype: _Dtype) -> Preflight:
     device = _device(config)
     cache_bytes = model.kv_cache_bytes or (_CPU_CACHE_BYTES if device == "cpu" else None)
     hybrid = load_hybrid_layers(spec, files)
-    states = _states(hybrid, cache_bytes, dtype, model.max_batch_requests)
+    max_requests = EngineConfig(max_batch_requests=model.max_batch_requests).batch_limit(device or "cuda")
+    states = _states(hybrid, cache_bytes, dtype, max_requests)
     if cache_bytes is not None:
         _check_cache(files, cache_bytes, dtype, hybrid, states)
     found = Preflight(

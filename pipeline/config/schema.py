@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from illava.engine.config import EngineConfig
 from illava.pixel_limits import PixelLimits
 from illava.plan import ReductionPlan
 from illava.weight_files import Quantization
@@ -205,7 +204,9 @@ class ModelConfig(Section):
         adapter: a LoRA adapter that is added to the model; null adds none.
         kv_cache_bytes: size of the paged key/value pool, with the recurrent states of Qwen3.5; null takes 60 % of what
             the weights leave, 2 GiB on CPU.
-        max_batch_requests: requests in one running decode batch, at most.
+        max_batch_requests: requests in one running decode batch, at most; null takes what the key/value pool holds of
+            the job's own requests, 32 at least and 256 at most, and 32 on CPU or where the card is not known when the
+            run begins, as on a Ray cluster elsewhere. `--dry-run` says it for the common cards.
     """
 
     model_id: str = result_field(min_length=1)
@@ -215,7 +216,7 @@ class ModelConfig(Section):
     quantization: Quantization = optional_result_field("none", off="none")
     adapter: AdapterConfig | None = optional_result_field()
     kv_cache_bytes: int | None = runtime_field(None, ge=1)
-    max_batch_requests: int = runtime_field(EngineConfig().max_batch_requests, ge=1)
+    max_batch_requests: int | None = runtime_field(None, ge=1)
 
     @property
     def hub_revision(self) -> str | None:
