@@ -21,6 +21,7 @@ from illava.errors import ModelLoadError
 from illava.families import load_family
 from illava.families.adapters import Adapter
 from illava.families.base import Family
+from illava.families.tower_graphs import CudaCapture, TowerGraphs
 from illava.memory_counts import FREE_MEMORY_SHARE
 from illava.pixel_limits import NO_LIMITS, PixelLimits
 from illava.plan import EMPTY_PLAN
@@ -63,6 +64,7 @@ class VLM:
         captured = captures_steps(decoder) if config.decode_graphs is None else config.decode_graphs
         graphs = DecodeGraphs(decoder, family.embed, cache, max_batch=config.max_batch_requests) if captured else None
         backend_name(decoder.device, decoder.dtype, decoder.head_dim)  # refuses a word that cannot be had, at once
+        family.tower_graphs = TowerGraphs(family.encoder, CudaCapture(decoder.device)) if config.tower_graphs else None
         self.family = family
         self.engine = Engine(family, cache, config, graphs=graphs)
 
@@ -168,6 +170,7 @@ class VLM:
             "attention": self.attention_backend,
             "kernels": kernels_on(self.family.decoder.device),
             "decode_steps": "eager" if self.engine.graphs is None else "cuda_graphs",
+            "encodings": "eager" if self.family.tower_graphs is None else "cuda_graphs",
             "weights": self.family.weights,
         }
 
