@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from illava.attention.backend import AttentionBackend, backend_name, check_cudnn
+from illava.attention.cpu_biased import biased_attention, biased_chunks
 from illava.host_copies import device_cache, on_device
 
 _MASKED_QUERIES = 512  # bounds the mask of a long chunk: 512 x keys
@@ -69,6 +70,8 @@ def packed_attention_lse(
         raise ValueError(f"segments of {sum(lengths)} tokens in all, but {q_THd.shape[0]} queries were given")
     if not lengths:
         return torch.empty_like(q_THd), None
+    if key_bias_T is not None and q_THd.device.type == "cpu":
+        return biased_attention(q_THd, k_TGd, v_TGd, lengths, key_bias_T, causal=causal, scale=scale), None
     if key_bias_T is not None:
         width = v_TGd.shape[-1]
         q_THd, k_TGd = with_key_bias(q_THd, k_TGd, key_bias_T, scale=scale)
@@ -122,6 +125,8 @@ def chunk_attention(
         key_bias_U: float32, added to every score of that key, in all heads; see `with_key_bias`.
     """
     lengths, key_lengths = tuple(lengths), tuple(key_lengths)
+    if key_bias_U is not None and q_CHd.device.type == "cpu":
+        return biased_chunks(q_CHd, k_UGd, v_UGd, lengths, key_lengths, key_bias_U=key_bias_U, scale=scale)
     if key_bias_U is not None:
         width = v_UGd.shape[-1]
         q_CHd, k_UGd = with_key_bias(q_CHd, k_UGd, key_bias_U, scale=scale)
