@@ -22,6 +22,7 @@ from illava.errors import ModelLoadError
 from illava.families import load_family
 from illava.families.adapters import Adapter
 from illava.families.base import Family
+from illava.families.tower_graphs import CudaCapture, TowerGraphs
 from illava.memory_counts import FREE_MEMORY_SHARE
 from illava.pixel_limits import NO_LIMITS, PixelLimits
 from illava.plan import EMPTY_PLAN
@@ -62,6 +63,7 @@ class VLM:
         cache = make_cache(decoder, pool_bytes=pool_bytes, block_size=config.block_size, max_requests=max_batch)
         captured = captures_steps(decoder) if config.decode_graphs is None else config.decode_graphs
         backend_name(decoder.device, decoder.dtype, decoder.head_dim)  # refuses a word that cannot be had, at once
+        family.tower_graphs = TowerGraphs(family.encoder, CudaCapture(decoder.device)) if config.tower_graphs else None
         graphs = None
         if captured:
             graphs = DecodeGraphs(decoder, family.embed, cache, draw=draw_greedy, max_batch=max_batch)
@@ -172,6 +174,7 @@ class VLM:
             "attention": self.attention_backend,
             "kernels": kernels_on(self.family.decoder.device),
             "decode_steps": "eager" if self.engine.graphs is None else "cuda_graphs",
+            "encodings": "eager" if self.family.tower_graphs is None else "cuda_graphs",
             "weights": self.family.weights,
         }
 

@@ -213,6 +213,8 @@ def model_checks(device: torch.device, family: str) -> Iterator[Check]:
                     _answers(folder, device, dtype, stage, media, decode_graphs=graphs) for graphs in (True, False)
                 )
                 yield Check(f"{name}, {dtype}: captured against eager", parted(captured, eager), bound)
+                replayed = _answers(folder, device, dtype, stage, media, decode_graphs=False, tower_graphs=True)
+                yield Check(f"{name}, {dtype}: captured encodings against eager", parted(replayed, eager), bound)
 
 
 def parted(found: Sequence[Generation], expected: Sequence[Generation]) -> float:

@@ -22,7 +22,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from illava.attention.backend import AttentionBackend, backend_name, check_cudnn
 from illava.attention.cpu_biased import biased_attention, biased_chunks
-from illava.host_copies import on_device
+from illava.host_copies import device_cache, on_device
 
 _MASKED_QUERIES = 512  # bounds the mask of a long chunk: 512 x keys
 
@@ -205,7 +205,7 @@ def _shares_heads(device: torch.device) -> bool:
     return device.type != "cuda"
 
 
-@lru_cache(maxsize=64)
+@device_cache(64)
 def _bounds(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     """Cumulative segment bounds, int32; cached, since every layer of a prefill needs the same ones."""
     with torch.inference_mode(False):  # training may save for backward what inference cached

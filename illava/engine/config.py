@@ -34,6 +34,7 @@ class EngineConfig:
         max_chunk_tokens: prompt tokens of one step while others decode; a longer prefill goes on in the next step.
         gpu_share: share of the GPU's memory that this engine may fill, as where several processes share one.
         decode_graphs: decode steps as CUDA graphs; None where they can be, True refuses where they cannot.
+        tower_graphs: encodings as CUDA graphs, where the plan fixes their counts; see `illava.families.tower_graphs`.
 
     Raises:
         ValueError: a limit below 1, under which nothing would ever run.
@@ -48,6 +49,7 @@ class EngineConfig:
     max_chunk_tokens: int = 4_096
     gpu_share: float = 1.0
     decode_graphs: bool | None = None
+    tower_graphs: bool = False
 
     def __post_init__(self) -> None:
         for name in (
