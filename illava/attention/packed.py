@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from illava.attention import bfloat16_cpu
 from illava.host_copies import on_device
 
 Backend = Literal["sdpa", "varlen"]
@@ -147,6 +148,8 @@ def _sdpa(
     q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor, lengths: tuple[int, ...], *, causal: bool, scale: float
 ) -> Tensor:
     """Call SDPA once for neighbouring segments of one length: a batch of frames is one call, as in transformers."""
+    if bfloat16_cpu.serves(q_THd, lengths):
+        return bfloat16_cpu.attend(q_THd, k_TGd, v_TGd, lengths, causal=causal, scale=scale)
     outputs, start = [], 0
     for length, group in groupby(lengths):
         num_segments = len(list(group))

@@ -6,7 +6,7 @@ from illava.decoder.state_shape import num_state_slots
 from illava.engine.config import EngineConfig
 from illava.families import load_spec
 from illava.memory_counts import CARDS_GB, fit, memory_counts
-from pipeline.config.preflight import ITEMSIZES, Preflight, RecurrentMemory, preflight
+from pipeline.config.preflight import ITEMSIZES, Preflight, RecurrentMemory, preflight, runs_on_cpu
 from pipeline.config.schema import JobConfig
 from pipeline.runs.run_folder import Run
 
@@ -18,15 +18,19 @@ def model_fit(run: Run) -> list[tuple[str, str]]:
         PlanError, ModelLoadError, ConfigError, DeviceError: as `preflight`, and as the run itself would.
     """
     found = preflight(run.config, run.config_fingerprint.fields["model.dtype"])
-    lines = [("device", _device(found)), ("memory", _memory(found, run.config.runtime.num_vlm_actors.max))]
+    lines = [("device", _device(found, run.config)), ("memory", _memory(found, run.config.runtime.num_vlm_actors.max))]
     if found.states is not None:
         lines.append(("", _states(found.states)))
     return [*lines, *_cards(run.config, found)]
 
 
-def _device(found: Preflight) -> str:
+def _device(found: Preflight, config: JobConfig) -> str:
     where = found.device or "as the Ray cluster has it, which is asked when the run begins"
-    return f"{where}, {found.dtype}"
+    why = ""
+    if config.model.dtype == "auto" and runs_on_cpu(config):
+        no = "" if found.dtype == "bfloat16" else "no "
+        why = f" (auto: the processor here has {no}native bfloat16 products; a run keeps its first choice)"
+    return f"{where}, {found.dtype}{why}"
 
 
 def _memory(found: Preflight, num_actors: int) -> str:
