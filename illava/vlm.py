@@ -18,6 +18,7 @@ from illava.decoder.hybrid_cache import make_cache
 from illava.devices import cpu_dtype, open_device
 from illava.engine.config import EngineConfig
 from illava.engine.engine import Engine
+from illava.engine.sampling import draw_greedy
 from illava.errors import ModelLoadError
 from illava.families import load_family
 from illava.families.adapters import Adapter
@@ -61,7 +62,11 @@ class VLM:
             decoder, pool_bytes=pool_bytes, block_size=config.block_size, max_requests=config.max_batch_requests
         )
         captured = captures_steps(decoder) if config.decode_graphs is None else config.decode_graphs
-        graphs = DecodeGraphs(decoder, family.embed, cache, max_batch=config.max_batch_requests) if captured else None
+        graphs = None
+        if captured:
+            graphs = DecodeGraphs(decoder, family.embed, cache, draw=draw_greedy, max_batch=config.max_batch_requests)
+            with torch.cuda.device_of(cache.k_pool_PSGd), torch.inference_mode():
+                graphs.capture()
         self.family = family
         self.engine = Engine(family, cache, config, graphs=graphs)
 

@@ -60,12 +60,14 @@ class Work:
         kernels: operations and launches, by name.
         blocking: copies and reads for which the host waits, by the line of this project that asked.
         copies: copies between host and device that do not wait.
+        arrived_bytes: that were brought to the device.
         elementwise_bytes: read and written by all kernels but matrix products, convolutions and attention.
     """
 
     kernels: Counter[str] = field(default_factory=Counter)
     blocking: Counter[str] = field(default_factory=Counter)
     copies: int = 0
+    arrived_bytes: int = 0
     elementwise_bytes: int = 0
 
     @property
@@ -165,10 +167,9 @@ class StandInCuda(TorchDispatchMode):
 
     def _on_device(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """Run an operation whose result is on the device."""
-        copies_in = name in ("_to_copy", "copy_") and any(
-            isinstance(leaf, Tensor) and not isinstance(leaf, FakeTensor) for leaf in _leaves((args, kwargs))
-        )
+        copies_in = name in ("_to_copy", "copy_") and any(map(_is_on_host, _leaves((args, kwargs))))
         if copies_in:
+            self.work.arrived_bytes += _num_bytes(next(x for x in _leaves((args, kwargs)) if _is_on_host(x)))
             self._wait_unless(kwargs.get("non_blocking", False) or (name == "copy_" and len(args) > 2 and args[2]))
         if name in ("index", "index_put_", "_index_put_impl_"):
             args = (args[0], [self._index(part) for part in args[1]], *args[2:])
@@ -299,6 +300,7 @@ class StandInCuda(TorchDispatchMode):
         # Under inference mode a dispatch mode is given composites (``linear``, ``to``), not what they are made of.
         yield mock.patch.object(torch._C, "_InferenceMode", lambda mode: torch.no_grad() if mode else nullcontext())
         yield mock.patch.object(torch.cuda, "synchronize", return_value=None)
+        yield mock.patch.object(torch.cuda, "Event", mock.MagicMock)
         yield mock.patch.object(FakeTensor, "tolist", lambda value: value.cpu().tolist())  # torch's reads cell by cell
         yield mock.patch.dict(os.environ, {"ILLAVA_KERNELS": "torch"} if self.values else {})
         yield mock.patch.object(Tensor, "pin_memory", lambda value, *_: value)
@@ -364,6 +366,10 @@ def _twin(value: Any) -> Any:
     if isinstance(value, torch.device):
         return torch.device("cpu")
     return value
+
+
+def _is_on_host(value: Any) -> bool:
+    return isinstance(value, Tensor) and not isinstance(value, FakeTensor)
 
 
 def _num_bytes(value: Tensor) -> int:

@@ -204,12 +204,14 @@ def batch_of(size: int) -> Part:
 
 
 def _without_graphs(bench: Bench, videos: list[VisualInput], new_tokens: int) -> dict[str, Any]:
-    engine = bench.vlm.engine
-    graphs, engine.graphs = engine.graphs, None
+    phase = bench.vlm.engine.decode_phase
+    graphs, phase.graphs = phase.graphs, None
+    phase.drop()
     try:
         return time_ours(bench.vlm, videos, new_tokens, EMPTY_PLAN, now=bench.clock)
     finally:
-        engine.graphs = graphs
+        phase.graphs = graphs
+        phase.drop()
 
 
 def _compared(seen: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:

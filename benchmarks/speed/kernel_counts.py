@@ -13,6 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -23,7 +24,8 @@ from benchmarks.common.device_onevision import build_onevision
 from benchmarks.common.machine import write_json
 from benchmarks.common.stand_in_cuda import StandInCuda, Work
 from illava import VLM, Request, SamplingParams, VisualInput, preset
-from illava.decoder.decode import StaticInputs, decode_step
+from illava.decoder import cuda_graphs
+from illava.engine.sampling import draw_greedy
 from illava.plan import EMPTY_PLAN, ReductionPlan
 
 
@@ -46,7 +48,11 @@ def stages(vlm: VLM, stand_in: StandInCuda, video: VisualInput, plan: ReductionP
     engine, found = vlm.engine, {}
     engine.submit(Request("counted", (video, PROMPT), SamplingParams(max_new_tokens=4, min_new_tokens=4)), plan)
     with torch.inference_mode():
-        for stage, run in (("tower", engine._encode), ("prefill", engine._prefill), ("decode", engine._decode)):
+        for stage, run in (
+            ("tower", engine._encode),
+            ("prefill", engine._prefill),
+            ("decode", lambda: engine.decode_phase.queue(engine._running)),
+        ):
             with stand_in.recorded() as found[stage]:
                 run()
     failed = [generation.error for generation in engine._finished if generation.error is not None]
@@ -57,11 +63,12 @@ def stages(vlm: VLM, stand_in: StandInCuda, video: VisualInput, plan: ReductionP
 
 
 def captured_step(vlm: VLM, stand_in: StandInCuda, *, batch: int) -> Work:
-    """What a captured decode step of so many rows holds."""
-    decoder, cache = vlm.family.decoder, vlm.engine.cache
-    static = StaticInputs(decoder, cache, max_batch=batch, num_axes=1)
+    """What a captured decode step of so many rows holds: its greedy draw, too."""
+    decoder, embed = vlm.family.decoder, vlm.family.embed
+    with mock.patch.object(cuda_graphs, "_Recorder"):
+        graphs = cuda_graphs.DecodeGraphs(decoder, embed, vlm.engine.cache, draw=draw_greedy, max_batch=batch)
     with torch.inference_mode(), stand_in.recorded() as work:
-        decode_step(decoder, vlm.family.embed, cache, static.rows(batch))
+        graphs._step(batch, biased=False)
     return work
 
 
