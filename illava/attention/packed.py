@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from illava.attention import bfloat16_cpu
 from illava.attention.backend import AttentionBackend, backend_name, check_cudnn
 from illava.attention.cpu_biased import biased_attention, biased_chunks
 from illava.host_copies import device_cache, on_device
@@ -169,6 +170,8 @@ def _sdpa(
     backend: AttentionBackend = "sdpa",
 ) -> Tensor:
     """Call SDPA once for neighbouring segments of one length: a batch of frames is one call, as in transformers."""
+    if bfloat16_cpu.serves(q_THd, lengths):
+        return bfloat16_cpu.attend(q_THd, k_TGd, v_TGd, lengths, causal=causal, scale=scale)
     if backend == "cudnn":
         check_cudnn(q_THd.device, q_THd.dtype, q_THd.shape[-1])
     outputs, start = [], 0

@@ -137,6 +137,20 @@ def runs_elsewhere(config: JobConfig) -> bool:
     return config.runtime.executor == "ray" and (bool(os.environ.get("RAY_ADDRESS")) or has_session)
 
 
+def runs_on_cpu(config: JobConfig) -> bool:
+    """Whether the job's models run on CPU, as far as is known before a cluster is asked; refuses nothing."""
+    device, gpus = config.model.device, config.runtime.gpus_per_actor
+    if device == "cuda" or gpus not in ("auto", 0):
+        return device == "cpu"
+    if device == "cpu" or gpus == 0:
+        return True
+    if runs_elsewhere(config):
+        return False
+    from illava.devices import has_cuda
+
+    return not any(map(os.path.exists, _GPU_SIGNS)) or not has_cuda()
+
+
 def _device(config: JobConfig) -> Literal["cpu", "cuda"] | None:
     if runs_elsewhere(config):
         return None

@@ -194,8 +194,8 @@ class ModelConfig(Section):
     Attributes:
         model_id: hub id or local folder (safetensors only).
         revision: 40 hex digits of the hub commit; null for a local folder.
-        dtype: ``auto`` is the checkpoint's own on every device, but bfloat16 for float16 (see
-            `pipeline.runs.config_fingerprint`).
+        dtype: ``auto`` is bfloat16 on a CPU that multiplies it natively (AVX-512 BF16, AMX) and float32 on others; on a
+            GPU the checkpoint's own, but bfloat16 for float16. A run keeps what it first started with, on any machine.
         device: ``auto`` is CUDA where each actor has a GPU, else CPU, and a run of one may go on on the other;
             ``cuda`` and ``cpu`` hold for all rows of a run. Which GPU is CUDA_VISIBLE_DEVICES' or Ray's to say.
         quantization: of the decoder's linear layers while the model is loaded (torchao): ``float8`` and ``int8`` halve

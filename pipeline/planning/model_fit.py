@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from illava.engine.config import CPU_BATCH_REQUESTS, GPU_BATCH_REQUESTS, EngineConfig
 from illava.families import load_spec
 from illava.memory_counts import CARDS_GB, memory_counts
-from pipeline.config.preflight import ITEMSIZES, Preflight, RecurrentMemory, preflight
+from pipeline.config.preflight import ITEMSIZES, Preflight, RecurrentMemory, preflight, runs_on_cpu
 from pipeline.config.schema import JobConfig
 from pipeline.execution.batch_limit import ItemShape, most_request_tokens, pool_tokens
 from pipeline.runs.run_folder import Run
@@ -20,15 +20,19 @@ def model_fit(run: Run, shapes: Collection[ItemShape] = ()) -> list[tuple[str, s
         PlanError, ModelLoadError, ConfigError, DeviceError: as `preflight`, and as the run itself would.
     """
     found = preflight(run.config, run.config_fingerprint.fields["model.dtype"])
-    lines = [("device", _device(found)), ("memory", _memory(found, run.config.runtime.num_vlm_actors.max))]
+    lines = [("device", _device(found, run.config)), ("memory", _memory(found, run.config.runtime.num_vlm_actors.max))]
     if found.states is not None:
         lines.append(("", _states(found.states)))
     return [*lines, *_cards(run.config, found, shapes)]
 
 
-def _device(found: Preflight) -> str:
+def _device(found: Preflight, config: JobConfig) -> str:
     where = found.device or "as the Ray cluster has it, which is asked when the run begins"
-    return f"{where}, {found.dtype}"
+    why = ""
+    if config.model.dtype == "auto" and runs_on_cpu(config):
+        no = "" if found.dtype == "bfloat16" else "no "
+        why = f" (auto: the processor here has {no}native bfloat16 products; a run keeps its first choice)"
+    return f"{where}, {found.dtype}{why}"
 
 
 def _memory(found: Preflight, num_actors: int) -> str:
