@@ -98,7 +98,7 @@ def compare(ask: Any) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", required=True)
-    parser.add_argument("--clips", type=int, default=40, help="of each kind")
+    parser.add_argument("--clips", type=int, default=24, help="of each kind")
     args = parser.parse_args()
     vlm, results = VLM.from_pretrained(str(MODEL), dtype="float32", device="cpu", kv_cache_bytes=256 << 20), {}
     with TemporaryDirectory() as name:

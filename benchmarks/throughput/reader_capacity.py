@@ -203,9 +203,9 @@ def job(clip: Path, folder: Path, *, num_items: int, items_per_h: float, output:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", required=True)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, nargs="+", default=DURATIONS_S, help="lengths of the clips")
-    parser.add_argument("--items", type=int, default=48, help="of each job; 0 leaves the jobs out")
+    parser.add_argument("--items", type=int, default=24, help="of each job; 0 leaves the jobs out")
     args = parser.parse_args()
     os.environ["PYTHONPATH"] = str(ROOT)  # Ray's workers import this project's benchmarks
     from tests.support.media.clips import write_video
@@ -226,12 +226,18 @@ def main() -> None:
             sides = measure(path, args.rounds, preprocessor, client)
             results.append({"setting": setting, "num_bytes": path.stat().st_size, "sides": sides})
             show(results[-1])
+            keep(args, results, jobs)
         if args.items:
             clip = folder / f"{args.seconds[0]}.mp4"
             alone_per_h = 3600 / results[0]["sides"]["local, decord"]["wall_s"]
-            for rate, output in ((GPU_ITEMS_PER_H, "fast"), (alone_per_h / 4, "slow")):
+            for rate, output in ((GPU_ITEMS_PER_H, "fast"), (alone_per_h / 2, "slow")):
                 jobs.append(job(clip, folder, num_items=args.items, items_per_h=rate, output=output))
                 print(jobs[-1], flush=True)
+                keep(args, results, jobs)
+
+
+def keep(args: argparse.Namespace, results: list[dict[str, Any]], jobs: list[dict[str, Any]]) -> None:
+    """Write what has been measured so far."""
     shown = {"gpu_items_per_h": GPU_ITEMS_PER_H, "model_px": MODEL_PX, "rounds": args.rounds}
     write_json(args.json, {"benchmark": "reader_capacity", **shown, "results": results, "jobs": jobs})
 
