@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.common.result_files import results  # noqa: E402
+from benchmarks.tables.reader_tables import capacity_table, frame_budgets_table, waits_table  # noqa: E402
 from benchmarks.tables.speed_tables import (  # noqa: E402
     device_of,
     engine_table,
@@ -153,12 +154,14 @@ PAGES: dict[str, Tables] = {
         "readers": readers_table,
         "accuracy": accuracy_table,
         "compared": compared_table,
+        "frame-budgets": frame_budgets_table,
         "reducer-overhead": overhead_table,
         "grammar": grammar_table,
         "quantization": quantization_table,
         "pipeline": pipeline_table,
         "ray-data": ray_data_table,
     },
+    "docs/cost-and-capacity.md": {"capacity": capacity_table, "waits": waits_table},
 }
 
 
