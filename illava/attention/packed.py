@@ -71,7 +71,7 @@ def packed_attention_lse(
         raise ValueError(f"segments of {sum(lengths)} tokens in all, but {q_THd.shape[0]} queries were given")
     if not lengths:
         return torch.empty_like(q_THd), None
-    if key_bias_T is not None and q_THd.device.type == "cpu":
+    if key_bias_T is not None and _takes_bias(q_THd):
         return biased_attention(q_THd, k_TGd, v_TGd, lengths, key_bias_T, causal=causal, scale=scale), None
     if key_bias_T is not None:
         width = v_TGd.shape[-1]
@@ -84,6 +84,11 @@ def packed_attention_lse(
         has = _varlen_arguments(q_THd.device, q_THd.dtype)
         return _varlen(q_THd, k_TGd, v_TGd, lengths, causal=causal, scale=scale, has=has)
     return _sdpa(q_THd, k_TGd, v_TGd, lengths, causal=causal, scale=scale, backend=backend), None
+
+
+def _takes_bias(q_THd: Tensor) -> bool:
+    """Whether the kernel that serves these queries takes a bias itself (`illava.attention.cpu_biased`)."""
+    return q_THd.device.type == "cpu" and backend_name(q_THd.device, q_THd.dtype, q_THd.shape[-1]) == "sdpa"
 
 
 def with_key_bias(q_THd: Tensor, k_TGd: Tensor, key_bias_T: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
@@ -126,7 +131,7 @@ def chunk_attention(
         key_bias_U: float32, added to every score of that key, in all heads; see `with_key_bias`.
     """
     lengths, key_lengths = tuple(lengths), tuple(key_lengths)
-    if key_bias_U is not None and q_CHd.device.type == "cpu":
+    if key_bias_U is not None and _takes_bias(q_CHd):
         return biased_chunks(q_CHd, k_UGd, v_UGd, lengths, key_lengths, key_bias_U=key_bias_U, scale=scale)
     if key_bias_U is not None:
         width = v_UGd.shape[-1]
