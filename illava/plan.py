@@ -213,7 +213,7 @@ def deprecations(plan: ReductionPlan) -> list[str]:
         "(docs/plans-and-methods.md, budgets by error)"
     )
     old = ["`budget: auto`"] if plan.budget == "auto" else []
-    old += ["reducer `kind: bounded_error`" for step in plan.steps if step.reducer.kind == "bounded_error"][:1]
+    old += [f"reducer `kind: {kind}`" for kind in sorted({s.reducer.kind for s in plan.steps if s.reducer.deprecated})]
     return [f"{what} is deprecated, and the next release no longer has it: {instead}" for what in old]
 
 

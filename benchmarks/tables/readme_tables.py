@@ -127,11 +127,13 @@ def compared_table() -> str:
 
 
 def methods_list() -> str:
-    """One line a method: its name, what it does, its paper."""
+    """One line a method that the next release still has: its name, what it does, its paper."""
     from illava.reducers import REDUCERS
 
     lines = []
     for kind, reducer in REDUCERS.items():
+        if reducer.deprecated:
+            continue
         said = reducer.__doc__ or ""
         first = re.sub(r"``(.+?)``", r"`\1`", said.strip().splitlines()[0])
         source = _source(said) or _source(sys.modules[reducer.__module__].__doc__ or "")

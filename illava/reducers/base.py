@@ -141,6 +141,7 @@ class Reducer(BaseModel, ABC):
         merges_frames: in the tower it sees a whole video as one segment and makes fewer frames of it.
         may_keep_all: it drops redundant tokens only, so dropping nothing is no error.
         drops_cells: at ``media`` it leaves gaps in a frame's grid, rather than fewer frames or fewer pixels.
+        deprecated: the next release no longer has it; `illava.plan.deprecations` says what takes its place.
         media_kinds: the kinds it acts on at ``media``; other media of the request pass unchanged.
     """
 
@@ -151,6 +152,7 @@ class Reducer(BaseModel, ABC):
     may_keep_all: ClassVar[bool] = False
     media_kinds: ClassVar[frozenset[MediaKind]] = frozenset({"image", "video"})
     drops_cells: ClassVar[bool] = True
+    deprecated: ClassVar[bool] = False
     kind: str
     per: Scope = "medium"
 
