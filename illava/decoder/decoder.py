@@ -111,6 +111,11 @@ class Decoder:
         return any(map(_has_experts, self.layers))
 
     @property
+    def num_position_axes(self) -> int:
+        """Rotary axes of a token's position: three where the tables have sections (M-RoPE), else one."""
+        return 3 if "mrope_section" in (getattr(self.rotary.config, "rope_parameters", None) or {}) else 1
+
+    @property
     def num_tokens(self) -> int:
         """Logits of a token; a tokenizer may know fewer."""
         return int(self.lm_head.out_features)

@@ -18,7 +18,7 @@ from illava.engine.batching import (
     sample_next_token,
     sampling_of,
     take_batch,
-    to_host,
+    to_outcomes,
 )
 from illava.engine.prefix_sharing import cached_prefix, common_prefix_len, snapshot_len
 from illava.engine.prompt import join_trace, pack
@@ -153,7 +153,7 @@ class PrefillPhase:
 
     def _prefilled(self, done: Prefill, group: Sequence[RequestState]) -> list[Outcome]:
         sampling = sampling_of(group, self._decoder.device, first=True)
-        outcomes = to_host(self._draw(done.logits_BV, sampling, group), group)
+        outcomes = to_outcomes(self._draw(done.logits_BV, sampling, group).cpu(), group)
         for row, state in enumerate(group):
             num_computed, mm_item = state.computed_by_layer
             state.lengths = [n + lengths[row] for n, lengths in zip(num_computed, done.lengths_LB, strict=True)]

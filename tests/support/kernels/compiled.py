@@ -41,7 +41,7 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 def compile_kernel(kernel: JITFunction, odd: tuple[str, ...] = (), dtype: str = "bf16", **constants: int) -> None:
     """Compile, check and print; ``odd`` names the integers that 16 does not divide."""
-    warps = constants.pop("num_warps", 4)
+    warps, stages = constants.pop("num_warps", 4), constants.pop("num_stages", 2)
     types = {**NUMBERS, **dict.fromkeys(POINTERS, f"*{dtype}")}
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
     divided = {
@@ -51,7 +51,7 @@ def compile_kernel(kernel: JITFunction, odd: tuple[str, ...] = (), dtype: str = 
     }
     fixed = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     source = ASTSource(kernel, signature, fixed, divided)
-    options = make_backend(TARGET).parse_options({"num_stages": 2, "num_warps": warps}).__dict__
+    options = make_backend(TARGET).parse_options({"num_stages": stages, "num_warps": warps}).__dict__
     compiled = triton.compile(source, target=TARGET, options=options)
     assert f".target sm_{CAPABILITY}" in compiled.asm["ptx"]
     assert compiled.metadata.shared <= SHARED_KIB[CAPABILITY] << 10, compiled.metadata.shared
@@ -78,6 +78,7 @@ def inspected(cubin: bytes) -> tuple[int, int, int]:
 if __name__ == "__main__":
     heads = {"SHARE": 7, "KV_HEADS": 4, "HEAD_DIM": 128, "BLOCK_SIZE": 16, "SPLITS": 32}
     for biased in (False, True):
+        heads["num_stages"] = triton_paged.NUM_STAGES
         compile_kernel(triton_paged._attend_split, **heads, BIASED=biased, BLOCK_H=16, BLOCK_N=64, BLOCK_D=128)
     compile_kernel(triton_paged._join_splits, HEADS=28, HEAD_DIM=128, SPLITS=32, BLOCK_D=128)
     for dtype, block in (("bf16", 64), ("fp32", 32)):
