@@ -22,8 +22,8 @@ BOUNDS = {
     ("empty", "prefill"): (125, 1, 0.007),
     ("plan", "tower"): (374, 0, 0.022),
     ("plan", "prefill"): (260, 1, 0.005),
-    ("sizes", "tower"): (1684, 0, 0.087),
-    ("sizes", "prefill"): (1476, 1, 0.012),
+    ("sizes", "tower"): (427, 0, 0.040),
+    ("sizes", "prefill"): (276, 1, 0.009),
 }
 STEP_KERNELS = 88 + 16  # of a captured step of six layers, and of its greedy draw
 
