@@ -22,8 +22,8 @@ BOUNDS = {
     ("empty", "prefill"): (125, 1, 0.007),
     ("plan", "tower"): (374, 0, 0.022),
     ("plan", "prefill"): (260, 1, 0.005),
-    ("sizes", "tower"): (1684, 0, 0.087),
-    ("sizes", "prefill"): (1476, 1, 0.012),
+    ("sizes", "tower"): (427, 0, 0.040),
+    ("sizes", "prefill"): (276, 1, 0.009),
 }
 STEP_KERNELS = 88 + 5  # of a captured step of six layers; its greedy draw, and what puts that in its place
 EAGER_KERNELS = 101  # of a step that is not captured, its drawing operation by operation
