@@ -63,7 +63,7 @@ class FlashVID(Reducer):
     def assign(self, tokens: Tokens, evidence: Evidence, stage: Stage) -> Assignment:
         import torch
 
-        from illava.reducers.ops.frame_trees import into_trees, medium_of
+        from illava.reducers.ops.frame_trees import into_trees, visual_of
         from illava.tokens import cluster
 
         kept = tuple(self.num_kept(n) for n in tokens.lengths)
@@ -76,9 +76,9 @@ class FlashVID(Reducer):
             strict=True,
         )
         for hidden_ND, coord_N3, attention_N, num_kept in parts:
-            medium = medium_of(hidden_ND, coord_N3, attention_N, relevance=self.event_relevance)
+            visual = visual_of(hidden_ND, coord_N3, attention_N, relevance=self.event_relevance)
             into_N, weight_N = into_trees(
-                medium, num_kept, num_picks=round(num_kept * self.pick_share), threshold=self.threshold
+                visual, num_kept, num_picks=round(num_kept * self.pick_share), threshold=self.threshold
             )
             into.append(into_N + start)
             weights.append(weight_N)
