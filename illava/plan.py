@@ -56,6 +56,11 @@ class ReductionStep(BaseModel):
                 f"proportional attention acts in the blocks behind a vision_block step; behind {self.stage!r} there "
                 "are none, and the decoder's cache holds keys of the model's own width: leave it out"
             )
+        if self.reducer.frames_in_window is not None and self.stage not in ("decoder_input", "decoder_layer"):
+            raise ValueError(
+                f"`window` joins frames before the language model and its layers; at {self.stage!r} every frame is "
+                "reduced by itself: leave it out, or merge whole frames by kind: frame_merging"
+            )
         if self.stage == "decoder_layer" and 0 in self.layers:
             raise ValueError("a decoder_layer step is scored by the layer before it: the first possible layer is 1")
         return self
@@ -194,10 +199,22 @@ def dump_digest(dump: dict[str, Any]) -> str:
 
 def _as_before(reducer: dict[str, Any]) -> dict[str, Any]:
     """A method's fields without those that came in later and are not used; two had proportional attention before."""
-    later = {"max_merge_error", "max_tokens"}
+    later = {"max_merge_error", "max_tokens", "window"}
     if reducer["kind"] not in ("tome", "ward"):
         later |= {"proportional_attention"}
     return {key: value for key, value in reducer.items() if key not in later or value}
+
+
+def deprecations(plan: ReductionPlan) -> list[str]:
+    """What of a plan the next release no longer has, and what is to be written in its place; one sentence each."""
+    instead = (
+        "write {preset: ward-document}, or a step {stage: decoder_input, reducer: {kind: ward, max_merge_error: 0.1}} "
+        "with size_bias: true; at equal tokens fewer answers are lost, and choosing them takes less time "
+        "(docs/plans-and-methods.md, budgets by error)"
+    )
+    old = ["`budget: auto`"] if plan.budget == "auto" else []
+    old += ["reducer `kind: bounded_error`" for step in plan.steps if step.reducer.kind == "bounded_error"][:1]
+    return [f"{what} is deprecated, and the next release no longer has it: {instead}" for what in old]
 
 
 EMPTY_PLAN = ReductionPlan()

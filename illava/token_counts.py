@@ -165,30 +165,44 @@ def _reduce(groups: list[TokenGroup], reducer: Reducer | None) -> list[TokenGrou
     if reducer is None:
         return groups
     several = len({group.mm_index for group in groups}) > 1
+    window_of = _windows(groups, reducer.frames_in_window)
     untouched: list[TokenGroup] = []
     scopes: dict[tuple[int | None, int | None], list[TokenGroup]] = {}
     for group in groups:
+        by_window = reducer.frames_in_window and (group.mm_index in window_of or group.frame is None)
+        by_frame = reducer.per == "frame" or by_window
         if reducer.per == "prompt":
             scopes.setdefault((None if several else group.mm_index, None), []).append(group)
-        elif reducer.per == "frame" and group.frame == -1:
+        elif by_frame and group.frame == -1:
             untouched.append(group)
-        elif group.mm_index is None or (reducer.per == "frame" and group.frame is None):
+        elif group.mm_index is None or (by_frame and group.frame is None):
             untouched.append(TokenGroup(group.mm_index, group.frame, group.count, exact=False))
         else:
-            scopes.setdefault((group.mm_index, group.frame if reducer.per == "frame" else None), []).append(group)
+            scope = window_of[group.mm_index][group.frame] if group.mm_index in window_of else group.frame
+            scopes.setdefault((group.mm_index, scope if by_frame else None), []).append(group)
     # Neighbouring media may share a span; how many do depends on the prompt.
     sharp = not (reducer.per == "span" and several)
-    reduced = [_reduce_scope(key, members, reducer, sharp) for key, members in scopes.items()]
+    reduced = [_reduce_scope(mm_index, members, reducer, sharp) for (mm_index, _), members in scopes.items()]
     return reduced + untouched
 
 
-def _reduce_scope(
-    key: tuple[int | None, int | None], members: list[TokenGroup], reducer: Reducer, sharp: bool
-) -> TokenGroup:
-    total = sum(group.count for group in members)
-    kept = reducer.num_kept(total)
-    exact = sharp and kept is not None and all(group.exact for group in members)
-    return TokenGroup(*key, total if kept is None else kept, exact=exact)
+def _windows(groups: list[TokenGroup], num_frames: int | None) -> dict[int | None, dict[int | None, int]]:
+    """The window that each frame of each visual input with frames belongs to; none without windows."""
+    frames: dict[int | None, set[int]] = {}
+    for group in groups if num_frames else ():
+        if group.frame is not None and group.frame >= 0 and group.count:
+            frames.setdefault(group.mm_index, set()).add(group.frame)
+    return {
+        mm_index: {frame: n // (num_frames or 1) for n, frame in enumerate(sorted(own))}
+        for mm_index, own in frames.items()
+    }
+
+
+def _reduce_scope(mm_index: int | None, members: list[TokenGroup], reducer: Reducer, sharp: bool) -> TokenGroup:
+    total, frames = sum(group.count for group in members), {group.frame for group in members}
+    exact = sharp and reducer.num_kept(total) is not None and all(group.exact for group in members)
+    frame = members[0].frame if len(frames) == 1 and mm_index is not None else None
+    return TokenGroup(mm_index, frame, reducer.most_kept(total), exact=exact)
 
 
 def tower_counts(

@@ -11,8 +11,7 @@ from typing import Any, get_args
 
 import torch
 
-from illava.attention.backend import kernels_on
-from illava.attention.packed import backend_name
+from illava.attention.backend import backend_name, kernels_on
 from illava.decoder.cuda_graphs import DecodeGraphs, captures_steps
 from illava.decoder.hybrid_cache import make_cache
 from illava.devices import open_device
@@ -50,7 +49,8 @@ class VLM:
     Raises:
         TypeError: an option that `EngineConfig` does not have.
         ValueError: a limit below 1.
-        ModelLoadError: the pool cannot hold a single token, or decode graphs were demanded where there are none.
+        ModelLoadError: the pool cannot hold a single token, or decode graphs or an attention backend were demanded
+            where there are none.
     """
 
     def __init__(self, family: Family, engine_config: EngineConfig | None = None, **options: Any) -> None:
@@ -61,6 +61,7 @@ class VLM:
         max_batch = config.batch_limit(decoder.device.type)
         cache = make_cache(decoder, pool_bytes=pool_bytes, block_size=config.block_size, max_requests=max_batch)
         captured = captures_steps(decoder) if config.decode_graphs is None else config.decode_graphs
+        backend_name(decoder.device, decoder.dtype, decoder.head_dim)  # refuses a word that cannot be had, at once
         graphs = None
         if captured:
             graphs = DecodeGraphs(decoder, family.embed, cache, draw=draw_greedy, max_batch=max_batch)
@@ -160,7 +161,7 @@ class VLM:
 
     @property
     def attention_backend(self) -> str:
-        """The backend of the decoder's packed attention: ``varlen`` or ``sdpa``."""
+        """The backend of the decoder's packed attention; see `illava.attention.backend.backend_name`."""
         decoder = self.family.decoder
         return backend_name(decoder.device, decoder.dtype, decoder.head_dim)
 

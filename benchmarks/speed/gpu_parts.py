@@ -29,8 +29,10 @@ from benchmarks.throughput.null_model import null_job
 from illava import VLM, Preprocessor, Request, SamplingParams, VisualInput
 from illava.analysis.peak_memory import PeakMemory
 from illava.attention.backend import kernels_on
+from illava.attention.packed import packed_attention
 from illava.attention.paged import paged_attention
 from illava.attention.scores import attention_received, causal_attention_received
+from illava.errors import ModelLoadError
 from illava.plan import EMPTY_PLAN, ReductionPlan
 from pipeline.config.schema import JobConfig
 from pipeline.execution.rows import RunInfo
@@ -130,7 +132,7 @@ def kernels(bench: Bench, result: dict[str, Any]) -> None:
 def _beside_reference(bench: Bench, work: Callable[[], Tensor]) -> dict[str, Any]:
     """The kernel that serves here and the reference: seconds of each, ratio, and the largest difference."""
     own, own_s = work(), seconds_each(bench.clock, work, repeats=5, rounds=5)
-    with _reference_kernels():
+    with forced("ILLAVA_KERNELS", "torch"):
         reference, reference_s = work(), seconds_each(bench.clock, work, repeats=2, rounds=3)
     return {
         "seconds": own_s,
@@ -141,17 +143,52 @@ def _beside_reference(bench: Bench, work: Callable[[], Tensor]) -> dict[str, Any
     }
 
 
+def attention(bench: Bench, result: dict[str, Any]) -> None:
+    """Each backend of packed attention at this model's shapes: seconds of a call, and which word is the fastest.
+
+    Frames before and after a plan's cuts, and a prompt alone; ``ILLAVA_ATTENTION`` takes the word.
+    """
+    tower, decoder = bench.vlm.family.tower._blocks[0].self_attn, bench.vlm.family.decoder
+    of_tower = tower.num_heads, tower.num_heads, tower.head_dim
+    of_decoder = (
+        decoder.layers[0].self_attn.q_proj.out_features // decoder.head_dim,
+        decoder.num_kv_heads,
+        decoder.head_dim,
+    )
+    whole, cut, prompt = (729, 361, 6_327) if bench.device.type == "cuda" else (49, 25, 100)
+    shapes = {
+        "frames": (of_tower, (whole,) * bench.num_frames, False),
+        "frames after the cuts": (of_tower, (cut,) * bench.num_frames, False),
+        "a prompt": (of_decoder, (prompt,), True),
+        "a prompt after the cuts": (of_decoder, (prompt * 4 // 11,), True),
+    }
+    for name, ((heads, groups, width), lengths, causal) in shapes.items():
+        draw = partial(torch.randn, device=bench.device, dtype=decoder.dtype)
+        q, k, v = (draw(sum(lengths), n, width) for n in (heads, groups, groups))
+        work = partial(packed_attention, q, k, v, lengths, causal=causal, scale=width**-0.5)
+        result[name] = found = {}
+        for word in ("varlen", "cudnn", "sdpa"):
+            with forced("ILLAVA_ATTENTION", word):
+                try:
+                    found[word] = seconds_each(bench.clock, work, repeats=5, rounds=5)
+                except ModelLoadError as error:
+                    found[word] = {"refused": str(error)}
+        ran = {word: seconds["median"] for word, seconds in found.items() if "median" in seconds}
+        found["fastest"] = min(ran, key=ran.__getitem__)
+
+
 @contextmanager
-def _reference_kernels() -> Iterator[None]:
-    before = os.environ.get("ILLAVA_KERNELS")
-    os.environ["ILLAVA_KERNELS"] = "torch"
+def forced(variable: str, word: str) -> Iterator[None]:
+    """Let an environment variable choose kernels or attention within the block."""
+    before = os.environ.get(variable)
+    os.environ[variable] = word
     kernels_on.cache_clear()
     try:
         yield
     finally:
-        os.environ.pop("ILLAVA_KERNELS")
+        os.environ.pop(variable)
         if before is not None:
-            os.environ["ILLAVA_KERNELS"] = before
+            os.environ[variable] = before
         kernels_on.cache_clear()
 
 

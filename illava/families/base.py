@@ -35,6 +35,8 @@ class MediaEncoder(Protocol):
 
     def num_vision_tokens(self, mm_item: VisualInput) -> int: ...
 
+    def prefetch(self, media: Sequence[VisualInput]) -> None: ...
+
     def encode(
         self,
         media: Sequence[VisualInput],
@@ -164,6 +166,10 @@ class Family(ABC):
     def num_vision_tokens(self, mm_item: VisualInput) -> int:
         """Visual tokens that the unreduced model gives its LLM for this input; from geometry."""
         return self.encoder.num_vision_tokens(mm_item)
+
+    def prefetch(self, media: Sequence[VisualInput]) -> None:
+        """Begin to copy the pixels of media that `encode` will be given next; see `illava.families.side_copies`."""
+        self.encoder.prefetch(media)
 
     @torch.no_grad()
     def encode(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,7 +12,7 @@ from typing import Any, TypeAlias
 from pydantic import ValidationError
 
 from illava.errors import PlanError
-from illava.plan import ReductionPlan, preset
+from illava.plan import ReductionPlan, deprecations, preset
 from illava.plan_input.strict_yaml import YAMLTextError, key_path, parse_yaml
 from illava.presets import PRESETS
 
@@ -21,7 +22,7 @@ _SUFFIXES = (".yaml", ".yml")
 
 
 def resolve_plan(source: PlanSource) -> ReductionPlan:
-    """Make the plan that is meant.
+    """Make the plan that is meant; a part of it that the next release no longer has is a `DeprecationWarning`.
 
     Args:
         source: a plan; the name of a preset; a mapping with the keys of a plan, such as ``{"preset": "illava-video"}``
@@ -31,6 +32,13 @@ def resolve_plan(source: PlanSource) -> ReductionPlan:
     Raises:
         PlanError: no such preset or file, or keys that make no plan; says every problem.
     """
+    plan = _resolved(source)
+    for sentence in deprecations(plan):
+        warnings.warn(sentence, DeprecationWarning, stacklevel=3)
+    return plan
+
+
+def _resolved(source: PlanSource) -> ReductionPlan:
     if isinstance(source, ReductionPlan):
         return source
     if isinstance(source, Mapping):

@@ -19,6 +19,7 @@ from illava.reducers.divprune import DivPrune
 from illava.reducers.evs import EVS
 from illava.reducers.fastv import FastV
 from illava.reducers.fewer_frames import FewerFrames
+from illava.reducers.flashvid import FlashVID
 from illava.reducers.frame_merging import FrameMerging
 from illava.reducers.free_videollm import FreeVideoLLM
 from illava.reducers.greedy import Greedy
@@ -57,6 +58,7 @@ _Union = (
     | SCOPE
     | VidCom2
     | EVS
+    | FlashVID
     | FewerFrames
     | LowerResolution
     | PixelPrune
@@ -105,6 +107,7 @@ __all__ = [
     "EvidenceKind",
     "FastV",
     "FewerFrames",
+    "FlashVID",
     "FrameMerging",
     "FreeVideoLLM",
     "Greedy",

@@ -161,6 +161,11 @@ class Reducer(BaseModel, ABC):
         return None
 
     @property
+    def frames_in_window(self) -> int | None:
+        """Neighbouring frames of a video that are one scope at decoder stages, in place of the scope ``per`` names."""
+        return None
+
+    @property
     def biases_attention(self) -> bool:
         """Whether the tower's blocks behind this step attend with log size (ToMe's proportional attention)."""
         return False
@@ -176,6 +181,11 @@ class Reducer(BaseModel, ABC):
     @abstractmethod
     def num_kept(self, num_tokens: int) -> int | None:
         """Tokens kept of a segment of ``num_tokens``; None where the data decide."""
+
+    def most_kept(self, num_tokens: int) -> int:
+        """`num_kept`, or an upper bound of it where the data decide."""
+        kept = self.num_kept(num_tokens)
+        return num_tokens if kept is None else kept
 
     @abstractmethod
     def assign(self, tokens: Tokens, evidence: Evidence, stage: Stage) -> Assignment:

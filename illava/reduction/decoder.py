@@ -98,9 +98,9 @@ class DecoderReduction:
         reducer = self._plan.at(stage, layer)
         if reducer is None:
             return prompts
-        if not prompts.counts.knows(reducer.per):
+        if not prompts.counts.knows(reducer):
             prompts = prompts.measured()
-        chosen = prompts.counts.select(reducer.per)
+        chosen = prompts.counts.select(reducer)
         if self._sized and prompts.size_T is None:  # visual tokens since they entered the decoder
             ones_T = prompts.hidden_TD.new_ones(prompts.hidden_TD.shape[0], dtype=torch.float32)
             prompts = replace(prompts, size_T=ones_T)

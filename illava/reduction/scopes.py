@@ -82,9 +82,10 @@ class VisualCounts:
         """All tokens of each request."""
         return tuple(text + mm_item for text, mm_item in zip(self.num_text, self.num_visual, strict=True))
 
-    def knows(self, per: Scope) -> bool:
-        """Whether the count of every such scope is known on the host."""
-        return all(len({_scope_key(*self.spans[n], per) for n in members}) == 1 for members, _ in self.groups)
+    def knows(self, reducer: Reducer) -> bool:
+        """Whether the count of every scope of this method is known on the host."""
+        keys = _scope_keys(self.spans, reducer)
+        return all(len({keys[n] for n in members}) == 1 for members, _ in self.groups)
 
     def measured(self, span_T: Tensor) -> VisualCounts:
         """The same with every span's count read from the device: one host synchronisation."""
@@ -92,15 +93,14 @@ class VisualCounts:
         groups = tuple(((n,), counts[n]) for n, (_, span) in enumerate(self.spans) if span.mm_index >= 0)
         return replace(self, groups=groups)
 
-    def select(self, per: Scope) -> Selection:
-        """All non-empty scopes of this kind in packed order. Needs `knows(per)`."""
-        totals: dict[ScopeKey, int] = {}
+    def select(self, reducer: Reducer) -> Selection:
+        """All non-empty scopes of this method in packed order. Needs `knows(reducer)`."""
+        keys, totals = _scope_keys(self.spans, reducer), dict[ScopeKey, int]()
         for members, count in self.groups:
-            key = _scope_key(*self.spans[members[0]], per)
+            key = keys[members[0]]
             if key is not None and count:
                 totals[key] = totals.get(key, 0) + count
         order = {key: n for n, key in enumerate(totals)}
-        keys = (_scope_key(request, span, per) for request, span in self.spans)
         scope_of_span = tuple(-1 if key is None else order.get(key, -1) for key in keys)
         return Selection(scope_of_span, tuple(totals.values()), tuple(key[0] for key in totals))
 
@@ -178,11 +178,31 @@ def planned_lengths(spans: Sequence[TokenSpan], plan: ReductionPlan, num_layers:
 
 
 def _planned(counts: VisualCounts, reducer: Reducer | None) -> VisualCounts:
-    if reducer is None or not counts.knows(reducer.per):
+    if reducer is None or not counts.knows(reducer):
         return counts
-    selection = counts.select(reducer.per)
-    kept = [reducer.num_kept(n) for n in selection.lengths]
-    return counts.reduced(selection, [n if k is None else k for n, k in zip(selection.lengths, kept, strict=True)])
+    selection = counts.select(reducer)
+    return counts.reduced(selection, [reducer.most_kept(n) for n in selection.lengths])
+
+
+def _scope_keys(spans: Sequence[tuple[int, TokenSpan]], reducer: Reducer) -> list[ScopeKey | None]:
+    """The scope that each span belongs to; None for a span out of scope."""
+    keys = [_scope_key(request, span, reducer.per) for request, span in spans]
+    if reducer.frames_in_window is None:
+        return keys
+    frames_of: dict[tuple[int, int], list[int]] = {}  # the frames of each visual input, in order
+    for request, span in spans:
+        if span.mm_index >= 0 and span.frame >= 0 and span.length:
+            frames_of.setdefault((request, span.mm_index), []).append(span.frame)
+    rank = {
+        (*mm_item, frame): n
+        for mm_item, frames in frames_of.items()
+        for n, frame in enumerate(sorted(set(frames)))
+    }  # fmt: skip
+    for n, (request, span) in enumerate(spans):
+        if (request, span.mm_index) in frames_of:
+            own = rank.get((request, span.mm_index, span.frame))
+            keys[n] = None if own is None else (request, span.mm_index, own // reducer.frames_in_window)
+    return keys
 
 
 def _scope_key(request: int, span: TokenSpan, per: Scope) -> ScopeKey | None:

@@ -19,7 +19,7 @@ from illava.plan_input.strict_yaml import YAMLTextError, key_path, parse_yaml
 from pipeline.config.base import choices_of
 from pipeline.config.schema import JobConfig
 from pipeline.errors import ConfigError
-from pipeline.old_names import KEYS, tell_new_name
+from pipeline.old_names import KEYS, tell_deprecated, tell_new_name
 from pipeline.storage.uris import printable
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -67,10 +67,13 @@ def _validated(schema: type[Schema], data: dict[str, Any], overrides: Sequence[s
     for old_key in sorted(renamed):
         tell_new_name(old_key, KEYS[old_key])
     try:
-        return schema.model_validate(data)
+        config = schema.model_validate(data)
     except ValidationError as error:
         lines = [_describe(problem, data, schema) for problem in error.errors(include_url=False)]
         raise ConfigError(f"{source}: {len(lines)} problem{'s' * (len(lines) > 1)}\n  " + "\n  ".join(lines)) from error
+    if isinstance(config, JobConfig):
+        tell_deprecated(config.reduction)
+    return config
 
 
 def _rename_keys(data: dict[str, Any], where: str) -> set[str]:

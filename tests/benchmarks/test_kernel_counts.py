@@ -20,16 +20,26 @@ from illava.plan import EMPTY_PLAN
 BOUNDS = {
     ("empty", "tower"): (135, 0, 0.024),
     ("empty", "prefill"): (125, 1, 0.007),
-    ("plan", "tower"): (379, 0, 0.022),
+    ("plan", "tower"): (374, 0, 0.022),
     ("plan", "prefill"): (260, 1, 0.005),
+    ("sizes", "tower"): (1684, 0, 0.087),
+    ("sizes", "prefill"): (1476, 1, 0.012),
 }
 STEP_KERNELS = 88 + 5  # of a captured step of six layers; its greedy draw, and what puts that in its place
 EAGER_KERNELS = 101  # of a step that is not captured, its drawing operation by operation
 
 
+def sizes_plan():
+    """`ward-video-50` in a tower of eight blocks."""
+    plan = preset("ward-video-50", layout="geometric")
+    cuts, before_llm = plan.steps
+    return plan.model_copy(update={"steps": (cuts.model_copy(update={"layers": (3, 5)}), before_llm)})
+
+
 @pytest.fixture(scope="module")
 def counted():
-    plans = {"empty": EMPTY_PLAN, "plan": preset("illava-small-video", layout="geometric")}
+    small = preset("illava-small-video", layout="geometric")
+    plans = {"empty": EMPTY_PLAN, "plan": small, "sizes": sizes_plan()}
     return count("tiny", frames=2, dtype=torch.bfloat16, plans=plans)
 
 
@@ -39,6 +49,21 @@ def test_a_second_request_asks_for_no_more_than_today(counted, plan, stage):
     assert found["kernels"] <= kernels, found["kernels_by_name"]
     assert found["blocking_copies"] <= blocking, found["blocking_by_line"]
     assert found["elementwise_gb"] <= elementwise_gb
+
+
+def test_scores_begin_with_what_the_attention_computed(counted):
+    """No block that is scored runs the score kernel's first pass."""
+    for plan in ("plan", "sizes"):
+        launched = counted["plans"][plan]["tower"]["second"]["kernels_by_name"]
+        assert launched["_sum_received"] > 0
+        assert "_log_sum_exp" not in launched
+
+
+def test_pixels_of_a_video_that_waits_are_copied_while_another_is_encoded(counted):
+    found = counted["video_behind_another"]
+    assert found["side_stream_copies"] == 1
+    assert found["other_copies_of_second"] == found["other_copies_of_first"] - 1
+    assert found["blocking_copies"] == 0
 
 
 def test_a_captured_step_has_no_more_kernels_than_today_and_waits_for_nothing(counted):
@@ -58,8 +83,15 @@ def test_the_committed_counts_are_of_the_true_shapes():
     found = json.loads((RESULTS / "kernel_counts_7b.json").read_text())
     assert (found["setting"]["shape"], found["setting"]["frames"]) == ("7b", 32)
     assert all(step["kernels"] <= 400 for step in found["captured_step"].values())
+    assert {"empty", "plan", "ward-video-50", "ward-video-25"} <= set(found["plans"])
+    assert found["video_behind_another"]["side_stream_copies"] == 1
+    for name, kernels, elementwise_gb in (("empty", 351, 26.8), ("plan", 590, 17.4)):
+        tower = found["plans"][name]["tower"]["second"]
+        assert tower["kernels"] <= kernels
+        assert tower["elementwise_gb"] <= elementwise_gb
     for plan in found["plans"].values():
         assert plan["tower"]["second"]["blocking_copies"] == 0
+        assert "_log_sum_exp" not in plan["tower"]["second"]["kernels_by_name"]
         assert plan["prefill"]["second"]["blocking_copies"] == 1
         assert plan["prefill"]["second"]["elementwise_gb"] <= 64
 

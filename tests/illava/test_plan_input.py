@@ -76,3 +76,25 @@ def test_a_file_that_is_no_plan_is_named(tmp_path, text, message):
     with pytest.raises(PlanError, match=message) as refused:
         resolve_plan(str(path))
     assert str(path) in str(refused.value)
+
+
+AUTO = {"budget": "auto", "epsilon": 0.2}
+BOUNDED = {"steps": [{"stage": "decoder_input", "reducer": {"kind": "bounded_error", "epsilon": 0.2}}]}
+
+
+@pytest.mark.parametrize(("source", "old"), [(AUTO, "`budget: auto`"), (BOUNDED, "`kind: bounded_error`")])
+def test_what_the_next_release_drops_is_said_with_what_takes_its_place(source, old):
+    for given in (source, ReductionPlan.model_validate(source)):
+        with pytest.warns(DeprecationWarning, match=f"{old} is deprecated.*preset: ward-document.*size_bias: true"):
+            assert resolve_plan(given) == ReductionPlan.model_validate(source)
+
+
+def test_nothing_is_said_of_a_plan_that_stays(recwarn):
+    for source in ("ward-document", STEPS, "none"):
+        resolve_plan(source)
+    assert not recwarn.list
+
+
+def test_what_takes_a_deprecated_budgets_place_is_what_the_preset_does():
+    step = {"stage": "decoder_input", "reducer": {"kind": "ward", "max_merge_error": 0.1}}
+    assert preset("ward-document") == ReductionPlan.model_validate({"size_bias": True, "steps": [step]})

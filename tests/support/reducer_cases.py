@@ -38,6 +38,7 @@ CONFIGS = [
     {"kind": "vidcom2", "keep_ratio": 0.5},
     {"kind": "evs", "keep_ratio": 0.6},
     {"kind": "evs", "threshold": 0.1},
+    {"kind": "flashvid", "keep_ratio": 0.4, "threshold": 0.1},
     {"kind": "fewer_frames", "keep_ratio": 0.5},
     {"kind": "lower_resolution", "keep_ratio": 0.5},
     {"kind": "pixel_prune", "threshold": 2.0},

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from illava.attention.packed import packed_attention
+from illava.attention.packed import packed_attention_lse
 from illava.decoder.joined_linears import is_plain
 from illava.errors import ModelLoadError
 from illava.reduction.vision import VisionReduction
@@ -140,9 +140,9 @@ def run_blocks(blocks: Sequence[Any], hidden_TD: Tensor, reduction: VisionReduct
         wide_TM = hidden_TD.new_empty(len(hidden_TD), blocks[0].mlp.fc1.out_features)
     for index, block in enumerate(blocks):
         if reduction.asks(index):
-            hidden_TD, q_THd, k_THd = _attend(block, hidden_TD, reduction.lengths, reduction.key_bias_T)
-            hidden_TD = reduction.at(index, hidden_TD, q_THd, k_THd, scale=block.self_attn.scale)
-            del q_THd, k_THd
+            hidden_TD, q_THd, k_THd, lse_HT = _attend(block, hidden_TD, reduction.lengths, reduction.key_bias_T)
+            hidden_TD = reduction.at(index, hidden_TD, q_THd, k_THd, scale=block.self_attn.scale, lse_HT=lse_HT)
+            del q_THd, k_THd, lse_HT
         else:
             hidden_TD = _attend_by_segment(block, hidden_TD, reduction)
         hidden_TD = hidden_TD + _mlp(block.mlp, block.layer_norm2(hidden_TD), wide_TM)
@@ -151,18 +151,21 @@ def run_blocks(blocks: Sequence[Any], hidden_TD: Tensor, reduction: VisionReduct
 
 def _attend(
     block: Any, hidden_TD: Tensor, lengths: tuple[int, ...], key_bias_T: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Run a block up to its MLP: the residual stream with attention added, and the queries and keys that made it."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Run a block up to its MLP: the residual stream with attention added, and what made it.
+
+    That is queries, keys, and log-sum-exps of their scores where the attention gives them.
+    """
     attention = block.self_attn
     normed_TD = block.layer_norm1(hidden_TD)
     q_THd, k_THd, v_THd = (
         project(normed_TD).unflatten(1, (attention.num_heads, attention.head_dim))
         for project in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
-    attended_THd = packed_attention(
+    attended_THd, lse_HT = packed_attention_lse(
         q_THd, k_THd, v_THd, lengths, causal=False, scale=attention.scale, key_bias_T=key_bias_T
     )
-    return hidden_TD + attention.out_proj(attended_THd.flatten(1)), q_THd, k_THd
+    return hidden_TD + attention.out_proj(attended_THd.flatten(1)), q_THd, k_THd, lse_HT
 
 
 def _attend_by_segment(block: Any, hidden_TD: Tensor, reduction: VisionReduction) -> Tensor:

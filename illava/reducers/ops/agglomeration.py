@@ -16,6 +16,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from illava.attention.backend import kernels_on
+from illava.host_copies import constant_on
 from illava.reducers.ops.similarity import group_mean_and_weight, inside
 
 # At most this share of the points joins in a round, and there are some rounds at least. One join a round is the
@@ -85,12 +87,19 @@ def agglomerate(point_SND: Tensor, weight_SN: Tensor, lengths: tuple[int, ...], 
         lengths: points per segment.
         kept: groups to be left per segment, ``1 <= kept[s] <= lengths[s]`` (0 only for an empty segment).
     """
-    width = point_SND.shape[1]
+    width, rounds = point_SND.shape[1], _rounds(lengths, kept)
     points: _Points = _ByChannels(point_SND)
     if width <= _BLOCK_ROWS:
-        points = _ByProducts(points.products(slice(None)))
+        product_SNN = points.products(slice(None))
+        if rounds and kernels_on(point_SND.device) == "triton":
+            from illava.reducers.ops.triton_agglomeration import join_in_rounds
+
+            counts = [own for segment in zip(lengths, *(after for _, after in rounds), strict=True) for own in segment]
+            count_SX = constant_on(counts, point_SND.device, torch.int32).view(len(lengths), -1)
+            return join_in_rounds(product_SNN, weight_SN, count_SX)
+        points = _ByProducts(product_SNN)
     group_SN = torch.arange(width, device=point_SND.device).repeat(len(lengths), 1)
-    for before, after in _rounds(lengths, kept):
+    for before, after in rounds:
         into_SN = _Ranked.of(points, weight_SN, before).joins(_differences(before, after))
         number_SN = _numbers(into_SN, before, max(after))
         points, weight_SN = points.joined(number_SN, weight_SN, max(after))

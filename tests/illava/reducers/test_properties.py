@@ -23,7 +23,7 @@ PRUNING = {"attention_pruning", "fastv", "random", "uniform_stride", "divprune",
 PRUNING |= {"fewer_frames", "lower_resolution", "pixel_prune", "pixel_dedup", "clip_crop", "clipseg_crop"}
 PRUNING |= {"free_videollm", "pyramiddrop"}
 SHAPES_DECIDE = {"greedy", "pooling", "prumerge", "vidcom2", "frame_merging", "fewer_frames", "pixel_prune"}
-SHAPES_DECIDE |= {"pixel_dedup", "clip_crop", "clipseg_crop", "free_videollm", "bounded_error"}
+SHAPES_DECIDE |= {"flashvid", "pixel_dedup", "clip_crop", "clipseg_crop", "free_videollm", "bounded_error"}
 cases = pytest.mark.parametrize("config", CONFIGS, ids=lambda c: "-".join(str(v) for v in c.values()))
 
 
@@ -153,12 +153,12 @@ class LargestTensor(TorchDispatchMode):
 
 @cases
 def test_no_map_of_all_pairs(config):
-    """Greedy and SCOPE compare all pairs by their formula, Ward those of up to 1,024 tokens; for others it is waste."""
+    """Greedy and SCOPE compare all pairs by their formula, FlashVID a frame's, Ward those of up to 1,024 tokens."""
     reducer, stage = build(config)
     tokens, evidence = ragged(11, ((1, 30, 30),))
     with LargestTensor() as largest:
         reducer.assign(tokens, evidence, stage)
-    assert (largest.numel >= 900 * 900) == (reducer.kind in {"greedy", "scope", "ward"})
+    assert (largest.numel >= 900 * 900) == (reducer.kind in {"greedy", "scope", "ward", "flashvid"})
 
 
 @cases

@@ -20,6 +20,7 @@ KEEP_ALL = {
     "pooling": {"grid": [99, 99]},
     "vidcom2": {"keep_ratio": 0.9999},
     "evs": {"keep_ratio": 0.9999},
+    "flashvid": {"keep_ratio": 0.9999},
     "pyramiddrop": {"keep_ratio": 0.9999},
     "fewer_frames": {"num_frames": 99},
     "lower_resolution": {"keep_ratio": 0.5},  # takes pixels, never cells

@@ -145,6 +145,14 @@ def test_a_plan_named_in_an_override_replaces_the_one_in_the_file(load, order):
     assert load(BASE, "reduction.budget=null").reduction == load().reduction
 
 
+def test_a_budget_that_goes_is_logged_with_what_takes_its_place(load, caplog):
+    load()
+    assert "deprecated" not in caplog.text
+    assert load(BASE, "reduction.budget=auto", "reduction.epsilon=0.2").reduction.budget == "auto"
+    assert "note: `budget: auto` is deprecated, and the next release no longer has it" in caplog.text
+    assert "{preset: ward-document}" in caplog.text
+
+
 def test_the_unreduced_model_is_to_be_had_as_files_and_pages_advise():
     """By ``reduction.preset=none``: of every shipped configuration, those with steps of their own among them."""
     texts = [*(ROOT / "configs").glob("*.yaml"), *(ROOT / "docs").rglob("*.md"), ROOT / "pipeline/lmms_eval_model.py"]

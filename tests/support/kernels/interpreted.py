@@ -3,6 +3,7 @@
 The interpreter is chosen when triton is imported, which another test of the process may have done before.
 """
 
+from collections import Counter
 from functools import partial
 
 import pytest
@@ -10,15 +11,21 @@ import torch
 from torch import nn
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
+from illava.attention import triton_scores
 from illava.attention.backend import kernels_on
 from illava.attention.paged import paged_attention
 from illava.attention.scores import attention_received, causal_attention_received
+from illava.decoder import decoder as decoder_module
+from illava.decoder import layer_ops, triton_layers
 from illava.decoder.decode import StaticInputs, decode_step
 from illava.decoder.kv_cache import PagedCache
 from illava.decoder.layer_ops import add_rms_norm, rotate_and_write, silu_mul
 from illava.engine.sampling import draw_greedy
+from tests.illava.families import test_vlm_parity as tiled
+from tests.illava.families.qwen import test_qwen_parity as native
 from tests.support.closeness import assert_close
 from tests.support.decoder_cases import composition, make_decoder
+from tests.support.models.fused_logits import check_roundings, first_logits
 
 CPU = torch.device("cpu")
 HALF, ONE_ROUNDING = torch.float16, 2**-10  # of the largest value
@@ -125,6 +132,18 @@ def test_attention_received_with_a_bias_and_strided_keys_is_its_reference():
     score = attention_received(*args, scale=0.4, key_bias_T=bias)
     expected = reference(attention_received, *args, scale=0.4, key_bias_T=bias)
     assert_close(score, expected)
+
+
+def test_with_the_attention_s_log_sum_exps_the_first_pass_is_left_out(monkeypatch):
+    lengths = (70, 30)
+    q, k = qk(sum(lengths))
+    expected = attention_received(q, k, lengths, scale=0.4)
+    parts = zip(q.split(lengths), k.split(lengths), strict=True)
+    maps = [torch.einsum("ihd,jhd->hij", qs, ks) * 0.4 for qs, ks in parts]
+    lse = torch.cat([part.logsumexp(-1) for part in maps], 1)
+    monkeypatch.setattr(triton_scores, "_log_sum_exp", None)
+    for given in (lse, lse.t().contiguous().t()):
+        assert_close(attention_received(q, k, lengths, scale=0.4, lse_HT=given), expected)
 
 
 @pytest.mark.parametrize("normalised", [False, True])
@@ -234,3 +253,31 @@ def test_a_step_in_half_precision_is_near_the_references():
         cache, inputs = composition((3, 70), dtype=torch.float16)
         logits.append(step(decoder, embed, cache, inputs).float())
     assert_close(logits[0], logits[1], tolerance=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "stock_inputs"),
+    [("llava_onevision", tiled.stock_inputs), ("qwen3_vl", native.stock_inputs)],
+    ids=["llava_onevision", "qwen3_vl"],
+)
+def test_a_whole_model_over_fused_layers_is_stock_up_to_roundings(model_type, stock_inputs, tmp_path, monkeypatch):
+    launched = Counter()
+
+    def fuse(vlm):
+        monkeypatch.setattr(layer_ops, "fuses", lambda x: x.dtype == HALF)
+        monkeypatch.setattr(decoder_module, "_CPU_ROWS", 10**6)  # beyond which a CPU's shortcut would run the MLP
+        for name in ("add_norm", "rotate_and_write", "silu_mul"):
+            monkeypatch.setattr(triton_layers, name, counted(name, getattr(triton_layers, name)))
+
+    def counted(name, function):
+        def run(*args):
+            launched[name] += 1
+            return function(*args)
+
+        return run
+
+    monkeypatch.setenv("ILLAVA_KERNELS", "torch")  # the layers alone: attention is tested above
+    kernels_on.cache_clear()
+    found = first_logits(model_type, tmp_path, HALF, stock_inputs, fuse)
+    check_roundings(*found, bound=2**-7)  # float16 has three bits more than bfloat16
+    assert min(launched[name] for name in ("add_norm", "rotate_and_write", "silu_mul")) >= 3
