@@ -162,7 +162,6 @@ def build(args: argparse.Namespace) -> Bench:
         decode_graphs=False if args.eager else None,
     )
     clock = DeviceClock(device)
-    gpu_parts.with_device_clock(vlm, clock)
     name = "illava-small-video" if dry else "illava-video"
     return Bench(
         vlm=vlm, model=model, preprocessor=preprocessor, clock=clock,

@@ -32,7 +32,6 @@ from illava.attention.backend import kernels_on
 from illava.attention.packed import packed_attention
 from illava.attention.paged import paged_attention
 from illava.attention.scores import attention_received, causal_attention_received
-from illava.engine.engine import Engine
 from illava.errors import ModelLoadError
 from illava.families.tower_graphs import CudaCapture, TowerGraphs
 from illava.plan import EMPTY_PLAN, ReductionPlan
@@ -350,9 +349,3 @@ def roofline(bench: Bench, result: dict[str, Any]) -> None:
     (video,) = bench.videos(1)
     plans = {"empty": EMPTY_PLAN, "plan": bench.plan}
     result |= measure(bench.vlm.engine, video, plans, ceilings, rounds=3)
-
-
-def with_device_clock(vlm: VLM, clock: DeviceClock) -> None:
-    """Let the engine's stages be timed by the device."""
-    old = vlm.engine
-    vlm.engine = Engine(vlm.family, old.cache, old.config, now=clock, graphs=old.graphs)

@@ -20,9 +20,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from illava.attention import bfloat16_cpu
 from illava.attention.backend import AttentionBackend, backend_name, check_cudnn
 from illava.attention.cpu_biased import biased_attention, biased_chunks
-from illava.host_copies import device_cache, on_device
+from illava.host_copies import constant_on, device_cache, on_device
 
 _MASKED_QUERIES = 512  # bounds the mask of a long chunk: 512 x keys
 
@@ -70,12 +71,12 @@ def packed_attention_lse(
         raise ValueError(f"segments of {sum(lengths)} tokens in all, but {q_THd.shape[0]} queries were given")
     if not lengths:
         return torch.empty_like(q_THd), None
-    if key_bias_T is not None and q_THd.device.type == "cpu":
+    if key_bias_T is not None and _takes_bias(q_THd):
         return biased_attention(q_THd, k_TGd, v_TGd, lengths, key_bias_T, causal=causal, scale=scale), None
     if key_bias_T is not None:
         width = v_TGd.shape[-1]
         q_THd, k_TGd = with_key_bias(q_THd, k_TGd, key_bias_T, scale=scale)
-        v_TGd = torch.nn.functional.pad(v_TGd, (0, k_TGd.shape[-1] - width))
+        v_TGd = _wider(v_TGd, constant_on((0.0,) * (k_TGd.shape[-1] - width), v_TGd.device, v_TGd.dtype))
         out_THd, lse_HT = packed_attention_lse(q_THd, k_TGd, v_TGd, lengths, causal=causal, scale=scale)
         return out_THd[..., :width], lse_HT
     backend = backend_name(q_THd.device, q_THd.dtype, q_THd.shape[-1])
@@ -83,6 +84,11 @@ def packed_attention_lse(
         has = _varlen_arguments(q_THd.device, q_THd.dtype)
         return _varlen(q_THd, k_TGd, v_TGd, lengths, causal=causal, scale=scale, has=has)
     return _sdpa(q_THd, k_TGd, v_TGd, lengths, causal=causal, scale=scale, backend=backend), None
+
+
+def _takes_bias(q_THd: Tensor) -> bool:
+    """Whether the kernel that serves these queries takes a bias itself (`illava.attention.cpu_biased`)."""
+    return q_THd.device.type == "cpu" and backend_name(q_THd.device, q_THd.dtype, q_THd.shape[-1]) == "sdpa"
 
 
 def with_key_bias(q_THd: Tensor, k_TGd: Tensor, key_bias_T: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
@@ -94,13 +100,16 @@ def with_key_bias(q_THd: Tensor, k_TGd: Tensor, key_bias_T: Tensor, *, scale: fl
     over_scale_T = key_bias_T / scale
     parts = [over_scale_T.to(k_TGd.dtype)]
     if k_TGd.dtype != torch.float32:
-        parts.append((over_scale_T - parts[0].float()).to(k_TGd.dtype))
-    width = k_TGd.shape[-1]
-    num_extra = len(parts) + -(width + len(parts)) % 8
-    q_extra_THe, k_extra_TGe = (x.new_zeros(*x.shape[:2], num_extra) for x in (q_THd, k_TGd))
-    q_extra_THe[..., : len(parts)] = 1
-    k_extra_TGe[..., : len(parts)] = torch.stack(parts, -1)[:, None]
-    return torch.cat([q_THd, q_extra_THe], -1), torch.cat([k_TGd, k_extra_TGe], -1)
+        parts.append((over_scale_T - parts[0]).to(k_TGd.dtype))
+    num_empty = -(k_TGd.shape[-1] + len(parts)) % 8
+    empty_1 = constant_on((0.0,) * num_empty, k_TGd.device, k_TGd.dtype)
+    ones_1 = constant_on((1.0,) * len(parts), q_THd.device, q_THd.dtype)
+    return _wider(q_THd, ones_1, empty_1), _wider(k_TGd, *(part_T[:, None, None] for part_T in parts), empty_1)
+
+
+def _wider(x_THd: Tensor, *extra: Tensor) -> Tensor:
+    """Append channels to all heads, in one kernel."""
+    return torch.cat([x_THd, *(value.expand(*x_THd.shape[:2], -1) for value in extra)], -1)
 
 
 def chunk_attention(
@@ -125,12 +134,12 @@ def chunk_attention(
         key_bias_U: float32, added to every score of that key, in all heads; see `with_key_bias`.
     """
     lengths, key_lengths = tuple(lengths), tuple(key_lengths)
-    if key_bias_U is not None and q_CHd.device.type == "cpu":
+    if key_bias_U is not None and _takes_bias(q_CHd):
         return biased_chunks(q_CHd, k_UGd, v_UGd, lengths, key_lengths, key_bias_U=key_bias_U, scale=scale)
     if key_bias_U is not None:
         width = v_UGd.shape[-1]
         q_CHd, k_UGd = with_key_bias(q_CHd, k_UGd, key_bias_U, scale=scale)
-        v_UGd = torch.nn.functional.pad(v_UGd, (0, k_UGd.shape[-1] - width))
+        v_UGd = _wider(v_UGd, constant_on((0.0,) * (k_UGd.shape[-1] - width), v_UGd.device, v_UGd.dtype))
         return chunk_attention(q_CHd, k_UGd, v_UGd, lengths, key_lengths, scale=scale)[..., :width]
     backend = backend_name(q_CHd.device, q_CHd.dtype, q_CHd.shape[-1])
     if backend in ("varlen", "cudnn"):
@@ -169,6 +178,8 @@ def _sdpa(
     backend: AttentionBackend = "sdpa",
 ) -> Tensor:
     """Call SDPA once for neighbouring segments of one length: a batch of frames is one call, as in transformers."""
+    if bfloat16_cpu.serves(q_THd, lengths):
+        return bfloat16_cpu.attend(q_THd, k_TGd, v_TGd, lengths, causal=causal, scale=scale)
     if backend == "cudnn":
         check_cudnn(q_THd.device, q_THd.dtype, q_THd.shape[-1])
     outputs, start = [], 0

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from illava.checkpoint_check import StoredScheme
 from illava.decoder.decoder import Decoder
+from illava.decoder.onednn_linears import keep_packed_only
 from illava.families.adapters import Adapter
 from illava.families.chat_prompt import ChatPrompt, RenderedPrompt
 from illava.families.loading import load_config, load_tokenizer, load_weights, stop_token_ids
@@ -138,6 +139,8 @@ class Family(ABC):
         family = cls(model, tokenizer, preprocessor)
         family.stored_as, family.quantization = None if scheme is None else str(scheme), quantization
         family.adapter = adapter
+        linears = [*family.decoder.linears(), *(family.tower.linears() if hasattr(family.tower, "linears") else ())]
+        keep_packed_only(*(one for one in linears if one.weight is not family._embedding.weight))
         return family
 
     @classmethod  # noqa: B027  (most families support every configuration of their class)

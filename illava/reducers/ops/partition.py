@@ -13,6 +13,7 @@ from illava.tokens import Assignment, offsets, ragged_index
 
 _RESOLUTION = 2**16
 _NUM_PLACES = 2**32  # more than there are tokens
+_CPU_ROWS = 1024  # whose distances are computed at once: more is fresh memory, zeroed page by page
 
 
 def merge_groups(
@@ -51,7 +52,10 @@ def merge_groups(
 
 def _nearest_members(point_TD: Tensor, mean_GD: Tensor, group_T: Tensor) -> Tensor:
     """The token of each group that is nearest to its mean: int64 [G]. The minimum of integers has no order of sums."""
-    distance_T = (point_TD - mean_GD[group_T]).square_().sum(1)
+    rows = len(point_TD) if point_TD.is_cuda else _CPU_ROWS
+    parts = zip(point_TD.split(rows), group_T.split(rows), strict=True)
+    distances = [(x_RD - mean_GD[group_R]).square_().sum(1) for x_RD, group_R in parts]
+    distance_T = distances[0] if len(distances) == 1 else torch.cat(distances)
     steps_T = distance_T.mul_(_RESOLUTION).round_().long()
     key_T = steps_T.mul_(_NUM_PLACES).add_(ragged_index((len(group_T),), len(group_T), group_T.device))
     nearest_G = key_T.new_full((len(mean_GD),), torch.iinfo(torch.long).max)

@@ -251,10 +251,9 @@ def _means(
             for place in range(0, tl.max(size_R, 0)):
                 is_member_R = place < size_R
                 member_R = tl.load(order + begin_R + place, mask=is_member_R, other=0)
-                weight_R = tl.load(weight + member_R, mask=is_member_R, other=0.0)
+                share_R = tl.div_rn(tl.load(weight + member_R, mask=is_member_R, other=0.0), total_R)
                 at_RC = member_R[:, None] * width + column_C[None, :]
                 value_RC = tl.load(source + at_RC, mask=is_member_R[:, None] & is_column_C[None, :], other=0.0)
-                sum_RC += weight_R[:, None] * value_RC
-            mean_RC = tl.div_rn(sum_RC, tl.broadcast_to(total_R[:, None], [ROWS, COLUMNS]))
+                sum_RC += share_R[:, None] * value_RC
             at_RC = column_C[None, :] * width + group_R[:, None]
-            tl.store(target + at_RC, mean_RC, mask=is_group_R[:, None] & is_column_C[None, :])
+            tl.store(target + at_RC, sum_RC, mask=is_group_R[:, None] & is_column_C[None, :])
