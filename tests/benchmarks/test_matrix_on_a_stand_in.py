@@ -10,7 +10,7 @@ What is done once, and why that is enough:
 - A plan that acts in or before the tower is prefilled only if its encoding differs from those prefilled before in what
   a prefill could stumble over: which tensors it holds, their dtypes and their devices.
 - Drawing and log-probabilities see logits alone, so these prefills ask for them and the others do not.
-- A text scorer knows no family: the methods that need one run in one.
+- A text scorer knows no family, and neither do the matrices of a trace: both run in one.
 """
 
 from contextlib import suppress
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.long
 
 DTYPE = torch.bfloat16
 IN_TOWER, IN_DECODER = ("media", "vision_block", "vision_output"), ("decoder_input", "decoder_layer")
-WITH_SCORER = "llava_onevision"
+WITH_ALL = "llava_onevision"
 IN_DOUBLE = {"pixels", "patches", "best_boxes"}  # rescaled as transformers does, for equal bits; sums that are compared
 GREEDY = SamplingParams(max_new_tokens=2, min_new_tokens=2)
 DRAWN = {
@@ -103,7 +103,7 @@ class OnDevice:
 
     def encode(self, requests, plan):
         media = [mm_item for request in requests.values() for mm_item in request.media]
-        encoded = self.family.encode(media, plan, trace=True, seeds=range(len(media)))
+        encoded = self.family.encode(media, plan, trace=bool(self.scorers), seeds=range(len(media)))
         assert {mm_item.feature_KD.dtype for mm_item in encoded} == {DTYPE}
         return encoded
 
@@ -144,7 +144,7 @@ def scorers_there(stand_in, root):
 @pytest.mark.parametrize("name", MAKERS)
 def test_what_check_accepts_runs_there(name, tmp_path):
     there = OnDevice(name, str(make_folder(name, tmp_path / "model")))
-    if name == WITH_SCORER:
+    if name == WITH_ALL:
         there.scorers = scorers_there(there.stand_in, tmp_path)
     with there.stand_in, there.stand_in.recorded() as work:
         prefilled, acted = [], 0
