@@ -140,7 +140,8 @@ class Family(ABC):
         family.stored_as, family.quantization = None if scheme is None else str(scheme), quantization
         family.adapter = adapter
         linears = [*family.decoder.linears(), *(family.tower.linears() if hasattr(family.tower, "linears") else ())]
-        keep_packed_only(*(one for one in linears if one.weight is not family._embedding.weight))
+        tied = family._embedding.weight
+        keep_packed_only(*(one for one in linears if getattr(one, "weight", None) is not tied))
         return family
 
     @classmethod  # noqa: B027  (most families support every configuration of their class)
