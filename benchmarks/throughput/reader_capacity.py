@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -195,7 +196,8 @@ def job(clip: Path, folder: Path, *, num_items: int, items_per_h: float, output:
     waits = [found[0] for line in said if (found := re.search(r"waits for [^,]+", line))]
     if not waits:
         raise SystemExit("the job ended before its first progress line: give more --items")
-    ended = sorted(pq.read_table(folder / output / "data", columns=["finished_at"])["finished_at"].to_pylist())
+    table = pq.read_table(folder / output / "data", columns=["finished_at"])
+    ended = sorted(map(datetime.fromisoformat, table["finished_at"].to_pylist()))
     rate = (num_items - 1) / (ended[-1] - ended[0]).total_seconds()
     return {"model_items_per_h": items_per_h, "num_readers": 1, "items_per_h": 3600 * rate, "waits": waits}
 
