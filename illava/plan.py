@@ -199,7 +199,7 @@ def dump_digest(dump: dict[str, Any]) -> str:
 
 def _as_before(reducer: dict[str, Any]) -> dict[str, Any]:
     """A method's fields without those that came in later and are not used; two had proportional attention before."""
-    later = {"max_merge_error", "max_tokens", "window"}
+    later = {"max_merge_error", "max_tokens", "window", "by"}
     if reducer["kind"] not in ("tome", "ward"):
         later |= {"proportional_attention"}
     return {key: value for key, value in reducer.items() if key not in later or value}
@@ -213,7 +213,7 @@ def deprecations(plan: ReductionPlan) -> list[str]:
         "(docs/plans-and-methods.md, budgets by error)"
     )
     old = ["`budget: auto`"] if plan.budget == "auto" else []
-    old += ["reducer `kind: bounded_error`" for step in plan.steps if step.reducer.kind == "bounded_error"][:1]
+    old += [f"reducer `kind: {kind}`" for kind in sorted({s.reducer.kind for s in plan.steps if s.reducer.deprecated})]
     return [f"{what} is deprecated, and the next release no longer has it: {instead}" for what in old]
 
 

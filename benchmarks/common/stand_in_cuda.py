@@ -430,7 +430,7 @@ def _forget_cached() -> None:
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] == "illava":
             for value in vars(module).values():
-                if isinstance(value, _lru_cache_wrapper):
+                if isinstance(value, _lru_cache_wrapper) or hasattr(value, "cache_clear"):
                     value.cache_clear()
 
 

@@ -32,6 +32,7 @@ from illava.attention.paged import paged_attention
 from illava.attention.scores import attention_received, causal_attention_received
 from illava.decoder.kv_cache import PagedCache
 from illava.decoder.layer_ops import add_rms_norm, rms_norm, rotate, rotate_and_write, silu_mul
+from illava.engine.sampling import draw_greedy
 from illava.errors import ModelLoadError
 from illava.plan import EMPTY_PLAN
 from illava.reducers.ops.agglomeration import agglomerate
@@ -63,6 +64,7 @@ def checks(device: torch.device) -> Iterator[Check]:
     yield from attention_checks(device)
     yield from layer_checks(device)
     yield from merging_checks(device)
+    yield from draw_checks(device)
     for dtype, bound in (HALF, FULL):
         yield from paged_checks(device, dtype, bound)
         yield from score_checks(device, dtype)
@@ -207,6 +209,18 @@ def _merge_error(point_ND: Tensor, weight_N: Tensor, group_N: Tensor, num_groups
     return float((weight_N[:, None] * (point_ND - mean_KD[group_N]).square()).sum())
 
 
+def draw_checks(device: torch.device) -> Iterator[Check]:
+    """The greedy draw of a captured step beside its reference on the CPU; in bfloat16 many logits are equal."""
+    logits = _draw(9, 152_064, device=device, dtype=torch.bfloat16)
+    logits[3, 7] = float("nan")
+    finite = [row for row in range(9) if row != 3]
+    found, expected = draw_greedy(logits).cpu(), draw_greedy(logits.cpu())
+    yield Check("greedy draw, rows that are not finite", float((found[1] != expected[1]).sum()), 0.0)
+    yield Check("greedy draw, tokens", float((found[0] != expected[0])[finite].sum()), 0.0)
+    told = [drawn[2, finite].int().view(torch.float32) for drawn in (found, expected)]
+    yield Check("greedy draw, log-probabilities", _apart(told[0], told[1].double()), 1e-5)
+
+
 def model_checks(device: torch.device, family: str) -> Iterator[Check]:
     """A tiny model of a family: device against CPU in float32, and on CUDA captured steps against eager ones."""
     with tempfile.TemporaryDirectory() as folder:
@@ -224,6 +238,8 @@ def model_checks(device: torch.device, family: str) -> Iterator[Check]:
                     _answers(folder, device, dtype, stage, media, decode_graphs=graphs) for graphs in (True, False)
                 )
                 yield Check(f"{name}, {dtype}: captured against eager", parted(captured, eager), bound)
+                replayed = _answers(folder, device, dtype, stage, media, decode_graphs=False, tower_graphs=True)
+                yield Check(f"{name}, {dtype}: captured encodings against eager", parted(replayed, eager), bound)
 
 
 def parted(found: Sequence[Generation], expected: Sequence[Generation]) -> float:
@@ -247,9 +263,8 @@ def _media(folder: str) -> list[VisualInput]:
 def _answers(
     folder: str, device: Any, dtype: str, stage: str | None, media: list[VisualInput], **options: Any
 ) -> list[Generation]:
-    vlm = VLM.from_pretrained(
-        folder, device=device, dtype=dtype, kv_cache_bytes=64 << 20, max_chunk_tokens=40, **options
-    )
+    limits = {"kv_cache_bytes": 64 << 20, "max_batch_requests": 8, "max_chunk_tokens": 40} | options
+    vlm = VLM.from_pretrained(folder, device=device, dtype=dtype, **limits)
     vlm.family.stop_token_ids = frozenset()
     plan = EMPTY_PLAN if stage is None else plan_of(vlm.family, SETTINGS["illava"], stage)
     requests = [

@@ -32,8 +32,8 @@ from illava.attention.backend import kernels_on
 from illava.attention.packed import packed_attention
 from illava.attention.paged import paged_attention
 from illava.attention.scores import attention_received, causal_attention_received
-from illava.engine.engine import Engine
 from illava.errors import ModelLoadError
+from illava.families.tower_graphs import CudaCapture, TowerGraphs
 from illava.plan import EMPTY_PLAN, ReductionPlan
 from pipeline.config.schema import JobConfig
 from pipeline.execution.rows import RunInfo
@@ -193,6 +193,26 @@ def forced(variable: str, word: str) -> Iterator[None]:
         kernels_on.cache_clear()
 
 
+def tower_graphs(bench: Bench, result: dict[str, Any]) -> None:
+    """Encoding one video as a CUDA graph beside operation by operation, without merging and under the plan."""
+    family, (video,) = bench.vlm.family, bench.videos(1)
+    try:
+        graphs = TowerGraphs(family.encoder, CudaCapture(bench.device))
+    except ModelLoadError as error:
+        result["refused"] = str(error)
+        return
+    for name, plan in (("empty", EMPTY_PLAN), ("plan", bench.plan)):
+        eager = partial(family.encoder.encode, [video], plan, trace=False)
+        with torch.inference_mode():
+            eager_s = seconds_each(bench.clock, eager, repeats=2, rounds=5)
+            if graphs.encode([video], plan) is None:
+                result[name] = {"refused": list(graphs.refused.values())[-1]}
+                continue
+            replayed_s = seconds_each(bench.clock, partial(graphs.encode, [video], plan), repeats=2, rounds=5)
+        speedup = eager_s["median"] / replayed_s["median"]
+        result[name] = {"eager_seconds": eager_s, "replayed_seconds": replayed_s, "speedup": speedup}
+
+
 def memory(bench: Bench, result: dict[str, Any]) -> None:
     """Key/value bytes of one item, the largest batch that the pool admits, and the peak of tower and prefill."""
     engine, sampling = bench.vlm.engine, SamplingParams(max_new_tokens=bench.new_tokens, min_new_tokens=2)
@@ -329,9 +349,3 @@ def roofline(bench: Bench, result: dict[str, Any]) -> None:
     (video,) = bench.videos(1)
     plans = {"empty": EMPTY_PLAN, "plan": bench.plan}
     result |= measure(bench.vlm.engine, video, plans, ceilings, rounds=3)
-
-
-def with_device_clock(vlm: VLM, clock: DeviceClock) -> None:
-    """Let the engine's stages be timed by the device."""
-    old = vlm.engine
-    vlm.engine = Engine(vlm.family, old.cache, old.config, now=clock, graphs=old.graphs)

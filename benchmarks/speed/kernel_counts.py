@@ -40,6 +40,8 @@ def _rotate_write_bytes(given: dict[str, Any]) -> int:
 TRITON_BYTES = {  # of the Triton kernels that are no attention
     "_add_norm": lambda given: (2 + 2 * given["HAS_DELTA"]) * given["x"].nbytes,
     "_rotate_write": _rotate_write_bytes,
+    "_greedy_split": lambda given: given["logits"].nbytes,
+    "_greedy_join": lambda given: 4 * given["top"].nbytes,
     "_silu_mul": lambda given: 3 * given["out"].nbytes,
 }
 PROMPT = "describe the video in two sentences"

@@ -50,6 +50,7 @@ def main() -> None:
         max_num_seqs=32,
         enable_prefix_caching=False,
         mm_processor_cache_gb=0,
+        skip_mm_profiling=True,  # the cache has its size already; it would encode 40 frames
     )
     print(MARK, json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:

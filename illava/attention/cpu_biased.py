@@ -71,8 +71,9 @@ def biased_chunks(
             seen = num_before + stop
             later = torch.ones(stop - start, seen, dtype=torch.bool).triu(num_before + start + 1)
             mask = bias[:seen].expand_as(later).masked_fill(later, float("-inf"))
-            q_1, k_1, v_1 = (x.transpose(0, 1)[None] for x in (q[start:stop], k[:seen], v[:seen]))
-            shared = q.shape[1] != k.shape[1]
-            out = scaled_dot_product_attention(q_1, k_1, v_1, attn_mask=mask, scale=scale, enable_gqa=shared)
+            own_q, own_k, own_v = (x.transpose(0, 1)[None] for x in (q[start:stop], k[:seen], v[:seen]))
+            out = scaled_dot_product_attention(
+                own_q, own_k, own_v, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+            )
             outputs.append(out[0].transpose(0, 1))
     return torch.cat(outputs)

@@ -20,9 +20,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from illava.attention import bfloat16_cpu
 from illava.attention.backend import AttentionBackend, backend_name, check_cudnn
 from illava.attention.cpu_biased import biased_attention, biased_chunks
-from illava.host_copies import constant_on, on_device
+from illava.host_copies import constant_on, device_cache, on_device
 
 _MASKED_QUERIES = 512  # bounds the mask of a long chunk: 512 x keys
 
@@ -177,6 +178,8 @@ def _sdpa(
     backend: AttentionBackend = "sdpa",
 ) -> Tensor:
     """Call SDPA once for neighbouring segments of one length: a batch of frames is one call, as in transformers."""
+    if bfloat16_cpu.serves(q_THd, lengths):
+        return bfloat16_cpu.attend(q_THd, k_TGd, v_TGd, lengths, causal=causal, scale=scale)
     if backend == "cudnn":
         check_cudnn(q_THd.device, q_THd.dtype, q_THd.shape[-1])
     outputs, start = [], 0
@@ -213,7 +216,7 @@ def _shares_heads(device: torch.device) -> bool:
     return device.type != "cuda"
 
 
-@lru_cache(maxsize=64)
+@device_cache(64)
 def _bounds(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     """Cumulative segment bounds, int32; cached, since every layer of a prefill needs the same ones."""
     with torch.inference_mode(False):  # training may save for backward what inference cached

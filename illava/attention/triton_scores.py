@@ -10,7 +10,6 @@ kernels I queries and N keys of a block.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from itertools import accumulate
 
 import torch
@@ -18,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from illava.host_copies import on_device
+from illava.host_copies import device_cache, on_device
 
 _BLOCK = {2: 64, 4: 32}  # queries or keys of a block, by bytes of a number: wider float32 blocks spill their registers
 _MIN_TILE = 16  # what tl.dot takes at least on each side
@@ -78,7 +77,7 @@ def _received(
     return score_HT.mean(0)
 
 
-@lru_cache(maxsize=16)
+@device_cache(16)
 def _blocks(lengths: tuple[int, ...], block: int, device: torch.device) -> Tensor:
     """First token of each block, first and end token of its segment: int32 [R, 3]; of counts the host knows."""
     bounds = zip(accumulate((0, *lengths[:-1])), accumulate(lengths), strict=True)

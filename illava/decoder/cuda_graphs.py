@@ -88,7 +88,7 @@ class DecodeGraphs:
     def load(self, inputs: StepInputs) -> tuple[StepInputs, Step]:
         """Copy a composition into the fixed tensors; returns these tensors, and its step.
 
-        The next replay of any bucket overwrites logits and draw.
+        The next replay of any bucket overwrites logits and draw, which is given for all rows: it is copied whole.
         """
         num_rows, biased = inputs.token_B.shape[0], inputs.blocks.num_biased_LB is not None
         replay = self._step_of(bucket_of(num_rows, self._max_batch), biased=biased)
@@ -96,7 +96,7 @@ class DecodeGraphs:
 
         def step() -> tuple[Tensor, Tensor | None]:
             replay()
-            return self._logits_BV[:num_rows], self._drawn_RB[:, :num_rows]
+            return self._logits_BV[:num_rows], self._drawn_RB
 
         return self._static.rows(num_rows, biased=biased), step
 

@@ -115,7 +115,7 @@ class DecodePhase:
         """Whether the same batch decodes once more, whatever its unread tokens are, for some of its requests at least.
 
         Rows with a grammar must know their token before the next one can be masked. Rows that are drawn at random are
-        read at once: now and then the host has to sort all of a row (see `illava.engine.sampling`). Stop texts, loops
+        read at once: now and then the host has to sort all of a row (see `illava.engine.nucleus`). Stop texts, loops
         and stop tokens end an answer, and change no token before; penalties are counted on the device.
         """
         batch = self._batch
@@ -131,13 +131,14 @@ class DecodePhase:
         batch, self.num_steps = self._batch, self.num_steps + 1
         logits_BV, greedy_3B = batch.step()
         if greedy_3B is not None and self._owns_draw and batch.sampling.is_greedy:
-            drawn_2B = greedy_3B[: batch.sampling.num_greedy_rows]
+            # fixed tensors, which the next step writes again; copied whole, as they lie
+            host_3B = greedy_3B.to("cpu", non_blocking=True, copy=True)
+            drawn_2B = host_3B[: batch.sampling.num_greedy_rows, : len(group)]
         else:
             drawn_2B = self._draw(logits_BV, batch.sampling, group)
             batch.token_B.copy_(drawn_2B[0])
             batch.sampling.count(batch.token_B)
-        # a step's fixed tensors are written again by the next
-        drawn_2B = drawn_2B.to("cpu", non_blocking=True, copy=greedy_3B is not None)
+            drawn_2B = drawn_2B.to("cpu", non_blocking=True)
         arrived = None
         if self._decoder.device.type == "cuda":
             arrived = torch.cuda.Event()

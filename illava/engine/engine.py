@@ -76,7 +76,7 @@ class Engine:
         looks_ahead: bool | None = None,
     ) -> None:
         self.family, self.decoder, self.cache = family, family.decoder, cache
-        self.config = config
+        self.config, self._max_batch = config, config.batch_limit(self.decoder.device.type)
         self.device_busy_s, self._now = 0.0, now
         self._media_phase, self._dedup = MediaPhase(family), MediaDedupCache()
         self._grammars = GrammarCompiler(family.tokenizer, family.decoder.num_tokens, family.stop_token_ids)
@@ -86,17 +86,11 @@ class Engine:
             self._dedup,
             cache,
             max_patches=config.max_vision_patches,
-            max_companions=config.max_batch_requests,
+            max_companions=self._max_batch,
             probe=probe,
         )
-        self._prefill_phase = PrefillPhase(
-            family.decoder,
-            cache,
-            max_tokens=config.max_prefill_tokens,
-            max_chunk_tokens=config.max_chunk_tokens,
-            draw=draw,
-            probe=probe,
-        )
+        limits = {"max_tokens": config.max_prefill_tokens, "max_chunk_tokens": config.max_chunk_tokens}
+        self._prefill_phase = PrefillPhase(family.decoder, cache, **limits, draw=draw, probe=probe)
         self.decode_phase = DecodePhase(family, cache, graphs=graphs, draw=draw, looks_ahead=looks_ahead)
         self._waiting: deque[RequestState] = deque()
         self._encoded: deque[RequestState] = deque()
@@ -179,7 +173,8 @@ class Engine:
 
     def cancel_all(self) -> list[str]:
         """Drop every request that `step` has not returned, and free its blocks; returns the dropped ids."""
-        dropped = [one.request_id for one in (*self._waiting, *self._encoded, *self._running, *self._finished)]
+        dropped = [state.request_id for state in (*self._waiting, *self._encoded, *self._running)]
+        dropped += [ended.request_id for ended in self._finished]
         for request_id in dropped:
             self.cache.free(request_id)
         self._waiting.clear()
@@ -202,10 +197,12 @@ class Engine:
     def _few_decode(self) -> bool:
         """Whether requests wait that could decode, too, and those that do are few beside all of them."""
         num_all = len(self._running) + len(self._encoded) + len(self._waiting)
-        return len(self._running) < _MANY_DECODE * min(num_all, self.config.max_batch_requests)
+        return len(self._running) < _MANY_DECODE * min(num_all, self._max_batch)
 
     def _encode(self) -> None:
-        capacity = self.config.max_batch_requests - len(self._encoded) - len(self._running)
+        if self._prefill_phase.fills_pool(self._encoded):
+            return
+        capacity = self._max_batch - len(self._encoded) - len(self._running)
         group = self._encode_phase.choose(self._waiting, capacity)
         if not group:
             return
@@ -219,7 +216,7 @@ class Engine:
 
     def _prefill(self) -> bool:
         """Prefill a group further; returns whether it is done, so that another may follow."""
-        capacity = self.config.max_batch_requests - len(self._running)
+        capacity = self._max_batch - len(self._running)
         group = self._prefill_phase.choose(self._encoded, self._running, capacity)
         if not group:
             return False

@@ -66,6 +66,12 @@ class PrefillPhase:
             self._group = self._admit(encoded, running, capacity)
         return self._group
 
+    def fills_pool(self, encoded: Iterable[RequestState]) -> bool:
+        """Whether what is encoded and waits for blocks would fill the pool: then no more features should be held."""
+        waiting = (state for state in encoded if state not in self._group)
+        needed = sum(self._cache.num_blocks_for(state.reserved) for state in waiting)
+        return needed > self._cache.num_free_blocks
+
     def drop(self) -> None:
         """Forget the group that is being prefilled; the caller frees its requests' blocks."""
         self._group, self._run = [], None

@@ -16,6 +16,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from illava.attention.backend import kernels_on
 from illava.engine.loop_detector import MIN_LOOP_TOKENS
 from illava.engine.nucleus import draw_nucleus
 from illava.engine.penalties import History, Penalties
@@ -197,8 +198,13 @@ def draw_tokens(logits_BV: Tensor, batch: SamplingBatch, draws: Sequence[float],
 def draw_greedy(logits_BV: Tensor) -> Tensor:
     """Greedy tokens, whether logits were finite, and the tokens' log-probabilities: int64 [3, B].
 
-    What `draw_tokens` gives rows that are greedy and nothing else, whatever they are: a captured step holds it.
+    What `draw_tokens` gives rows that are greedy and nothing else, whatever they are: a captured step holds it, as two
+    Triton kernels where `kernels_on` says so.
     """
+    if kernels_on(logits_BV.device) == "triton":
+        from illava.decoder import triton_greedy
+
+        return triton_greedy.draw_greedy(logits_BV)
     logits_BV = logits_BV.float()
     token_B = logits_BV.argmax(-1)
     logprob_B = _logprob_bits(logits_BV, token_B, logits_BV.logsumexp(-1))

@@ -7,12 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from illava.host_copies import array_on
+
+
+class PixelCopies(Protocol):
+    """Gives pixels on the device."""
+
+    def begin(self, arrays: Iterable[np.ndarray]) -> None: ...
+
+    def take(self, array: np.ndarray) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)

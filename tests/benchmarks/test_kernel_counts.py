@@ -25,7 +25,8 @@ BOUNDS = {
     ("sizes", "tower"): (397, 0, 0.039),
     ("sizes", "prefill"): (246, 1, 0.008),
 }
-STEP_KERNELS = 88 + 16  # of a captured step of six layers, and of its greedy draw
+STEP_KERNELS = 88 + 5  # of a captured step of six layers; its greedy draw, and what puts that in its place
+EAGER_KERNELS = 101  # of a step that is not captured, its drawing operation by operation
 
 
 def sizes_plan():
@@ -75,7 +76,7 @@ def test_a_decode_step_outside_of_a_graph_waits_for_its_tokens_alone(counted):
     """The host waits for the event behind their copy; of what it brings to the device a composition has five parts."""
     for plan in counted["plans"].values():
         assert plan["decode"]["second"]["blocking_copies"] == 0, plan["decode"]["second"]["blocking_by_line"]
-        assert plan["decode"]["second"]["kernels"] <= STEP_KERNELS, plan["decode"]["second"]["kernels_by_name"]
+        assert plan["decode"]["second"]["kernels"] <= EAGER_KERNELS, plan["decode"]["second"]["kernels_by_name"]
 
 
 def test_the_committed_counts_are_of_the_true_shapes():

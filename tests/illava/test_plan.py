@@ -282,6 +282,8 @@ def test_frame_budget_refuses_another_scope():
 def test_digest_is_stable():
     # Written into every row and into run fingerprints: a change here makes old runs unresumable. Say so in CHANGELOG.
     assert preset("illava-video").digest() == "889fde3ae0855bbe"
+    frames = "steps: [{{stage: media, reducer: {{kind: fewer_frames, keep_ratio: 0.5{}}}}}]"
+    assert read(frames.format("")).digest() == "53b94c30e5be6f71" != read(frames.format(", by: packets")).digest()
     assert read("{preset: illava-video, layout: geometric}").digest() == preset("illava-video").digest()
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from illava.errors import RequestError
 from illava.families.llava.geometry import AnyresGeometry
 from illava.families.llava.packing import KeptTokens, lay_out, patch_coords
-from illava.families.side_copies import SideCopies
+from illava.families.side_copies import PixelCopies, SideCopies
 from illava.host_copies import constant_on, to_device
 from illava.plan import ReductionPlan
 from illava.preprocess import Preprocessor, VisualInput
@@ -59,11 +59,11 @@ class TileEncoder:
         self._tower, self._projector, self._newline_D = tower, projector, newline_D
         self._preprocessor = preprocessor
         self._geometry: AnyresGeometry = preprocessor.geometry
-        self._copies = SideCopies(newline_D.device)
+        self.copies: PixelCopies = SideCopies(newline_D.device)
 
     def prefetch(self, media: Sequence[VisualInput]) -> None:
         """See `Family.prefetch`."""
-        self._copies.begin(mm_item.tiles for mm_item in media)
+        self.copies.begin(mm_item.tiles for mm_item in media)
 
     def num_patches(self, mm_item: VisualInput) -> int:
         """See `Family.num_patches`."""
@@ -132,7 +132,7 @@ class TileEncoder:
                     f"uint8 [n, {side}, {side}, 3]; was it prepared by another model's preprocessor?"
                 )
         device = self._newline_D.device
-        copies = [self._copies.take(mm_item.tiles) for mm_item in media]
+        copies = [self.copies.take(mm_item.tiles) for mm_item in media]
         tiles_FHW3 = copies[0] if len(copies) == 1 else torch.cat(copies)
         mean_3HW, std_3HW = (constant_on(x, device, torch.float32).view(3, 1, 1) for x in (prep.mean, prep.std))
         # transformers rescales in float64 and normalises in float32: so do we, for equal bits

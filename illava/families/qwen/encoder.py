@@ -20,7 +20,7 @@ from torch import Tensor
 from illava.errors import RequestError
 from illava.families.qwen.blocks import NativeTower
 from illava.families.qwen.geometry import NativeGeometry, PatchGrid
-from illava.families.side_copies import SideCopies
+from illava.families.side_copies import PixelCopies, SideCopies
 from illava.host_copies import constant_on, to_device
 from illava.plan import ReductionPlan
 from illava.preprocess import Preprocessor, VisualInput
@@ -42,11 +42,11 @@ class NativeEncoder:
         """Take a tower, and the preprocessor of the same model for its geometry and normalisation."""
         self._tower, self._preprocessor, self._device = tower, preprocessor, device
         self._geometry: NativeGeometry = preprocessor.geometry
-        self._copies = SideCopies(device)
+        self.copies: PixelCopies = SideCopies(device)
 
     def prefetch(self, media: Sequence[VisualInput]) -> None:
         """See `Family.prefetch`."""
-        self._copies.begin(mm_item.tiles for mm_item in media)
+        self.copies.begin(mm_item.tiles for mm_item in media)
 
     def grid(self, mm_item: VisualInput) -> PatchGrid:
         """The grid of the visual input's patches.
@@ -127,7 +127,7 @@ class NativeEncoder:
         Source: transformers 5.23, models/qwen2_vl/video_processing_qwen2_vl.py:patchify.
         """
         grid, prep, geometry = self.grid(mm_item), self._preprocessor, self._geometry
-        tiles_FHWC = self._copies.take(mm_item.tiles)
+        tiles_FHWC = self.copies.take(mm_item.tiles)
         mean_C11, std_C11 = (constant_on(x, self._device, torch.float32).view(3, 1, 1) for x in (prep.mean, prep.std))
         # transformers rescales in float64 and normalises in float32: so do we, for equal bits
         pixels_FCHW = tiles_FHWC.permute(0, 3, 1, 2).double().mul_(prep.rescale_factor).float()

@@ -40,7 +40,7 @@ def test_kernels_compile_without_a_gpu_within_its_shared_memory(capability):
     assert done.returncode == 0, done.stdout + done.stderr
     compiled = [line.split() for line in done.stdout.splitlines()]
     scores = ["_log_sum_exp", *["_sum_received"] * 3]
-    layers = ["_add_norm", "_rotate_write", "_silu_mul"]
+    layers = ["_add_norm", "_rotate_write", "_greedy_split", "_greedy_join", "_silu_mul"]
     assert [name for name, *_ in compiled] == [*["_attend_split"] * 2, "_join_splits", *scores, *scores, *layers]
     for name, dtype, registers, spilled_bytes, two_byte_loads, _shared_bytes in compiled:
         # four blocks of 128 threads share a multiprocessor's 65,536 registers up to 128 each

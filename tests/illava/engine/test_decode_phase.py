@@ -1,6 +1,6 @@
 """Decode steps that are replayed, and queued before the last one is read: no answer differs, and no key is misplaced.
 
-About 8 s.
+About 6 s.
 """
 
 from contextlib import nullcontext
@@ -23,6 +23,7 @@ from tests.support.operations import Operations
 from tests.support.replayed_steps import replayed_on_cpu
 
 LENGTHS = (7, 3, 12, 5, 1, 9)
+LATER = ["internvl", "qwen2_5_vl", "qwen3_vl", "llava_next"]
 ON_HOST = {"aten.to.dtype", "aten.view.dtype", "aten.resolve_conj.default", "aten.resolve_neg.default"}
 VIEWS = {"aten.slice.Tensor", "aten.select.int", "aten.alias.default", "aten.detach.default"}
 
@@ -75,9 +76,9 @@ def run(vlm, requests, *, every=1, looks_ahead=True, graphs=False, limit=4):
                 if row >= len(phase._batch.states):
                     assert written == [self.num_blocks] * len(written)
                     continue
-                held = self._blocks_of[phase._batch.states[row].request_id]
+                own = self._blocks_of[phase._batch.states[row].request_id]
                 for layer, block in enumerate(written):
-                    assert block in held.table_LW[layer, : held.counts[layer]].tolist()
+                    assert block in own.table_LW[layer, : own.counts[layer]].tolist()
             return slot_LB
 
         with pytest.MonkeyPatch.context() as patch:
@@ -109,7 +110,7 @@ def test_steps_queued_ahead_change_no_answer(vlm, requests, graphs, every):
 
 def test_what_the_host_sees_one_step_late_changes_no_answer(vlm, requests, monkeypatch):
     """Stop tokens, texts and loops end an answer whose next token is drawn by then; penalties count on the device."""
-    free = SamplingParams(24)
+    free = SamplingParams(16)
     with no_near_ties():
         (whole,) = vlm.generate([replace(requests[1], sampling=free)])
     monkeypatch.setattr(vlm.family, "stop_token_ids", frozenset({whole.token_ids[6]}))
@@ -123,7 +124,7 @@ def test_what_the_host_sees_one_step_late_changes_no_answer(vlm, requests, monke
         replace(free, grammar=Grammar(regex="[a-z ]{1,9}")),
     ]
     asked = [replace(requests[1], request_id=str(n), sampling=own) for n, own in enumerate(samplings)]
-    for chosen in (asked[:4], asked[1:5], [asked[5], asked[0]], asked):
+    for chosen in (asked[:4], asked):
         with no_near_ties():
             expected, num_steps = run(vlm, chosen, looks_ahead=False)
         for graphs in (False, True):
@@ -212,7 +213,10 @@ def test_every_bucket_is_captured_at_the_start_and_memory_that_runs_out_is_told(
             VLM(vlm.family, kv_cache_bytes=1 << 20, max_batch_requests=20, decode_graphs=True)
 
 
-@pytest.mark.parametrize("name", ["llava_onevision", "internvl", "qwen2_vl", "qwen3_vl", "qwen3_5"])
+@pytest.mark.parametrize(
+    "name",
+    ["llava_onevision", "qwen2_vl", "qwen3_5", *(pytest.param(one, marks=pytest.mark.long) for one in LATER)],
+)
 def test_a_decoder_knows_its_position_axes_before_any_prompt(name, tmp_path):
     own = VLM.from_pretrained(str(make_folder(name, tmp_path)), kv_cache_bytes=1 << 20)
     own.submit(Request("a", ("Hello.",), SamplingParams(3, min_new_tokens=3)), plan=EMPTY_PLAN)

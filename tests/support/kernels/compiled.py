@@ -20,7 +20,7 @@ from triton.runtime.jit import JITFunction
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from illava.attention import triton_paged, triton_scores
-from illava.decoder import triton_layers
+from illava.decoder import triton_greedy, triton_layers
 
 CAPABILITY = int(sys.argv[1])
 TARGET = GPUTarget("cuda", CAPABILITY, 32)
@@ -28,13 +28,14 @@ TARGET = GPUTarget("cuda", CAPABILITY, 32)
 # capability".
 SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227}
 NUMBERS = {
-    **dict.fromkeys(("partial", "lse", "score", "bias_pool"), "*fp32"),
-    **dict.fromkeys(("table", "length", "blocks", "num_biased"), "*i32"),
-    **dict.fromkeys(("scopes", "slot"), "*i64"),
+    **dict.fromkeys(("partial", "lse", "score", "bias_pool", "top", "mass"), "*fp32"),
+    **dict.fromkeys(("table", "length", "blocks", "num_biased", "token", "odd"), "*i32"),
+    **dict.fromkeys(("scopes", "slot", "drawn"), "*i64"),
     **dict.fromkeys(("scale", "eps"), "fp32"),
 }
 POINTERS = {
-    "q", "k", "v", "k_pool", "v_pool", "out", "x", "delta", "weight", "total", "normed", "cos", "sin", "gate", "up"
+    "q", "k", "v", "k_pool", "v_pool", "out", "x", "delta", "weight", "total", "normed", "cos", "sin", "gate", "up",
+    "logits",
 }  # fmt: skip
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -90,4 +91,7 @@ if __name__ == "__main__":
     compile_kernel(triton_layers._add_norm, HAS_DELTA=True, NUM_CHANNELS=3584, BLOCK_D=4096, num_warps=8)
     shape = {"HEADS": 28, "KV_HEADS": 4, "HEAD_DIM": 128, "BLOCK_H": 32, "BLOCK_G": 4, "BLOCK_D": 64}
     compile_kernel(triton_layers._rotate_write, WRITE=True, **shape)
+    draw = {"NUM_TOKENS": 152_064, "SPLITS": 64}
+    compile_kernel(triton_greedy._greedy_split, **draw, BLOCK=1024)
+    compile_kernel(triton_greedy._greedy_join, ("num_rows",), **draw)
     compile_kernel(triton_layers._silu_mul, NUM_CHANNELS=18_944, BLOCK=1024)

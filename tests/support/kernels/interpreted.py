@@ -20,6 +20,7 @@ from illava.decoder import layer_ops, triton_layers
 from illava.decoder.decode import StaticInputs, decode_step
 from illava.decoder.kv_cache import PagedCache
 from illava.decoder.layer_ops import add_rms_norm, rotate_and_write, silu_mul
+from illava.engine.sampling import draw_greedy
 from tests.illava.families import test_vlm_parity as tiled
 from tests.illava.families.qwen import test_qwen_parity as native
 from tests.support.closeness import assert_close
@@ -230,6 +231,20 @@ def test_gate_times_up_is_its_reference():
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("num_tokens", [1, 64, 1500, 70_000])
+def test_a_greedy_draw_is_its_reference(num_tokens):
+    """Of equal logits the first one; in half precision many are equal. A row that is not finite harms no other."""
+    logits = torch.randn(6, num_tokens).half()
+    logits[1, num_tokens // 3 :] = logits[1].max() + 1
+    logits[3, -1], logits[4, 0], logits[5, num_tokens // 2] = float("nan"), float("-inf"), float("inf")
+    found, expected = draw_greedy(logits), reference(draw_greedy, logits)
+    assert torch.equal(found[1], expected[1])
+    assert found[1].tolist() == [1, 1, 1, 0, 0, 0]
+    assert torch.equal(found[0, :3], expected[0, :3])
+    assert ((found[0] >= 0) & (found[0] < num_tokens)).all()
+    assert_close(*(drawn[2, :3].int().view(torch.float32) for drawn in (found, expected)))
+
+
 def test_a_step_in_half_precision_is_near_the_references():
     """Rounded as the borrowed model rounds; what is left is the order of sums and single roundings."""
     decoder, embed = make_decoder(dtype=torch.float16)
