@@ -35,6 +35,7 @@ from illava.decoder.layer_ops import add_rms_norm, rms_norm, rotate, rotate_and_
 from illava.engine.sampling import draw_greedy
 from illava.errors import ModelLoadError
 from illava.plan import EMPTY_PLAN
+from illava.reducers.ops.agglomeration import agglomerate
 from illava.requests import Generation
 from tests.support.models.families import EXPERTS, MAKERS
 
@@ -62,6 +63,7 @@ def checks(device: torch.device) -> Iterator[Check]:
     """All checks, the quick ones first."""
     yield from attention_checks(device)
     yield from layer_checks(device)
+    yield from merging_checks(device)
     yield from draw_checks(device)
     for dtype, bound in (HALF, FULL):
         yield from paged_checks(device, dtype, bound)
@@ -182,6 +184,29 @@ def layer_checks(device: torch.device) -> Iterator[Check]:
     gate, up = _draw(300, 2 * 18_944, device=device, dtype=torch.bfloat16).split(18_944, -1)
     found = silu_mul(torch.nn.SiLU(), gate, up)
     yield Check("gate times up", _apart(found, (torch.nn.functional.silu(gate) * up).double()), 1e-3)
+
+
+def merging_checks(device: torch.device) -> Iterator[Check]:
+    """`ward`'s rounds leave as many groups as they are told to, and the error that the reference leaves on the CPU."""
+    lengths, kept = (729, 300, 730), (365, 30, 182)
+    gen = torch.Generator().manual_seed(0)
+    point_SND = torch.nn.functional.normalize(torch.randn(3, 730, 64, generator=gen), dim=-1).mul(4096).round() / 4096
+    weight_SN = torch.randint(1, 5, (3, 730), generator=gen).float()
+    found_SN, expected_SN = (
+        agglomerate(point_SND.to(there), weight_SN.to(there), lengths, kept).cpu() for there in (device, "cpu")
+    )
+    for row, (n, k) in enumerate(zip(lengths, kept, strict=True)):
+        left = [_merge_error(point_SND[row, :n], weight_SN[row, :n], g[row, :n], k) for g in (found_SN, expected_SN)]
+        yield Check(f"merging {n} to {k}, error against the CPU's", abs(left[0] / left[1] - 1), 1e-3)
+
+
+def _merge_error(point_ND: Tensor, weight_N: Tensor, group_N: Tensor, num_groups: int) -> float:
+    """The weighted squared distance of points to their groups' means; infinite where another number is left."""
+    if group_N.unique().tolist() != list(range(num_groups)):
+        return float("inf")
+    member_KN = torch.nn.functional.one_hot(group_N, num_groups).T.double() * weight_N
+    mean_KD = (member_KN @ point_ND.double()) / member_KN.sum(1, keepdim=True)
+    return float((weight_N[:, None] * (point_ND - mean_KD[group_N]).square()).sum())
 
 
 def draw_checks(device: torch.device) -> Iterator[Check]:

@@ -5,7 +5,7 @@ that of one unreduced block of so400m shape (random weights) times its 26. One s
 four times. Methods of stage ``media`` act on pixels in the readers and are not in it. All methods take turns in every
 round; medians of the rounds. On CPU the seconds are CPU seconds of all threads, which a busy machine disturbs less than
 wall time, and only the ratios mean something. ``kernels`` counts the operations of one choice that compute something,
-views and empty tensors left out: about as many kernels as a GPU would run.
+views and empty tensors left out: about as many kernels as a GPU would run, but for `ward`, whose rounds are one there.
 
     python benchmarks/speed/reducer_overhead.py --segments 8 --rounds 5 --json
     benchmarks/results/reducer_overhead_cpu.json

@@ -32,7 +32,7 @@ from illava.plan import EMPTY_PLAN, ReductionPlan
 from illava.visual_tokens import TokenSpan
 
 BIASED = ReductionPlan.model_construct(layout="geometric", steps=(), size_bias=True)
-NUM_LAYERS, NUM_TEXT, BLOCK_SIZE = 3, 24, 16
+NUM_LAYERS, NUM_TEXT, BLOCK_SIZE, NUM_STEPS = 3, 24, 16, 10
 SHAPES: dict[str, dict[str, int]] = {
     "qwen2_0.5b": dict(hidden_size=896, intermediate_size=4864, num_attention_heads=14, num_key_value_heads=2),
     "qwen2_7b": dict(hidden_size=3584, intermediate_size=18944, num_attention_heads=28, num_key_value_heads=4),
@@ -80,12 +80,12 @@ class Bench:
         run = PrefillRun(self.decoder, pack(self.prompts[side]), plan, cache, blocks, seeds=[0] * self.batch)
         return run.advance()
 
-    def decode(self, side: str, steps: int = 30) -> Any:
+    def decode(self, side: str) -> Any:
         """Run decode steps of all rows."""
         lengths = [[self.length] * NUM_LAYERS] * self.batch
         blocks = self.caches[side].batch(range(self.batch), lengths, lengths if side == "biased" else ())
         position_PB = torch.full((1, self.batch), self.length, device=self.new_BD.device)
-        for _ in range(steps):
+        for _ in range(NUM_STEPS):
             logits_BV = self.decoder.decode(self.new_BD, position_PB, self.caches[side], blocks)
             position_PB = position_PB + 1
         return logits_BV
