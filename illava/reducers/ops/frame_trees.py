@@ -20,7 +20,7 @@ _MOST_ATTENTION = 1.0  # a mean of softmax rows; newlines have more, by the conv
 
 
 @dataclass(frozen=True, slots=True)
-class Medium:
+class VisualTokens:
     """Holds one visual input.
 
     Attributes:
@@ -42,7 +42,7 @@ class Medium:
         return [(self.frame_N == frame).nonzero().squeeze(1) for frame in range(int(self.frame_N.max()) + 1)]
 
 
-def medium_of(hidden_ND: Tensor, coord_N3: Tensor, attention_N: Tensor, *, relevance: bool) -> Medium:
+def visual_of(hidden_ND: Tensor, coord_N3: Tensor, attention_N: Tensor, *, relevance: bool) -> VisualTokens:
     """Measure one visual input; ``relevance`` weighs attention by likeness to the frames' means."""
     is_cell_N = coord_N3[:, 1] >= 0
     frame_N = torch.where(coord_N3[:, 0] < 0, coord_N3[:, 0].max() + 1, coord_N3[:, 0]).unique(return_inverse=True)[1]
@@ -50,26 +50,26 @@ def medium_of(hidden_ND: Tensor, coord_N3: Tensor, attention_N: Tensor, *, relev
     if relevance:
         mean_FD = group_mean(hidden_ND, torch.ones_like(worth_N), frame_N, int(frame_N.max()) + 1)
         worth_N = worth_N * (hidden_ND @ mean_FD.mean(0)).clamp(min=0.0)
-    return Medium(unit(hidden_ND), worth_N, frame_N, is_cell_N, hidden_ND)
+    return VisualTokens(unit(hidden_ND), worth_N, frame_N, is_cell_N, hidden_ND)
 
 
-def into_trees(medium: Medium, num_kept: int, *, num_picks: int, threshold: float) -> tuple[Tensor, Tensor]:
+def into_trees(visual: VisualTokens, num_kept: int, *, num_picks: int, threshold: float) -> tuple[Tensor, Tensor]:
     """The representative of each token, int64 [N], and its weight in the mean, float32 [N]; ``num_kept`` are left."""
-    members, device = medium.members(), medium.frame_N.device
-    if num_kept == len(medium.frame_N):
-        return torch.arange(num_kept, device=device), torch.ones_like(medium.worth_N)
+    members, device = visual.members(), visual.frame_N.device
+    if num_kept == len(visual.frame_N):
+        return torch.arange(num_kept, device=device), torch.ones_like(visual.worth_N)
     sizes = [len(own) for own in members]
-    is_pick_N = torch.zeros_like(medium.is_cell_N)
+    is_pick_N = torch.zeros_like(visual.is_cell_N)
     for own, count in zip(members, _shared_out(num_picks, sizes), strict=True):
-        is_pick_N[own[_pick(medium.unit_ND[own], medium.worth_N[own], count)]] = True
-    root_N = _roots(medium, members, is_pick_N, threshold, num_kept - num_picks)
+        is_pick_N[own[_pick(visual.unit_ND[own], visual.worth_N[own], count)]] = True
+    root_N = _roots(visual, members, is_pick_N, threshold, num_kept - num_picks)
     index_N = torch.arange(len(root_N), device=device)
     roots_R = ((root_N == index_N) & ~is_pick_N).nonzero().squeeze(1)
-    tree_ND = group_mean(medium.hidden_ND, torch.ones_like(medium.worth_N), root_N, len(root_N))
+    tree_ND = group_mean(visual.hidden_ND, torch.ones_like(visual.worth_N), root_N, len(root_N))
     centre_N = index_N.clone()
-    centre_N[roots_R] = _centres(tree_ND[roots_R], medium.frame_N[roots_R], roots_R, num_kept - num_picks)
+    centre_N[roots_R] = _centres(tree_ND[roots_R], visual.frame_N[roots_R], roots_R, num_kept - num_picks)
     size_N = torch.bincount(root_N, minlength=len(root_N))
-    return centre_N[root_N], size_N[root_N].reciprocal().to(medium.worth_N.dtype)
+    return centre_N[root_N], size_N[root_N].reciprocal().to(visual.worth_N.dtype)
 
 
 def _shared_out(count: int, sizes: list[int]) -> list[int]:
@@ -95,16 +95,16 @@ def _pick(unit_nD: Tensor, worth_n: Tensor, count: int) -> Tensor:
     return torch.stack(picks) if picks else torch.empty(0, dtype=torch.long, device=worth_n.device)
 
 
-def _roots(medium: Medium, members: list[Tensor], is_pick_N: Tensor, threshold: float, least: int) -> Tensor:
+def _roots(visual: VisualTokens, members: list[Tensor], is_pick_N: Tensor, threshold: float, least: int) -> Tensor:
     """The root of each token's tree, itself for a pick: int64 [N]; ``least`` roots remain at least."""
     near_N, cosine_N = (
         torch.arange(len(is_pick_N), device=is_pick_N.device),
-        torch.full_like(medium.worth_N, -torch.inf),
+        torch.full_like(visual.worth_N, -torch.inf),
     )
-    may_N = ~is_pick_N & medium.is_cell_N
+    may_N = ~is_pick_N & visual.is_cell_N
     for before, own in pairwise(frame_n[may_N[frame_n]] for frame_n in members):
         if len(before) and len(own):
-            best = without_rounding(medium.unit_ND[own] @ medium.unit_ND[before].T).max(1)
+            best = without_rounding(visual.unit_ND[own] @ visual.unit_ND[before].T).max(1)
             near_N[own], cosine_N[own] = before[best.indices], best.values
     joins_N = cosine_N > threshold
     most = int((~is_pick_N).sum()) - least
