@@ -54,7 +54,8 @@ def _report(folder: Path, source: list[str]) -> None:
 
 
 def _drawn(folder: Path, source: list[str]) -> None:
-    _illava("draw", "configs/draw_demo.yaml", "runs/pictures/drawn", ["input.pattern=clip_003.mp4"])
+    settings = ["input.pattern=clip_003.mp4", "reduction.preset=tome-small-video"]
+    _illava("draw", "configs/draw_demo.yaml", "runs/pictures/drawn", settings)
     folder = ROOT / folder
     _photograph(_without_root(folder / "drawn" / "kept_tokens.html"), "drawn_page", folder, 1280, 1640)
 

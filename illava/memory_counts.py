@@ -61,7 +61,7 @@ def memory_counts(files: ModelFiles, itemsize: int, config: EngineConfig | None 
     kinds = text.get("layer_types") or []
     layers -= sum(kind == "linear_attention" for kind in kinds)  # which keep a state of one size instead
     prefill = limits.max_prefill_tokens * (_BESIDE_MLP * width + 3 * inner)  # gate, up, and their product
-    logits = limits.max_batch_requests * int(text.get("vocab_size") or 152_064) * 3  # drawn from in float32
+    logits = limits.batch_limit("cuda") * int(text.get("vocab_size") or 152_064) * 3  # drawn from in float32
     tower = limits.max_vision_patches * _patch_values(vision)
     widest = max(max(prefill, tower) * itemsize, limits.max_prefill_tokens * _rule_bytes(text) if kinds else 0)
     return MemoryCounts(2 * layers * kv_heads * head_dim * itemsize, widest + logits * itemsize)

@@ -199,7 +199,7 @@ def dump_digest(dump: dict[str, Any]) -> str:
 
 def _as_before(reducer: dict[str, Any]) -> dict[str, Any]:
     """A method's fields without those that came in later and are not used; two had proportional attention before."""
-    later = {"max_merge_error", "max_tokens", "window"}
+    later = {"max_merge_error", "max_tokens", "window", "by"}
     if reducer["kind"] not in ("tome", "ward"):
         later |= {"proportional_attention"}
     return {key: value for key, value in reducer.items() if key not in later or value}

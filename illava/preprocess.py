@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -32,6 +32,8 @@ class VisualInput:
         representative: int64, for each cell (`Preprocessor.cells`) the cell that represents it: itself for a cell that
             enters the tower, another cell or -1 (none) for a cell that stage ``media`` leaves out. None: every cell
             enters.
+        packet_bytes: of a video that was read from a file, for each frame the bytes that code what is new in it;
+            empty where not known. The pipeline's readers take them from the container's index.
     """
 
     kind: Literal["image", "video"]
@@ -39,6 +41,7 @@ class VisualInput:
     original_size: tuple[int, int]
     timestamps_s: tuple[float, ...] = ()
     representative: np.ndarray | None = None
+    packet_bytes: tuple[int, ...] = ()
 
     @property
     def num_left_out(self) -> int:
@@ -52,6 +55,12 @@ class VisualInput:
     @property
     def nbytes(self) -> int:
         return self.tiles.nbytes
+
+    def of_frames(self, frames: Sequence[int]) -> VisualInput:
+        """The same video with these of its frames alone."""
+        times_s = tuple(self.timestamps_s[n] for n in frames) if self.timestamps_s else ()
+        sizes = tuple(self.packet_bytes[n] for n in frames) if self.packet_bytes else ()
+        return replace(self, tiles=self.tiles[list(frames)], timestamps_s=times_s, packet_bytes=sizes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -91,6 +91,16 @@ def _ward(blocks: list[int], keep: float, decoder_keep: float | None, layout: st
     return {"steps": steps} | _size_bias(layout)
 
 
+def _ward_small(num_merged: int, decoder_keep: float | None, layout: str) -> dict[str, Any]:
+    """Two cuts of the tiny demo model's 196 patches, and the share of a frame's 49 tokens that comes next to theirs."""
+    of_block = {"kind": "ward", "num_merged": num_merged, "alpha": 0.5}
+    steps: list[dict[str, Any]] = [{"stage": "vision_block", "layers": [3, 5], "reducer": of_block}]
+    if decoder_keep is not None:
+        before_llm = {"kind": "ward", "keep_ratio": decoder_keep, "per": "frame"}
+        steps.append({"stage": "decoder_input", "reducer": before_llm})
+    return {"steps": steps} | _size_bias(layout)
+
+
 def _ward_document(layout: str) -> dict[str, Any]:
     """The tower whole, since glyphs need it; before the LLM what lies within an error, whatever its count.
 
@@ -137,4 +147,9 @@ PRESETS: dict[str, Any] = {
     "illava-small": lambda layout: _small(),
     "illava-small-video": lambda layout: _with_frame_budget(_small(), layout, 25),
     "tome-small-video": lambda layout: _tome_small_video(),
+    # 196 -> 100 and 196 -> 44 patches; of a clip's frame 49 -> 25 and 49 -> 13 tokens before the LLM.
+    "ward-small-image-50": lambda layout: _ward_small(48, None, layout),
+    "ward-small-image-25": lambda layout: _ward_small(76, None, layout),
+    "ward-small-video-50": lambda layout: _ward_small(48, 0.51, layout),
+    "ward-small-video-25": lambda layout: _ward_small(76, 0.26, layout),
 }

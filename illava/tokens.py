@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from illava.host_copies import constant_on, to_device
+from illava.host_copies import constant_on, device_cache, to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +216,7 @@ def embed_in_batch(
     )
 
 
-@lru_cache(maxsize=64)
+@device_cache(64)
 def ragged_index(lengths: tuple[int, ...], width: int, device: torch.device) -> Tensor:
     """Flat int64 indices of the first ``lengths[s]`` cells of each row of an [S, width] table, kept on ``device``."""
     with torch.inference_mode(False):  # cached, and training may use what inference made

@@ -11,17 +11,18 @@ from typing import Any, get_args
 
 import torch
 
-from illava.attention.backend import kernels_on
-from illava.attention.packed import backend_name
+from illava.attention.backend import backend_name, kernels_on
 from illava.decoder.cuda_graphs import DecodeGraphs, captures_steps
 from illava.decoder.hybrid_cache import make_cache
-from illava.devices import open_device
+from illava.devices import cpu_dtype, open_device
 from illava.engine.config import EngineConfig
 from illava.engine.engine import Engine
+from illava.engine.sampling import draw_greedy
 from illava.errors import ModelLoadError
 from illava.families import load_family
 from illava.families.adapters import Adapter
 from illava.families.base import Family
+from illava.families.tower_graphs import CudaCapture, TowerGraphs
 from illava.memory_counts import FREE_MEMORY_SHARE
 from illava.pixel_limits import NO_LIMITS, PixelLimits
 from illava.plan import EMPTY_PLAN
@@ -49,7 +50,8 @@ class VLM:
     Raises:
         TypeError: an option that `EngineConfig` does not have.
         ValueError: a limit below 1.
-        ModelLoadError: the pool cannot hold a single token, or decode graphs were demanded where there are none.
+        ModelLoadError: the pool cannot hold a single token, or decode graphs or an attention backend were demanded
+            where there are none.
     """
 
     def __init__(self, family: Family, engine_config: EngineConfig | None = None, **options: Any) -> None:
@@ -57,11 +59,16 @@ class VLM:
         pool_bytes = config.kv_cache_bytes
         if pool_bytes is None:
             pool_bytes = _default_cache_bytes(decoder.device, config.gpu_share)
-        cache = make_cache(
-            decoder, pool_bytes=pool_bytes, block_size=config.block_size, max_requests=config.max_batch_requests
-        )
+        max_batch = config.batch_limit(decoder.device.type)
+        cache = make_cache(decoder, pool_bytes=pool_bytes, block_size=config.block_size, max_requests=max_batch)
         captured = captures_steps(decoder) if config.decode_graphs is None else config.decode_graphs
-        graphs = DecodeGraphs(decoder, family.embed, cache, max_batch=config.max_batch_requests) if captured else None
+        backend_name(decoder.device, decoder.dtype, decoder.head_dim)  # refuses a word that cannot be had, at once
+        family.tower_graphs = TowerGraphs(family.encoder, CudaCapture(decoder.device)) if config.tower_graphs else None
+        graphs = None
+        if captured:
+            graphs = DecodeGraphs(decoder, family.embed, cache, draw=draw_greedy, max_batch=max_batch)
+            with torch.cuda.device_of(cache.k_pool_PSGd), torch.inference_mode():
+                graphs.capture()
         self.family = family
         self.engine = Engine(family, cache, config, graphs=graphs)
 
@@ -84,7 +91,8 @@ class VLM:
         Args:
             model_id: folder or hub name.
             revision: commit, tag or branch of the hub.
-            dtype: float32, bfloat16 or float16; ``auto`` is float32 on CPU and bfloat16 on CUDA.
+            dtype: float32, bfloat16 or float16; ``auto`` is bfloat16 on CUDA and on a CPU that multiplies it natively,
+                float32 on others.
             device: such as ``cuda:0``; ``auto`` is CUDA where there is one.
             engine_config: see the class.
             pixel_limits: bounds of the pictures' sizes; give `load_preprocessor` the same ones.
@@ -156,7 +164,7 @@ class VLM:
 
     @property
     def attention_backend(self) -> str:
-        """The backend of the decoder's packed attention: ``varlen`` or ``sdpa``."""
+        """The backend of the decoder's packed attention; see `illava.attention.backend.backend_name`."""
         decoder = self.family.decoder
         return backend_name(decoder.device, decoder.dtype, decoder.head_dim)
 
@@ -167,13 +175,14 @@ class VLM:
             "attention": self.attention_backend,
             "kernels": kernels_on(self.family.decoder.device),
             "decode_steps": "eager" if self.engine.graphs is None else "cuda_graphs",
+            "encodings": "eager" if self.family.tower_graphs is None else "cuda_graphs",
             "weights": self.family.weights,
         }
 
 
 def _resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        return torch.bfloat16 if device.type == "cuda" else _DTYPES[cpu_dtype()]
     name = str(dtype).removeprefix("torch.")
     if name in _DTYPES:
         return _DTYPES[name]

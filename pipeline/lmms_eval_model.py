@@ -30,6 +30,7 @@ from illava.families import load_preprocessor
 from illava.preprocess import VisualInput
 from illava.requests import Generation, Request, SamplingParams
 from pipeline.config.load import load_config
+from pipeline.config.placement import batch_of
 from pipeline.errors import ConfigError, ItemError
 from pipeline.execution.worker import load_vlm
 from pipeline.loading.loader import Loader
@@ -88,7 +89,7 @@ class HarnessModel(lmms):
         waiting = deque(enumerate(requests))
         answers: dict[int, GenerationResult] = {}
         asked: dict[str, int] = {}
-        most = self._config.model.max_batch_requests
+        most = batch_of(self._config)
         while waiting or asked:
             while waiting and len(asked) < most:
                 place, instance = waiting.popleft()

@@ -12,6 +12,8 @@ from tests.support.models.onevision import make_onevision
 
 # Ray reads its token once a process and keeps it: one for all tests. Given none, it leaves one in the home folder.
 os.environ.setdefault("RAY_AUTH_TOKEN", "0" * 64)
+# ``dtype: auto``, and the products of bfloat16, are the same whatever processor the suite runs on.
+os.environ["ILLAVA_NATIVE_BFLOAT16"] = "0"
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups

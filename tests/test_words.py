@@ -52,7 +52,7 @@ WORDS: dict[tuple[str, ...], dict[str, str]] = {
         "FreePages": "BlockAllocator",
         "BatchPages": "BatchBlockTables",
         "LayerPages": "LayerBlockTable",
-        "outcomes_of": "to_host",
+        "outcomes_of": "to_outcomes",
         "draw_next": "sample_next_token",
         "num_common": "common_prefix_len",
         "held_of": "cached_prefix",

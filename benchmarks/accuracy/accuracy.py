@@ -26,12 +26,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.accuracy.answering import Answerer
-from benchmarks.accuracy.compared_plans import about, compared_plans, left_out
+from benchmarks.accuracy.compared_plans import PREFIX, about, compared_plans, left_out
 from benchmarks.accuracy.findings import findings, summarise
+from benchmarks.accuracy.leads import leads
 from benchmarks.accuracy.report import scope_notes, svg_plot, text_table
 from benchmarks.accuracy.store import Setting, Unit, keep, kept, unfinished
 from benchmarks.accuracy.sweep_plans import BLOCKS, SWEEP, plan_named
 from benchmarks.common.machine import write_json
+from benchmarks.common.result_files import results
 from benchmarks.toy_model.data.testset import THIRD_PARTY, TestSample, load_sample, set_digest
 from illava.model_files import require_trained
 from illava.plan import ReductionPlan
@@ -116,8 +118,14 @@ def collect(setting: Setting, plans: Sequence[str], work_dir: Path) -> dict[str,
         "answered_otherwise": sum(part["disagreed"] for part in distinct),
         "plans": summaries,
         "findings": findings(parts),
+        **({"leads": leads(parts, counted_work())} if any(plan.startswith(PREFIX) for plan in plans) else {}),
         **({"compared": about(), "left_out": left_out()} if set(compared_plans()) <= set(plans) else {}),
     }
+
+
+def counted_work() -> dict[str, dict[str, float]]:
+    """What each plan computes, as `plan_work.py` wrote it; empty where it has not."""
+    return {name: ratios for found in results("plan_work") for name, ratios in found["plans"].items()}
 
 
 def arguments(argv: Iterable[str] | None) -> argparse.Namespace:

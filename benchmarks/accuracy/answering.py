@@ -17,6 +17,7 @@ from benchmarks.accuracy.shared_tower import SharedTiles, SharedTower
 from benchmarks.toy_model.data.samples import Question
 from benchmarks.toy_model.data.testset import TestSample
 from illava import VLM, Preprocessor, Request, SamplingParams
+from illava.analysis.agreement import Agreement, measure_agreement
 from illava.plan import ReductionPlan
 from illava.preprocess import VisualInput
 from illava.reduction.probe import AttentionProbe
@@ -102,12 +103,17 @@ class Answerer:
         self.tower = family.tower = SharedTower(family.tower)
         family.encoder = SharedTiles(family, self.tower)
         self._shared = SharedEncoding(family)
+        self._unreduced = SharedEncoding(self.plain.family)
         self._media_of: dict[str, tuple[VisualInput, ...]] = {}
-        self._vlm = VLM(self._shared, max_batch_requests=4 * CHUNK, **_OPTIONS)  # type: ignore[arg-type]
+        self._vlm, self._whole = (
+            VLM(encoding, max_batch_requests=4 * CHUNK, **_OPTIONS)  # type: ignore[arg-type]
+            for encoding in (self._shared, self._unreduced)
+        )
 
     def forget(self) -> None:
         """Drop what is kept from plan to plan: prepared media, and what the tower's first blocks made of them."""
         self.tower.forget()
+        self._unreduced.forget()
         self._media_of.clear()
 
     def answer(self, samples: Sequence[TestSample], plan: ReductionPlan) -> Answers:
@@ -141,6 +147,15 @@ class Answerer:
         requests = [next(iter(self._requests(sample))) for sample in samples]
         found = self.plain.generate(requests, plan=plan)
         return sum(one.text.strip() != text for one, text in zip(found, texts, strict=True))
+
+    def agreement(self, samples: Sequence[TestSample], plan: ReductionPlan) -> list[Agreement]:
+        """How far every question's answer agrees with the unreduced model's, question by question."""
+        found = []
+        for start in range(0, len(samples), CHUNK):
+            self._shared.forget()
+            requests = [request for one in samples[start : start + CHUNK] for request in self._requests(one)]
+            found += measure_agreement(self._vlm, requests, plan, reference=self._whole)
+        return found
 
     def _requests(self, one: TestSample) -> list[Request]:
         media = self._media(one)

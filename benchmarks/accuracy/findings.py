@@ -73,8 +73,8 @@ def summarise(parts: Parts, blocks: Sequence[int]) -> dict[str, Any]:
             "patches_kept": round(patches_kept(plan_named(plan, blocks=blocks)), 4),
             **_kept_ratios(own),
             "cpu_s": round(sum(part["cpu_s"] for part in own), 1),
-            "tasks": {row: _compare(parts, "none", plan, (row,)).as_dict() for row in _rows_of(own)},
-            "mean": _compare(parts, "none", plan, MEAN_ROWS).as_dict(),
+            "tasks": {row: compare_plans(parts, "none", plan, (row,)).as_dict() for row in rows_of(own)},
+            "mean": compare_plans(parts, "none", plan, MEAN_ROWS).as_dict(),
         }
         for plan, own in parts.items()
     }
@@ -84,11 +84,11 @@ def findings(parts: Parts) -> dict[str, Any]:
     """Whether the instrument works, from paired comparisons; what was not run is left out."""
     found: dict[str, Any] = {}
     if "least_attended@0.5" in parts:
-        control = _compare(parts, "none", "least_attended@0.5", MEAN_ROWS)
+        control = compare_plans(parts, "none", "least_attended@0.5", MEAN_ROWS)
         found["least attended half"] = {**control.as_dict(), "collapses": control.accuracy < 0.4}
     for guided in ("illava", "attention_pruning"):
         if {"random@0.25", f"{guided}@0.25"} <= set(parts):
-            margin = _compare(parts, "random@0.25", f"{guided}@0.25", ("small",))
+            margin = compare_plans(parts, "random@0.25", f"{guided}@0.25", ("small",))
             apart = margin.difference >= 0.1 and margin.difference_low > 0
             found[f"{guided} over random at 25 %, small objects"] = {**margin.as_dict(), "separated": apart}
     for method in ("illava", "random", "attention_pruning", "tome"):
@@ -102,16 +102,21 @@ def findings(parts: Parts) -> dict[str, Any]:
 def _rises(parts: Parts, steps: list[tuple[str, str]]) -> dict[str, Any]:
     """Steps of a sweep at which fewer tokens answer better, beyond the 95 % interval; none of them = monotone."""
     rises = []
-    rows = [row for row in _rows_of(parts["none"]) if row in MEAN_ROWS]
+    rows = [row for row in rows_of(parts["none"]) if row in MEAN_ROWS]
     for row in rows:
         for more, fewer in steps:
-            change = _compare(parts, more, fewer, (row,))
+            change = compare_plans(parts, more, fewer, (row,))
             if change.difference_low > 0:
                 rises.append({"row": row, "from": more, "to": fewer, **change.as_dict()})
     return {"comparisons": len(rows) * len(steps), "rises": rises, "monotone": not rises}
 
 
-def _compare(parts: Parts, reference: str, plan: str, rows: Sequence[str]) -> Comparison:
+def compare_plans(parts: Parts, reference: str, plan: str, rows: Sequence[str]) -> Comparison:
+    """Two plans over the questions of these rows.
+
+    Raises:
+        ValueError: they were asked different questions.
+    """
     before, after = (_rights(parts[name], rows) for name in (reference, plan))
     if list(before) != list(after):
         raise ValueError(f"{reference!r} and {plan!r} were asked different questions")
@@ -130,7 +135,14 @@ def _rights(own: list[dict[str, Any]], rows: Sequence[str]) -> dict[tuple[str, s
     }
 
 
-def _rows_of(own: list[dict[str, Any]]) -> list[str]:
+def right_ratio(parts: Parts, plan: str, rows: Sequence[str]) -> float:
+    """Share of these rows' questions that a plan answered exactly."""
+    rights = list(_rights(parts[plan], rows).values())
+    return sum(rights) / len(rights)
+
+
+def rows_of(own: list[dict[str, Any]]) -> list[str]:
+    """Rows that were asked, in the order of the tables."""
     seen = {headline(task) for part in own for _, task, *_ in part["answers"]}
     return [row for row in HEADLINES if row in seen]
 

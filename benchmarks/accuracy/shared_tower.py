@@ -122,7 +122,7 @@ class _Later:
         """See `VisionReduction.asks`."""
         return self._reduction.asks(block + self._depth)
 
-    def at(self, block: int, *given: Tensor, scale: float) -> Tensor:
+    def at(self, block: int, *given: Tensor, scale: float, lse_HT: Tensor | None = None) -> Tensor:
         """See `VisionReduction.at`.
 
         Raises:

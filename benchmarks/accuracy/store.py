@@ -43,7 +43,7 @@ class Setting:
 
     def digest(self) -> str:
         """Sixteen hex digits of the weights."""
-        return _weights_digest(self.model)
+        return weights_digest(self.model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Unit:
 
     def file(self, setting: Setting, work_dir: Path) -> Path:
         """Where its answers lie. Plans that do the same to the group have one file."""
-        plan = hashlib.sha256(repr(setting.plan(self.plan, self.group)).encode()).hexdigest()[:16]
+        plan = setting.plan(self.plan, self.group).digest()  # the same when methods gain fields that are not used
         samples = f"scale_{setting.scale:g}_seed_{setting.first_seed}"
         return (
             work_dir / f"weights_{setting.digest()}" / samples / f"{self.group}_{self.part}of{PARTS}_plan_{plan}.json"
@@ -101,6 +101,15 @@ def kept(setting: Setting, plans: Iterable[str], work_dir: Path) -> dict[str, li
     return found
 
 
+BUNDLED = Path(__file__).resolve().parents[2] / "configs" / "demo" / "model"
+
+
+def bundled_digest() -> str:
+    """The weights of the bundled toy."""
+    return weights_digest(str(BUNDLED))
+
+
 @lru_cache(maxsize=8)
-def _weights_digest(model: str) -> str:
+def weights_digest(model: str) -> str:
+    """Sixteen hex digits of a model folder's weights."""
     return hashlib.sha256((Path(model) / "model.safetensors").read_bytes()).hexdigest()[:16]

@@ -43,7 +43,7 @@ class LeastAttended(AttentionPruning):
 def plan_named(name: str, *, clip: bool = False, blocks: Sequence[int] = BLOCKS) -> ReductionPlan:
     """A preset's name (``illava-small``, ``illava-small:released``), ``none``, or ``METHOD@SHARE`` such as
     ``random@0.25``: SHARE of the patches left after equal cuts in ``blocks`` of the tower. A preset that has a video
-    variant (``illava-small-video``) uses it for clips.
+    variant (``illava-small-video``, ``ward-small-video-25``) uses it for clips.
 
     Raises:
         SystemExit: no plan of that name.
@@ -56,8 +56,9 @@ def plan_named(name: str, *, clip: bool = False, blocks: Sequence[int] = BLOCKS)
         return compared_plans()[name][clip]
     preset_name, _, layout = name.partition(":")
     if preset_name in PRESETS:
-        if clip and f"{preset_name}-video" in PRESETS:
-            preset_name = f"{preset_name}-video"
+        if clip:
+            variants = (f"{preset_name}-video", preset_name.replace("-image", "-video"))
+            preset_name = next((name for name in variants if name in PRESETS), preset_name)
         return preset(preset_name, layout=layout or None)
     method, _, share = name.partition("@")
     if method not in METHODS or not _is_share(share):

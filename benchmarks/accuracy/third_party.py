@@ -19,7 +19,10 @@ def _split(split: str) -> tuple[dict[int, str], dict[int, tuple[Question, ...]]]
     try:
         import easy_vqa
     except ModuleNotFoundError as error:
-        message = "easy-VQA is not installed; run `pip install easy-vqa` or leave it out (--no-easy-vqa)"
+        message = (
+            "easy-VQA is not installed; run `pip install easy-vqa`, or leave it out: of accuracy.py's --third-party, "
+            "or of train.py by --no-easy-vqa"
+        )
         raise SystemExit(message) from error
     is_test = split == "test"
     paths = easy_vqa.get_test_image_paths() if is_test else easy_vqa.get_train_image_paths()

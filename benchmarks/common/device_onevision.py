@@ -25,6 +25,7 @@ SHAPES: dict[str, dict[str, Any]] = {
             "num_key_value_heads": 4,
         },
     },
+    "so400m-0.5b": SIZES["so400m-0.5b"],
     "tiny": {**SIZES["tiny"], "text": {**SIZES["tiny"]["text"], "num_key_value_heads": 2}},
 }
 

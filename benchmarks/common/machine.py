@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from illava.devices import has_native_bfloat16
+
 
 def describe_machine() -> dict[str, Any]:
     """CPU, GPU, memory, commit and package versions: what a reader needs to place a figure."""
@@ -17,6 +19,7 @@ def describe_machine() -> dict[str, Any]:
 
     return {
         "cpu": _cpu_name(),
+        "native_bfloat16": has_native_bfloat16(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
@@ -25,6 +28,15 @@ def describe_machine() -> dict[str, Any]:
         "commit": _commit(),
         **{name: _version(name) for name in ("torch", "transformers", "ray", "pyarrow", "illava")},
     }
+
+
+def require_native_products(dtype: str, device: str = "cpu") -> None:
+    """End the script where bfloat16 on CPU would say nothing: the processor has no native products of it."""
+    if dtype == "bfloat16" and device == "cpu" and not has_native_bfloat16():
+        raise SystemExit(
+            f"bfloat16 cannot be shown here: {_cpu_name()} has no native bfloat16 products (none of the features "
+            "avx512_bf16 and amx_bf16 in /proc/cpuinfo). Run it on a processor that has, or pass --dtype float32"
+        )
 
 
 def write_json(path: str | Path, result: dict[str, Any]) -> None:

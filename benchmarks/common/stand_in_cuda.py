@@ -1,9 +1,10 @@
 """Stands in for a CUDA device where there is none: tensors that say ``cuda:0``, and a record of what is asked of it.
 
 Tensors on the device are torch's FakeTensors, which know shape, dtype and device; tensors on the host are real. So an
-operation over tensors of two devices fails here as it does on a GPU, and so does one of two dtypes. With ``values``
-every device tensor has a real twin on the CPU besides, and what is read back from the device is the truth; without,
-models of any size run in seconds, and what is read back is ones (a single bool: False).
+operation over tensors of two devices fails here as it does on a GPU, and so does one of two dtypes. So does one that
+reads what another stream made and nobody waited for, which a GPU does not notice. With ``values`` every device tensor
+has a real twin on the CPU besides, and what is read back from the device is the truth; without, models of any size run
+in seconds, and what is read back is ones (a single bool: False).
 
 A blocking copy is one that `torch.cuda.set_sync_debug_mode("error")` would end: the host waits until all work queued
 before it is done. Kernels are operations that are no view and no bare allocation; the few that run as several kernels
@@ -60,13 +61,19 @@ class Work:
         kernels: operations and launches, by name.
         blocking: copies and reads for which the host waits, by the line of this project that asked.
         copies: copies between host and device that do not wait.
+        arrived_bytes: that were brought to the device.
+        side_copies: those among them on another stream than the main one.
         elementwise_bytes: read and written by all kernels but matrix products, convolutions and attention.
+        doubles: kernels that give float64, by the line of this project that asked.
     """
 
     kernels: Counter[str] = field(default_factory=Counter)
     blocking: Counter[str] = field(default_factory=Counter)
     copies: int = 0
+    arrived_bytes: int = 0
+    side_copies: int = 0
     elementwise_bytes: int = 0
+    doubles: Counter[str] = field(default_factory=Counter)
 
     @property
     def num_kernels(self) -> int:
@@ -82,10 +89,28 @@ class Work:
             "kernels": self.num_kernels,
             "blocking_copies": self.num_blocking,
             "other_copies": self.copies,
+            "side_stream_copies": self.side_copies,
             "elementwise_gb": round(self.elementwise_bytes / 1e9, 3),
             "kernels_by_name": dict(self.kernels.most_common()),
             "blocking_by_line": dict(sorted(self.blocking.items())),
         }
+
+
+class StandInStream:
+    """Stands in for `torch.cuda.Stream`: knows the work that was queued on it, and the work it waited for."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.queued, self.waited_for = 0, dict[int, int]()
+
+    def record_event(self) -> tuple[StandInStream, int]:
+        return self, self.queued
+
+    def wait_event(self, event: tuple[StandInStream, int]) -> None:
+        stream, queued = event
+        self.waited_for[id(stream)] = max(queued, self.waited_for.get(id(stream), 0))
+
+    def wait_stream(self, stream: StandInStream) -> None:
+        self.wait_event(stream.record_event())
 
 
 class StandInCuda(TorchDispatchMode):
@@ -103,6 +128,7 @@ class StandInCuda(TorchDispatchMode):
         self._fake = FakeTensorMode()
         self._stack = ExitStack()
         self.work = Work()
+        self.stream = self._main_stream = StandInStream()
 
     def __enter__(self) -> StandInCuda:
         self._stack = ExitStack()
@@ -137,14 +163,47 @@ class StandInCuda(TorchDispatchMode):
         with self.recorded():
             return module._apply(moved)
 
+    @contextmanager
+    def _on_stream(self, stream: StandInStream) -> Iterator[None]:
+        before, self.stream = self.stream, stream
+        try:
+            yield
+        finally:
+            self.stream = before
+
+    def _current_stream(self, *_: Any) -> StandInStream:
+        return self.stream
+
+    def _check_streams(self, name: str, on_device: list[FakeTensor]) -> None:
+        """Refuse what another stream may still be writing, or may give away before this one has read it."""
+        for value in on_device:
+            made = getattr(value, "made_on", None)
+            if made is None or made[0] is self.stream:
+                continue
+            stream, queued = made
+            if self.stream.waited_for.get(id(stream), 0) < queued:
+                raise RuntimeError(f"{name} reads a tensor of another stream, whose work was not waited for")
+            if self.stream not in getattr(value, "recorded_on", ()):
+                raise RuntimeError(f"{name} reads a tensor of another stream, which `record_stream` was not told of")
+
+    def _queue(self, result: Any) -> None:
+        """Note on which stream, and behind how much other work there, the results are made."""
+        self.stream.queued += 1
+        if self.stream is not self._main_stream:
+            for value in _leaves(result):
+                if isinstance(value, FakeTensor):
+                    value.made_on = self.stream, self.stream.queued
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs, name = kwargs or {}, func._opname if hasattr(func, "_opname") else str(func)
+        kwargs = kwargs or {}
+        if func.namespace == "prim":  # `x.device`, by far the most frequent question
+            return func(*args, **kwargs)
+        name = func._opname if hasattr(func, "_opname") else str(func)
         tensors = [leaf for leaf in _leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         on_device = [leaf for leaf in tensors if isinstance(leaf, FakeTensor)]
+        self._check_streams(name, on_device)
         target = kwargs.get("device")
         to_device = target is not None and torch.device(target).type == "cuda"
-        if func.namespace == "prim":
-            return func(*args, **kwargs)
         if not on_device and not to_device:
             with unset_fake_temporarily():
                 return func(*args, **kwargs)
@@ -161,67 +220,93 @@ class StandInCuda(TorchDispatchMode):
             with unset_fake_temporarily():
                 value = self._read(on_device[0])
                 return value.item() if self.values or value.dtype != torch.bool else False
-        return self._on_device(func, name, args, kwargs)
+        result = self._on_device(func, name, args, kwargs)
+        self._queue(result)
+        return result
 
     def _on_device(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """Run an operation whose result is on the device."""
-        copies_in = name in ("_to_copy", "copy_") and any(
-            isinstance(leaf, Tensor) and not isinstance(leaf, FakeTensor) for leaf in _leaves((args, kwargs))
-        )
+        copies_in = name in ("_to_copy", "copy_") and any(map(_is_on_host, _leaves((args, kwargs))))
         if copies_in:
+            self.work.arrived_bytes += _num_bytes(next(x for x in _leaves((args, kwargs)) if _is_on_host(x)))
             self._wait_unless(kwargs.get("non_blocking", False) or (name == "copy_" and len(args) > 2 and args[2]))
         if name in ("index", "index_put_", "_index_put_impl_"):
             args = (args[0], [self._index(part) for part in args[1]], *args[2:])
         if name in _READS_BACK or _has_mask(name, args) or _counts_repeats(name, kwargs):
             self._wait()
-        dtypes = {str(leaf.dtype) for leaf in _leaves(args) if isinstance(leaf, Tensor)}
+        dtypes = {str(leaf.dtype) for leaf in _leaves(args) if isinstance(leaf, Tensor) and leaf.is_floating_point()}
         if name in _PRODUCTS and len(dtypes) > 1:
             raise RuntimeError(f"{name}: operands of one dtype expected, not {sorted(dtypes)}")
         known = _known_storages(args, kwargs)
-        fake_args, fake_kwargs = _mapped(self._faked, (args, kwargs))
-        if copies_in and name == "_to_copy":
+        if self.values:
+            result = self._valued(func, name, args, kwargs, copies_in=copies_in)
+        elif copies_in and name == "_to_copy":
             result = self._arrived(args[0], kwargs)
         elif copies_in:
             result = args[0]
         else:
-            result = self._fake_result(func, name, (args, kwargs), (fake_args, fake_kwargs))
-        if self.values:
-            self._give_values(func, name, args, kwargs, result)
+            result = self._fake_result(func, name, args, kwargs)
         if not copies_in:
             self._count(func, (args, kwargs), result, known)
         return result
 
-    def _fake_result(self, func: Any, name: str, given: tuple[Any, Any], faked: tuple[Any, Any]) -> Any:
-        args, kwargs = given
+    def _fake_result(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        fake_args, fake_kwargs = _mapped(self._faked, (args, kwargs))
         try:
-            return func(*faked[0], **faked[1])
+            return func(*fake_args, **fake_kwargs)
         except (DynamicOutputShapeException, DataDependentOutputException):
-            if self.values:
-                real = self._real(func, name, args, kwargs)
-                if not isinstance(real, Tensor | tuple | list):
-                    return real
-                return _mapped(lambda x: torch.empty(x.shape, dtype=x.dtype, device=DEVICE), real)
             if name == "nonzero":  # as if all were set
                 return torch.empty(args[0].numel(), args[0].dim(), dtype=torch.long, device=DEVICE)
             raise
+
+    def _valued(self, func: Any, name: str, args: Any, kwargs: Any, *, copies_in: bool) -> Any:
+        """Run an operation on the twins; what comes out says ``cuda:0``, with shape and strides of its twin.
+
+        Torch's own shape functions are not asked: they would take most of a small model's time.
+        """
+        tensors = [leaf for leaf in _leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if not copies_in and any(leaf.dim() and not isinstance(leaf, FakeTensor) for leaf in tensors):
+            raise RuntimeError(
+                f"{name}: all tensors on one device expected, but found at least two devices, {DEVICE} and cpu"
+            )
+        given = {id(leaf.twin): leaf for leaf in tensors if isinstance(leaf, FakeTensor)}
+        real = self._real(func, name, args, kwargs)
+
+        def dressed(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            fake = given.get(id(value))
+            if fake is None:
+                return self._with_twin(value)
+            if fake.shape != value.shape or (not value.is_sparse and fake.stride() != value.stride()):
+                raise NotImplementedError(f"{name} changes the shape of its argument in place")
+            return fake
+
+        return _mapped(dressed, real)
+
+    def _with_twin(self, twin: Tensor) -> FakeTensor:
+        """A device tensor of these values."""
+        with unset_fake_temporarily():
+            if twin.is_sparse:
+                shape = torch.empty(twin.shape, dtype=twin.dtype, layout=twin.layout, device="meta")
+            else:
+                shape = torch.empty_strided(twin.shape, twin.stride(), dtype=twin.dtype, device="meta")
+            fake = FakeTensor(self._fake, shape, DEVICE)
+        fake.twin = twin
+        return fake
 
     def _arrived(self, source: Tensor, kwargs: Any) -> Tensor:
         return torch.empty_strided(
             source.shape, _dense_strides(source), dtype=kwargs.get("dtype") or source.dtype, device=DEVICE
         )
 
-    def _give_values(self, func: Any, name: str, args: Any, kwargs: Any, result: Any) -> None:
-        real = self._real(func, name, args, kwargs)
-        fakes, reals = _leaves(result), _leaves(real)
-        for fake, value in zip(fakes, reals, strict=True):
-            if isinstance(fake, FakeTensor):
-                fake.twin = value
-
     def _real(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         args, kwargs = _mapped(_twin, (args, kwargs))
         with unset_fake_temporarily():
             if name == "_varlen_attn":
                 return _varlen_reference(*args, **kwargs)
+            if name == "histc" and not args[0].is_floating_point():  # of whole numbers CUDA can, the CPU cannot
+                return func(args[0].float(), *args[1:], **kwargs).to(args[0].dtype)
             return func(*args, **kwargs)
 
     def _faked(self, value: Any) -> Any:
@@ -235,10 +320,7 @@ class StandInCuda(TorchDispatchMode):
         """An index on the host is taken to the device first, which waits."""
         if isinstance(value, Tensor) and not isinstance(value, FakeTensor):
             self._wait()
-            moved = self._arrived(value, {})
-            if self.values:
-                moved.twin = value
-            return moved
+            return self._with_twin(value) if self.values else self._arrived(value, {})
         return value
 
     def _read(self, value: Tensor) -> Tensor:
@@ -250,6 +332,7 @@ class StandInCuda(TorchDispatchMode):
     def _wait_unless(self, non_blocking: bool) -> None:
         if non_blocking:
             self.work.copies += 1
+            self.work.side_copies += self.stream is not self._main_stream
         else:
             self._wait()
 
@@ -264,6 +347,8 @@ class StandInCuda(TorchDispatchMode):
         if is_view or (not in_place and outputs and all(_storage(out) in known for out in outputs)):
             return
         self.work.kernels[name] += 1
+        if any(out.dtype == torch.float64 for out in outputs):
+            self.work.doubles[_asking_line()] += 1
         if name in _PRODUCTS or name in _ATTENTION:
             return
         inputs = [leaf for leaf in _leaves(given) if isinstance(leaf, FakeTensor)]
@@ -299,6 +384,11 @@ class StandInCuda(TorchDispatchMode):
         # Under inference mode a dispatch mode is given composites (``linear``, ``to``), not what they are made of.
         yield mock.patch.object(torch._C, "_InferenceMode", lambda mode: torch.no_grad() if mode else nullcontext())
         yield mock.patch.object(torch.cuda, "synchronize", return_value=None)
+        yield mock.patch.object(torch.cuda, "Event", mock.MagicMock)
+        yield mock.patch.object(torch.cuda, "Stream", StandInStream)
+        yield mock.patch.object(torch.cuda, "stream", self._on_stream)
+        yield mock.patch.object(torch.cuda, "current_stream", self._current_stream)
+        yield mock.patch.object(FakeTensor, "record_stream", _record_stream)
         yield mock.patch.object(FakeTensor, "tolist", lambda value: value.cpu().tolist())  # torch's reads cell by cell
         yield mock.patch.dict(os.environ, {"ILLAVA_KERNELS": "torch"} if self.values else {})
         yield mock.patch.object(Tensor, "pin_memory", lambda value, *_: value)
@@ -331,12 +421,16 @@ def _launch(kernel: Any, stand_in: StandInCuda, *args: Any, grid: Any, warmup: b
     stand_in.launched(kernel, args, kwargs)
 
 
+def _record_stream(value: Any, stream: StandInStream) -> None:
+    value.recorded_on = (*getattr(value, "recorded_on", ()), stream)
+
+
 def _forget_cached() -> None:
     """Empty this package's caches: what they hold belongs to one device, stand-in or true."""
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] == "illava":
             for value in vars(module).values():
-                if isinstance(value, _lru_cache_wrapper):
+                if isinstance(value, _lru_cache_wrapper) or hasattr(value, "cache_clear"):
                     value.cache_clear()
 
 
@@ -351,11 +445,17 @@ def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
 
 def _leaves(value: Any) -> list[Any]:
     """All that tuples, lists and dicts hold."""
-    if isinstance(value, tuple | list):
-        return [leaf for part in value for leaf in _leaves(part)]
     if isinstance(value, dict):
-        return _leaves(list(value.values()))
-    return [value]
+        value = tuple(value.values())
+    if not isinstance(value, tuple | list):
+        return [value]
+    found = []
+    for part in value:
+        if isinstance(part, tuple | list | dict):
+            found += _leaves(part)
+        else:
+            found.append(part)
+    return found
 
 
 def _twin(value: Any) -> Any:
@@ -364,6 +464,10 @@ def _twin(value: Any) -> Any:
     if isinstance(value, torch.device):
         return torch.device("cpu")
     return value
+
+
+def _is_on_host(value: Any) -> bool:
+    return isinstance(value, Tensor) and not isinstance(value, FakeTensor)
 
 
 def _num_bytes(value: Tensor) -> int:
@@ -375,7 +479,8 @@ def _num_bytes(value: Tensor) -> int:
 
 
 def _storage(value: Tensor) -> int:
-    return value.untyped_storage()._cdata
+    value = getattr(value, "twin", value)
+    return id(value) if value.is_sparse else value.untyped_storage()._cdata
 
 
 def _known_storages(args: Any, kwargs: Any) -> set[int]:

@@ -3,14 +3,15 @@
 Same weights, same clips, same prompt ids, same forced number of new tokens, same threads. Three sides by turns in one
 run: stock (SDPA attention), the engine without reduction, the engine under a plan. A round gives a ratio, stock's
 seconds over ours (above 1: ours is faster); reported are their median, its 95 % interval and their range, and a verdict
-by the interval. Each stage alone has rounds of its own (`stages_alone`, decode steps over caches filled beforehand);
-`--stages whole` answers whole requests instead, stages by their own stopwatches. Random weights say nothing about
-quality. On CPU only the ratios mean something.
+by the interval. Rounds in which a side takes 10 % longer than in its fastest are refused and measured again; where too
+few are quiet, nothing is reported. Each stage alone has rounds of its own (`stages_alone`, decode steps over caches
+filled beforehand); `--stages whole` answers whole requests instead, stages by their own stopwatches. Random weights say
+nothing about quality. On CPU only the ratios mean something, and those of bfloat16 only on a processor that multiplies
+it natively.
 
-    python benchmarks/speed/engine_vs_transformers.py --json OUT.json                       # 16 minutes on two idle
-    cores python benchmarks/speed/engine_vs_transformers.py --stages whole --batch 8 --frames 1 --rounds 5 --json
-    OUT.json python benchmarks/speed/engine_vs_transformers.py --size tiny --batch 1 8 32 --frames 8     # seconds, for
-    a quick look
+    python benchmarks/speed/engine_vs_transformers.py --json OUT.json      # 16 minutes on two idle cores
+    python benchmarks/speed/engine_vs_transformers.py --stages whole --batch 8 --frames 1 --rounds 5 --json OUT.json
+    python benchmarks/speed/engine_vs_transformers.py --size tiny --batch 1 8 32 --frames 8      # a quick look
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.common.device_clock import DeviceClock
-from benchmarks.common.machine import write_json
-from benchmarks.common.paired_rounds import PAIRS, by_turns, compared
+from benchmarks.common.machine import require_native_products, write_json
+from benchmarks.common.paired_rounds import PAIRS, DisturbedRoundsError, by_turns, compared, quiet_rounds
 from benchmarks.common.random_onevision import SIZES, make_random_onevision
 from benchmarks.speed.stages_alone import Cell
 from illava import VLM, Request, SamplingParams, VisualInput, load_preprocessor, preset
@@ -138,7 +139,9 @@ def measure_whole(vlm: VLM, model: Any, videos: list[VisualInput], args: argpars
         }
 
     by_turns(sides(videos[:1], 2), 1)
-    seen = by_turns(sides(videos, args.new_tokens), args.rounds)
+    seen = quiet_rounds(
+        sides(videos, args.new_tokens), args.rounds, seconds=lambda one: one["total"], most_tries=2 * args.rounds
+    )
     seconds = {stage: {side: [one[stage] for one in rounds] for side, rounds in seen.items()} for stage in STAGES}
     by_stage = {stage: compared(of_stage) for stage, of_stage in seconds.items()}
     flips = sum(a != b for a, b in zip(seen["stock"][0]["tokens"], seen["empty"][0]["tokens"], strict=True))
@@ -159,7 +162,9 @@ def measure_stages(vlm: VLM, model: Any, videos: list[VisualInput], args: argpar
     found = []
     for stage in (stage for stage in ALONE if stage in args.stages):
         by_turns((first if stage == "tower" else cell).calls(stage, steps=2), 1)
-        seconds = by_turns(cell.calls(stage, steps=args.decode_steps), args.rounds)
+        seconds = quiet_rounds(
+            cell.calls(stage, steps=args.decode_steps), args.rounds, seconds=float, most_tries=2 * args.rounds
+        )
         median_s = {side: statistics.median(of_side) for side, of_side in seconds.items()}
         where = {"stage": stage, "batch": len(videos), "frames": len(videos[0].tiles)}
         found.append({**where, "median_s": median_s, "ratios": compared(seconds)})
@@ -183,16 +188,20 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--json", help="write the result here")
     args = parser.parse_args()
+    require_native_products(args.dtype, args.device)
     args.preset = args.preset or ("illava-small-video" if args.size == "tiny" else "illava-video")
     vlm, model = random_model(args)
     keys = ("size", "preset", "layout", "new_tokens", "rounds", "dtype", "device", "decode_steps")
     result: dict[str, Any] = {"setting": {key: getattr(args, key) for key in keys}, "cells": [], "stage_cells": []}
     for sizes in paired(args.batch, args.frames):
         clips = clips_of(vlm, *sizes)
-        result["stage_cells"] += measure_stages(vlm, model, clips, args)
-        if "whole" in args.stages:
-            result["cells"].append(measure_whole(vlm, model, clips, args))
-            print("\n".join(said(result["cells"][-1])), flush=True)
+        try:
+            result["stage_cells"] += measure_stages(vlm, model, clips, args)
+            if "whole" in args.stages:
+                result["cells"].append(measure_whole(vlm, model, clips, args))
+                print("\n".join(said(result["cells"][-1])), flush=True)
+        except DisturbedRoundsError as error:
+            raise SystemExit(f"batch {sizes[0]}, {sizes[1]} frames: {error}") from error
         if args.json:
             write_json(args.json, {"benchmark": "engine_vs_transformers", **result})
 

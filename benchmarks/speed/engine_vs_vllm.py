@@ -8,6 +8,8 @@ vLLM's CPU build lives in an environment of its own, which `benchmarks/speed/set
 Same random weights, same clips (uint8 at model size), same prompt ids, same forced number of new tokens. Four sides
 by turns in one run: vLLM, stock `generate`, the engine without reduction, the engine under a plan. Seconds are of the
 whole batch: tower, prefill, decoding; vLLM's also hold its own preprocessing, which the other sides have done before.
+Rounds in which a side takes 10 % longer than in its fastest are refused. In bfloat16 a processor without native
+bfloat16 products is refused, since vLLM's users would not run it there.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Self
@@ -29,7 +33,8 @@ from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.common.machine import write_json
+from benchmarks.common.machine import require_native_products, write_json
+from benchmarks.common.paired_rounds import DisturbedRoundsError, quiet_rounds
 from benchmarks.common.random_onevision import SIZES, make_random_onevision
 from benchmarks.speed.engine_vs_transformers import PROMPT, Stock, time_ours
 from illava import VLM, VisualInput, load_preprocessor, preset
@@ -37,7 +42,6 @@ from illava.families.llava.onevision import LlavaOnevision
 from illava.plan import EMPTY_PLAN
 
 MARK = "vllm_side:"  # as benchmarks/speed/vllm_side.py writes it
-SIDES = ("vllm", "stock", "empty", "plan")
 
 
 class VLLMSide:
@@ -93,19 +97,25 @@ def measure(vllm: VLLMSide, vlm: VLM, stock: Stock, *, batch: int, frames: int, 
     ids = unexpanded(prompt.token_ids, args.video_token_id)
     request = {"frames": frames, "side": side, "prompt_ids": ids, "seed": 0}
 
-    def run(num: int, new_tokens: int, shown: list[VisualInput]) -> dict[str, dict[str, Any]]:
+    def sides(num: int, new_tokens: int, shown: list[VisualInput]) -> dict[str, Callable[[], dict[str, Any]]]:
         return {
-            "vllm": vllm.time(batch=num, new_tokens=new_tokens, **request),
-            "stock": stock.time(shown, new_tokens),
-            "empty": time_ours(vlm, shown, new_tokens, EMPTY_PLAN),
-            "plan": time_ours(vlm, shown, new_tokens, plan),
+            "vllm": partial(vllm.time, batch=num, new_tokens=new_tokens, **request),
+            "stock": partial(stock.time, shown, new_tokens),
+            "empty": partial(time_ours, vlm, shown, new_tokens, EMPTY_PLAN),
+            "plan": partial(time_ours, vlm, shown, new_tokens, plan),
         }
 
-    counted = run(1, 2, videos[:1])["vllm"]
+    counted = {name: side() for name, side in sides(1, 2, videos[:1]).items()}["vllm"]
     if counted["prompt_tokens"] != len(prompt.token_ids):
         raise SystemExit(f"vLLM counts {counted['prompt_tokens']} prompt tokens, we {len(prompt.token_ids)}")
-    rounds = [run(batch, args.new_tokens, videos) for _ in range(args.rounds)]
-    median = {name: statistics.median(one[name]["total"] for one in rounds) for name in SIDES}
+    seen = quiet_rounds(
+        sides(batch, args.new_tokens, videos),
+        args.rounds,
+        seconds=lambda one: one["total"],
+        most_tries=max(args.rounds, args.tries),
+    )
+    totals = {name: [one["total"] for one in of_side] for name, of_side in seen.items()}
+    median = {name: statistics.median(of_side) for name, of_side in totals.items()}
     return {
         "batch": batch,
         "frames": frames,
@@ -117,9 +127,13 @@ def measure(vllm: VLLMSide, vlm: VLM, stock: Stock, *, batch: int, frames: int, 
             "empty_vs_stock": median["stock"] / median["empty"],
             "plan_vs_stock": median["stock"] / median["plan"],
         },
-        "max_over_min": {
-            name: max(one[name]["total"] for one in rounds) / min(one[name]["total"] for one in rounds)
-            for name in SIDES
+        "max_over_min": {name: max(of_side) / min(of_side) for name, of_side in totals.items()},
+        "rounds_s": totals,
+        "stages_s": {
+            name: {
+                stage: statistics.median(one[stage] for one in seen[name]) for stage in ("tower", "prefill", "decode")
+            }
+            for name in ("stock", "empty", "plan")
         },
     }
 
@@ -133,9 +147,11 @@ def main() -> None:
     parser.add_argument("--frames", type=int, nargs="+", default=[4, 1], help="of a clip, for each batch size in turn")
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tries", type=int, default=6, help="rounds measured at most, refused ones included")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--json", help="write the result here")
     args = parser.parse_args()
+    require_native_products(args.dtype)
     args.preset = args.preset or ("illava-small-video" if args.size == "tiny" else "illava-video")
     frames, cells = (args.frames * len(args.batch))[: len(args.batch)], []
     with tempfile.TemporaryDirectory() as folder:
@@ -146,7 +162,10 @@ def main() -> None:
         use_published_names(folder)
         with VLLMSide(args.vllm, folder, args.dtype) as vllm:
             for batch, num_frames in zip(args.batch, frames, strict=True):
-                cells.append(measure(vllm, vlm, stock, batch=batch, frames=num_frames, args=args))
+                try:
+                    cells.append(measure(vllm, vlm, stock, batch=batch, frames=num_frames, args=args))
+                except DisturbedRoundsError as error:
+                    raise SystemExit(f"batch {batch}, {num_frames} frames: {error}") from error
                 print(f"batch {batch}, {num_frames} frames: {cells[-1]['ratios']}", flush=True)
     setting = {key: getattr(args, key) for key in ("size", "preset", "new_tokens", "rounds", "dtype")}
     if args.json:

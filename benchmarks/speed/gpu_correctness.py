@@ -10,6 +10,7 @@ run over the reference implementations, which tries the script.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -26,11 +27,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.tables.family_matrix import SETTINGS, plan_of
 from illava import VLM, Request, SamplingParams, VisualInput, load_preprocessor
-from illava.attention.packed import chunk_attention, packed_attention
+from illava.attention.packed import chunk_attention, packed_attention, packed_attention_lse
 from illava.attention.paged import paged_attention
 from illava.attention.scores import attention_received, causal_attention_received
 from illava.decoder.kv_cache import PagedCache
 from illava.decoder.layer_ops import add_rms_norm, rms_norm, rotate, rotate_and_write, silu_mul
+from illava.engine.sampling import draw_greedy
+from illava.errors import ModelLoadError
 from illava.plan import EMPTY_PLAN
 from illava.requests import Generation
 from tests.support.models.families import EXPERTS, MAKERS
@@ -59,6 +62,7 @@ def checks(device: torch.device) -> Iterator[Check]:
     """All checks, the quick ones first."""
     yield from attention_checks(device)
     yield from layer_checks(device)
+    yield from draw_checks(device)
     for dtype, bound in (HALF, FULL):
         yield from paged_checks(device, dtype, bound)
         yield from score_checks(device, dtype)
@@ -67,26 +71,43 @@ def checks(device: torch.device) -> Iterator[Check]:
 
 
 def attention_checks(device: torch.device) -> Iterator[Check]:
-    """Packed attention at every family's head width, and of chunks, in bfloat16."""
+    """Packed attention at every family's head width, and of chunks, in bfloat16, by each backend that can run there."""
+    for word in ("auto", "cudnn", "sdpa", "math"):
+        before = os.environ.get("ILLAVA_ATTENTION")
+        os.environ["ILLAVA_ATTENTION"] = before if word == "auto" and before else word
+        try:
+            yield from _attention_checks(device, word)
+        except ModelLoadError as refusal:
+            print(f"not checked: {refusal}", flush=True)
+        finally:
+            os.environ.pop("ILLAVA_ATTENTION")
+            if before is not None:
+                os.environ["ILLAVA_ATTENTION"] = before
+
+
+def _attention_checks(device: torch.device, word: str) -> Iterator[Check]:
     dtype, bound = HALF
     shapes = (
         (72, 16, 16, (729, 361, 729)),
         (80, 16, 16, (100, 64, 1)),
         (128, 28, 4, (1300, 7, 1)),
         (88, 16, 16, (300,)),
+        (72, 16, 16, (361, 361, 361)),
     )
     for width, heads, groups, lengths in shapes:
         for causal in (False, True):
             q, k, v = (_draw(sum(lengths), n, width, device=device, dtype=dtype) for n in (heads, groups, groups))
             found = packed_attention(q, k, v, lengths, causal=causal, scale=width**-0.5)
             expected = _exact(q, k, v, lengths, lengths, causal=causal, scale=width**-0.5)
-            yield Check(f"packed attention, width {width}, causal {causal}", _apart(found, expected), bound)
+            yield Check(
+                f"packed attention, {word}, {lengths} of width {width}, causal {causal}", _apart(found, expected), bound
+            )
     queries, keys = (3, 100, 1), (700, 100, 64)
     q = _draw(sum(queries), 28, 128, device=device, dtype=dtype)
     k, v = _draw(2, sum(keys), 4, 128, device=device, dtype=dtype)
     found = chunk_attention(q, k, v, queries, keys, scale=0.09)
     expected = _exact(q, k, v, queries, keys, causal=True, scale=0.09)
-    yield Check("attention of chunks, aligned to the ends", _apart(found, expected), bound)
+    yield Check(f"attention of chunks, {word}, aligned to the ends", _apart(found, expected), bound)
 
 
 def paged_checks(device: torch.device, dtype: torch.dtype, bound: float) -> Iterator[Check]:
@@ -122,6 +143,10 @@ def score_checks(device: torch.device, dtype: torch.dtype) -> Iterator[Check]:
         expected = [_attention(a, b, scale=scale, causal=False).mean((0, 1)) for a, b in pairs]
         found = attention_received(q, k, lengths, scale=scale)
         yield Check(f"attention received, {dtype}, width {width}", _apart(found, torch.cat(expected)), 1e-4)
+        _, lse = packed_attention_lse(q, k, q, lengths, causal=False, scale=scale)
+        found = attention_received(q, k, lengths, scale=scale, lse_HT=lse)
+        name = f"attention received by the attention's log-sum-exps, {dtype}, width {width}"
+        yield Check(name if lse is not None else name + " (none here)", _apart(found, torch.cat(expected)), 1e-4)
     lengths = (500, 200)
     q, k = (_draw(sum(lengths), n, 128, device=device, dtype=dtype) for n in (28, 4))
     scope = torch.arange(sum(lengths), device=device) // 100 % 3 - 1
@@ -159,6 +184,18 @@ def layer_checks(device: torch.device) -> Iterator[Check]:
     yield Check("gate times up", _apart(found, (torch.nn.functional.silu(gate) * up).double()), 1e-3)
 
 
+def draw_checks(device: torch.device) -> Iterator[Check]:
+    """The greedy draw of a captured step beside its reference on the CPU; in bfloat16 many logits are equal."""
+    logits = _draw(9, 152_064, device=device, dtype=torch.bfloat16)
+    logits[3, 7] = float("nan")
+    finite = [row for row in range(9) if row != 3]
+    found, expected = draw_greedy(logits).cpu(), draw_greedy(logits.cpu())
+    yield Check("greedy draw, rows that are not finite", float((found[1] != expected[1]).sum()), 0.0)
+    yield Check("greedy draw, tokens", float((found[0] != expected[0])[finite].sum()), 0.0)
+    told = [drawn[2, finite].int().view(torch.float32) for drawn in (found, expected)]
+    yield Check("greedy draw, log-probabilities", _apart(told[0], told[1].double()), 1e-5)
+
+
 def model_checks(device: torch.device, family: str) -> Iterator[Check]:
     """A tiny model of a family: device against CPU in float32, and on CUDA captured steps against eager ones."""
     with tempfile.TemporaryDirectory() as folder:
@@ -176,6 +213,8 @@ def model_checks(device: torch.device, family: str) -> Iterator[Check]:
                     _answers(folder, device, dtype, stage, media, decode_graphs=graphs) for graphs in (True, False)
                 )
                 yield Check(f"{name}, {dtype}: captured against eager", parted(captured, eager), bound)
+                replayed = _answers(folder, device, dtype, stage, media, decode_graphs=False, tower_graphs=True)
+                yield Check(f"{name}, {dtype}: captured encodings against eager", parted(replayed, eager), bound)
 
 
 def parted(found: Sequence[Generation], expected: Sequence[Generation]) -> float:
@@ -199,9 +238,8 @@ def _media(folder: str) -> list[VisualInput]:
 def _answers(
     folder: str, device: Any, dtype: str, stage: str | None, media: list[VisualInput], **options: Any
 ) -> list[Generation]:
-    vlm = VLM.from_pretrained(
-        folder, device=device, dtype=dtype, kv_cache_bytes=64 << 20, max_chunk_tokens=40, **options
-    )
+    limits = {"kv_cache_bytes": 64 << 20, "max_batch_requests": 8, "max_chunk_tokens": 40} | options
+    vlm = VLM.from_pretrained(folder, device=device, dtype=dtype, **limits)
     vlm.family.stop_token_ids = frozenset()
     plan = EMPTY_PLAN if stage is None else plan_of(vlm.family, SETTINGS["illava"], stage)
     requests = [

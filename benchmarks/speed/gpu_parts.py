@@ -29,9 +29,11 @@ from benchmarks.throughput.null_model import null_job
 from illava import VLM, Preprocessor, Request, SamplingParams, VisualInput
 from illava.analysis.peak_memory import PeakMemory
 from illava.attention.backend import kernels_on
+from illava.attention.packed import packed_attention
 from illava.attention.paged import paged_attention
 from illava.attention.scores import attention_received, causal_attention_received
-from illava.engine.engine import Engine
+from illava.errors import ModelLoadError
+from illava.families.tower_graphs import CudaCapture, TowerGraphs
 from illava.plan import EMPTY_PLAN, ReductionPlan
 from pipeline.config.schema import JobConfig
 from pipeline.execution.rows import RunInfo
@@ -131,7 +133,7 @@ def kernels(bench: Bench, result: dict[str, Any]) -> None:
 def _beside_reference(bench: Bench, work: Callable[[], Tensor]) -> dict[str, Any]:
     """The kernel that serves here and the reference: seconds of each, ratio, and the largest difference."""
     own, own_s = work(), seconds_each(bench.clock, work, repeats=5, rounds=5)
-    with _reference_kernels():
+    with forced("ILLAVA_KERNELS", "torch"):
         reference, reference_s = work(), seconds_each(bench.clock, work, repeats=2, rounds=3)
     return {
         "seconds": own_s,
@@ -142,18 +144,73 @@ def _beside_reference(bench: Bench, work: Callable[[], Tensor]) -> dict[str, Any
     }
 
 
+def attention(bench: Bench, result: dict[str, Any]) -> None:
+    """Each backend of packed attention at this model's shapes: seconds of a call, and which word is the fastest.
+
+    Frames before and after a plan's cuts, and a prompt alone; ``ILLAVA_ATTENTION`` takes the word.
+    """
+    tower, decoder = bench.vlm.family.tower._blocks[0].self_attn, bench.vlm.family.decoder
+    of_tower = tower.num_heads, tower.num_heads, tower.head_dim
+    of_decoder = (
+        decoder.layers[0].self_attn.q_proj.out_features // decoder.head_dim,
+        decoder.num_kv_heads,
+        decoder.head_dim,
+    )
+    whole, cut, prompt = (729, 361, 6_327) if bench.device.type == "cuda" else (49, 25, 100)
+    shapes = {
+        "frames": (of_tower, (whole,) * bench.num_frames, False),
+        "frames after the cuts": (of_tower, (cut,) * bench.num_frames, False),
+        "a prompt": (of_decoder, (prompt,), True),
+        "a prompt after the cuts": (of_decoder, (prompt * 4 // 11,), True),
+    }
+    for name, ((heads, groups, width), lengths, causal) in shapes.items():
+        draw = partial(torch.randn, device=bench.device, dtype=decoder.dtype)
+        q, k, v = (draw(sum(lengths), n, width) for n in (heads, groups, groups))
+        work = partial(packed_attention, q, k, v, lengths, causal=causal, scale=width**-0.5)
+        result[name] = found = {}
+        for word in ("varlen", "cudnn", "sdpa"):
+            with forced("ILLAVA_ATTENTION", word):
+                try:
+                    found[word] = seconds_each(bench.clock, work, repeats=5, rounds=5)
+                except ModelLoadError as error:
+                    found[word] = {"refused": str(error)}
+        ran = {word: seconds["median"] for word, seconds in found.items() if "median" in seconds}
+        found["fastest"] = min(ran, key=ran.__getitem__)
+
+
 @contextmanager
-def _reference_kernels() -> Iterator[None]:
-    before = os.environ.get("ILLAVA_KERNELS")
-    os.environ["ILLAVA_KERNELS"] = "torch"
+def forced(variable: str, word: str) -> Iterator[None]:
+    """Let an environment variable choose kernels or attention within the block."""
+    before = os.environ.get(variable)
+    os.environ[variable] = word
     kernels_on.cache_clear()
     try:
         yield
     finally:
-        os.environ.pop("ILLAVA_KERNELS")
+        os.environ.pop(variable)
         if before is not None:
-            os.environ["ILLAVA_KERNELS"] = before
+            os.environ[variable] = before
         kernels_on.cache_clear()
+
+
+def tower_graphs(bench: Bench, result: dict[str, Any]) -> None:
+    """Encoding one video as a CUDA graph beside operation by operation, without merging and under the plan."""
+    family, (video,) = bench.vlm.family, bench.videos(1)
+    try:
+        graphs = TowerGraphs(family.encoder, CudaCapture(bench.device))
+    except ModelLoadError as error:
+        result["refused"] = str(error)
+        return
+    for name, plan in (("empty", EMPTY_PLAN), ("plan", bench.plan)):
+        eager = partial(family.encoder.encode, [video], plan, trace=False)
+        with torch.inference_mode():
+            eager_s = seconds_each(bench.clock, eager, repeats=2, rounds=5)
+            if graphs.encode([video], plan) is None:
+                result[name] = {"refused": list(graphs.refused.values())[-1]}
+                continue
+            replayed_s = seconds_each(bench.clock, partial(graphs.encode, [video], plan), repeats=2, rounds=5)
+        speedup = eager_s["median"] / replayed_s["median"]
+        result[name] = {"eager_seconds": eager_s, "replayed_seconds": replayed_s, "speedup": speedup}
 
 
 def memory(bench: Bench, result: dict[str, Any]) -> None:
@@ -204,12 +261,14 @@ def batch_of(size: int) -> Part:
 
 
 def _without_graphs(bench: Bench, videos: list[VisualInput], new_tokens: int) -> dict[str, Any]:
-    engine = bench.vlm.engine
-    graphs, engine.graphs = engine.graphs, None
+    phase = bench.vlm.engine.decode_phase
+    graphs, phase.graphs = phase.graphs, None
+    phase.drop()
     try:
         return time_ours(bench.vlm, videos, new_tokens, EMPTY_PLAN, now=bench.clock)
     finally:
-        engine.graphs = graphs
+        phase.graphs = graphs
+        phase.drop()
 
 
 def _compared(seen: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -290,9 +349,3 @@ def roofline(bench: Bench, result: dict[str, Any]) -> None:
     (video,) = bench.videos(1)
     plans = {"empty": EMPTY_PLAN, "plan": bench.plan}
     result |= measure(bench.vlm.engine, video, plans, ceilings, rounds=3)
-
-
-def with_device_clock(vlm: VLM, clock: DeviceClock) -> None:
-    """Let the engine's stages be timed by the device."""
-    old = vlm.engine
-    vlm.engine = Engine(vlm.family, old.cache, old.config, now=clock, graphs=old.graphs)

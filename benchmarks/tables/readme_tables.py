@@ -18,6 +18,14 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.common.result_files import results  # noqa: E402
+from benchmarks.tables.accuracy_tables import (  # noqa: E402
+    accuracy_table,
+    agreement_table,
+    compared_table,
+    leads_table,
+    presets_table,
+)
+from benchmarks.tables.reader_tables import capacity_table, frame_budgets_table, waits_table  # noqa: E402
 from benchmarks.tables.speed_tables import (  # noqa: E402
     device_of,
     engine_table,
@@ -104,27 +112,6 @@ def overhead_table() -> str:
     return "\n".join(lines)
 
 
-def accuracy_table() -> str:
-    """What the toy's answers keep, on the whole frozen set."""
-    from benchmarks.accuracy.report import short_table
-
-    (result,) = (found for found in results("accuracy") if not _compares(found))
-    return short_table(result)
-
-
-def _compares(result: dict[str, Any]) -> bool:
-    """Whether an accuracy result is the comparison of all methods."""
-    return any(name.startswith("compare:") for name in result["plans"])
-
-
-def compared_table() -> str:
-    """Every method at equal kept tokens, on the frozen set."""
-    from benchmarks.accuracy.report import short_table
-
-    (result,) = (found for found in results("accuracy") if _compares(found))
-    return short_table(result)
-
-
 def methods_list() -> str:
     """One line a method that the next release still has: its name, what it does, its paper."""
     from illava.reducers import REDUCERS
@@ -145,7 +132,7 @@ def methods_list() -> str:
 
 Tables = dict[str, Callable[[], str]]
 PAGES: dict[str, Tables] = {
-    "README.md": {"summary": summary_table, "method-list": methods_list},
+    "README.md": {"presets": presets_table, "summary": summary_table, "method-list": methods_list},
     "docs/plans-and-methods.md": {"methods": methods_table, "families": family_table},
     "docs/benchmarks.md": {
         "speed": speed_table,
@@ -154,13 +141,17 @@ PAGES: dict[str, Tables] = {
         "vllm": vllm_table,
         "readers": readers_table,
         "accuracy": accuracy_table,
+        "leads": leads_table,
         "compared": compared_table,
+        "agreement": agreement_table,
+        "frame-budgets": frame_budgets_table,
         "reducer-overhead": overhead_table,
         "grammar": grammar_table,
         "quantization": quantization_table,
         "pipeline": pipeline_table,
         "ray-data": ray_data_table,
     },
+    "docs/cost-and-capacity.md": {"capacity": capacity_table, "waits": waits_table},
 }
 
 

@@ -12,23 +12,34 @@ from benchmarks.common.result_files import results
 
 
 def summary_table() -> str:
-    """Six rows for README: what reduction and the engine are worth, each beside what it was measured against."""
-    (speed,) = (found for found in results("reduction_speed") if found["setting"]["dtype"] == "float32")
-    (engine,) = (found for found in results("engine_vs_transformers") if found["cells"])
-    (vllm,) = results("engine_vs_vllm")
-    (qwen,) = (found for found in results("family_speed") if found["setting"]["size"].startswith("qwen2-vl"))
+    """Five rows for README: what reduction and the engine are worth, each beside what it was measured against."""
+    (speed,) = (
+        found
+        for found in results("reduction_speed")
+        if (found["setting"]["dtype"], found["setting"]["preset"]) == ("float32", "illava-video")
+    )
+    whole = [found for found in results("engine_vs_transformers") if found["cells"]]
+    engine = max(whole, key=lambda found: found["cells"][0]["batch"])
+    vllm = max(results("engine_vs_vllm"), key=lambda found: found["setting"]["dtype"] == "bfloat16")
     (cell,), (beside,) = engine["cells"], vllm["cells"]
     clips, pairs = speed["setting"]["frames"], beside["ratios"]
     rows = [
-        (f"vision tower, 1 clip of {clips} frames", "no merging", speed["ratios"]["tower_plan_speedup"]),
-        (f"prefill, 1 clip of {clips} frames", "no merging", speed["ratios"]["prefill_plan_speedup"]),
-        ("prefill, 1 picture, Qwen2-VL-2B shapes", "no merging", qwen["ratios"]["prefill_plan_speedup"]),
-        (_end_to_end(cell), "stock transformers", cell["ratios"]["plan_vs_stock"]["total"]["median"]),
-        (_end_to_end(beside), "vLLM, CPU build", pairs["plan_vs_vllm"]),
-        (_end_to_end(beside) + ", **nothing merged**", "vLLM, CPU build", pairs["empty_vs_vllm"]),
+        (f"vision tower, 1 clip of {clips} frames", "no merging", speed["ratios"]["tower_plan_speedup"], speed),
+        (f"prefill, 1 clip of {clips} frames", "no merging", speed["ratios"]["prefill_plan_speedup"], speed),
+        (_end_to_end(cell), "stock transformers", cell["ratios"]["plan_vs_stock"]["total"]["median"], engine),
+        (_end_to_end(beside), "vLLM, CPU build", pairs["plan_vs_vllm"], vllm),
+        (_end_to_end(beside) + ", **nothing merged**", "vLLM, CPU build", pairs["empty_vs_vllm"], vllm),
     ]
-    lines = ["| measured with `illava` presets | against | times as fast |", "|---|---|---|"]
-    return "\n".join([*lines, *(f"| {what} | {peer} | **{ratio:.2f}x** |" for what, peer, ratio in rows)])
+    lines = ["| measured with `illava` presets | against | times as fast | processor, dtype |", "|---|---|---|---|"]
+    return "\n".join(
+        [
+            *lines,
+            *(
+                f"| {what} | {peer} | **{ratio:.2f}x** | {_cpu_of(of['machine'])}, {of['setting']['dtype']} |"
+                for what, peer, ratio, of in rows
+            ),
+        ]
+    )
 
 
 def _end_to_end(cell: dict[str, Any]) -> str:
@@ -60,7 +71,13 @@ def speed_table() -> str:
 
 def device_of(machine: dict[str, Any]) -> str:
     """The GPU, or the CPU and the threads that were used."""
-    return machine["gpu"] or f"{machine['cpu']}, {machine['torch_threads']} threads"
+    return machine["gpu"] or f"{_cpu_of(machine)}, {machine['torch_threads']} threads"
+
+
+def _cpu_of(machine: dict[str, Any]) -> str:
+    """The processor, and whether it multiplies bfloat16, where that was recorded."""
+    native = {True: " with native bfloat16", False: " without native bfloat16"}
+    return machine["cpu"] + native.get(machine.get("native_bfloat16"), "")
 
 
 def family_speed_table() -> str:
@@ -139,7 +156,7 @@ def vllm_table() -> str:
                 lines.append(
                     f"| {setting['size']}, {setting['dtype']} | {cell['batch']} x {cell['frames']}, "
                     f"{setting['new_tokens']} | {said} | **{vllm:.2f}x** | **{stock:.2f}x** "
-                    f"| {machine['cpu']}, {machine['cores']} cores, {setting['rounds']} rounds |"
+                    f"| {_cpu_of(machine)}, {machine['cores']} cores, {setting['rounds']} rounds |"
                 )
     return "\n".join(lines)
 

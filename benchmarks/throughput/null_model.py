@@ -1,6 +1,7 @@
-"""Provides a model that answers at once and a loader that reads nothing, so that a run measures the pipeline itself.
+"""Provides a model that answers at once or at a given rate, and a loader that reads nothing.
 
-Ray's workers can import this file. Every other part of a run, from the manifest to the published parts, is real.
+So a run measures the pipeline itself, or its readers. Ray's workers can import this file. Every other part of a run,
+from the manifest to the published parts, is real.
 """
 
 from __future__ import annotations
@@ -66,6 +67,27 @@ class NullVLM:
         return [Generation(one.request_id, _TEXT, (1, 2, 3), "stop", _USAGE, timing) for one, timing in waited]
 
 
+class PacedVLM(NullVLM):
+    """Answers one request after another at a rate, as a GPU would: it sleeps, and takes no processor.
+
+    Args:
+        items_per_h: the rate.
+    """
+
+    def __init__(self, items_per_h: float) -> None:
+        super().__init__()
+        self._item_s = 3600 / items_per_h
+
+    def step(self) -> list[Generation]:
+        later = self._asked[1:]
+        del self._asked[1:]
+        time.sleep(self._item_s * len(self._asked))
+        self.device_busy_s += self._item_s * len(self._asked)
+        answered = super().step()
+        self._asked += later
+        return answered
+
+
 class NullLoader:
     """Gives two grey frames for each item, without a file."""
 
@@ -79,6 +101,10 @@ class NullLoader:
 
 def null_worker(config: JobConfig, run_info: RunInfo) -> VLMWorker:
     return VLMWorker(config, run_info, vlm=NullVLM())
+
+
+def paced_worker(config: JobConfig, run_info: RunInfo, *, items_per_h: float) -> VLMWorker:
+    return VLMWorker(config, run_info, vlm=PacedVLM(items_per_h))
 
 
 def null_loader(config: JobConfig, preprocessor: Preprocessor) -> NullLoader:

@@ -35,7 +35,7 @@ _URI, _CONFIG = "runs/demo", "configs/demo.yaml"
 _NUM_ITEMS, _NUM_PUBLISHED = 8, 4
 _COUNTS = InputCounts(10, 8, outside_pattern={".jsonl": 2})
 _TEXT = "A red triangle moves right."
-_USAGE = TokenUsage(1568, 800, 393, 393, 118, 409, 10)  # of a clip of eight frames
+_USAGE = TokenUsage(1568, 352, 393, 105, 105, 121, 10)  # of a clip of eight frames
 
 
 def page() -> str:

@@ -2,7 +2,8 @@
 
 Attention after the softmax is formed for a block of queries at a time, summed over the block, and dropped; memory holds
 a block times N at most. Products, softmax and sums are float32 whatever the input's dtype. This module is the
-definition and the torch reference; `illava.attention.triton_scores` computes the same where `kernels_on` says so.
+definition and the torch reference; `illava.attention.triton_scores` computes the same where `kernels_on` says so. Where
+the attention gave each query's log-sum-exp, the softmax begins with that, and the kernel leaves out its first pass.
 
 Shape suffixes: T tokens packed end to end, S segments of equal length N, H query heads, J key heads, G query heads per
 key head, d head width, B queries of a block.
@@ -26,7 +27,13 @@ _DEVICE_BUFFER_NUMEL = 2**26
 
 
 def attention_received(
-    q_THd: Tensor, k_THd: Tensor, lengths: tuple[int, ...], *, scale: float, key_bias_T: Tensor | None = None
+    q_THd: Tensor,
+    k_THd: Tensor,
+    lengths: tuple[int, ...],
+    *,
+    scale: float,
+    key_bias_T: Tensor | None = None,
+    lse_HT: Tensor | None = None,
 ) -> Tensor:
     """Attention that each token receives within its segment, without a mask: float32 [T].
 
@@ -40,6 +47,8 @@ def attention_received(
         scale: factor of the scores, as in the model's own attention.
         key_bias_T: float32, what that attention adds to every score of a key; see
             `illava.attention.packed.with_key_bias`.
+        lse_HT: float32 log-sum-exps of that attention's scores, as `illava.attention.packed.packed_attention_lse` gives
+            them; None computes them here.
 
     Source: arXiv 2412.06263v1, eq. 2; hulianyuyy/iLLaVA@4068149 averages over queries (i = j included).
     """
@@ -48,19 +57,21 @@ def attention_received(
     if kernels_on(q_THd.device) == "triton":
         from illava.attention.triton_scores import received
 
-        return received(q_THd, k_THd, lengths, scale=scale)
-    if len(set(lengths)) <= 1:
-        shape = (len(lengths), max(lengths, default=0), *q_THd.shape[1:])
-        return (
-            _received(q_THd.view(shape), k_THd.view(shape), scale).flatten()
-            if lengths
-            else q_THd.new_empty(0, dtype=torch.float32)
-        )
+        return received(q_THd, k_THd, lengths, scale=scale, lse_HT=lse_HT)
+    if not lengths:
+        return q_THd.new_empty(0, dtype=torch.float32)
+    if len(set(lengths)) == 1:
+        shape = (len(lengths), lengths[0], *q_THd.shape[1:])
+        lse_HSN = None if lse_HT is None else lse_HT.unflatten(1, shape[:2])
+        return _received(q_THd.view(shape), k_THd.view(shape), scale, lse_HSN).flatten()
     q_parts, k_parts = q_THd.split(lengths), k_THd.split(lengths)
+    lse_parts = None if lse_HT is None else lse_HT.split(lengths, 1)
     score_parts: list[Tensor] = [q_THd.new_empty(0)] * len(lengths)
     for length in set(lengths):
         group = [s for s, n in enumerate(lengths) if n == length]
-        score_SN = _received(torch.stack([q_parts[s] for s in group]), torch.stack([k_parts[s] for s in group]), scale)
+        q_SNHd, k_SNHd = (torch.stack([parts[s] for s in group]) for parts in (q_parts, k_parts))
+        lse_HSN = None if lse_parts is None else torch.stack([lse_parts[s] for s in group], 1)
+        score_SN = _received(q_SNHd, k_SNHd, scale, lse_HSN)
         for s, score_N in zip(group, score_SN, strict=True):
             score_parts[s] = score_N
     return torch.cat(score_parts)
@@ -147,7 +158,7 @@ def one_query_attention(
     return torch.cat(scores)
 
 
-def _received(q_SNHd: Tensor, k_SNHd: Tensor, scale: float) -> Tensor:
+def _received(q_SNHd: Tensor, k_SNHd: Tensor, scale: float, lse_HSN: Tensor | None) -> Tensor:
     """[S, N]. Loops over heads, query blocks, and as many segments at once as the buffer holds."""
     num_segments, num_tokens, num_heads, _ = q_SNHd.shape
     sum_SN = torch.zeros(num_segments, num_tokens, dtype=torch.float32, device=q_SNHd.device)
@@ -156,7 +167,13 @@ def _received(q_SNHd: Tensor, k_SNHd: Tensor, scale: float) -> Tensor:
             k_SdN = k_SNHd[segments, :, head].float().transpose(1, 2)
             for start in range(0, num_tokens, _BLOCK_QUERIES):
                 q_SBd = q_SNHd[segments, start : start + _BLOCK_QUERIES, head].float() * scale
-                sum_SN[segments] += torch.bmm(q_SBd, k_SdN).softmax(-1).sum(1)
+                logit_SBN = torch.bmm(q_SBd, k_SdN)
+                if lse_HSN is None:
+                    attention_SBN = logit_SBN.softmax(-1)
+                else:
+                    lse_SB = lse_HSN[head, segments, start : start + _BLOCK_QUERIES]
+                    attention_SBN = logit_SBN.sub_(lse_SB[..., None]).exp_()
+                sum_SN[segments] += attention_SBN.sum(1)
     return sum_SN / (num_heads * num_tokens)
 
 

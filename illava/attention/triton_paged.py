@@ -17,6 +17,7 @@ from torch import Tensor
 
 _NUM_SPLITS = 32  # with 4 key heads one request alone makes 128 programs, about one a multiprocessor
 _BLOCK_BYTES = 128  # of one channel of a tile of keys: 64 keys in half precision, 32 in float32
+NUM_STAGES = 3  # with two, every tile waits for the look-up of its blocks before its keys are asked for
 _MIN_TILE = 16  # what tl.dot takes at least on each side
 
 
@@ -49,7 +50,7 @@ def paged_decode(
         SHARE=share, KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, BLOCK_SIZE=block_size, SPLITS=_NUM_SPLITS,
         BIASED=bias_pool_PS is not None and num_biased_B is not None,
         BLOCK_H=max(_MIN_TILE, triton.next_power_of_2(share)), BLOCK_N=_BLOCK_BYTES // k_pool_PSGd.itemsize,
-        BLOCK_D=block_dim, num_stages=2,
+        BLOCK_D=block_dim, num_stages=NUM_STAGES,
     )  # fmt: skip
     out_BHd = torch.empty(batch, num_heads, head_dim, dtype=q_BHd.dtype, device=q_BHd.device)
     _join_splits[(batch, num_heads)](

@@ -1,8 +1,8 @@
 """Computes attention received per key in Triton: two passes over packed segments, never an N x N map.
 
-The first pass writes each query's log-sum-exp; the second sums what every block of keys receives. Each program owns its
-outputs, so nothing is added atomically and a score does not depend on its batch. Products, exponentials and sums are
-float32. The definitions and the torch references are in `illava.attention.scores`.
+The first pass writes each query's log-sum-exp, unless the attention gave it; the second sums what every block of keys
+receives. Each program owns its outputs, so nothing is added atomically and a score does not depend on its batch.
+Products, exponentials and sums are float32. The definitions and the torch references are in `illava.attention.scores`.
 
 Shape suffixes: T tokens packed end to end, H query heads, J key heads, d head width, R blocks of all segments; in
 kernels I queries and N keys of a block.
@@ -10,7 +10,6 @@ kernels I queries and N keys of a block.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from itertools import accumulate
 
 import torch
@@ -18,16 +17,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from illava.host_copies import on_device
+from illava.host_copies import device_cache, on_device
 
 _BLOCK = {2: 64, 4: 32}  # queries or keys of a block, by bytes of a number: wider float32 blocks spill their registers
 _MIN_TILE = 16  # what tl.dot takes at least on each side
 _ALL_QUERIES, _SCOPE_SIZE, _CAUSAL_BIAS = 0, 1, 2  # what a sum is divided by
 
 
-def received(q_THd: Tensor, k_TJd: Tensor, lengths: tuple[int, ...], *, scale: float) -> Tensor:
+def received(
+    q_THd: Tensor, k_TJd: Tensor, lengths: tuple[int, ...], *, scale: float, lse_HT: Tensor | None = None
+) -> Tensor:
     """`illava.attention.scores.attention_received` without a bias: float32 [T]."""
-    return _received(q_THd, k_TJd, lengths, None, scale=scale, divisor=_ALL_QUERIES)
+    return _received(q_THd, k_TJd, lengths, None, scale=scale, divisor=_ALL_QUERIES, lse_HT=lse_HT)
 
 
 def causal_received(
@@ -39,7 +40,14 @@ def causal_received(
 
 
 def _received(
-    q_THd: Tensor, k_TJd: Tensor, lengths: tuple[int, ...], scope_T: Tensor | None, *, scale: float, divisor: int
+    q_THd: Tensor,
+    k_TJd: Tensor,
+    lengths: tuple[int, ...],
+    scope_T: Tensor | None,
+    *,
+    scale: float,
+    divisor: int,
+    lse_HT: Tensor | None = None,
 ) -> Tensor:
     num_tokens, num_heads, head_dim = q_THd.shape
     if not num_tokens:
@@ -47,7 +55,7 @@ def _received(
     q_THd, k_TJd = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_THd, k_TJd))
     block = _BLOCK[q_THd.itemsize]
     block_R3 = _blocks(tuple(lengths), block, q_THd.device)
-    lse_HT, score_HT = torch.empty(2, num_heads, num_tokens, dtype=torch.float32, device=q_THd.device).unbind()
+    score_HT = torch.empty(num_heads, num_tokens, dtype=torch.float32, device=q_THd.device)
     strides = (q_THd.stride(0), q_THd.stride(1), k_TJd.stride(0), k_TJd.stride(1))
     shape = {
         "EIGHTS": not any(stride % 8 for stride in strides),
@@ -58,7 +66,10 @@ def _received(
         "num_stages": 2,
     }
     grid = (len(block_R3), num_heads)
-    _log_sum_exp[grid](q_THd, k_TJd, block_R3, lse_HT, num_tokens, scale, *strides, CAUSAL=scope_T is not None, **shape)
+    if lse_HT is None:
+        lse_HT, causal = torch.empty_like(score_HT), scope_T is not None
+        _log_sum_exp[grid](q_THd, k_TJd, block_R3, lse_HT, num_tokens, scale, *strides, CAUSAL=causal, **shape)
+    lse_HT = lse_HT.contiguous()
     scopes = block_R3 if scope_T is None else scope_T  # never read where attention is not scoped
     _sum_received[grid](
         q_THd, k_TJd, block_R3, lse_HT, scopes, score_HT, num_tokens, scale, *strides, DIVISOR=divisor, **shape
@@ -66,7 +77,7 @@ def _received(
     return score_HT.mean(0)
 
 
-@lru_cache(maxsize=16)
+@device_cache(16)
 def _blocks(lengths: tuple[int, ...], block: int, device: torch.device) -> Tensor:
     """First token of each block, first and end token of its segment: int32 [R, 3]; of counts the host knows."""
     bounds = zip(accumulate((0, *lengths[:-1])), accumulate(lengths), strict=True)

@@ -20,6 +20,8 @@ from illava.decoder.kv_cache import BatchBlockTables, PagedCache
 from illava.decoder.recurrent_state import StateRows
 
 Embed = Callable[[Tensor], Tensor]  # word embeddings: [B] -> [B, D]
+# A decode step of one composition: logits [B, V], and their greedy draw where the step holds it (see `DecodeGraphs`).
+Step = Callable[[], tuple[Tensor, Tensor | None]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from illava.attention.paged import paged_attention
-from illava.decoder.joined_linears import is_plain, products
+from illava.decoder.joined_linears import products
 from illava.decoder.kv_cache import BatchBlockTables, LayerBlockTable, PagedCache
 from illava.decoder.layer_ops import Rotary, add_rms_norm, rms_norm, rotate_and_write, silu_mul
+from illava.decoder.onednn_linears import activation_of, is_plain, linear, serves
 from illava.decoder.recurrent_state import RecurrentStates, StateRows
 from illava.decoder.state_shape import StateShape
 from illava.errors import ModelLoadError
@@ -111,9 +112,23 @@ class Decoder:
         return any(map(_has_experts, self.layers))
 
     @property
+    def num_position_axes(self) -> int:
+        """Rotary axes of a token's position: three where the tables have sections (M-RoPE), else one."""
+        return 3 if "mrope_section" in (getattr(self.rotary.config, "rope_parameters", None) or {}) else 1
+
+    @property
     def num_tokens(self) -> int:
         """Logits of a token; a tokenizer may know fewer."""
         return int(self.lm_head.out_features)
+
+    def linears(self) -> list[Any]:
+        """The linear layers that `illava.decoder.onednn_linears` may compute."""
+        found = [self.lm_head]
+        for layer in self.layers:
+            own, mlp = getattr(layer, "self_attn", None), layer.mlp
+            found += [] if own is None else [own.q_proj, own.k_proj, own.v_proj, own.o_proj]
+            found += [] if _has_experts(layer) else [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+        return found
 
     def check(self, plan: ReductionPlan) -> None:
         """Raise PlanError for decoder steps that cannot run here."""
@@ -139,7 +154,7 @@ class Decoder:
 
     def head(self, hidden_BD: Tensor) -> Tensor:
         """Logits behind the last layer: [B, V]."""
-        return self.lm_head(rms_norm(self.norm, hidden_BD))
+        return linear(self.lm_head, rms_norm(self.norm, hidden_BD))
 
     def attend_paged(self, q_BHd: Tensor, cache: PagedCache, blocks: LayerBlockTable) -> Tensor:
         """Attend with one query per request over its cached keys of one layer."""
@@ -188,17 +203,19 @@ class Decoder:
         """The rest of a block after attention: the gate where there is one, output projection, residuals and MLP."""
         if gate_THd is not None:
             mixed_THd = mixed_THd * gate_THd.sigmoid()
-        return self.feed_forward(layer, hidden_TD, layer.self_attn.o_proj(mixed_THd.flatten(1)))
+        return self.feed_forward(layer, hidden_TD, linear(layer.self_attn.o_proj, mixed_THd.flatten(1)))
 
     def feed_forward(self, layer: Any, hidden_TD: Tensor, delta_TD: Tensor) -> Tensor:
         """The rest of a block after its token mixing, which gave ``delta_TD``: residuals and MLP."""
         hidden_TD, normed_TD = add_rms_norm(layer.post_attention_layernorm, hidden_TD, delta_TD)
         if layer not in self._gate_up:  # a token's experts are its own: who else is packed beside it changes nothing
             return hidden_TD + layer.mlp(normed_TD[None])[0]
+        if _fuses_mlp(layer.mlp):
+            return _fused_mlp(layer.mlp, hidden_TD, normed_TD)
         if not hidden_TD.is_cuda and len(hidden_TD) > _CPU_ROWS and is_plain(layer.mlp.gate_proj):
             return hidden_TD + _mlp_in_place(layer.mlp, normed_TD)
         gate_TM, up_TM = self._gate_up[layer](normed_TD)
-        return hidden_TD + layer.mlp.down_proj(silu_mul(layer.mlp.act_fn, gate_TM, up_TM))
+        return hidden_TD + linear(layer.mlp.down_proj, silu_mul(layer.mlp.act_fn, gate_TM, up_TM))
 
 
 def _fixed_rotary(rotary: Any, config: Any) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -243,12 +260,24 @@ def _recurrent(layers: Sequence[Any]) -> tuple[dict[int, GatedDelta], StateShape
     return mixing, state_shape([layers[layer] for layer in own])
 
 
+def _fuses_mlp(mlp: Any) -> bool:
+    """Whether oneDNN computes an MLP's products, and its activation within one of them."""
+    parts = (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+    return all(map(serves, parts)) and activation_of(mlp.act_fn) is not None
+
+
+def _fused_mlp(mlp: Any, hidden_TD: Tensor, normed_TD: Tensor) -> Tensor:
+    """The residual stream with the MLP added, in three calls."""
+    gate_TM = linear(mlp.gate_proj, normed_TD, activation=activation_of(mlp.act_fn) or "none")
+    return linear(mlp.down_proj, linear(mlp.up_proj, normed_TD, times_TN=gate_TM), plus_TN=hidden_TD)
+
+
 def _mlp_in_place(mlp: Any, normed_TD: Tensor) -> Tensor:
     """Hugging Face's own forward, with half of its wide results: on CPU each is fresh memory, zeroed page by page."""
-    gate_TM, up_TM = mlp.gate_proj(normed_TD), mlp.up_proj(normed_TD)
+    gate_TM, up_TM = linear(mlp.gate_proj, normed_TD), linear(mlp.up_proj, normed_TD)
     for gate_XM, up_XM in zip(gate_TM.split(_CPU_ROWS), up_TM.split(_CPU_ROWS), strict=True):
         torch.mul(mlp.act_fn(gate_XM), up_XM, out=gate_XM)
-    return mlp.down_proj(gate_TM)
+    return linear(mlp.down_proj, gate_TM)
 
 
 def _slides(layers: Sequence[Any], config: Any) -> bool:

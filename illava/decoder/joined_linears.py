@@ -1,7 +1,8 @@
 """Computes several linear layers of one input as one product: queries, keys and values; gate and up-projection.
 
 The joined weight takes the place of the layers' own, which become views of it: no weight is held twice, and the
-borrowed model still runs on them. On CPU the layers stay apart, where one product brings nothing.
+borrowed model still runs on them. On CPU the layers stay apart, where one product brings nothing; each is computed by
+`illava.decoder.onednn_linears`.
 
 Shape suffixes: T tokens, D input channels, N output channels of all layers.
 """
@@ -13,7 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from illava.decoder.onednn_linears import is_plain, linear
 
 Products = Callable[[Tensor], tuple[Tensor, ...]]  # of one input, the output of each layer
 
@@ -21,20 +23,11 @@ Products = Callable[[Tensor], tuple[Tensor, ...]]  # of one input, the output of
 def products(linears: Sequence[Any], *, join: bool) -> Products:
     """What computes these layers: one product if ``join`` and all are plain linear layers alike, else each its own."""
     if not join or not _are_alike(linears):
-        return lambda x_TD: tuple(linear(x_TD) for linear in linears)
+        return lambda x_TD: tuple(linear(module, x_TD) for module in linears)
     sizes = [linear.out_features for linear in linears]
     weight_ND = _joined([linear.weight for linear in linears])
     bias_N = None if linears[0].bias is None else _joined([linear.bias for linear in linears])
     return lambda x_TD: nn.functional.linear(x_TD, weight_ND, bias_N).split(sizes, -1)
-
-
-def is_plain(linear: Any) -> bool:
-    """Whether a layer computes ``x weight^T + bias`` from its weight's own values, which may then be read.
-
-    Quantised layers and layers with an adapter do more: either the module is of another class, or, as torchao has it,
-    its weight is a tensor that wraps others.
-    """
-    return type(linear) is nn.Linear and not is_traceable_wrapper_subclass(linear.weight)
 
 
 def _are_alike(linears: Sequence[Any]) -> bool:

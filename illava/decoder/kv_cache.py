@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from illava.decoder.block_allocator import BlockAllocator
+from illava.decoder.block_tables import DeviceBlockTables, RequestBlocks, leading
 from illava.decoder.recurrent_state import RecurrentStates, StateRows
 from illava.host_copies import on_device, to_device
 
@@ -73,23 +74,6 @@ class BatchBlockTables:
             lengths[:] = [n + 1 for n in lengths]
 
 
-@dataclass(frozen=True, slots=True)
-class _RequestBlocks:
-    """The blocks of one request: int32 table [L, M] on the host, and how many of each row are used."""
-
-    table_LM: Tensor
-    counts: tuple[int, ...]
-
-    def blocks(self) -> Tensor:
-        return self.table_LM[_leading(self.counts, self.table_LM.shape[1])]
-
-    def starts(self) -> Tensor:
-        """First block of each layer whose blocks lie end to end in the pool, else -1: [L]."""
-        first_L1, width = self.table_LM[:, :1], self.table_LM.shape[1]
-        in_order_LM = self.table_LM == first_L1 + torch.arange(width, dtype=torch.int32)
-        return first_L1[:, 0].where((in_order_LM | ~_leading(self.counts, width)).all(1), -1)
-
-
 class PagedCache:
     """Holds a pool of key and value blocks, and the block tables of every request.
 
@@ -127,11 +111,17 @@ class PagedCache:
         self.bias_pool_PS: Tensor | None = None
         self._free = BlockAllocator(num_blocks)
         self._ref_count_P = torch.zeros(num_blocks, dtype=torch.int32)
-        self._blocks_of: dict[Hashable, _RequestBlocks] = {}
+        self._blocks_of: dict[Hashable, RequestBlocks] = {}
+        self._tables = DeviceBlockTables(num_layers, device)
 
     @property
     def num_free_blocks(self) -> int:
         return self._free.count
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the pools of keys and values."""
+        return self.k_pool_PSGd.nbytes + self.v_pool_PSGd.nbytes
 
     def num_blocks_for(self, lengths: Sequence[int]) -> int:
         """Blocks that a request of these tokens per layer takes: the sum over layers of ceil(length / block_size)."""
@@ -176,15 +166,16 @@ class PagedCache:
             raise MemoryError(f"request {request_id!r} needs {sum(own)} blocks, {self.num_free_blocks} are free")
         width = max(counts)
         table_LM = torch.zeros(self.num_layers, width, dtype=torch.int32)
-        table_LM[_leading(counts, width) & ~_leading(shared, width)] = self._free.take(own)
+        table_LM[leading(counts, width) & ~leading(shared, width)] = self._free.take(own)
         if prefix_from is not None:
-            source_LM = self._blocks_of[prefix_from].table_LM
-            shared_LM = _leading(shared, max(shared))
+            source_LM = self._blocks_of[prefix_from].table_LW
+            shared_LM = leading(shared, max(shared))
             table_LM[:, : max(shared)][shared_LM] = source_LM[:, : max(shared)][shared_LM]
             partial = [layer for layer, n in enumerate(prefix_lengths) if n % self.block_size]
             column = [shared[layer] for layer in partial]
             self._copy_blocks(source_LM[partial, column], table_LM[partial, column])
-        self._blocks_of[request_id] = request_blocks = _RequestBlocks(table_LM, counts)
+        self._blocks_of[request_id] = request_blocks = RequestBlocks.of(table_LM, counts)
+        self._tables.put(request_id, table_LM)
         self._ref_count_P[request_blocks.blocks().long()] += 1
 
     def trim(self, request_id: Hashable, lengths: Sequence[int]) -> None:
@@ -193,15 +184,16 @@ class PagedCache:
         counts = tuple(-(-n // self.block_size) for n in lengths)
         if counts == request_blocks.counts:
             return
-        width = request_blocks.table_LM.shape[1]
-        surplus = request_blocks.table_LM[_leading(request_blocks.counts, width) & ~_leading(counts, width)]
-        self._blocks_of[request_id] = _RequestBlocks(request_blocks.table_LM, counts)
+        table_LM, width = request_blocks.table_LW, request_blocks.table_LW.shape[1]
+        surplus = table_LM[leading(request_blocks.counts, width) & ~leading(counts, width)]
+        self._blocks_of[request_id] = RequestBlocks.of(table_LM, counts)
         self._give_back(surplus)
 
     def free(self, request_id: Hashable) -> None:
         """Free all blocks of a request; a request without blocks is no error."""
         request_blocks = self._blocks_of.pop(request_id, None)
         if request_blocks is not None:
+            self._tables.drop(request_id)
             self._give_back(request_blocks.blocks())
 
     def batch(
@@ -210,23 +202,23 @@ class PagedCache:
         lengths: Sequence[Sequence[int]],
         num_biased: Sequence[Sequence[int]] = (),
     ) -> BatchBlockTables:
-        """The tables of a batch in one tensor on the device.
+        """The tables of a batch, gathered on the device.
 
         Args:
             request_ids: one a row.
             lengths: by row and layer, the tokens that are cached already.
             num_biased: by row and layer, the leading tokens of these whose keys have a bias.
         """
-        rows = [self._blocks_of[request_id].table_LM for request_id in request_ids]
-        start_LB = torch.stack([self._blocks_of[request_id].starts() for request_id in request_ids], 1)
-        table_LBM = torch.zeros(self.num_layers, len(request_ids), max(t.shape[1] for t in rows), dtype=torch.int32)
-        for row, table_LM in enumerate(rows):
-            table_LBM[:, row, : table_LM.shape[1]] = table_LM
+        held = [self._blocks_of[request_id] for request_id in request_ids]
+        table_LBM = self._tables.gather(request_ids, max(own.table_LW.shape[1] for own in held))
         by_layer = [list(counts) for counts in zip(*lengths, strict=True)]
         device = self.k_pool_PSGd.device
         length_LB = on_device(by_layer, device, torch.int32)
-        starts = torch.where(start_LB < 0, -1, start_LB * self.block_size).tolist()
-        tables = BatchBlockTables(to_device(table_LBM, device), length_LB, by_layer, starts)
+        starts = [
+            [block if block < 0 else block * self.block_size for block in blocks]
+            for blocks in zip(*(own.starts for own in held), strict=True)
+        ]
+        tables = BatchBlockTables(table_LBM, length_LB, by_layer, starts)
         if not any(map(any, num_biased)):
             return tables
         biased = [list(counts) for counts in zip(*num_biased, strict=True)]
@@ -316,8 +308,3 @@ def _rows_and_indices(spans: tuple[tuple[int, int, int], ...], device: torch.dev
     row_T = rows.repeat_interleave(ends - begins)
     index_T = torch.cat([torch.arange(begin, end) for _, begin, end in spans])
     return to_device(row_T, device), to_device(index_T, device)
-
-
-def _leading(counts: Sequence[int], width: int) -> Tensor:
-    """Mask [L, width] of the first ``counts[layer]`` cells of each row."""
-    return torch.arange(width) < torch.tensor(counts)[:, None]

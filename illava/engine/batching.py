@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from illava.engine.nucleus import FIRST
 from illava.engine.request_state import RequestState
 from illava.engine.sampling import SamplingBatch, draw_tokens
 from illava.errors import ILLaVAError, NumericalError, RequestError, RequestTooLargeError
@@ -137,9 +138,16 @@ def collect(ended: Sequence[Generation], errors: OnError) -> dict[str, Generatio
 
 
 def sample_next_token(logits_BV: Tensor, sampling: SamplingBatch, group: Sequence[RequestState]) -> Tensor:
-    """Draw next tokens, and tell whether the logits were finite: int64 [2, B], without a host synchronisation."""
-    steps = [(state.request_id, len(state.token_ids)) for state in group]
-    return draw_tokens(logits_BV, sampling, sampling.draws(steps))
+    """Draw next tokens, and tell whether the logits were finite: int64 [2, B].
+
+    Without a host synchronisation, but for rows that are drawn at random from a large vocabulary: the host asks whether
+    the most probable tokens decide every draw of these, and has whole rows sorted where they do not.
+    """
+    draws = sampling.draws([(state.request_id, len(state.token_ids)) for state in group])
+    if not sampling.random or logits_BV.shape[-1] <= FIRST:
+        return draw_tokens(logits_BV, sampling, draws)
+    drawn_2B = draw_tokens(logits_BV, sampling, draws, first=FIRST)
+    return draw_tokens(logits_BV, sampling, draws) if bool((drawn_2B[1] > 1).any()) else drawn_2B
 
 
 def sampling_of(group: Sequence[RequestState], device: torch.device, *, first: bool = False) -> SamplingBatch:
@@ -153,9 +161,8 @@ def sampling_of(group: Sequence[RequestState], device: torch.device, *, first: b
     )
 
 
-def to_host(drawn_2B: Tensor, group: Sequence[RequestState]) -> list[Outcome]:
-    """Copy the drawn tokens to the host, once a step; probabilities go to the requests that asked for them."""
-    drawn_2B = drawn_2B.cpu()
+def to_outcomes(drawn_2B: Tensor, group: Sequence[RequestState]) -> list[Outcome]:
+    """Turn drawn tokens, copied to the host once a step, to outcomes; probabilities go to those that asked for them."""
     told = drawn_2B[2:].int().view(torch.float32).tolist()  # log-probabilities, then a row for each option
     for state, logprob, *options in zip(group, *told, strict=True) if told else ():
         if state.request.sampling.logprobs:

@@ -13,6 +13,9 @@ _OF_TRANSFORMERS = {
     "attn_implementation": "the attention is chosen by the device, and `VLM.backends` says which it is; leave it out",
     "trust_remote_code": "code that comes with a model is never run; leave it out",
 }
+# Where max_batch_requests is None. On a GPU a decode step of so many rows computes longer than it reads weights (an
+# H200: 790 TFLOP/s over 4.8 TB/s are 165 rows in half precision), so more rows gain nothing. A CPU's are fewer by far.
+GPU_BATCH_REQUESTS, CPU_BATCH_REQUESTS = 256, 32
 _RENAMED = {"page_size": "block_size"}  # old name -> new name; an old name works for one release
 
 
@@ -23,13 +26,15 @@ class EngineConfig:
     Attributes:
         kv_cache_bytes: size of the key/value pool, with recurrent states; None takes 2 GiB on CPU, 60 % of the free
             memory on a GPU.
-        max_batch_requests: requests encoded or running at a time; beside them those whose media are encoded for these.
+        max_batch_requests: requests encoded or running at a time, as far as the pool holds them; beside them those
+            whose media are encoded for these. None is 32 on CPU, 256 on a GPU.
         block_size: tokens of a key/value block.
         max_vision_patches: patches of one tower call, unless a single request has more.
         max_prefill_tokens: prompt tokens of one prefill, unless a single request has more.
         max_chunk_tokens: prompt tokens of one step while others decode; a longer prefill goes on in the next step.
         gpu_share: share of the GPU's memory that this engine may fill, as where several processes share one.
         decode_graphs: decode steps as CUDA graphs; None where they can be, True refuses where they cannot.
+        tower_graphs: encodings as CUDA graphs, where the plan fixes their counts; see `illava.families.tower_graphs`.
 
     Raises:
         ValueError: a limit below 1, under which nothing would ever run.
@@ -37,13 +42,14 @@ class EngineConfig:
     """
 
     kv_cache_bytes: int | None = None
-    max_batch_requests: int = 32
+    max_batch_requests: int | None = None
     block_size: int = 16
     max_vision_patches: int = 32_768
     max_prefill_tokens: int = 16_384
     max_chunk_tokens: int = 4_096
     gpu_share: float = 1.0
     decode_graphs: bool | None = None
+    tower_graphs: bool = False
 
     def __post_init__(self) -> None:
         for name in (
@@ -53,6 +59,8 @@ class EngineConfig:
             "max_prefill_tokens",
             "max_chunk_tokens",
         ):
+            if name == "max_batch_requests" and self.max_batch_requests is None:
+                continue
             if not isinstance(getattr(self, name), int):
                 raise TypeError(f"{name} is a whole number; got {getattr(self, name)!r}")
             if getattr(self, name) < 1:
@@ -61,6 +69,12 @@ class EngineConfig:
             raise TypeError(f"kv_cache_bytes is a number of bytes, such as 2 << 30; got {self.kv_cache_bytes!r}")
         if not 0 < self.gpu_share <= 1:
             raise ValueError(f"gpu_share must lie in (0, 1]; got {self.gpu_share}")
+
+    def batch_limit(self, device_type: str) -> int:
+        """``max_batch_requests``, or its default on such a device."""
+        if self.max_batch_requests is not None:
+            return self.max_batch_requests
+        return GPU_BATCH_REQUESTS if device_type == "cuda" else CPU_BATCH_REQUESTS
 
     def override(self, **options: Any) -> EngineConfig:
         """Replace some limits, given by name.

@@ -1,6 +1,6 @@
 """Runs the first phase of a request in the engine: encodes its media, and assembles its prompt from visual tokens.
 
-Equal media of a group are encoded once.
+Equal media of a group are encoded once. While the device encodes a group, the next group's pixels are copied to it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from illava.engine.prompt import assemble
 from illava.engine.request_state import RequestState
 from illava.errors import CacheTooSmallError, RequestError
 from illava.families.base import Family
+from illava.preprocess import VisualInput
 from illava.reduction.probe import AttentionProbe
 from illava.reduction.scopes import planned_lengths
 
@@ -46,6 +47,7 @@ class EncodePhase:
     ) -> None:
         self._family, self._media_phase, self._dedup, self._cache = family, media_phase, dedup, cache
         self._max_patches, self._max_companions, self._probe = max_patches, max_companions, probe
+        self._next: list[RequestState] = []
 
     def choose(self, waiting: Iterable[RequestState], capacity: int) -> list[RequestState]:
         """Choose the next group; a visual input that several requests share counts once.
@@ -63,7 +65,11 @@ class EncodePhase:
             return sum(self._family.num_patches(state.media[n]) for n in new.values())
 
         group = take_batch(waiting, capacity, self._max_patches, new_patches)
-        return group + self._companions(group, waiting)
+        group += self._companions(group, waiting)
+        chosen = {state.request_id for state in group}
+        left = (state for state in waiting if state.request_id not in chosen)
+        self._next = take_batch(left, capacity, self._max_patches, new_patches)
+        return group
 
     def _companions(self, group: Sequence[RequestState], waiting: Sequence[RequestState]) -> list[RequestState]:
         """Waiting requests whose media are all among the group's."""
@@ -85,6 +91,9 @@ class EncodePhase:
             state.show(self._dedup.intern(self._media_phase.apply(state.request, state.plan)))
         for state, encoded in zip(seen, encode_once(self._family, seen, self._probe) if seen else (), strict=True):
             state.encoded = encoded
+        if self._next:
+            self._family.prefetch([mm_item for state in self._next for mm_item in _as_they_are(state)])
+            self._next = []
         for state in group:
             if state.request.encoding is not None:
                 state.take_encoding()
@@ -108,3 +117,9 @@ class EncodePhase:
                 f"{self._cache.num_blocks}; raise kv_cache_bytes, send fewer frames, or lower max_new_tokens"
             )
         return None
+
+
+def _as_they_are(state: RequestState) -> Sequence[VisualInput]:
+    """The media that the tower will see of a waiting request; none where stage ``media`` may change them first."""
+    changed = state.request.encoding is not None or state.plan.at("media") is not None
+    return () if changed else state.media

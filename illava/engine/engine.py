@@ -1,10 +1,9 @@
 """Batches requests continuously: encodes, prefills and decodes them in shared packed calls that they join and leave.
 
 A step runs the tower for one group of waiting requests, prefills one group of encoded requests, and draws one token for
-every running request. A group shares one plan. The running batch may mix plans, since block tables are per request and
-layer. An error of one request ends that request alone.
-
-Shape suffixes: B requests of the running batch, V vocabulary.
+every running request. While few of the requests decode that could, it encodes and prefills further groups first: a
+decode step reads all weights, for one row as for many. A group shares one plan. The running batch may mix plans, since
+block tables are per request and layer. An error of one request ends that request alone.
 """
 
 from __future__ import annotations
@@ -12,15 +11,11 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
-from torch import Tensor
 
 from illava.decoder.cuda_graphs import DecodeGraphs
-from illava.decoder.decode import StepInputs, decode_step
 from illava.decoder.kv_cache import PagedCache
 from illava.engine.batching import (
     Draw,
@@ -31,34 +26,24 @@ from illava.engine.batching import (
     collect,
     run_with_fallback,
     sample_next_token,
-    sampling_of,
-    to_host,
 )
 from illava.engine.config import EngineConfig
+from illava.engine.decode_phase import DecodePhase
 from illava.engine.encode_phase import EncodePhase
 from illava.engine.media_phase import MediaPhase
 from illava.engine.prefill_phase import PrefillPhase
 from illava.engine.prefix_sharing import MediaDedupCache, patches_per_request
 from illava.engine.request_state import Phase, RequestState
-from illava.engine.sampling import SamplingBatch, check_sampling, own_first_tokens
+from illava.engine.sampling import check_sampling, own_first_tokens
 from illava.errors import RequestError
 from illava.families.base import Family
 from illava.grammar.answer import GrammarCompiler
-from illava.host_copies import on_device
 from illava.plan import EMPTY_PLAN, ReductionPlan
 from illava.reduction.probe import AttentionProbe
 from illava.requests import Generation, OnError, Request
 
 _DEFAULTS = EngineConfig()
-
-
-@dataclass(frozen=True, slots=True)
-class _RunningBatch:
-    """Holds the device tensors of one composition of the running batch; drawn tokens stay on the device."""
-
-    step: Callable[[], Tensor]  # logits [B, V] of the next token; advances everything but the tokens
-    token_B: Tensor
-    sampling: SamplingBatch
+_MANY_DECODE = 7 / 8  # of the requests that could: from there on a long prompt goes in by chunks beside them
 
 
 class Engine:
@@ -70,10 +55,11 @@ class Engine:
         config: its limits of batches and steps; the pool and the graphs are built already.
         now: a monotonic clock in seconds.
         draw: the next tokens from the logits of a step.
-        graphs: captured decode steps; None runs decode steps operation by operation.
+        graphs, looks_ahead: see `DecodePhase`.
         probe: is given the attention of tower and prefill, layer by layer; see `illava.analysis.attention_maps`.
 
     Attributes:
+        decode_phase: runs the decode steps, and counts them.
         device_busy_s: seconds of all tower, prefill and decode steps; equals the sum of `Timing.device_s`.
     """
 
@@ -87,11 +73,11 @@ class Engine:
         draw: Draw = sample_next_token,
         graphs: DecodeGraphs | None = None,
         probe: AttentionProbe | None = None,
+        looks_ahead: bool | None = None,
     ) -> None:
-        self.family, self.decoder, self.cache, self.graphs = family, family.decoder, cache, graphs
-        self.config = config
-        self.device_busy_s = 0.0
-        self._now, self._draw = now, draw
+        self.family, self.decoder, self.cache = family, family.decoder, cache
+        self.config, self._max_batch = config, config.batch_limit(self.decoder.device.type)
+        self.device_busy_s, self._now = 0.0, now
         self._media_phase, self._dedup = MediaPhase(family), MediaDedupCache()
         self._grammars = GrammarCompiler(family.tokenizer, family.decoder.num_tokens, family.stop_token_ids)
         self._encode_phase = EncodePhase(
@@ -100,23 +86,23 @@ class Engine:
             self._dedup,
             cache,
             max_patches=config.max_vision_patches,
-            max_companions=config.max_batch_requests,
+            max_companions=self._max_batch,
             probe=probe,
         )
-        self._prefill_phase = PrefillPhase(
-            family.decoder,
-            cache,
-            max_tokens=config.max_prefill_tokens,
-            max_chunk_tokens=config.max_chunk_tokens,
-            draw=draw,
-            probe=probe,
-        )
+        limits = {"max_tokens": config.max_prefill_tokens, "max_chunk_tokens": config.max_chunk_tokens}
+        self._prefill_phase = PrefillPhase(family.decoder, cache, **limits, draw=draw, probe=probe)
+        self.decode_phase = DecodePhase(family, cache, graphs=graphs, draw=draw, looks_ahead=looks_ahead)
         self._waiting: deque[RequestState] = deque()
         self._encoded: deque[RequestState] = deque()
         self._running: list[RequestState] = []
         self._ids: set[str] = set()
-        self._batch: _RunningBatch | None = None  # of `_running` as it is now
         self._finished: list[Generation] = []
+        self._caught_up = False  # in this step, see `_catch_up`
+
+    @property
+    def graphs(self) -> DecodeGraphs | None:
+        """The captured decode steps, if steps are captured."""
+        return self.decode_phase.graphs
 
     @property
     def has_work(self) -> bool:
@@ -174,14 +160,13 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Generation]:
-        """Run tower, prefill and decode once; returns the generations that ended.
+        """Admit requests, and draw a token of every running one; returns the generations that ended.
 
         The error of one request is in its generation. Any other error (out of memory, a device error) leaves all
         requests where they were: `cancel_all` frees them.
         """
         with torch.cuda.device_of(self.cache.k_pool_PSGd):  # our kernels and graphs go to the current device
-            self._encode()
-            self._prefill()
+            self._admit()
             self._decode()
         finished, self._finished = self._finished, []
         return finished
@@ -189,21 +174,39 @@ class Engine:
     def cancel_all(self) -> list[str]:
         """Drop every request that `step` has not returned, and free its blocks; returns the dropped ids."""
         dropped = [state.request_id for state in (*self._waiting, *self._encoded, *self._running)]
-        dropped += [generation.request_id for generation in self._finished]
+        dropped += [ended.request_id for ended in self._finished]
         for request_id in dropped:
             self.cache.free(request_id)
         self._waiting.clear()
         self._encoded.clear()
         self._ids.clear()
-        self._running, self._finished, self._batch = [], [], None
+        self._running, self._finished = [], []
+        self._caught_up = False
         self._prefill_phase.drop()
+        self.decode_phase.drop()
         return dropped
 
+    def _admit(self) -> None:
+        """Encode and prefill a group; then more of them, while few requests decode and no answer waits to be told."""
+        goes_on = True
+        while goes_on:
+            self._encode()
+            goes_on = self._prefill() and self._few_decode and not self._finished
+
+    @property
+    def _few_decode(self) -> bool:
+        """Whether requests wait that could decode, too, and those that do are few beside all of them."""
+        num_all = len(self._running) + len(self._encoded) + len(self._waiting)
+        return len(self._running) < _MANY_DECODE * min(num_all, self._max_batch)
+
     def _encode(self) -> None:
-        capacity = self.config.max_batch_requests - len(self._encoded) - len(self._running)
+        if self._prefill_phase.fills_pool(self._encoded):
+            return
+        capacity = self._max_batch - len(self._encoded) - len(self._running)
         group = self._encode_phase.choose(self._waiting, capacity)
         if not group:
             return
+        self._catch_up()
         with self._timed("vision", group, patches_per_request(self.family, group)):
             outcomes = run_with_fallback(self._encode_phase.run, group)
         for state in group:
@@ -211,53 +214,50 @@ class Engine:
             state.enter("queue", self._now())
         self._encoded += self._settle(group, outcomes)
 
-    def _prefill(self) -> None:
-        capacity = self.config.max_batch_requests - len(self._running)
+    def _prefill(self) -> bool:
+        """Prefill a group further; returns whether it is done, so that another may follow."""
+        capacity = self._max_batch - len(self._running)
         group = self._prefill_phase.choose(self._encoded, self._running, capacity)
         if not group:
-            return
+            return False
+        self._catch_up()
         with self._timed("prefill", group, [state.prompt.num_tokens - state.num_computed for state in group]):
-            outcomes = self._prefill_phase.advance(decoding=bool(self._running))
+            outcomes = self._prefill_phase.advance(decoding=not self._few_decode)
         for state in group:
             state.enter("queue" if outcomes is None else "decode", self._now())
         if outcomes is None:
-            return
+            return False
         for state in group:
             self._encoded.remove(state)
             state.release_prompt()
         self._running += self._settle(group, outcomes)
-        self._batch = None
+        return True
 
     def _decode(self) -> None:
-        group = self._running
-        if not group:
-            return
-        with self._timed("decode", group, [1] * len(group)):
-            outcomes = self._decode_group(group)
-        self._running = self._settle(group, outcomes)
-        if len(self._running) < len(group):
-            self._batch = None
+        if self._running and self._caught_up:  # they have their token of this step
+            with self._decoding():
+                self.decode_phase.queue(self._running)
+        elif self._running:
+            with self._decoding():
+                outcomes = self.decode_phase.advance(self._running)
+            self._settle_running(outcomes)
+        self._caught_up = False
 
-    def _decode_group(self, group: Sequence[RequestState]) -> list[Outcome]:
-        batch = self._batch = self._batch or self._compose(group)
-        drawn_2B = self._draw(batch.step(), batch.sampling, group)
-        batch.token_B.copy_(drawn_2B[0])
-        batch.sampling.count(batch.token_B)
-        return to_host(drawn_2B, group)
+    def _catch_up(self) -> None:
+        """Read the decode step that is queued, if one is, before the device does other work."""
+        if self.decode_phase.has_unread:
+            with self._decoding():
+                outcomes = self.decode_phase.catch_up(self._running)
+            self._settle_running(outcomes)
+            self._caught_up = True
 
-    def _compose(self, group: Sequence[RequestState]) -> _RunningBatch:
-        """Make the tensors that stay on the device until a request joins or leaves."""
-        num_computed = [[n + len(state.token_ids) - 1 for n in state.lengths] for state in group]
-        positions = [state.next_position_P + len(state.token_ids) - 1 for state in group]
-        num_biased = [state.num_biased for state in group]
-        blocks = self.cache.batch([state.request_id for state in group], num_computed, num_biased)
-        token_B = on_device([state.token_ids[-1] for state in group], self.decoder.device)
-        inputs = StepInputs(blocks, torch.stack(positions, 1), token_B)
-        if self.graphs is None:
-            step: Callable[[], Tensor] = partial(decode_step, self.decoder, self.family.embed, self.cache, inputs)
-        else:
-            inputs, step = self.graphs.load(inputs)
-        return _RunningBatch(step, inputs.token_B, sampling_of(group, self.decoder.device))
+    def _decoding(self) -> AbstractContextManager[None]:
+        return self._timed("decode", self._running, [1] * len(self._running), waits=False)
+
+    def _settle_running(self, outcomes: Sequence[Outcome]) -> None:
+        self._running = self._settle(self._running, outcomes)
+        if not self._running:
+            self.decode_phase.drop()
 
     def _settle(self, group: Sequence[RequestState], outcomes: Sequence[Outcome]) -> list[RequestState]:
         """Give each request its token or error, and end those that are done; returns the others."""
@@ -278,13 +278,18 @@ class Engine:
         return going_on
 
     @contextmanager
-    def _timed(self, phase: Phase, group: Sequence[RequestState], weights: Sequence[float]) -> Iterator[None]:
-        """Put a group into a phase for the time of the ``with`` block, and divide that time by weight."""
+    def _timed(
+        self, phase: Phase, group: Sequence[RequestState], weights: Sequence[float], *, waits: bool = True
+    ) -> Iterator[None]:
+        """Put a group into a phase for the time of the ``with`` block, and divide that time by weight.
+
+        ``waits``: the device is waited for at the end; a decode step waits for its tokens alone.
+        """
         start = self._now()
         for state in group:
             state.enter(phase, start)
         yield
-        if self.decoder.device.type == "cuda":
+        if waits and self.decoder.device.type == "cuda":
             torch.cuda.synchronize(self.decoder.device)
         taken_s, total = self._now() - start, sum(weights)
         self.device_busy_s += taken_s

@@ -128,7 +128,25 @@ class MediaPhase:
             frames, rows, cols = (int(axis) + 1 for axis in cells.coord_T3.max(0))
             shown = torch.tensor(mm_item.tiles[:: -(-len(mm_item.tiles) // frames)])  # the first of each pair
             relevance_T = self._scorers[reducer.text_scorer].relevance(shown, text, rows, cols).flatten()
-        return Evidence(text_relevance_T=relevance_T, padding_T=padding_T)
+        return Evidence(
+            text_relevance_T=relevance_T,
+            padding_T=padding_T,
+            packet_bytes_T=self._packet_bytes(mm_item, cells) if "packet_bytes" in kinds else None,
+        )
+
+    def _packet_bytes(self, mm_item: VisualInput, cells: VisualCells) -> torch.Tensor:
+        """The bytes of each cell's frame; frames that share a temporal patch add theirs up."""
+        num_frames, sizes = int(cells.coord_T3[:, 0].max()) + 1, mm_item.packet_bytes
+        if len(sizes) != len(mm_item.tiles):
+            raise PreprocessError(
+                "how many bytes of a file code each of the video's frames is not known: frames in memory have no file, "
+                "and the sizes of pictures that are all key frames (MJPEG), or whose order the file does not give, "
+                "do not tell what changes; read the video from its file (a job does, and `pipeline.read_media`), or "
+                "leave `by` out of the step"
+            )
+        depth = -(-len(sizes) // num_frames)
+        of_frame = torch.tensor([sum(sizes[n : n + depth]) for n in range(0, len(sizes), depth)])
+        return to_device(of_frame[torch.from_numpy(cells.coord_T3[:, 0])], self._family.decoder.device)
 
     def _without(self, mm_item: VisualInput, cells: VisualCells, assignment: Assignment) -> VisualInput:
         """The visual input without the dropped cells; a video loses the frames of which no cell is left."""

@@ -18,7 +18,7 @@ from illava.engine.batching import (
     sample_next_token,
     sampling_of,
     take_batch,
-    to_host,
+    to_outcomes,
 )
 from illava.engine.prefix_sharing import cached_prefix, common_prefix_len, snapshot_len
 from illava.engine.prompt import join_trace, pack
@@ -65,6 +65,12 @@ class PrefillPhase:
         if not self._group:
             self._group = self._admit(encoded, running, capacity)
         return self._group
+
+    def fills_pool(self, encoded: Iterable[RequestState]) -> bool:
+        """Whether what is encoded and waits for blocks would fill the pool: then no more features should be held."""
+        waiting = (state for state in encoded if state not in self._group)
+        needed = sum(self._cache.num_blocks_for(state.reserved) for state in waiting)
+        return needed > self._cache.num_free_blocks
 
     def drop(self) -> None:
         """Forget the group that is being prefilled; the caller frees its requests' blocks."""
@@ -153,7 +159,7 @@ class PrefillPhase:
 
     def _prefilled(self, done: Prefill, group: Sequence[RequestState]) -> list[Outcome]:
         sampling = sampling_of(group, self._decoder.device, first=True)
-        outcomes = to_host(self._draw(done.logits_BV, sampling, group), group)
+        outcomes = to_outcomes(self._draw(done.logits_BV, sampling, group).cpu(), group)
         for row, state in enumerate(group):
             num_computed, mm_item = state.computed_by_layer
             state.lengths = [n + lengths[row] for n, lengths in zip(num_computed, done.lengths_LB, strict=True)]

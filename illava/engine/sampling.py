@@ -16,7 +16,9 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from illava.attention.backend import kernels_on
 from illava.engine.loop_detector import MIN_LOOP_TOKENS
+from illava.engine.nucleus import draw_nucleus
 from illava.engine.penalties import History, Penalties
 from illava.errors import RequestError
 from illava.grammar.answer import AnswerGrammar
@@ -134,6 +136,16 @@ class SamplingBatch:
         index_R, wanted_R2 = to_device(index_R, device), to_device(wanted_R2, device)
         return cls(tuple(params), random, index_R, wanted_R2, limits_R2, penalties, mask, choices)
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether every row takes the largest of its own logits: `draw_greedy` draws the same."""
+        return not self.random and self.penalties is None and self.grammars is None and self.choice_ids is None
+
+    @property
+    def num_greedy_rows(self) -> int:
+        """Rows of `draw_greedy` that are wanted: log-probabilities only where a row asks for them."""
+        return 2 + any(own.logprobs for own in self.params)
+
     def wanted(self, logits_BV: Tensor) -> Tensor:
         """Return float32 logits as penalties leave them, and what a row's grammar forbids at the least float."""
         if self.penalties is not None:
@@ -150,7 +162,7 @@ class SamplingBatch:
         return [uniform_draw(self.params[row].seed, *steps[row]) for row in self.random]
 
 
-def draw_tokens(logits_BV: Tensor, batch: SamplingBatch, draws: Sequence[float]) -> Tensor:
+def draw_tokens(logits_BV: Tensor, batch: SamplingBatch, draws: Sequence[float], *, first: int | None = None) -> Tensor:
     """Draw the next token of each row, and tell whether its logits were finite: int64 [2, B], without a host sync.
 
     If a row wants log-probabilities, a third row has those of all drawn tokens, as the bits of a float32; K more rows
@@ -160,6 +172,7 @@ def draw_tokens(logits_BV: Tensor, batch: SamplingBatch, draws: Sequence[float])
         logits_BV: any float dtype.
         batch: how the same rows are drawn.
         draws: a number in [0, 1) for each random row.
+        first: see `draw_nucleus`; the second row is then 2 or more where a draw is not certain.
     """
     logits_BV = logits_BV.float()
     finite_B = logits_BV.isfinite().all(-1)
@@ -168,15 +181,38 @@ def draw_tokens(logits_BV: Tensor, batch: SamplingBatch, draws: Sequence[float])
     if batch.random:
         draw_R = on_device(draws, logits_BV.device, torch.float32)
         temperature_R, top_p_R = batch.wanted_R2[:, 0], batch.wanted_R2[:, 1]
-        chosen_R = _nucleus(wanted_BV.index_select(0, batch.index_R), temperature_R, top_p_R, draw_R, batch.limits_R2)
+        logits_RV = wanted_BV.index_select(0, batch.index_R)
+        chosen_R, certain_R = draw_nucleus(logits_RV, temperature_R, top_p_R, draw_R, batch.limits_R2, first=first)
         token_B = token_B.index_copy(0, batch.index_R, chosen_R)
     drawn = [token_B, finite_B.long()]
+    if batch.random and first is not None:
+        drawn[1] = drawn[1].index_add(0, batch.index_R, 2 * (~certain_R).long())
     if any(own.logprobs for own in batch.params):
         total_B = logits_BV.logsumexp(-1)
-        drawn.append(_as_bits(logits_BV.gather(1, token_B[:, None]).squeeze(1) - total_B))
+        drawn.append(_logprob_bits(logits_BV, token_B, total_B))
         if batch.choice_ids is not None:
             drawn += map(_as_bits, _choice_probabilities(logits_BV, total_B, *batch.choice_ids))
     return torch.stack(drawn)
+
+
+def draw_greedy(logits_BV: Tensor) -> Tensor:
+    """Greedy tokens, whether logits were finite, and the tokens' log-probabilities: int64 [3, B].
+
+    What `draw_tokens` gives rows that are greedy and nothing else, whatever they are: a captured step holds it, as two
+    Triton kernels where `kernels_on` says so.
+    """
+    if kernels_on(logits_BV.device) == "triton":
+        from illava.decoder import triton_greedy
+
+        return triton_greedy.draw_greedy(logits_BV)
+    logits_BV = logits_BV.float()
+    token_B = logits_BV.argmax(-1)
+    logprob_B = _logprob_bits(logits_BV, token_B, logits_BV.logsumexp(-1))
+    return torch.stack([token_B, logits_BV.isfinite().all(-1).long(), logprob_B])
+
+
+def _logprob_bits(logits_BV: Tensor, token_B: Tensor, total_B: Tensor) -> Tensor:
+    return _as_bits(logits_BV.gather(1, token_B[:, None]).squeeze(1) - total_B)
 
 
 def _as_bits(value_B: Tensor) -> Tensor:
@@ -206,40 +242,3 @@ def _padded_choices(choice_ids: Sequence[ChoiceIds], device: torch.device) -> tu
             id_BKM[row, option, : len(ids)] = torch.tensor(ids)
             stands_BKM[row, option, : len(ids)] = 1.0
     return to_device(id_BKM, device), to_device(stands_BKM, device)
-
-
-def _nucleus(
-    logits_RV: Tensor, temperature_R: Tensor, top_p_R: Tensor, draw_R: Tensor, limits_R2: Tensor | None
-) -> Tensor:
-    """The token into whose interval of the nucleus' cumulative probability the draw falls: int64 [R].
-
-    The nucleus is the shortest prefix, by falling probability, that holds at least top_p of what min-p and top-k leave.
-    """
-    logits_RV = (logits_RV - logits_RV.amax(-1, keepdim=True)) / temperature_R[:, None]
-    logits_RV = logits_RV.nan_to_num(0.0)  # a row that is not finite is reported, and must not break its neighbours
-    probability_RV, order_RV = logits_RV.softmax(-1).sort(dim=-1, descending=True, stable=True)
-    top_p_R1 = top_p_R[:, None]
-    if limits_R2 is not None:
-        probability_RV, top_p_R1 = _limited(probability_RV, top_p_R1, limits_R2)
-    upto_RV = probability_RV.cumsum(-1)
-    inside_RV = upto_RV - probability_RV < top_p_R1
-    mass_R1 = (probability_RV * inside_RV).sum(-1, keepdim=True)
-    rank_R1 = (upto_RV <= draw_R[:, None] * mass_R1).sum(-1, keepdim=True)
-    num_inside_R1 = inside_RV.sum(-1, keepdim=True)
-    if limits_R2 is not None:
-        num_inside_R1 = (inside_RV & (probability_RV > 0)).sum(-1, keepdim=True)
-    rank_R1 = torch.minimum(rank_R1, num_inside_R1 - 1)
-    return order_RV.gather(1, rank_R1).squeeze(1)
-
-
-def _limited(probability_RV: Tensor, top_p_R1: Tensor, limits_R2: Tensor) -> tuple[Tensor, Tensor]:
-    """Set what min-p and top-k leave out to 0, and scale top-p to what they leave.
-
-    A row without limits keeps its very numbers, so that it draws what it draws alone.
-    """
-    top_k_R1, min_p_R1 = limits_R2.split(1, dim=-1)
-    rank_V = torch.arange(probability_RV.shape[-1], device=probability_RV.device)
-    kept_RV = (rank_V < top_k_R1) & (probability_RV >= min_p_R1 * probability_RV[:, :1])
-    probability_RV = probability_RV * kept_RV
-    limited_R1 = (top_k_R1 < float("inf")) | (min_p_R1 > 0)
-    return probability_RV, torch.where(limited_R1, top_p_R1 * probability_RV.sum(-1, keepdim=True), top_p_R1)

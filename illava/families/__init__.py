@@ -33,7 +33,7 @@ class FamilySpec:
         depth: torch-free function, from `ModelFiles` to (vision blocks that are run, decoder layers).
         preprocessor: torch-free function, from `ModelFiles` and that geometry to a `Preprocessor`.
         plan_check: torch-free function that refuses a plan which the tower cannot carry out.
-        presets: names of the shipped plans for its published checkpoints.
+        presets: names of the plans that the shipped configurations of its published checkpoints take.
         pixel_limits: fields of `PixelLimits` that mean something for it.
         hybrid: torch-free function, from `ModelFiles` to the decoder's `HybridLayers`; empty where all layers attend.
     """
@@ -58,7 +58,7 @@ _SPECS = (
         depth="illava.families.internvl.geometry:model_depth",
         preprocessor="illava.families.internvl.preprocessor:internvl_preprocessor",
         plan_check="illava.families.internvl.plan_check:check_internvl",
-        presets=("illava-2026",),
+        presets=("ward-image-25",),
         pixel_limits=("max_tiles",),
     ),
     FamilySpec(
@@ -68,7 +68,7 @@ _SPECS = (
         depth="illava.families.llava.geometry:model_depth",
         preprocessor="illava.families.llava.preprocessor:next_preprocessor",
         plan_check="illava.families.llava.plan_check:check_next",
-        presets=("illava-next-image",),
+        presets=("ward-image-50",),
         pixel_limits=("max_tiles",),
     ),
     FamilySpec(
@@ -78,7 +78,7 @@ _SPECS = (
         depth="illava.families.llava.geometry:model_depth",
         preprocessor="illava.families.llava.preprocessor:onevision_preprocessor",
         plan_check="illava.families.llava.plan_check:check_onevision",
-        presets=("illava-image", "illava-video"),
+        presets=("ward-image-50", "ward-video-25"),
         pixel_limits=("max_tiles",),
     ),
     FamilySpec(
@@ -88,7 +88,7 @@ _SPECS = (
         depth="illava.families.qwen.geometry:model_depth",
         preprocessor="illava.families.qwen.preprocessor:qwen2_preprocessor",
         plan_check="illava.families.qwen.plan_check:check_windowed",
-        presets=("illava-qwen2.5-vl",),
+        presets=("ward-qwen2.5-vl-25",),
         pixel_limits=_NATIVE,
     ),
     FamilySpec(
@@ -98,7 +98,7 @@ _SPECS = (
         depth="illava.families.qwen.geometry:model_depth",
         preprocessor="illava.families.qwen.preprocessor:qwen2_preprocessor",
         plan_check="illava.families.qwen.plan_check:check_qwen",
-        presets=("illava-qwen2-vl",),
+        presets=("ward-qwen2-vl-25",),
         pixel_limits=_NATIVE,
     ),
     FamilySpec(
@@ -108,7 +108,7 @@ _SPECS = (
         depth="illava.families.qwen.geometry:model_depth",
         preprocessor="illava.families.qwen.preprocessor:qwen3_preprocessor",
         plan_check="illava.families.qwen.plan_check:check_qwen",
-        presets=("illava-qwen2-vl",),  # none is published for it
+        presets=("ward-qwen2-vl-25",),
         pixel_limits=_NATIVE,
     ),
     FamilySpec(
@@ -118,7 +118,7 @@ _SPECS = (
         depth="illava.families.qwen.geometry:model_depth",
         preprocessor="illava.families.qwen.preprocessor:qwen3_preprocessor",
         plan_check="illava.families.qwen.plan_check:check_qwen",
-        presets=("illava-qwen2-vl",),  # none is published for it
+        presets=("ward-qwen2-vl-25",),
         pixel_limits=_NATIVE,
     ),
     FamilySpec(
@@ -128,7 +128,7 @@ _SPECS = (
         depth="illava.families.qwen.geometry:model_depth",
         preprocessor="illava.families.qwen.preprocessor:qwen3_preprocessor",
         plan_check="illava.families.qwen.plan_check:check_qwen",
-        presets=("illava-qwen3.5",),
+        presets=("ward-qwen2-vl-25",),
         pixel_limits=_NATIVE,
         hybrid="illava.families.qwen.hybrid_layers:read_hybrid_layers",
     ),

@@ -16,10 +16,13 @@ from torch import Tensor
 
 from illava.checkpoint_check import StoredScheme
 from illava.decoder.decoder import Decoder
+from illava.decoder.onednn_linears import keep_packed_only
 from illava.families.adapters import Adapter
 from illava.families.chat_prompt import ChatPrompt, RenderedPrompt
 from illava.families.loading import load_config, load_tokenizer, load_weights, stop_token_ids
 from illava.families.quantization import describe_weights
+from illava.families.side_copies import PixelCopies
+from illava.families.tower_graphs import TowerGraphs
 from illava.plan import ReductionPlan
 from illava.preprocess import Preprocessor, VisualInput
 from illava.reduction.probe import AttentionProbe
@@ -29,11 +32,19 @@ from illava.weight_files import Quantization
 
 
 class MediaEncoder(Protocol):
-    """Encodes media to visual tokens; see the methods of `Family` of the same names."""
+    """Encodes media to visual tokens; see the methods of `Family` of the same names.
+
+    Attributes:
+        copies: gives the pixels of media on the device.
+    """
+
+    copies: PixelCopies
 
     def num_patches(self, mm_item: VisualInput) -> int: ...
 
     def num_vision_tokens(self, mm_item: VisualInput) -> int: ...
+
+    def prefetch(self, media: Sequence[VisualInput]) -> None: ...
 
     def encode(
         self,
@@ -59,6 +70,7 @@ class Family(ABC):
         stored_as: how the checkpoint's weights are quantised; None where they are plain.
         quantization: of the decoder's linear layers, made while loading.
         adapter: that was added while loading.
+        tower_graphs: encodes by replays where it can; None encodes operation by operation.
     """
 
     model_class: ClassVar[Any]
@@ -69,6 +81,7 @@ class Family(ABC):
     stored_as: str | None = None
     quantization: Quantization = "none"
     adapter: Adapter | None = None
+    tower_graphs: TowerGraphs | None = None
 
     def __init__(self, model: Any, tokenizer: Any, preprocessor: Preprocessor) -> None:
         """Borrow a loaded model's modules.
@@ -126,6 +139,8 @@ class Family(ABC):
         family = cls(model, tokenizer, preprocessor)
         family.stored_as, family.quantization = None if scheme is None else str(scheme), quantization
         family.adapter = adapter
+        linears = [*family.decoder.linears(), *(family.tower.linears() if hasattr(family.tower, "linears") else ())]
+        keep_packed_only(*(one for one in linears if one.weight is not family._embedding.weight))
         return family
 
     @classmethod  # noqa: B027  (most families support every configuration of their class)
@@ -165,6 +180,10 @@ class Family(ABC):
         """Visual tokens that the unreduced model gives its LLM for this input; from geometry."""
         return self.encoder.num_vision_tokens(mm_item)
 
+    def prefetch(self, media: Sequence[VisualInput]) -> None:
+        """Begin to copy the pixels of media that `encode` will be given next; see `illava.families.side_copies`."""
+        self.encoder.prefetch(media)
+
     @torch.no_grad()
     def encode(
         self,
@@ -184,6 +203,10 @@ class Family(ABC):
             seeds: an integer per visual input, the root of what reducers draw in the tower; None is 0 for each.
             probe: is given the tower's attention, block by block.
         """
+        if self.tower_graphs is not None and not trace and probe is None:
+            encoded = self.tower_graphs.encode(media, plan)
+            if encoded is not None:
+                return encoded
         return self.encoder.encode(media, plan, trace=trace, seeds=seeds, probe=probe)
 
     def render(

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from illava.checkpoint_check import StoredScheme
-from illava.decoder.joined_linears import is_plain
+from illava.decoder.onednn_linears import is_plain
 from illava.errors import ModelLoadError
 from illava.families.extras import require_packages
 from illava.weight_files import INT4_GROUP, Quantization, has_experts, is_quantised_on_load

@@ -17,6 +17,7 @@ from transformers import CLIPModel, CLIPSegForImageSegmentation
 
 from illava.errors import ModelLoadError
 from illava.families.loading import load_weights, read_tokenizer
+from illava.host_copies import constant_on, to_device
 from illava.model_files import load_model_files
 from illava.reducers.base import TextScorer
 
@@ -45,7 +46,7 @@ class RelevanceModel:
         )
         self._tokenizer = read_tokenizer(scorer.model_id, revision=scorer.revision)
         self._side = self._model.config.vision_config.image_size
-        mean, std = (torch.tensor(files.image_processor[key], device=device) for key in ("image_mean", "image_std"))
+        mean, std = (constant_on(files.image_processor[key], device) for key in ("image_mean", "image_std"))
         self._mean_311, self._std_311 = mean.view(3, 1, 1), std.view(3, 1, 1)
 
     @torch.no_grad()
@@ -56,15 +57,14 @@ class RelevanceModel:
         the end that the text's vector is read at could stand anywhere.
         """
         limit = self._model.config.text_config.max_position_embeddings
-        ids = self._tokenizer(
-            text, return_tensors="pt", truncation=True, max_length=limit, split_special_tokens=True
-        ).to(self._device)
+        ids = self._tokenizer(text, return_tensors="pt", truncation=True, max_length=limit, split_special_tokens=True)
         score = self._clip if self._kind == "clip" else self._clipseg
-        maps = [score(self._pixels(part), dict(ids)) for part in frames_FHW3.split(_BATCH)]
+        own_ids = {key: to_device(value, self._device) for key, value in ids.items()}
+        maps = [score(self._pixels(part), own_ids) for part in frames_FHW3.split(_BATCH)]
         return torch.cat([_to_grid(own_FRC, rows, cols) for own_FRC in maps]).clamp(0, 1)
 
     def _pixels(self, frames_FHW3: Tensor) -> Tensor:
-        pixels_F3HW = frames_FHW3.to(self._device).permute(0, 3, 1, 2).float()
+        pixels_F3HW = to_device(frames_FHW3, self._device).permute(0, 3, 1, 2).float()
         square = interpolate(pixels_F3HW, size=(self._side, self._side), mode="bicubic", antialias=True)
         return ((square.clamp(0, 255) / 255 - self._mean_311) / self._std_311).to(self._dtype)
 

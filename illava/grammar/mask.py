@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from illava.grammar.answer import AnswerGrammar
+from illava.host_copies import on_device
 
 _WORD = 32
 _LEAST = torch.finfo(torch.float32).min  # finite, since what is not ends a request
@@ -29,9 +30,9 @@ class GrammarMask:
 
     def __init__(self, grammars: Mapping[int, AnswerGrammar], device: torch.device) -> None:
         self._grammars = tuple(grammars.values())
-        self._index_G = torch.tensor(list(grammars), dtype=torch.long).to(device)
+        self._index_G = on_device(list(grammars), device, torch.long)
         bits = [[not byte >> bit & 1 for bit in range(8)] for byte in range(256)]
-        self._forbidden_by_byte = torch.tensor(bits).to(device)  # [256, 8]
+        self._forbidden_by_byte = on_device(bits, device)  # [256, 8]
         self._words_GW: Tensor | None = None
 
     def apply(self, logits_BV: Tensor) -> Tensor:

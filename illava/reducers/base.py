@@ -31,6 +31,7 @@ EvidenceKind = Literal[
     "seed",
     "text_relevance",
     "padding",
+    "packet_bytes",
 ]
 MediaKind = Literal["image", "video"]
 AttentionScore = Literal["paper", "causal_normalised", "released"]
@@ -50,6 +51,7 @@ _FIELDS: dict[EvidenceKind, str] = {
     "cls_attention": "cls_attention_T",
     "text_relevance": "text_relevance_T",
     "padding": "padding_T",
+    "packet_bytes": "packet_bytes_T",
 }
 
 
@@ -72,6 +74,7 @@ class Evidence:
         size_T: float32, how many of the stage's first tokens are merged into each token; absent means one each.
         text_relevance_T: float32 in 0 .. 1, how relevant each cell is to the request's text; ``media`` only.
         padding_T: bool, cells of a canvas beside the picture, which no LLM reads; ``media`` only.
+        packet_bytes_T: int64, bytes of the file that code what is new in each cell's frame; ``media`` only.
         seeds: one integer a segment, from (seed, item, layer); for reducers that draw.
     """
 
@@ -84,6 +87,7 @@ class Evidence:
     size_T: Tensor | None = None
     text_relevance_T: Tensor | None = None
     padding_T: Tensor | None = None
+    packet_bytes_T: Tensor | None = None
     seeds: tuple[int, ...] | None = None
 
     def measured(self, kind: EvidenceKind) -> Tensor:

@@ -31,10 +31,11 @@ class UniformStride(Budget, Reducer):
         return frozenset()
 
     def assign(self, tokens: Tokens, evidence: Evidence, stage: Stage) -> Assignment:
+        from illava.host_copies import to_device
         from illava.tokens import prune
 
         kept = tuple(self.num_kept(n) for n in tokens.lengths)
-        kept_K = _spaced(tokens.lengths, kept).to(tokens.hidden_TD.device, non_blocking=True)
+        kept_K = to_device(_spaced(tokens.lengths, kept), tokens.hidden_TD.device)
         return prune(kept_K, kept, sum(tokens.lengths))
 
 

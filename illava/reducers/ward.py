@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 _GRID = 2**12  # steps of a channel of a unit vector: sums of products of such numbers are exact in float32
 _LEAST_SHARE = 1e-6  # of the mean attention; a token that nothing attends to still has a weight
-_RESOLUTION = 2**16
 
 
 class Ward(Budget, Reducer):
@@ -101,8 +100,9 @@ class Ward(Budget, Reducer):
 
     def assign(self, tokens: Tokens, evidence: Evidence, stage: Stage) -> Assignment:
         from illava.reducers.ops.agglomeration import agglomerate, agglomerate_within
+        from illava.reducers.ops.partition import merge_groups
         from illava.reducers.ops.similarity import unit
-        from illava.tokens import cluster, identity, pad
+        from illava.tokens import identity, pad
 
         lengths, kept = tokens.lengths, tuple(self.num_kept(n) or 0 for n in tokens.lengths)
         if kept == lengths:
@@ -119,32 +119,15 @@ class Ward(Budget, Reducer):
             allowed_S = self.max_merge_error**2 * pad(weight_T, lengths, 0.0).sum(1)
             at_most = tuple(min(n, self.max_tokens or n) for n in lengths)
             group_SN, kept = agglomerate_within(point_SND, weight_SN, lengths, allowed_S, at_most)
-        return cluster(_representatives(unit_TD, weight_T, group_SN, lengths, kept), weight_T, lengths, kept)
+        return merge_groups(unit_TD, weight_T, group_SN, lengths, kept)
 
 
 def _relative(score_T: Tensor, lengths: tuple[int, ...]) -> Tensor:
     """Scores divided by the mean of their segment, and at least `_LEAST_SHARE`: [T]."""
-    from illava.reducers.ops.similarity import inside
+    from illava.host_copies import constant_on
     from illava.tokens import pad, unpad
 
     score_SN = pad(score_T.float(), lengths, 0.0)
-    count_S1 = inside(lengths, score_SN.shape[1], score_SN.device).sum(1, keepdim=True)
+    count_S1 = constant_on(lengths, score_SN.device)[:, None]
     share_SN = score_SN * count_S1 / score_SN.sum(1, keepdim=True).clamp(min=1e-30)
     return unpad(share_SN.clamp(min=_LEAST_SHARE), lengths)
-
-
-def _representatives(
-    unit_TD: Tensor, weight_T: Tensor, group_SN: Tensor, lengths: tuple[int, ...], kept: tuple[int, ...]
-) -> Tensor:
-    """The representative that each token joins: the member of its group that is nearest to the group's mean."""
-    import torch
-
-    from illava.reducers.ops.similarity import group_mean, nearest_member
-    from illava.tokens import unpad
-
-    row_S1 = max(kept) * torch.arange(len(lengths), device=unit_TD.device)[:, None]
-    group_T = unpad(group_SN + row_S1, lengths)
-    mean_GD = group_mean(unit_TD, weight_T, group_T, len(lengths) * max(kept))
-    distance_T = (unit_TD - mean_GD[group_T]).square().sum(1)
-    # Rounded: both of a pair are equally far; the earlier one shall represent it whatever the last bit.
-    return nearest_member(group_T, -distance_T.mul(_RESOLUTION).round())

@@ -11,19 +11,22 @@ groups, m patches of a group, D channels, H heads, d head width, E edges, K kept
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import torch
 from torch import Tensor
 
-from illava.host_copies import to_device
+from illava.host_copies import device_cache, to_device
 from illava.reducers.base import Evidence
-from illava.tokens import Assignment, Tokens, offsets
+from illava.tokens import Assignment, Tokens
 
 
+@device_cache(64)
 def patch_index(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     """Indices of the patches among packed tokens, CLS being the first token of every segment: int64 [P]."""
-    is_patch_T = torch.ones(sum(lengths), dtype=torch.bool)
-    is_patch_T[offsets(lengths, is_patch_T.device)] = False
-    return to_device(is_patch_T.nonzero().squeeze(1), device)
+    with torch.inference_mode(False):  # cached, and training may use what inference made
+        parts = [torch.arange(stop - n + 1, stop) for n, stop in zip(lengths, accumulate(lengths), strict=True)]
+        return to_device(torch.cat([torch.empty(0, dtype=torch.long), *parts]), device)
 
 
 def only_patches(patch_P: Tensor | None, value_T: Tensor) -> Tensor:

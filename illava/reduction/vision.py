@@ -108,15 +108,16 @@ class VisionReduction:
         self._entered = self._state()
         self._later = _OF_BLOCK & {kind for stage in later for kind in _asked(plan.at(stage), stage)}
 
-    def at(self, block: int, hidden_TD: Tensor, q_THd: Tensor, k_THd: Tensor, *, scale: float) -> Tensor:
+    def at(
+        self, block: int, hidden_TD: Tensor, q_THd: Tensor, k_THd: Tensor, *, scale: float, lse_HT: Tensor | None = None
+    ) -> Tensor:
         """Reduce inside a block, after attention and its residual, before the MLP's norm: [T, D] -> [K, D].
 
         Args:
             block: 0-based.
             hidden_TD: residual stream with this block's attention added.
-            q_THd: queries of this block's attention.
-            k_THd: keys of this block's attention.
-            scale: factor of its scores.
+            q_THd, k_THd: queries and keys of this block's attention.
+            scale, lse_HT: factor of its scores, and their log-sum-exps where the attention gave them.
 
         Raises:
             ReductionDidNotFireError: a step is configured here and removed nothing.
@@ -131,7 +132,9 @@ class VisionReduction:
         patch_P = self._patch_index(hidden_TD.device)
         score_T = cls_score_T = None
         if "attention_received" in here | later:
-            received_T = attention_received(q_THd, k_THd, self.lengths, scale=scale, key_bias_T=self.key_bias_T)
+            received_T = attention_received(
+                q_THd, k_THd, self.lengths, scale=scale, key_bias_T=self.key_bias_T, lse_HT=lse_HT
+            )
             score_T = only_patches(patch_P, received_T)
         if "cls_attention" in here | later:
             of_cls_T = one_query_attention(q_THd, k_THd, self.lengths, query=0, scale=scale, key_bias_T=self.key_bias_T)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from illava.engine.config import CPU_BATCH_REQUESTS
 from pipeline.config.schema import JobConfig
 from pipeline.errors import ConfigError, PipelineError
 
@@ -83,6 +84,11 @@ def gpus_of(config: JobConfig) -> float:
     if gpus == "auto":
         raise PipelineError("runtime.gpus_per_actor is read before the job was placed")
     return gpus
+
+
+def batch_of(config: JobConfig) -> int:
+    """Return the most requests of a running batch; of a job that is not placed, as on CPU."""
+    return config.model.max_batch_requests or CPU_BATCH_REQUESTS
 
 
 def said(config: JobConfig) -> str:

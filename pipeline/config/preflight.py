@@ -93,7 +93,8 @@ def preflight(config: JobConfig, dtype: _Dtype) -> Preflight:
     device = _device(config)
     cache_bytes = model.kv_cache_bytes or (_CPU_CACHE_BYTES if device == "cpu" else None)
     hybrid = load_hybrid_layers(spec, files)
-    states = _states(hybrid, cache_bytes, dtype, model.max_batch_requests)
+    max_requests = EngineConfig(max_batch_requests=model.max_batch_requests).batch_limit(device or "cuda")
+    states = _states(hybrid, cache_bytes, dtype, max_requests)
     if cache_bytes is not None:
         _check_cache(files, cache_bytes, dtype, hybrid, states)
     found = Preflight(
@@ -134,6 +135,20 @@ def runs_elsewhere(config: JobConfig) -> bool:
     ray = sys.modules.get("ray")
     has_session = ray is not None and ray.is_initialized()
     return config.runtime.executor == "ray" and (bool(os.environ.get("RAY_ADDRESS")) or has_session)
+
+
+def runs_on_cpu(config: JobConfig) -> bool:
+    """Whether the job's models run on CPU, as far as is known before a cluster is asked; refuses nothing."""
+    device, gpus = config.model.device, config.runtime.gpus_per_actor
+    if device == "cuda" or gpus not in ("auto", 0):
+        return device == "cpu"
+    if device == "cpu" or gpus == 0:
+        return True
+    if runs_elsewhere(config):
+        return False
+    from illava.devices import has_cuda
+
+    return not any(map(os.path.exists, _GPU_SIGNS)) or not has_cuda()
 
 
 def _device(config: JobConfig) -> Literal["cpu", "cuda"] | None:

@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from illava.engine.config import EngineConfig
 from illava.pixel_limits import PixelLimits
 from illava.plan import ReductionPlan
 from illava.weight_files import Quantization
@@ -195,8 +194,8 @@ class ModelConfig(Section):
     Attributes:
         model_id: hub id or local folder (safetensors only).
         revision: 40 hex digits of the hub commit; null for a local folder.
-        dtype: ``auto`` is the checkpoint's own on every device, but bfloat16 for float16 (see
-            `pipeline.runs.config_fingerprint`).
+        dtype: ``auto`` is bfloat16 on a CPU that multiplies it natively (AVX-512 BF16, AMX) and float32 on others; on a
+            GPU the checkpoint's own, but bfloat16 for float16. A run keeps what it first started with, on any machine.
         device: ``auto`` is CUDA where each actor has a GPU, else CPU, and a run of one may go on on the other;
             ``cuda`` and ``cpu`` hold for all rows of a run. Which GPU is CUDA_VISIBLE_DEVICES' or Ray's to say.
         quantization: of the decoder's linear layers while the model is loaded (torchao): ``float8`` and ``int8`` halve
@@ -205,7 +204,9 @@ class ModelConfig(Section):
         adapter: a LoRA adapter that is added to the model; null adds none.
         kv_cache_bytes: size of the paged key/value pool, with the recurrent states of Qwen3.5; null takes 60 % of what
             the weights leave, 2 GiB on CPU.
-        max_batch_requests: requests in one running decode batch, at most.
+        max_batch_requests: requests in one running decode batch, at most; null takes what the key/value pool holds of
+            the job's own requests, 32 at least and 256 at most, and 32 on CPU or where the card is not known when the
+            run begins, as on a Ray cluster elsewhere. `--dry-run` says it for the common cards.
     """
 
     model_id: str = result_field(min_length=1)
@@ -215,7 +216,7 @@ class ModelConfig(Section):
     quantization: Quantization = optional_result_field("none", off="none")
     adapter: AdapterConfig | None = optional_result_field()
     kv_cache_bytes: int | None = runtime_field(None, ge=1)
-    max_batch_requests: int = runtime_field(EngineConfig().max_batch_requests, ge=1)
+    max_batch_requests: int | None = runtime_field(None, ge=1)
 
     @property
     def hub_revision(self) -> str | None:

@@ -103,6 +103,7 @@ class Comparison:
         num_items: of the manifest both ran over.
         num_pairs: items both answered; all differences are over these.
         failed_first, failed_second: items that only this run, or both, failed.
+        num_erased: items that were erased in one of them, or both.
         num_same_text: pairs whose text is the same to the letter.
         differences: ``score`` first where both runs have scores.
         mcnemar: where all scores are 0 or 1.
@@ -117,6 +118,7 @@ class Comparison:
     num_pairs: int
     failed_first: int
     failed_second: int
+    num_erased: int
     num_same_text: int
     differences: tuple[Difference, ...]
     mcnemar: McNemar | None
@@ -142,10 +144,11 @@ def compare_runs(first_uri: str, second_uri: str, *, seed: int = 0) -> Compariso
 def compare_columns(first: RunColumns, second: RunColumns, *, seed: int = 0) -> Comparison:
     """Compare as `compare_runs` does, over columns that were read before."""
     _refuse_other_items(first, second)
-    failed = [
-        np.array([status in UNANSWERED for status in run.columns["status"]], dtype=bool) for run in (first, second)
-    ]
-    pairs = np.flatnonzero(~(failed[0] | failed[1]))
+    statuses = [np.array(run.columns["status"], dtype=str) for run in (first, second)]
+    failed = [int((of_run == "failed").sum()) for of_run in statuses]
+    erased = [of_run == "erased" for of_run in statuses]
+    unanswered = [np.isin(of_run, list(UNANSWERED)) for of_run in statuses]
+    pairs = np.flatnonzero(~(unanswered[0] | unanswered[1]))
     if not len(pairs):
         raise RefusedError(f"no item was answered by both {first.uri} and {second.uri}; there is nothing to compare")
     media = np.array(first.media, dtype=object)[pairs]
@@ -177,8 +180,9 @@ def compare_columns(first: RunColumns, second: RunColumns, *, seed: int = 0) -> 
         second.uri,
         len(first),
         len(pairs),
-        int(failed[0].sum()),
-        int(failed[1].sum()),
+        failed[0],
+        failed[1],
+        int((erased[0] | erased[1]).sum()),
         int(same.sum()),
         tuple(differences),
         test,

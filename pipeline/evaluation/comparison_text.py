@@ -12,16 +12,18 @@ from pipeline.storage.uris import printable
 
 _NUM_FLIPPED = 10  # of each kind, in words
 _ONE_LINE = 100
+_COUNTS = ("num_items", "num_pairs", "failed_first", "failed_second", "num_erased", "num_same_text")
 
 
 def render_comparison(comparison: Comparison) -> str:
     """Render what ``illava compare`` prints."""
     pairs = comparison.num_pairs
+    erased = f"; {comparison.num_erased:,} erased" if comparison.num_erased else ""
     lines = [
         f"A  {comparison.first_uri}",
         f"B  {comparison.second_uri}",
         f"{pairs:,} of {comparison.num_items:,} items answered by both (A failed {comparison.failed_first}, "
-        f"B {comparison.failed_second}); same text in {comparison.num_same_text / pairs:.1%}",
+        f"B {comparison.failed_second}{erased}); same text in {comparison.num_same_text / pairs:.1%}",
         "",
         _head("mean of an item"),
     ]
@@ -65,8 +67,7 @@ def comparison_json(comparison: Comparison) -> str:
     found = {
         "first": comparison.first_uri,
         "second": comparison.second_uri,
-        **{name: getattr(comparison, name) for name in ("num_items", "num_pairs", "failed_first", "failed_second")},
-        "num_same_text": comparison.num_same_text,
+        **{name: getattr(comparison, name) for name in _COUNTS},
         "differences": {one.name: _numbers(one) for one in comparison.differences},
         "mcnemar": None if test is None else asdict(test),
         "categories": {

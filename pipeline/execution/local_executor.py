@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from pipeline.config.placement import batch_of
 from pipeline.config.schema import JobConfig
 from pipeline.execution.item_timing import ItemTimeline, loaded_together
 from pipeline.execution.scheduler import Scheduler
@@ -37,7 +38,7 @@ class LocalExecutor:
         make_worker: Callable[[], VLMWorker],
     ) -> None:
         self._scheduler = scheduler
-        self._max_running = config.model.max_batch_requests
+        self._max_running = batch_of(config)
         self._item_timeout_s = config.runtime.item_timeout_s
         self.capacity = None
         self.actors = {"vlm": 1, "reader": 1}

@@ -19,6 +19,7 @@ from pipeline.config.placement import said
 from pipeline.config.preflight import preflight
 from pipeline.config.schema import JobConfig, PricesConfig
 from pipeline.cost import Spending, run_cost, spending
+from pipeline.execution.batch_limit import with_batch_limit
 from pipeline.execution.budget import BUDGET_EXIT_CODE, Budget, BudgetGuard, said_used_up
 from pipeline.execution.executors import (
     Executor,
@@ -120,9 +121,10 @@ def continue_run(
             preprocessor = load_preprocessor(
                 config.model.model_id, revision=config.model.hub_revision, pixel_limits=config.media.pixel_limits
             )
-            preflight(config, run.config_fingerprint.fields["model.dtype"])
-            with placed_run(run, debug=debug) as (config, cluster):
+            found = preflight(config, run.config_fingerprint.fields["model.dtype"])
+            with placed_run(run, debug=debug) as (on_device, cluster):
                 interruption.reinstall()
+                config = with_batch_limit(on_device, run, pending_shards(run), found)
                 # Only now is run.json created. One of a job that cannot start would refuse the corrected job.
                 run = open_planned(run)
                 if "document" in run.manifest.kinds:

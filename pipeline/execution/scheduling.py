@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from illava.preprocess import Preprocessor
+from pipeline.config.placement import batch_of
 from pipeline.execution.executors import RowListener
 from pipeline.execution.lease import Lease
 from pipeline.execution.rows import RowMaker, RunInfo
@@ -71,5 +72,5 @@ def build_scheduler(
         max_inflight_bytes=config.runtime.max_inflight_bytes,
         max_open_shards=config.runtime.max_open_shards,
         max_attempts=config.runtime.max_attempts,
-        max_together=config.model.max_batch_requests,
+        max_together=batch_of(config),
     )

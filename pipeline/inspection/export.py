@@ -170,13 +170,16 @@ def _write_documents(uri: str, parts: Sequence[int], folder: str, leave_out: fro
     """Write a file a document; its name is chosen with those of all others in view, so that none takes another's."""
     listed = _rows(uri, parts, columns=["item_id", "uri"])
     names = document_names([(row["item_id"], row["uri"]) for row in listed], by_id="uri" in leave_out)
-    num_written = num_lacking = 0
+    num_written = num_lacking = num_erased = 0
     for name, row in zip(names, _rows(uri, parts), strict=True):
         if not row["pages"]:
-            num_lacking += 1
+            num_erased += row["status"] == "erased"
+            num_lacking += row["status"] != "erased"
             continue
         storage.write_atomic(storage.join(folder, name), document_text(without(row, leave_out)).encode())
         num_written += 1
     if num_lacking:
         logger.warning("%d documents could not be opened and have no file", num_lacking)
+    if num_erased:
+        logger.warning("%d documents are erased and have no file", num_erased)
     return f"{folder}/: {num_written:,} documents"

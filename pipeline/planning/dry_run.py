@@ -12,8 +12,9 @@ from collections.abc import Collection
 from illava.families.model_shape import ModelShape, load_model_shape
 from illava.families.qwen.geometry import NativeGeometry
 from illava.pixel_limits import PixelLimits
-from illava.token_counts import TokenCounts, VisualShape, expected_counts
+from illava.token_counts import TokenCounts, expected_counts
 from pipeline.config.schema import JobConfig
+from pipeline.execution.batch_limit import ASSUMED_IMAGE_PX, ItemShape, item_shapes, requests_media
 from pipeline.inputs.build_manifest import readable_roots
 from pipeline.inputs.links import count_links
 from pipeline.inputs.manifest import Manifest
@@ -24,13 +25,6 @@ from pipeline.runs.run import pending_shards, plan_run
 from pipeline.runs.run_folder import Run
 from pipeline.storage import storage
 from pipeline.storage.uris import printable
-from pipeline.tasks.build import build_task
-
-# The tiles of a single image depend on its size, which is known only once it is read.
-ASSUMED_IMAGE_PX = 1024
-_A4_INCHES = (11.69, 8.27)  # how many pages a document has is known only once it is read
-
-_Shape = tuple[str, int]  # media kind, number of objects
 
 
 def render_dry_run(config: JobConfig, *, accept: Collection[str] = ()) -> str:
@@ -42,7 +36,7 @@ def render_dry_run(config: JobConfig, *, accept: Collection[str] = ()) -> str:
     """
     run = plan_run(config, accept=accept)
     pending = pending_shards(run)
-    shapes = _shapes(run, pending)
+    shapes = item_shapes(run, pending)
     num_items = sum(shapes.values())
     lines = [
         f"{config.name}: dry run, nothing is run or written",
@@ -50,7 +44,7 @@ def render_dry_run(config: JobConfig, *, accept: Collection[str] = ()) -> str:
         _line("shards", f"{len(pending):,} of {run.num_shards:,} to do, {run.items_per_shard} items each"),
         _line("model", f"{config.model.model_id}" + (f"@{config.model.revision}" if config.model.revision else "")),
         _line("reduction", _reduction(config)),
-        *(_line(*line) for line in model_fit(run)),
+        *(_line(*line) for line in model_fit(run, shapes)),
     ]
     if run.manifest.counts:
         lines[2:2] = _labelled("input", run.manifest.counts.lines())
@@ -76,7 +70,7 @@ def _state(run: Run) -> str:
     return "resumes" if run.resumed else "new"
 
 
-def _token_lines(config: JobConfig, shapes: Counter[_Shape], num_items: int) -> list[str]:
+def _token_lines(config: JobConfig, shapes: Counter[ItemShape], num_items: int) -> list[str]:
     limits = config.media.pixel_limits
     model = load_model_shape(config.model.model_id, revision=config.model.hub_revision, pixel_limits=limits)
     total = TokenCounts(0, 0, 0, 0, 0)
@@ -145,36 +139,17 @@ def _cache_lines(run: Run) -> list[str]:
     ]
 
 
-def _counts(config: JobConfig, model: ModelShape, shape: _Shape) -> TokenCounts:
-    kind, num_objects = shape
-    if kind == "video":
-        media = [VisualShape("video", ASSUMED_IMAGE_PX, ASSUMED_IMAGE_PX, num_frames=config.media.num_frames)]
-    elif kind == "document":
-        media = [VisualShape("image", *(round(side * config.media.page_dpi) for side in _A4_INCHES))]
-    else:
-        media = [VisualShape("image", ASSUMED_IMAGE_PX, ASSUMED_IMAGE_PX)] * num_objects
-    per_request = build_task(config.task).media_per_request or len(media)
+def _counts(config: JobConfig, model: ModelShape, shape: ItemShape) -> TokenCounts:
     total = TokenCounts(0, 0, 0, 0, 0)
-    for start in range(0, len(media), per_request):
+    for media in requests_media(config, shape):
         total += expected_counts(
             model.geometry,
             config.reduction,
-            media[start : start + per_request],
+            media,
             num_vision_blocks=model.num_vision_blocks,
             num_decoder_layers=model.num_decoder_layers,
         )
     return total
-
-
-def _shapes(run: Run, pending: list[int]) -> Counter[_Shape]:
-    """Items to do, by kind and number of objects; reads columns, so that a million items take seconds."""
-    shapes: Counter[_Shape] = Counter()
-    columns = run.manifest.table.select(["media_kind", "sizes"])
-    for index in pending:
-        part = columns.slice(index * run.items_per_shard, run.items_per_shard)
-        counts = (len(sizes) for sizes in part["sizes"].to_pylist())
-        shapes.update(zip(part["media_kind"].to_pylist(), counts, strict=True))
-    return shapes
 
 
 def _kinds(run: Run) -> str:

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-from illava.decoder.state_shape import num_state_slots
-from illava.engine.config import EngineConfig
+from collections.abc import Collection, Mapping
+
+from illava.engine.config import CPU_BATCH_REQUESTS, GPU_BATCH_REQUESTS, EngineConfig
 from illava.families import load_spec
-from illava.memory_counts import CARDS_GB, fit, memory_counts
-from pipeline.config.preflight import ITEMSIZES, Preflight, RecurrentMemory, preflight
+from illava.memory_counts import CARDS_GB, memory_counts
+from pipeline.config.preflight import ITEMSIZES, Preflight, RecurrentMemory, preflight, runs_on_cpu
 from pipeline.config.schema import JobConfig
+from pipeline.execution.batch_limit import ItemShape, most_request_tokens, pool_tokens
 from pipeline.runs.run_folder import Run
 
 
-def model_fit(run: Run) -> list[tuple[str, str]]:
-    """Return the dry run's lines about device and memory, as label and text.
+def model_fit(run: Run, shapes: Collection[ItemShape] = ()) -> list[tuple[str, str]]:
+    """Return the dry run's lines about device and memory, as label and text; ``shapes`` are those of the items to do.
 
     Raises:
         PlanError, ModelLoadError, ConfigError, DeviceError: as `preflight`, and as the run itself would.
     """
     found = preflight(run.config, run.config_fingerprint.fields["model.dtype"])
-    lines = [("device", _device(found)), ("memory", _memory(found, run.config.runtime.num_vlm_actors.max))]
+    lines = [("device", _device(found, run.config)), ("memory", _memory(found, run.config.runtime.num_vlm_actors.max))]
     if found.states is not None:
         lines.append(("", _states(found.states)))
-    return [*lines, *_cards(run.config, found)]
+    return [*lines, *_cards(run.config, found, shapes)]
 
 
-def _device(found: Preflight) -> str:
+def _device(found: Preflight, config: JobConfig) -> str:
     where = found.device or "as the Ray cluster has it, which is asked when the run begins"
-    return f"{where}, {found.dtype}"
+    why = ""
+    if config.model.dtype == "auto" and runs_on_cpu(config):
+        no = "" if found.dtype == "bfloat16" else "no "
+        why = f" (auto: the processor here has {no}native bfloat16 products; a run keeps its first choice)"
+    return f"{where}, {found.dtype}{why}"
 
 
 def _memory(found: Preflight, num_actors: int) -> str:
@@ -38,32 +44,34 @@ def _memory(found: Preflight, num_actors: int) -> str:
     return f"{weights}, {cache} of key/value cache an actor, {num_actors} at most{there}"
 
 
-def _cards(config: JobConfig, found: Preflight) -> list[tuple[str, str]]:
-    """Which common cards hold weights, activations and a pool, and how many tokens the pool then has."""
+def _cards(config: JobConfig, found: Preflight, shapes: Collection[ItemShape]) -> list[tuple[str, str]]:
+    """Which common cards hold weights, activations and a pool, how many tokens it has, and the batch that it holds."""
     model = config.model
-    _, files = load_spec(model.model_id, revision=model.revision)
-    engine = EngineConfig(max_batch_requests=model.max_batch_requests)
-    counts = memory_counts(files, ITEMSIZES[found.dtype], engine)
+    _, files = load_spec(model.model_id, revision=model.hub_revision)
+    counts = memory_counts(files, ITEMSIZES[found.dtype], EngineConfig(max_batch_requests=model.max_batch_requests))
     if found.weights is None or counts is None or model.device == "cpu":
         return []
     weights = found.weights.num_bytes(ITEMSIZES[found.dtype], model.quantization)
     if files.stored_scheme is not None and files.stored_scheme.has_common_product:
         weights = found.weights.stored_bytes
-    gpus = config.runtime.gpus_per_actor
-    share = gpus if isinstance(gpus, float) and 0 < gpus < 1 else 1.0
-    said = []
-    for gigabytes in CARDS_GB:
-        card = fit(counts, weights, gigabytes * 10**9, cache_bytes=model.kv_cache_bytes, share=share)
-        tokens = (card.cache_bytes - _held_by_states(found, card.cache_bytes, config)) // counts.kv_token_bytes
-        said.append(f"{gigabytes} GB: {f'{tokens // 1000:,}k tokens cached' if card.fits else 'too small'}")
+    pools = {gigabytes: pool_tokens(config, found, weights, gigabytes * 10**9) for gigabytes in CARDS_GB}
+    said = [
+        f"{gigabytes} GB: {'too small' if tokens is None else f'{tokens // 1000:,}k tokens cached'}"
+        for gigabytes, tokens in pools.items()
+    ]
     needed = f"{_size(weights)} of weights, about {_size(counts.activation_bytes)} of activations at most"
-    return [("a card of", "; ".join(said)), ("", f"for {needed}, {_size(counts.kv_token_bytes)} a token")]
+    lines = [("a card of", "; ".join(said)), ("", f"for {needed}, {_size(counts.kv_token_bytes)} a token")]
+    return lines + (_batches(config, pools, most_request_tokens(config, shapes)) if shapes else [])
 
 
-def _held_by_states(found: Preflight, cache_bytes: int, config: JobConfig) -> int:
-    """Bytes of a pool that recurrent states take."""
-    one = 0 if found.states is None else found.states.state_bytes
-    return one * num_state_slots(cache_bytes, one, max_requests=config.model.max_batch_requests)
+def _batches(config: JobConfig, pools: Mapping[int, int | None], tokens: int) -> list[tuple[str, str]]:
+    """The largest batch that each card's pool holds under the job's plan, and the job's limit."""
+    held = [f"{gigabytes} GB: {pool // tokens:,}" for gigabytes, pool in pools.items() if pool is not None]
+    if not held:
+        return []
+    limit = config.model.max_batch_requests
+    ruled = f"model.max_batch_requests {limit}" if limit else f"{CPU_BATCH_REQUESTS} to {GPU_BATCH_REQUESTS} are run"
+    return [("batch", f"{'; '.join(held)} requests of about {tokens:,} tokens a layer; {ruled}")]
 
 
 def _states(states: RecurrentMemory) -> str:

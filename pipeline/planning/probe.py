@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any
 
 from illava.preprocess import Preprocessor
+from pipeline.config.placement import batch_of
 from pipeline.config.schema import JobConfig, PricesConfig
 from pipeline.cost import actors_usd
 from pipeline.errors import ConfigError, InputError, InterruptedRunError
@@ -230,7 +231,7 @@ def _groups(run: Run, start: int) -> Iterator[tuple[str, _Group]]:
     media = columns.slice(start, run.items_per_shard).to_pylist()
     first = 0
     for place, mm_item in enumerate(media[1:], start=1):
-        if mm_item != media[first] or place - first == run.config.model.max_batch_requests:
+        if mm_item != media[first] or place - first == batch_of(run.config):
             yield media[first]["media_kind"], [*range(start + first, start + place)]
             first = place
     yield media[first]["media_kind"], [*range(start + first, start + len(media))]

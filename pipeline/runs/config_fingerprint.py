@@ -18,11 +18,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from illava.devices import cpu_dtype
 from illava.families import require_supported
 from illava.model_files import declared_dtype
 from illava.plan import ReductionPlan
 from illava.preprocess import resize_digest
 from illava.reducers.out_of_tree import package_of
+from pipeline.config.preflight import runs_on_cpu
 from pipeline.config.schema import AdapterConfig, JobConfig, result_fields
 from pipeline.errors import ConfigError
 from pipeline.phases import phase
@@ -93,17 +95,22 @@ def concerning(fields: Mapping[str, Any], kinds: Collection[str], *, there: Mapp
 
 
 def resolve_dtype(config: JobConfig) -> Literal["bfloat16", "float16", "float32"]:
-    """Resolve ``model.dtype``: ``auto`` is the checkpoint's own dtype on any device, so that a run may resume anywhere.
+    """Resolve ``model.dtype``. A run records what came out when it first started, and goes on with it anywhere.
 
-    A float16 checkpoint gets bfloat16, since several published ones overflow in float16. A checkpoint that names no
-    dtype gets float32.
+    On CPU ``auto`` is bfloat16 where this machine's processor multiplies it natively, else float32; this machine
+    decides for all of a job's actors. On a GPU, and on a Ray cluster whose devices are not known yet, it is the
+    checkpoint's own dtype: bfloat16 for float16, in which several published models overflow, and float32 for a
+    checkpoint that names none.
 
     Raises:
         ModelLoadError: the model's config.json cannot be read.
+        DeviceError: as `illava.devices.has_native_bfloat16`.
     """
     model = config.model
     if model.dtype != "auto":
         return model.dtype
+    if runs_on_cpu(config):
+        return cpu_dtype()
     declared = declared_dtype(model.model_id, revision=model.hub_revision)
     return "bfloat16" if declared in {"bfloat16", "float16"} else "float32"
 

@@ -44,7 +44,7 @@ def render_sweep_dry_run(config: SweepConfig) -> str:
     """
     from illava.families.model_shape import load_model_shape
     from illava.token_counts import VisualShape, expected_counts
-    from pipeline.planning.dry_run import ASSUMED_IMAGE_PX
+    from pipeline.execution.batch_limit import ASSUMED_IMAGE_PX
     from pipeline.retention import Retention
     from pipeline.sweep.run import open_sweep
 

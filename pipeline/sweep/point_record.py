@@ -62,9 +62,12 @@ def point_record(config: SweepConfig, point: Point, manifest_digest: str) -> Poi
 
 def _computes(job: JobConfig) -> dict[str, Any]:
     device = place_here(job).model.device
-    computes = {"model.device": device, "attention_backend": "varlen" if device == "cuda" else "sdpa"}
+    attention = os.environ.get("ILLAVA_ATTENTION", "auto")  # both: see `illava.attention.backend`
+    if attention == "auto":
+        attention = "varlen" if device == "cuda" else "sdpa"
+    computes = {"model.device": device, "attention_backend": attention}
     if device == "cuda":
-        computes["kernels"] = os.environ.get("ILLAVA_KERNELS", "auto")  # see `illava.attention.backend`
+        computes["kernels"] = os.environ.get("ILLAVA_KERNELS", "auto")
     return computes | {"versions.illava": __version__}
 
 

@@ -1,9 +1,11 @@
 """The stand-in for a CUDA device: it refuses what a GPU refuses, counts what waits, and tells the truth if asked to."""
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks.common.stand_in_cuda import DEVICE, StandInCuda
+from illava.families.side_copies import SideCopies
 
 
 @pytest.fixture(params=[False, True], ids=["shapes", "values"])
@@ -91,3 +93,37 @@ def test_with_values_what_is_read_back_is_the_truth():
     assert told[0, 0] == 7
     assert torch.equal(told[0, 1], (given @ module.weight.twin.T + module.bias.twin)[0, 1])
     assert torch.arange(3)[1:].tolist() == [1, 2]  # the host is as it was
+
+
+def test_what_another_stream_made_is_waited_for_and_recorded(stand_in):
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        there = torch.ones(4).to(DEVICE, non_blocking=True)
+        done = side.record_event()
+        there.add(1)  # on its own stream it may be read at once
+        later = torch.ones(4).to(DEVICE, non_blocking=True)
+    with pytest.raises(RuntimeError, match="not waited for"):
+        there.add(1)
+    torch.cuda.current_stream().wait_event(done)
+    with pytest.raises(RuntimeError, match="record_stream"):
+        there.add(1)
+    there.record_stream(torch.cuda.current_stream())
+    there.add(1).add(1)
+    later.record_stream(torch.cuda.current_stream())
+    with pytest.raises(RuntimeError, match="not waited for"):  # it was made behind the event
+        later.add(1)
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_pixels_are_copied_ahead_on_a_stream_of_their_own(stand_in, taken):
+    copies, arrays = SideCopies(DEVICE), [np.full((2, 3), n, np.uint8) for n in range(3)]
+    with stand_in.recorded() as work:
+        copies.begin(arrays[:2])
+    assert (work.copies, work.side_copies, work.num_blocking) == (2, 2, 0)
+    with stand_in.recorded() as work:
+        copies.begin(arrays[1:] if taken else arrays[2:])  # one is there already; what is not asked for any more goes
+        there = [copies.take(array) + 0 for array in arrays]
+    assert (work.copies, work.side_copies, work.num_blocking) == ((2, 1, 0) if taken else (3, 1, 0))
+    if stand_in.values:
+        assert [int(value.cpu()[0, 0]) for value in there] == [0, 1, 2]
+    assert not copies._begun

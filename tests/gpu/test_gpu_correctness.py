@@ -9,6 +9,7 @@ from benchmarks.speed.gpu_correctness import (
     FULL,
     HALF,
     attention_checks,
+    draw_checks,
     layer_checks,
     model_checks,
     paged_checks,
@@ -21,6 +22,7 @@ GPU = torch.device("cuda", 0)
 PARTS = {
     "packed attention": partial(attention_checks, GPU),
     "operations of a layer": partial(layer_checks, GPU),
+    "greedy draw": partial(draw_checks, GPU),
     **{f"paged attention, {dtype}": partial(paged_checks, GPU, dtype, bound) for dtype, bound in (HALF, FULL)},
     **{f"scores, {dtype}": partial(score_checks, GPU, dtype) for dtype, _ in (HALF, FULL)},
     **{f"models of {family}": partial(model_checks, GPU, family) for family in MAKERS},

@@ -6,6 +6,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from benchmarks.accuracy.compared_plans import compared_plans
 from illava.errors import PlanError
 from illava.plan import EMPTY_PLAN, ReductionPlan, dump_digest, preset
 from illava.presets import PRESETS
@@ -120,7 +121,25 @@ def test_pyramiddrop_halves_at_every_quarter_of_the_decoder(name):
     assert left == 576 // 8
 
 
-def test_the_demos_preset_is_the_plan_that_its_accuracy_was_measured_with():
+# name: patches left of 196, share of a frame's tokens kept before the LLM; its row in configs/compare_methods.yaml
+SMALL_WARD = {
+    "ward-small-image-50": (100, None, "ward@50%", 0),
+    "ward-small-image-25": (44, None, "ward@25%", 0),
+    "ward-small-video-50": (100, 0.51, "ward and ward@50%, clips", 1),
+    "ward-small-video-25": (44, 0.26, "ward and ward@25%, clips", 1),
+}
+
+
+@pytest.mark.parametrize("name", SMALL_WARD)
+def test_wards_presets_of_the_demo_model_are_the_plans_that_were_measured(name):
+    left, decoder_keep, row, side = SMALL_WARD[name]
+    plan = preset(name)
+    assert left_of(196, plan) == left
+    assert (plan.at("decoder_input").keep_ratio if decoder_keep else plan.at("decoder_input")) == decoder_keep
+    assert plan.digest() == compared_plans()[f"compare:{row}"][side].digest()
+
+
+def test_tomes_preset_of_the_demo_model_is_the_plan_that_its_accuracy_was_measured_with():
     steps = (
         "steps: [{stage: vision_block, layers: [2, 3, 4, 5], reducer: {kind: tome, num_merged: 24}}, {stage: "
         "decoder_layer, layers: [2], reducer: {kind: illava, keep_ratio: 0.3, score: causal_normalised, per: prompt}}]"
@@ -188,7 +207,7 @@ def test_proportional_attention_is_for_blocks_of_the_tower():
 
 
 def test_every_preset_is_in_the_table_and_geometric_unless_asked():
-    assert set(PRESETS) == {*TABLE, *SHARES, *PYRAMIDS, *WARD, "ward-document", "none", "tome-small-video"}
+    assert set(PRESETS) == {*TABLE, *SHARES, *PYRAMIDS, *WARD, *SMALL_WARD, "ward-document", "none", "tome-small-video"}
     assert {preset(name).layout for name in PRESETS} == {"geometric"}
     assert preset("none") == EMPTY_PLAN
 
@@ -263,6 +282,8 @@ def test_frame_budget_refuses_another_scope():
 def test_digest_is_stable():
     # Written into every row and into run fingerprints: a change here makes old runs unresumable. Say so in CHANGELOG.
     assert preset("illava-video").digest() == "889fde3ae0855bbe"
+    frames = "steps: [{{stage: media, reducer: {{kind: fewer_frames, keep_ratio: 0.5{}}}}}]"
+    assert read(frames.format("")).digest() == "53b94c30e5be6f71" != read(frames.format(", by: packets")).digest()
     assert read("{preset: illava-video, layout: geometric}").digest() == preset("illava-video").digest()
 
 

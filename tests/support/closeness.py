@@ -68,8 +68,8 @@ def no_near_ties() -> Iterator[None]:
     """Random weights draw near-ties too, and last digits would decide them: then another seed must be chosen."""
     draw, found = batching.draw_tokens, []
 
-    def watched(logits_BV, batch, draws):
-        drawn = draw(logits_BV, batch, draws)
+    def watched(logits_BV, batch, draws, **options):
+        drawn = draw(logits_BV, batch, draws, **options)
         found.extend(near_ties(logits_BV, batch, draws))
         return drawn
 

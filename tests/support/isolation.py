@@ -16,7 +16,8 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from illava.attention import packed as attention
-from illava.attention.backend import kernels_on
+from illava.attention.backend import check_cudnn, kernels_on
+from illava.devices import has_native_bfloat16
 
 # A shell that puts the suite into the background lets it ignore SIGINT, and so all that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -29,7 +30,7 @@ settings.load_profile("suite")
 _NUM_THREADS = torch.get_num_threads()
 _CSV_FIELD_CHARS = csv.field_size_limit()
 # They keep what was read from the environment or tried on the device; all other caches hold what depends on nothing.
-_CACHES = (kernels_on, attention._varlen_arguments)
+_CACHES = (kernels_on, check_cudnn, attention._varlen_arguments, has_native_bfloat16)
 
 
 @contextmanager

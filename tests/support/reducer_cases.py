@@ -40,6 +40,7 @@ CONFIGS = [
     {"kind": "evs", "threshold": 0.1},
     {"kind": "flashvid", "keep_ratio": 0.4, "threshold": 0.1},
     {"kind": "fewer_frames", "keep_ratio": 0.5},
+    {"kind": "fewer_frames", "keep_ratio": 0.5, "by": "packets"},
     {"kind": "lower_resolution", "keep_ratio": 0.5},
     {"kind": "pixel_prune", "threshold": 2.0},
     {"kind": "pixel_dedup", "threshold": 2.0},
@@ -84,6 +85,7 @@ def ragged(
         padding_T=torch.rand(total, generator=gen) < 0.2,
         size_T=torch.randint(1, 4, (total,), generator=gen).float(),
         seeds=tuple(1000 * seed + s for s in range(len(lengths))),
+        packet_bytes_T=torch.randint(1, 5000, (4,), generator=gen)[tokens.coord_T3[:, 0]],
     )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from illava.errors import RequestError
 from illava.families.qwen.encoder import NativeEncoder
 from illava.families.qwen.geometry import PatchGrid
-from illava.host_copies import array_on, constant_on
+from illava.host_copies import constant_on
 from illava.preprocess import VisualInput
 
 
@@ -41,7 +41,7 @@ class TileGroupEncoder(NativeEncoder):
     def patches(self, mm_item: VisualInput) -> Tensor:
         """Rescale and normalise the input's pixels; the tower cuts them itself: float32 [F, 3, H, W]."""
         prep = self._preprocessor
-        tiles_FHW3 = array_on(mm_item.tiles, self._device)
+        tiles_FHW3 = self.copies.take(mm_item.tiles)
         mean_3HW, std_3HW = (constant_on(x, self._device, torch.float32).view(3, 1, 1) for x in (prep.mean, prep.std))
         # transformers rescales in float64 and normalises in float32: so do we, for equal bits
         pixels_F3HW = tiles_FHW3.permute(0, 3, 1, 2).double().mul_(prep.rescale_factor).float()

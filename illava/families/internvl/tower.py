@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from illava.attention.packed import packed_attention
+from illava.attention.packed import packed_attention_lse
 from illava.decoder.layer_ops import rms_norm
 from illava.families.qwen.blocks import NativeTower
 from illava.families.qwen.encoder import patch_coords
@@ -48,8 +48,8 @@ class InternVLTower(NativeTower):
     def run(self, hidden_TD: Tensor, reduction: VisionReduction) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See `NativeTower.run`."""
         for index, block in enumerate(self._blocks):
-            hidden_TD, q_THd, k_THd = _attend(block, hidden_TD, reduction.lengths, reduction.key_bias_T)
-            hidden_TD = reduction.at(index, hidden_TD, q_THd, k_THd, scale=block.attention.scale)
+            hidden_TD, q_THd, k_THd, lse_HT = _attend(block, hidden_TD, reduction.lengths, reduction.key_bias_T)
+            hidden_TD = reduction.at(index, hidden_TD, q_THd, k_THd, scale=block.attention.scale, lse_HT=lse_HT)
             hidden_TD = hidden_TD + block.lambda_2 * block.mlp(_normed(block.layernorm_after, hidden_TD))
         hidden_TD = reduction.after_tower(self._norm(hidden_TD))
         return self._merger(hidden_TD.reshape(-1, self._merger.layer_norm.normalized_shape[0])), ()
@@ -57,8 +57,8 @@ class InternVLTower(NativeTower):
 
 def _attend(
     block: Any, hidden_TD: Tensor, lengths: tuple[int, ...], key_bias_T: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Run a block up to its MLP: the residual stream with attention added, and the queries and keys that made it."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Run a block up to its MLP: see `illava.families.qwen.blocks.attend`."""
     attention = block.attention
     normed_TD = _normed(block.layernorm_before, hidden_TD)
     q_TD, k_TD = (
@@ -69,10 +69,10 @@ def _attend(
         value_TD.unflatten(1, (attention.num_heads, attention.head_dim))
         for value_TD in (q_TD, k_TD, attention.v_proj(normed_TD))
     )
-    mixed_THd = packed_attention(
+    mixed_THd, lse_HT = packed_attention_lse(
         q_THd, k_THd, v_THd, lengths, causal=False, scale=attention.scale, key_bias_T=key_bias_T
     )
-    return hidden_TD + block.lambda_1 * attention.projection_layer(mixed_THd.flatten(1)), q_THd, k_THd
+    return hidden_TD + block.lambda_1 * attention.projection_layer(mixed_THd.flatten(1)), q_THd, k_THd, lse_HT
 
 
 def _normed(norm: Any, x_TD: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ from torch import Tensor
 from illava.errors import RequestError
 from illava.families.llava.geometry import AnyresGeometry
 from illava.families.llava.packing import KeptTokens, lay_out, patch_coords
-from illava.host_copies import array_on, constant_on, to_device
+from illava.families.side_copies import PixelCopies, SideCopies
+from illava.host_copies import constant_on, to_device
 from illava.plan import ReductionPlan
 from illava.preprocess import Preprocessor, VisualInput
 from illava.reduction.grid_representatives import fill_gaps, representatives
@@ -58,6 +59,11 @@ class TileEncoder:
         self._tower, self._projector, self._newline_D = tower, projector, newline_D
         self._preprocessor = preprocessor
         self._geometry: AnyresGeometry = preprocessor.geometry
+        self.copies: PixelCopies = SideCopies(newline_D.device)
+
+    def prefetch(self, media: Sequence[VisualInput]) -> None:
+        """See `Family.prefetch`."""
+        self.copies.begin(mm_item.tiles for mm_item in media)
 
     def num_patches(self, mm_item: VisualInput) -> int:
         """See `Family.num_patches`."""
@@ -125,9 +131,9 @@ class TileEncoder:
                     f"a visual input has tiles {mm_item.tiles.dtype} {list(mm_item.tiles.shape)}, this model takes "
                     f"uint8 [n, {side}, {side}, 3]; was it prepared by another model's preprocessor?"
                 )
-        tiles = media[0].tiles if len(media) == 1 else np.concatenate([mm_item.tiles for mm_item in media])
         device = self._newline_D.device
-        tiles_FHW3 = array_on(tiles, device)
+        copies = [self.copies.take(mm_item.tiles) for mm_item in media]
+        tiles_FHW3 = copies[0] if len(copies) == 1 else torch.cat(copies)
         mean_3HW, std_3HW = (constant_on(x, device, torch.float32).view(3, 1, 1) for x in (prep.mean, prep.std))
         # transformers rescales in float64 and normalises in float32: so do we, for equal bits
         pixels_F3HW = tiles_FHW3.permute(0, 3, 1, 2).double().mul_(prep.rescale_factor).float()

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from illava.families.llava.geometry import AnyresGeometry, ImageLayout
+from illava.host_copies import to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +184,7 @@ def _separators(part: int, count: int) -> Tensor:
 
 def _into_cells(kept_RC: Tensor, num_rows: int) -> Tensor:
     """Whether each of ``num_rows`` coarser rows holds a kept token, column by column; a row's centre decides."""
-    coarse_R = _centres(num_rows, kept_RC.shape[0]).to(kept_RC.device)
+    coarse_R = to_device(_centres(num_rows, kept_RC.shape[0]), kept_RC.device)
     out = torch.zeros(num_rows, kept_RC.shape[1], device=kept_RC.device)
     return out.index_add_(0, coarse_R, kept_RC.float()) > 0
 

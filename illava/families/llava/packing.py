@@ -121,7 +121,7 @@ def _sizes(layout: TileLayout, kept_tokens: KeptTokens, merged_FRC: Tensor, inde
     device = index_K.device
     if layout.kind == "video":
         return torch.cat([_video_sizes(layout, kept_tokens, merged_FRC).flatten(), torch.ones(1, device=device)])
-    cell_O, placeholder_FRC = (index.to(device) for index in layout.centres())
+    cell_O, placeholder_FRC = (to_device(index, device) for index in layout.centres())
     token_O = torch.where(cell_O >= 0, merged_FRC.flatten()[cell_O.clamp(min=0)], -1)
     target_O = placeholder_FRC[kept_tokens.coord_K3.unbind(1)][token_O.clamp(min=0)]
     target_O = torch.where(token_O >= 0, target_O, -1).index_copy_(0, index_K, index_K)
@@ -131,8 +131,8 @@ def _sizes(layout: TileLayout, kept_tokens: KeptTokens, merged_FRC: Tensor, inde
 
 def _video_sizes(layout: TileLayout, kept_tokens: KeptTokens, merged_FRC: Tensor) -> Tensor:
     """The same for a video's frames, without the separator: [F, pooled, pooled]."""
-    tiles, num_frames = torch.tensor(kept_tokens.tiles, device=merged_FRC.device), merged_FRC.shape[0]
-    centre = layout.pool_centres().to(merged_FRC.device)
+    tiles, num_frames = constant_on(kept_tokens.tiles, merged_FRC.device), merged_FRC.shape[0]
+    centre = to_device(layout.pool_centres(), merged_FRC.device)
     token_FRC = merged_FRC[:, centre][:, :, centre]
     own_F11 = torch.full((num_frames, 1, 1), -1, device=tiles.device)
     own_F11[tiles, 0, 0] = torch.arange(len(tiles), device=tiles.device)

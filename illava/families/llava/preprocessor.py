@@ -79,8 +79,7 @@ class TilePreprocessor(Preprocessor):
 
     def with_frames(self, mm_item: VisualInput, frames: Sequence[int]) -> VisualInput:
         """See `Preprocessor.with_frames`."""
-        times_s = tuple(mm_item.timestamps_s[n] for n in frames) if mm_item.timestamps_s else ()
-        return replace(mm_item, tiles=mm_item.tiles[list(frames)], timestamps_s=times_s)
+        return mm_item.of_frames(frames)
 
     def shrink(self, mm_item: VisualInput, ratio: float) -> VisualInput:
         """See `Preprocessor.shrink`: fit the picture to the best canvas of that share of its tiles; keep the base tile.

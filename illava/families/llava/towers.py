@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from illava.attention.packed import packed_attention
-from illava.decoder.joined_linears import is_plain
+from illava.attention.packed import packed_attention_lse
+from illava.decoder.onednn_linears import activation_of, is_plain, linear, serves
 from illava.errors import ModelLoadError
 from illava.reduction.vision import VisionReduction
 
@@ -53,6 +53,14 @@ class TileTower(ABC):
         self._blocks = _blocks_up_to(vision_model.encoder.layers, feature_layer)
         self.num_blocks = len(self._blocks)
         self.grid = vision_model.embeddings.image_size // vision_model.embeddings.patch_size
+
+    def linears(self) -> list[Any]:
+        """The linear layers that `illava.decoder.onednn_linears` may compute."""
+        found = []
+        for block in self._blocks:
+            own = block.self_attn
+            found += [own.q_proj, own.k_proj, own.v_proj, own.out_proj, block.mlp.fc1, block.mlp.fc2]
+        return found
 
     @abstractmethod
     def embed(self, pixels_F3HW: Tensor) -> Tensor:
@@ -136,33 +144,39 @@ def _blocks_up_to(layers: Any, feature_layer: int) -> Any:
 def run_blocks(blocks: Sequence[Any], hidden_TD: Tensor, reduction: VisionReduction) -> Tensor:
     """Run all blocks: [T, D] -> [K, D], reduced by the plan. With an empty plan they equal Hugging Face's."""
     wide_TM = None
-    if len(blocks) and not hidden_TD.is_cuda:
+    if len(blocks) and not hidden_TD.is_cuda and not _fuses_mlp(blocks[0].mlp):
         wide_TM = hidden_TD.new_empty(len(hidden_TD), blocks[0].mlp.fc1.out_features)
     for index, block in enumerate(blocks):
         if reduction.asks(index):
-            hidden_TD, q_THd, k_THd = _attend(block, hidden_TD, reduction.lengths, reduction.key_bias_T)
-            hidden_TD = reduction.at(index, hidden_TD, q_THd, k_THd, scale=block.self_attn.scale)
-            del q_THd, k_THd
+            hidden_TD, q_THd, k_THd, lse_HT = _attend(block, hidden_TD, reduction.lengths, reduction.key_bias_T)
+            hidden_TD = reduction.at(index, hidden_TD, q_THd, k_THd, scale=block.self_attn.scale, lse_HT=lse_HT)
+            del q_THd, k_THd, lse_HT
         else:
             hidden_TD = _attend_by_segment(block, hidden_TD, reduction)
-        hidden_TD = hidden_TD + _mlp(block.mlp, block.layer_norm2(hidden_TD), wide_TM)
+        if _fuses_mlp(block.mlp):
+            hidden_TD = torch.cat([_fused_mlp(block, rows_XD) for rows_XD in hidden_TD.split(_CPU_ROWS)])
+        else:
+            hidden_TD = hidden_TD + _mlp(block.mlp, block.layer_norm2(hidden_TD), wide_TM)
     return reduction.after_tower(hidden_TD)
 
 
 def _attend(
     block: Any, hidden_TD: Tensor, lengths: tuple[int, ...], key_bias_T: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Run a block up to its MLP: the residual stream with attention added, and the queries and keys that made it."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Run a block up to its MLP: the residual stream with attention added, and what made it.
+
+    That is queries, keys, and log-sum-exps of their scores where the attention gives them.
+    """
     attention = block.self_attn
     normed_TD = block.layer_norm1(hidden_TD)
     q_THd, k_THd, v_THd = (
-        project(normed_TD).unflatten(1, (attention.num_heads, attention.head_dim))
+        linear(project, normed_TD).unflatten(1, (attention.num_heads, attention.head_dim))
         for project in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
-    attended_THd = packed_attention(
+    attended_THd, lse_HT = packed_attention_lse(
         q_THd, k_THd, v_THd, lengths, causal=False, scale=attention.scale, key_bias_T=key_bias_T
     )
-    return hidden_TD + attention.out_proj(attended_THd.flatten(1)), q_THd, k_THd
+    return hidden_TD + linear(attention.out_proj, attended_THd.flatten(1)), q_THd, k_THd, lse_HT
 
 
 def _attend_by_segment(block: Any, hidden_TD: Tensor, reduction: VisionReduction) -> Tensor:
@@ -177,6 +191,18 @@ def _attend_by_segment(block: Any, hidden_TD: Tensor, reduction: VisionReduction
         for part_TD, part_lengths, part_bias_T in zip(hidden_TD.split(rows), lengths, bias, strict=True)
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _fuses_mlp(mlp: Any) -> bool:
+    """Whether oneDNN computes an MLP's products, and its activation within the first."""
+    return serves(mlp.fc1) and serves(mlp.fc2) and activation_of(mlp.activation_fn) is not None
+
+
+def _fused_mlp(block: Any, hidden_XD: Tensor) -> Tensor:
+    """Norm and MLP of a few rows, added to the residual stream: two products, whose wide result stays in the cache."""
+    mlp = block.mlp
+    wide_XM = linear(mlp.fc1, block.layer_norm2(hidden_XD), activation=activation_of(mlp.activation_fn) or "none")
+    return linear(mlp.fc2, wide_XM, plus_TN=hidden_XD)
 
 
 def _mlp(mlp: Any, normed_TD: Tensor, wide_TM: Tensor | None) -> Tensor:

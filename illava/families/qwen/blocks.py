@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from illava.attention.packed import packed_attention
+from illava.attention.packed import packed_attention_lse
 from illava.decoder.layer_ops import rms_norm
 from illava.families.qwen.geometry import PatchGrid
 from illava.reduction.vision import VisionReduction
@@ -71,8 +71,10 @@ def queries_keys_values(block: Any, hidden_TD: Tensor, rotary: Rotary) -> tuple[
 
 def attend(
     block: Any, hidden_TD: Tensor, rotary: Rotary, lengths: tuple[int, ...], key_bias_T: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Run a block up to its MLP: the residual stream with attention added, and the queries and keys that made it.
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Run a block up to its MLP: the residual stream with attention added, and what made it.
+
+    That is queries, keys, and log-sum-exps of their scores where the attention gives them.
 
     Args:
         block: Hugging Face's.
@@ -83,8 +85,10 @@ def attend(
     """
     q_THd, k_THd, v_THd = queries_keys_values(block, hidden_TD, rotary)
     scale = block.attn.scaling
-    mixed_THd = packed_attention(q_THd, k_THd, v_THd, lengths, causal=False, scale=scale, key_bias_T=key_bias_T)
-    return hidden_TD + block.attn.proj(mixed_THd.flatten(1)), q_THd, k_THd
+    mixed_THd, lse_HT = packed_attention_lse(
+        q_THd, k_THd, v_THd, lengths, causal=False, scale=scale, key_bias_T=key_bias_T
+    )
+    return hidden_TD + block.attn.proj(mixed_THd.flatten(1)), q_THd, k_THd, lse_HT
 
 
 def _rotate(x_THd: Tensor, cos_T1d: Tensor, sin_T1d: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ from torch import Tensor
 from illava.errors import RequestError
 from illava.families.qwen.blocks import NativeTower
 from illava.families.qwen.geometry import NativeGeometry, PatchGrid
-from illava.host_copies import array_on, constant_on, to_device
+from illava.families.side_copies import PixelCopies, SideCopies
+from illava.host_copies import constant_on, to_device
 from illava.plan import ReductionPlan
 from illava.preprocess import Preprocessor, VisualInput
 from illava.reduction.grid_representatives import merged_counts
@@ -41,6 +42,11 @@ class NativeEncoder:
         """Take a tower, and the preprocessor of the same model for its geometry and normalisation."""
         self._tower, self._preprocessor, self._device = tower, preprocessor, device
         self._geometry: NativeGeometry = preprocessor.geometry
+        self.copies: PixelCopies = SideCopies(device)
+
+    def prefetch(self, media: Sequence[VisualInput]) -> None:
+        """See `Family.prefetch`."""
+        self.copies.begin(mm_item.tiles for mm_item in media)
 
     def grid(self, mm_item: VisualInput) -> PatchGrid:
         """The grid of the visual input's patches.
@@ -121,7 +127,7 @@ class NativeEncoder:
         Source: transformers 5.23, models/qwen2_vl/video_processing_qwen2_vl.py:patchify.
         """
         grid, prep, geometry = self.grid(mm_item), self._preprocessor, self._geometry
-        tiles_FHWC = array_on(mm_item.tiles, self._device)
+        tiles_FHWC = self.copies.take(mm_item.tiles)
         mean_C11, std_C11 = (constant_on(x, self._device, torch.float32).view(3, 1, 1) for x in (prep.mean, prep.std))
         # transformers rescales in float64 and normalises in float32: so do we, for equal bits
         pixels_FCHW = tiles_FHWC.permute(0, 3, 1, 2).double().mul_(prep.rescale_factor).float()

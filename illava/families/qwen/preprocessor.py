@@ -87,8 +87,7 @@ class NativePreprocessor(Preprocessor):
         """See `Preprocessor.with_frames`: whole temporal patches."""
         depth, num_frames = self.geometry.frames_per_patch, len(mm_item.tiles)
         index = [n for frame in frames for n in range(frame * depth, min((frame + 1) * depth, num_frames))]
-        times_s = tuple(mm_item.timestamps_s[n] for n in index) if mm_item.timestamps_s else ()
-        return replace(mm_item, tiles=mm_item.tiles[index], timestamps_s=times_s)
+        return mm_item.of_frames(index)
 
     def shrink(self, mm_item: VisualInput, ratio: float) -> VisualInput:
         """See `Preprocessor.shrink`: multiply both sides by the root of the ratio, rounded down to whole groups."""

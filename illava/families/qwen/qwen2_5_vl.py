@@ -81,11 +81,12 @@ class Qwen25VLTower(NativeTower):
                 windows = self._windows(reduction, rotary)
             if index not in self.full_blocks:
                 hidden_TD, windowed = hidden_TD if windowed else hidden_TD[windows.order_T], True
-                hidden_TD, _, _ = attend(block, hidden_TD, windows.rotary, windows.lengths, windows.key_bias_T)
+                hidden_TD, *_ = attend(block, hidden_TD, windows.rotary, windows.lengths, windows.key_bias_T)
             else:
                 hidden_TD, windowed = hidden_TD[windows.back_T] if windowed else hidden_TD, False
-                hidden_TD, q_THd, k_THd = attend(block, hidden_TD, rotary, reduction.lengths, reduction.key_bias_T)
-                hidden_TD = reduction.at(index, hidden_TD, q_THd, k_THd, scale=block.attn.scaling)
+                own = attend(block, hidden_TD, rotary, reduction.lengths, reduction.key_bias_T)
+                hidden_TD, q_THd, k_THd, lse_HT = own
+                hidden_TD = reduction.at(index, hidden_TD, q_THd, k_THd, scale=block.attn.scaling, lse_HT=lse_HT)
             hidden_TD = hidden_TD + block.mlp(rms_norm(block.norm2, hidden_TD))
         hidden_TD = hidden_TD[windows.back_T] if windowed else hidden_TD
         return self._merger(reduction.after_tower(hidden_TD)), ()

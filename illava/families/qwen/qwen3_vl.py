@@ -73,8 +73,8 @@ class Qwen3VLTower(NativeTower):
             if coord_T3 is not reduction.coord_T3:  # kept tokens rotate by their own coordinates
                 coord_T3 = reduction.coord_T3
                 rotary = rotary_at(self._rotary, hidden_TD, coord_T3)
-            hidden_TD, q_THd, k_THd = attend(block, hidden_TD, rotary, reduction.lengths, reduction.key_bias_T)
-            hidden_TD = reduction.at(index, hidden_TD, q_THd, k_THd, scale=block.attn.scaling)
+            hidden_TD, q_THd, k_THd, lse_HT = attend(block, hidden_TD, rotary, reduction.lengths, reduction.key_bias_T)
+            hidden_TD = reduction.at(index, hidden_TD, q_THd, k_THd, scale=block.attn.scaling, lse_HT=lse_HT)
             if not reduction.unmerges:
                 deepstack, num_steps = _follow(deepstack, reduction, num_steps)
             hidden_TD = hidden_TD + block.mlp(block.norm2(hidden_TD))

@@ -16,12 +16,16 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from illava.reducers.ops.similarity import group_mean_and_weight, inside
+from illava.attention.backend import kernels_on
+from illava.host_copies import constant_on
+from illava.reducers.ops.round_groups import Groups
+from illava.reducers.ops.similarity import inside
 
 # At most this share of the points joins in a round, and there are some rounds at least. One join a round is the
 # thorough way, in as many rounds as points go; a sixteenth stays within a few per cent of its error.
 _ROUND_RATIO, _LEAST_ROUNDS = 1 / 16, 3
 _BLOCK_ROWS = 1024
+_CPU_PRODUCTS = 2**21  # of segments together, 8 MiB: more is fresh memory in every round, zeroed page by page
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +48,9 @@ class _ByChannels:
         return (self.point_SND * other_SND).sum(-1)
 
     def joined(self, number_SN: Tensor, weight_SN: Tensor, width: int) -> tuple[_ByChannels, Tensor]:
-        """The means of groups, and their weights [S, K]; see `_means`."""
-        mean_SKD, weight_SK = _means(self.point_SND, number_SN, weight_SN, width)
-        return _ByChannels(mean_SKD), weight_SK
+        """The means of groups, and their weights [S, K]."""
+        groups = Groups.of(number_SN, weight_SN, width)
+        return _ByChannels(groups.means(self.point_SND)), groups.weight_SK
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +69,9 @@ class _ByProducts:
         return self.product_SNN.gather(2, other_SN[..., None]).squeeze(2)
 
     def joined(self, number_SN: Tensor, weight_SN: Tensor, width: int) -> tuple[_ByProducts, Tensor]:
-        mean_SKN, weight_SK = _means(self.product_SNN, number_SN, weight_SN, width)
-        mean_SKK, _ = _means(mean_SKN.transpose(1, 2), number_SN, weight_SN, width)
-        return _ByProducts(mean_SKK), weight_SK
+        groups = Groups.of(number_SN, weight_SN, width)
+        mean_SKN = groups.means(self.product_SNN)
+        return _ByProducts(groups.means(mean_SKN.transpose(1, 2))), groups.weight_SK
 
 
 _Points = _ByChannels | _ByProducts
@@ -85,17 +89,35 @@ def agglomerate(point_SND: Tensor, weight_SN: Tensor, lengths: tuple[int, ...], 
         lengths: points per segment.
         kept: groups to be left per segment, ``1 <= kept[s] <= lengths[s]`` (0 only for an empty segment).
     """
-    width = point_SND.shape[1]
+    together = _num_together(point_SND)
+    if together < len(lengths):
+        parts = zip(point_SND.split(together), weight_SN.split(together), strict=True)
+        spans = [slice(start, start + together) for start in range(0, len(lengths), together)]
+        return torch.cat([agglomerate(*part, lengths[own], kept[own]) for part, own in zip(parts, spans, strict=True)])
+    width, rounds = point_SND.shape[1], _rounds(lengths, kept)
     points: _Points = _ByChannels(point_SND)
     if width <= _BLOCK_ROWS:
-        points = _ByProducts(points.products(slice(None)))
+        product_SNN = points.products(slice(None))
+        if rounds and kernels_on(point_SND.device) == "triton":
+            from illava.reducers.ops.triton_agglomeration import join_in_rounds
+
+            counts = [own for segment in zip(lengths, *(after for _, after in rounds), strict=True) for own in segment]
+            count_SX = constant_on(counts, point_SND.device, torch.int32).view(len(lengths), -1)
+            return join_in_rounds(product_SNN, weight_SN, count_SX)
+        points = _ByProducts(product_SNN)
     group_SN = torch.arange(width, device=point_SND.device).repeat(len(lengths), 1)
-    for before, after in _rounds(lengths, kept):
+    for before, after in rounds:
         into_SN = _Ranked.of(points, weight_SN, before).joins(_differences(before, after))
         number_SN = _numbers(into_SN, before, max(after))
         points, weight_SN = points.joined(number_SN, weight_SN, max(after))
         group_SN = number_SN.clamp(max=max(after) - 1).gather(1, group_SN)
     return group_SN
+
+
+def _num_together(point_SND: Tensor) -> int:
+    """How many segments have their rounds at once: all, but on CPU as many as stay in memory that is warm."""
+    num_segments, width = point_SND.shape[:2]
+    return num_segments if point_SND.is_cuda else max(1, _CPU_PRODUCTS // max(1, width**2))
 
 
 def agglomerate_within(
@@ -258,14 +280,3 @@ def _numbers(into_SN: Tensor, lengths: tuple[int, ...], width: int) -> Tensor:
     own_SN = into_SN == torch.arange(into_SN.shape[1], device=into_SN.device)
     number_SN = (own_SN.cumsum(1) - 1).gather(1, into_SN)
     return number_SN.masked_fill(~inside(lengths, into_SN.shape[1], into_SN.device), width)
-
-
-def _means(value_SNX: Tensor, number_SN: Tensor, weight_SN: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Weighted mean and weight of each group: [S, ``width``, X] and [S, ``width``]; weight 1 where there is none."""
-    num_segments = len(number_SN)
-    row_SN = number_SN + (width + 1) * torch.arange(num_segments, device=number_SN.device)[:, None]
-    mean_GX, weight_G = group_mean_and_weight(
-        value_SNX.flatten(0, 1), weight_SN.flatten(), row_SN.flatten(), num_segments * (width + 1)
-    )
-    mean_SKX, weight_SK = (value.unflatten(0, (num_segments, -1))[:, :width] for value in (mean_GX, weight_G))
-    return mean_SKX, weight_SK.masked_fill(weight_SK == 0, 1.0)

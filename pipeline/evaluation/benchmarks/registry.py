@@ -70,7 +70,7 @@ def next_command(name: str, *, media_uri: str, manifest_uri: str) -> str:
         "output.uri": f"runs/{name}",
     }
     if table.media_kind != "video":
-        keys["reduction.preset"] = "illava-image"
+        keys["reduction.preset"] = "ward-image-50"
     overrides = [word for key, value in keys.items() for word in ("--set", f"{key}={value}")]
     return shlex.join(["illava", "answer", "--config", "configs/answer_questions.yaml", *overrides])
 

@@ -14,6 +14,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from pipeline.config.placement import batch_of
 from pipeline.config.schema import JobConfig
 from pipeline.execution.item_timing import ItemTimeline, ModelGaps, loaded_together
 from pipeline.execution.lease import Lease
@@ -62,7 +63,7 @@ class RayExecutor:
         runtime = config.runtime
         self._cluster, self._config, self._scheduler = cluster, config, scheduler
         self._make_loader, self._make_worker = make_loader, make_worker
-        self._max_held = config.model.max_batch_requests + LOOKAHEAD_ITEMS
+        self._max_held = batch_of(config) + LOOKAHEAD_ITEMS
         self._max_vlms, self._max_readers = runtime.num_vlm_actors.max, runtime.num_reader_actors
         self._item_timeout_s = runtime.item_timeout_s
         self._vlm_deaths = CircuitBreaker("the VLM actors", runtime.num_vlm_actors.max)

@@ -22,6 +22,7 @@ from pipeline.loading.video_index import mp4_boxes
 from pipeline.loading.video_index.clip import Clip
 from pipeline.loading.video_index.container import HEAD_BYTES, sniff
 from pipeline.loading.video_index.frame_sampling import choose_frames
+from pipeline.loading.video_index.packet_bytes import packet_bytes
 
 if TYPE_CHECKING:
     from pipeline.config.schema import MediaConfig
@@ -44,12 +45,14 @@ class Frames:
         timestamps_s: seconds of each frame since the clip's first frame; empty for images.
         decoder: ``decord``, ``pyav`` or ``pillow``.
         partial: why frames are missing; None where none is.
+        packet_bytes: bytes that code what is new in each frame; empty for images, and where not known.
     """
 
     frames: list[np.ndarray]
     timestamps_s: tuple[float, ...]
     decoder: str
     partial: str | None = None
+    packet_bytes: tuple[int, ...] = ()
 
 
 def load_video(path: str, media: MediaConfig, *, decoder: DecoderChoice) -> Frames:
@@ -92,8 +95,10 @@ def load_video(path: str, media: MediaConfig, *, decoder: DecoderChoice) -> Fram
         if container == "mov" and mp4_boxes.is_encrypted(path):
             raise encrypted()
         raise ItemError("corrupt_media", f"no frame left ({name}): {'; '.join(problems)}")
-    times_s = tuple(clip.timeline.timestamps_s[index] for index in sorted(found))
-    return Frames([found[index] for index in sorted(found)], times_s, name, "; ".join(problems) or None)
+    indices = sorted(found)
+    times_s = tuple(clip.timeline.timestamps_s[index] for index in indices)
+    sizes = packet_bytes(packets, clip, indices)
+    return Frames([found[index] for index in indices], times_s, name, "; ".join(problems) or None, sizes)
 
 
 def _choose(clip: Clip, media: MediaConfig) -> tuple[int, ...]:

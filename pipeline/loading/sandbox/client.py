@@ -172,13 +172,15 @@ def _needed_ranges(answer: dict[str, Any], _child: SandboxProcess, _deadline_s: 
 def _decoded(answer: dict[str, Any], child: SandboxProcess, deadline_s: float) -> DecodedMedia:
     from illava.preprocess import VisualInput
 
-    media, times_s = [], tuple(answer["timestamps_s"])
+    media, times_s, sizes = [], tuple(answer["timestamps_s"]), tuple(int(size) for size in answer["packet_bytes"])
     for visual in answer["media"]:
         shape = tuple(int(size) for size in visual["shape"])
         tiles = child.receive(int(np.prod(shape)), deadline_s).reshape(shape)
         height, width = visual["original_size"]
-        own_times_s = times_s if visual["kind"] == "video" and len(times_s) == shape[0] else ()
-        media.append(VisualInput(visual["kind"], tiles, (height, width), own_times_s))
+        is_video = visual["kind"] == "video"
+        own_times_s = times_s if is_video and len(times_s) == shape[0] else ()
+        own_sizes = sizes if is_video and len(sizes) == shape[0] else ()
+        media.append(VisualInput(visual["kind"], tiles, (height, width), own_times_s, packet_bytes=own_sizes))
     details = {key: answer[key] for key in ("decoder", "partial", "preprocess_s", "page_notes", "num_pages")}
     failed = tuple(FailedPage(**page) for page in answer["failed_pages"])
     return DecodedMedia(tuple(media), times_s, **details, failed_pages=failed)

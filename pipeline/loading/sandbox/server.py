@@ -113,7 +113,7 @@ def _load(
             passwords=request["passwords"],
         )
         answer, tiles = _described(pages.inputs)
-        answer |= {"timestamps_s": (), "decoder": pages.decoder, "partial": pages.partial}
+        answer |= {"timestamps_s": (), "packet_bytes": (), "decoder": pages.decoder, "partial": pages.partial}
         answer |= {"preprocess_s": pages.preprocess_s, "failed_pages": [asdict(page) for page in pages.failed]}
         answer |= {"page_notes": pages.notes, "num_pages": pages.num_pages}
         return answer, tiles
@@ -132,6 +132,7 @@ def _load(
     answer, tiles = _described(inputs)
     answer |= {
         "timestamps_s": frames.timestamps_s,
+        "packet_bytes": frames.packet_bytes,
         "decoder": frames.decoder,
         "partial": frames.partial,
         "preprocess_s": time.perf_counter() - started_s,

@@ -182,12 +182,8 @@ def _seek_pts(packets: Sequence[Packet], times: FrameTimes, keyframes: Sequence[
     identities = {identity(packet) for packet in packets}
     if times.numbers is None or len(identities) < len(packets) or any(packet.position < 0 for packet in packets):
         return {}
-    of = {index: packets[times.numbers[index]] for index in keyframes}
-    return {
-        index: min(time for time in (packet.pts, packet.dts) if time is not None)
-        for index, packet in of.items()
-        if packet.pts is not None
-    }
+    of = {index: packets[times.numbers[index]].pts for index in keyframes}
+    return {index: pts for index, pts in of.items() if pts is not None}  # by dts, FFmpeg goes to the key frame before
 
 
 def identity(packet: Packet) -> tuple[int, int | None, int]:

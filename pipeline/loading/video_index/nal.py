@@ -7,6 +7,7 @@ the wanted ones: measured on 60 frames with x265's defaults in Matroska, 43 of 6
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 _H264_IDR, _HEVC_IDR = {5}, {19, 20}
@@ -14,6 +15,7 @@ _HEVC_IRAP = set(range(16, 22))
 _H264_SEI, _HEVC_SEI = {6}, {39}
 _H264_SLICES, _HEVC_SLICES = set(range(1, 6)), set(range(32))
 _H264_SPS, _HEVC_SPS = 7, 33
+_NOT_ZERO = re.compile(rb"[^\x00]")
 _DISPLAY_ORIENTATION = 47  # the payload type of this message, in both codecs
 
 
@@ -88,12 +90,22 @@ def length_size(codec: str, extradata: bytes | None) -> int:
 
 
 def units(packet: bytes, num_length_bytes: int) -> Iterator[tuple[int, int | None]]:
-    """Yield where every unit begins, and where it ends: None where only the next start code says that."""
+    """Yield where every unit begins, and where it ends: None where only the next start code says that.
+
+    Units of no bytes are passed over in one step: in a ranged read most packets are absent, which is all zeros.
+    """
+    if num_length_bytes and packet == bytes(len(packet)):
+        return
     place = 0
     while num_length_bytes and place + num_length_bytes < len(packet):
         start = place + num_length_bytes
         place = start + int.from_bytes(packet[place:start])
-        yield start, place
+        if place > start:
+            yield start, place
+        elif found := _NOT_ZERO.search(packet, start):
+            place = start + (found.start() - start) // num_length_bytes * num_length_bytes
+        else:
+            return
     while not num_length_bytes and 0 <= (place := packet.find(b"\x00\x00\x01", place)) < len(packet) - 3:
         place += 3
         yield place, None

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from illava.attention import packed as attention
-from illava.attention.packed import backend_name, packed_attention
+from illava.attention.backend import backend_name
+from illava.attention.packed import chunk_attention, packed_attention, packed_attention_lse
+from illava.errors import ModelLoadError
 from tests.support.closeness import assert_close
 
 pytestmark = pytest.mark.numeric
@@ -46,6 +48,69 @@ def test_lengths_must_cover_the_tokens():
         packed_attention(q, k, v, (2, 3), causal=True, scale=1.0)
 
 
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def word(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    return lambda given: monkeypatch.setenv("ILLAVA_ATTENTION", given)
+
+
+def test_a_word_chooses_the_backend(word):
+    for given in ("varlen", "cudnn", "sdpa", "math"):
+        word(given)
+        assert backend_name(GPU, torch.bfloat16, 72) == given
+    for given in ("sdpa", "math"):
+        word(given)
+        assert backend_name(CPU, torch.float32, 20) == given
+
+
+@pytest.mark.parametrize(
+    ("given", "where", "reason"),
+    [
+        ("flash", (CPU, torch.float32), "'flash' is not one of auto, varlen, cudnn, sdpa, math"),
+        ("varlen", (CPU, torch.bfloat16), "no FlashAttention for cpu; unset it, or set it to auto, sdpa or math"),
+        ("cudnn", (GPU, torch.float32), "takes float16 and bfloat16, not float32"),
+        ("varlen", (GPU, torch.bfloat16, 20), "multiples of 8 up to 256, not 20"),
+    ],
+)
+def test_a_backend_that_cannot_run_is_refused_in_words(word, given, where, reason):
+    word(given)
+    with pytest.raises(ModelLoadError, match=reason):
+        backend_name(*where)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_plain_formula_is_the_same_attention(word, causal):
+    q, k, v = draw(11, 4, 2)
+    expected = packed_attention(q, k, v, (3, 7, 1), causal=causal, scale=0.3)
+    expected_chunk = chunk_attention(q[:4], k, v, (1, 3), (5, 6), scale=0.3)
+    word("math")
+    assert_close(packed_attention(q, k, v, (3, 7, 1), causal=causal, scale=0.3), expected)
+    assert_close(chunk_attention(q[:4], k, v, (1, 3), (5, 6), scale=0.3), expected_chunk)
+
+
+def test_cudnn_serves_segments_of_one_length_and_flash_attention_the_others(word, monkeypatch):
+    """Which kernel runs; that cuDNN computes this is checked where CUDA is (tests/gpu)."""
+    calls = []
+
+    def dense(q, k, v, **kwargs):
+        calls.append(("cudnn", tuple(q.shape)))
+        return q
+
+    monkeypatch.setattr(attention, "backend_name", lambda *_: "cudnn")
+    monkeypatch.setattr(attention, "check_cudnn", lambda *_: None)
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", dense)
+    monkeypatch.setattr(attention, "_varlen_arguments", lambda *_: frozenset())
+    monkeypatch.setattr(attention, "_varlen", lambda q, k, v, lengths, **_: (calls.append(("varlen", lengths)), None))
+    q, k, v = draw(6, 4, 2)
+    for lengths in ((3, 3), (6,), (2, 4)):
+        packed_attention(q, k, v, lengths, causal=True, scale=0.3)
+    chunk_attention(q[:2], k, v, (2,), (6,), scale=0.3)
+    assert calls == [("cudnn", (2, 4, 3, 8)), ("cudnn", (1, 4, 6, 8)), ("varlen", (2, 4)), ("varlen", (2,))]
+
+
 def test_backend_is_chosen_by_what_the_kernel_can_do(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     gpu = torch.device("cuda")
@@ -60,7 +125,8 @@ def test_backend_is_chosen_by_what_the_kernel_can_do(monkeypatch):
 def varlen_2_10(*qkv_and_bounds, is_causal=False, return_aux=None):
     query, key, value, bounds = qkv_and_bounds[:4]
     assert query.shape[1] == key.shape[1]
-    return plain(query, key, value, bounds.diff().tolist(), causal=is_causal, scale=query.shape[-1] ** -0.5)
+    out = plain(query, key, value, bounds.diff().tolist(), causal=is_causal, scale=query.shape[-1] ** -0.5)
+    return out if return_aux is None else (out, torch.zeros(query.shape[1], query.shape[0]))
 
 
 def varlen_2_13(*qkv_and_bounds, scale=None, window_size=(-1, -1), enable_gqa=False, num_splits=None):
@@ -81,6 +147,26 @@ def test_varlen_is_called_in_the_words_of_the_installed_torch(installed, causal,
     q, k, v = draw(9, 4, 2)
     out = packed_attention(q, k, v, (4, 5), causal=causal, scale=0.3)
     assert_close(out, plain(q, k, v, (4, 5), causal=causal, scale=0.3))
+
+
+def test_log_sum_exps_are_taken_from_the_packed_kernel_and_their_shape_is_checked(monkeypatch):
+    import torch.nn.attention.varlen as module
+
+    def told(*qkv_and_bounds, scale=None, window_size=(-1, -1), return_aux=None):
+        out = varlen_2_13(*qkv_and_bounds, scale=scale, window_size=window_size)
+        return (out, shaped(torch.arange(36.0).view(4, 9))) if return_aux is not None and return_aux.lse else out
+
+    monkeypatch.setattr(module, "varlen_attn", told)
+    monkeypatch.setattr(attention, "backend_name", lambda *_: "varlen")
+    monkeypatch.setattr(attention, "_varlen_arguments", lambda *_: frozenset(inspect.signature(told).parameters))
+    q, k, v = draw(9, 4, 4)
+    shaped = torch.clone
+    out, lse_HT = packed_attention_lse(q, k, v, (4, 5), causal=False, scale=0.3)
+    assert_close(out, plain(q, k, v, (4, 5), causal=False, scale=0.3))
+    assert torch.equal(lse_HT, torch.arange(36.0).view(4, 9))
+    shaped = torch.t
+    with pytest.raises(RuntimeError, match=r"shape \[9, 4\], not \[heads, tokens\]; set ILLAVA_ATTENTION=sdpa"):
+        packed_attention_lse(q, k, v, (4, 5), causal=False, scale=0.3)
 
 
 def test_the_installed_torch_speaks_one_of_the_two_dialects():

@@ -72,6 +72,21 @@ def test_attention_received_is_the_column_mean_of_the_map(lengths):
     assert_close(sums, torch.ones(len(lengths)))
 
 
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("lengths", [(5, 5, 5), (4, 300, 4, 1)])
+def test_scores_that_begin_with_the_attention_s_log_sum_exps_are_the_same(lengths, biased):
+    q, k = _qk(sum(lengths))
+    bias = torch.linspace(0, 2, sum(lengths)) if biased else torch.zeros(sum(lengths))
+    parts = zip(q.split(lengths), k.split(lengths), bias.split(lengths), strict=True)
+    maps = [torch.einsum("ihd,jhd->hij", qs.double(), ks.double()) * SCALE + bs.double() for qs, ks, bs in parts]
+    lse_HT = torch.cat([part.logsumexp(-1) for part in maps], 1).float()
+    kwargs = {"scale": SCALE, "key_bias_T": bias if biased else None}
+    got = attention_received(q, k, lengths, **kwargs, lse_HT=lse_HT)
+    assert_close(got, attention_received(q, k, lengths, **kwargs))
+    # it is the given ones that count: a log-sum-exp that is larger by log 2 halves what the query gives
+    assert_close(attention_received(q, k, lengths, **kwargs, lse_HT=lse_HT + math.log(2)), got / 2)
+
+
 def test_low_precision_inputs_are_scored_in_float32():
     q, k = _qk(50, dtype=torch.bfloat16)
     expected = _map(q, k, causal=False).mean((0, 1))

@@ -14,7 +14,8 @@ import torch
 
 from illava import VLM, Grammar, Request, SamplingParams, load_preprocessor
 from illava.engine import batching
-from illava.engine.batching import to_host
+from illava.engine.batching import to_outcomes
+from illava.engine.decode_phase import DecodePhase
 from illava.engine.engine import Engine
 from illava.engine.sampling import draw_tokens
 from tests.support.models.families import make_folder, stock_class
@@ -188,13 +189,14 @@ def test_greedy_answers_take_the_operations_that_they_took_before(vlm, image, mo
     """The whole way of a batch, counted; loops are looked for on the host. `decode` is what 27c8a0a did."""
 
     def decode(self, group):
-        batch = self._batch = self._batch or self._compose(group)
-        logits_BV = batch.step().float()
+        if self._batch is None or self._batch.states != group:
+            self._batch = self._compose(group)
+        logits_BV = self._batch.step()[0].float()
         drawn_2B = torch.stack([logits_BV.argmax(-1), logits_BV.isfinite().all(-1).long()])
-        batch.token_B.copy_(drawn_2B[0])
-        return to_host(drawn_2B, group)
+        self._batch.token_B.copy_(drawn_2B[0])
+        return to_outcomes(drawn_2B.cpu(), group)
 
-    now = Engine._decode_group
+    now = DecodePhase.advance
 
     def counted(**sampling):
         params = SamplingParams(4, min_new_tokens=4, **sampling)
@@ -205,8 +207,8 @@ def test_greedy_answers_take_the_operations_that_they_took_before(vlm, image, mo
     monkeypatch.setattr(batching, "draw_tokens", draw_tokens)  # not the one that looks for near-ties
     counted()  # constants are made once
     plain, watched = counted(), counted(loop_tokens=256, stop=("none of this",))
-    monkeypatch.setattr(Engine, "_decode_group", decode)
+    monkeypatch.setattr(DecodePhase, "advance", decode)
     assert len(plain) == len(watched) == len(counted())
     assert plain == watched
-    monkeypatch.setattr(Engine, "_decode_group", now)
+    monkeypatch.setattr(DecodePhase, "advance", now)
     assert len(counted(presence_penalty=0.1)) > len(plain)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -156,6 +156,16 @@ def test_fewer_frames_are_an_ordinary_video_of_as_many(tiny):
     assert reduced.usage.num_patches == plain.usage.num_patches
     (error,) = tiny.vlm.generate([tiny.requests["image"]], plan=plan, errors="return")
     assert isinstance(error.error, ReductionDidNotFireError)
+    by_packets = plan_of("fewer_frames", keep_ratio=0.5, by="packets")
+    (unknown,) = tiny.vlm.generate([asked], plan=by_packets, errors="return")
+    assert "how many bytes" in str(unknown.error)
+    moving = replace(whole, packet_bytes=(1, 1, 90, 90, 70, 1, 1, 1))  # of pairs: 2, 180, 71, 2
+    chosen = [1, 2] if timed else [2, 3, 4, 6]
+    asked, direct = (
+        Request("r", (video, "What?"), SAMPLING) for video in (moving, tiny.pre.with_frames(moving, chosen))
+    )
+    (reduced,), (plain,) = tiny.vlm.generate([asked], plan=by_packets), tiny.vlm.generate([direct])
+    assert (reduced.token_ids, reduced.usage.num_patches) == (plain.token_ids, plain.usage.num_patches)
 
 
 def test_lower_resolution_is_the_model_s_own_smaller_picture(tiny):

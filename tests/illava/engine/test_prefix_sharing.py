@@ -12,6 +12,7 @@ from illava.plan import EMPTY_PLAN
 from tests.support.models.llava_next import make_llava_next
 from tests.support.models.qwen import make_qwen2_5_vl, make_qwen2_vl, make_qwen3_vl
 
+MANY = 8  # beside which a ninth prompt goes in by chunks
 ANSWER = SamplingParams(max_new_tokens=5, min_new_tokens=5)
 QUESTIONS = ("What?", "What happens here, and why?", "Where is it?")
 
@@ -203,11 +204,13 @@ def test_every_family_shares_and_chunks_without_changing_an_answer(make, tmp_pat
 
 @pytest.mark.parametrize("plan", [EMPTY_PLAN, plan_of(VISION, DECODER)])
 def test_a_long_prompt_goes_in_by_chunks_while_others_decode(vlm, video, plan):
-    talking = Request("talking", ("Tell me everything.",), SamplingParams(max_new_tokens=40, min_new_tokens=40))
+    long = SamplingParams(max_new_tokens=40, min_new_tokens=40)
+    talking = [Request(f"talking {n}", ("Tell me everything.",), long) for n in range(MANY)]
     late = Request("late", (video, "What happens?"), ANSWER)
-    alone = {r.request_id: vlm.generate([r], plan=plan)[0].token_ids for r in (talking, late)}
+    alone = {r.request_id: vlm.generate([r], plan=plan)[0].token_ids for r in (*talking, late)}
     engine = Engine(vlm.family, vlm.engine.cache, EngineConfig(max_chunk_tokens=16))
-    engine.submit(talking, plan)
+    for request in talking:
+        engine.submit(request, plan)
     done = engine.step()
     engine.submit(late, plan)
     told = []
@@ -224,11 +227,13 @@ def test_a_long_prompt_goes_in_by_chunks_while_others_decode(vlm, video, plan):
 
 def test_what_is_under_way_by_chunks_can_be_dropped(vlm, video):
     engine = Engine(vlm.family, vlm.engine.cache, EngineConfig(max_chunk_tokens=16))
-    engine.submit(Request("talking", ("Tell me.",), SamplingParams(max_new_tokens=40, min_new_tokens=40)))
+    for n in range(MANY):
+        engine.submit(Request(f"talking {n}", ("Tell me.",), SamplingParams(max_new_tokens=40, min_new_tokens=40)))
     engine.step()
     engine.submit(Request("late", (video, "What?"), ANSWER))
     engine.step()
-    assert sorted(engine.cancel_all()) == ["late", "talking"]
+    assert len(engine._encoded) == 1
+    assert sorted(engine.cancel_all()) == ["late", *(f"talking {n}" for n in range(MANY))]
     assert not engine.has_work
     vlm.engine.cache.check()
     assert vlm.engine.cache.num_free_blocks == vlm.engine.cache.num_blocks

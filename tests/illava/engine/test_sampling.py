@@ -1,14 +1,17 @@
 """Draws that depend on their own row and seed alone."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
 
+from illava.engine import batching
+from illava.engine.nucleus import FIRST, limited
 from illava.engine.penalties import History
 from illava.engine.sampling import (
     SamplingBatch,
-    _limited,
     check_sampling,
     draw_tokens,
     own_first_tokens,
@@ -206,7 +209,7 @@ def test_a_row_without_limits_keeps_its_very_numbers_beside_one_that_has_some():
     probability = torch.randn(50, 300).softmax(-1).sort(-1, descending=True).values
     top_p = torch.full((50, 1), 0.9)
     unlimited = torch.tensor([[float("inf"), 0.0]] * 49 + [[3.0, 0.0]])
-    kept, scaled = _limited(probability, top_p, unlimited)
+    kept, scaled = limited(probability, top_p, unlimited)
     assert torch.equal(kept[:49], probability[:49])
     assert torch.equal(scaled[:49], top_p[:49])
     assert (int((kept[49] > 0).sum()), bool(scaled[49] < 0.9)) == (3, True)
@@ -255,3 +258,73 @@ def test_seeds_are_fixed_for_ever():
 def test_parameters_without_meaning_are_refused(changes, message):
     with pytest.raises(RequestError, match=message):
         check_sampling(SamplingParams(**changes))
+
+
+KINDS = {
+    "top_p": {"top_p": 0.9},
+    "all": {},
+    "top_k": {"top_k": 50},
+    "top_k beyond": {"top_k": 1500},
+    "min_p": {"min_p": 0.05, "top_p": 0.95},
+    "min_p of all": {"min_p": 1e-9},
+}
+
+
+def rows_of_a_large_vocabulary(sharpness):
+    """A few thousand logits of two digits in bfloat16: many are equal, as a model's are."""
+    return (torch.randn(1, 4000) * sharpness).bfloat16().float()
+
+
+@pytest.mark.parametrize(
+    ("sharpness", "decided"), [(0.3, {"top_k"}), (4.0, {"top_p", "top_k", "min_p"})], ids=["flat", "sharp"]
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_the_most_probable_tokens_decide_is_what_the_whole_row_decides(kind, sharpness, decided):
+    """Every draw, over the whole range. Of a flat row these tokens hold too little, and so the draw says."""
+    logits, params = rows_of_a_large_vocabulary(sharpness), SamplingParams(temperature=1.0, **KINDS[kind])
+    draws = [(n + 0.37) / 400 for n in range(400)] + [0.0, 1 - 2**-24]
+    batch = SamplingBatch.of([params] * len(draws), CPU)
+    logits = logits.expand(len(draws), -1)
+    whole, few = draw_tokens(logits, batch, draws), draw_tokens(logits, batch, draws, first=FIRST)
+    # a token's edge may lie elsewhere in a sum of another order
+    moved = [[min(max(draw + by, 0.0), 1 - 2**-24) for draw in draws] for by in (-1e-6, 1e-6)]
+    clear = torch.stack([draw_tokens(logits, batch, one)[0] == whole[0] for one in moved]).all(0)
+    certain = few[1] == 1
+    assert clear.float().mean() > 0.9
+    assert torch.equal(few[0][certain & clear], whole[0][certain & clear])
+    assert bool(certain.all()) == (kind in decided)
+
+
+def test_a_draw_that_the_most_probable_tokens_do_not_decide_is_made_over_the_whole_row(monkeypatch):
+    flat, sharp = rows_of_a_large_vocabulary(0.3), rows_of_a_large_vocabulary(4.0)
+    asked = []
+
+    def watched(logits_BV, batch, draws, **options):
+        asked.append(options)
+        return draw_tokens(logits_BV, batch, draws, **options)
+
+    monkeypatch.setattr(batching, "draw_tokens", watched)
+    group = [SimpleNamespace(request_id=str(n), token_ids=[]) for n in range(3)]
+    batch = SamplingBatch.of([HOT, GREEDY, HOT], CPU)
+    for logits, expected in ((sharp, [{"first": FIRST}]), (flat, [{"first": FIRST}, {}])):
+        asked.clear()
+        drawn = batching.sample_next_token(logits.expand(3, -1), batch, group)
+        assert asked == expected
+        assert drawn[1].tolist() == [1, 1, 1]
+        draws = [uniform_draw(0, name, 0) for name in "02"]
+        assert torch.equal(drawn, draw_tokens(logits.expand(3, -1), batch, draws))
+    asked.clear()
+    batching.sample_next_token(flat.expand(3, -1), SamplingBatch.of([GREEDY] * 3, CPU), group)
+    batching.sample_next_token(flat[:, :FIRST].expand(3, -1), batch, group)
+    assert asked == [{}, {}], "greedy rows and small vocabularies ask for nothing"
+
+
+def test_draws_from_the_most_probable_tokens_have_the_shares_of_the_nucleus():
+    """4,000 draws of one sharp row against the probabilities of its nucleus: within five standard deviations."""
+    logits, params = rows_of_a_large_vocabulary(4.0), SamplingParams(temperature=1.0, top_p=0.9)
+    draws = [uniform_draw(5, "item", step) for step in range(4000)]
+    drawn = draw_tokens(logits.expand(4000, -1), SamplingBatch.of([params] * 4000, CPU), draws, first=FIRST)
+    left = TopPLogitsWarper(0.9)(None, logits)[0].softmax(-1)
+    share = torch.bincount(drawn[0], minlength=4000) / 4000
+    assert (drawn[1] == 1).all()
+    assert ((share - left).abs() <= 5 * (left * (1 - left) / 4000).sqrt() + 1e-6).all()

@@ -151,6 +151,35 @@ def test_fewer_frames_are_evenly_spread(total, keep, expected):
     assert torch.equal(by_count.kept_K, assignment.kept_K)
 
 
+def slow_by_bytes(sizes: list[int], count: int) -> list[int]:
+    """Frames by systematic sampling: shares found by bisection of c in min(1, c b), then each middle looked up."""
+    low, high = 0.0, float(count)
+    for _ in range(200):
+        scale = (low + high) / 2
+        low, high = (scale, high) if sum(min(1.0, scale * b) for b in sizes) < count else (low, scale)
+    end, kept = 0.0, []
+    for frame, size in enumerate(sizes):
+        begin, end = end, end + min(1.0, low * size)
+        if any(begin <= middle + 0.5 < end for middle in range(count)):
+            kept.append(frame)
+    return kept
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_fewer_frames_by_packets_spread_over_the_bytes(seed):
+    gen = torch.Generator().manual_seed(seed)
+    tokens = picture(torch.zeros(11, 2, 2).int().tolist())
+    sizes = (torch.rand(11, generator=gen) ** 4 * 9_973 + 7).int()  # primes: no middle lies at an end of a share
+    evidence = Evidence(packet_bytes_T=sizes.long().repeat_interleave(4))
+    for count in range(1, 11):
+        kept_K = FewerFrames(num_frames=count, by="packets").assign(tokens, evidence, "media").kept_K
+        assert tokens.coord_T3[kept_K, 0].unique().tolist() == slow_by_bytes(sizes.tolist(), count)
+        assert len(kept_K) == 4 * count
+        same = Evidence(packet_bytes_T=torch.full((44,), 123))
+        by_same = FewerFrames(num_frames=count, by="packets").assign(tokens, same, "media")
+        assert torch.equal(by_same.kept_K, FewerFrames(num_frames=count).assign(tokens, Evidence(), "media").kept_K)
+
+
 def test_keeping_all_is_the_identity():
     tokens, evidence = ragged(1)
     whole = torch.eye(sum(tokens.lengths))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from illava import VLM
-from illava.attention.packed import packed_attention, with_key_bias
+from illava.attention.packed import chunk_attention, packed_attention, with_key_bias
 from illava.attention.scores import attention_received, one_query_attention
 from illava.families.qwen.blocks import NativeTower
 from illava.plan import EMPTY_PLAN, ReductionPlan
@@ -53,9 +53,34 @@ def test_a_bias_in_extra_width_is_a_bias_on_the_scores(width, dtype):
         attention = torch.stack([a for _, a in by_head])
         assert_close(received_n, attention.mean((0, 1)), tolerance=tight)
         assert_close(first_n, attention[:, 0].mean(0), tolerance=tight)
-    wide_q, wide_k = with_key_bias(q, k, bias, scale=scale)
+    wide_q, wide_k = with_key_bias(q, k, bias, scale=scale)  # what CUDA's kernels are given
     assert wide_q.shape == wide_k.shape
     assert wide_k.shape[-1] % 8 == 0
+    wide_v = torch.nn.functional.pad(v, (0, wide_k.shape[-1] - width))
+    wide_mixed = packed_attention(wide_q, wide_k, wide_v, LENGTHS, causal=False, scale=scale)[..., :width]
+    assert_close(wide_mixed.float(), mixed.float(), tolerance=loose)
+
+
+@pytest.mark.parametrize("heads", [2, 6], ids=["a head each", "three share a key"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_causal_bias_is_a_bias_on_the_scores_whole_and_by_chunks(dtype, heads):
+    """Segments of one length, of others, and of none; the last queries of each, over keys that were there before."""
+    lengths, new, gen = (9, 9, 0, 5, 1), (2, 9, 0, 3, 1), torch.Generator().manual_seed(2)
+    q, k, v = (torch.randn(sum(lengths), n, 12, generator=gen).to(dtype) for n in (heads, 2, 2))
+    bias = torch.randint(1, 200, (sum(lengths),), generator=gen).float().log()
+    mixed = packed_attention(q, k, v, lengths, causal=True, scale=0.3, key_bias_T=bias)
+    last = [x[len(x) - n :] for x, n in zip(q.split(lengths), new, strict=True)]
+    chunk = chunk_attention(torch.cat(last), k, v, new, lengths, scale=0.3, key_bias_U=bias)
+    tolerance = FLOAT32 if dtype == torch.float32 else 2**-7  # one rounding of the mixture, and of its weights
+    parts = zip(*(x.split(lengths) for x in (q.float(), k.float(), v.float(), bias, mixed)), strict=True)
+    for (q_n, k_n, v_n, bias_n, mixed_n), chunk_n in zip(parts, chunk.split(new), strict=True):
+        if not len(q_n):
+            continue
+        logits = torch.einsum("qhd,khd->hqk", q_n, k_n.repeat_interleave(heads // 2, 1)) * 0.3 + bias_n
+        logits = logits.masked_fill(torch.ones(logits.shape[1:], dtype=torch.bool).triu(1), -torch.inf)
+        slow = torch.einsum("hqk,khd->qhd", logits.softmax(-1), v_n.repeat_interleave(heads // 2, 1))
+        assert_close(mixed_n.float(), slow, tolerance=tolerance)
+        assert_close(chunk_n.float(), slow[len(slow) - len(chunk_n) :], tolerance=tolerance)
 
 
 BUDGETS = {"pooling": {"grid": (3, 2)}, "frame_merging": {"num_frames": 2}}

@@ -49,7 +49,7 @@ def test_the_config_plans_and_reads_two_pages(config, tmp_path) -> None:
     assert done.returncode == 0, done.stderr
     [row] = read_rows(tmp_path / "out")
     assert [one["status"] for one in row["pages"]] == ["ok", "ok"]
-    assert row["num_decoder_tokens_kept"] == 2 * round(0.7 * (row["num_vision_tokens"] // 2))
+    assert 0 < row["num_decoder_tokens_kept"] == row["num_vision_tokens_kept"] < row["num_vision_tokens"], "blank paper"
     assert violations(tmp_path / "out") == []
 
 

@@ -28,10 +28,10 @@ def kept(count: int, *shares: float) -> int:
 
 
 # A video of 112 x 168 px in 16 frames is 8 temporal patches of 2 frames: at 14 px a patch 8 x 12 = 24 groups of 2 x 2.
-QWEN_LEFT = 8 * kept(24, *[0.84] * 4)
-QWEN25_LEFT = 8 * kept(24, *[0.80] * 3)
+QWEN_LEFT = 8 * kept(24, 0.5, 0.5)
+QWEN25_LEFT = 8 * kept(24, *[0.63] * 3)
 # At 16 px: 112 -> 128 (112 / 32 = 3.5, rounded to even), 168 -> 160: 8 x 10 patches, 20 groups.
-QWEN3_LEFT = 8 * kept(20, *[0.84] * 4)
+QWEN3_LEFT = 8 * kept(20, 0.5, 0.5)
 REVISED_LEFT = 8 * kept(20, *[0.90] * 4)
 # family: configuration, and (patches, vision tokens, into the LLM, in its last layer) of both items, ascending
 CONFIGS = {
@@ -39,27 +39,20 @@ CONFIGS = {
         "caption_images_llava_next",
         [
             # base and two tiles: 576 -> 288 patches each, and a newline a row
-            (3 * 576, 576 + 24 * 49, 3 * 288 + 24, kept(3 * 288 + 24, 0.7)),
+            (3 * 576, 576 + 24 * 49, 3 * 288 + 24, 3 * 288 + 24),
             (5 * 576, None, None, None),  # a tall picture: how many survivors lie in its padding, the data decide
         ],
     ),
-    "llava_onevision": (
-        "caption_videos_llava_onevision",
-        [(32 * 729, 32 * 196 + 1, 32 * 100 + 1, kept(3201, 0.7))] * 2,
-    ),
-    "qwen2_vl": ("caption_videos_qwen2_vl", [(768, 192, QWEN_LEFT, kept(QWEN_LEFT, *[0.9] * 3))] * 2),
-    "qwen2_5_vl": ("caption_videos_qwen2_5_vl", [(768, 192, QWEN25_LEFT, kept(QWEN25_LEFT, *[0.9] * 3))] * 2),
-    # its decoder steps stand behind the full-attention layers 3 and 7
-    "qwen3_5": ("caption_videos_qwen3_5", [(640, 160, QWEN3_LEFT, kept(QWEN3_LEFT, *[0.85] * 2))] * 2),
-    "qwen3_vl": ("caption_videos_qwen3_vl", [(640, 160, QWEN3_LEFT, kept(QWEN3_LEFT, *[0.9] * 3))] * 2),
-    "qwen3_vl_moe": ("caption_videos_qwen3_vl_moe", [(640, 160, QWEN3_LEFT, kept(QWEN3_LEFT, *[0.9] * 3))] * 2),
+    # a frame: 196 -> 49; the newline behind the last one stays
+    "llava_onevision": ("caption_videos_llava_onevision", [(32 * 729, 32 * 196 + 1, 32 * 49 + 1, 32 * 49 + 1)] * 2),
+    "qwen2_vl": ("caption_videos_qwen2_vl", [(768, 192, QWEN_LEFT, QWEN_LEFT)] * 2),
+    "qwen2_5_vl": ("caption_videos_qwen2_5_vl", [(768, 192, QWEN25_LEFT, QWEN25_LEFT)] * 2),
+    "qwen3_5": ("caption_videos_qwen3_5", [(640, 160, QWEN3_LEFT, QWEN3_LEFT)] * 2),
+    "qwen3_vl": ("caption_videos_qwen3_vl", [(640, 160, QWEN3_LEFT, QWEN3_LEFT)] * 2),
+    "qwen3_vl_moe": ("caption_videos_qwen3_vl_moe", [(640, 160, QWEN3_LEFT, QWEN3_LEFT)] * 2),
+    # 16 frames of one tile: 32 x 32 patches, 256 groups, 128 behind the first cut
+    "internvl": ("caption_videos_internvl", [(16 * 1024, 16 * 256, 16 * 64, 16 * 64)] * 2),
 }
-# 16 frames of one tile: 32 x 32 patches, 256 groups.
-INTERNVL_LEFT = 16 * kept(256, *[0.90] * 4)
-CONFIGS["internvl"] = (
-    "caption_videos_internvl",
-    [(16 * 1024, 16 * 256, INTERNVL_LEFT, kept(INTERNVL_LEFT, *[0.85] * 4))] * 2,
-)
 COLUMNS = ("num_patches", "num_vision_tokens", "num_vision_tokens_kept", "num_decoder_tokens_kept")
 
 
@@ -112,7 +105,7 @@ def test_the_config_plans_and_captions_two_items(model_type, tmp_path) -> None:
     for row, counts in zip(plan_and_run(model_type, tmp_path), CONFIGS[model_type][1], strict=True):
         known = {column: count for column, count in zip(COLUMNS, counts, strict=True) if count is not None}
         assert {column: row[column] for column in known} == known
-        assert row["num_decoder_tokens_kept"] < row["num_vision_tokens_kept"] < row["num_vision_tokens"]
+        assert row["num_vision_tokens_kept"] < row["num_vision_tokens"]
 
 
 @pytest.mark.long

@@ -120,7 +120,7 @@ def test_configuration_differs_where_it_differs():
     long = {"a": {"same": "x" * 200, "b": [1, {"c": "old"}]}}
     other = {"a": {"same": "x" * 200, "b": [1, {"c": "new"}]}}
     comparison = Comparison(
-        "A", "B", 1, 1, 0, 0, 1, (), None, {"task.schema": (long, other), "kept": (None, "y" * 120)}
+        "A", "B", 1, 1, 0, 0, 0, 1, (), None, {"task.schema": (long, other), "kept": (None, "y" * 120)}
     )
     lines = render_comparison(comparison).splitlines()
     assert "  task.schema.a.b.1.c: old -> new" in lines

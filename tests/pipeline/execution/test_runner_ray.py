@@ -219,3 +219,23 @@ def test_a_driver_ended_in_the_middle_takes_its_cluster_along_and_the_run_resume
     assert {part: part.stat().st_mtime_ns for part in done} == done
     assert [row["text"] for row in read_rows(output)] == [str(n) for n in range(64)]
     assert violations(output) == []
+
+
+@pytest.mark.long
+def test_sizes_of_packets_travel_to_the_model_with_the_frames(cluster, tmp_path, onevision_folder) -> None:
+    """Through decoder process, reader and object store; a model that gets none refuses `by: packets`."""
+    clips.write_barcode_video(tmp_path / "clip.mp4", 5, num_frames=16)
+    reducer = {"kind": "fewer_frames", "num_frames": 2, "by": "packets"}
+    config = job_config(
+        tmp_path / "out",
+        {"uri": str(tmp_path), "pattern": "*.mp4"},
+        executor="ray",
+        media={"num_frames": 8},
+        model={"model_id": str(onevision_folder)},
+        sampling={"max_new_tokens": 2},
+        reduction={"steps": [{"stage": "media", "reducer": reducer}]},
+    )
+    assert run_job(config).exit_code == 0
+    (row,) = read_rows(tmp_path / "out")
+    assert (row["error_message"], row["num_frames"]) == (None, 8)
+    assert 4 * row["num_patches"] == 8 * 49

@@ -214,6 +214,13 @@ def test_a_document_without_pages_has_no_file_and_is_told(tmp_path, caplog) -> N
     assert not (tmp_path / "out").exists()
 
 
+def test_an_erased_document_has_no_file_and_is_told_apart_from_one_that_could_not_be_opened(tmp_path, caplog) -> None:
+    uri = document(tmp_path, "s3://b/a.pdf", pages=None, status="erased")
+    assert export_run(uri, "md", str(tmp_path / "out")).endswith("0 documents")
+    assert "1 documents are erased and have no file" in caplog.text
+    assert "could not be opened" not in caplog.text
+
+
 def test_an_unfinished_run_gives_what_is_published_and_says_so(tmp_path, capsys) -> None:
     assert main(["export", str(RUNS / "interrupted"), "--format", "csv", "--to", f"{tmp_path}/a.csv"]) == 0
     assert "1 of 2 parts are published; the others are left out" in capsys.readouterr().err

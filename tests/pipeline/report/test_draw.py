@@ -291,5 +291,5 @@ def test_the_job_draws_the_demo(tmp_path) -> None:
     written = done.stdout.splitlines()
     assert [Path(path).exists() for path in written] == [True] * len(written)
     pictures = [path for path in written if path.endswith(".png")]
-    assert len(pictures) == 9, "input, four blocks, layout, decoder, attention in both"
-    check_page((tmp_path / "kept_tokens.html").read_text(), num_pictures=7 * 8 + 10 + 5)
+    assert len(pictures) == 7, "input, two blocks, layout, before the language model, attention in both"
+    check_page((tmp_path / "kept_tokens.html").read_text(), num_pictures=5 * 8 + 10 + 5)

@@ -81,9 +81,9 @@ def test_a_rows_field_is_never_hidden_below_an_execution_section():
     ],
     ids=str,
 )
-def test_dtype_auto_is_the_checkpoints_whatever_the_device(model_folder, declared, dtype):
+def test_dtype_auto_is_the_checkpoints_on_a_gpu(model_folder, declared, dtype):
     (model_folder / "config.json").write_text(json.dumps({"model_type": "qwen2_vl"} | declared))
-    auto = make_config(model_folder)
+    auto = make_config(model_folder, model={"device": "cuda"})
     assert resolve_dtype(auto) == dtype
     explicit = make_config(model_folder, model={"device": "cpu", "dtype": dtype})
     assert resolve_config_fingerprint(auto).digest == resolve_config_fingerprint(explicit).digest

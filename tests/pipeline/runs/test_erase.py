@@ -17,6 +17,7 @@ import pytest
 from pipeline.__main__ import main
 from pipeline.errors import InputError, RefusedError
 from pipeline.evaluation.compare import compare_runs
+from pipeline.evaluation.comparison_text import render_comparison
 from pipeline.faults import injected
 from pipeline.inspection.verify import verify_run
 from pipeline.report.write import write_report
@@ -194,7 +195,10 @@ def test_an_erased_run_is_read_by_all_commands(finished, copied, tmp_path) -> No
     erase_run(str(copied), f"{tmp_path}/names")
     page = storage.read(write_report(str(copied), leave_out=frozenset({"frames"}))).decode()
     assert {n for n in range(10) if f"SECRET{n}x" in page} <= set(range(10)) - ERASED
-    assert compare_runs(str(finished), str(copied)).num_pairs == 7
+    compared = compare_runs(str(finished), str(copied))
+    assert (compared.num_pairs, compared.num_erased) == (7, 3)
+    assert (compared.failed_first, compared.failed_second) == (0, 0), "erased is not failed"
+    assert "B 0; 3 erased)" in render_comparison(compared)
     record = json.loads((copied / "run.json").read_text())
     found = done_items(str(copied), record["recipe"], own_run_uri=f"{tmp_path}/tonight")
     assert len(found.item_ids) == 10, "no later night computes an erased item again"

@@ -3,6 +3,7 @@
 The interpreter is chosen when triton is imported, which another test of the process may have done before.
 """
 
+from collections import Counter
 from functools import partial
 
 import pytest
@@ -10,14 +11,21 @@ import torch
 from torch import nn
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
+from illava.attention import triton_scores
 from illava.attention.backend import kernels_on
 from illava.attention.paged import paged_attention
 from illava.attention.scores import attention_received, causal_attention_received
+from illava.decoder import decoder as decoder_module
+from illava.decoder import layer_ops, triton_layers
 from illava.decoder.decode import StaticInputs, decode_step
 from illava.decoder.kv_cache import PagedCache
 from illava.decoder.layer_ops import add_rms_norm, rotate_and_write, silu_mul
+from illava.engine.sampling import draw_greedy
+from tests.illava.families import test_vlm_parity as tiled
+from tests.illava.families.qwen import test_qwen_parity as native
 from tests.support.closeness import assert_close
 from tests.support.decoder_cases import composition, make_decoder
+from tests.support.models.fused_logits import check_roundings, first_logits
 
 CPU = torch.device("cpu")
 HALF, ONE_ROUNDING = torch.float16, 2**-10  # of the largest value
@@ -126,6 +134,18 @@ def test_attention_received_with_a_bias_and_strided_keys_is_its_reference():
     assert_close(score, expected)
 
 
+def test_with_the_attention_s_log_sum_exps_the_first_pass_is_left_out(monkeypatch):
+    lengths = (70, 30)
+    q, k = qk(sum(lengths))
+    expected = attention_received(q, k, lengths, scale=0.4)
+    parts = zip(q.split(lengths), k.split(lengths), strict=True)
+    maps = [torch.einsum("ihd,jhd->hij", qs, ks) * 0.4 for qs, ks in parts]
+    lse = torch.cat([part.logsumexp(-1) for part in maps], 1)
+    monkeypatch.setattr(triton_scores, "_log_sum_exp", None)
+    for given in (lse, lse.t().contiguous().t()):
+        assert_close(attention_received(q, k, lengths, scale=0.4, lse_HT=given), expected)
+
+
 @pytest.mark.parametrize("normalised", [False, True])
 def test_causal_attention_received_with_a_bias_is_its_reference(normalised):
     q, k = qk(100, key_heads=1)
@@ -211,6 +231,20 @@ def test_gate_times_up_is_its_reference():
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("num_tokens", [1, 64, 1500, 70_000])
+def test_a_greedy_draw_is_its_reference(num_tokens):
+    """Of equal logits the first one; in half precision many are equal. A row that is not finite harms no other."""
+    logits = torch.randn(6, num_tokens).half()
+    logits[1, num_tokens // 3 :] = logits[1].max() + 1
+    logits[3, -1], logits[4, 0], logits[5, num_tokens // 2] = float("nan"), float("-inf"), float("inf")
+    found, expected = draw_greedy(logits), reference(draw_greedy, logits)
+    assert torch.equal(found[1], expected[1])
+    assert found[1].tolist() == [1, 1, 1, 0, 0, 0]
+    assert torch.equal(found[0, :3], expected[0, :3])
+    assert ((found[0] >= 0) & (found[0] < num_tokens)).all()
+    assert_close(*(drawn[2, :3].int().view(torch.float32) for drawn in (found, expected)))
+
+
 def test_a_step_in_half_precision_is_near_the_references():
     """Rounded as the borrowed model rounds; what is left is the order of sums and single roundings."""
     decoder, embed = make_decoder(dtype=torch.float16)
@@ -219,3 +253,31 @@ def test_a_step_in_half_precision_is_near_the_references():
         cache, inputs = composition((3, 70), dtype=torch.float16)
         logits.append(step(decoder, embed, cache, inputs).float())
     assert_close(logits[0], logits[1], tolerance=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "stock_inputs"),
+    [("llava_onevision", tiled.stock_inputs), ("qwen3_vl", native.stock_inputs)],
+    ids=["llava_onevision", "qwen3_vl"],
+)
+def test_a_whole_model_over_fused_layers_is_stock_up_to_roundings(model_type, stock_inputs, tmp_path, monkeypatch):
+    launched = Counter()
+
+    def fuse(vlm):
+        monkeypatch.setattr(layer_ops, "fuses", lambda x: x.dtype == HALF)
+        monkeypatch.setattr(decoder_module, "_CPU_ROWS", 10**6)  # beyond which a CPU's shortcut would run the MLP
+        for name in ("add_norm", "rotate_and_write", "silu_mul"):
+            monkeypatch.setattr(triton_layers, name, counted(name, getattr(triton_layers, name)))
+
+    def counted(name, function):
+        def run(*args):
+            launched[name] += 1
+            return function(*args)
+
+        return run
+
+    monkeypatch.setenv("ILLAVA_KERNELS", "torch")  # the layers alone: attention is tested above
+    kernels_on.cache_clear()
+    found = first_logits(model_type, tmp_path, HALF, stock_inputs, fuse)
+    check_roundings(*found, bound=2**-7)  # float16 has three bits more than bfloat16
+    assert min(launched[name] for name in ("add_norm", "rotate_and_write", "silu_mul")) >= 3

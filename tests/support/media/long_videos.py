@@ -29,10 +29,26 @@ def write_long_video(
     with_audio: bool = True,
 ) -> Path:
     """An mp4 of h264 with B-frames, a key frame every 2 s, silence beside it; a cycle of 20 s repeats to the end."""
-    front = {"movflags": "+faststart"} if faststart else {}
     options = {"crf": "20", "preset": "fast", "threads": "1", "bf": "2", "x264-params": "scenecut=0"}
     frames = noisy_frames(20 * fps, side=side)
     cycle = write_video(folder / "cycle.mp4", frames, fps=fps, keyframe_interval=2 * fps, options=options)
+    return repeat_video(
+        cycle, path, cycle_s=20, fps=fps, duration_s=duration_s, faststart=faststart, with_audio=with_audio
+    )
+
+
+def repeat_video(
+    cycle: Path,
+    path: str | Path,
+    *,
+    cycle_s: int,
+    fps: int,
+    duration_s: int,
+    faststart: bool = False,
+    with_audio: bool = True,
+) -> Path:
+    """An mp4 in which the packets of a clip of ``cycle_s`` seconds repeat to the end, silence beside them."""
+    front = {"movflags": "+faststart"} if faststart else {}
     with av.open(str(cycle)) as source, av.open(str(path), "w", options=front) as target:
         video = target.add_stream_from_template(source.streams.video[0])
         audio = target.add_stream("aac", rate=16000) if with_audio else None
@@ -40,14 +56,14 @@ def write_long_video(
             audio.layout = "mono"
         packets = [packet for packet in source.demux(video=0) if packet.size]
         ticks = int(1 / (packets[0].time_base * fps))
-        for start_s in range(0, duration_s, 20):
+        for start_s in range(0, duration_s, cycle_s):
             for packet in packets:
                 copy = av.Packet(bytes(packet))
                 copy.pts, copy.dts = packet.pts + start_s * fps * ticks, packet.dts + start_s * fps * ticks
                 copy.time_base, copy.is_keyframe, copy.stream = packet.time_base, packet.is_keyframe, video
                 target.mux(copy)
             if audio:
-                for sample in range(start_s * 16000, (start_s + 20) * 16000 - 1024, 1024):
+                for sample in range(start_s * 16000, (start_s + cycle_s) * 16000 - 1024, 1024):
                     frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
                     frame.sample_rate, frame.pts, frame.time_base = 16000, sample, Fraction(1, 16000)
                     target.mux(audio.encode(frame))

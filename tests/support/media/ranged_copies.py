@@ -32,8 +32,10 @@ def ranged(path: str | Path, media: MediaConfig) -> tuple[Frames, SparseCopy]:
 
 
 def assert_same(frames: Frames, expected: Frames) -> None:
-    """Times and every pixel."""
+    """Times, sizes of packets and every pixel."""
     assert frames.timestamps_s == expected.timestamps_s
+    assert frames.packet_bytes == expected.packet_bytes
+    assert len(frames.packet_bytes) in (0, len(frames.frames))
     assert (frames.partial, expected.partial) == (None, None)
     for one, other in zip(frames.frames, expected.frames, strict=True):
         np.testing.assert_array_equal(one, other)

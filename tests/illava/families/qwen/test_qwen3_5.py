@@ -16,6 +16,7 @@ from illava.decoder import gated_delta
 from illava.decoder.decode import StaticInputs, StepInputs
 from illava.decoder.hybrid_cache import make_cache
 from illava.decoder.prefill import PrefillRun
+from illava.engine.batching import sample_next_token
 from illava.engine.config import EngineConfig
 from illava.engine.engine import Engine
 from illava.engine.prompt import pack
@@ -174,14 +175,15 @@ def test_a_snapshot_outlives_the_request_that_made_it(vlm, requests):
 
 def test_cancelling_frees_states_wherever_their_requests_are(vlm, requests):
     engine = Engine(vlm.family, vlm.engine.cache, EngineConfig(max_chunk_tokens=8))
-    for request in requests[:2]:
-        engine.submit(replace(request, sampling=SamplingParams(max_new_tokens=30, min_new_tokens=30)))
+    for n in range(8):  # beside so many a ninth prompt goes in by chunks
+        sampling = SamplingParams(max_new_tokens=30, min_new_tokens=30)
+        engine.submit(replace(requests[n % 2], request_id=f"talking {n}", sampling=sampling))
     engine.step()
     engine.submit(requests[3])
     engine.step()
     assert engine._encoded  # the image is under way by chunks
     assert not all_free(vlm.engine.cache)
-    assert len(engine.cancel_all()) == 3
+    assert len(engine.cancel_all()) == 9
     assert all_free(vlm.engine.cache)
     assert vlm.generate([requests[0]])[0].error is None
 
@@ -209,9 +211,8 @@ def test_a_request_that_begins_again_begins_with_an_empty_state(vlm, requests):
         calls.append(len(group))
         if len(calls) <= 2:
             raise ILLaVAError("the whole group fails, twice")
-        return sample(logits_BV, sampling, group)
+        return sample_next_token(logits_BV, sampling, group)
 
-    sample = vlm.engine._draw
     alone = [vlm.generate([request])[0] for request in requests[2:]]
     engine = Engine(vlm.family, vlm.engine.cache, draw=draw)
     done = engine.generate(requests[2:])

@@ -144,4 +144,4 @@ def test_steps_of_experts_are_not_captured(monkeypatch):
     decoder = SimpleNamespace(device=torch.device("cuda"), has_experts=True)
     assert not cuda_graphs.captures_steps(decoder)
     with pytest.raises(ModelLoadError, match=r"experts are not captured.*decode_graphs=None"):
-        cuda_graphs.DecodeGraphs(decoder, None, None, max_batch=1)
+        cuda_graphs.DecodeGraphs(decoder, None, None, draw=None, max_batch=1)
