@@ -35,7 +35,8 @@ class FlashVID(Reducer):
         keep_ratio: k = round(n * keep_ratio) tokens of a visual input.
         pick_share: of them, how many are picks; the source's alpha.
         threshold: cosine above which a token joins one of the frame before.
-        event_relevance: the source's second version of the distance.
+        event_relevance: the source's second version of the distance; on the tiny demo model's clips, whose moving
+            things are unlike their frames' means, it lost many answers, and the first few.
 
     Source: arXiv 2602.08024; Fanziyang-v/FlashVID@3efef7e:flashvid/utils.py. Written from the formula. Deviations: the
     video is one segment (no cuts where its frames change); attention is that of the tower's last block, since few
@@ -51,7 +52,7 @@ class FlashVID(Reducer):
     keep_ratio: float = Field(gt=0.0, lt=1.0)
     pick_share: float = Field(default=0.7, ge=0.0, le=1.0)
     threshold: float = Field(default=0.8, ge=-1.0, le=1.0)
-    event_relevance: bool = True
+    event_relevance: bool = False
 
     def evidence(self, stage: Stage) -> frozenset[EvidenceKind]:
         return frozenset({"attention_received"})

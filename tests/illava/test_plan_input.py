@@ -24,8 +24,8 @@ OWN = ReductionPlan.model_validate(STEPS)
         ({"preset": "illava-video", "layout": "released"}, preset("illava-video", layout="released")),
         ({"reduction": STEPS, "model": {"model_id": "m"}}, OWN),
         ({}, EMPTY_PLAN),
-        (CONFIGS / "caption_videos_qwen2_vl.yaml", preset("illava-qwen2-vl")),
-        (str(CONFIGS / "demo.yaml"), preset("tome-small-video")),
+        (CONFIGS / "caption_videos_qwen2_vl.yaml", preset("ward-qwen2-vl-25")),
+        (str(CONFIGS / "demo.yaml"), preset("ward-small-video-25")),
     ],
 )
 def test_every_way_to_give_a_plan(source, plan):

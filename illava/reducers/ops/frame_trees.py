@@ -20,7 +20,7 @@ _MOST_ATTENTION = 1.0  # a mean of softmax rows; newlines have more, by the conv
 
 
 @dataclass(frozen=True, slots=True)
-class Medium:
+class VisualTokens:
     """Holds one visual input.
 
     Attributes:
@@ -42,7 +42,7 @@ class Medium:
         return [(self.frame_N == frame).nonzero().squeeze(1) for frame in range(int(self.frame_N.max()) + 1)]
 
 
-def visual_of(hidden_ND: Tensor, coord_N3: Tensor, attention_N: Tensor, *, relevance: bool) -> Medium:
+def visual_of(hidden_ND: Tensor, coord_N3: Tensor, attention_N: Tensor, *, relevance: bool) -> VisualTokens:
     """Measure one visual input; ``relevance`` weighs attention by likeness to the frames' means."""
     is_cell_N = coord_N3[:, 1] >= 0
     frame_N = torch.where(coord_N3[:, 0] < 0, coord_N3[:, 0].max() + 1, coord_N3[:, 0]).unique(return_inverse=True)[1]
@@ -50,10 +50,10 @@ def visual_of(hidden_ND: Tensor, coord_N3: Tensor, attention_N: Tensor, *, relev
     if relevance:
         mean_FD = group_mean(hidden_ND, torch.ones_like(worth_N), frame_N, int(frame_N.max()) + 1)
         worth_N = worth_N * (hidden_ND @ mean_FD.mean(0)).clamp(min=0.0)
-    return Medium(unit(hidden_ND), worth_N, frame_N, is_cell_N, hidden_ND)
+    return VisualTokens(unit(hidden_ND), worth_N, frame_N, is_cell_N, hidden_ND)
 
 
-def into_trees(visual: Medium, num_kept: int, *, num_picks: int, threshold: float) -> tuple[Tensor, Tensor]:
+def into_trees(visual: VisualTokens, num_kept: int, *, num_picks: int, threshold: float) -> tuple[Tensor, Tensor]:
     """The representative of each token, int64 [N], and its weight in the mean, float32 [N]; ``num_kept`` are left."""
     members, device = visual.members(), visual.frame_N.device
     if num_kept == len(visual.frame_N):
@@ -95,7 +95,7 @@ def _pick(unit_nD: Tensor, worth_n: Tensor, count: int) -> Tensor:
     return torch.stack(picks) if picks else torch.empty(0, dtype=torch.long, device=worth_n.device)
 
 
-def _roots(visual: Medium, members: list[Tensor], is_pick_N: Tensor, threshold: float, least: int) -> Tensor:
+def _roots(visual: VisualTokens, members: list[Tensor], is_pick_N: Tensor, threshold: float, least: int) -> Tensor:
     """The root of each token's tree, itself for a pick: int64 [N]; ``least`` roots remain at least."""
     near_N, cosine_N = (
         torch.arange(len(is_pick_N), device=is_pick_N.device),

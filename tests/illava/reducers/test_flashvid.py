@@ -105,7 +105,7 @@ def slow_flashvid(hidden, frames: list[int], attention, reducer: FlashVID):
     return matrix
 
 
-@pytest.mark.parametrize("options", [{}, {"event_relevance": False, "threshold": 0.2}, {"pick_share": 0.25}])
+@pytest.mark.parametrize("options", [{}, {"event_relevance": True, "threshold": 0.2}, {"pick_share": 0.25}])
 @pytest.mark.parametrize(("seed", "missing", "keep_ratio"), [(120, 0.0, 0.4), (121, 0.3, 0.25), (122, 0.2, 0.7)])
 def test_picks_trees_and_clusters_are_those_of_the_slow_way(seed, missing, keep_ratio, options):
     tokens, evidence = ragged(seed, SHAPES, missing=missing)
@@ -132,7 +132,7 @@ def test_a_still_video_is_told_once_and_what_moves_stays_itself():
     hidden_TD[moving] = 4 * torch.eye(12)[:5]
     attention_T = torch.full((81,), 0.01)
     attention_T[moving], attention_T[80] = 0.5, torch.inf  # a newline's, by the layouts' convention
-    reducer = FlashVID(keep_ratio=0.3, pick_share=0.25, event_relevance=False)
+    reducer = FlashVID(keep_ratio=0.3, pick_share=0.25)
     tokens, evidence = Tokens(hidden_TD, (81,), coord_T3), Evidence(attention_received_T=attention_T)
     matrix = dense(reducer.assign(tokens, evidence, "decoder_input"))
     assert len(matrix) == 24
