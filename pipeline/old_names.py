@@ -9,8 +9,10 @@ that is `pipeline.runs.run_record.RENAMED_KEYS`.
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
-from illava.plan import ReductionPlan, deprecations
+if TYPE_CHECKING:
+    from illava.plan import ReductionPlan
 
 logger = logging.getLogger(__name__)
 # Dotted key of a configuration -> today's.
@@ -26,5 +28,7 @@ def tell_new_name(old: str, new: str) -> None:
 
 def tell_deprecated(plan: ReductionPlan) -> None:
     """Log what is to be written in place of a deprecated part of a plan."""
+    from illava.plan import deprecations  # pydantic, of which a Python without packages is told in words
+
     for sentence in deprecations(plan):
         logger.warning("note: %s", sentence)

@@ -85,7 +85,7 @@ def ragged(
         padding_T=torch.rand(total, generator=gen) < 0.2,
         size_T=torch.randint(1, 4, (total,), generator=gen).float(),
         seeds=tuple(1000 * seed + s for s in range(len(lengths))),
-        packet_bytes_T=torch.randint(1, 5000, (4,), generator=gen)[tokens.coord_T3[:, 0]],
+        packet_bytes_T=torch.randint(1, 5000, (4,), generator=gen)[tokens.coord_T3[:, 0] % 4],
     )
 
 

@@ -10,6 +10,7 @@ from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from illava import Request
 from illava.engine.prompt import assemble, pack
 from illava.plan import ReductionPlan
+from illava.reducers.ward import Ward
 from tests.support.closeness import assert_close
 from tests.support.models.stock_parity import prefill
 
@@ -85,7 +86,8 @@ def test_times_stand_before_the_frames_and_do_not_part_the_video(loaded):
     assert [span.frame for span in video] == [0, 1, 2, 3]
     assert len({span.visual_span for span in video}) == 4
     counts = pack([prompt]).counts
-    assert [len(counts.select(per).lengths) for per in ("span", "medium", "prompt")] == [5, 2, 1]
+    for per, num_scopes in (("span", 5), ("medium", 2), ("prompt", 1)):
+        assert len(counts.select(Ward(keep_ratio=0.5, per=per)).lengths) == num_scopes
 
 
 def theirs(video, num_placeholders):
