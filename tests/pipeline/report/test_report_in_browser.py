@@ -81,8 +81,8 @@ def test_the_report_opens_in_peace_with_frames_and_overlays(run_uri, tmp_path, m
     text = re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]+>", " ", opened.dom)))
     assert "3 ok, 0 partial, 0 failed" in text
     assert text.count("8 of 8 frames, as the model got them") == 3
-    assert text.count("kept tokens into the language model: 392 of 1568 patches") == 2
-    assert text.count("kept tokens in its last layer: 117 of 1568 patches") == 2
+    assert text.count("kept tokens into the language model: 104 of 1568 patches") == 2
+    assert text.count("kept tokens in its last layer: 104 of 1568 patches") == 2
     assert text.count("What the model kept is drawn of the first 2: ") == 1
     assert "differs from the row's" not in text
     assert opened.dom.count('src="data:image/png;base64,') == 3 * 8 + 2 * 2 * 4
