@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from itertools import accumulate, groupby
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -23,9 +23,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from illava.attention import bfloat16_cpu
 from illava.attention.backend import AttentionBackend, backend_name, check_cudnn
 from illava.attention.cpu_biased import biased_attention, biased_chunks
+from illava.attention.segments import of_one_length, packed_again, query_blocks
 from illava.host_copies import constant_on, device_cache, on_device
-
-_MASKED_QUERIES = 512  # bounds the mask of a long chunk: 512 x keys
 
 
 def packed_attention(
@@ -151,17 +150,10 @@ def chunk_attention(
 
 
 def _last_queries(q_CHd: Tensor, k_UGd: Tensor, v_UGd: Tensor, scale: float) -> Tensor:
-    """One segment, a block of queries at a time, with our own mask: SDPA aligns its causal mask to the wrong end."""
-    (num_queries, num_heads, _), (num_keys, num_kv_heads) = q_CHd.shape, k_UGd.shape[:2]
+    """One segment, with our own mask."""
     outputs = []
-    for start in range(0, num_queries, _MASKED_QUERIES):
-        stop = min(start + _MASKED_QUERIES, num_queries)
-        seen = num_keys - num_queries + stop
-        sees_BU = torch.ones(stop - start, seen, dtype=torch.bool, device=q_CHd.device).tril(seen - (stop - start))
-        q, k, v = (x.transpose(0, 1)[None] for x in (q_CHd[start:stop], k_UGd[:seen], v_UGd[:seen]))
-        if num_heads != num_kv_heads and not _shares_heads(q.device):
-            k, v = (x.repeat_interleave(num_heads // num_kv_heads, 1) for x in (k, v))
-        shared = k.shape[1] != num_heads
+    for q, seen, sees_BU in query_blocks(q_CHd, k_UGd, v_UGd):
+        k, v, shared = _key_heads(q, *seen)
         out = scaled_dot_product_attention(q, k, v, attn_mask=sees_BU, scale=scale, enable_gqa=shared)
         outputs.append(out[0].transpose(0, 1))
     return torch.cat(outputs)
@@ -182,23 +174,21 @@ def _sdpa(
         return bfloat16_cpu.attend(q_THd, k_TGd, v_TGd, lengths, causal=causal, scale=scale)
     if backend == "cudnn":
         check_cudnn(q_THd.device, q_THd.dtype, q_THd.shape[-1])
-    outputs, start = [], 0
-    for length, group in groupby(lengths):
-        num_segments = len(list(group))
-        stop = start + num_segments * length
-        q, k, v = (
-            x[start:stop].view(num_segments, length, x.shape[1], x.shape[2]).transpose(1, 2)
-            for x in (q_THd, k_TGd, v_TGd)
-        )
-        grouped = q.shape[1] != k.shape[1]
-        if grouped and not _shares_heads(q.device):
-            k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
-            grouped = False
+    outputs = []
+    for _, (q, *own) in of_one_length(lengths, q_THd, k_TGd, v_TGd):
+        k, v, shared = _key_heads(q, *own)
         with _kernels_of(backend):
-            out = scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=grouped)
-        outputs.append(out.transpose(1, 2).reshape(stop - start, *q_THd.shape[1:]))
-        start = stop
+            out = scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=shared)
+        outputs.append(packed_again(out))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _key_heads(q_SHNd: Tensor, k_SGUd: Tensor, v_SGUd: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """Keys and values as SDPA is to have them, and whether it shares their heads among the queries'."""
+    share = q_SHNd.shape[1] // k_SGUd.shape[1]
+    if share == 1 or _shares_heads(q_SHNd.device):
+        return k_SGUd, v_SGUd, share > 1
+    return k_SGUd.repeat_interleave(share, 1), v_SGUd.repeat_interleave(share, 1), False
 
 
 def _kernels_of(backend: AttentionBackend) -> AbstractContextManager[Any]:

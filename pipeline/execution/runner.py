@@ -117,14 +117,14 @@ def continue_run(
     done, used_up = _Work(), said_used_up(budget, run.uri)
     log_differences(run.earlier, run.accepted)
     with Interruption() as interruption:
-        if pending_shards(run) and not used_up:
+        if (pending := pending_shards(run)) and not used_up:
             preprocessor = load_preprocessor(
                 config.model.model_id, revision=config.model.hub_revision, pixel_limits=config.media.pixel_limits
             )
             found = preflight(config, run.config_fingerprint.fields["model.dtype"])
             with placed_run(run, debug=debug) as (on_device, cluster):
                 interruption.reinstall()
-                config = with_batch_limit(on_device, run, pending_shards(run), found)
+                config = with_batch_limit(on_device, run, pending, found)
                 # Only now is run.json created. One of a job that cannot start would refuse the corrected job.
                 run = open_planned(run)
                 if "document" in run.manifest.kinds:
