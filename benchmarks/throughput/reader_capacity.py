@@ -17,7 +17,6 @@ import argparse
 import logging
 import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -36,6 +35,7 @@ import numpy as np  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 
 from benchmarks.common.machine import write_json  # noqa: E402
+from benchmarks.common.moto_server import moto_server  # noqa: E402
 from benchmarks.common.paired_rounds import by_turns  # noqa: E402
 from benchmarks.throughput.null_model import paced_worker  # noqa: E402
 from illava.families import load_preprocessor  # noqa: E402
@@ -85,23 +85,12 @@ def served_s3(log: Path) -> Iterator[Any]:
     """Run moto's server in a process of its own; yield a client of its one bucket."""
     import boto3
 
-    command = [os.path.join(os.path.dirname(sys.executable), "moto_server"), "-H", "127.0.0.1", "-p", "0"]
-    with open(log, "wb") as output:
-        server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-    try:
-        deadline_s = time.monotonic() + 60
-        while not (found := re.search(r"Running on (http://\S+)\s", log.read_text())):
-            if server.poll() is not None or time.monotonic() > deadline_s:
-                raise SystemExit(f"moto_server did not start; pip install -e '.[dev]'. It said: {log.read_text()}")
-            time.sleep(0.1)
-        os.environ |= {"AWS_ENDPOINT_URL": found[1], "AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret"}
+    with moto_server(log) as url:
+        os.environ |= {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret"}
         os.environ |= {"AWS_DEFAULT_REGION": _REGION, "AWS_EC2_METADATA_DISABLED": "true"}
         client = boto3.client("s3")
         client.create_bucket(Bucket=_BUCKET, CreateBucketConfiguration={"LocationConstraint": _REGION})
         yield client
-    finally:
-        server.kill()
-        server.wait()
 
 
 class Side:

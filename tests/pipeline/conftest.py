@@ -1,15 +1,11 @@
 """Fixtures of the pipeline's tests: a real S3 server (moto over HTTP) and a folder or bucket to work in."""
 
-import os
-import re
-import subprocess
-import sys
-import time
 import uuid
 from functools import partial
 
 import pytest
 
+from benchmarks.common.moto_server import moto_server
 from pipeline.storage import storage
 from tests.support.runs.run_folders import make_config
 from tests.support.stores.wrong_store import WrongStore
@@ -20,21 +16,8 @@ _REGION = "eu-west-1"  # moto refuses a CreateBucket that names us-east-1
 @pytest.fixture(scope="session")
 def s3_endpoint(tmp_path_factory):
     """URL of a moto_server process of our own, ended by its pid."""
-    log = tmp_path_factory.mktemp("moto") / "log"
-    command = [os.path.join(os.path.dirname(sys.executable), "moto_server"), "-H", "127.0.0.1", "-p", "0"]
-    with open(log, "wb") as output:
-        server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 60
-        while not (found := re.search(r"Running on (http://\S+)\s", log.read_text())):
-            if server.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"moto_server did not start: {log.read_text()}")
-            time.sleep(0.1)
-        url = found[1]
+    with moto_server(tmp_path_factory.mktemp("moto") / "log") as url:
         yield url
-    finally:
-        server.kill()
-        server.wait()
 
 
 @pytest.fixture
