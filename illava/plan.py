@@ -56,11 +56,6 @@ class ReductionStep(BaseModel):
                 f"proportional attention acts in the blocks behind a vision_block step; behind {self.stage!r} there "
                 "are none, and the decoder's cache holds keys of the model's own width: leave it out"
             )
-        if self.reducer.frames_in_window is not None and self.stage not in ("decoder_input", "decoder_layer"):
-            raise ValueError(
-                f"`window` joins frames before the language model and its layers; at {self.stage!r} every frame is "
-                "reduced by itself: leave it out, or merge whole frames by kind: frame_merging"
-            )
         if self.stage == "decoder_layer" and 0 in self.layers:
             raise ValueError("a decoder_layer step is scored by the layer before it: the first possible layer is 1")
         return self
@@ -166,6 +161,12 @@ class ReductionPlan(BaseModel):
             )
         behind = self.at("vision_output")
         chain = in_blocks if behind is None or self.unmerge is not None else [*in_blocks, behind]
+        joining = next((reducer for reducer in chain if reducer is not None and reducer.frames_in_window), None)
+        if joining is not None and self.layout == "released":
+            raise ValueError(
+                f"{joining.kind!r} joins frames to windows in the tower, and layout 'released' re-reads every frame's "
+                "tokens as a square: use layout 'geometric'"
+            )
         for before, reducer in pairwise(reducer for reducer in chain if reducer is not None):
             if reducer.merges_frames and not before.merges_frames:
                 raise ValueError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, groupby
 from math import isqrt
 from typing import Literal
 
@@ -18,6 +19,9 @@ from illava.families.llava.geometry import AnyresGeometry
 from illava.families.qwen.geometry import NativeGeometry
 from illava.plan import ReductionPlan, Stage
 from illava.reducers import Reducer
+
+
+_Segment = tuple[tuple[int, ...], int, bool]  # frames, tokens, whether that is no upper bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,12 +227,14 @@ def _grouped(
     if plan.layout == "released":
         raise PlanError("the released layout needs square pictures, but this model reads groups: use geometric")
     grids = [geometry.grid_of(mm_item.kind, mm_item.num_frames, mm_item.height, mm_item.width) for mm_item in media]
-    left = [_left_of_tile(grid.num_groups // grid.times, plan) for grid in grids]
-    groups = [
-        TokenGroup(index, frame, count * num_tiles, exact)
-        for index, (grid, (count, exact)) in enumerate(zip(grids, left, strict=True))
-        for frame, num_tiles in _frames(plan, media[index], grid.times)
-    ]
+    groups: list[TokenGroup] = []
+    for index, (mm_item, grid) in enumerate(zip(media, grids, strict=True)):
+        per_tile = grid.num_groups // grid.times
+        if mm_item.kind == "video":
+            groups += _left_of_video(index, grid.times, per_tile, plan)
+        else:
+            count, exact = _left_of_tile(per_tile, plan)
+            groups.append(TokenGroup(index, 0 if grid.times == 1 else -1, count * grid.times, exact))
     num_patches, num_groups = sum(grid.num_patches for grid in grids), sum(grid.num_groups for grid in grids)
     num_patches_kept = sum(group.count for group in groups) * geometry.group_side**2
     return TowerCounts(num_patches, num_patches_kept, num_groups, groups, exact=True)
@@ -254,10 +260,12 @@ def _tiled(geometry: AnyresGeometry, plan: ReductionPlan, media: Sequence[Visual
         for mm_item, num_tiles in zip(media, tiles, strict=True)
     )
     num_left = sum(
-        len(_frames_left(plan, num_tiles)) if mm_item.kind == "video" else num_tiles
-        for mm_item, num_tiles in zip(media, tiles, strict=True)
+        sum(group.count for group in _left_of_video(index, num_tiles, geometry.grid**2, plan))
+        if mm_item.kind == "video"
+        else num_tiles * per_tile
+        for index, (mm_item, num_tiles) in enumerate(zip(media, tiles, strict=True))
     )
-    return TowerCounts(sum(tiles) * geometry.grid**2, num_left * per_tile, num_vision_tokens, groups, exact)
+    return TowerCounts(sum(tiles) * geometry.grid**2, num_left, num_vision_tokens, groups, exact)
 
 
 def _num_tiles(geometry: AnyresGeometry, mm_item: VisualShape, media: Sequence[VisualShape]) -> int:
@@ -274,16 +282,39 @@ def _left_of_tile(num_patches: int, plan: ReductionPlan) -> tuple[int, bool]:
     left, exact = num_patches, True
     for reducer in _tower_reducers(plan):
         if not reducer.merges_frames:
-            kept = reducer.num_kept(left)
-            left, exact = (left, False) if kept is None else (kept, exact)
+            left, exact = reducer.most_kept(left), exact and reducer.num_kept(left) is not None
     return left, exact
 
 
-def _frames(plan: ReductionPlan, mm_item: VisualShape, times: int) -> list[tuple[int, int]]:
-    """(frame, tiles) of what is counted together: every frame left of a video, a whole image."""
-    if mm_item.kind == "video":
-        return [(time, 1) for time in _frames_left(plan, times)]
-    return [(0 if times == 1 else -1, times)]
+def _left_of_video(index: int, num_frames: int, per_frame: int, plan: ReductionPlan) -> list[TokenGroup]:
+    """Tokens of a video after the tower: of each frame, or of each window where a method joins frames."""
+    left: list[_Segment] = [((frame,), per_frame, True) for frame in range(num_frames)]
+    for reducer in _tower_reducers(plan):
+        if reducer.merges_frames:
+            left = [left[n] for n in reducer.frames_kept(len(left))]
+            continue
+        if reducer.frames_in_window is not None:
+            left = _joined(left, reducer.frames_in_window)
+        left = [
+            (frames, reducer.most_kept(count), exact and reducer.num_kept(count) is not None)
+            for frames, count, exact in left
+        ]
+    return [TokenGroup(index, own[0] if len(own) == 1 else None, count, exact) for own, count, exact in left]
+
+
+def _joined(left: list[_Segment], num_frames: int) -> list[_Segment]:
+    """The same after windows of so many frames became one each; see `illava.reduction.segments`."""
+    begins = accumulate((len(frames) for frames, *_ in left), initial=0)
+    windows = groupby(zip(left, begins, strict=False), key=lambda pair: pair[1] // num_frames)
+    members = [[segment for segment, _ in own] for _, own in windows]
+    return [
+        (
+            tuple(frame for frames, *_ in own for frame in frames),
+            sum(count for _, count, _ in own),
+            all(exact for *_, exact in own),
+        )
+        for own in members
+    ]
 
 
 def _frames_left(plan: ReductionPlan, num_frames: int) -> tuple[int, ...]:

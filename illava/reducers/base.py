@@ -168,7 +168,7 @@ class Reducer(BaseModel, ABC):
 
     @property
     def frames_in_window(self) -> int | None:
-        """Neighbouring frames of a video that are one scope at decoder stages, in place of the scope ``per`` names."""
+        """Neighbouring frames of a video that are one scope: in place of each frame, or of what ``per`` names."""
         return None
 
     @property

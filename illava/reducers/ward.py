@@ -43,11 +43,13 @@ class Ward(Budget, Reducer):
             picture; counts depend on the picture, and cost host synchronisations.
         max_tokens: beside ``max_merge_error``: keep at most so many of a segment, whatever the error. Segments are what
             ``per`` says: ``prompt`` holds a ceiling over all visual inputs of a request, ``medium`` over each.
-        window: before the language model and its layers, tokens join within windows of so many neighbouring frames of
-            a video (0 .. W - 1, W .. 2 W - 1, ...; a temporal patch counts as one frame), so that what stands still
-            is told once a window, and no token is of frames further apart. A window takes the place of the medium: its
-            tokens get its share of a ``keep_ratio``, or an error bound of their own. A frame that an earlier step left
-            without tokens is not counted. Images, which have no frames, are one window each; newlines stay.
+        window: tokens join within windows of so many neighbouring frames of a video (0 .. W - 1, W .. 2 W - 1, ...; a
+            temporal patch counts as one frame), so that what stands still is told once a window, and no token is of
+            frames further apart. A window takes the place of the frame in the tower, of the medium before the language
+            model: its tokens get its share of a ``keep_ratio``, or an error bound of their own. In the tower, every
+            block behind the step attends over whole windows (an attention the model was not trained with), and later
+            steps take a window for a frame. Before the language model a frame that an earlier step left without tokens
+            is not counted. Images, which have no frames, are one window each, tile by tile in the tower; newlines stay.
 
     Source: ours. The criterion is that of Ward 1963 (Journal of the American Statistical Association 58, 236-244);
     attention by log size is ToMe's (arXiv 2210.09461).

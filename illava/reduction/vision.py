@@ -14,6 +14,8 @@ layout and no reducer by name.
 - If a tower's merger joins square groups of patches, reducers see whole groups as their tokens
   (`illava.reduction.patch_groups`).
 - A method that merges frames sees a video's frames as one segment; afterwards each merged frame is a segment.
+- A method with windows of frames sees each window as one segment, and so does all that follows: a token that was merged
+  across frames is a key and a query for every frame of its window, as its sources were for theirs.
 - Under proportional attention (ToMe) every block behind the first such step attends with `key_bias_T`, the log size,
   and is scored with it.
 - Under the plan's ``unmerge`` the whole grid is restored behind the last block (`illava.reduction.unmerge`).
@@ -32,11 +34,12 @@ from torch import Tensor
 
 from illava.attention.scores import attention_received, one_query_attention
 from illava.errors import ReductionDidNotFireError
+from illava.host_copies import constant_on
 from illava.plan import ReductionPlan
 from illava.reducers import Evidence, EvidenceKind, Reducer, Stage
 from illava.reduction.patch_groups import among_all, group_evidence, group_tokens, only_patches, patch_index, spread
 from illava.reduction.probe import AttentionProbe
-from illava.reduction.segments import Segments
+from illava.reduction.segments import Segments, starts
 from illava.reduction.trace import PackedTrace, VisionStep, media_traces
 from illava.reduction.unmerge import Unmerging
 from illava.requests import TraceStep, derive_seed
@@ -193,7 +196,7 @@ class VisionReduction:
         self, reducer: Reducer, stage: Stage, block: int | None, hidden_TD: Tensor, evidence: Evidence
     ) -> Tensor:
         num_patches, patch_P = self._num_patches, self._patch_index(hidden_TD.device)
-        scopes = self.segments.scopes(num_patches) if reducer.merges_frames else num_patches
+        scopes = self._scopes(reducer)
         patches = Tokens(only_patches(patch_P, hidden_TD), scopes, self.coord_T3)
         groups = group_tokens(patches, self._group_side)
         evidence = self._with_history(evidence, reducer, stage, block)
@@ -212,8 +215,24 @@ class VisionReduction:
             after_PD = only_patches(self._patch_index(hidden_TD.device), kept_PD)
             self._unmerging.add(of_groups, groups.lengths, patches.hidden_TD, after_PD)
         if self._size_T is not None and (reducer.biases_attention or self.key_bias_T is not None):
-            self.key_bias_T = among_all(self._patch_index(hidden_TD.device), self._size_T.log(), kept_PD.shape[0])
+            self.key_bias_T = self._log_sizes(self._size_T, kept_PD.shape[0])
         return kept_PD
+
+    def _log_sizes(self, size_P: Tensor, num_tokens: int) -> Tensor:
+        """Log size of every token: [P] -> [T]; a window's CLS token stands for those of all its frames."""
+        bias_T = among_all(self._patch_index(size_P.device), size_P.log(), num_tokens)
+        if self._has_cls and self.segments.are_windows:
+            frames = constant_on([len(own) for own in self.segments.tiles], size_P.device, torch.float32)
+            bias_T[constant_on(starts(self.lengths)[:-1], size_P.device)] = frames.log()
+        return bias_T
+
+    def _scopes(self, reducer: Reducer) -> tuple[int, ...]:
+        """Patches of what a method sees as one segment each."""
+        if reducer.merges_frames:
+            return self.segments.scopes(self._num_patches)
+        if reducer.frames_in_window is not None:
+            return self.segments.join_frames(self._num_patches, reducer.frames_in_window)[1]
+        return self._num_patches
 
     def _take(
         self, stage: Stage, block: int | None, hidden_TD: Tensor, of_groups: Assignment, reducer: Reducer
@@ -224,6 +243,9 @@ class VisionReduction:
         lengths = assignment.lengths
         if reducer.merges_frames:
             self.segments, lengths = before.merge_frames(num_patches, lengths, reducer.frames_kept)
+        elif reducer.frames_in_window is not None:
+            self.segments, _ = before.join_frames(num_patches, reducer.frames_in_window)
+        if self.segments is not before:
             self._seeds = self.segments.select(before, self._seeds)
         self.lengths = tuple(n + self._has_cls for n in lengths)
         self.coord_T3 = gather_kept(assignment, self.coord_T3)

@@ -172,9 +172,9 @@ def _apart(
                 reduction.coord_T3[own],
                 None
                 if representative_FRC is None
-                else _tiles(representative_FRC, segments.original_indices(mm_index)) - own.start,
+                else _tiles(representative_FRC, segments.original_indices_of(mm_index)) - own.start,
                 own_steps,
-                segments.tiles(mm_index),
+                segments.tiles_of(mm_index),
                 tuple(reduction.noop_steps[mm_index]),
                 None if own_FRC is None else torch.where(own_FRC >= 0, own_FRC - own.start, -1),
             )

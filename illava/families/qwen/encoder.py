@@ -10,8 +10,10 @@ channels.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -153,31 +155,42 @@ class NativeEncoder:
         coord_K3 = reduction.coord_T3[:: side**2].clone()
         coord_K3[:, 1:] //= side
         score_K = group_scores(reduction.score_T, side)
-        counts = [length // side**2 for length in reduction.lengths]
-        segments = reduction.segments
+        bounds = pairwise(accumulate(reduction.segments.of_media(reduction.lengths), initial=0))
+        groups = [slice(begin // side**2, end // side**2) for begin, end in bounds]
+        times = self._groups_in_time(reduction, coord_K3, groups)
         steps = reduction.trace() if trace else [None] * len(grids)
-        encoded, begin = [], 0
-        for index, (mm_item, grid, own_steps) in enumerate(zip(media, grids, steps, strict=True)):
-            in_time = {segments.tile[n]: counts[n] for n, mm_index in enumerate(segments.mm_index) if mm_index == index}
-            own = slice(begin, begin + sum(in_time.values()))
-            begin = own.stop
+        encoded = []
+        for index, (mm_item, grid, own, own_steps) in enumerate(zip(media, grids, groups, steps, strict=True)):
             rows, cols = grid.groups
             encoded.append(
                 EncodedVisual(
                     feature_KD=feature_KD[own],
                     placeholder_K=(coord_K3[own] * constant_on([rows * cols, cols, 1], self._device)).sum(1),
                     num_placeholders=grid.num_groups,
-                    frame_counts=self.frame_counts(mm_item, grid, in_time),
+                    frame_counts=self.frame_counts(mm_item, grid, times[index]),
                     coord_K3=coord_K3[own],
                     score_K=None if score_K is None else score_K[own],
                     num_patches=grid.num_patches - mm_item.num_left_out * side**2,
-                    num_patches_kept=sum(in_time.values()) * side**2,
+                    num_patches_kept=(own.stop - own.start) * side**2,
                     trace=() if own_steps is None else (*own_steps, _merger_step(coord_K3[own].cpu(), side**2)),
                     patch_coord_P4=None if own_steps is None else visual_coords(patch_coords(grid)),
                     noop_steps=tuple(reduction.noop_steps[index]),
                 )
             )
         return encoded
+
+    def _groups_in_time(
+        self, reduction: VisionReduction, coord_K3: Tensor, groups: Sequence[slice]
+    ) -> list[Mapping[int, int]]:
+        """The kept groups of each temporal patch, for each input; waits for the device where frames were joined."""
+        segments = reduction.segments
+        if segments.are_windows:
+            time_K = coord_K3[:, 0].cpu()
+            return [Counter(time_K[own].tolist()) for own in groups]
+        counts: list[dict[int, int]] = [{} for _ in groups]
+        for mm_index, (tile,), length in zip(segments.mm_index, segments.tiles, reduction.lengths, strict=True):
+            counts[mm_index][tile] = length // self._geometry.group_side**2
+        return list(counts)
 
 
 def patch_coords(grid: PatchGrid) -> Tensor:
