@@ -20,7 +20,6 @@ from illava.families.qwen.geometry import NativeGeometry
 from illava.plan import ReductionPlan, Stage
 from illava.reducers import Reducer
 
-
 _Segment = tuple[tuple[int, ...], int, bool]  # frames, tokens, whether that is no upper bound
 
 

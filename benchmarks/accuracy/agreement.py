@@ -6,7 +6,7 @@ that no table of accuracy uses. Plans: every preset that fits the model, and row
 tokens of one picture's answers are drawn together. About 4 CPU-minutes a model.
 
     python benchmarks/accuracy/agreement.py --json benchmarks/results/agreement.json
-    python benchmarks/accuracy/agreement.py --model runs/toy-untaught-model \\
+    python benchmarks/accuracy/agreement.py --model benchmarks/toy_model/model_without_taught_attention \\
         --json benchmarks/results/agreement_untaught.json
 """
 

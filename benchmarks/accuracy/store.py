@@ -102,6 +102,7 @@ def kept(setting: Setting, plans: Iterable[str], work_dir: Path) -> dict[str, li
 
 
 BUNDLED = Path(__file__).resolve().parents[2] / "configs" / "demo" / "model"
+SECOND = Path(__file__).resolve().parents[1] / "toy_model" / "model_without_taught_attention"
 
 
 def bundled_digest() -> str:

@@ -14,6 +14,7 @@ from benchmarks.accuracy import accuracy, agreement, plan_work
 from benchmarks.accuracy.answering import Answerer
 from benchmarks.accuracy.compared_plans import compared_plans
 from benchmarks.accuracy.leads import RECOMMENDED, leads
+from benchmarks.accuracy.store import BUNDLED, SECOND, weights_digest
 from benchmarks.accuracy.sweep_plans import plan_named
 from benchmarks.common.result_files import RESULTS
 from benchmarks.speed import preset_work
@@ -163,15 +164,30 @@ def test_work_at_published_shapes_is_that_of_the_committed_file() -> None:
         assert own["tokens"] == committed[name]["tokens"]
 
 
+def test_both_toys_of_the_tables_are_in_the_repository_and_asked_alike() -> None:
+    folders = (BUNDLED, SECOND)
+    answers = [found for found in accuracy_tables.toys("accuracy") if accuracy_tables.compares(found)]
+    moves = accuracy_tables.toys("agreement")
+    digests = [weights_digest(str(folder)) for folder in folders]
+    assert digests[0] != digests[1]
+    assert [found["setting"]["weights"] for found in answers] == digests
+    assert [found["weights"] for found in moves] == digests
+    for field in ("test_set", "num_questions"):
+        assert answers[0][field] == answers[1][field]
+    assert [list(found["plans"]) for found in answers] == [["none", *compared_plans()]] * 2
+    assert moves[0]["samples"] == moves[1]["samples"]
+    assert moves[0]["plans"].keys() == moves[1]["plans"].keys()
+
+
 def test_tables_put_toys_side_by_side_and_the_bundled_one_first(monkeypatch) -> None:
-    (own,) = (found for found in accuracy_tables.toys("accuracy") if accuracy_tables.compares(found))
+    own = next(found for found in accuracy_tables.toys("accuracy") if accuracy_tables.compares(found))
     other = json.loads(json.dumps(own))
-    other["model"], other["setting"]["weights"] = "another-toy", "0" * 16
+    other["model"], other["setting"]["weights"] = "another_toy", "0" * 16
     chart = other["leads"]["tower, 25%"]["rows"]["chart"]
     chart |= {"difference": -0.08, "difference_low": -0.1, "difference_high": -0.05, "leads": False}
     monkeypatch.setattr(accuracy_tables, "results", lambda name: [other, own] if name == "accuracy" else [])
     lines = [line for line in accuracy_tables.leads_table().splitlines() if line.startswith("| tower, 25%")]
-    assert [line.split(" | ")[1] for line in lines] == ["bundled model", "another-toy"]
+    assert [line.split(" | ")[1] for line in lines] == ["bundled model", "another toy"]
     assert "**behind: -8.0 [-10.0, -5.0]**" in lines[1]
     assert "behind" not in lines[0]
     assert accuracy_tables.compared_table().index("**bundled model**") == 0
