@@ -113,7 +113,10 @@ def _wait_until_up(address: str, head: subprocess.Popen, log: Path) -> None:
 def test_a_submitted_job_runs_the_uploaded_code_and_writes_every_row(cluster, tmp_path) -> None:
     clone, output = tmp_path / "clone", tmp_path / "out"
     subprocess.run(["git", "clone", "-q", "--local", str(ROOT), str(clone)], check=True)
-    upload = sum(p.stat().st_size for p in clone.rglob("*") if p.is_file() and ".git" not in p.parts)
+    ignored = [line.strip("/") for line in (clone / ".rayignore").read_text().splitlines() if not line.startswith("#")]
+    assert all((clone / path).is_dir() for path in ignored)
+    sent = [p for p in clone.rglob("*") if not any(p.is_relative_to(clone / path) for path in (".git", *ignored))]
+    upload = sum(p.stat().st_size for p in sent if p.is_file())
     assert upload < MAX_UPLOAD_BYTES
     # The project may also be installed on this machine; a mark shows whose code the actors run.
     mark = "\n_ROW_AS_WRITTEN = RowMaker._row\n\n\ndef _marked(self, *args, **measured):\n"
