@@ -15,18 +15,8 @@ from illava.families.model_shape import load_model_shape
 from illava.plan import EMPTY_PLAN, ReductionPlan
 from illava.token_counts import VisualShape, expected_counts
 from tests.support.closeness import assert_close
-from tests.support.models.cells import family_params
+from tests.support.models.cells import TOWER_BLOCKS, family_params
 from tests.support.models.families import make_folder
-
-BLOCKS = {
-    "llava_onevision": (2, 5),
-    "qwen2_vl": (1, 3),
-    "qwen2_5_vl": (1, 3),
-    "qwen3_vl": (1, 3),
-    "qwen3_vl_moe": (1, 3),
-    "qwen3_5": (1, 3),
-    "internvl": (1, 3),
-}
 
 
 def merging(layers, *others, num_frames=2, **options) -> ReductionPlan:
@@ -35,7 +25,7 @@ def merging(layers, *others, num_frames=2, **options) -> ReductionPlan:
     return ReductionPlan.model_validate({"steps": steps, **options})
 
 
-@pytest.fixture(scope="module", params=family_params(BLOCKS))
+@pytest.fixture(scope="module", params=family_params(TOWER_BLOCKS))
 def loaded(request, tmp_path_factory):
     folder = str(make_folder(request.param, tmp_path_factory.mktemp(request.param)))
     return VLM.from_pretrained(folder, kv_cache_bytes=8 << 20), load_preprocessor(folder), folder
@@ -56,7 +46,7 @@ def still_pairs(vlm, pre, count):
 def test_equal_neighbours_are_joined_without_loss_where_they_stood(loaded):
     vlm, pre, _ = loaded
     image, clip = pre.images([picture(9)])[0], still_pairs(vlm, pre, 3)
-    plan = merging(BLOCKS[vlm.family.model_type][:1])
+    plan = merging(TOWER_BLOCKS[vlm.family.model_type][:1])
     vlm.family.check(plan)
     (whole_image, whole), (image_again, merge_frames) = (
         vlm.family.encode([image, clip], which, trace=True) for which in (EMPTY_PLAN, plan)
@@ -92,7 +82,7 @@ def test_a_request_without_a_video_is_refused_alone_and_in_a_batch(loaded):
         "one frame": (short, "?"),
     }
     requests = [Request(name, content, sampling) for name, content in contents.items()]
-    plan = merging(BLOCKS[vlm.family.model_type][:1])
+    plan = merging(TOWER_BLOCKS[vlm.family.model_type][:1])
     together = vlm.generate(requests, plan=plan, errors="return")
     for request, batched in zip(requests, together, strict=True):
         (alone,) = vlm.generate([request], plan=plan, errors="return")
@@ -107,7 +97,7 @@ def test_a_request_without_a_video_is_refused_alone_and_in_a_batch(loaded):
 def test_two_joins_and_a_cut_behind_them_count_as_expected(loaded):
     vlm, pre, folder = loaded
     cut = {"stage": "vision_output", "reducer": {"kind": "uniform_stride", "keep_ratio": 0.5}}
-    plan = merging(BLOCKS[vlm.family.model_type], cut)
+    plan = merging(TOWER_BLOCKS[vlm.family.model_type], cut)
     clip, shape = pre.video([picture(n) for n in range(11)]), load_model_shape(folder)
     request = Request("clip", (clip, "Go"), SamplingParams(max_new_tokens=2, min_new_tokens=2), trace=True)
     (done,) = vlm.generate([request], plan=plan)
@@ -145,4 +135,4 @@ def test_a_family_of_images_refuses(tmp_path):
     vlm = VLM.from_pretrained(str(make_folder("llava_next", tmp_path)), kv_cache_bytes=8 << 20)
     with pytest.raises(PlanError, match="merges a video's frames, but this model reads images only"):
         vlm.family.check(merging([1]))
-    assert set(FAMILIES) == {*BLOCKS, "llava_next"}
+    assert set(FAMILIES) == {*TOWER_BLOCKS, "llava_next"}

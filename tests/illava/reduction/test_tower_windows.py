@@ -12,18 +12,8 @@ from illava.plan import EMPTY_PLAN, ReductionPlan
 from illava.reduction.segments import Segments
 from illava.token_counts import VisualShape, expected_counts
 from tests.support.closeness import assert_close
-from tests.support.models.cells import family_params
+from tests.support.models.cells import TOWER_BLOCKS, family_params
 from tests.support.models.families import make_folder
-
-BLOCKS = {
-    "llava_onevision": (2, 5),
-    "qwen2_vl": (1, 3),
-    "qwen2_5_vl": (1, 3),
-    "qwen3_vl": (1, 3),
-    "qwen3_vl_moe": (1, 3),
-    "qwen3_5": (1, 3),
-    "internvl": (1, 3),
-}
 
 
 def joining(layers, *others, window=2, keep_ratio=0.5, **options) -> ReductionPlan:
@@ -32,7 +22,7 @@ def joining(layers, *others, window=2, keep_ratio=0.5, **options) -> ReductionPl
     return ReductionPlan.model_validate({"steps": steps, **options})
 
 
-@pytest.fixture(scope="module", params=family_params(BLOCKS))
+@pytest.fixture(scope="module", params=family_params(TOWER_BLOCKS))
 def loaded(request, tmp_path_factory):
     folder = str(make_folder(request.param, tmp_path_factory.mktemp(request.param)))
     return VLM.from_pretrained(folder, kv_cache_bytes=8 << 20), load_preprocessor(folder), folder
@@ -53,7 +43,7 @@ def clip_of(pre, seeds):
 def test_what_stands_still_is_told_once_a_window_without_loss(loaded):
     vlm, pre, _ = loaded
     image, clip = pre.images([picture(9)])[0], clip_of(pre, [1, 1, 1, 2, 2, 2, 3])
-    plan = joining(BLOCKS[vlm.family.model_type][:1], window=3, keep_ratio=1 / 3)
+    plan = joining(TOWER_BLOCKS[vlm.family.model_type][:1], window=3, keep_ratio=1 / 3)
     vlm.family.check(plan)
     (whole,), (windows,) = (vlm.family.encode([clip], which, trace=True) for which in (EMPTY_PLAN, plan))
     per_frame = windows.num_patches // 7
@@ -76,7 +66,7 @@ def test_what_stands_still_is_told_once_a_window_without_loss(loaded):
 @torch.inference_mode()
 def test_a_window_is_as_it_is_alone(loaded):
     vlm, pre, _ = loaded
-    plan = joining(BLOCKS[vlm.family.model_type])
+    plan = joining(TOWER_BLOCKS[vlm.family.model_type])
     (both,) = vlm.family.encode([clip_of(pre, range(6))], plan, trace=False)
     parts = [vlm.family.encode([clip_of(pre, own)], plan, trace=False)[0] for own in ((0, 1), (2, 3), (4, 5))]
     parts_KD = torch.cat([part.feature_KD[part.coord_K3[:, 1] >= 0] for part in parts])
@@ -88,7 +78,7 @@ def test_a_window_is_as_it_is_alone(loaded):
 @pytest.mark.parametrize("stage", ["vision_block", "vision_output"])
 def test_counts_before_a_run_are_those_of_the_run_and_a_batch_is_its_items(loaded, stage):
     vlm, pre, folder = loaded
-    layers = {"layers": list(BLOCKS[vlm.family.model_type])} if stage == "vision_block" else {}
+    layers = {"layers": list(TOWER_BLOCKS[vlm.family.model_type])} if stage == "vision_block" else {}
     reducer = {"kind": "ward", "window": 2, "keep_ratio": 0.4}
     later = {"stage": "decoder_input", "reducer": {"kind": "ward", "keep_ratio": 0.5}}
     plan = ReductionPlan.model_validate({"steps": [{"stage": stage, "reducer": reducer, **layers}, later]})
@@ -122,7 +112,7 @@ def test_counts_before_a_run_are_those_of_the_run_and_a_batch_is_its_items(loade
 def test_unmerge_restores_the_grid_behind_windows(loaded):
     vlm, pre, _ = loaded
     clip = clip_of(pre, [1, 1, 2, 2])
-    plan = joining(BLOCKS[vlm.family.model_type][:1], unmerge={"num_neighbours": 1})
+    plan = joining(TOWER_BLOCKS[vlm.family.model_type][:1], unmerge={"num_neighbours": 1})
     (whole,), (restored,) = (vlm.family.encode([clip], which, trace=False) for which in (EMPTY_PLAN, plan))
     assert torch.equal(restored.placeholder_K, whole.placeholder_K)
     assert restored.frame_counts == whole.frame_counts
