@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from illava.tokens import Assignment, Tokens
 
 _GRID = 2**12  # steps of a channel of a unit vector: sums of products of such numbers are exact in float32
+_OF_MEANS = 4  # the power of a contrast in the means, of its power in the costs
 _LEAST_SHARE = 1e-6  # of the mean attention; a token that nothing attends to still has a weight
 
 
@@ -25,7 +26,7 @@ class Ward(Budget, Reducer):
     At first every token is a group: x_a its hidden state, scaled to length one; w_a its size, how many of the stage's
     first tokens it stands for. A joined group has the sum of the weights and the weighted mean of the x. In the end
     each group becomes the weighted mean of its members' hidden states, with the coordinates of the member nearest to
-    that mean.
+    that mean. ``alpha`` and ``contrast`` let some tokens weigh more.
 
     The joins of least cost are made a sixteenth of the groups at a time, in rounds of equal factors, three or more;
     a round compares groups with their nearest ones alone. The whole error is within a few per cent of one join a round.
@@ -34,6 +35,10 @@ class Ward(Budget, Reducer):
     Attributes:
         alpha: above 0, w_a is scaled by (attention received / its mean)^alpha, so that joins of attended tokens cost
             more; before a decoder layer, by the attention received divided by what flat causal attention would give.
+        contrast: above 0, w_a is scaled by (a token's contrast)^contrast, and in the means by the fourth power of that.
+            A token's contrast is its squared distance to the mean of what lies around it in its frame, where near ones
+            count most (`local_contrast`). So joins across an edge cost more, and a group says what its members at an
+            edge are rather than those inside: the top of a bar stays where it is. Needs no attention.
         proportional_attention: as in ToMe: every block of the tower behind a ``vision_block`` step adds the log of a
             token's size to the scores of its key. None: it does. At other stages there are no such blocks.
         per, num_merged, keep_ratio, keep_per_frame: see `Budget`.
@@ -60,6 +65,7 @@ class Ward(Budget, Reducer):
 
     kind: Literal["ward"] = "ward"
     alpha: float = Field(default=0.0, ge=0.0, le=2.0)
+    contrast: float = Field(default=0.0, ge=0.0, le=2.0)
     proportional_attention: bool | None = None
     max_merge_error: float | None = Field(default=None, ge=0.01, lt=1.0)
     max_tokens: int | None = Field(default=None, ge=1)
@@ -102,6 +108,7 @@ class Ward(Budget, Reducer):
 
     def assign(self, tokens: Tokens, evidence: Evidence, stage: Stage) -> Assignment:
         from illava.reducers.ops.agglomeration import agglomerate, agglomerate_within
+        from illava.reducers.ops.contrast import local_contrast
         from illava.reducers.ops.partition import merge_groups
         from illava.reducers.ops.similarity import unit
         from illava.tokens import identity, pad
@@ -114,14 +121,18 @@ class Ward(Budget, Reducer):
             score_T = evidence.measured(score_evidence("causal_normalised", stage))
             weight_T = weight_T * _relative(score_T, lengths).pow(self.alpha)
         unit_TD = unit(tokens.hidden_TD).mul_(_GRID).round_().div_(_GRID)
-        point_SND, weight_SN = pad(unit_TD, lengths, 0.0), pad(weight_T, lengths, 1.0)
+        point_SND, mean_weight_T = pad(unit_TD, lengths, 0.0), weight_T
+        if self.contrast:
+            contrast_T = local_contrast(point_SND, evidence.sizes(tokens), tokens.coord_T3, lengths).pow_(self.contrast)
+            mean_weight_T, weight_T = weight_T * contrast_T.pow(_OF_MEANS), weight_T * contrast_T
+        weight_SN = pad(weight_T, lengths, 1.0)
         if self.max_merge_error is None:
             group_SN = agglomerate(point_SND, weight_SN, lengths, kept)
         else:
             allowed_S = self.max_merge_error**2 * pad(weight_T, lengths, 0.0).sum(1)
             at_most = tuple(min(n, self.max_tokens or n) for n in lengths)
             group_SN, kept = agglomerate_within(point_SND, weight_SN, lengths, allowed_S, at_most)
-        return merge_groups(unit_TD, weight_T, group_SN, lengths, kept)
+        return merge_groups(unit_TD, mean_weight_T, group_SN, lengths, kept)
 
 
 def _relative(score_T: Tensor, lengths: tuple[int, ...]) -> Tensor:

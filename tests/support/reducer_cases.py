@@ -54,6 +54,7 @@ CONFIGS = [
     {"kind": "tome", "keep_ratio": 0.6, "proportional_attention": True},
     {"kind": "ward", "keep_ratio": 0.3},
     {"kind": "ward", "num_merged": 5, "alpha": 0.5},
+    {"kind": "ward", "keep_ratio": 0.4, "contrast": 1.0},
     {"kind": "ward", "max_merge_error": 0.8, "max_tokens": 20},
 ]
 # (frames, rows, columns) of each segment

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from illava.plan import ReductionPlan
 from illava.reducers import Evidence, Ward
-from illava.reducers.ops import agglomeration
+from illava.reducers.ops import agglomeration, contrast
+from illava.reducers.ops.contrast import local_contrast
 from illava.reduction.vision import VisionReduction
 from illava.tokens import Tokens, merged_sizes, pad
 from tests.illava.reducers.test_properties import LargestTensor
@@ -53,8 +56,22 @@ def slow_round(groups, left):
     return [slow_join([g for g, r in zip(groups, root, strict=True) if r == own]) for own in sorted(set(root))]
 
 
-def slow_ward(hidden_ND, weights, kept):
-    num = len(weights)
+def slow_contrast(point_ND, size_N, coord_N3):
+    """Squared distance of each point to the mean of the others of its frame, by size over distance cubed."""
+    found = []
+    for n, (frame, row, col) in enumerate(coord_N3.tolist()):
+        total, mean = 0.0, torch.zeros_like(point_ND[0])
+        for m, (other, down, right) in enumerate(coord_N3.tolist()):
+            if m != n and other == frame:
+                share = float(size_N[m]) / math.dist((row, col), (down, right)) ** 3
+                total, mean = total + share, mean + share * point_ND[m]
+        found.append(float((point_ND[n] - mean / (total or 1.0)).square().sum()) + 2**-10)
+    return torch.tensor(found)
+
+
+def slow_ward(hidden_ND, weights, kept, of_means=None):
+    """``of_means``: the weights in the means, where they are others than in the costs."""
+    num, of_means = len(weights), of_means or weights
     groups = [(x, w, [n]) for n, (x, w) in enumerate(zip(on_grid(hidden_ND), weights, strict=True))]
     if kept < num:
         rounds = next(r for r in range(3, 30 * num) if (kept / num) ** (1 / r) >= 15 / 16)
@@ -62,10 +79,11 @@ def slow_ward(hidden_ND, weights, kept):
             groups = slow_round(groups, kept if r == rounds else round(num * (kept / num) ** (r / rounds)))
     points = on_grid(hidden_ND)
     found = {}
-    for mean, _, members in groups:
+    for *_, members in groups:
+        mean = sum(of_means[m] * points[m] for m in members) / sum(of_means[m] for m in members)
         distance = {m: round(float(((points[m] - mean) ** 2).sum()) * 2**16) for m in members}
         found[min(members, key=lambda m: (distance[m], m))] = members
-    return groups_matrix(found, weights, num)
+    return groups_matrix(found, of_means, num)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5])
@@ -80,6 +98,47 @@ def test_rounds_are_those_of_the_slow_way(budget, alpha):
         weights = (own.size_T * (score / score.mean()) ** alpha).tolist()
         assert_close(block, slow_ward(own_tokens.hidden_TD, weights, reducer.num_kept(n)))
         assert torch.equal((block > 0).sum(0), torch.ones(n, dtype=torch.long)), "each token is in one group"
+
+
+@pytest.mark.parametrize("exponents", [(1.0, 0.0), (0.5, 0.5)])
+@pytest.mark.parametrize("budget", [{"keep_ratio": 0.3}, {"num_merged": 5}])
+def test_contrast_weighs_costs_and_its_fourth_power_means(budget, exponents):
+    exponent, alpha = exponents
+    tokens, evidence = ragged(53, SHAPES)
+    reducer = Ward(contrast=exponent, alpha=alpha, **budget)
+    blocks = assign_each(reducer, tokens, evidence, "vision_block")
+    for block, (own_tokens, own) in zip(blocks, segments(tokens, evidence), strict=True):
+        (n,) = own_tokens.lengths
+        score = own.attention_received_T
+        by_size = own.size_T * (score / score.mean()) ** alpha
+        of_edges = slow_contrast(on_grid(own_tokens.hidden_TD), own.size_T, own_tokens.coord_T3) ** exponent
+        weights, of_means = (by_size * of_edges).tolist(), (by_size * of_edges**4).tolist()
+        assert_close(block, slow_ward(own_tokens.hidden_TD, weights, reducer.num_kept(n), of_means))
+
+
+def test_a_bar_keeps_its_top_where_contrast_counts():
+    """Two flat areas that meet: with equal weights their tokens nearest to the mean speak, with contrast the border."""
+    row_N, col_N = torch.arange(64) // 8, torch.arange(64) % 8
+    gen = torch.Generator().manual_seed(6)
+    hidden_ND = torch.where((row_N < 3)[:, None], torch.randn(16, generator=gen), torch.randn(16, generator=gen))
+    hidden_ND += 0.02 * torch.randn(64, 16, generator=gen)
+    tokens = Tokens(hidden_ND, (64,), torch.stack([torch.zeros(64).long(), row_N, col_N], 1))
+    spoken = {}
+    for exponent in (0.0, 1.0):
+        kept_K = Ward(keep_ratio=0.05, contrast=exponent).assign(tokens, Evidence(), "vision_output").kept_K
+        spoken[exponent] = {int(row) for row in row_N[kept_K]}
+    assert spoken[1.0] == {2, 3}
+    assert not spoken[0.0] <= {2, 3}
+
+
+def test_contrast_of_a_long_segment_is_that_of_its_blocks(monkeypatch):
+    tokens, evidence = ragged(54, ((3, 5, 6), (1, 4, 4)))
+    lengths = tokens.lengths
+    point_SND = pad(torch.nn.functional.normalize(tokens.hidden_TD.float(), dim=1), lengths, 0.0)
+    whole_T = local_contrast(point_SND, evidence.size_T, tokens.coord_T3, lengths)
+    monkeypatch.setattr(contrast, "_BLOCK_ROWS", 7)
+    monkeypatch.setattr(contrast, "_CPU_CELLS", 1)
+    assert (local_contrast(point_SND, evidence.size_T, tokens.coord_T3, lengths) - whole_T).abs().max() <= 2**-16
 
 
 def one_join_at_a_time(point_ND, weight_N, kept):

@@ -1,4 +1,4 @@
-"""The agglomeration kernel: its logic under Triton's interpreter, its compilation, and what one cut asks of a GPU."""
+"""The kernels of `ward`: their logic under Triton's interpreter, their compilation, and what one cut asks of a GPU."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ MOST_OF_A_LONG_SEGMENT = 1200
 
 
 @pytest.mark.long
-def test_the_kernel_under_the_interpreter_is_its_reference():
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "interpreted_agglomeration.py"]
+def test_the_kernels_under_the_interpreter_are_their_references():
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "interpreted_ward.py"]
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=HERE, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -29,13 +29,13 @@ def test_the_kernel_under_the_interpreter_is_its_reference():
 
 @pytest.mark.long
 @pytest.mark.parametrize("capability", [80, 90])
-def test_the_kernel_compiles_without_a_gpu(capability):
+def test_the_kernels_compile_without_a_gpu(capability):
     """What it spills are addresses, outside its loops."""
-    command = [sys.executable, HERE / "compiled_agglomeration.py", str(capability)]
+    command = [sys.executable, HERE / "compiled_ward.py", str(capability)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     compiled = [line.split() for line in done.stdout.splitlines()]
-    assert [name for name, *_ in compiled] == ["_agglomerate"] * 2
+    assert [name for name, *_ in compiled] == ["_agglomerate", "_agglomerate", "_contrast"]
     assert all(int(spilled_bytes) <= 64 for _, _, _, spilled_bytes, *_ in compiled), done.stdout
 
 
@@ -58,23 +58,25 @@ def asked_of_a_gpu(reducer, lengths, stage="vision_block"):
 @pytest.mark.parametrize(
     ("reducer", "lengths"),
     [
-        (Ward(keep_ratio=0.5, alpha=0.5), (729,) * 32),
-        (Ward(keep_ratio=0.5, alpha=0.5), (365,) * 32),
-        (Ward(keep_ratio=0.25), (196,) * 32),
+        (Ward(keep_ratio=0.5, contrast=1), (729,) * 32),
+        (Ward(keep_ratio=0.5, contrast=1), (365,) * 32),
+        (Ward(keep_ratio=0.25, contrast=1), (196,) * 32),
         (Ward(keep_ratio=0.1), (729,) * 5),
+        (Ward(keep_ratio=0.5, alpha=0.5), (729,) * 32),
     ],
-    ids=["first cut of ward-video-25", "second cut", "before the LLM", "many rounds"],
+    ids=["first cut of ward-video-25", "second cut", "before the LLM", "many rounds", "weighted by attention"],
 )
 def test_a_cut_is_few_kernels_whatever_its_rounds_and_waits_for_nothing(reducer, lengths):
     """It was 1,212 kernels in 11 rounds, and 2,273 in 22."""
     work = asked_of_a_gpu(reducer, lengths)
     assert work.num_kernels <= MOST_KERNELS, work.kernels
     assert work.kernels["_agglomerate"] == work.kernels["bmm"] == 1
+    assert work.kernels["_contrast"] == (reducer.contrast > 0)
     assert work.num_blocking == work.copies == 0, work.blocking
 
 
 def test_segments_of_several_lengths_pay_for_their_padding_alone():
-    work = asked_of_a_gpu(Ward(keep_ratio=0.25, alpha=0.5), (729, 364, 500))
+    work = asked_of_a_gpu(Ward(keep_ratio=0.25, contrast=1), (729, 364, 500))
     assert work.num_kernels <= MOST_KERNELS + 10, work.kernels
     assert work.num_blocking == work.copies == 0, work.blocking
 

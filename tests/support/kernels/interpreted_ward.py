@@ -1,4 +1,4 @@
-"""The agglomeration kernel against its torch reference, under Triton's interpreter; test_kernels.py runs this file."""
+"""The kernels of `ward` against their torch references, under the interpreter; test_ward_kernels.py runs it."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ import torch
 from illava.attention.backend import kernels_on
 from illava.reducers import Evidence, Ward
 from illava.reducers.ops.agglomeration import agglomerate
+from illava.reducers.ops.contrast import local_contrast
 from illava.tokens import Tokens
 
 SHAPES = {
@@ -76,12 +77,33 @@ def test_ties_are_those_of_the_reference():
     assert found == expected
 
 
+def grid_place(number):
+    """Frame, row and column on frames of 4 x 6."""
+    return torch.tensor([number // 24, number % 24 // 6, number % 6])
+
+
+def test_the_contrasts_are_those_of_the_reference(monkeypatch):
+    """Ragged segments, wider than a block; several frames in one; one token alone in its frame; no place twice."""
+    lengths, gen = (70, 1, 25), torch.Generator().manual_seed(3)
+    coord_T3 = torch.stack([grid_place(n) for length in lengths for n in range(length)])
+    size_T = torch.randint(1, 6, (96,), generator=gen).float()
+    point_SND = points(lengths, width=100)
+    found = local_contrast(point_SND, size_T, coord_T3, lengths)
+    monkeypatch.setenv("ILLAVA_KERNELS", "torch")
+    kernels_on.cache_clear()
+    expected = local_contrast(point_SND, size_T, coord_T3, lengths)
+    assert (found - expected).abs().max() <= 2**-16
+    for alone in (70, 95):  # at all, and in its frame: the distance to the origin
+        assert found[alone] == pytest.approx(1, abs=2**-9)
+    assert found[:70].std() > 0.01, "so a row in another's place would be seen"
+
+
 def test_a_cut_of_ward_goes_through_the_kernel_and_is_the_reference(monkeypatch):
     """Whole 2x2 groups reach it as tokens of four times the width; nothing else about them differs."""
     lengths, gen = (48, 30), torch.Generator().manual_seed(2)
-    tokens = Tokens(torch.randn(78, 32, generator=gen), lengths, torch.zeros(78, 3, dtype=torch.long))
+    tokens = Tokens(torch.randn(78, 32, generator=gen), lengths, torch.stack([grid_place(n) for n in range(78)]))
     evidence = Evidence(attention_received_T=torch.rand(78, generator=gen), size_T=torch.ones(78))
-    reducer = Ward(keep_ratio=0.4, alpha=0.5)
+    reducer = Ward(keep_ratio=0.4, alpha=0.5, contrast=1)
     found = reducer.assign(tokens, evidence, "vision_block")
     monkeypatch.setenv("ILLAVA_KERNELS", "torch")
     kernels_on.cache_clear()
