@@ -36,6 +36,7 @@ from illava.engine.sampling import draw_greedy
 from illava.errors import ModelLoadError
 from illava.plan import EMPTY_PLAN
 from illava.reducers.ops.agglomeration import agglomerate
+from illava.reducers.ops.contrast import local_contrast
 from illava.requests import Generation
 from tests.support.models.families import EXPERTS, MAKERS
 
@@ -187,7 +188,7 @@ def layer_checks(device: torch.device) -> Iterator[Check]:
 
 
 def merging_checks(device: torch.device) -> Iterator[Check]:
-    """`ward`'s rounds leave as many groups as they are told to, and the error that the reference leaves on the CPU."""
+    """`ward`: contrasts of the reference on the CPU; as many groups as it is told to leave, and the reference's error."""
     lengths, kept = (729, 300, 730), (365, 30, 182)
     gen = torch.Generator().manual_seed(0)
     point_SND = torch.nn.functional.normalize(torch.randn(3, 730, 64, generator=gen), dim=-1).mul(4096).round() / 4096
@@ -198,6 +199,13 @@ def merging_checks(device: torch.device) -> Iterator[Check]:
     for row, (n, k) in enumerate(zip(lengths, kept, strict=True)):
         left = [_merge_error(point_SND[row, :n], weight_SN[row, :n], g[row, :n], k) for g in (found_SN, expected_SN)]
         yield Check(f"merging {n} to {k}, error against the CPU's", abs(left[0] / left[1] - 1), 1e-3)
+    size_T, place_T = (torch.cat([value[:n] for n in lengths]) for value in (weight_SN[0], torch.arange(730)))
+    coord_T3 = torch.stack([torch.zeros_like(place_T), place_T // 28, place_T % 28], 1)
+    found_T, expected_T = (
+        local_contrast(*(value.to(there) for value in (point_SND, size_T, coord_T3)), lengths).cpu()
+        for there in (device, "cpu")
+    )
+    yield Check("contrasts, farthest from the CPU's", float((found_T - expected_T).abs().max()), 2**-15)
 
 
 def _merge_error(point_ND: Tensor, weight_N: Tensor, group_N: Tensor, num_groups: int) -> float:

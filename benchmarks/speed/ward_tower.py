@@ -41,7 +41,7 @@ def sides(percent: int) -> dict[str, ReductionPlan]:
     (step,) = of_preset.steps
     cuts = {BASE: step.layers, **_ILLAVA_BLOCKS}
     plans = {name: _illava(blocks, percent / 100) for name, blocks in cuts.items()}
-    return {"ward": of_preset, "ward, alpha 0": _without_alpha(of_preset), **plans}
+    return {"ward": of_preset, "ward, weighted by attention": _by_attention(of_preset), **plans}
 
 
 def _illava(blocks: tuple[int, ...], keep: float) -> ReductionPlan:
@@ -49,10 +49,10 @@ def _illava(blocks: tuple[int, ...], keep: float) -> ReductionPlan:
     return ReductionPlan.model_validate({"steps": [{"stage": "vision_block", "layers": blocks, "reducer": reducer}]})
 
 
-def _without_alpha(plan: ReductionPlan) -> ReductionPlan:
-    """The same cuts without attention scores, which are then not computed."""
+def _by_attention(plan: ReductionPlan) -> ReductionPlan:
+    """The same cuts weighted by attention received in place of contrast, as the presets were before."""
     (step,) = plan.steps
-    reducer = step.reducer.model_dump() | {"alpha": 0.0}
+    reducer = step.reducer.model_dump() | {"contrast": 0.0, "alpha": 0.5}
     return ReductionPlan.model_validate({"steps": [step.model_dump() | {"reducer": reducer}]})
 
 

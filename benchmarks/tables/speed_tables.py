@@ -50,18 +50,20 @@ def _end_to_end(cell: dict[str, Any]) -> str:
 def speed_table() -> str:
     """Ratios of tower and prefill time, one row a measured setting."""
     lines = [
-        "| model shapes (random weights) | preset, layout | frames | dtype | tower | prefill | empty plan vs stock: "
+        "| model shapes (random weights) | preset, layout | input | dtype | tower | prefill | empty plan vs stock: "
         "tower | prefill | machine |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for result in results("reduction_speed"):
         setting, ratio, machine = result["setting"], result["ratios"], result["machine"]
+        side = setting.get("image")
+        read = f"a picture of {side} px" if side else f"{setting['frames']} frame{'s' * (setting['frames'] > 1)}"
         where = device_of(machine)
         tower, prefill = (
             f"{ratio[key]:.2f}x" if key in ratio else "" for key in ("tower_empty_vs_stock", "prefill_empty_vs_stock")
         )
         lines.append(
-            f"| {setting['size']} | {setting['preset']}, {setting['layout']} | {setting['frames']} "
+            f"| {setting['size']} | {setting['preset']}, {setting['layout']} | {read} "
             f"| {setting['dtype']} "
             f"| **{ratio['tower_plan_speedup']:.2f}x** | **{ratio['prefill_plan_speedup']:.2f}x** "
             f"| {tower} | {prefill} | {where} |"
