@@ -188,7 +188,7 @@ def layer_checks(device: torch.device) -> Iterator[Check]:
 
 
 def merging_checks(device: torch.device) -> Iterator[Check]:
-    """`ward`: contrasts of the reference on the CPU; as many groups as it is told to leave, and the reference's error."""
+    """`ward`: contrasts of the reference on the CPU; as many groups as it is told to leave, at its error."""
     lengths, kept = (729, 300, 730), (365, 30, 182)
     gen = torch.Generator().manual_seed(0)
     point_SND = torch.nn.functional.normalize(torch.randn(3, 730, 64, generator=gen), dim=-1).mul(4096).round() / 4096

@@ -114,7 +114,9 @@ def main() -> None:
     parser.add_argument("--preset", default="illava-video")
     parser.add_argument("--layout", choices=["geometric", "released"], default="geometric")
     parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--image", type=int, metavar="PX", help="side of a picture, in place of a video; --without-stock")
+    parser.add_argument(
+        "--image", type=int, metavar="PX", help="side of a picture, in place of a video; --without-stock"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument(
