@@ -32,7 +32,7 @@ PLANS = {
     "empty": EMPTY_PLAN,
     "illava": plan_of("illava", keep_ratio=0.6),
     "tome": plan_of("tome", keep_ratio=0.6, proportional_attention=True),
-    "ward with sizes": plan_of("ward", keep_ratio=0.5, alpha=0.5).model_copy(update={"size_bias": True}),
+    "ward with sizes": plan_of("ward", keep_ratio=0.5, contrast=1).model_copy(update={"size_bias": True}),
 }
 
 
