@@ -69,7 +69,7 @@ def asked_of_a_gpu(reducer, lengths, stage="vision_block"):
 def test_a_cut_is_few_kernels_whatever_its_rounds_and_waits_for_nothing(reducer, lengths):
     """It was 1,212 kernels in 11 rounds, and 2,273 in 22."""
     work = asked_of_a_gpu(reducer, lengths)
-    assert work.num_kernels <= MOST_KERNELS, work.kernels
+    assert work.num_kernels <= MOST_KERNELS + (reducer.alpha > 0), work.kernels
     assert work.kernels["_agglomerate"] == work.kernels["bmm"] == 1
     assert work.kernels["_contrast"] == (reducer.contrast > 0)
     assert work.num_blocking == work.copies == 0, work.blocking
