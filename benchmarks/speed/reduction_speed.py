@@ -133,6 +133,8 @@ def main() -> None:
         vlm = VLM(LlavaOnevision(model, AutoTokenizer.from_pretrained(folder), preprocessor))
         result = measure(vlm, model, preprocessor, args)
     setting = {key: getattr(args, key) for key in ("size", "preset", "layout", "frames", "image", "rounds", "dtype")}
+    if args.image is not None:
+        setting["frames"] = None
     for name, ratio in result["ratios"].items():
         print(f"{name:24s} {ratio:.2f}x")
     if args.json:

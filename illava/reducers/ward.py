@@ -38,7 +38,8 @@ class Ward(Budget, Reducer):
         contrast: above 0, w_a is scaled by (a token's contrast)^contrast, and in the means by the fourth power of that.
             A token's contrast is its squared distance to the mean of what lies around it in its frame, where near ones
             count most (`local_contrast`). So joins across an edge cost more, and a group says what its members at an
-            edge are rather than those inside: the top of a bar stays where it is. Needs no attention.
+            edge are rather than those inside: the top of a bar stays where it is. Needs no attention. With a count, and
+            ``per`` medium or frame.
         proportional_attention: as in ToMe: every block of the tower behind a ``vision_block`` step adds the log of a
             token's size to the scores of its key. None: it does. At other stages there are no such blocks.
         per, num_merged, keep_ratio, keep_per_frame: see `Budget`.
@@ -72,11 +73,21 @@ class Ward(Budget, Reducer):
     window: int | None = Field(default=None, ge=2)
 
     @model_validator(mode="after")
-    def _ceiling_of_an_error(self) -> Self:
+    def _fits_together(self) -> Self:
         if self.window is not None and self.per != "medium":
             raise ValueError(
                 f"`window` ranks within windows of a medium's frames, and per: {self.per} ranks otherwise: leave "
                 "`per`, or `keep_per_frame`, or `window` out"
+            )
+        if self.contrast and self.per in {"span", "prompt"}:
+            raise ValueError(
+                f"`contrast` compares a token with its frame, and per: {self.per} ranks frames of several inputs "
+                "together: take per: medium or per: frame, or leave `contrast` out"
+            )
+        if self.contrast and self.max_merge_error is not None:
+            raise ValueError(
+                "max_merge_error bounds the distance to the groups' means, which `contrast` weighs otherwise: give a "
+                "count (keep_ratio, num_merged, keep_per_frame), or leave `contrast` out"
             )
         if self.max_tokens is not None and self.max_merge_error is None:
             raise ValueError("max_tokens is a ceiling for max_merge_error: give that, too, or leave it out")

@@ -21,13 +21,14 @@ def local_contrast(point_SND: Tensor, size_T: Tensor, coord_T3: Tensor, lengths:
     """Squared distance of each token to the mean of all others of its frame, which count by size / distance^3: [T].
 
     Near ones count most, at any spacing of what earlier cuts left: no radius is to be chosen. A token that is alone in
-    its frame has the distance to the origin. In steps of 2^-16, so that equal surroundings have equal contrast whatever
-    the order of sums, plus 2^-10. Never a whole N x N map of more than 1,024 tokens in memory.
+    its frame has the distance to the origin, and so has a separator, which has no place and surrounds nothing. In steps
+    of 2^-16, so that equal surroundings have equal contrast in nearly any order of sums, plus 2^-10. Never a whole
+    N x N map of more than 1,024 tokens in memory.
 
     Args:
         point_SND: float32 points of length one, 0 behind a segment's end.
         size_T: float32, how many tokens each stands for.
-        coord_T3: int64 (frame, row, col); frames, rows and columns of the segment's picture or clip.
+        coord_T3: int64 (frame, row, col); of one picture or clip a segment; row = col = -1 of separators.
         lengths: tokens per segment.
     """
     coord_SN3, size_SN = pad(coord_T3.float(), lengths, 0.0), pad(size_T, lengths, 0.0)
@@ -62,4 +63,5 @@ def _weights(coord_SR3: Tensor, coord_SN3: Tensor, size_SN: Tensor) -> Tensor:
     frame_S1N, row_S1N, col_S1N = coord_SN3[:, None].unbind(3)
     square_SRN = (row_SR1 - row_S1N).square_().add_((col_SR1 - col_S1N).square_())
     is_out_SRN = (square_SRN == 0).logical_or_(frame_SR1 != frame_S1N)
+    is_out_SRN.logical_or_(row_SR1 < 0).logical_or_(row_S1N < 0)
     return square_SRN.mul_(square_SRN.sqrt()).reciprocal_().mul_(size_SN[:, None]).masked_fill_(is_out_SRN, 0.0)

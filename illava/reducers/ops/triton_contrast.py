@@ -22,7 +22,7 @@ def contrasts(point_SND: Tensor, size_SN: Tensor, coord_SN3: Tensor, resolution:
     Args:
         point_SND: float32.
         size_SN: float32, 0 behind a segment's end.
-        coord_SN3: float32 (frame, row, col).
+        coord_SN3: float32 (frame, row, col); row = col = -1 of separators.
         resolution: steps in which a distance of 1 is rounded.
         least: added to each.
     """
@@ -64,6 +64,7 @@ def _contrast(
             down_RC, right_RC = y_R[:, None] - y_C[None, :], x_R[:, None] - x_C[None, :]
             square_RC = down_RC * down_RC + right_RC * right_RC
             is_near_RC = (square_RC > 0.0) & (frame_R[:, None] == frame_C[None, :])
+            is_near_RC = is_near_RC & (y_R >= 0.0)[:, None] & (y_C >= 0.0)[None, :]
             cube_RC = tl.where(is_near_RC, square_RC * tl.sqrt(square_RC), 1.0)
             size_C = tl.load(size + column_C, mask=is_column_C, other=0.0)
             weight_RC = tl.where(is_near_RC, size_C[None, :] / cube_RC, 0.0)

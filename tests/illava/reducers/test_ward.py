@@ -131,6 +131,26 @@ def test_a_bar_keeps_its_top_where_contrast_counts():
     assert not spoken[0.0] <= {2, 3}
 
 
+@pytest.mark.parametrize("frame", [0, -1])
+def test_newlines_surround_nothing(frame):
+    """Row separators of a tiled picture have the frame of its grid, a clip's has none; both have no place."""
+    coord_T3 = torch.cartesian_prod(torch.zeros(1).long(), torch.arange(5), torch.arange(6))
+    coord_T3[5::6] = torch.tensor([frame, -1, -1])
+    point_ND = torch.nn.functional.normalize(torch.randn(2, 16, generator=torch.Generator().manual_seed(7)), dim=1)
+    is_newline_T = coord_T3[:, 1] < 0
+    contrast_T = local_contrast(point_ND[is_newline_T.long()][None], torch.ones(30), coord_T3, (30,))
+    assert (contrast_T[~is_newline_T] == 2**-10).all(), "a blank page has no contrast"
+    assert contrast_T[is_newline_T] == pytest.approx(1 + 2**-10, abs=1e-4)
+
+
+def test_contrast_with_what_it_does_not_fit_is_refused_in_words():
+    for per in ("span", "prompt"):
+        with pytest.raises(ValueError, match="take per: medium or per: frame"):
+            Ward(keep_ratio=0.3, contrast=1, per=per)
+    with pytest.raises(ValueError, match="give a count"):
+        Ward(max_merge_error=0.1, contrast=1)
+
+
 def test_contrast_of_a_long_segment_is_that_of_its_blocks(monkeypatch):
     tokens, evidence = ragged(54, ((3, 5, 6), (1, 4, 4)))
     lengths = tokens.lengths

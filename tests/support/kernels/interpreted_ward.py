@@ -86,6 +86,7 @@ def test_the_contrasts_are_those_of_the_reference(monkeypatch):
     """Ragged segments, wider than a block; several frames in one; one token alone in its frame; no place twice."""
     lengths, gen = (70, 1, 25), torch.Generator().manual_seed(3)
     coord_T3 = torch.stack([grid_place(n) for length in lengths for n in range(length)])
+    coord_T3[7:50:7] = torch.tensor([1, -1, -1])  # newlines
     size_T = torch.randint(1, 6, (96,), generator=gen).float()
     point_SND = points(lengths, width=100)
     found = local_contrast(point_SND, size_T, coord_T3, lengths)
@@ -93,7 +94,7 @@ def test_the_contrasts_are_those_of_the_reference(monkeypatch):
     kernels_on.cache_clear()
     expected = local_contrast(point_SND, size_T, coord_T3, lengths)
     assert (found - expected).abs().max() <= 2**-16
-    for alone in (70, 95):  # at all, and in its frame: the distance to the origin
+    for alone in (7, 70, 95):  # a newline, alone at all, alone in its frame: the distance to the origin
         assert found[alone] == pytest.approx(1, abs=2**-9)
     assert found[:70].std() > 0.01, "so a row in another's place would be seen"
 
