@@ -83,20 +83,19 @@ def _ward(blocks: list[int], keep: float, decoder_keep: float | None, layout: st
     so count more lost less than equal or attended ones, and joins within a frame less than joins across frames
     (docs/benchmarks.md). Layout ``released`` has no true places to count; then the tower's attention alone knows sizes.
     """
-    of_block = {"kind": "ward", "keep_ratio": round(keep ** (1 / len(blocks)), 3), "contrast": 1.0}
-    steps: list[dict[str, Any]] = [{"stage": "vision_block", "layers": blocks, "reducer": of_block}]
-    if decoder_keep is not None:
-        before_llm = {"kind": "ward", "keep_ratio": decoder_keep, "per": "frame", "contrast": 1.0}
-        steps.append({"stage": "decoder_input", "reducer": before_llm})
-    return {"steps": steps} | _size_bias(layout)
+    return _ward_plan(blocks, {"keep_ratio": round(keep ** (1 / len(blocks)), 3)}, decoder_keep, layout)
 
 
 def _ward_small(num_merged: int, decoder_keep: float | None, layout: str) -> dict[str, Any]:
     """Two cuts of the tiny demo model's 196 patches, and the share of a frame's 49 tokens that comes next to theirs."""
-    of_block = {"kind": "ward", "num_merged": num_merged, "contrast": 1.0}
-    steps: list[dict[str, Any]] = [{"stage": "vision_block", "layers": [3, 5], "reducer": of_block}]
+    return _ward_plan([3, 5], {"num_merged": num_merged}, decoder_keep, layout)
+
+
+def _ward_plan(blocks: list[int], budget: dict[str, Any], decoder_keep: float | None, layout: str) -> dict[str, Any]:
+    ward = {"kind": "ward", "contrast": 1.0}
+    steps: list[dict[str, Any]] = [{"stage": "vision_block", "layers": blocks, "reducer": ward | budget}]
     if decoder_keep is not None:
-        before_llm = {"kind": "ward", "keep_ratio": decoder_keep, "per": "frame", "contrast": 1.0}
+        before_llm = ward | {"keep_ratio": decoder_keep, "per": "frame"}
         steps.append({"stage": "decoder_input", "reducer": before_llm})
     return {"steps": steps} | _size_bias(layout)
 

@@ -127,14 +127,14 @@ class Ward(Budget, Reducer):
         lengths, kept = tokens.lengths, tuple(self.num_kept(n) or 0 for n in tokens.lengths)
         if kept == lengths:
             return identity(kept, tokens.hidden_TD.device)
-        weight_T = evidence.sizes(tokens)
+        weight_T = size_T = evidence.sizes(tokens)
         if self.alpha:
             score_T = evidence.measured(score_evidence("causal_normalised", stage))
             weight_T = weight_T * _relative(score_T, lengths).pow(self.alpha)
         unit_TD = unit(tokens.hidden_TD).mul_(_GRID).round_().div_(_GRID)
         point_SND, mean_weight_T = pad(unit_TD, lengths, 0.0), weight_T
         if self.contrast:
-            contrast_T = local_contrast(point_SND, evidence.sizes(tokens), tokens.coord_T3, lengths).pow_(self.contrast)
+            contrast_T = local_contrast(point_SND, size_T, tokens.coord_T3, lengths).pow_(self.contrast)
             mean_weight_T, weight_T = weight_T * contrast_T.pow(_OF_MEANS), weight_T * contrast_T
         weight_SN = pad(weight_T, lengths, 1.0)
         if self.max_merge_error is None:
